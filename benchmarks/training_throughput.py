@@ -38,7 +38,7 @@ from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import deterministic, keep_freed_memory
 from tasks.trials.models import build_model
-from tasks.trials.training import resident, train
+from tasks.trials.training import to_device, train
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], 
     if name == "image files":
         return plain(lambda: loader, setting, device)
     array = torch.stack([files[index][0] for index in range(len(files))]).to(torch.uint8).numpy()
-    images, labels = resident(array, device), files.labels.to(device)
+    images, labels = to_device(array, device), files.labels.to(device)
     if name == "in memory":
 
         def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -33,5 +33,6 @@ def __getattr__(name: str) -> object:
     if name in __all__ or name.startswith("_"):
         return _load_name(name)
     raise AttributeError(
-        f"isweep has no {name}; it has {', '.join(__all__)}: isweep.open(NAME).table"
+        f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}, as in "
+        "isweep.open('demo').table."
     )

@@ -190,12 +190,15 @@ def measure(
         measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
         return Measurement(**vars(measured))
     if own:
-        raise ConfigError("own is for files", repr(own), "map the labels of an array before")
+        raise ConfigError(
+            f"own={own!r} is for image files, but the images are an array",
+            hint="Leave own out, and map the labels before the call",
+        )
     if image_size is not None or channels != 1:
         raise ConfigError(
-            "image_size is for image files, as channels are",
-            f"image_size {image_size}, channels {channels}",
-            "change the array before",
+            f"image_size={image_size} and channels={channels} are for image files, but the images "
+            "are an array",
+            hint="Leave both out, and resize the array before the call",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(images, labels, request)
@@ -212,8 +215,9 @@ def _measure_arrays(
     label_array = one_array("Labels", labels)
     if label_array.shape != (len(image_array),):
         raise DataError(
-            "There must be one label per image",
-            f"{label_array.shape} labels, {len(image_array)} images",
+            f"The labels have the shape {label_array.shape}, but there are "
+            f"{plural(len(image_array), 'image')}",
+            hint="Give a flat list with one label per image",
         )
     named = name_labels(label_array.tolist())
     data = LabeledImages(image_array, named.codes, named.names)
@@ -228,7 +232,8 @@ def _label_file(labels: object) -> Path | None:
     if isinstance(labels, (str, Path)):
         return Path(labels)
     raise ConfigError(
-        "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
+        f"The images are a file, but the labels are of type {type(labels).__name__}",
+        hint="Give the path of a file of labels",
     )
 
 
@@ -238,7 +243,10 @@ def _source_options(options: object) -> dict[str, Any]:
         return {}
     if isinstance(options, Mapping):
         return dict(options)
-    raise ConfigError("own must be a mapping", repr(options), "e.g. {'label_map': {'CAT': 'cat'}}")
+    raise ConfigError(
+        f"own is {options!r}, which is not a mapping",
+        hint="Give a mapping, such as {'label_map': {'CAT': 'cat'}}",
+    )
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
@@ -249,7 +257,10 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
     if isinstance(class_pair, (tuple, list)):
         names = list(class_pair)
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
-        raise ConfigError("class_pair must be two classes", repr(class_pair), "e.g. ('cat', 'dog')")
+        raise ConfigError(
+            f"class_pair is {class_pair!r}, which is not a pair of classes",
+            hint="Give two classes, such as ('cat', 'dog')",
+        )
     return str(names[0]), str(names[1])
 
 
@@ -262,5 +273,8 @@ def root_text(root: object) -> str | None:
     if root is None:
         return None
     if not isinstance(root, (str, Path)) or not str(root).strip():
-        raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
+        raise ConfigError(
+            f"root is {root!r}, which is not the path of a folder",
+            hint="Give a path, such as './isweep-root'",
+        )
     return str(root)

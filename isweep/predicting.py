@@ -98,7 +98,9 @@ def predict(
     }
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
-            raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
+            raise ConfigError(
+                f"{name} is {value!r}, which is not a number", hint="Give a plain number"
+            )
 
     def growth() -> Growth:
         if isinstance(sweep, pd.DataFrame):
@@ -121,9 +123,9 @@ def predict(
         record = measured
     else:
         raise ConfigError(
-            "measured must be a measurement, a record or the path of one",
-            type(measured).__name__,
-            "isweep.measure(images, labels) makes one",
+            f"measured is of type {type(measured).__name__}, which is neither a measurement, nor "
+            "a record, nor the path of a record",
+            hint="Give what isweep.measure(images, labels) returns",
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
@@ -142,9 +144,9 @@ def _pilot(
         points = tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot)
     except (TypeError, ValueError):
         raise ConfigError(
-            "pilot must be pairs of train size and test loss, or a file of them",
-            repr(pilot)[:200],
-            "e.g. [(50, 0.6), (100, 0.5)]",
+            f"pilot is {repr(pilot)[:200]}, which is neither a list of pairs nor a path",
+            hint="Give pairs of train size and test loss, such as [(50, 0.6), (100, 0.5)], or the "
+            "path of a CSV file",
         ) from None
     if not points:
         return None

@@ -161,7 +161,10 @@ def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOpti
 def _progress(is_printed: bool) -> Progress:
     """Return the display of a run's progress, or one that prints nothing."""
     if not isinstance(is_printed, bool):
-        raise ConfigError("progress must be True or False", repr(is_printed))
+        raise ConfigError(
+            f"progress is {is_printed!r}, which is neither True nor False",
+            hint="Set progress to True or False",
+        )
     from rich.console import Console
 
     from orchestrator.running.progress import Progress

@@ -122,12 +122,18 @@ class Sweep(Displayed):
     def fits(self) -> Fits:
         """The scaling-law fits, each with its uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.report import arms_of, stored_predictions
+        from orchestrator.analysis.report import arms_of, facts_of, stored_predictions
 
         table = self.results()
         arms = arms_of(self.workspace)
         predictions = stored_predictions(self.workspace, self.state, table)
-        fits = fit_scaling_laws(table, arms=arms, explore=True, predictions=predictions)
+        fits = fit_scaling_laws(
+            table,
+            arms=arms,
+            explore=True,
+            predictions=predictions,
+            facts=facts_of(self.workspace),
+        )
         return Fits(fits, table, arms)
 
     @property
@@ -149,7 +155,8 @@ class Sweep(Displayed):
             table = self.table
         if table.empty:
             raise DataError(
-                f"Sweep {self.name!r} has no results yet", hint="run it: isweep.run(...)"
+                f"Sweep {self.name!r} has no results yet",
+                hint="Run the sweep with isweep.run(...)",
             )
         return table
 

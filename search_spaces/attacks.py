@@ -17,10 +17,10 @@ class AttackParameter:
     """A keyword argument of an attack's function that a sweep file may set.
 
     Attributes:
-        default: the value where a sweep file sets none. An int allows whole numbers only.
-        low: the smallest value allowed.
-        high: the largest value allowed.
-        meaning: the meaning of the parameter, with its unit.
+        default: value if a sweep file sets none. If it is an int, only whole numbers are allowed.
+        low: smallest allowed value.
+        high: largest allowed value.
+        meaning: meaning of the parameter, with its unit.
     """
 
     default: Number
@@ -63,10 +63,10 @@ class AttackMethod:
     Attributes:
         function: ``module:function`` that computes it. :class:`tasks.trials.attacks.AttackFunction`
             says what it is called with.
-        passes: what one image costs, given the values of all parameters. Plans are priced by it.
-        parameters: the keyword arguments that a sweep file may set, by name. Only values that
-            differ from the default are part of an identity.
-        versions: each value of :data:`search_spaces.specs.ATTACK_VERSION` at which this attack's
+        passes: returns the cost of one image, given the values of all parameters.
+        parameters: keyword arguments of the function that a sweep file may set, by name. Only
+            values that differ from the default are part of an identity.
+        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which this attack's
             numbers changed. Results of an older version are measured again.
     """
 

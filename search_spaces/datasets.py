@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -18,33 +19,44 @@ from search_spaces.sweeps import OwnSourceSpec
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
-_TABLE_KEYS = ("of", "study", "packaged", "made")
+_TABLE_KEYS = ("of", "made", "collection", "cut_from")
 """Keys of a row that are not fields of a DatasetSpec; ``datasets.toml`` explains them."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImageOrigin:
+    """The origin of a dataset's images, as far as it makes them depend on others.
+
+    Attributes:
+        collection: What the sets of one collection show or come from in common; empty for none.
+        cut_from: The few pictures that training and test images are cut from; empty for none.
+    """
+
+    collection: str = ""
+    cut_from: str = ""
+
+
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the table. A row ``of`` another takes all other fields from there."""
+    """Return a row of the file; a row ``of`` another one takes all other fields from there."""
     row = _TABLE[name]
-    other_row = _TABLE.get(row.get("of", ""), {})
-    fields = {**other_row, **row, "name": name}
+    fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
     for key in _TABLE_KEYS:
         fields.pop(key, None)
     return DatasetSpec.model_validate_json(json.dumps(fields))
 
 
-def _names_with(key: str) -> tuple[str, ...]:
-    return tuple(name for name, row in _TABLE.items() if row.get(key))
-
-
-STUDY_DATASETS = _names_with("study")
-"""The eleven datasets of Konz & Mazurowski."""
-DATASETS: dict[str, DatasetSpec] = {
-    name: _row(name) for name, row in _TABLE.items() if not row.get("made")
-}
-MADE: dict[str, DatasetSpec] = {name: _row(name) for name in _names_with("made")}
+DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
+"""Dataset by the name that sweep files use."""
+MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
 """Fields that all generated or changed datasets of a kind share, by kind."""
-PACKAGED = tuple(DATASETS[name] for name in _names_with("packaged"))
-"""Datasets that installed packages contain."""
+
+
+ORIGINS: dict[str, ImageOrigin] = {
+    name: ImageOrigin(collection=row.get("collection", ""), cut_from=row.get("cut_from", ""))
+    for name, row in _TABLE.items()
+    if row.get("collection") or row.get("cut_from")
+}
+"""Datasets whose images are not independent of those of others, or of each other."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -61,7 +73,7 @@ def dataset_spec(name: str) -> DatasetSpec:
 def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     """Return a row for a user's own data.
 
-    Preparation reads the names of the labels if ``own`` has none.
+    If ``own`` has no names of classes, preparation reads them.
     """
     return DatasetSpec(
         domain=own.domain,
@@ -86,16 +98,16 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: DatasetParameters = 
     """Return a row for a generated or changed dataset.
 
     Args:
-        name: under which it is prepared.
-        made: its kind and parameters.
+        name: the dataset's name in plans and results.
+        made: kind and parameters of the images.
         condition: parameters that change its training images after the split.
     """
     kind = MADE[made.from_]
-    parameters = _listed(made.changed_parameters) or "dials as they stand"
+    parameters = _parameter_list(made.changed_parameters) or "dials as they stand"
     description = f"{kind.description} ({parameters})"
     if condition:
         description += (
-            f"; training images moved after the split ({_listed(condition)}), "
+            f"; training images moved after the split ({_parameter_list(condition)}), "
             "test images as they are"
         )
     return kind.model_copy(
@@ -108,5 +120,5 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: DatasetParameters = 
     )
 
 
-def _listed(parameters: DatasetParameters) -> str:
+def _parameter_list(parameters: DatasetParameters) -> str:
     return ", ".join(f"{parameter} {value:g}" for parameter, value in parameters)

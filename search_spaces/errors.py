@@ -16,29 +16,24 @@ class SweepError(Exception):
     """A mistake that a user can fix.
 
     Args:
-        rule: what must hold, one sentence.
-        value: the value that broke the rule; empty if the rule names it.
-        hint: the fix, as an imperative; empty only if nothing can be done.
+        problem: What is wrong, where, with the value that the user gave; one sentence.
+        hint: What to do, as a sentence of its own; empty only if nothing can be done.
+
+    Example:
+        >>> print(DataError("labels.csv row 12 has no label", hint="Fill it in, or drop the row"))
+        labels.csv row 12 has no label. Fill it in, or drop the row.
     """
 
     exit_code = 2
 
-    def __init__(self, rule: str, value: str = "", hint: str = "") -> None:
-        super().__init__(rule, value, hint)  # all three, so that it can be pickled
-        self.rule = rule
-        self.value = value
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)  # both, so that it can be pickled
+        self.problem = problem
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return one message: the rule, the value, the fix."""
-        text = self.rule.rstrip(".")
-        if self.value:
-            text += f"; found: {self.value}"
-        if self.hint:
-            text += f"; {self.hint.rstrip('.')}"
-        if text.endswith("?"):
-            return text
-        return f"{text}."
+        """Return two sentences: what is wrong, and what to do."""
+        return " ".join(_sentence(part) for part in (self.problem, self.hint) if part)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback."""
@@ -57,17 +52,14 @@ class TooFewImagesError(DataError):
     """A dataset has too few images for the train and test sizes that are asked for.
 
     Args:
-        rule: See :class:`SweepError`.
-        value: See :class:`SweepError`.
+        problem: See :class:`SweepError`.
         hint: See :class:`SweepError`.
         largest_train_size: The largest train size beside the test set; 0 if the test set itself
             is too large.
     """
 
-    def __init__(
-        self, rule: str, value: str = "", hint: str = "", largest_train_size: int = 0
-    ) -> None:
-        super().__init__(rule, value, hint)
+    def __init__(self, problem: str, hint: str = "", largest_train_size: int = 0) -> None:
+        super().__init__(problem, hint)
         self.largest_train_size = largest_train_size
 
 
@@ -83,6 +75,11 @@ class SetupError(SweepError):
     """The machine, cluster, storage or tracking server is not usable."""
 
     exit_code = 3
+
+
+def _sentence(text: str) -> str:
+    """Return a text that ends as a sentence does."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
@@ -101,7 +98,8 @@ def invalid(error: ValidationError) -> SweepError:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"]
-    return ConfigError(f"{key}: {message[0].lower()}{message[1:]}", repr(problem["input"])[:200])
+    value = repr(problem["input"])[:200]
+    return ConfigError(f"{key} is {value}: {message[0].lower()}{message[1:]}")
 
 
 def nearest_path(path: Path) -> str:
@@ -113,10 +111,10 @@ def nearest_path(path: Path) -> str:
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
     if not similar:
-        return f"{folder} is there, and no {missing} in it"
+        return f"The folder {folder} has no {missing}"
     if similar[0] == missing:
-        return f"{folder / missing} is a link to nothing"
-    return f"did you mean {folder / similar[0]}?"
+        return f"{folder / missing} is a link to a file that is gone"
+    return f"Did you mean {folder / similar[0]}?"
 
 
 def plural(count: int, noun: str) -> str:
@@ -131,12 +129,12 @@ def _plural_noun(noun: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[object]) -> str:
-    """Return the hint ``did you mean 'demo'? `` with its blank; empty if no name is similar."""
+    """Return the hint ``Did you mean 'demo'? `` with its blank; empty if no name is similar."""
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
     if not similar:
         return ""
-    return f"did you mean {values[similar[0]]!r}? "
+    return f"Did you mean {values[similar[0]]!r}? "
 
 
 def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) -> ConfigError:
@@ -151,6 +149,5 @@ def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) 
     noun, of, owner = kind.partition(" of ")
     kinds = f"{_plural_noun(noun.replace(' or ', 's or '))}{of}{owner}"
     listed = ", ".join(str(entry) for entry in names) or "none"
-    return ConfigError(
-        f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}"
-    )
+    hint = f"{nearest(str(name), names)}Known {kinds}: {listed}"
+    return ConfigError(f"Unknown {kind} {str(name)!r}", hint=hint)

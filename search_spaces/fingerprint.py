@@ -1,12 +1,12 @@
-"""Identity by content: canonical JSON, hashed.
+"""Identity by content: the hash of a value's canonical JSON.
 
-Two values have equal fingerprints exactly if their canonical JSON is equal. A value without a
-stable spelling (a function, a set, NaN, a numpy scalar, any other object) is refused, not turned
-into a string.
+Two values have equal fingerprints exactly if their canonical JSON is equal. A value that JSON does
+not hold (a function, a set, NaN, a numpy scalar, any other object) is refused, not turned into a
+string.
 
-Of a spec only the fields that differ from their defaults are spelled, so a new field with a default
-changes no id. If a default changes, the meaning of ids changes: then the ``schema_version`` of the
-spec's kind is counted up, which is always spelled. See
+The JSON of a spec leaves out fields that are at their default, so a new field with a default
+changes no id. If a default changes, the meaning of ids changes. Then the ``schema_version`` of the
+spec's kind is increased, which the JSON always has. See
 ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -17,26 +17,24 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from enum import Enum
 from functools import cache, lru_cache
-from typing import Any
 
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
 """Hex digits of a hash in an id. Among a million ids two are equal with a probability of 0.2 %."""
 VERSION_FIELD = "schema_version"
-"""The one field of a spec that is spelled although it has its default."""
+"""The one field of a spec that is never left out."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_json(value: object) -> str:
-    """Return the one spelling of ``value``: sorted keys, no spaces, shortest round-trip floats.
+    """Return the canonical JSON of a value: sorted keys, no spaces, shortest round-trip floats.
 
     ``1``, ``1.0`` and ``True`` are three different values. Tuples and lists are the same sequence.
 
     Raises:
-        TypeError: a part of the value, which the message names, has no stable spelling.
+        TypeError: JSON does not hold a part of the value, which the message names.
 
     Example:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
@@ -57,8 +55,8 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
-    if isinstance(value, BaseModel) and value.model_config.get("frozen"):
-        digest = _hash_of_frozen(_SameObject(value))
+    if isinstance(value, BaseModel):
+        digest = _hash_of_model(_SameObject(value))
     else:
         digest = fingerprint(value)
     slugs = [slug for slug in map(_slug, slug_parts) if slug]
@@ -80,15 +78,11 @@ def derive_seed(*parts: object) -> int:
 
 
 def _plain(value: object, place: str) -> object:
-    """Return ``value`` as JSON values; ``place`` is its place, for messages."""
+    """Return ``value`` as JSON values; messages call it ``place``."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
-        if value.model_config.get("frozen"):
-            return _plain_frozen(_SameObject(value), place)
-        return _plain_model(value, place)
-    if isinstance(value, Enum):
-        return _plain(value.value, place)
+        return _plain_model(_SameObject(value), place)
     if type(value) is float:
         if not math.isfinite(value):
             raise TypeError(f"{place} is {value!r}: only finite numbers have a fingerprint")
@@ -107,35 +101,13 @@ def _plain(value: object, place: str) -> object:
     )
 
 
-def _plain_model(model: BaseModel, place: str) -> dict[str, object]:
-    plain: dict[str, object] = {}
-    defaults = _defaults(type(model))
-    for name in type(model).model_fields:
-        value = _plain(getattr(model, name), f"{place}.{name}")
-        # Compared as text: 1, 1.0 and True are different values.
-        if name not in defaults or _encode(value) != defaults[name]:
-            plain[name] = value
-    return plain
-
-
-@cache
-def _defaults(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the default of each field of a spec as JSON text. A sweep asks 100,000 times."""
-    defaults: dict[str, str] = {}
-    for name, field in kind.model_fields.items():
-        if name != VERSION_FIELD and not field.is_required():
-            default = field.get_default(call_default_factory=True)
-            defaults[name] = _encode(_plain(default, name))
-    return defaults
-
-
 class _SameObject:
-    """A cache key that only the same object matches.
+    """A cache key that only the same spec matches. Specs are frozen, so their JSON never changes.
 
-    Equal specs may be spelled in different ways: 1, 1.0 and True are equal in Python.
+    Equal specs may have different JSON: 1, 1.0 and True are equal in Python.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: BaseModel) -> None:
         self.model = model
 
     def __hash__(self) -> int:
@@ -145,12 +117,34 @@ class _SameObject:
         return isinstance(other, _SameObject) and self.model is other.model
 
 
-# Cached: thousands of trials share a subset, a recipe and a model.
 @lru_cache(maxsize=4096)
-def _plain_frozen(key: _SameObject, place: str) -> dict[str, object]:
-    return _plain_model(key.model, place)
+def _plain_model(key: _SameObject, place: str) -> dict[str, object]:
+    """Return a spec as JSON values; thousands of trials share a subset, a recipe and a model."""
+    plain: dict[str, object] = {}
+    kind: type[BaseModel] = type(key.model)
+    defaults = _defaults(kind)
+    for name in type(key.model).model_fields:
+        value = _plain(getattr(key.model, name), f"{place}.{name}")
+        # Compared as text: 1, 1.0 and True are different values.
+        if name not in defaults or _encode(value) != defaults[name]:
+            plain[name] = value
+    return plain
 
 
 @lru_cache(maxsize=4096)
-def _hash_of_frozen(key: _SameObject) -> str:
+def _hash_of_model(key: _SameObject) -> str:
     return fingerprint(key.model)
+
+
+@cache
+def _defaults(kind: type[BaseModel]) -> dict[str, str]:
+    """Return the default of each field of a spec as JSON text.
+
+    It is cached because a large sweep needs it 100,000 times.
+    """
+    defaults: dict[str, str] = {}
+    for name, field in kind.model_fields.items():
+        if name != VERSION_FIELD and not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            defaults[name] = _encode(_plain(default, name))
+    return defaults

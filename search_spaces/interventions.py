@@ -82,7 +82,7 @@ _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissu
 _BLEND = Parameter(
     0, 0, 0.49, "weight of each image's nearest image with another label, which is blended in"
 )
-PARAMETERS: dict[ImageKind, dict[str, Parameter]] = {
+PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(4, 1, 12, "number of the manifold's coordinates", whole=True),
         "nuisance": Parameter(
@@ -189,11 +189,11 @@ class MadeSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
-        known = PARAMETERS[self.from_]
+        table = PARAMETERS[self.from_]
         for name, value in self.parameters:
-            if name not in known:
-                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(known)}")
-            known[name].check(name, value)
+            if name not in table:
+                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(table)}")
+            table[name].check(name, value)
         if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError("dial bits must not exceed dimension")
         return self
@@ -205,9 +205,9 @@ class MadeSpec(specs.Spec):
     @property
     def changed_parameters(self) -> specs.DatasetParameters:
         """The parameters that are not at their default, sorted by name."""
-        known = PARAMETERS[self.from_]
+        table = PARAMETERS[self.from_]
         return tuple(
-            (name, value) for name, value in sorted(self.parameters) if value != known[name].default
+            (name, value) for name, value in sorted(self.parameters) if value != table[name].default
         )
 
     @property
@@ -252,9 +252,11 @@ class ConditionSpec(specs.Spec):
     @model_validator(mode="after")
     def _check_condition(self) -> Self:
         if self.name == BASE:
-            raise ValueError(f"{BASE!r} is the world as it stands; give the arm another name")
+            raise ValueError(
+                f"the name {BASE!r} means the unchanged world. Give the arm another name"
+            )
         if not self.parameters:
-            raise ValueError("an arm turns at least one dial")
+            raise ValueError("an arm must change at least one dial")
         return self
 
 

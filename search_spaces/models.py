@@ -18,9 +18,16 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 
-PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialized, VGGs without batch
-norm."""
+_PAPER_SIZES = {
+    "resnet18": "11 million parameters",
+    "resnet34": "21 million parameters",
+    "resnet50": "24 million parameters",
+    "vgg13": "129 million parameters, no batch norm",
+    "vgg16": "134 million parameters, no batch norm",
+    "vgg19": "140 million parameters, no batch norm",
+}
+PAPER_MODELS = tuple(_PAPER_SIZES)
+"""The six models of Konz & Mazurowski: torchvision's, with random initial weights."""
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose every architecture a sweep file can name."""
 
@@ -32,37 +39,22 @@ class ModelRow:
     Attributes:
         spec: what the network is; its content is its identity.
         about: one line for people who choose a network.
-        function: ``module:function`` that builds it; only for networks that no library has. See
-            :mod:`tasks.trials.networks` for its arguments.
     """
 
     spec: ModelSpec
     about: str
-    function: str = ""
 
 
-def _row(
-    name: str, library: Library, architecture: str, about: str, function: str = ""
-) -> ModelRow:
-    return ModelRow(
-        ModelSpec(name=name, library=library, architecture=architecture), about, function
-    )
+def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow:
+    return ModelRow(ModelSpec(name=name, library=library, architecture=architecture), about)
 
 
 def _paper_rows() -> Iterable[ModelRow]:
     """Yield the six models of the paper, then timm's versions of them."""
-    sizes = {
-        "resnet18": "11 million parameters",
-        "resnet34": "21 million parameters",
-        "resnet50": "24 million parameters",
-        "vgg13": "129 million parameters, no batch norm",
-        "vgg16": "134 million parameters, no batch norm",
-        "vgg19": "140 million parameters, no batch norm",
-    }
-    for name in PAPER_MODELS:
-        yield _row(name, "torchvision", name, f"of the study; {sizes[name]}")
-    for name in PAPER_MODELS:
-        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {sizes[name]}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(name, "torchvision", name, f"of the study; {size}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {size}")
 
 
 _ROWS = (
@@ -80,32 +72,20 @@ _ROWS = (
         "isweep",
         "small_cnn",
         "three convolutions, 7 thousand parameters: seconds on a CPU",
-        function="tasks.trials.networks:small_cnn",
     ),
     _row(
         "small_mlp",
         "isweep",
         "small_mlp",
         "two hidden layers, no convolution: seconds on a CPU",
-        function="tasks.trials.networks:small_mlp",
     ),
 )
 
-MODELS: dict[str, ModelSpec] = {}
-"""Network by the name that sweep files use."""
-NETWORK_FUNCTIONS: dict[str, str] = {}
-"""Function by architecture, for networks that no library has."""
-_ABOUT: dict[str, str] = {}
-for row in _ROWS:
-    MODELS[row.spec.name] = row.spec
-    _ABOUT[row.spec.name] = row.about
-    if row.function:
-        NETWORK_FUNCTIONS[row.spec.architecture] = row.function
-
-
-def about(spec: ModelSpec) -> str:
-    """Return one line about a network of the table."""
-    return _ABOUT[spec.name]
+MODELS = {row.spec.name: row.spec for row in _ROWS}
+"""Network by the name that sweep files use. ``isweep`` is the library of networks that no other
+library has: their architecture is the name of a function of :mod:`tasks.trials.networks`."""
+ABOUT = {row.spec.name: row.about for row in _ROWS}
+"""One line about each network, for people who choose one."""
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
@@ -134,9 +114,9 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         return spec
     if spec.library not in LIBRARIES:
         raise ConfigError(
-            "pretrained needs a network of torchvision or timm",
-            choice.from_,
-            "leave it out: your own function may load weights itself",
+            f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
+            "pretrained weights",
+            hint="Leave pretrained out. Your own function may load weights itself",
         )
     # 52 characters leave room for the suffix: a name has at most 64.
     name = choice.name or f"{spec.name[:52]}_pretrained"
@@ -147,7 +127,7 @@ def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
         other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        raise ConfigError(error.rule, error.value, f"{error.hint}; {other_ways}")
+        raise ConfigError(error.problem, hint=f"{error.hint}, {other_ways}")
     return MODELS[name]
 
 
@@ -165,9 +145,8 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(
-            "Networks of isweep's own take no arguments",
-            f"{names} for {base.name}",
-            "leave arguments out",
+            f"{base.name} takes no arguments, but the sweep gives {names}",
+            hint="Leave arguments out",
         )
     if not choice.arguments and choice.name is None:
         # A library's network that the table has keeps the table's name, and so its identity.
@@ -196,7 +175,7 @@ def as_name(text: str) -> str:
 # The source of users' own networks.
 
 _HOW_TO_NAME = (
-    "write package.module:function, with the module in the sweep file's folder or installed"
+    "Write package.module:function, with the module in the sweep file's folder or installed"
 )
 
 
@@ -214,13 +193,11 @@ def source_files(reference: str) -> dict[str, Path]:
     module, colon, function = reference.partition(":")
     if not colon or not _is_dotted_name(module) or not function.isidentifier():
         raise ConfigError(
-            "A network of your own is named package.module:function", repr(reference), _HOW_TO_NAME
+            f"{reference!r} does not name a function as package.module:function", hint=_HOW_TO_NAME
         )
     path = _find(module)
     if path is None:
-        raise ConfigError(
-            "The module of your own network must be found", repr(module), _HOW_TO_NAME
-        )
+        raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
     # The folder of the top-level package, or the module's own folder if it is in no package.
     depth = module.count(".") + (path.name == "__init__.py") - 1
     home = path.parents[max(depth, 0)]
@@ -299,7 +276,7 @@ def _imported_names(module: str, path: Path) -> list[str]:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
         place = f"{path.name}, line {error.lineno}: {error.msg}"
-        raise ConfigError("The source of your own network must be Python", place) from None
+        raise ConfigError(f"The source of your network is not valid Python: {place}") from None
     package = module
     if path.name != "__init__.py":
         package = module.rpartition(".")[0]

@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         about: one line for people who choose a recipe.
         fields: fields of :class:`~search_spaces.specs.RecipeSpec` that are not at their default.
-        exceptions: for some models and datasets; later ones take precedence.
+        exceptions: other values for some models and datasets; later ones take precedence.
     """
 
     about: str
@@ -89,11 +89,13 @@ def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     recipe = RECIPES[name]
-    changes = _overridden(recipe.exceptions, model, dataset)
+    changes = _overridden_fields(recipe.exceptions, model, dataset)
     return RecipeSpec.model_validate({"name": name, **recipe.fields, **changes})
 
 
-def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -> dict[str, object]:
+def _overridden_fields(
+    overrides: Iterable[RecipeOverride], model: str, dataset: str
+) -> dict[str, object]:
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
@@ -109,12 +111,11 @@ def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each point of its axes.
 
-    A recipe that differs in nothing from the one that it starts from is the same recipe: it has the
-    same name and identity.
+    A recipe whose changes change nothing keeps the name and identity of the one it starts from.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
-    overridden = _overridden(choice.overrides, model, dataset)
+    overridden = _overridden_fields(choice.overrides, model, dataset)
     grid: dict[str, RecipeSpec] = {}
     for point in itertools.product(*axes.values()):
         changes: dict[str, object] = dict(zip(axes, point, strict=True))

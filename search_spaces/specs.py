@@ -1,4 +1,4 @@
-"""Specs: the choices of a study as frozen data. Nothing here knows how anything is computed.
+"""Specs: the choices of a study as frozen data, from datasets and networks to measurements.
 
 A spec is validated when it is made and refuses unknown fields. Its content is its identity, see
 :mod:`search_spaces.fingerprint`. Resources, paths and numbers of workers are never part of a
@@ -33,9 +33,8 @@ from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 # kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-ATTACK_VERSION = (
-    2  # each row of search_spaces.attacks.ATTACKS names the versions at which its numbers changed
-)
+# Each row of search_spaces.attacks.ATTACKS names the versions at which its numbers changed.
+ATTACK_VERSION = 2
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
@@ -141,12 +140,12 @@ class ModelSpec(Spec):
     """A network architecture.
 
     Attributes:
-        name: as tables show it.
-        library: which library builds it; ``own`` for a user's function.
-        architecture: its name in the library; for a user's function, ``package.module:function``.
+        name: name in results.
+        library: library that builds it; ``own`` for a user's function.
+        architecture: name in the library; for a user's function, ``package.module:function``.
         arguments: keyword arguments of the constructor, sorted by name.
-        code: for a user's function, the hash of its source.
-        pretrained: start from the library's weights, not from random ones.
+        code: hash of the source of a user's function; empty for other networks.
+        pretrained: True to start from the library's weights, not from random ones.
     """
 
     name: Name
@@ -158,7 +157,7 @@ class ModelSpec(Spec):
 
     @property
     def pretrained_key(self) -> str:
-        """Library and architecture, to which pretrained weights belong."""
+        """The name under which its pretrained weights are stored."""
         return f"{self.library}-{self.architecture}"
 
 
@@ -171,33 +170,33 @@ that were changed."""
 
 
 class DatasetSpec(Spec):
-    """One row of the table of datasets: what a dataset is, not where its files are.
+    """One row of the table of datasets. It describes a dataset, and does not locate its files.
 
     Attributes:
         name: name of the dataset in sweep files and tables.
         title: name of the dataset in text for people.
-        domain: None for a user's data that were measured without one. In a sweep it is required.
-        modality: ``handwritten digits``, ``chest X-ray``.
+        domain: natural or medical; None only for data that are measured outside a sweep.
+        modality: what the images show: ``handwritten digits``, ``chest X-ray``.
         label_names: names of the classes by index.
         channels: number of channels of the raw images.
         source: name of the source in :mod:`tasks.sources` that reads them.
         description: one or two sentences.
         terms: license or access terms, and where to ask for access.
         raw_layout: the files that are expected below ``--raw``.
-        groups: what a group of images is, which is never split (a patient).
+        groups: text that says what a group of images is, e.g. a patient. Groups are never split.
         origin: real or generated images.
-        label_rule: how labels were made, if no person gave them.
-        task: which labels, for a download with several.
+        label_rule: rule that the labels were made by; empty if a person gave them.
+        task: name of the labels that are used, if a download has several kinds.
         class_pairs: binary tasks that presets use; empty if the labels are binary already.
-        images_per_class: images of each class, of a dataset that an installed package contains;
-            empty if they are known only after reading.
-        max_images_per_class: images of each class that preparation keeps, a seeded choice of whole
-            groups; None keeps all.
-        label_map: for a user's data, pairs (label as written, class).
-        label_columns: for a user's table, its column of labels, or one column of 0 and 1 per
-            class; empty for the usual name.
-        layout: for a user's class folders, their order; None if the folders show it.
-        pixel_range: for a user's data, the values of black and white; None if the format has them.
+        images_per_class: number of images of each class, if an installed package contains the
+            dataset; empty if it is known only after reading.
+        max_images_per_class: number of images of each class that preparation keeps, a seeded choice
+            of whole groups; None keeps all.
+        label_map: pairs (label as written, class) of a user's data.
+        label_columns: label column of a user's table, or one column of 0 and 1 per class; empty for
+            the usual name.
+        layout: order of a user's folders for classes and patients; None if the folders show it.
+        pixel_range: values of black and white in a user's data; None if the format has them.
         dials: parameters of a generated or changed dataset; stored records have this name.
     """
 
@@ -243,15 +242,16 @@ class RecipeSpec(Spec):
     Attributes:
         name: name of the recipe with its changes: ``paper+epochs=30``.
         optimizer: ``adam`` has the coupled weight decay of the released code.
-        learning_rate: constant over all epochs.
-        weight_decay: see ``optimizer``.
-        batch_size: images of one optimization step.
-        epochs: passes over the training images.
-        precision: of the forward pass, see :class:`tasks.trials.training.Step`.
-        num_outputs: logits; None for one per class. The released code left torchvision's 1000.
+        learning_rate: learning rate of all epochs.
+        weight_decay: factor of the weight decay.
+        batch_size: number of images of one optimization step.
+        epochs: number of passes over the training images.
+        precision: number format of the forward pass, see :class:`tasks.trials.training.Step`.
+        num_outputs: number of logits; None for one per class. The released code left torchvision's
+            1000.
         input_scale: factor on pixels in [0, 255], inside the model, so that attacks keep pixel
             units.
-        dropout: probability; None keeps the library's default (0.5 in torchvision's VGGs).
+        dropout: dropout probability; None keeps the library's (0.5 in torchvision's VGGs).
         test_loss: how losses are averaged, see :data:`tasks.trials.training.LossRule`.
     """
 
@@ -268,7 +268,7 @@ class RecipeSpec(Spec):
     test_loss: TestLoss = "mean_over_examples"
 
 
-def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
+def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     if max(epsilons, default=1) < 0.5:
         raise ValueError(
             "must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255"
@@ -276,10 +276,10 @@ def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     return check_unique(epsilons)
 
 
-def _known_attack(name: str) -> str:
+def _check_method(name: str) -> str:
     if name not in ATTACKS:
-        hint = nearest(name, ATTACKS)
-        raise ValueError(f"unknown attack; {hint}known attacks: {', '.join(sorted(ATTACKS))}")
+        known = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
+        raise ValueError(f"no attack has this name. {known}")
     return name
 
 
@@ -291,7 +291,7 @@ def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
     """
     changed: list[tuple[str, ParameterValues]] = []
     for method, values in sorted(by_method):
-        parameters = ATTACKS[_known_attack(method)].parameters
+        parameters = ATTACKS[_check_method(method)].parameters
         changed_values: list[tuple[str, Number]] = []
         for name, value in sorted(values):
             if name not in parameters:
@@ -310,18 +310,20 @@ def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
 
 
 ParameterValues = tuple[tuple[str, StrictInt | StrictFloat], ...]
+"""Pairs (parameter, value) of one attack."""
 AttackParameters = tuple[tuple[str, ParameterValues], ...]
+"""Pairs (attack, its parameters)."""
 
 
 class AttackSpec(Spec):
     """Adversarial attacks on the test images."""
 
     methods: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(check_unique)
+        tuple[Annotated[str, AfterValidator(_check_method)], ...], AfterValidator(check_unique)
     ] = ("fgsm",)
     """Names in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)
+        tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_check_epsilons)
     ] = (1.0, 2.0, 4.0, 8.0)
     """Largest change of a pixel, in units of 1/255 of the range."""
     parameters: Annotated[
@@ -339,13 +341,26 @@ class AttackSpec(Spec):
             )
         return self
 
-    def changed_parameters(self, method: str) -> ParameterValues:
-        """Return the parameters of ``method`` that are not at their default."""
-        return dict(self.parameters).get(method, ())
-
     def all_parameters(self, method: str) -> dict[str, Number]:
         """Return all parameters of ``method`` with their values."""
-        return ATTACKS[method].values(dict(self.changed_parameters(method)))
+        changed = dict(self.parameters).get(method, ())
+        return ATTACKS[method].values(dict(changed))
+
+    def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackMeasurement]:
+        """Return one measurement for each method and epsilon, method by method."""
+        changed = dict(self.parameters)
+        measurements: list[AttackMeasurement] = []
+        for method in self.methods:
+            for epsilon in self.epsilons:
+                measurements.append(
+                    AttackMeasurement(
+                        schema_version=ATTACKS[method].version_at(attack_version),
+                        method=method,
+                        epsilon=epsilon,
+                        parameters=changed.get(method, ()),
+                    )
+                )
+        return measurements
 
 
 class RobustnessSpec(Spec):
@@ -370,8 +385,8 @@ class RepresentationSpec(Spec):
 
     Attributes:
         estimators: names of estimators.
-        num_neighbors: nearest neighbors of each image.
-        stages: also measure the activations after every stage of the network.
+        num_neighbors: number of nearest neighbors of each image.
+        stages: True to measure also the activations after every stage of the network.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -380,7 +395,18 @@ class RepresentationSpec(Spec):
 
 
 class PreparedSpec(Spec):
-    """The preparation of a dataset. Equal specs and equal raw files give equal arrays."""
+    """The preparation of a dataset. Equal specs and equal raw files give equal arrays.
+
+    Attributes:
+        dataset: name of the dataset.
+        task: see :class:`DatasetSpec`.
+        image_size: side of the square images, in pixels.
+        channels: number of channels of the prepared images.
+        data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
+        faults: faults of the released code that are on.
+        max_images_per_class: see :class:`DatasetSpec`.
+        dials: see :class:`DatasetSpec`.
+    """
 
     schema_version: int = PREPARED_VERSION
     dataset: Name
@@ -404,7 +430,7 @@ class TrainingCondition(Spec):
     Test images stay as they were prepared.
 
     Attributes:
-        dataset: the name under which results of the condition are stored.
+        dataset: name of the condition's dataset in plans and results.
         parameters: pairs (parameter, value), see
             :data:`search_spaces.interventions.TRAINING_PARAMETERS`.
     """
@@ -417,8 +443,8 @@ class FurtherTest(Spec):
     """A further test set: the test images of a subset, changed by a condition.
 
     Attributes:
-        name: of the condition, without that of the base dataset.
-        parameters: pairs (parameter, value), as of :class:`TrainingCondition`.
+        name: name of the condition, without that of the base dataset.
+        parameters: pairs (parameter, value), as in :class:`TrainingCondition`.
     """
 
     name: Name
@@ -437,7 +463,7 @@ class SubsetSpec(Spec):
         class_pair: the two classes of a binary task; None for all classes.
         test_size: number of test images.
         split_seed: seed of the permutation.
-        condition: changes the training images; None trains on the images as they were prepared.
+        condition: condition that changes the training images; None if there is none.
     """
 
     prepared: PreparedSpec
@@ -448,7 +474,7 @@ class SubsetSpec(Spec):
 
     @property
     def dataset(self) -> str:
-        """The name under which its results are stored."""
+        """The dataset's name in plans and results."""
         if self.condition is None:
             return self.prepared.dataset
         return self.condition.dataset
@@ -464,17 +490,17 @@ class SubsetSpec(Spec):
     def depends_on_size(self) -> bool:
         """True if a fault makes images or the test set depend on the train size.
 
-        These are F3, F4 and F7 in ``docs/faults.md``.
+        These faults are F3, F4 and F7 in ``docs/faults.md``.
         """
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """Share of the largest distance ratios that TwoNN leaves out: 0.1 as in Facco et al."""
+        """The share of the largest distance ratios that TwoNN leaves out."""
         if self.prepared.data_mode == "as_released":
-            return 0.0  # as in the released code
-        return 0.1
+            return 0.0
+        return 0.1  # as in Facco et al. (2017)
 
     @property
     def subset_id(self) -> str:
@@ -486,13 +512,13 @@ class MeasureSpec(Spec):
     """The measures of a subset: intrinsic dimension and label sharpness at every train size.
 
     Attributes:
-        subset: its training images are measured once, for all models.
+        subset: subset whose training images are measured, once for all models.
         train_sizes: numbers of training images.
-        num_neighbors: nearest neighbors of each image.
+        num_neighbors: number of nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
-        sharpness_sample: images per sharpness sample when the train size is larger; None uses all.
-        sharpness_seeds: seeds, one sample each.
-        calibrate: also correct the bias of the intrinsic dimension by simulation.
+        sharpness_sample: number of images of a sample for label sharpness; None takes all images.
+        sharpness_seeds: seeds of the samples, one sample for each.
+        calibrate: True to correct the bias of the intrinsic dimension also by simulation.
     """
 
     schema_version: int = MEASURE_VERSION
@@ -560,7 +586,7 @@ class RepresentationMeasurement(Spec):
     """One estimate of d_repr, the intrinsic dimension of the training set's representation.
 
     Attributes:
-        stages: after every stage, not of the last hidden layer.
+        stages: True for the activations after every stage, False for the last hidden layer.
     """
 
     schema_version: int
@@ -643,16 +669,7 @@ class TrialSpec(Spec):
                         stages=stages,
                     )
                 )
-        for method in self.attacks.methods:
-            for epsilon in self.attacks.epsilons:
-                measurements.append(
-                    AttackMeasurement(
-                        schema_version=ATTACKS[method].version_at(self.attack_version),
-                        method=method,
-                        epsilon=epsilon,
-                        parameters=self.attacks.changed_parameters(method),
-                    )
-                )
+        measurements += self.attacks.measurements(self.attack_version)
         if self.robustness is not None:
             measurements.append(
                 RobustnessMeasurement(

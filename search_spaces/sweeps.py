@@ -34,7 +34,7 @@ def _check_class(value: object) -> int | str:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("a class is its place, a number from 0, or its name as text")
+        raise ValueError("a class is given as its index, a number from 0, or as its name")
     return value
 
 
@@ -100,7 +100,7 @@ class RecipeChanges(specs.Spec):
 
     @field_validator(*specs.RecipeSpec.model_fields.keys() - {"name"}, mode="before")
     @classmethod
-    def _as_list(cls, value: object) -> object:
+    def _as_tuple(cls, value: object) -> object:
         if isinstance(value, list | tuple):
             if not value:
                 raise ValueError("needs a value; leave the key out to keep the recipe's own")
@@ -270,6 +270,8 @@ class SweepSpec(specs.Spec):
     Attributes:
         name: name of the sweep.
         description: text for people.
+        asked_after_seeing: keys of questions that were put after these images had been looked at.
+            Their answers show a relation in these data, and do not confirm it.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
@@ -307,6 +309,7 @@ class SweepSpec(specs.Spec):
 
     name: specs.Name
     description: str = ""
+    asked_after_seeing: tuple[specs.Name, ...] = ()
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
     base_datasets: tuple[BaseDatasetSpec, ...] = Field(default=(), alias="worlds")
@@ -356,16 +359,16 @@ class SweepSpec(specs.Spec):
     def _check_experiment(self) -> Self:
         """Check that base datasets and conditions fit together."""
         if not self.datasets and not self.base_datasets:
-            raise ValueError("a sweep needs datasets, or worlds")
+            raise ValueError("a sweep needs datasets or worlds")
         if self.conditions and not self.base_datasets:
-            raise ValueError("arms need worlds to be arms of")
+            raise ValueError("arms are given, but no worlds. Add worlds")
         base_names = tuple(base.name for base in self.base_datasets)
         specs.check_unique(base_names, field="worlds")
         specs.check_unique(tuple(condition.name for condition in self.conditions), field="arms")
         named = {name for condition in self.conditions for name in condition.base_names}
         unknown = sorted(named - set(base_names))
         if unknown:
-            raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
+            raise ValueError(f"arms name unknown worlds: {', '.join(unknown[:20])}")
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError("further_test_sets needs intervene_on: training")
         if self.intervene_on == "training" and self.all_faults:

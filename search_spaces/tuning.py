@@ -1,4 +1,4 @@
-"""Search spaces of the learning-rate search: ranges by model family, and what a sweep file may set.
+"""Search spaces of the learning-rate search: ranges by model family, and settings of a sweep file.
 
 The ranges are common ones for training from scratch on small sets, log-uniform:
 
@@ -39,14 +39,12 @@ SEARCH_VERSION = 1
 """Version of a search's trials, see :mod:`search_spaces.specs`."""
 
 GRID_RATES = 25
-"""Learning rates of the exhaustive grid, whose trainings are the unit of a budget."""
+"""Learning rates of an exhaustive grid. A budget is a share of as many trainings."""
 
 Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(check_range)]
 Decay = Annotated[float, Field(gt=0, le=1)]
 Decays = Annotated[tuple[Decay, Decay], BeforeValidator(check_range)]
 Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(check_unique)]
-
-
 Sampler = Literal["tpe", "gp", "random"]
 
 
@@ -57,18 +55,18 @@ class TuneSpec(Spec):
         learning_rate: smallest and largest rate; None for the model family's range.
         weight_decay: smallest and largest weight decay; None for the model family's range.
         batch_size: batch sizes to choose from; None for the model family's.
-        budget: trainings of each combination of model and dataset, as a share of the exhaustive
-            grid's 25. A diverged training counts in part.
-        train_size: images that are trained and validated on; None for the sweep's largest train
-            size.
-        validation_share: share of these images, in whole groups, on which a trial is judged.
-        finalists: best trials that are trained again before one is chosen. The sweep's own recipe
-            is trained again with them.
-        seeds: trainings of each finalist, the first one of the search included. Each has its own
-            seed and split, and the class pairs of the dataset in turn. A finalist is judged by
-            the trainings after the first, if there are any.
-        sampler: proposes the points to try.
-        seed: of the sampler. Another one proposes other points.
+        budget: number of trainings of each combination of model and dataset, as a share of
+            :data:`GRID_RATES`. A diverged training counts in part.
+        train_size: number of images that are trained and validated on; None for the sweep's largest
+            train size.
+        validation_share: share of these images, in whole groups, that a trial is validated on.
+        finalists: number of best trials that are trained again before one is chosen. The sweep's
+            own recipe is trained again with them.
+        seeds: number of trainings of each finalist, the first one of the search included. Each has
+            its own seed and split, and the class pairs of the dataset in turn. A finalist is judged
+            by the trainings after the first, if there are any.
+        sampler: algorithm that proposes the points to try.
+        seed: seed of the sampler.
     """
 
     learning_rate: Rates | None = None
@@ -100,7 +98,8 @@ class ValidationSpec(Spec):
     """A validation split of the training images.
 
     Attributes:
-        share: of the images, on which a trial is judged. It is trained on the others.
+        share: share of the training images that a trial is validated on. It is trained on the
+            others.
         split: number of the random split.
     """
 
@@ -120,7 +119,7 @@ class SearchTrialSpec(TrialSpec):
 
     @property
     def trial_id(self) -> str:
-        """A readable name with a hash of network and split. The sweep's trial has another id."""
+        """A readable name with a hash of network and split, unlike that of the sweep's trial."""
         network = self.network
         subset = network.subset
         return readable_id(
@@ -129,15 +128,14 @@ class SearchTrialSpec(TrialSpec):
         )
 
 
+# Their sources are in the module's docstring.
 _DECAYS = (1e-6, 1e-2)
 _BATCHES = (8, 16, 32, 64)
 _DEFAULT = SearchSpace(learning_rate=(1e-5, 1e-2), weight_decay=_DECAYS, batch_size=_BATCHES)
-_SGD = SearchSpace(learning_rate=(1e-4, 1e-1), weight_decay=_DECAYS, batch_size=_BATCHES)
+_HIGH_RATES = SearchSpace(learning_rate=(1e-4, 1e-1), weight_decay=_DECAYS, batch_size=_BATCHES)
 _VGG = SearchSpace(learning_rate=(1e-6, 1e-3), weight_decay=_DECAYS, batch_size=(4, 8, 16, 32))
-_SMALL = SearchSpace(learning_rate=(1e-4, 1e-1), weight_decay=_DECAYS, batch_size=_BATCHES)
-_FAMILIES = {"vgg": _VGG, "small_": _SMALL}
-"""Search space by the beginning of an architecture's name. The sources are in the module's
-docstring."""
+_FAMILIES = {"vgg": _VGG, "small_": _HIGH_RATES}
+"""Search space for Adam by the beginning of an architecture's name."""
 
 
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
@@ -158,9 +156,9 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     if not batch_sizes or max(batch_sizes) > num_train:
         too_large = max(tune.batch_size or family.batch_size[:1])
         raise ConfigError(
-            "tune.batch_size must not be larger than the set that a trial is trained on",
-            f"{too_large} for {num_train} images",
-            "name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
+            f"tune.batch_size has {too_large}, but a trial is trained on {num_train} images",
+            hint="Name smaller batches, a larger tune.train_size or a smaller "
+            "tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,
@@ -171,7 +169,7 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
 
 def _family(model: ModelSpec, optimizer: Optimizer) -> SearchSpace:
     if optimizer == "sgd":
-        return _SGD
+        return _HIGH_RATES
     for prefix, space in _FAMILIES.items():
         if model.architecture.startswith(prefix):
             return space

@@ -96,7 +96,7 @@ class RayExecutor(InlineExecutor):
 
         if not ray.is_initialized():
             raise SetupError(
-                "Ray must be connected before work is sent to it", "", "call ray.init() first"
+                "Ray is not connected, so no work can be sent to it", hint="Call ray.init() first"
             )
         self.driver_node_only = driver_node_only
         self._note = note
@@ -277,16 +277,14 @@ def _get(reference: Any, name: str) -> Any:
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
         raise SetupError(
-            f"The task {name!r} must not take its worker down",
-            f"the worker died {MAX_RETRIES + 1} times",
-            "look for the kernel's memory killer in the node's log; "
-            "use smaller blocks or fewer workers",
+            f"The worker of the task {name!r} died {MAX_RETRIES + 1} times",
+            hint="Look for the kernel's memory killer in the node's log, and use smaller blocks or "
+            "fewer workers",
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise SetupError(
-            f"The task {name!r} must fit into the node's memory",
-            str(error).splitlines()[0],
-            "use smaller blocks or fewer workers per node",
+            f"The task {name!r} needs more memory than its node has: {str(error).splitlines()[0]}",
+            hint="Use smaller blocks or fewer workers per node",
         ) from error
 
 

@@ -105,6 +105,6 @@ class CorruptFrom(Stream):
     def read(self, start, stop):
         if stop > self.first:
             raise CorruptStoreError(
-                "A shard must match its checksum", "shard 3", "prepare it again"
+                "Shard 3 does not match its checksum", hint="Prepare the dataset again"
             )
         return super().read(start, stop)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.answers import VERDICTS, Answer, Question, holm_adjusted
+from orchestrator.analysis.answers import VERDICTS, Answer, Family, Question, holm_adjusted
 from orchestrator.analysis.class_pairs import pair_answer
 from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.fits import (
@@ -38,19 +38,15 @@ from orchestrator.analysis.headline import (
     SHARPNESS,
     answer_of,
 )
-from orchestrator.analysis.inference import LEVEL, MIN_DATASETS, t_p_values, t_quantile
-from orchestrator.analysis.law_fits.estimates import slope_estimates, t_power
+from orchestrator.analysis.inference import MIN_DATASETS, t_p_values
+from orchestrator.analysis.law_fits.detection import TTest
+from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import fit_exponents
 from orchestrator.analysis.law_fits.heights import fit_headline
-from orchestrator.analysis.number_formats import (
-    adjusted_p_equals,
-    in_hundred,
-    interval,
-    number,
-    percent,
-)
+from orchestrator.analysis.number_formats import interval, number, percent
 from orchestrator.analysis.published import Score, score_table, scorecard
 from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS, given
+from orchestrator.analysis.sentences.finding import influence, p_sentences, power_sentence
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import (
     D_DATA_MLE,
@@ -67,14 +63,19 @@ FAMILIES = (
     "tests of isweep fit, any other over all tests of this ledger. In each family the chance of "
     "any false claim is at most 5 %, in both together at most 10 %."
 )
+FAMILY_WORDS: dict[Family, str] = {
+    "headline questions": "isweep fit",
+    "class pairs": "isweep fit",
+    "ledger": "this ledger",
+}
+"""Family of tests -> where it is tested, in words."""
 TERMINAL_WIDTH = 80
 """Characters of a line of text."""
 NOT_MEASURED = "not measured by a sweep"
-PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one show"
-SHARED = (
-    "its worlds share images, so they are no datasets of their own; isweep fit says what each arm "
-    "did"
-)
+PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
+SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
+NO_CLAIM_OF_PAPERS = "isweep fit supports {} that no paper claims."
+"""Sentence on results of class pairs that are no numbered claim."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -132,7 +133,7 @@ COMPRESSION = Question(
     estimand="share of combinations with d_repr ≤ d_data; datasets count once, t against half",
     null=0.5,
     published="an approximate bound for all",
-    power_of="a share of all points",
+    power_of="a true share of 100 %",
     is_share=True,
 )
 GAP_OF_POWER = 1.0
@@ -150,12 +151,14 @@ class Ledger:
         entries: The answer to each claim.
         scores: Agreement with published quantities; empty if not compared.
         left_out: Rows and values that were left out.
+        remarks: What a reader has to know before the claims.
     """
 
     sweep: str
     entries: tuple[Answer, ...]
     scores: tuple[Score, ...]
     left_out: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def tables(self) -> list[Table]:
         """Return the claims, and the scorecard if there is one."""
@@ -163,8 +166,8 @@ class Ledger:
             "claims",
             f"The study's claims against {self.sweep}",
             "Supported or contradicted: the adjusted p is at most 0.05 (Holm) and the interval "
-            "leaves the null value out. Intervals are over datasets. The power is that of the "
-            f"claim alone, at most. {FAMILIES}",
+            "leaves the null value out. Intervals are over datasets. Powers are for the strictest "
+            f"level of Holm. {FAMILIES}",
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -173,8 +176,9 @@ class Ledger:
                 "published": lambda answer: answer.question.published,
                 "here": shown_value,
                 "95 % interval": shown_interval,
+                "p": "p_value",
                 "adjusted p": "adjusted_p",
-                "over tests": lambda answer: str(answer.num_tests or ""),
+                "over tests": _tests_of_family,
                 "datasets": lambda answer: str(answer.num_replicates or ""),
                 "verdict": verdict_with_limits,
             },
@@ -190,8 +194,15 @@ class Ledger:
         """
         verdicts = Counter(answer.verdict for answer in self.entries)
         counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-        texts = [f"{plural(len(self.entries), 'claim')}: {counts}."]
-        texts += [claim_line(answer) for answer in self.entries]
+        texts = [f"{plural(len(self.entries), 'claim')}: {counts}.", *self.remarks]
+        of_datasets = [answer for answer in self.entries if answer.reason == PAIRS]
+        texts += [claim_line(answer) for answer in self.entries if answer.reason != PAIRS]
+        if of_datasets:
+            sources = ", ".join(answer.question.source for answer in of_datasets)
+            texts.append(
+                f"NOT TESTABLE  {sources}. Each is asked of several datasets. isweep fit says what "
+                "the class pairs of this one show."
+            )
         if any(answer.num_tests for answer in self.entries):
             texts.append(FAMILIES)
         texts += [f"Left out: {text}." for text in self.left_out]
@@ -220,28 +231,40 @@ class Ledger:
             question = entry.pop("question")
             entry["number"] = question.pop("source")
             entry |= question
-            entry |= {"verdict": answer.verdict, "why": why(answer)}
+            entry |= {"verdict": answer.verdict, "power": answer.power, "why": why(answer)}
             entries.append(entry)
         return {**asdict(self), "entries": entries}
 
 
 def why(answer: Answer) -> str:
     """Return what limits the verdict if nothing is decided: the reason, or the power."""
-    if answer.is_decided or answer.reason or answer.power is None:
+    if answer.is_decided or answer.reason:
         return answer.reason
-    return (
-        f"at most {in_hundred(answer.power)} such studies would detect {answer.question.power_of}"
-    )
+    return power_sentence(answer).rstrip(".")
 
 
 def verdict_with_limits(answer: Answer) -> str:
     """Return the verdict with what limits it."""
     text: str = answer.verdict
-    if why(answer):
-        text += f": {why(answer)}"
-    if answer.note:
-        text += f"; {answer.note}"
+    for limit in (why(answer), _note(answer)):
+        if limit:
+            text += f". {_sentence(limit)}"
     return text
+
+
+def _note(answer: Answer) -> str:
+    """Return the claim's own note, or the value without the most influential replicate."""
+    if answer.note:
+        return answer.note
+    replicate = "class" if answer.family == "class pairs" else "dataset"
+    return influence(answer, "it", replicate).rstrip(".")
+
+
+def _tests_of_family(answer: Answer) -> str:
+    """Return the number of tests of the claim's family, and where that is tested."""
+    if not answer.family:
+        return ""
+    return f"{answer.num_tests} of {FAMILY_WORDS[answer.family]}"
 
 
 def claim_line(answer: Answer) -> str:
@@ -249,15 +272,16 @@ def claim_line(answer: Answer) -> str:
     question = answer.question
     text = f"{answer.verdict.upper()}  {question.source} {question.claim}."
     if answer.value is not None:
-        parts = []
-        if answer.interval is not None:
-            parts.append(f"95 % interval {shown_interval(answer)}")
-        if answer.adjusted_p is not None:
-            parts.append(adjusted_p_equals(answer.adjusted_p, answer.num_tests))
         measured = question.estimand.split(";")[0]
-        numbers = f" ({', '.join(parts)})" if parts else ""
-        text += f" {_sentence(measured)}: {shown_value(answer)}{numbers}."
-    for limit in (why(answer), answer.note):
+        bounds = ""
+        if answer.interval is not None:
+            bounds = f" (95 % interval {shown_interval(answer)})"
+        text += f" {_sentence(measured)}: {shown_value(answer)}{bounds}."
+    for sentence in p_sentences(answer):
+        tests = f"over {plural(answer.num_tests, 'test')}"
+        of_family = f"{tests} of {FAMILY_WORDS.get(answer.family, 'this ledger')}"
+        text += f" {sentence.replace(tests, of_family)}"
+    for limit in (why(answer), _note(answer)):
         if limit:
             text += f" {_sentence(limit)}."
     return text
@@ -316,11 +340,19 @@ def ledger(
         entries += _on_pairs(fits.class_pairs)
     if arms:
         entries = [Answer(question=entry.question, reason=SHARED) for entry in entries]
+    remarks = []
+    num_others = 0
+    for slope in fits.class_pairs:
+        answer = pair_answer(slope)
+        num_others += answer.is_decided and not answer.question.source
+    if num_others:
+        remarks.append(NO_CLAIM_OF_PAPERS.format(plural(num_others, "relation")))
     return Ledger(
         sweep=sweep,
         entries=(*_adjusted(entries), *UNMEASURED),
         scores=scorecard(table) if compare else (),
         left_out=tuple(str(exclusion) for exclusion in prepared.excluded),
+        remarks=tuple(remarks),
     )
 
 
@@ -333,7 +365,7 @@ def _asked_of_datasets(entry: Answer) -> Answer:
 
 def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
     """Adjust the p-values of claims that have no family of their own, over all tests here."""
-    for entry, among_all in zip(entries, holm_adjusted(entries), strict=True):
+    for entry, among_all in zip(entries, holm_adjusted(entries, "ledger"), strict=True):
         if entry.num_tests:
             yield entry
         else:
@@ -346,7 +378,10 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
     terms = fits.headline().terms
     question = replace(
         answer.question,
-        estimand=f"slope of log loss on 1/d_data{given(terms, INVERSE_D)}; t and permutation",
+        estimand=(
+            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises with "
+            "d_data); t and permutation"
+        ),
     )
     note = ""
     dataset = answer.most_influential
@@ -354,10 +389,10 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
         points_without = prepared.points[prepared.points[DATASET] != dataset]
         estimate = fit_headline(points_without, prepared.scale).estimate(INVERSE_D)
         if estimate is not None:
-            note = (
-                f"without {dataset}, the most influential dataset, it is "
-                f"{number(estimate.value)} ({interval(estimate.interval)})"
-            )
+            without = f"without {dataset}, the most influential dataset, it is"
+            if answer.is_decided_by(dataset):
+                without = f"one dataset decides this: without {dataset} it is"
+            note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=question, note=note)
 
 
@@ -396,7 +431,7 @@ def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
     reason = why_no_sharpness(fits.datasets, fits.sharpness_scale)
     has_both = len(means) >= MIN_DATASETS and np.ptp(is_medical) > 0
     if not reason and not has_both:
-        reason = "it needs datasets of both domains"
+        reason = "the question needs datasets of both domains"
     estimate = None
     if not reason:
         estimates = slope_estimates(
@@ -458,9 +493,15 @@ def _fall_with_size(
                 p_value=below.p_value,
                 adjusted_p=below.adjusted_p,
                 num_tests=below.num_tests,
+                family=below.family,
+                question=replace(question, alternative="slower"),
             )
         bound_ps = (fit.bound_p, above_chance.bound_p)
-        return replace(answer, p_value=max(1.0 if p is None else p for p in bound_ps))
+        return replace(
+            answer,
+            p_value=max(1.0 if p is None else p for p in bound_ps),
+            question=replace(question, alternative="slower"),
+        )
     (exponent,) = fit.estimates
     if exponent.std_error is None:
         return replace(answer, p_value=None)
@@ -492,13 +533,7 @@ def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
         question = replace(
             answer.question, estimand=f"{slope.on}; jackknife over {slope.num_groups} classes"
         )
-        answer = replace(answer, question=question)
-        if slope.interval is not None and question.power_of:
-            degrees = slope.num_groups - 1
-            half_width = (slope.interval[1] - slope.interval[0]) / 2
-            std_error = half_width / t_quantile(1 - LEVEL / 2, degrees)
-            answer = replace(answer, power=t_power(LAW_SLOPE, std_error, degrees))
-        yield answer
+        yield replace(answer, question=question)
 
 
 def _compression(fits: ScalingFits) -> Answer:
@@ -512,12 +547,16 @@ def _compression(fits: ScalingFits) -> Answer:
         return Answer(question=COMPRESSION, reason=fit.reason)
     (share,) = fit.estimates
     degrees = fit.num_datasets - 1
+    test = None
+    if share.std_error:
+        test = TTest(std_error=share.std_error, degrees=degrees)
     answer = Answer(
         question=COMPRESSION,
         value=share.value,
         interval=share.interval,
         num_replicates=fit.num_datasets,
-        power=t_power(0.5, share.std_error, degrees),
+        effect=1 - COMPRESSION.null,
+        test=test,
     )
     if fit.num_datasets < MIN_DATASETS:
         return replace(

@@ -45,6 +45,10 @@ ONE_SIZE = "there is only one train size; a curve needs at least two"
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
 
 
+MIN_PAIRS = 3
+"""Class pairs from which on a correlation over them is given."""
+LAW_RATE = 1.0
+"""Size of the slopes on log K_F that the law says, whose power is given."""
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
@@ -65,7 +69,7 @@ class PairQuestion:
         question: The question; its text is empty for a slope that is shown beside another one.
         response: Column that is explained.
         on: Regressors. The slope on the first one answers, at equal others.
-        factor: What the slope means for a factor of two, with ``{}`` for the number.
+        factor: What the slope means for a step of its regressor, with ``{}`` for the number.
         level: ``within`` a pair, over its train sizes; or ``between`` pairs, over their heights.
         needs_delta: Whether δ enters.
         is_claimed: Whether the slope is tested and may be claimed.
@@ -118,7 +122,7 @@ PAIR_QUESTIONS = {
         ),
         response="loss",
         on=SHARPNESS_AND_D,
-        factor="Doubling K_F multiplies the loss by {}.",
+        factor="Pairs with 10 % higher K_F have {} times the loss.",
     ),
     R_HAT_FREE: PairQuestion(
         Question(
@@ -134,7 +138,7 @@ PAIR_QUESTIONS = {
         ),
         response="r_hat_free",
         on=("k_free", "inverse_d"),
-        factor="Doubling K_F·δ multiplies R̂/δ by {}.",
+        factor="Pairs with 10 % higher K_F·δ have {} times the R̂/δ.",
         needs_delta=True,
     ),
     R_HAT: PairQuestion(
@@ -153,7 +157,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=SHARPNESS_AND_D,
-        factor="Doubling K_F adds {} to the accuracy lost.",
+        factor="Pairs with 10 % higher K_F lost {}.",
     ),
     DROP_ON_DELTA: PairQuestion(
         Question(
@@ -166,7 +170,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=("delta", "inverse_d"),
-        factor="Doubling δ adds {} to the accuracy lost.",
+        factor="Pairs 10 % further apart lost {}.",
         needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(
@@ -212,6 +216,9 @@ def pair_answer(slope: Slope) -> Answer:
     reason = slope.reason
     if not pair_question.is_claimed:
         reason = UNITS_ALONE
+    effect = None
+    if pair_question.question.power_of:
+        effect = LAW_RATE
     return Answer(
         question=pair_question.question,
         value=slope.value,
@@ -219,8 +226,11 @@ def pair_answer(slope: Slope) -> Answer:
         p_value=slope.p_value,
         adjusted_p=slope.adjusted_p,
         num_tests=slope.num_tests,
+        family=slope.family,
         num_replicates=slope.num_groups,
         left_out={f"class {name}": value for name, value in slope.left_out.items()},
+        effect=effect,
+        test=slope.test,
         reason=reason,
     )
 
@@ -246,7 +256,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
         if slope is not None:
             slopes[estimand] = replace(slope, on=estimand, adjusted_p=None, num_tests=0)
     family = [slope for slope in slopes.values() if PAIR_QUESTIONS[slope.on].is_claimed]
-    for slope in holm_adjusted(family):
+    for slope in holm_adjusted(family, "class pairs"):
         slopes[slope.on] = slope
     return tuple(slopes.values())
 
@@ -257,8 +267,6 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
     x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
-    drops = [name for name in points if str(name).endswith("accuracy_drop")]
-    mean_drop = points[drops].mean(axis=1)
     log_sharpness = np.log(at_largest_size(points, LABEL_SHARPNESS))
     log_delta = np.log(at_largest_size(points, MEAN_UNLIKE_DISTANCE))
     log_r_hat = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
@@ -271,8 +279,28 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
         loss=points[LOG_LOSS],
         r_hat=log_r_hat,
         r_hat_free=log_r_hat - log_delta,
-        drop=mean_drop,
+        drop=mean_accuracy_lost(points),
     )
+
+
+def sharpness_with_delta(points: pd.DataFrame) -> float | None:
+    """Return r of log K_F with log δ over class pairs, at the largest N of each.
+
+    None if fewer than three pairs have both, or one of them is constant.
+    """
+    rows = pd.DataFrame({CLASS_PAIR: points[CLASS_PAIR]})
+    for name in (LABEL_SHARPNESS, MEAN_UNLIKE_DISTANCE):
+        rows[name] = np.log(at_largest_size(points, name))
+    values = rows.dropna().groupby(CLASS_PAIR).mean()
+    if len(values) < MIN_PAIRS or (values.std() <= 0).any():
+        return None
+    return float(values.corr().to_numpy()[0, 1])
+
+
+def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:
+    """Return the accuracy that each point loses to attacks, as a fraction: a mean over attacks."""
+    drops = [name for name in points if str(name).endswith("accuracy_drop")]
+    return points[drops].mean(axis=1)
 
 
 def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:

@@ -74,24 +74,40 @@ class CurveQuestion:
             raise unknown_name("metric", self.metric, METRICS)
         for name, value in (("assurance", self.assurance), ("target", self.target)):
             if value is not None and not _is_number(value):
-                raise ConfigError(f"{name} is a number", repr(value), "e.g. 0.8")
+                raise ConfigError(
+                    f"{name} is {value!r}, which is not a number",
+                    hint="Give a number, such as 0.8",
+                )
         if self.train_size is not None and not (
             _is_number(self.train_size) and self.train_size >= 1
         ):
-            rule = "A train size is a number of images"
-            raise ConfigError(rule, repr(self.train_size), "e.g. 500")
+            raise ConfigError(
+                f"train_size is {self.train_size!r}, which is not a number of images",
+                hint="Give a number of images, such as 500",
+            )
         if self.test_size is not None and not (_is_number(self.test_size) and self.test_size >= 2):
-            raise ConfigError("A test set has 2 images or more", repr(self.test_size), "e.g. 200")
+            raise ConfigError(
+                f"test_size is {self.test_size!r}, but a test set has 2 images or more",
+                hint="Give the number of test images, such as 200",
+            )
         if not 0 < self.assurance < 1:
-            hint = "give a share, e.g. 0.8"
-            raise ConfigError("An assurance lies between 0 and 1", f"{self.assurance:g}", hint)
+            raise ConfigError(
+                f"assurance is {self.assurance:g}, which is not between 0 and 1",
+                hint="Give a share, such as 0.8",
+            )
         if self.target is None:
             return
         if self.metric == "loss" and not self.target > 0:
-            raise ConfigError("A target loss is above 0", f"{self.target:g}", "e.g. 0.3")
+            raise ConfigError(
+                f"The target loss is {self.target:g}, but a loss is above 0",
+                hint="Give a loss that a network can reach, such as 0.3",
+            )
         if self.metric != "loss" and not 0 < self.target < 1:
-            rule = f"A target {METRIC_WORDS[self.metric]} lies between 0 and 1"
-            raise ConfigError(rule, f"{self.target:g}", "write 90 % as 0.9")
+            raise ConfigError(
+                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, which is not between "
+                "0 and 1",
+                hint="Give a share: write 90 % as 0.9",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,16 +329,14 @@ def answer(
     try:
         curve = LearningCurve(points, question.metric, siblings=siblings)
     except DataError as error:
-        rule = f"The learning curve of {name} cannot be fitted"
-        raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.hint) from None
+        raise DataError(f"{name}: {error.problem}", hint=error.hint) from None
     asked_size = float(question.train_size or 2 * curve.largest_size)
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:
         raise ConfigError(
-            f"A learning curve is extrapolated to {MAX_EXTRAPOLATION:g} times its largest train "
-            f"size, here {number(limit)}",
-            number(asked_size),
-            f"train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
+            f"The learning curve of {name} reaches to {number(limit)} images "
+            f"({MAX_EXTRAPOLATION:g} times its largest train size), not to {number(asked_size)}",
+            hint=f"Train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
     num_test_images = question.test_size or curve.points[-1].num_test_images
     score = curve.score_at(asked_size, num_test_images=num_test_images)
@@ -403,8 +417,10 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     if not curves and failures:
         raise failures[0]
     if not curves:
-        rule = f"A learning curve of {model} needs trainings with {with_article(question.metric)}"
-        raise DataError(rule, "no row with one", "fill in the scores")
+        raise DataError(
+            f"No training of {model} has {with_article(question.metric)}",
+            hint="Fill in the scores of the trainings",
+        )
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
 

@@ -80,24 +80,29 @@ def read_curve(path: Path) -> pd.DataFrame:
         ConfigError: If the file cannot be read as a table.
     """
     hint = (
-        "give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
+        "Give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
     )
-    rule = "A learning curve must be a CSV file"
     if path.is_dir():
-        raise ConfigError(rule, f"{path}: a folder", hint)
+        raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
     try:
         separator = separator_of(path)
         table = pd.read_csv(
             path, sep=separator, dtype=str, skipinitialspace=True, encoding="utf-8-sig"
         )
     except UnicodeDecodeError:
-        raise ConfigError(rule, f"{path}: not in UTF-8", hint) from None
+        raise ConfigError(f"{path} is not in UTF-8", hint=hint) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(rule, f"{path}: {reason}", hint) from None
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
+        raise ConfigError(f"{path} cannot be read as a CSV file: {reason}", hint=hint) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
-    if len(set(names)) < len(names):
-        raise ConfigError("A table names each column once", ", ".join(names), "rename one")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(
+            f"{path} has more than one column {', '.join(repeated)}",
+            hint="Rename one of the columns",
+        )
     table = table.set_axis(names, axis=1)
     return table if separator != ";" else _with_decimal_points(table)
 
@@ -147,27 +152,34 @@ def checked_table(
             f"Left out: {num_left_out} of {len(table)} rows, which have no {METRIC_WORDS[metric]}."
         )
     if not is_usable.any():
-        rule = f"A learning curve needs trainings with {with_article(metric)}"
-        raise DataError(rule, f"{len(table)} rows, none of them with one", "fill in the scores")
+        raise DataError(
+            f"None of the {len(table)} rows of the table has {with_article(metric)}",
+            hint="Fill in the scores",
+        )
     rows = table[is_usable].copy()
     rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
     if rows["size"].isna().any():
         line = int(rows.index[rows["size"].isna()][0]) + 2
-        rule = f"Each row with a score has a {size_column}"
-        raise DataError(rule, f"an empty cell in line {line} of the table", "fill it in")
+        raise DataError(
+            f"Line {line} of the table has a score, but no {size_column}",
+            hint=f"Fill in the {size_column}, or drop the line",
+        )
     rows["score"] = scores[is_usable]
     rows["tested"] = _test_sizes(rows, num_test_images)
     rows["classes"] = np.nan
     if CLASSES_COLUMN in rows:
         rows["classes"] = _numbers(
-            rows[CLASSES_COLUMN], CLASSES_COLUMN, "2 classes or more", lambda value: value >= 2
+            rows[CLASSES_COLUMN], CLASSES_COLUMN, "a number of 2 or more", lambda value: value >= 2
         )
     if PAIR_COLUMN in rows:
         rows.loc[rows[PAIR_COLUMN].fillna("").astype(str).ne(""), "classes"] = 2.0
     rows["positives"] = np.nan
     if POSITIVES_COLUMN in rows:
         rows["positives"] = _numbers(
-            rows[POSITIVES_COLUMN], POSITIVES_COLUMN, "1 image or more", lambda value: value >= 1
+            rows[POSITIVES_COLUMN],
+            POSITIVES_COLUMN,
+            "a number of 1 or more",
+            lambda value: value >= 1,
         )
     elif metric == "auroc":
         # Over several classes an AUROC is a mean of one class against the rest.
@@ -175,8 +187,10 @@ def checked_table(
     for name in MIXED_COLUMNS:
         if varies(rows, name):
             values = sorted(map(str, rows[name].unique()))[:5]
-            rule = f"Rows of one learning curve have one {name}"
-            raise DataError(rule, ", ".join(values), f"keep the rows of one {name}")
+            raise DataError(
+                f"The table mixes trainings of more than one {name}: {', '.join(values)}",
+                hint=f"Keep the rows with one {name}",
+            )
     rows, repeated = _without_repeats(rows)
     return CheckedTable(rows, (*remarks, *repeated))
 
@@ -186,7 +200,7 @@ def _test_sizes(rows: pd.DataFrame, num_test_images: int | None) -> pd.Series:
         return pd.Series(float(num_test_images), index=rows.index)
     for name in TEST_SIZE_COLUMNS:
         if name in rows:
-            return _numbers(rows[name], name, "2 images or more", lambda value: value >= 2)
+            return _numbers(rows[name], name, "a number of 2 or more", lambda value: value >= 2)
     return pd.Series(np.nan, index=rows.index)
 
 
@@ -211,8 +225,11 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
             first = unique[has_rival].iloc[0]
             same = unique["size"].eq(first["size"]) & has_rival
             lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
-            rule = "A training, by its train size, model and seed, has one score"
-            raise DataError(rule, f"several, in lines {lines} of the table", "keep one of them")
+            raise DataError(
+                f"Lines {lines} of the table have different scores of the same training (train "
+                "size, model and seed)",
+                hint="Keep one of these lines",
+            )
     return unique, remarks
 
 
@@ -238,12 +255,12 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
         is_apart = (scores - repeated).abs() > LARGEST_DISAGREEMENT
         if is_apart.any():
             place = int(is_apart.to_numpy().argmax())
-            ours, theirs = table[first_name].iloc[place], table[name].iloc[place]
-            values = f"{first_name} {ours}, {name} {theirs}"
+            first_cell, cell = table[first_name].iloc[place], table[name].iloc[place]
             line = int(str(table.index[place])) + 2
-            hint = f"correct them, or leave out the column {name}"
             raise DataError(
-                "The scores of one row agree", f"{values} in line {line} of the table", hint
+                f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, and "
+                f"{name} is {cell}",
+                hint=f"Correct the line, or leave out the column {name}",
             )
         scores = scores.fillna(repeated)
     return scores
@@ -252,7 +269,7 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
 def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
     if metric == "loss":
         return _numbers(cells, column, "a finite loss above 0", lambda value: 0 < value < np.inf)
-    rule = "a share from 0 to 1: write 70 % as 0.7"
+    rule = "a share from 0 to 1 (write 70 % as 0.7)"
     return _numbers(cells, column, rule, lambda value: 0 <= value <= 1)
 
 
@@ -274,18 +291,22 @@ def _numbers(
         if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
             raise _thousands_error(cell, line, column)
         if pd.isna(number) or not is_allowed(float(number)):
-            place = f"line {line + 2} of the table, column {column}"
             value = repr(cell) if pd.isna(number) else f"{number:g}"
-            raise DataError(f"Each {column} is {rule}", f"{value} in {place}", "correct it")
+            raise DataError(
+                f"Line {line + 2} of the table has {column} {value}, which is not {rule}",
+                hint="Correct the cell",
+            )
     return numbers.astype(float)
 
 
 def _thousands_error(cell: str, row: int, column: str) -> DataError:
     """Return the error of a cell whose point may separate thousands."""
-    place = f"{cell.strip()!r} in line {row + 2} of the table, column {column}"
-    plain = cell.strip().replace(".", "")
-    hint = f"write {plain}, or {cell.strip().split('.')[0]} if that is meant"
-    return DataError("A number has no point between thousands", place, hint)
+    text = cell.strip()
+    plain = text.replace(".", "")
+    return DataError(
+        f"Line {row + 2} of the table has {column} {text!r}, whose point may separate thousands",
+        hint=f"Write {plain} or {text.split('.')[0]}, whichever is meant",
+    )
 
 
 def metric_of(table: pd.DataFrame) -> Metric:
@@ -298,9 +319,11 @@ def metric_of(table: pd.DataFrame) -> Metric:
         if any(name in table for name in SCORE_COLUMNS[metric]):
             return metric
     known = ", ".join(names[0] for names in SCORE_COLUMNS.values())
-    hint = f"name the column of scores {known}"
     present = ", ".join(map(str, table.columns[:12]))
-    raise DataError("A table of results needs a column of scores", f"columns {present}", hint)
+    raise DataError(
+        f"The table has no column of scores, only {present}",
+        hint=f"Give the column of scores one of the names {known}",
+    )
 
 
 def curve_points(rows: pd.DataFrame) -> list[CurvePoint]:
@@ -338,6 +361,8 @@ def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
         if name in table:
             return name
     columns = [str(column) for column in table.columns]
-    hint = f"{nearest(names[0], columns)}call it {names[0]}"
     present = ", ".join(columns[:12])
-    raise DataError(f"A learning curve needs a column of the {content}", f"columns {present}", hint)
+    raise DataError(
+        f"The table has no column of the {content}, only {present}",
+        hint=f"{nearest(names[0], columns)}Name the column {names[0]}",
+    )

@@ -12,29 +12,24 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from orchestrator.analysis.answers import Answer
-from orchestrator.analysis.class_pairs import (
-    pair_answer,
-)
+from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.headline import (
-    ATTACKS,
-    BELOW_BOUND,
-    DIMENSION,
-    EXPONENT,
-    SHARPNESS,
-    num_tests,
-    with_p_values,
-)
+from orchestrator.analysis.headline import num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.number_formats import percent
+from orchestrator.analysis.law_fits.detection import verdict_level
+from orchestrator.analysis.number_formats import per_cent_of
 from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
-from orchestrator.analysis.sentences.of_datasets import of_datasets
+from orchestrator.analysis.sentences.of_datasets import (
+    FALL_QUESTION,
+    datasets_needed_for_sharpness,
+    of_datasets,
+)
 from orchestrator.analysis.sentences.of_experiments import of_experiment
 from orchestrator.analysis.sentences.of_one_dataset import of_one_dataset
 from search_spaces.errors import plural
 
-MAX_SUMMARY_LINES = 40
+MAX_SUMMARY_LINES = 70
 """Lines that a terminal shows of a sweep; remarks beyond them are counted."""
 
 
@@ -61,10 +56,12 @@ def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
     """Return the first screen: what was done, what was found, and what that means, a sentence
     each.
     """
-    done = (
-        f"{plural(len(fits.models), 'network')} learned {plural(len(fits.datasets), 'dataset')} in "
-        f"{plural(fits.num_used, 'training')}."
-    )
+    times = "once" if fits.num_used == 1 else f"{fits.num_used:,} times"
+    data = plural(len(fits.datasets), "dataset")
+    if fits.class_pairs:
+        num_classes = max(slope.num_groups for slope in fits.class_pairs)
+        data = f"pairs of the {num_classes} classes of {data}"
+    done = f"{plural(len(fits.models), 'kind')} of network trained {times} on {data}."
     all_findings = findings(fits)
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in all_findings:
@@ -72,15 +69,20 @@ def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
     decided = by_verdict["supported"] + by_verdict["contradicted"]
     undecided = by_verdict["undecided"]
     if decided:
-        return done, f"Found: {decided[0].claim}", _of_the_rest(decided[1:], undecided)
+        result = f"Found: {decided[0].claim} {decided[0].size}".strip()
+        return done, result, _of_the_rest(decided[1:], undecided)
     if undecided:
         counted = plural(len(undecided), "question")
         verb = "is" if len(undecided) == 1 else "are"
+        result = f"Nothing was decided: {counted} that could be tested {verb} undecided."
+        of_fall = [finding for finding in all_findings if finding.question == FALL_QUESTION]
+        if of_fall:
+            result = f"{of_fall[0].sentences[0]} {result}"
         return (
             done,
-            f"No effect was detected: {counted} that could be tested {verb} undecided.",
-            "This does not show that there is none; each answer says which effects are compatible "
-            "with these data.",
+            result,
+            "Undecided does not mean that there is no relation. Each answer gives the estimate "
+            "with its interval.",
         )
     described = by_verdict["described"]
     if described:
@@ -97,8 +99,28 @@ def _of_the_rest(decided: Sequence[Finding], undecided: Sequence[Finding]) -> st
     if decided:
         return f"Also: {decided[0].claim}"
     if undecided:
-        return f"{plural(len(undecided), 'other question')} stayed undecided: no effect detected."
+        return f"{plural(len(undecided), 'other question')} stayed undecided."
     return "No other question could be tested."
+
+
+def next_steps(fits: ScalingFits) -> tuple[str, ...]:
+    """Return what to do next, as its answers suggest: sentences in the imperative."""
+    steps = []
+    slopes = {slope.on: slope for slope in fits.class_pairs}
+    if DROP_ON_DELTA in slopes:
+        if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
+            steps.append("Expect images that resemble another class to fail first.")
+        steps.append("Repeat it on another set before you rely on it.")
+    elif any(answer.verdict == "undecided" for answer in fits.answers):
+        needed = datasets_needed_for_sharpness(fits)
+        if needed is not None:
+            steps.append(f"To decide about K_F, plan about {needed:,} datasets.")
+        steps.append("Let `isweep power` count how often your sweep would decide.")
+    steps.append("Measure your own images: `isweep measure ./my-images`.")
+    steps.append(
+        "Ask how many you need: `isweep predict --curve results.csv --target-accuracy 0.9`."
+    )
+    return tuple(steps)
 
 
 def family(fits: ScalingFits) -> str:
@@ -111,16 +133,22 @@ def family(fits: ScalingFits) -> str:
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
         return (
-            f"Intervals over class pairs are by a jackknife over classes, p-values by Holm over "
-            f"{plural(tests, 'slope')}. R̂ is the distance to another decision, δ the mean distance "
-            "to the nearest unlike image; see docs/fits.md."
+            "Classes are the replicates: pairs share them. Intervals are by a jackknife over "
+            f"classes, each for itself. {_of_holm(tests)} δ is the mean distance of an image to "
+            "the nearest image of the other class."
         )
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
+    return f"{_of_holm(tests)} Everything else here is exploratory."
+
+
+def _of_holm(tests: int) -> str:
+    """Say what the adjustment of a family promises, and at which level its powers are given."""
     return (
-        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm): the chance of "
-        f"any false claim is at most {percent(LEVEL)}. Everything else here is exploratory."
+        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If each p is "
+        f"right, the chance of any false verdict is at most {per_cent_of(LEVEL)}. Powers are for "
+        f"the strictest level of Holm, {per_cent_of(verdict_level(tests))}."
     )
 
 
@@ -148,12 +176,9 @@ def summary(
     for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
-    answers = adjusted_p_values(fits)
-    text = family(fits)
-    if answers and not fits.class_pairs:
-        named = "; ".join(f"{SHORT_NAMES[a.question.key]} {_p(a)}" for a in answers)
-        text = f"Adjusted p: {named}. {text}"
-    lines += wrap(text, width)
+    lines += wrap(family(fits), width)
+    steps = " ".join(next_steps(fits)).replace("`", "")
+    lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
     remarks = [*fits.caveats, *exclusions]
     for k, remark in enumerate(remarks):
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
@@ -162,21 +187,3 @@ def summary(
             return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]
         lines += wrapped
     return lines
-
-
-SHORT_NAMES = {
-    DIMENSION.key: "d_data",
-    SHARPNESS.key: "K_F",
-    EXPONENT.key: "fall with N",
-    BELOW_BOUND.key: "slower than the bound",
-    ATTACKS.key: "attacks",
-}
-"""Question -> its name in the line of p-values."""
-
-
-def _p(answer: Answer) -> str:
-    """Return the adjusted p-value to two figures."""
-    adjusted_p = answer.adjusted_p
-    if adjusted_p is None:
-        return "–"
-    return "< 0.001" if adjusted_p < 1e-3 else f"{adjusted_p:.2g}"

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from orchestrator.analysis.answers import Answer, Question
-from orchestrator.analysis.class_pairs import fit_pairs, pair_answer
+from orchestrator.analysis.class_pairs import fit_pairs, pair_answer, sharpness_with_delta
 from orchestrator.analysis.experiments.interventions import fit_interventions
 from orchestrator.analysis.experiments.records import Arm, Interventions
 from orchestrator.analysis.grouped_tables.slopes import Slope
@@ -25,16 +25,18 @@ from orchestrator.analysis.headline import headline_answers
 from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.law_fits.attacks import fit_attacks
 from orchestrator.analysis.law_fits.exponents import OTHER_D, fit_exponent, fit_exponents
+from orchestrator.analysis.law_fits.falls import fit_fall
 from orchestrator.analysis.law_fits.heights import fit_headline, fit_height
 from orchestrator.analysis.law_fits.records import (
     AnyFit,
     AttackFit,
     ExponentFit,
+    FallFit,
     HeightFit,
     RepresentationFit,
 )
 from orchestrator.analysis.law_fits.representations import fit_representation
-from orchestrator.analysis.limits import limits_of
+from orchestrator.analysis.limits import SweepFacts, limits_of, limits_of_origins
 from orchestrator.analysis.one_dataset import OneDataset, one_dataset
 from orchestrator.analysis.results_tables.checks import Exclusion, normalise
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary, summaries_of
@@ -54,6 +56,8 @@ from orchestrator.analysis.results_tables.sharpness_scale import (
 )
 from orchestrator.results.columns import DATASET, DOMAINS, MODEL
 
+NO_FACTS = SweepFacts()
+"""Facts about a table that belongs to no sweep: none."""
 EQUAL_UP_TO_ROUNDING = 1e-12
 """Relative difference below which two measures are the same number."""
 
@@ -77,9 +81,11 @@ class ScalingFits:
         class_pairs: Slopes over the class pairs of one dataset.
         interventions: What followed in an experiment.
         one_dataset: What one dataset alone can answer.
+        asked_after_seeing: Keys of questions that were put after the data had been looked at.
+        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class pairs.
     """
 
-    schema_version: int = 5
+    schema_version: int = 6
     num_trials: int
     num_used: int
     num_points: int
@@ -94,6 +100,8 @@ class ScalingFits:
     class_pairs: tuple[Slope, ...] = ()
     interventions: Interventions | None = None
     one_dataset: OneDataset | None = None
+    asked_after_seeing: tuple[str, ...] = ()
+    sharpness_with_delta: float | None = None
 
     def headline(self, model: str = POOLED) -> HeightFit:
         """Return the fit of heights on 1/d, log K_F and the domain."""
@@ -119,6 +127,13 @@ class ScalingFits:
             ):
                 return fit
         return ExponentFit(model=model, subset=subset, variant=variant, reason=_no_trial(model))
+
+    def fall(self) -> FallFit:
+        """Return the slopes on log N of each dataset."""
+        for fit in self.fits:
+            if isinstance(fit, FallFit):
+                return fit
+        return FallFit(reason=_no_trial(POOLED))
 
     def attack(self, response: str, model: str = POOLED) -> AttackFit:
         """Return the fit of the loss gained by one attack."""
@@ -156,6 +171,7 @@ class ScalingFits:
         document = cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
         for entry, answer in zip(document["answers"], self.answers, strict=True):
             entry["verdict"] = answer.verdict
+            entry["power"] = answer.power
         for entry, slope in zip(document["class_pairs"], self.class_pairs, strict=True):
             entry["verdict"] = pair_answer(slope).verdict
         return document
@@ -235,7 +251,7 @@ def prepare(
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     copies = []
     if is_copy.any():
-        reason = "arms of interventions, which are compared with their own bases"
+        reason = "arms of experiments, which are compared with their base datasets"
         copies.append(Exclusion(reason, int(is_copy.sum())))
     full = full[~is_copy].reset_index(drop=True)
     points, without_loss = fitted_points(full)
@@ -256,6 +272,7 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
     predictions: pd.DataFrame | None = None,
+    facts: SweepFacts = NO_FACTS,
 ) -> ScalingFits:
     """Fit the study's law to a results table, and answer what it can answer.
 
@@ -269,13 +286,20 @@ def fit_scaling_laws(
             answer rests on these.
         predictions: Predictions of each test image, if they are stored: they compare the networks
             of one dataset.
+        facts: Facts about the sweep that limit its answers.
 
     Raises:
         DataError: If a column is missing, or contradicts itself.
     """
     prepared = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     single = one_dataset(prepared.full, predictions)
-    fits = replace(fits_of(prepared, explore=explore), one_dataset=single)
+    fits = fits_of(prepared, explore=explore)
+    fits = replace(
+        fits,
+        one_dataset=single,
+        caveats=(*fits.caveats, *limits_of_origins(facts.origins, fits.datasets)),
+        asked_after_seeing=facts.asked_after_seeing,
+    )
     if arms:
         fits = replace(fits, interventions=fit_interventions(table, arms))
     return fits
@@ -290,6 +314,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
     if models:
         fits.append(fit_headline(points, scale))
         fits.append(fit_height(points, scale, (IS_MEDICAL,)))
+        fits.append(fit_fall(points))
         fits += fit_exponents(points, prepared.full)
         fits += fit_attacks(points, scale, models)
         fits.append(fit_representation(points))
@@ -302,6 +327,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         doubling_slope=doubling_slope(datasets),
         num_domains=len({dataset.domain for dataset in datasets}),
     )
+    class_pairs = fit_pairs(points)
     return ScalingFits(
         num_trials=prepared.num_trials,
         num_used=prepared.num_used,
@@ -314,7 +340,8 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         answers=answers,
         num_at_chance_level=int(points[AT_CHANCE_LEVEL].sum()),
         caveats=limits_of(prepared.full, points),
-        class_pairs=fit_pairs(points),
+        class_pairs=class_pairs,
+        sharpness_with_delta=sharpness_with_delta(points) if class_pairs else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The study's questions to a table of several datasets, answered from its fits.
 
-Five tests stand behind four questions: the fall with N is tested against no fall, and against the
-law's bound. Their p-values are adjusted together (Holm).
+Five tests stand behind four questions: the exponent of N is tested against no fall, and against
+the law's bound. Their p-values are adjusted together (Holm).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from orchestrator.analysis.answers import Answer, Question, holm_adjusted
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.law_fits.estimates import (
-    STRONG,
-    Estimate,
-    correlation_power,
+from orchestrator.analysis.law_fits.detection import (
+    LargestCorrelation,
+    TTest,
     datasets_needed,
-    t_power,
+    verdict_level,
 )
+from orchestrator.analysis.law_fits.estimates import STRONG, Estimate
 from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE
 from orchestrator.analysis.law_fits.records import AnyFit, AttackFit, ExponentFit, Fit, HeightFit
 from orchestrator.analysis.results_tables.points import ALL, INVERSE_D, LOG_SHARPNESS, POOLED
@@ -27,17 +27,17 @@ from search_spaces.errors import plural
 
 DIMENSION = Question(
     key="dimension",
-    text="Is a dataset of higher intrinsic dimension harder to learn?",
+    text="Do datasets of higher intrinsic dimension have higher losses?",
     claim="Loss rises with d_data",
     estimand="slope of log loss on 1/d, given K_F and the domain label",
     expected_sign=-1,
-    power_of="a loss twice as high at the highest d_data as at the lowest",
+    power_of="a doubling of the loss over the range of d_data",
     source="Fig. 2a",
     published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
 )
 SHARPNESS = Question(
     key="sharpness_beyond_label",
-    text="Do sharper labels give higher losses?",
+    text="Do datasets with sharper labels have higher losses?",
     claim="Loss rises with K_F at equal d_data",
     estimand="slope of log loss on log K_F, given 1/d and the domain label",
     power_of="the law's slope of 1",
@@ -46,24 +46,26 @@ SHARPNESS = Question(
 )
 EXPONENT = Question(
     key="exponent",
-    text="Does the loss fall with N as the law allows?",
+    text="Does one exponent b, as in N^(−b/d), describe the fall, and is it at least 1?",
     claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
-    text="Does the loss fall with N as the law allows?",
+    text="Does one exponent b, as in N^(−b/d), describe the fall, and is it at least 1?",
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,
+    alternative="slower",
 )
 ATTACKS = Question(
     key="attacks_on_sharpness",
-    text="Do attacks gain more where labels are sharper?",
+    text="Do attacks raise the loss more in datasets with sharper labels?",
     claim="Attacks raise the loss more where labels are sharper",
     estimand="largest r of the loss gained with K_F, given the domain label",
     power_of=f"a correlation of {STRONG:g}",
+    alternative="rise",
     source="Thm 3",
     published="0.84 (FGSM, eleven datasets)",
 )
@@ -99,7 +101,7 @@ def headline_answers(
         _of_bound(exponent, above_chance),
         _of_attacks(attacks, num_domains),
     ]
-    return holm_adjusted(answers)
+    return holm_adjusted(answers, "headline questions")
 
 
 def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
@@ -127,32 +129,34 @@ def answer_of(
     degrees: float = 0,
     reason: str = "",
 ) -> Answer:
-    """Return the answer of an estimate with its power, or why it cannot be tested.
+    """Return the answer of an estimate with its test, or why it cannot be tested.
 
     Args:
         question: The question.
         estimate: The estimate; None if it could not be made.
         num_datasets: Datasets that it is over.
-        effect: True value whose power is given, in units of the estimate; None gives no power.
+        effect: Distance from the null value whose power is given, in units of the estimate; None
+            gives no power.
         degrees: Degrees of freedom of its t test.
         reason: Why there is no estimate.
     """
     if estimate is None:
         return Answer(question=question, reason=reason or "not measured")
     if estimate.p is None:
-        return Answer(question=question, reason="it has no p-value")
+        return Answer(question=question, reason="the estimate has no p-value")
     if not estimate.is_tested:
         return Answer(question=question, reason=few_ways(estimate))
-    power = None
-    if effect is not None:
-        power = t_power(effect, estimate.std_error, degrees)
+    test = None
+    if estimate.std_error:
+        test = TTest(std_error=estimate.std_error, degrees=degrees)
     return Answer(
         question=question,
         value=estimate.value,
         interval=estimate.interval,
         p_value=estimate.p,
         num_replicates=num_datasets,
-        power=power,
+        effect=effect,
+        test=test,
         left_out=estimate.left_out,
     )
 
@@ -229,7 +233,13 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
     answer = answer_of(ATTACKS, best.estimates[0], best.num_datasets)
     if answer.reason:
         return answer
-    return replace(answer, power=correlation_power(best.num_datasets, num_domains - 1))
+    test = LargestCorrelation(
+        num_correlations=sum(fit.status == "ok" for fit in fits),
+        degrees=best.num_datasets - num_domains - 2,
+        interval_critical=best.interval_critical,
+        criticals=best.criticals,
+    )
+    return replace(answer, effect=STRONG, test=test)
 
 
 def num_tests(answers: Iterable[Answer]) -> int:
@@ -243,8 +253,9 @@ def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) ->
     if estimate is None or not np.isfinite(effect):
         return None
     num_fitted = len(fit.terms) + 1
-    level = LEVEL / max(tests, 1)
-    return datasets_needed(effect, estimate.std_error, fit.num_datasets, num_fitted, level=level)
+    return datasets_needed(
+        effect, estimate.std_error, fit.num_datasets, num_fitted, level=verdict_level(tests)
+    )
 
 
 def with_p_values(answers: Iterable[Answer]) -> Iterator[Answer]:

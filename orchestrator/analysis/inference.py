@@ -45,6 +45,8 @@ FEWEST_FOR_SIGNS = 8
 """Datasets from which on signs alone are drawn; below, Webb's weights."""
 MOST_FOR_ALL_SIGNS = 12
 """Datasets up to which all sign patterns are tried."""
+MAX_TESTS_OF_A_FAMILY = 5
+"""Tests of the headline family: criticals of the largest correlation are given for 1 to so many."""
 MIN_DATASETS_OF_A_CORRELATION = 4
 """Three points lie near a line too often."""
 
@@ -325,12 +327,15 @@ class MaxCorrelation(NamedTuple):
         num_rearrangements: Permutations that p is made of.
         critical: Half width of simultaneous 95 % intervals of those tested, in standard errors of
             Fisher's z: 1.96 for one response, more for the largest of several.
+        criticals: Standard errors that the largest exceeds in a share of 0.05 / k of the
+            permutations, for k = 1, 2, …; empty if none is tested.
     """
 
     r: Array
     adjusted_p: Array
     num_rearrangements: int
     critical: float
+    criticals: tuple[float, ...] = ()
 
 
 def max_correlation_test(
@@ -384,7 +389,11 @@ def max_correlation_test(
     critical = float(special.ndtri(1 - LEVEL / 2))
     if num_tested > 1:
         critical = max(critical, float(np.quantile(largest_z, 1 - LEVEL / 2)))
-    return MaxCorrelation(correlations, adjusted_p, len(orders), critical)
+    criticals: tuple[float, ...] = ()
+    if num_tested:
+        shares = 1 - LEVEL / np.arange(1, MAX_TESTS_OF_A_FAMILY + 1)
+        criticals = tuple(np.quantile(largest_z, shares).tolist())
+    return MaxCorrelation(correlations, adjusted_p, len(orders), critical, criticals)
 
 
 def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from orchestrator.analysis.simple_curves import floored_power_law, power_law
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 
 Array = NDArray[np.float64]
 Metric = Literal["loss", "error", "accuracy", "auroc"]
@@ -378,10 +378,13 @@ class LearningCurve:
         prior: CurvePrior | None = None,
         siblings: Sequence[Sequence[CurvePoint]] = (),
     ) -> None:
-        if len({point.train_size for point in points}) < MIN_SIZES:
-            rule = f"a learning curve needs {MIN_SIZES} train sizes"
-            hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
-            raise DataError(rule, hint=hint)
+        num_sizes = len({point.train_size for point in points})
+        if num_sizes < MIN_SIZES:
+            raise DataError(
+                f"the learning curve has {plural(num_sizes, 'train size')}, and a fit needs at "
+                f"least {MIN_SIZES}",
+                hint=f"Train at {MIN_SIZES} sizes or more. Three sizes give a usable interval",
+            )
         of_siblings = [
             sibling
             for sibling in siblings
@@ -659,10 +662,16 @@ def log_of_score(score: float, metric: Metric) -> float:
     """
     if metric == "loss":
         if not score > 0:
-            raise DataError("a loss is above 0", f"{score:g}", "leave that training out")
+            raise DataError(
+                f"a training has the loss {score:g}, which is not above 0",
+                hint="Leave this training out",
+            )
         return float(np.log(score))
     if not 0 <= score <= 1:
-        raise DataError(f"{metric} is a share in [0, 1]", f"{score:g}", "write 70 % as 0.7")
+        raise DataError(
+            f"a training has the {metric} {score:g}, which is not a share from 0 to 1",
+            hint="Write 70 % as 0.7",
+        )
     return float(np.log(max(_errors_of(score, metric), LEAST_ERRORS)))
 
 
@@ -681,9 +690,10 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
         return log_of_score(point.score, metric)
     if point.num_test_images is None:
         if _errors_of(point.score, metric) == 0:
-            rule = "a perfect score says nothing without the size of its test set"
-            hint = "say how many test images it was measured on: --test-size"
-            raise DataError(rule, hint=hint)
+            raise DataError(
+                "a training has a perfect score on a test set of unknown size",
+                hint="Give the number of test images with --test-size",
+            )
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))
     num = point.num_test_images

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, reaches
+from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import AT_CHANCE_LEVEL, LOG_LOSS, OF_CHANCE_LOSS
 from orchestrator.results.columns import (
     DATA_MODE,
     DATASET,
     DOMAIN,
     DOMAINS,
+    MEDICAL,
     MODEL,
     NUM_CONFLICTS,
     SEED,
+    TEST_ACCURACY,
+    TRAIN_SIZE,
 )
+from search_spaces.datasets import ImageOrigin
 from search_spaces.errors import plural
 
 MIN_CONVINCING_DATASETS = 5
@@ -26,15 +34,24 @@ MAX_NAMED = 4
 """Datasets that a sentence names one by one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepFacts:
+    """Facts about a sweep that limit its answers and stand in no table of results.
+
+    Attributes:
+        asked_after_seeing: Keys of questions that were put after the images had been looked at.
+        origins: Origins of images that are not independent, by dataset.
+    """
+
+    asked_after_seeing: tuple[str, ...] = ()
+    origins: Mapping[str, ImageOrigin] = field(default_factory=dict)
+
+
 def few_of_domain(domain: str, number: int) -> str:
     """Say that so many datasets of a domain are too few to conclude from."""
-    add_more = f"Add at least {MIN_CONVINCING_DATASETS - number}."
-    if number == 1:
-        return f"One {domain} dataset shows no trend across {domain} datasets. {add_more}"
-    return (
-        f"With only {number} {domain} datasets, a trend across them cannot be separated from "
-        f"differences between these {number}. {add_more}"
-    )
+    verb = "is" if number == 1 else "are"
+    counted = plural(number, f"{domain} dataset")
+    return f"{counted} {verb} too few for a statement about {domain} datasets alone."
 
 
 def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
@@ -46,6 +63,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """
     return (
         *_at_chance_level(points),
+        *_without_error(points),
         *_of_domains(full, points),
         *_of_modes(full),
         *_of_conflicts(full),
@@ -54,21 +72,39 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
-    """Say how many losses are at chance level, and how many networks are over-confident."""
+    """Say how many losses are near that of guessing, and which networks separate the classes."""
     rows_with_loss = points[points[LOG_LOSS].notna()]
-    num_points = plural(len(rows_with_loss), "point")
+    is_high = reaches(rows_with_loss[OF_CHANCE_LOSS])
+    if not is_high.any():
+        return
     is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
-    if is_at_chance.any():
-        yield (
-            f"{int(is_at_chance.sum())} of {num_points} are at chance level: their loss is "
-            f"{AT_CHANCE_SHARE:g} ln n or more for n classes{_where(rows_with_loss, is_at_chance)}."
-        )
-    is_over_confident = reaches(rows_with_loss[OF_CHANCE_LOSS]) & ~is_at_chance
+    is_over_confident = is_high & ~is_at_chance
+    num_points = plural(len(rows_with_loss), "point")
+    yield (
+        f"In {int(is_high.sum())} of {num_points} the loss is {AT_CHANCE_SHARE:g} ln n or more for "
+        f"n classes: {AT_CHANCE_SHARE * np.log(2):.3f} for two, where guessing costs "
+        f"{np.log(2):.3f}."
+    )
     if is_over_confident.any():
         yield (
-            f"{int(is_over_confident.sum())} of {num_points} are over-confident: a loss as high as "
-            "chance with an accuracy or AUROC well above it"
-            f"{_where(rows_with_loss, is_over_confident)}."
+            f"{int(is_over_confident.sum())} of these separate the classes and are over-confident: "
+            f"accuracy or AUROC is well above chance{_where(rows_with_loss, is_over_confident)}."
+        )
+    if is_at_chance.any():
+        yield (
+            f"{int(is_at_chance.sum())} of these do not clearly separate the classes: they are at "
+            f"chance level{_where(rows_with_loss, is_at_chance)}."
+        )
+
+
+def _without_error(points: pd.DataFrame) -> Iterator[str]:
+    """Say that most networks make no error, so that their loss is about confidence alone."""
+    accuracies = points[TEST_ACCURACY].dropna()
+    num_perfect = int((accuracies >= 1).sum())
+    if 2 * num_perfect > len(accuracies):
+        yield (
+            f"In {num_perfect} of {plural(len(accuracies), 'point')} no test image is wrong: there "
+            "the loss measures confidence, not errors."
         )
 
 
@@ -97,6 +133,39 @@ def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
             yield f"No {domain} dataset: nothing can be said about differences between domains."
 
 
+def limits_of_origins(
+    origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
+) -> tuple[str, ...]:
+    """Return which datasets are not independent of each other, and whose images are not.
+
+    Args:
+        origins: Origin of the images, by dataset.
+        datasets: The datasets that are fitted.
+    """
+    names_of: dict[str, list[str]] = defaultdict(list)
+    cut = []
+    for dataset in datasets:
+        origin = origins.get(dataset.dataset, ImageOrigin())
+        if origin.collection:
+            names_of[origin.collection].append(dataset.dataset)
+        if origin.cut_from:
+            cut.append(dataset)
+    texts = []
+    for collection, names in names_of.items():
+        if len(names) > 1:
+            texts.append(f"{listing(names)} are not independent: both show {collection}.")
+    if texts:
+        num_datasets = plural(len(datasets), "dataset")
+        texts.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
+    if cut:
+        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
+        texts.append(f"Training and test images come from the same few pictures: {listing(names)}.")
+    medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
+    if medical and all(dataset in cut for dataset in medical):
+        texts.append("No medical dataset here has several patients: nothing speaks about patients.")
+    return tuple(texts)
+
+
 def _of_modes(full: pd.DataFrame) -> Iterator[str]:
     """Say that trials of several data modes are fitted together."""
     modes = sorted(full[DATA_MODE].unique())
@@ -113,8 +182,12 @@ def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Say that there is one model, or one seed."""
-    counts = {"model": points[MODEL].nunique(), "seed": full[SEED].nunique()}
+    """Say that there is one model, one train size or one seed."""
+    counts = {
+        "model": points[MODEL].nunique(),
+        "train size": points[TRAIN_SIZE].nunique(),
+        "seed": full[SEED].nunique(),
+    }
     single = [name for name, count in counts.items() if count == 1]
     if single:
         yield f"There is only one {listing(single)}: another one could give other results."

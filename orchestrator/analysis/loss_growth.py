@@ -252,7 +252,7 @@ def fit_growth(
         raise unknown_name("fitted model", model, (*models, POOLED))
     doubts = []
     if model == POOLED and len(models) > 1:
-        doubts.append("losses are of all models together, which differ")
+        doubts.append("the fit takes losses of all models together, which differ")
     reason = ""
     for subset in (*([domain] if domain else []), ALL):
         growth = growth_of(select(ready.points, model, subset), ready.scale)
@@ -262,8 +262,11 @@ def fit_growth(
             return replace(growth, doubts=(*doubts, *growth.doubts))
         reason = growth
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    hint = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
-    raise DataError("A prediction needs a fit of how losses grow", reason, hint)
+    raise DataError(
+        f"The sweep allows no prediction: {reason}",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes, or name a sweep with "
+        "both, such as demo",
+    )
 
 
 def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
@@ -289,7 +292,7 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
         if fitted is not None:
             break
     if fitted is None:
-        return "models and train sizes go only together, so neither can be told apart"
+        return "models and train sizes change only together, so their effects cannot be separated"
     datasets = means[DATASET]
     refits = {
         str(name): _fit_both(means[datasets != name], height, scale) for name in datasets.unique()
@@ -312,15 +315,15 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return why points with losses and measures allow no fit, or an empty text."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"{plural(num_datasets, 'dataset')} with losses and measures, at least 2 needed"
+        return f"only {num_datasets} of at least 2 datasets has losses and measures"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
-        return f"{len(rows)} points, at least {num_needed} needed"
+        return f"there are only {len(rows)} of at least {num_needed} points"
     reason = why_constant(rows)
     if reason:
         return reason
     if rows[TRAIN_SIZE].nunique() < 2:
-        return "only one train size, so nothing is known of how losses fall with N"
+        return "there is only one train size, which does not show how losses fall with N"
     return ""
 
 

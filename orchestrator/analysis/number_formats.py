@@ -64,6 +64,11 @@ def adjusted_p_equals(value: float, num_tests: int) -> str:
     return f"adjusted {p_equals(value)} over {plural(num_tests, 'test')}"
 
 
+def per_cent_of(level: float) -> str:
+    """Return a level as ``1 %`` or ``0.56 %``, to two figures."""
+    return f"{number(100 * level, 2)} %"
+
+
 def interval(bounds: Interval | None) -> str:
     """Return an interval, to the figures that separate its ends; a dash for None."""
     if bounds is None:

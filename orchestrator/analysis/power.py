@@ -37,7 +37,8 @@ from orchestrator.analysis.inference import (
     dataset_effects,
     t_quantile,
 )
-from orchestrator.analysis.law_fits.estimates import slope_estimates, t_power
+from orchestrator.analysis.law_fits.detection import t_power
+from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import with_exponent
 from orchestrator.analysis.law_fits.records import AnyFit, ExponentFit, HeightFit
 from orchestrator.analysis.number_formats import in_hundred, percent
@@ -289,7 +290,7 @@ def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tup
         return answers
     of_attacks = Answer(question=ATTACKS, value=0.0, p_value=1.0)
     other_answers = [answer for answer in answers if answer.question != ATTACKS]
-    return holm_adjusted([*other_answers, of_attacks])
+    return holm_adjusted([*other_answers, of_attacks], "headline questions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,11 +440,15 @@ def power(
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < MIN_DATASETS:
-        rule = f"Power needs at least {MIN_DATASETS} datasets, since datasets are what is compared"
-        counted = plural(len(design.datasets), "dataset")
-        raise ConfigError(rule, counted, "add datasets to the sweep")
+        raise ConfigError(
+            f"The sweep has {plural(len(design.datasets), 'dataset')}, and power needs at least "
+            f"{MIN_DATASETS}",
+            hint="Add datasets to the sweep",
+        )
     if num_tables < 1:
-        raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
+        raise ConfigError(
+            f"num_tables is {num_tables}, so no table is drawn", hint="Set num_tables to 1 or more"
+        )
     if truth is None:
         truth = EFFECTS[effect].truth
     rng = np.random.default_rng(seed)
@@ -485,8 +490,11 @@ def experiment_power(
     num_arms = Counter(arm.world for arm in of_sharpness)
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
-        rule = f"An experiment needs at least {MIN_WORLDS} worlds in which K_F is moved"
-        raise ConfigError(rule, f"{num_worlds}", "add worlds to the sweep")
+        raise ConfigError(
+            f"The experiment moves K_F in {plural(num_worlds, 'world')}, and power needs at least "
+            f"{MIN_WORLDS}",
+            hint="Add worlds to the sweep",
+        )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
     # An arm's change has the error of its own trainings and of its base's, which arms share.

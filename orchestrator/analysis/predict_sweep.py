@@ -87,6 +87,7 @@ def _check_complete(numbers: Mapping[str, float]) -> None:
     """Raise a ConfigError that names the numbers which are missing."""
     missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
     if missing:
-        lacking = f"no {' and no '.join(missing)}"
-        hint = "give the numbers, a measurement with labels (--measured), or a pilot"
-        raise ConfigError("A prediction needs d_data and label_sharpness", lacking, hint)
+        raise ConfigError(
+            f"The prediction lacks {' and '.join(missing)} of the new dataset",
+            hint="Give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
+        )

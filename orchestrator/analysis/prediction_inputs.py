@@ -31,8 +31,10 @@ from orchestrator.results.columns import (
 )
 from search_spaces.errors import ConfigError, plural, unknown_name
 
-PILOT_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
-RECORD_HINT = "write one with: isweep measure SOURCE --json > record.json"
+PILOT_HINT = (
+    "Give a CSV file with the columns train_size and test_loss, as `isweep results --csv` writes it"
+)
+RECORD_HINT = "Write a record with `isweep measure SOURCE --json > record.json`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,10 @@ def read_pilot(path: Path, model: str) -> Pilot:
     try:
         table = read_separated(path)
     except (OSError, ValueError) as error:
-        rule = "A pilot must be a readable CSV file"
-        raise ConfigError(rule, f"{path}: {error}", PILOT_HINT) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"The pilot {path} cannot be read as a CSV file: {reason}", hint=PILOT_HINT
+        ) from None
     return pilot_of(table, model, where=str(path))
 
 
@@ -135,8 +139,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     """
     missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
     if missing:
-        rule = "A pilot must have its columns"
-        raise ConfigError(rule, f"{where} lacks {listing(missing)}", PILOT_HINT)
+        raise ConfigError(f"The pilot {where} has no column {listing(missing)}", hint=PILOT_HINT)
     check_values(table)
     rows, notes = table, []
     if MODEL in table and model != POOLED:
@@ -146,23 +149,26 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
             raise unknown_name(f"model of the pilot {where}", model, models)
         num_others = len(table) - len(rows)
         if num_others:
-            notes.append(f"{plural(num_others, 'training')} of other models in the pilot left out")
+            notes.append(f"Left out of the pilot: {plural(num_others, 'training')} of other models")
     for name in (MODEL, DATASET):
         if name in rows and rows[name].nunique() > 1:
             values = listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(
-                f"A pilot must be of one {name}", f"{where} has {values}", "keep one of them"
+                f"The pilot {where} has more than one {name}: {values}",
+                hint=f"Keep the rows of one {name}",
             )
     num_rows = len(rows)
     rows, _ = finished_trials(rows)
     rows = rows[(rows[TRAIN_SIZE] > 0) & (rows[TEST_LOSS] > 0)]
     if rows.empty:
-        rule = "A pilot must hold a finite loss above 0"
-        raise ConfigError(rule, f"{where} has none", "train it longer")
+        raise ConfigError(
+            f"The pilot {where} has no training with a finite loss above 0",
+            hint="Train the pilot longer",
+        )
     num_lost = num_rows - len(rows)
     if num_lost:
         lost = plural(num_lost, "training")
-        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
+        notes.append(f"Left out of the pilot: {lost} without a usable train size and loss")
     means = np.exp(np.log(rows[TEST_LOSS]).groupby(rows[TRAIN_SIZE]).mean())
     return Pilot(
         points=tuple(PilotPoint(float(size), float(loss)) for size, loss in means.items()),
@@ -197,14 +203,13 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        rule = "A measured record must be a readable JSON file"
         reason = error.strerror if isinstance(error, OSError) else error
         hint = RECORD_HINT
         if not path.suffix:
-            hint = f"{RECORD_HINT}; a sweep is named so: sweep='{path}'"
-        raise ConfigError(rule, f"{path}: {reason}", hint) from None
+            hint = f"{RECORD_HINT}. If {path} is a sweep, write sweep='{path}'"
+        raise ConfigError(f"The record {path} cannot be read: {reason}", hint=hint) from None
     if not isinstance(record, dict) or "d_data" not in record:
-        raise ConfigError("A measured record must hold d_data", str(path), RECORD_HINT)
+        raise ConfigError(f"The record {path} has no d_data", hint=RECORD_HINT)
     return record
 
 
@@ -249,12 +254,11 @@ def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
     if UNRECORDED in of_sweep or of_record == of_sweep:
         return
     side, channels = re.findall(r"(?:^|, )(\d+)", of_sweep)[:2]
-    hint = (
-        f"isweep measure SOURCE --image-size {side} --channels {channels} --json > record.json is "
-        "on its scale"
+    raise ConfigError(
+        f"K_F was measured on another scale ({of_record}) than that of the sweep ({of_sweep})",
+        hint=f"Measure again with `isweep measure SOURCE --image-size {side} --channels {channels} "
+        "--json > record.json`",
     )
-    rule = "K_F must be measured on the sweep's scale"
-    raise ConfigError(rule, f"{of_record}, not the sweep's {of_sweep}", hint)
 
 
 def check_numbers(
@@ -270,20 +274,21 @@ def check_numbers(
         ConfigError: If not exactly one question is asked, or a number is out of range.
     """
     if (train_size is None) == (target_loss is None):
-        given_goals = "neither" if train_size is None else "both"
-        rule = "A prediction needs either a train size or a target loss"
-        raise ConfigError(rule, given_goals, "give exactly one of them")
+        problem = "The prediction has both a train size and a target loss"
+        if train_size is None:
+            problem = "The prediction has neither a train size nor a target loss"
+        raise ConfigError(problem, hint="Give a train size or a target loss")
     for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
         if measure is not None:
-            _check_number(name, measure, "measure the dataset first")
+            _check_number(name, measure, "Measure the dataset first")
     for point in pilot:
-        _check_number("pilot train size", point.train_size, "give what was trained")
-        hint = "give the test loss of a finished training"
+        _check_number("pilot train size", point.train_size, "Give the size that was trained on")
+        hint = "Give the test loss of a finished training"
         _check_number("pilot loss", point.test_loss, hint)
     if target_loss is None:
-        _check_number("train_size", train_size, "give a number of images, e.g. 1000")
+        _check_number("train_size", train_size, "Give a number of images, such as 1000")
     else:
-        _check_number("target_loss", target_loss, "give a test loss in nat, e.g. 0.3")
+        _check_number("target_loss", target_loss, "Give a test loss in nat, such as 0.3")
 
 
 def _check_number(name: str, value: Any, hint: str) -> None:
@@ -291,7 +296,10 @@ def _check_number(name: str, value: Any, hint: str) -> None:
     least, most = 1 / LARGEST_VALUE, LARGEST_VALUE
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     if not is_number or not least < value < most:
-        rule = f"{name} must be a number between {least:g} and {most:g}"
-        raise ConfigError(rule, repr(value), hint)
+        raise ConfigError(
+            f"{name} is {value!r}, which is not a number between {least:g} and {most:g}", hint=hint
+        )
     if name.endswith("size") and value % 1:
-        raise ConfigError(f"{name} must be a whole number of images", repr(value), "round it")
+        raise ConfigError(
+            f"{name} is {value!r}, which is not a whole number of images", hint=f"Round {name}"
+        )

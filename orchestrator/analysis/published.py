@@ -277,11 +277,11 @@ def compare(
     cells_of_first, cells_of_second = (_cells(rows, quantities) for rows in finished)
     shared = cells_of_first.index.intersection(cells_of_second.index).sort_values()
     if len(shared) == 0:
-        num_first, num_second = len(cells_of_first), len(cells_of_second)
         raise DataError(
-            "Two sweeps can be compared on cells that both have",
-            f"none of {num_first} and {num_second} is shared",
-            "compare sweeps with equal models, datasets, class pairs and train sizes",
+            "The sweeps have no model, dataset, class pair and train size in common "
+            f"({len(cells_of_first)} combinations in {names[0]}, {len(cells_of_second)} in "
+            f"{names[1]})",
+            hint="Compare sweeps that share models, datasets, class pairs and train sizes",
         )
     changes = []
     for name in quantities:

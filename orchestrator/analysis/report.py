@@ -16,16 +16,23 @@ import pandas as pd
 
 from orchestrator.analysis.answers import VERDICTS
 from orchestrator.analysis.experiments.records import Arm
-from orchestrator.analysis.findings import family, findings, what_was_found
+from orchestrator.analysis.findings import (
+    family,
+    findings,
+    next_steps,
+    what_was_found,
+)
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
 from orchestrator.analysis.headline import with_p_values
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.results_tables.csv_files import csv_text
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.sentences.words import words_of
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
-from orchestrator.analysis.tables.of_trials import best_table, seen_table
+from orchestrator.analysis.tables.of_trials import best_table, pair_table, seen_table
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.columns import (
@@ -52,6 +59,7 @@ from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import HEADLINE
+from search_spaces.datasets import DATASETS, ORIGINS
 from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
@@ -101,6 +109,20 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def facts_of(workspace: Workspace) -> SweepFacts:
+    """Return what limits the answers of a sweep and stands in no table of results.
+
+    The origin of images is known of the datasets that packages ship, not of a user's own data that
+    have such a name.
+    """
+    origins = {}
+    for name, spec in workspace.plan.datasets.items():
+        if name in ORIGINS and spec.description == DATASETS[name].description:
+            origins[name] = ORIGINS[name]
+    asked = workspace.plan.sweep.asked_after_seeing
+    return SweepFacts(asked_after_seeing=asked, origins=origins)
+
+
 def stored_predictions(
     workspace: Workspace, state: State, table: pd.DataFrame
 ) -> pd.DataFrame | None:
@@ -140,6 +162,7 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
         arms=arms_of(workspace),
         explore=True,
         predictions=stored_predictions(workspace, state, table),
+        facts=facts_of(workspace),
     )
     folder = workspace.sweep_paths.report
     path = write_report(
@@ -222,12 +245,10 @@ def write_sweep_report(
     try:
         return report_sweep(workspace, state, figures)
     except OSError as error:
-        rule, found = (
-            "The report must be written below the root",
-            f"{error.filename}: {error.strerror}",
-        )
-        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
-        raise SetupError(rule, found, hint) from None
+        raise SetupError(
+            f"The report {error.filename} cannot be written: {error.strerror}",
+            hint="Copy the root, or use `isweep results` and `isweep fit`, which write nothing",
+        ) from None
 
 
 def write_report(
@@ -276,7 +297,10 @@ def write_report(
         findings=findings(fits),
         verdicts=VERDICTS,
         family=family(fits),
+        next_steps=next_steps(fits),
+        words=[*words_of(fits)],
         seen=seen_table(fits),
+        pairs=pair_table(prepared.points, fits),
         key_figures=figures[:NUM_KEY_FIGURES],
         figures=figures[NUM_KEY_FIGURES:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),

@@ -19,7 +19,15 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 from rich.markup import escape
 
 from orchestrator.cli import data, environment, looking_ahead, results, status, sweeps
@@ -159,7 +167,9 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
         ConfigError: If the words are no valid command.
     """
     if not arguments:
-        raise ConfigError("A command is required", hint="see: isweep --help")
+        raise ConfigError(
+            "The command line names no command", hint="See the commands with `isweep --help`"
+        )
     try:
         function, bound, _ = application().parse_args(
             arguments, print_error=False, exit_on_error=False
@@ -175,27 +185,30 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     for word in words:
         # Web pages replace hyphens by longer dashes.
         if re.match("[‐-―−]", word):
-            hint = "type it: pages write other dashes"
-            return ConfigError("Options begin with plain hyphens", word, hint)
+            hint = "Type the option with plain hyphens (-): web pages show other dashes"
+            return ConfigError(f"{word} begins with a dash that is no hyphen", hint=hint)
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            hint = "options stand after the command"
-            return ConfigError(f"Unknown option: {words[0]}", hint=hint)
+            hint = "Write options after the command"
+            return ConfigError(f"The option {words[0]} stands before the command", hint=hint)
         if words[0] in ("resume", "continue"):
-            hint = "isweep run SWEEP does what is left"
-            return ConfigError(f"Unknown command: {words[0]}", hint=hint)
+            hint = "Type `isweep run SWEEP`: a run trains only what has no result yet"
+            return ConfigError(f"There is no command {words[0]}", hint=hint)
         message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
-        message = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
+        unknown = " ".join(error.unused_tokens or ())
+        message = f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not take {unknown}"
+    elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
+        message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
         message = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in message:
-        message = f"Invalid value for {error.argument.name}: {message}"
-    hint = " ".join(["see: isweep", *(error.command_chain or ()), "--help"])
+        message = f"{error.argument.name} {message}"
+    hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message, did_you_mean, name = message.partition(". Did you mean ")
     if did_you_mean:
-        hint = f"did you mean {name} {hint}"
+        hint = f"Did you mean {name} {hint}"
     return ConfigError(message, hint=hint)
 
 
@@ -285,9 +298,9 @@ def _run(command: partial[int | None]) -> int:
         first_line = (str(error).splitlines() or [""])[0]
         _print_error(
             SweepError(
-                "This is a bug",
-                f"{type(error).__name__}: {first_line}",
-                "the log below the root has its traceback; what was done is stored",
+                f"This is a bug in isweep ({type(error).__name__}: {first_line})",
+                hint="Report the traceback, which is in the log below the root. Finished trials "
+                "are kept",
             )
         )
         return EXIT_BUG
@@ -296,21 +309,23 @@ def _run(command: partial[int | None]) -> int:
 def _of_the_machine(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
-    hint = "fix that, and run the same command again; finished trials are kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
-        rule = f"The disk that holds {disk} is full"
-        hint = "free some space and run the same command again; finished trials are kept"
-        return SetupError(rule, reason, hint)
-    if error.filename:
-        reason = f"{reason} ({error.filename})"
-    return SetupError("The operating system must allow what the command does", reason, hint)
+        return SetupError(
+            f"The disk that holds {disk} is full ({reason})",
+            hint="Free some space and run the same command again. Finished trials are kept",
+        )
+    subject = error.filename or "an operation"
+    return SetupError(
+        f"The operating system refused {subject}: {reason}",
+        hint="Remove the cause and run the same command again. Finished trials are kept",
+    )
 
 
 def _print_stop(message: str) -> int:
     """Print that a command was stopped and what is kept; return the exit code."""
     if not message:
-        message = "Nothing that was stored is lost; run the same command again."
+        message = "Everything that was stored is kept. Run the same command again."
     stderr.print(f"[bold]Stopped.[/] {escape(message)}", soft_wrap=True)
     return EXIT_INTERRUPTED
 

@@ -64,7 +64,7 @@ def init(
     answers: OwnOptions = OwnOptions(),
     place: Place = Place(),
 ) -> None:
-    """Write a sweep file for your images that runs as it is; prints its path last.
+    """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
         source: Your images: a folder, a table or a file of arrays. Without it, an example on
@@ -81,9 +81,8 @@ def init(
         sweep_file = writable(Path(f"{_stem(source)}.yaml"))
     if sweep_file.exists():
         raise ConfigError(
-            "No file is written over",
-            f"{sweep_file} exists",
-            "name another with --out, or remove it",
+            f"{sweep_file} exists already",
+            hint=f"Name another file with --out, or remove {sweep_file}",
         )
     has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(
@@ -109,14 +108,14 @@ def _stem(source: Path | None) -> str:
 
 def models(*, place: Place = Place()) -> None:
     """List the networks that a sweep file can name."""
-    from search_spaces.models import MODELS, about
+    from search_spaces.models import ABOUT, MODELS
 
     rows = [
         {
             "model": row.name,
             "library": row.library,
             "architecture": row.architecture,
-            "about": about(row),
+            "about": ABOUT[row.name],
         }
         for row in MODELS.values()
     ]
@@ -265,7 +264,10 @@ class MethodOptions:
         from tasks.measures.records import MeasureSettings
 
         if self.sharpness_sample == 1:
-            raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
+            raise ConfigError(
+                "--sharpness-sample is 1, and one image has no neighbor",
+                hint="Give at least 2, or 0 for all images",
+            )
         values = {
             **vars(self),
             "sharpness_sample": self.sharpness_sample or None,
@@ -394,7 +396,10 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     yield table
     sharpness_of_all = record.label_sharpness
     if sharpness_of_all is None:
-        yield "No label sharpness: there are no labels; --labels names a file of them."
+        yield (
+            "Label sharpness is not measured, because the images have no labels. Give a file of "
+            "labels with --labels."
+        )
     elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
         yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
 
@@ -409,7 +414,7 @@ def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
     )
     if sharpness.pair_value is not None:
         line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."
-    return f"{line} --sharpness-sample 0 takes all images."
+    return f"{line} With --sharpness-sample 0, K_F is measured on all images."
 
 
 def _value_or_reason(value: float | None, reason: str | None) -> str:
@@ -424,7 +429,7 @@ def locate(
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> None:
-    """Find the file that a message is about, on a machine that holds the root's key.
+    """Find the file that a message is about, with the key of the root.
 
     Args:
         message: The message, or the part of it that matters: 16 hex digits, or 'row 12'.
@@ -434,21 +439,18 @@ def locate(
     from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError(
-            "--raw must be the folder or file that was read", str(raw), nearest_path(raw)
-        )
+        raise ConfigError(f"--raw {raw} does not exist", hint=nearest_path(raw))
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            "The root must hold the key by which the hash was made",
-            f"no {key_folder / KEY_FILE}",
-            "name that root with --root or ISWEEP_ROOT",
+            f"{key_folder / KEY_FILE} does not exist, and only the key in it can trace a hash",
+            hint="Name the root that made the hash with --root or ISWEEP_ROOT",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
-        rule = (
-            "WHAT must be a row of the table, or the hash of a file below --raw, made with this "
-            "root's key"
+        raise ConfigError(
+            f"No row or file of {raw} belongs to {message!r}",
+            hint="Give the row number or the hash of the message, with the --raw and --root of the "
+            "command that printed it",
         )
-        raise ConfigError(rule, message)
     emit(place, {"file": name}, name)

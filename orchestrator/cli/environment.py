@@ -20,7 +20,7 @@ from search_spaces.errors import ConfigError, nearest, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
-    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
+    """List the sweeps, prepared data and recipes of a root, with their size on disk."""
     from orchestrator.machine.root_contents import list_root
 
     rows = list_root(place.paths)
@@ -30,14 +30,19 @@ def ls(*, place: Place = Place()) -> None:
     root = place.paths.root
     if rows:
         remove = place.hint("rm", "NAME")
-        emit(place, rows, table, f"In {root}; remove a sweep or prepared data with: {remove}")
+        emit(
+            place,
+            rows,
+            table,
+            f"All of this is in {root}. Remove a sweep or prepared data with `{remove}`.",
+        )
     else:
         begin = place.hint("run", "demo")
-        emit(place, rows, f"Nothing lies in {root} yet; begin with: {begin}")
+        emit(place, rows, f"There is nothing in {root} yet. Start with `{begin}`.")
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
-    """Remove a sweep with its results, or prepared data, from the root; asks first.
+    """Ask, and remove a sweep with its results, or prepared data, from the root.
 
     Args:
         name: Name of a sweep or of prepared data, as isweep ls prints it.
@@ -46,15 +51,16 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     from orchestrator.machine.root_contents import list_root, remove_from_root
 
     if place.storage:
-        rule = "isweep rm removes what lies in the root"
         raise ConfigError(
-            rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
+            f"`isweep rm` removes from the root only, but --storage {place.storage} is given",
+            hint="Remove the sweep's folder in that store yourself",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:
-        names = ", ".join(removable) or "nothing"
-        hint = f"{nearest(name, removable)}it holds: {names}; see {place.hint('ls')}"
-        raise ConfigError(f"{place.paths.root} must hold what is removed", name, hint)
+        hint = f"See `{place.hint('ls')}`"
+        if removable:
+            hint = f"{nearest(name, removable)}Name one of {', '.join(removable)}. {hint}"
+        raise ConfigError(f"{place.paths.root} has nothing called {name!r} to remove", hint=hint)
     row = removable[name]
     description = f"{row['what']} {name}"
     if row["about"]:
@@ -62,15 +68,16 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                "isweep rm asks before it removes", "no terminal to ask on", "give --yes"
+                f"There is no terminal on which to ask whether {name} is to be removed",
+                hint=f"Add --yes to remove {name} without a question",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
     remove_from_root(place.paths, row["path"])
-    message = f"removed {description}"
+    message = f"Removed {description}"
     if row["what"] == "sweep":
-        message += "; MLflow keeps its runs"
+        message += ". MLflow keeps the runs of the sweep."
     emit(place, {"removed": row["path"]}, message)
 
 
@@ -81,7 +88,7 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine, with an address for each question; Ctrl-C ends it.
+    """Serve MLflow's page on this machine until Ctrl-C, with an address for each question.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
@@ -94,8 +101,10 @@ def ui(
     uri = mlflow_uri(paths, place.mlflow_uri)
     names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        missing = f"no {paths.mlflow_database}"
-        raise ConfigError("MLflow has nothing to show yet", missing, "run a sweep first")
+        raise ConfigError(
+            f"MLflow has nothing to show: {paths.mlflow_database} does not exist",
+            hint="Run a sweep first",
+        )
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
     if sweep is not None:
@@ -106,22 +115,25 @@ def ui(
             for name in names:
                 pages |= find_sweep_pages(address, name)
             if port is None and not address.endswith(f":{PORT}"):
-                tell(f"Port {PORT} is in use; MLflow's page has another one.")
+                tell(f"Port {PORT} is in use, so MLflow's page has another port.")
             document = {"address": address, "pages": pages}
             emit(place, document, f"MLflow: {address}", _page_lines(pages))
             if not place.json:
-                tell("Ctrl-C ends it.")
+                tell("Press Ctrl-C to end MLflow's page.")
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
+        raise KeyboardInterrupt("MLflow's page has ended. All runs are kept.") from None
 
 
 def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yield the addresses of MLflow's pages, by sweep and question."""
     if not pages:
-        yield "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
+        yield (
+            "MLflow has no run of a sweep. Send the results of a sweep with `isweep reconcile "
+            "SWEEP`."
+        )
     for name, address_by_question in pages.items():
         yield name
         for question, address in address_by_question.items():
@@ -189,7 +201,7 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Measure what the GPUs of this machine do: correctness, time, memory; some minutes each.
+    """Measure correctness, time and memory of this machine's GPUs, in some minutes each.
 
     Writes one file per GPU, which names neither the machine nor you. Plans of this root read it
     from then on, and it is what to send back. Exit code 1 when a part fails.

@@ -48,7 +48,7 @@ class PilotOptions:
 
     Attributes:
         pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now
-            as the sweep trains; or a CSV file of finished trainings (columns train_size and
+            as the sweep trains. Or a CSV file of finished trainings (columns train_size and
             test_loss).
         pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
         pilot_test_size: Test images of the pilot (default: as many as the sweep's).
@@ -65,7 +65,7 @@ class CurveOptions:
     """Options about the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your own results, one row per training: train_size and a score
+        curve: A CSV file of your results, one row per training: train_size and a score
             (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size.
             Needs no sweep.
         target_error: Error rate to reach, between 0 and 1.
@@ -123,8 +123,8 @@ def predict(
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: Take both numbers from a record that isweep measure --json wrote, or measure
-            these images now.
+        measured: A record that isweep measure --json wrote, or images to measure now. Gives both
+            numbers.
         train_size: How many images you train on.
         target_loss: Test loss to reach (nat).
     """
@@ -133,14 +133,14 @@ def predict(
     goal = Goal(train_size, target_loss)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
-        if sweep or is_of_new_dataset or domain is not None:
-            conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError("--curve answers by itself", f"{conflict} too", "leave one out")
+        _check_curve_alone(alone.curve, sweep, is_of_new_dataset or domain is not None)
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
-        hint = "name a sweep, or a file of results: --curve results.csv"
-        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
+        raise ConfigError(
+            "The prediction is given neither a sweep nor a learning curve",
+            hint="Name a sweep, or give a file of results with --curve results.csv",
+        )
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
         if table["dataset"].nunique() == 1:
@@ -173,6 +173,19 @@ def predict(
     _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
+def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bool) -> None:
+    """Check that a file of results is not given beside what it takes the place of."""
+    if not sweep and not has_options_of_sweeps:
+        return
+    conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
+    if sweep:
+        conflict = f"the sweep {sweep}"
+    raise ConfigError(
+        f"--curve {curve} is given together with {conflict}",
+        hint=f"Leave out --curve, or leave out {conflict}",
+    )
+
+
 def _print_prediction(
     record: Mapping[str, Any],
     growth: Callable[[], Growth],
@@ -193,23 +206,25 @@ def _print_prediction(
 
 def _check_one_goal(goal: Goal) -> None:
     """Require exactly one of a train size and a target loss for a new dataset."""
-    rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
     if goal.train_size is None and goal.target_loss is None:
-        raise ConfigError(rule, "neither")
+        raise ConfigError(
+            "The prediction for a new dataset has no goal",
+            hint="Give --train-size N, or --target-loss LOSS",
+        )
     if goal.train_size is not None and goal.target_loss is not None:
-        raise ConfigError(rule, "both")
+        raise ConfigError(
+            "--train-size and --target-loss are both given",
+            hint="Leave out --train-size or --target-loss",
+        )
 
 
 def _check_no_curve_options(alone: CurveOptions) -> None:
     """Refuse options of learning curves for a prediction that uses none."""
     if alone != CurveOptions():
-        hint = (
-            "leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
-        )
         raise ConfigError(
-            "Only learning curves of one dataset have these options",
-            "a prediction for a new dataset",
-            hint,
+            "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size are "
+            "for learning curves of one dataset, not for a new dataset",
+            hint="Leave these options out",
         )
 
 
@@ -237,7 +252,7 @@ def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> C
     chosen = {metric: target for metric, target in targets.items() if target is not None}
     if len(chosen) > 1:
         names = " and ".join(f"--target-{metric}" for metric in chosen)
-        raise ConfigError("One target can be asked for at a time", names, "leave one out")
+        raise ConfigError(f"{names} are given together", hint="Keep one target")
     for metric, target in chosen.items():
         return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
     return CurveQuestion(
@@ -286,8 +301,10 @@ def _pilot(
             ("--pilot-test-size", trained.pilot_test_size),
         ):
             if value:
-                hint = "name its images: --pilot SOURCE"
-                raise ConfigError(f"{flag} is for a pilot", "no --pilot", hint)
+                raise ConfigError(
+                    f"{flag} is given without --pilot",
+                    hint=f"Add --pilot SOURCE, or leave {flag} out",
+                )
         return None
     source = trained.pilot
     path = Path(source).expanduser()
@@ -330,9 +347,8 @@ def _record(
 
     if None not in numbers:
         raise ConfigError(
-            "--measured is for numbers that are not given",
-            f"--d-data and --label-sharpness besides --measured {source}",
-            "leave one out",
+            f"--d-data, --label-sharpness and --measured {source} are given together",
+            hint="Leave out --measured, or leave out the two numbers",
         )
     if source.endswith(".json"):
         return read_record(Path(source))
@@ -350,11 +366,11 @@ def power(
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
 ) -> None:
-    """Simulate how often a sweep's own analysis would answer its questions, training nothing.
+    """Simulate how often the analysis of a sweep would answer its questions; train nothing.
 
     Args:
         effect: What is true in the simulation: the whole law (default), or one part of it.
-        num_tables: Simulated sweeps (default 200); shares have a standard error of 0.5 / √N.
+        num_tables: Simulated sweeps (default 200). A share has a standard error of 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
     from orchestrator.analysis.power import planned_power

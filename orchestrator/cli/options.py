@@ -31,12 +31,12 @@ def whole(least: int, below: int = 2**63) -> Parameter:
         except ValueError:
             hint = ""
             if "," in text:
-                hint = "; put blanks, not commas, between numbers"
-            raise ValueError(f"must be a whole number, got {text!r}{hint}") from None
+                hint = ". Write blanks between numbers, not commas"
+            raise ValueError(f"is {text!r}, which is not a whole number{hint}") from None
         if value < least:
-            raise ValueError(f"must be at least {least}, got {value}")
+            raise ValueError(f"is {value}, but must be at least {least}")
         if value >= below:
-            raise ValueError(f"must be at most {below - 1:,}, got {value}")
+            raise ValueError(f"is {value}, but must be at most {below - 1:,}")
         return value
 
     return _each(check)
@@ -55,11 +55,11 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
             else:
                 value = float(text)
         except ValueError:
-            raise ValueError(f"must be a number, got {text!r}") from None
+            raise ValueError(f"is {text!r}, which is not a number") from None
         if not math.isfinite(value):
-            raise ValueError(f"must be a finite number, got {text}")
+            raise ValueError(f"is {text}, which is not a finite number")
         if not least <= value <= most:
-            raise ValueError(f"must be between {least:g} and {most:g}, got {value:g}")
+            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}")
         return value
 
     return _each(check)
@@ -73,7 +73,9 @@ def ending(*endings: str) -> Parameter:
 
     def check(word: str) -> Path:
         if not word.endswith(endings):
-            raise ValueError(f"must be a file that ends with {' or '.join(endings)}, got {word!r}")
+            raise ValueError(
+                f"is {word!r}, but must be a file that ends with {' or '.join(endings)}"
+            )
         return writable(Path(word))
 
     return _each(check, metavar="FILE")
@@ -98,9 +100,7 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
             TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ConfigError(
-            "The file must be one that can be written",
-            f"{path}: {error.strerror}",
-            "name one elsewhere",
+            f"{path} cannot be written: {error.strerror}", hint="Name a file in another folder"
         ) from None
     return path
 
@@ -120,15 +120,15 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 def _named(text: str) -> str:
     # An empty value is usually a shell variable that is not set. It does not mean the default.
     if not text.strip():
-        raise ValueError("must not be empty; leave the option out to take its default")
+        raise ValueError("is empty. Give a value, or leave the option out")
     return text
 
 
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "must hold no password, since every user of the machine can read a command line; "
-            "export MLFLOW_TRACKING_URI=URI instead"
+            "holds a password, which every user of the machine can read on a command line. "
+            "Export MLFLOW_TRACKING_URI=URI instead"
         )
     return text
 
@@ -148,7 +148,10 @@ _SWEEP = "Name of a preset or of a sweep of the root (as it last ran), or path o
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
-_CHANGE = "Change one value for this command, e.g. recipe.epochs=3; may be given for several."
+_CHANGE = (
+    "Change one value for this command, such as recipe.epochs=3. Repeat the option for several "
+    "values."
+)
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
 
@@ -217,10 +220,14 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
     for word in values:
         name, equals_sign, value = (part.strip() for part in word.partition("="))
         if not (name and equals_sign and value):
-            raise ConfigError(f"{flag} must be {form}", word, f"e.g. {flag} {example}")
+            raise ConfigError(
+                f"{flag} {word} does not have the form {form}",
+                hint=f"Write, for example, {flag} {example}",
+            )
         if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
-                f"{flag} must give {name} one value", f"{name}={value_by_name[name]} and {word}"
+                f"{flag} gives {name} two values: {name}={value_by_name[name]} and {word}",
+                hint=f"Keep one value of {name}",
             )
     return value_by_name
 
@@ -231,7 +238,7 @@ class OwnOptions:
     """Answers that a folder or table of your images leaves open.
 
     Attributes:
-        label_map: Class of each label as it is written, e.g. CAT=cat; for a negative number
+        label_map: Class of each label as it is written, e.g. CAT=cat. Write a negative number as
             --label-map=-1=NAME.
         label_columns: A table's column of labels, or one column of 0 and 1 for each class.
         layout: Order of class and patient folders, outermost first.
@@ -270,7 +277,7 @@ class Work(ReadingOptions, Place):
     Attributes:
         address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
         num_cpus: CPUs of the private Ray cluster.
-        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
+        device: auto uses the GPUs that the cluster has now. gpu waits for an autoscaled GPU.
         dashboard: Serve the private cluster's Ray dashboard.
         tracking: Use MLflow.
         quiet: Show no progress.
@@ -298,7 +305,7 @@ class SweepWork(Work):
     """Options of commands that run a sweep's remaining trials.
 
     Attributes:
-        raw: Raw download of a dataset; may be given for several.
+        raw: Raw download of a dataset. Repeat the option for several datasets.
     """
 
     raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = ()

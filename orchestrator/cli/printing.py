@@ -140,8 +140,8 @@ def _in_words(table: Table) -> Iterator[str]:
         yield Text.from_markup("  ".join(words)).plain
 
 
-COPIED = re.compile("^[./].*|(?<=: )isweep [^;,)]*")
-"""A path, or a command after a colon: text that people copy."""
+COPIED = re.compile("^[./].*|`[^`]*`|(?<=: )isweep [^;,)]*")
+"""A path, or a command in backquotes or after a colon: text that people copy."""
 
 
 def _folded(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands that show what sweeps found: the table, fits, the report, comparisons and claims."""
+"""Commands that show the results of sweeps: the table, fits, the report, comparisons and claims."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class RowOptions:
     """Options that choose and order rows.
 
     Attributes:
-        where: Keep rows with this value, e.g. dataset=digits; may be given for several columns.
-        sort: Order rows by this column, e.g. loss; smallest first.
+        where: Keep rows with this value, e.g. dataset=digits. Repeat the option for more columns.
+        sort: Order rows by this column, e.g. loss, smallest first.
         mean: Show means over seeds, one row for each model, dataset and size.
         best: Show the model of lowest mean test loss and the next, for each dataset and size.
         search: Show the trials of isweep tune instead.
@@ -154,7 +154,8 @@ def _column(name: str, table: pd.DataFrame) -> str:
             return column
     hint = nearest(name, [*SHORT.values(), *columns])
     raise ConfigError(
-        "Unknown column", repr(name), f"{hint}docs/results-columns.md has all of them"
+        f"The table has no column {name!r}",
+        hint=f"{hint}See all columns in docs/results-columns.md",
     )
 
 
@@ -175,7 +176,7 @@ def results(
         csv: Write all columns into this CSV file instead.
         parquet: Write all columns into this Parquet file instead.
         predictions: Write every network's logits of the test images as Parquet instead, one row per
-            trial and image; the sweep needs predictions: true.
+            trial and image. The sweep needs predictions: true.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -225,9 +226,8 @@ def _search_table(sweep: str, place: Place) -> pd.DataFrame:
     table = pd.DataFrame(search_rows(place.open(sweep)))
     if table.empty:
         raise ConfigError(
-            "Results of a search need one",
-            f"{sweep}: none stored",
-            f"run: {place.hint('tune', sweep)}",
+            f"The search of sweep {sweep} has no stored trial yet",
+            hint=f"Run `{place.hint('tune', sweep)}`",
         )
     return table
 
@@ -239,11 +239,11 @@ class TableOptions:
 
     Attributes:
         response: Column of numbers to explain.
-        on: Column of numbers that explains it; may be given several times.
+        on: Column of numbers that explains the response. Repeat the option for more columns.
         groups: Column that says which rows belong together, e.g. dataset. Given twice, the groups
             are crossed, as pairs of classes are.
-        within: Column that must be equal for rows to be compared, e.g. model; may be given several
-            times.
+        within: Column that must be equal for rows to be compared, e.g. model. Repeat the option
+            for more columns.
         figure: Draw the fit into this file: .svg, .pdf or .png.
     """
 
@@ -260,8 +260,11 @@ class TableOptions:
         from orchestrator.analysis.grouped_tables.user_table import read_user_table
 
         if not self.response or not self.on or not self.groups:
-            example = f"e.g. isweep fit {path} --response loss --on d --groups dataset"
-            raise ConfigError("A table needs --response, --on and --groups", hint=example)
+            raise ConfigError(
+                f"A fit of the table {path} needs --response, --on and --groups",
+                hint=f"For example, type `isweep fit {path} --response loss --on d --groups "
+                "dataset`",
+            )
         design = Design(self.response, self.on, self.groups, self.within)
         table = read_user_table(path, design)
         grouped_fit = fit_user_table(table, design)
@@ -301,7 +304,11 @@ def fit(
         return
     inputs = read_fit_inputs(sweep, place, from_store=from_store)
     fits = fit_scaling_laws(
-        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
+        inputs.table,
+        arms=inputs.arms,
+        explore=all_,
+        predictions=inputs.predictions,
+        facts=inputs.facts,
     )
     answers = summary(fits, width=min(MAX_ANSWER_WIDTH, stdout.width))
     document = fits.to_json()
@@ -324,7 +331,7 @@ def report(
     """Write the report with its figures and print its path.
 
     Args:
-        figures: Write the figures in this format too; may be given twice.
+        figures: Write the figures in this format too. Repeat the option for both formats.
     """
     from orchestrator.analysis.report import write_sweep_report
 
@@ -336,16 +343,18 @@ def report(
 def compare(
     first: Sweep, second: str, /, *, from_store: FromStore = False, place: Place = Place()
 ) -> None:
-    """Compare two sweeps on the trials that both have; datasets are the replicates.
+    """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The other sweep; ratios are of this one over the first.
+        second: The other sweep. Ratios are of this sweep over the first.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
-        hint = "name another one; isweep status lists those of the root"
-        raise ConfigError("compare needs two sweeps", f"{first} twice", hint)
+        raise ConfigError(
+            f"The sweep {first} is to be compared with itself",
+            hint="Name two sweeps: `isweep status` lists those of the root",
+        )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
     comparison = compare_tables(first_table, second_table, names=(first, second))
@@ -375,7 +384,10 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
+        problem = "The claims are given neither a sweep nor --published"
+        if sweep is not None:
+            problem = f"The claims are given both the sweep {sweep} and --published"
+        raise ConfigError(problem, hint="Name a sweep, or give --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.cli.options import Place, Sweep
 from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell, waited
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
+from search_spaces.errors import ConfigError, SweepError, collect, nearest
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
@@ -35,7 +35,7 @@ def status(
     trial: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> None:
-    """Show progress, and failures with their reasons; without a name, all sweeps of the root.
+    """Show progress and failures of a sweep, or of all sweeps of the root.
 
     Args:
         watch: Refresh every two seconds until the run ends.
@@ -57,8 +57,8 @@ def status(
     if not workspace.paths.root.is_dir():
         start = place.hint("run", sweep)
         tell(
-            f"There is no root {workspace.paths.root} yet; start with: {start}, or name the right "
-            "one with --root or ISWEEP_ROOT"
+            f"The root {workspace.paths.root} does not exist. Start with `{start}`, or name "
+            "another root with --root or ISWEEP_ROOT."
         )
     document = sweep_status(workspace)
     emit(place, document, _status_lines(document, place.hint("status", sweep)))
@@ -67,9 +67,15 @@ def status(
 def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
     """Refuse options that need the name of a sweep."""
     if trial_id is not None:
-        raise ConfigError("--trial needs a sweep", "none", "e.g. isweep status paper --trial ID")
+        raise ConfigError(
+            "--trial is given without a sweep",
+            hint="Name the sweep, as in `isweep status paper --trial ID`",
+        )
     if watch:
-        raise ConfigError("--watch needs a sweep", "none", "e.g. isweep status paper --watch")
+        raise ConfigError(
+            "--watch is given without a sweep",
+            hint="Name the sweep, as in `isweep status paper --watch`",
+        )
 
 
 def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
@@ -81,11 +87,14 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
         trial_id = document["failures"][0]["trial_id"]
         yield f"Traceback and log of one trial: {command} --trial {trial_id}"
     if document["stale"]:
-        yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
+        yield f"Results of other data, which the next run replaces: {document['stale']}"
     for item in document["unreadable"]:
-        yield f"not believed: {item['path']}: {item['reason']}"
+        yield f"Not used: {item['path']} ({item['reason']})"
     if document["foreign"]:
-        yield f"{plural(len(document['foreign']), 'result')} of no planned trial: kept, not used"
+        yield (
+            "Results of trials that are not in the plan, kept but not used: "
+            f"{len(document['foreign'])}"
+        )
     if document["done"]:
         yield document["cost"]["text"]
     if document["search"] is not None:
@@ -115,7 +124,7 @@ def _print_all(place: Place) -> None:
         emit(place, documents, table, active)
     else:
         start = place.hint("run", "demo")
-        emit(place, documents, f"no sweep ran below this root yet; start with: {start}")
+        emit(place, documents, f"No sweep has run below this root. Start with `{start}`.")
     if errors:
         collect(errors, type(errors[0]))
 
@@ -168,7 +177,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
                 last_line = line
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
+        raise KeyboardInterrupt("Only this display has ended. The run goes on.") from None
 
 
 def watched(document: Mapping[str, Any]) -> Text:
@@ -185,7 +194,7 @@ def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
     """Yield what happened to one trial: attempts, nodes, endings, and the end of its log."""
     yield f"{history['trial_id']}: {history['status']}"
     if not history["events"]:
-        yield history["unreadable"] or "no attempt at it is recorded"
+        yield history["unreadable"] or "No attempt at this trial is recorded."
     for event in history["events"]:
         when = time.strftime("%F %T", time.localtime(event["at"]))
         line = f"{when}  attempt {event['attempt']} {event['what']}"
@@ -215,13 +224,12 @@ def _full_id(workspace: Workspace, text: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        hint = f"{nearest(text, trial_ids)}isweep plan --all lists them"
-        raise ConfigError("--trial must name a trial of the sweep", repr(text), hint)
+        hint = f"{nearest(text, trial_ids)}List the ids with `isweep plan --all`"
+        raise ConfigError(f"No trial of the sweep has an id with {text!r}", hint=hint)
     listed = ", ".join(matches[:3])
     if len(matches) > 3:
         listed += " …"
     raise ConfigError(
-        f"--trial must name one trial, not {len(matches)}",
-        f"{text}: {listed}",
-        "write more of the id",
+        f"The text {text} of --trial is in the ids of {len(matches)} trials: {listed}",
+        hint="Write more of the id",
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.experiments.records import Arm
+    from orchestrator.analysis.limits import SweepFacts
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -37,11 +38,13 @@ class FitInputs:
     Attributes:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
+        facts: Facts about the sweep that limit its answers.
         predictions: The prediction of each test image, if the sweep stored them.
     """
 
     table: pd.DataFrame
     arms: tuple[Arm, ...]
+    facts: SweepFacts
     predictions: pd.DataFrame | None = None
 
 
@@ -50,11 +53,16 @@ def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
 
     The arguments and errors are those of :func:`read_results`.
     """
-    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+    from orchestrator.analysis.report import arms_of, facts_of, results_table, stored_predictions
 
     workspace, state = read_results(sweep, place, from_store=from_store)
     table = results_table(workspace, state=state)
-    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
+    return FitInputs(
+        table=table,
+        arms=arms_of(workspace),
+        facts=facts_of(workspace),
+        predictions=stored_predictions(workspace, state, table),
+    )
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:
@@ -83,7 +91,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print what no row shows: unreadable results, why d_data is blank, and the trials left."""
     for item in state.unreadable:
-        tell(f"not believed: {item.path}: {item.reason}")
+        tell(f"Not used: {item.path} ({item.reason})")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:
@@ -91,13 +99,13 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: P
             if estimate and estimate.value is None:
                 reasons.add((size.train_size, estimate.reason))
     for train_size, reason in sorted(reasons):
-        tell(f"no d_data at N = {train_size}: {reason}")
+        tell(f"There is no d_data at N = {train_size}: {reason}")
     num_planned = len(workspace.plan.trials)
     num_done = len(state.results)
     if num_done < num_planned and (num_done or state.partial):
         num_left = num_planned - num_done
         run = place.hint("run", sweep)
-        tell(f"{num_done} of {num_planned} trials are done; {num_left} are left: {run}")
+        tell(f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`.")
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
@@ -109,7 +117,10 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
-        tell(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        tell(
+            f"The results are not compared with MLflow. {error} The results shown are those "
+            "of the result store."
+        )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
         tell(sentence)
@@ -119,9 +130,11 @@ def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     """Return the error for a sweep without results, with the command that helps."""
     from orchestrator.running.progress import read_run
 
-    hint = f"run it: {place.hint('run', sweep)}"
+    problem = f"Sweep {sweep!r} has no results yet"
+    hint = f"Run `{place.hint('run', sweep)}`"
     if read_run(workspace) is not None:
-        hint = f"a run works on it; see: {place.hint('status', sweep)}"
+        problem += ", but a run is under way"
+        hint = f"See `{place.hint('status', sweep)}`"
     elif not workspace.paths.root.is_dir():
-        hint += f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)
+        problem += f", and the root {workspace.paths.root} does not exist"
+    return ConfigError(problem, hint=hint)

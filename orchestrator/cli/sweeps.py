@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Run the trials that are left: prepare, measure, train, report; print the report's path."""
+    """Run the trials that have no result yet, and print the path of the report."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
@@ -46,7 +46,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         stored = "Nothing was lost"
         if display.planned:
             stored = f"{display.done} of {plural(display.planned, 'trial')} are kept"
-        raise KeyboardInterrupt(f"{stored}; continue with: {again}") from None
+        raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
         tell(line)
     _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
@@ -61,7 +61,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         "running": 0,
         "report": None,
     }
-    last_line = "no report: no trial has a result"
+    last_line = "There is no report, because no trial has a result."
     if summary.report:
         last_line = str(summary.report)
         document["report"] = last_line
@@ -70,7 +70,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Search learning rates, weight decays and batch sizes; print the path of the recipe."""
+    """Search learning rates, weight decays and batch sizes, and print the recipe's path."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.tuning.search_report import BRIEF, outcome_table
     from orchestrator.tuning.tune_sweep import tune_sweep
@@ -82,7 +82,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     try:
         summary = tune_sweep(sweep, options, progress=progress(work), changes=changes)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
+        raise KeyboardInterrupt(f"Finished trials are kept. Continue with `{again}`.") from None
     for problem in summary.problems:
         tell(problem)
     _tell_behind(summary.num_behind, again)
@@ -103,17 +103,20 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
         as_run = load_sweep(work.paths.sweep(sweep).sweep_file)
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
-            tell(f"{sweep} is the sweep as it last ran. ./{file} differs; run that with: {hint}")
+            tell(
+                f"{sweep} means the sweep as it last ran, and ./{file} differs. Run ./{file} with "
+                f"`{hint}`."
+            )
 
 
 def _tell_behind(num_updates: int, command: str) -> None:
     """Print how many updates MLflow misses, and the command that sends them."""
     if num_updates:
-        tell(f"MLflow misses {plural(num_updates, 'update')}; send them with: {command}")
+        tell(f"MLflow lacks {plural(num_updates, 'update')}. Send the updates with `{command}`.")
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send to MLflow what it lacks of the stored results, and close runs that ended."""
+    """Send stored results that MLflow lacks, and close runs that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
@@ -142,7 +145,7 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the grid, what is done and what the rest will cost; refuse a sweep that cannot run.
+    """Show the trials of a sweep, what is done, and what the rest will cost.
 
     Args:
         all_: Print one line per trial instead of one per dataset.
@@ -243,7 +246,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
     except ConfigError as error:
-        yield f"not on this machine: {error}"
+        yield f"This machine cannot run the sweep: {error}"
     known_datasets = []
     for item in unprepared:
         if not item["own"]:
@@ -252,12 +255,12 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         measure = shlex.join(["isweep", "measure", item["own"]])
         num_files = f"{item['unopened']:,}"
         yield (
-            f"not prepared: {item['dataset']} ({num_files} files listed, none opened: {measure} "
-            "opens them, or isweep run)"
+            f"{item['dataset']} is not prepared: {num_files} files are listed, but not opened. "
+            f"Open the files with `{measure}` or `isweep run`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:
         named = ", ".join(known_datasets[:MAX_UNPREPARED])
         if len(known_datasets) > MAX_UNPREPARED:
             named += f" and {len(known_datasets) - MAX_UNPREPARED} more"
-        yield f"not prepared: {named} (what each needs: isweep datasets NAME)"
+        yield f"Not prepared: {named}. See what each dataset needs with `isweep datasets NAME`."

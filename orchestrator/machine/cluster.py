@@ -137,10 +137,9 @@ class _HeadAddress:
         is_port = port.isdecimal() and int(port) <= LARGEST_PORT
         if "://" in address or not host or not is_port:
             raise ConfigError(
-                "--address must be host:port of a Ray head, or auto",
-                address,
-                "on the head itself use auto; from elsewhere submit the command with "
-                "`ray job submit`",
+                f"`--address {address}` is not host:port of a Ray head",
+                hint="Use `--address auto` on the head itself, or submit the command with "
+                "`ray job submit` from another machine",
             )
         return cls(host, int(port))
 
@@ -161,9 +160,8 @@ def reached(address: str) -> str:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
         raise SetupError(
-            "The Ray address must answer",
-            f"{address}: {error}",
-            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
+            f"No Ray cluster answers at {address}: {error}",
+            hint="Start the cluster (`ray up cluster.yaml`), or leave --address out to run on this "
             "machine",
         ) from None
     return address if ":" in peer else f"{peer}:{head.port}"
@@ -249,10 +247,11 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         requested = getattr(request, name)
         available = getattr(cluster, name)
         if requested > available:
+            cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"resources.{name} must fit the machine",
-                f"{requested:,g}, it has {available:,g}",
-                "ask for less, run with --device cpu, or run on a larger cluster",
+                f"A trial asks for resources.{name}: {requested:,.15g}, but this machine has "
+                f"{available:,.15g}",
+                hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
             )
     return request
 
@@ -329,7 +328,8 @@ def connect(
 def _check_bash() -> None:
     if shutil.which("bash") is None:
         raise SetupError(
-            "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
+            "No folder on PATH contains bash, with which Ray starts its workers",
+            hint="Install bash, or add its folder to PATH",
         )
 
 
@@ -338,9 +338,8 @@ def _imported_ray() -> Any:
 
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
         raise SetupError(
-            "Ray must be 2.56 or newer: older ones run code of anyone who reaches them",
-            ray.__version__,
-            "pip install -U 'ray[default,tune]'",
+            f"Ray {ray.__version__} runs code of anyone who reaches it; 2.56 or later does not",
+            hint="Run `pip install -U 'ray[default,tune]'`",
         )
     _read_settings_again()
     _keep_off_the_terminal()
@@ -394,7 +393,7 @@ class _ServerCheck:
         ]
         if not silent:
             if self._has_warned:
-                log.warning("The Ray cluster answers again; going on")
+                log.warning("The Ray cluster answers again")
             self._silent_s = 0.0
             self._has_warned = False
             return None
@@ -403,15 +402,14 @@ class _ServerCheck:
         if self._silent_s >= self._patience_s:
             self._kill_stopped_servers()
             return SetupError(
-                f"{server.description} must be there",
-                f"{server.host}:{server.port}: no answer for {self._silent_s:.0f} s",
-                "run the same command again, on a shared cluster when it is back: what is done "
-                "is kept",
+                f"{server.description} at {server.host}:{server.port} has not answered for "
+                f"{self._silent_s:.0f} s",
+                hint="Run the same command again when the cluster works; finished trials are kept",
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "%s at %s:%d does not answer; waiting for it",
+                "%s at %s:%d does not answer; waiting",
                 server.description,
                 server.host,
                 server.port,
@@ -475,10 +473,9 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
                     log.warning("Ray is started again: %s", reason)
                     continue
                 raise SetupError(
-                    "Ray must start on this machine",
-                    reason,
-                    "run the same command again when the machine has less to do; isweep doctor "
-                    "knows other causes",
+                    f"Ray did not start on this machine: {reason}",
+                    hint="Run the same command again when the machine is less busy, or look for "
+                    "other causes with `isweep doctor`",
                 ) from error
             yield context
             return
@@ -489,23 +486,28 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
     try:
         return ray.init(**settings)
     except Exception as error:
-        rule = "The Ray cluster must accept this driver"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        hint = (
-            "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 "
-            "unless `ray start` was told another, and 8265 is the dashboard"
+        token_hint = (
+            "Set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token "
+            '("Tokens" in docs/cluster.md)'
         )
         # Ray says itself if there is no token. A refused one stands only in its error's cause.
-        is_refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
-        if is_refused or isinstance(error, ray.exceptions.AuthenticationError):
-            rule = "The Ray cluster must accept this driver's token"
-            reason = reason.partition(". ")[0]
-            if is_refused:
-                reason = "the token is missing or another one"
-            hint = (
-                "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
-            )
-        raise SetupError(rule, f"{typed_address}: {reason}", hint) from None
+        if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
+            raise SetupError(
+                f"The Ray cluster at {typed_address} refused this machine's token, or there is "
+                "none",
+                hint=token_hint,
+            ) from None
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            raise SetupError(
+                f"The Ray cluster at {typed_address} needs a token: {reason.partition('. ')[0]}",
+                hint=token_hint,
+            ) from None
+        raise SetupError(
+            f"The Ray cluster at {typed_address} did not accept this machine: {reason}",
+            hint="Run isweep on a node of the cluster, with the cluster's version of Ray. The port "
+            "of the head is 6379 by default, and 8265 is the dashboard's",
+        ) from None
 
 
 def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:

@@ -30,10 +30,10 @@ MIN_FREE_BYTES = 5 * 2**30
 """Free disk space that a sweep's records, weights and Ray's logs want."""
 ANSWER_TIMEOUT_S = 60.0
 """Seconds that the nodes of a cluster may take to look at themselves."""
-INSTALL_HINT = "install the same everywhere: make wheel, ray up"
+INSTALL_HINT = "Run `make wheel` and `ray up`, which install the same versions everywhere"
 SILENT_HINT = (
-    "ask again, for a first answer may be slow; then look at its logs, or take it out of the "
-    "cluster"
+    "Run the same check again, for a first answer may be slow. If the node stays silent, read its "
+    "logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
 """Beginning of the names of a launch file's checks: a mistake in it is the user's, not the
@@ -114,9 +114,10 @@ def _checked(name: str, check: Callable[[], Outcome]) -> Check:
     try:
         outcome = check()
     except SweepError as error:
-        outcome = Outcome(False, str(error), error.hint)
+        outcome = Outcome(False, error.problem, error.hint)
     except Exception as error:
-        outcome = Outcome(False, f"{type(error).__name__}: {error}", "see the message")
+        fix = "Correct what the message names, and run the same check again"
+        outcome = Outcome(False, f"{type(error).__name__}: {error}", fix)
     fix = "" if outcome.ok else outcome.fix
     return {"name": name, "ok": outcome.ok, "detail": outcome.detail, "fix": fix}
 
@@ -130,7 +131,9 @@ def _gpus(address: str | None) -> Outcome:
     gpus = gpus_here()
     check_driver()
     if not gpus:
-        detail = "none: trials run on CPUs" if address is None else "none on this machine"
+        detail = "no GPU on this machine"
+        if address is None:
+            detail += ", so trials run on CPUs"
         return Outcome(True, detail)
     node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(gpus))
     problems = list(gpu_problems(node))
@@ -144,7 +147,7 @@ def _of_problems(problems: Iterable[Problem]) -> Outcome:
     return Outcome(
         ok=not problems,
         detail="; ".join(problem.text for problem in problems),
-        fix="; ".join(problem.hint for problem in problems),
+        fix=". ".join(dict.fromkeys(problem.hint for problem in problems)),
     )
 
 
@@ -155,21 +158,21 @@ def _root(root: str | None) -> Outcome:
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
         return Outcome(
-            False, f"{base} cannot be written", "choose another with --root or ISWEEP_ROOT"
+            False, f"{base} cannot be written", "Choose another folder with --root or ISWEEP_ROOT"
         )
     kind = _file_system(base)
     if kind in NETWORK_FILE_SYSTEMS:
         return Outcome(
             False,
-            f"{paths.root} lies on a network file system ({kind})",
-            "keep SQLite off it: pass --mlflow-uri of a server",
+            f"{paths.root} is on a network file system ({kind}), where SQLite's locks fail",
+            "Use an MLflow server with --mlflow-uri, or choose another folder with --root",
         )
     free = shutil.disk_usage(base).free
-    missing = "" if paths.root.is_dir() else ", not made yet"
+    missing = "" if paths.root.is_dir() else " does not exist yet, and its disk"
     return Outcome(
         free >= MIN_FREE_BYTES,
-        f"{paths.root}{missing}, {free / 2**30:.1f} GiB free",
-        f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted",
+        f"{paths.root}{missing} has {free / 2**30:.1f} GiB free",
+        f"Free some space: a sweep needs {MIN_FREE_BYTES / 2**30:g} GiB",
     )
 
 
@@ -192,47 +195,48 @@ def _result_store(url: str) -> Outcome:
         base = next(folder for folder in folders if folder.exists())
         if base.is_dir() and os.access(base, os.W_OK):
             return Outcome(True, f"{files.base}")
-        return Outcome(False, f"{base} cannot be written", "choose another with --storage")
+        return Outcome(False, f"{base} cannot be written", "Choose another folder with --storage")
     folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
     files.write(f"{folder}/probe/probe.json", b"{}")
     is_listed = any(files.find(folder, "probe.json"))
     files.remove(f"{folder}/probe/probe.json")
-    return Outcome(
-        is_listed,
-        f"{url} takes and gives files",
-        "it does not list what it took: ask whoever runs it",
-    )
+    if not is_listed:
+        return Outcome(
+            False,
+            f"{url} does not list a file that was just written",
+            "Ask the operator of the store, or choose another one with --storage",
+        )
+    return Outcome(True, f"{url} can be written and listed")
 
 
 def _ray_access(address: str | None) -> Outcome:
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled" or (address is not None and mode != "token"):
-        fix = "export RAY_AUTH_MODE=token"
+        fix = "Run `export RAY_AUTH_MODE=token`"
         if address is not None:
-            fix += ", and start the cluster's Ray with it"
+            fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE={mode or 'not set'}: anyone who reaches the ports runs code",
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who reaches the ports can run code",
             fix,
         )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.exists() and token.stat().st_mode & 0o077:
-        return Outcome(False, "the Ray token file can be read by others", f"chmod 600 {token}")
+        return Outcome(False, f"other users can read {token}", f"Run `chmod 600 {token}`")
     if address is None:
-        return Outcome(True, "private clusters are on loopback with a token of their own")
-    return Outcome(True, f"{address} is asked with the cluster's token")
+        return Outcome(True, "private clusters listen on loopback and need a new token each run")
+    return Outcome(True, f"requests to {address} carry the cluster's token")
 
 
 def _launch_file(path: Path) -> list[Check]:
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
-        detail = "nothing is wrong; no provider was asked"
+        detail = "no mistake was detected; no provider was asked"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
     checks: list[Check] = []
     for mistake in mistakes:
-        detail = f"{mistake.place}: {mistake.problem}"
-        checks.append({"name": name, "ok": False, "detail": detail, "fix": mistake.hint})
+        checks.append({"name": name, "ok": False, "detail": mistake.text, "fix": mistake.hint})
     return checks
 
 
@@ -277,7 +281,7 @@ def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
             yield reference, _answer(reference)
     for reference in waiting:
         ray.cancel(reference, force=True)
-        silence = Problem(f"gives no answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
+        silence = Problem(f"the node gave no answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
         yield reference, NodeAnswer(silence=silence)
 
 
@@ -288,10 +292,10 @@ def _answer(reference: Any) -> NodeAnswer:
         answer: NodeAnswer = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
         reason = str(error).strip().splitlines()[-1]
-        return NodeAnswer(silence=Problem(f"cannot look at itself: {reason}", INSTALL_HINT))
+        return NodeAnswer(silence=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
-        return NodeAnswer(silence=Problem(f"does not answer: {reason}", SILENT_HINT))
+        return NodeAnswer(silence=Problem(f"the node does not answer: {reason}", SILENT_HINT))
     return answer
 
 
@@ -339,19 +343,19 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
 
 
 def _version_problems(versions: dict[str, str]) -> Iterator[Problem]:
-    for name, driver_version in versions_here().items():
-        if versions[name] != driver_version:
-            text = f"has {name} {versions[name]}, the driver {driver_version}"
+    for name, version_here in versions_here().items():
+        if versions[name] != version_here:
+            text = f"the node has {name} {versions[name]}, but this machine has {version_here}"
             yield Problem(text, INSTALL_HINT)
 
 
 def _disk_problems(free_bytes: int) -> Iterator[Problem]:
     if free_bytes >= MIN_FREE_BYTES:
         return
-    hint = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+    hint = f"Free some space: a sweep needs {MIN_FREE_BYTES / 2**30:g} GiB"
     if not free_bytes:
-        hint += ", or mount it for writing: it takes nothing"
-    yield Problem(f"disk: {free_bytes / 2**30:.1f} GiB free", hint)
+        hint += ", or mount the disk for writing"
+    yield Problem(f"the disk has {free_bytes / 2**30:.1f} GiB of free space", hint)
 
 
 def writable_bytes(folder: Path) -> int:

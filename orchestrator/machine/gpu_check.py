@@ -183,7 +183,7 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
                 result = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"What was found is in {unfinished}; the command begins anew."
+                f"The results so far are in {unfinished}. The next check starts from the beginning."
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
@@ -242,7 +242,7 @@ def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode()
         error_output = ""
-        error = f"no end within {PART_TIMEOUT_S:g} s"
+        error = f"the part did not end within {PART_TIMEOUT_S:g} s"
     finally:
         end_group(process)
     if process.returncode and not error:
@@ -298,17 +298,15 @@ def devices(number: str | None) -> list[Gpu | None]:
     by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
     if not by_number:
         raise SetupError(
-            "gpu-check needs a GPU that torch reaches",
-            "none",
-            "isweep doctor says why; --device cpu tries the check",
+            "torch reaches no GPU on this machine",
+            hint="Run `isweep doctor` to see why, or try the check with --device cpu",
         )
     if number is None:
         return list(by_number.values())
     if number not in by_number:
         raise ConfigError(
-            "--device must be the number of a GPU that torch reaches, or cpu",
-            number,
-            f"one of {', '.join(by_number)}",
+            f"`--device {number}` is not the number of a GPU that torch reaches",
+            hint=f"Choose from {', '.join(by_number)}, or cpu",
         )
     return [by_number[number]]
 

@@ -42,7 +42,7 @@ from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, 
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
 from tasks.trials.attacks import attack_batch_size, run_clean_pass
-from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 from tasks.trials.representations import extract_features
 from tasks.trials.training import evaluate, record_graph, train
 from tasks.trials.trial import run_trial
@@ -186,7 +186,7 @@ def context(bench: Bench) -> Measurements:
         yield model, bytes_besides
     if largest > CONTEXT_BYTES:
         words = f"a process holds {largest / 2**30:.2f} GiB besides its tensors"
-        yield "fails", [f"{words}, shares leave {CONTEXT_BYTES / 2**30:.2f} GiB"]
+        yield "fails", [f"{words}, more than the {CONTEXT_BYTES / 2**30:.2f} GiB that are planned"]
 
 
 def correctness(bench: Bench) -> Measurements:
@@ -199,8 +199,8 @@ def correctness(bench: Bench) -> Measurements:
         yield "self_test", tests
         if verdict.wrong:
             fails.append(f"the GPU computes wrongly: {verdict.wrong}")
-        elif verdict.plain_because and not verdict.plain_because.startswith("they take"):
-            fails.append(f"plain steps: {verdict.plain_because}")
+        elif verdict.plain_because and not verdict.is_only_slow:
+            fails.append(f"trials cannot use graphs: {verdict.plain_because}")
     yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
     with bench.as_trials():
         errors = float32_errors(bench)
@@ -208,7 +208,7 @@ def correctness(bench: Bench) -> Measurements:
         for name, error in errors.items():
             if not error < FLOAT32_ERROR:
                 words = f"a {name} in float32 has an error of {error:.0e}"
-                fails.append(f"{words}: TensorFloat-32 is on")
+                fails.append(f"{words}, because TensorFloat-32 is on")
         signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", signs
         yield "features_error", features_error
@@ -440,8 +440,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
         result = run_trial(
             spec.model_copy(update={"network": network}),
             data,
-            device=bench.device,
-            graphs=model in bench.graphs,
+            ComputeOptions(str(bench.device), graphs=model in bench.graphs),
         )
         fields = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
         row = result.model_dump(mode="json", include=fields)
@@ -478,7 +477,7 @@ def faults(bench: Bench) -> Measurements:
     fails = []
     for name, kind in kinds.items():
         if kind != "out_of_memory":
-            fails.append(f"memory that runs out in {name} is taken for {kind or 'nothing'}")
+            fails.append(f"an out-of-memory error in {name} is recorded as {kind or 'no failure'}")
     yield "fails", fails
 
 
@@ -508,7 +507,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
         yield "row", asdict(replace(row, network_factors=network_factors(bench.trials, times, row)))
     yield "hours", hours
     if hours is None:
-        yield "hours_note", "no hours: step_times, passes or trial measured too little"
+        yield "hours_note", "the hours are unknown: step_times, passes or trial measured too little"
 
 
 def _sharing(pairs: Mapping[str, Any]) -> Measurements:
@@ -565,5 +564,5 @@ def wait_for_file(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no start within {timeout_s:g} s")
+            raise TimeoutError(f"{path.name} was not made within {timeout_s:g} s")
         time.sleep(0.01)

@@ -19,7 +19,7 @@ from orchestrator.machine.gpus import Gpu, NodeGpus
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import MEMORY_MARGIN
-from search_spaces.errors import ConfigError, SetupError, SweepError
+from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
 MOST_HELD = 0.1
@@ -107,9 +107,7 @@ def refuse(
             hints[problem.hint] = None
     if texts:
         raise SetupError(
-            "Every GPU that is offered must be free to run trials",
-            "; ".join(texts),
-            f"{'; '.join(hints)}, or run with --device cpu",
+            "; ".join(texts), hint=f"{'. '.join(hints)}. Use --device cpu to run on CPUs instead"
         )
     _refuse_without_bfloat16(nodes, trials)
 
@@ -138,15 +136,15 @@ def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec])
         old = [gpu for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
         if not old:
             continue
-        hint = "--set recipe.precision=float32, or another GPU"
+        hint = "Use `--set recipe.precision=float32`, or another GPU"
         usable = [gpu for gpu in node.gpus if gpu not in old]
         if usable:
-            hint += f", or hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+            hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
-            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{min(recipes)} on {old[0].name} of node {node.node}, whose is {old[0].capability}: "
-            "it would be emulated, slower than float32",
-            hint,
+            f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
+            f"{node.node} (compute capability {old[0].capability}) can only emulate it, slower "
+            "than float32",
+            hint=hint,
         )
 
 
@@ -165,16 +163,16 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
     prefix = f"node {node.node}"
     if node.error:
         yield Problem(
-            f"{prefix}: torch cannot be asked of its GPUs: {node.error}",
-            f"see what {Path(sys.executable).name} -c 'import torch' says there",
+            f"{prefix}: torch did not list the GPUs: {node.error}",
+            f"Run `{Path(sys.executable).name} -c 'import torch'` there, and correct what it "
+            "reports",
         )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
-            f"{prefix}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
-            "apart",
-            "list the slices with nvidia-smi -L, start Ray there with "
-            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and --num-gpus as many, and set "
+            f"{prefix}: a GPU is cut into slices (MIG), which Ray counts as one GPU",
+            "List the slices with `nvidia-smi -L`. Start Ray there with "
+            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
             "resources.num_gpus: 1",
         )
         return
@@ -187,44 +185,52 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
 
 def _unreached(node: NodeGpus) -> Problem:
     """Return the problem of a node whose torch reaches fewer GPUs than Ray hands out."""
+    build = f"built for CUDA {node.cuda}" if node.cuda else "built without CUDA"
+    driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (
-        f"node {node.node}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
-        f"{node.cuda or 'none'} reaches {len(node.gpus)} with NVIDIA driver "
-        f"{node.driver or 'absent'}"
+        f"node {node.node}: Ray offers {plural(int(node.offered), 'GPU')}, but torch {node.torch}, "
+        f"{build}, reaches {len(node.gpus)} {driver}"
     )
     if node.complaint:
         text += f": {node.complaint}"
     hint = gpus.driver_hint(node.driver, node.cuda, node.complaint)
     if node.gpus:
-        hint = f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
+        hint = f"Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
     return Problem(text, hint)
 
 
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
     usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
-    hide = "hide it with CUDA_VISIBLE_DEVICES"
+    hide = "hide this GPU with CUDA_VISIBLE_DEVICES"
     if usable:
-        hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+        hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
         hint = (
-            f"install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
-            "for GPUs before Turing"
+            f"For a GPU older than Turing, install torch {gpus.LAST_CU126_TORCH} or earlier of "
+            "PyTorch's cu126 wheels. For a newer GPU than your torch knows, install a newer torch"
         )
         yield Problem(
-            f": torch {node.torch} has no kernels for compute capability {gpu.capability}",
-            f"{hint}, or {hide}",
+            f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
+            "kernels",
+            f"{hint}. Otherwise {hide}",
         )
     is_shared = share < 1 and not node.mps
-    if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and is_shared):
+    if gpu.compute_mode == "Prohibited":
         yield Problem(
-            f": its compute mode is {gpu.compute_mode}, for shares of {share:g}",
-            "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
+            " has the compute mode Prohibited, so no trial can use it",
+            "Run `nvidia-smi --compute-mode=0` on that node",
+        )
+    elif "Exclusive" in gpu.compute_mode and is_shared:
+        yield Problem(
+            f" has the compute mode {gpu.compute_mode}, so trials cannot use shares of {share:g}",
+            "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
+            "resources.num_gpus: 1",
         )
     # A trial that would not fit an empty GPU either gets plain steps or smaller batches.
     needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
         yield Problem(
-            f": others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, and the "
-            f"largest trial needs up to {needed / 2**30:.1f} GiB",
-            f"end what runs there (nvidia-smi lists it), or {hide}",
+            f": other processes hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
+            f"the largest trial needs up to {needed / 2**30:.1f} GiB",
+            f"End the processes that `nvidia-smi` lists there, or {hide}",
         )

@@ -45,9 +45,11 @@ WSL = Path("/usr/lib/wsl/lib")
 """Folder in which Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without
 device files."""
 HINTS_BY_WORDS = {
-    "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
-    "MPS client": "start MPS again (nvidia-cuda-mps-control -d), or unset CUDA_MPS_PIPE_DIRECTORY",
-    "system not yet initialized": "start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
+    "stub library": "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
+    "MPS client": (
+        "Start MPS again (`nvidia-cuda-mps-control -d`), or unset CUDA_MPS_PIPE_DIRECTORY"
+    ),
+    "system not yet initialized": "Start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
 }
 """Hints by CUDA's words for why torch reaches no GPU: cudaErrorStubLibrary, an MPS server
 that is gone, cudaErrorSystemNotReady."""
@@ -169,7 +171,7 @@ def ask_nvidia_smi(*options: str) -> ProgramOutput:
 
 
 def _say_what_is_waited_for() -> None:
-    print("nvidia-smi is waited for", file=sys.stderr, flush=True)  # noqa: T201
+    print("Waiting for nvidia-smi", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
@@ -211,22 +213,25 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
         if words in reason:
             return hint
     if not driver:
-        return "install NVIDIA's driver"
+        return "Install NVIDIA's driver"
     if not cuda:
-        return "install a torch with CUDA (pip install torch)"
+        return "Install a torch with CUDA (`pip install torch`)"
     branch = int(driver.partition(".")[0])
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
     if branch >= needed_branch:
-        return "see what nvidia-smi says: the driver is new enough"
+        return "Run `nvidia-smi`, and correct what it reports; the driver is new enough"
     hint = (
-        f"CUDA {cuda} needs a driver of branch {needed_branch} or later, this is {driver}: "
-        "install one"
+        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
+        f"{driver})"
     )
     if branch >= OLDEST_DRIVER_BRANCH[12] and capability < BLACKWELL:
-        hint += f", or a torch of PyTorch's cu126 wheels (up to {LAST_CU126_TORCH}), which takes it"
+        hint += (
+            f", or a torch of PyTorch's cu126 wheels (up to {LAST_CU126_TORCH}), which works with "
+            "the present driver"
+        )
         if not capability:
-            hint += " (not for RTX 50 or B200: these wheels have no kernels for them)"
+            hint += ". These wheels have no kernels for RTX 50 and B200"
     return hint
 
 
@@ -306,18 +311,20 @@ def check_driver() -> None:
         return
     listing = ask_nvidia_smi("-L")
     if listing.output and value:
+        gpus = ", ".join(listing.output.splitlines())
         raise ConfigError(
-            "CUDA_VISIBLE_DEVICES must name GPUs of this machine, by number or UUID, each once",
-            value,
-            f"of {', '.join(listing.output.splitlines())}; or unset it; CUDA_VISIBLE_DEVICES= runs "
-            "on CPUs",
+            f"CUDA_VISIBLE_DEVICES={value} names a GPU that this machine does not have, or one GPU "
+            "twice",
+            hint=f"Name GPUs by number or UUID: {gpus}. Unset the variable to use all of them, or "
+            "set CUDA_VISIBLE_DEVICES= to run on CPUs",
         )
+    version = driver_version()
+    driver = f"driver {version}" if version else "driver"
     raise SetupError(
-        "NVIDIA's driver must answer where there is a GPU",
-        f"nvidia-smi: {listing.error or 'it lists none'}; driver {driver_version() or 'absent'}",
-        "restart the machine where the driver was updated since it started; in a container ask for "
-        "the capabilities compute,utility; or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on "
-        "CPUs",
+        f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
+        f"{listing.error or 'no GPU is listed'}",
+        hint="Restart the machine if the driver was updated since the last start. In a container, "
+        "ask for the capabilities compute,utility. Set CUDA_VISIBLE_DEVICES= to run on CPUs",
     )
 
 
@@ -363,7 +370,7 @@ def describe(visible: str | None = None) -> NodeGpus:
         socket.gethostname(), mps=mps_runs(), visible=visible, logical=is_logical(), error=""
     )
     if not program.output:
-        return replace(node, error=program.error or "no answer")
+        return replace(node, error=program.error or "the process printed nothing")
     fields: dict[str, Any] = json.loads(program.output.splitlines()[-1])
     gpus = tuple(Gpu(**gpu) for gpu in fields.pop("gpus"))
     return replace(node, gpus=gpus, **fields)

@@ -25,9 +25,12 @@ from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
-COMPARE_HINT = "compare with the file of that name in the repository"
-TOKEN_HINT = 'make one: see "Tokens" in docs/cluster.md'
-SECRET_HINT = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+COMPARE_HINT = "Compare the file with cluster.yaml, or with those in clusters/, of the repository"
+TOKEN_HINT = 'Make a token as "Tokens" in docs/cluster.md says'
+SECRET_HINT = (
+    "Remove the secret; copy a file of mode 600 by file_mounts, or give the machine a role"
+)
+WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
@@ -44,14 +47,22 @@ READ_BY_OTHERS = 0o077
 """Permission bits of group and others."""
 
 NEEDED = {
-    "": (Mistake("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu"),),
-    "aws": (Mistake("provider.region", "no region is named", "name one, e.g. us-east-1"),),
+    "": (
+        Mistake(
+            "auth.ssh_user",
+            "the account to log in with is missing",
+            "Name the account, for example ubuntu",
+        ),
+    ),
+    "aws": (
+        Mistake("provider.region", "no region is named", "Name a region, for example us-east-1"),
+    ),
     "local": (
-        Mistake("provider.head_ip", "no head is named", "name the machine where isweep runs"),
+        Mistake("provider.head_ip", "no head is named", "Name the machine where isweep runs"),
         Mistake(
             "auth.ssh_private_key",
             "the head needs a key to start workers",
-            "name one made for this cluster",
+            "Name a key made for this cluster",
         ),
     ),
 }
@@ -77,7 +88,7 @@ def check_launch_file(path: Path) -> list[Mistake]:
 
 
 def _read(path: Path) -> Config | Mistake:
-    hint = "name a launch file, e.g. cluster.yaml"
+    hint = "Name a launch file, for example cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
         # Refuses a key that stands twice; Ray would take the last one.
@@ -85,15 +96,15 @@ def _read(path: Path) -> Config | Mistake:
         yaml.version = (1, 1)  # as Ray reads it
         config = yaml.load(text)
     except FileNotFoundError:
-        return Mistake(str(path), "no such file", hint)
+        return Mistake("", f"{path} does not exist", hint)
     except ConfigError as error:
-        return Mistake(str(path), f"{error.rule}: {error.value}", hint)
+        return Mistake("", error.problem, hint)
     except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).partition("To suppress")[0].split())
-        return Mistake(str(path), f"not YAML: {reason}", "correct the line")
+        return Mistake("", f"{path} is not YAML: {reason}", "Correct the line")
     if not isinstance(config, dict) or "cluster_name" not in config:
-        problem = "no file for `ray up`: no cluster_name"
-        return Mistake(str(path), problem, "begin with cluster.yaml")
+        problem = f"{path} has no cluster_name, so it is no file for `ray up`"
+        return Mistake("", problem, "Begin with a copy of cluster.yaml")
     return config
 
 
@@ -115,11 +126,13 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
     for target, source in (config.get("file_mounts") or {}).items():
         if not isinstance(source, str):
             place = f"file_mounts.{target}"
-            yield Mistake(place, f"{source!r} is no path", "name a file or folder here")
+            problem = f"{source!r} is not a path"
+            yield Mistake(place, problem, "Name a file or folder of this machine")
     is_cloud = config["provider"].get("type") in ("aws", "gcp")
     node_types = config.get("available_node_types") or ()
-    if is_cloud and config.get("head_node_type") not in node_types:
-        problem = "must be one of available_node_types"
+    head = config.get("head_node_type")
+    if is_cloud and head not in node_types:
+        problem = f"{head!r} is not among the available_node_types"
         yield Mistake("head_node_type", problem, COMPARE_HINT)
 
 
@@ -143,15 +156,15 @@ def _text_mistakes(config: Config) -> Iterator[Mistake]:
         unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
         # Text behind an anchor of YAML is filled in once.
         if unfilled and value not in earlier_texts:
-            problem = f"still to be filled in: {unfilled[0]}"
-            yield Mistake(place, problem, "see the comment marked CHANGE there")
+            problem = f"this text must still be replaced by your own: {unfilled[0]}"
+            yield Mistake(place, problem, "Replace it as the comment with CHANGE says")
         earlier_texts.add(value)
         if place.startswith("file_mounts."):
             continue
         if value and SECRET_KEY.search(place.rpartition(".")[2]):
-            yield Mistake(place, "a secret stands in the file", SECRET_HINT)
+            yield Mistake(place, "the file contains a secret", SECRET_HINT)
         for name in SECRET_SET.findall(value):
-            yield Mistake(place, f"a secret stands in the file: {name}", SECRET_HINT)
+            yield Mistake(place, f"the file contains a secret: {name}", SECRET_HINT)
 
 
 def _missing_keys(config: Config) -> Iterator[Mistake]:
@@ -165,10 +178,11 @@ def _missing_keys(config: Config) -> Iterator[Mistake]:
     path = Path(str(key)).expanduser()
     place = "auth.ssh_private_key"
     if not path.is_file():
-        yield Mistake(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+        hint = "Make a key with `ssh-keygen -t ed25519`, or name another key"
+        yield Mistake(place, f"{key} does not exist", hint)
     elif path.stat().st_mode & READ_BY_OTHERS:
-        problem = "others can read the key, and ssh will not use it"
-        yield Mistake(place, problem, f"chmod 600 {key}")
+        problem = "other users can read the key, so ssh refuses to use it"
+        yield Mistake(place, problem, f"Run `chmod 600 {key}`")
 
 
 def _file_mistakes(config: Config) -> Iterator[Mistake]:
@@ -177,8 +191,8 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
     if not any("token" in target for target in mounts):
         yield Mistake(
             "file_mounts",
-            "no token travels, and Ray asks for one",
-            "add ~/.ray/auth_token: ~/.ray/auth_token",
+            "no token is copied to the nodes, but Ray needs a token there",
+            "Add the line ~/.ray/auth_token: ~/.ray/auth_token",
         )
     for target, source in mounts.items():
         yield from _mount_mistakes(config, target, source)
@@ -196,25 +210,27 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
     path = Path(source).expanduser()
     is_token = "token" in target
     if not path.exists():
-        wheel_hint = f"make wheel, and stay in the checkout: {Path.cwd()}"
-        yield Mistake(place, f"no {source}", TOKEN_HINT if is_token else wheel_hint)
+        wheel_hint = f"Run `make wheel` and `ray up` in the checkout; this folder is {Path.cwd()}"
+        hint = TOKEN_HINT if is_token else wheel_hint
+        yield Mistake(place, f"{source} does not exist", hint)
     elif is_token:
         if path.stat().st_mode & READ_BY_OTHERS:
-            yield Mistake(place, "others can read the token", f"chmod 600 {path}")
+            yield Mistake(place, "other users can read the token", f"Run `chmod 600 {path}`")
         words = list[str]()
         with suppress(OSError, UnicodeDecodeError):
             words = read_whole(path).decode().split()
         if len(words) != 1:
-            yield Mistake(place, "the token is not one word of text", TOKEN_HINT)
+            yield Mistake(place, "the file of the token is not one word of text", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
         problem = f"{source} is a checkout or a root, which may hold images of patients"
-        yield Mistake(place, problem, "let dist/ travel alone; raw data go by `ray rsync-up`")
+        yield Mistake(place, problem, "Copy only dist/ here, and raw data by `ray rsync-up`")
     elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
         yield from _wheel_mistakes(place, path)
         commands = str([config[name] for name in config if name.endswith("setup_commands")])
         for name in sorted(set(WHEEL_FILE.findall(commands))):
             if not (path / name).is_file():
-                yield Mistake(place, f"no {path / name}", "make wheel")
+                problem = f"{path / name} does not exist, but the setup commands use it"
+                yield Mistake(place, problem, WHEEL_HINT)
 
 
 def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
@@ -223,21 +239,21 @@ def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
     versions = [wheel.name.split("-")[1] for wheel in wheels]
     installed = metadata.version("isweep")
     if versions != [installed]:
-        names = ", ".join(versions) or "none"
-        problem = f"wheels of isweep: {names}; the one installed here is {installed}"
-        yield Mistake(place, problem, "make wheel")
+        wheels_text = f"wheels of isweep {', '.join(versions)}" if versions else "no wheel"
+        problem = f"{folder} has {wheels_text}, but isweep {installed} is installed here"
+        yield Mistake(place, problem, WHEEL_HINT)
         return
-    commit_in_wheel = "none"
+    commit_in_wheel = "unknown"
     broken = (OSError, zipfile.BadZipFile, KeyError, ValueError)
     with suppress(*broken), zipfile.ZipFile(wheels[0]) as wheel:
         commit_in_wheel = str(json.loads(wheel.read("orchestrator/commit.json"))["commit"])
     commit = provenance().commit
     if commit and commit_in_wheel != commit:
         problem = (
-            f"{wheels[0]} is made of commit {commit_in_wheel[:12]}, and {commit[:12]} is installed "
-            "here"
+            f"{wheels[0]} was built from commit {commit_in_wheel[:12]}, but commit {commit[:12]} "
+            "is installed here"
         )
-        yield Mistake(place, problem, "make wheel")
+        yield Mistake(place, problem, WHEEL_HINT)
 
 
 def _command_mistakes(config: Config) -> Iterator[Mistake]:
@@ -246,14 +262,15 @@ def _command_mistakes(config: Config) -> Iterator[Mistake]:
         commands = config.get(name, ())
         start = next((command for command in commands if "ray start" in command), "")
         if not start:
-            yield Mistake(name, "no `ray start`", "take the command of the repository's file")
+            hint = "Copy the command from cluster.yaml of the repository"
+            yield Mistake(name, "no command contains `ray start`", hint)
         elif "RAY_AUTH_MODE=token" not in start:
-            hint = "put RAY_AUTH_MODE=token before `ray start`"
-            yield Mistake(name, "no token is asked for", hint)
+            hint = "Put RAY_AUTH_MODE=token before `ray start`"
+            yield Mistake(name, "Ray is started without token mode", hint)
         is_head = name.startswith("head")
         if is_head and start and "--dashboard-host=127.0.0.1" not in start:
-            problem = "the dashboard, which runs code, is not bound to the head itself"
-            yield Mistake(name, problem, "add --dashboard-host=127.0.0.1 after `ray start`")
+            problem = "the dashboard, which runs code, may be reached from other machines"
+            yield Mistake(name, problem, "Add --dashboard-host=127.0.0.1 after `ray start`")
         if any("ray stop" in command for command in commands):
             problem = "`ray stop` ends every Ray process of the account"
-            yield Mistake(name, problem, "take it out")
+            yield Mistake(name, problem, "Remove `ray stop`")

@@ -18,7 +18,7 @@ class Mistake:
     """A mistake in a launch file.
 
     Attributes:
-        place: the key, with dots.
+        place: the key, with dots; empty if the problem names the file.
         problem: what is wrong there.
         hint: what to do.
     """
@@ -26,3 +26,10 @@ class Mistake:
     place: str
     problem: str
     hint: str
+
+    @property
+    def text(self) -> str:
+        """Where the mistake is, and what is wrong."""
+        if not self.place:
+            return self.problem
+        return f"{self.place}: {self.problem}"

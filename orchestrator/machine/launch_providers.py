@@ -46,14 +46,15 @@ def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
             may_start = True
     if not (config.get("max_workers", 0) and may_start):
         yield Mistake(
-            "max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type"
+            "max_workers",
+            "no worker can start",
+            "Set max_workers, for example to 8, here and in a node type",
         )
     if config["provider"].get("cache_stopped_nodes", True):
         yield Mistake(
             "provider.cache_stopped_nodes",
-            "Ray would stop nodes and not end them: their disks stay, with what is on them, and "
-            "cost",
-            "say false",
+            "Ray would stop nodes without deleting them, so the disks would stay and cost money",
+            "Set cache_stopped_nodes: false",
         )
 
 
@@ -61,7 +62,11 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
     """Yield the mistakes of a cluster on AWS."""
     yield from _cloud_mistakes(config)
     if find_spec("boto3") is None:
-        yield Mistake("provider.type", "aws needs boto3 on this machine", "pip install boto3")
+        yield Mistake(
+            "provider.type",
+            "aws needs the package boto3, which is not installed here",
+            "Run `pip install boto3`",
+        )
     else:
         for node_type in _node_types(config):
             is_invalid = False
@@ -84,7 +89,7 @@ def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
     report = validator.validate(fields, shape).generate_report()
     for line in report.splitlines():
         problem = line.split(", must be one of")[0]
-        yield Mistake(node_type.place, problem, "correct it, or: pip install -U boto3")
+        yield Mistake(node_type.place, problem, "Correct it, or run `pip install -U boto3`")
 
 
 def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
@@ -94,41 +99,45 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head and market == "spot":
         yield Mistake(
             f"{place}.InstanceMarketOptions",
-            "a spot instance as head: taken away, it takes the sweep and the root on its disk "
-            "along",
-            "only workers may be spot instances",
+            "the head is a spot instance: when AWS takes it back, the sweep ends and the root on "
+            "its disk is lost",
+            "Use spot instances for workers only",
         )
     if not request.get("ImageId"):
         yield Mistake(
             f"{place}.ImageId",
-            "no image is named, and Ray takes its own",
-            "name one with Python 3.11 to 3.13",
+            "no image is named, so Ray chooses one",
+            "Name an image with Python 3.11 to 3.13",
         )
     if not request.get("IamInstanceProfile"):
         yield Mistake(
             f"{place}.IamInstanceProfile",
-            "else Ray gives the head full rights",
-            "see clusters/iam/head.json",
+            "no profile is named, so Ray gives the head full rights",
+            "Name a profile with the rights of clusters/iam/head.json",
         )
     if not (request.get("SecurityGroupIds") or request.get("NetworkInterfaces")):
         yield Mistake(
             f"{place}.SecurityGroupIds",
-            "without a security group by id Ray makes one that opens SSH to the world",
-            "name your own group: [sg-...]",
+            "no security group is named, so Ray makes one that opens SSH to the world",
+            "Name your security group by its id: [sg-...]",
         )
     devices = request.get("BlockDeviceMappings") or ()
     disks = [device["Ebs"] for device in devices if "Ebs" in device]
-    if not disks or not all(disk.get("Encrypted") for disk in disks):
+    if not disks:
         yield Mistake(
             f"{place}.BlockDeviceMappings",
-            "a disk is not encrypted, or none is named",
-            "name it, with Encrypted: true",
+            "no disk is named, so the disk may not be encrypted",
+            "Name a disk with Encrypted: true",
+        )
+    elif not all(disk.get("Encrypted") for disk in disks):
+        yield Mistake(
+            f"{place}.BlockDeviceMappings", "a disk is not encrypted", "Set Encrypted: true"
         )
     if not all(disk.get("DeleteOnTermination", True) for disk in disks):
         yield Mistake(
             f"{place}.BlockDeviceMappings",
-            "a disk stays when its node ends",
-            "say DeleteOnTermination: true",
+            "a disk stays, and costs money, after its node is terminated",
+            "Set DeleteOnTermination: true",
         )
 
 
@@ -149,8 +158,9 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
             if not UNFILLED.search(name):
                 yield Mistake(
                     place,
-                    f"{value}, and {HEAD_POLICY} lets the head start and end nodes of {name} only",
-                    "say the same in both, and in the policy of your account",
+                    f"this file has {value}, but {HEAD_POLICY} lets the head start and terminate "
+                    f"nodes of {name} only",
+                    "Write the same name in both files, and in the policy of your AWS account",
                 )
 
 
@@ -167,14 +177,19 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     disks = [disk for disk in request.get("disks") or () if isinstance(disk, dict)]
     boot_disks = [disk for disk in disks if disk.get("boot")]
     if not boot_disks or not boot_disks[0].get("autoDelete"):
-        yield Mistake(f"{place}.disks", "the disk stays when its node ends", "say autoDelete: true")
+        yield Mistake(
+            f"{place}.disks",
+            "the disk stays, and costs money, after its node is deleted",
+            "Set autoDelete: true",
+        )
     networks = request.get("networkInterfaces") or []
     is_named = [network.get("subnetwork") or network.get("network") for network in networks]
     if not networks or not all(is_named):
         yield Mistake(
             f"{place}.networkInterfaces",
-            "without a subnet the project's default network is taken, which opens SSH to the world",
-            "name your own: subnetwork",
+            "no subnet is named, so the project's default network is used, which opens SSH to the "
+            "world",
+            "Set subnetwork to your subnet",
         )
     scheduling = request.get("scheduling") or {}
     if not isinstance(scheduling, dict):
@@ -185,14 +200,16 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head:
         yield Mistake(
             f"{place}.scheduling",
-            "a spot machine as head: taken away, it takes the sweep and the root on its disk along",
-            "take it out: only workers may be spot machines",
+            "the head is a spot machine: when Google takes it back, the sweep ends and the root on "
+            "its disk is lost",
+            "Use spot machines for workers only",
         )
     if scheduling.get("instanceTerminationAction") != "DELETE":
         yield Mistake(
             f"{place}.scheduling",
-            "a spot machine that is taken away would be stopped, and its disk stay and cost",
-            "add instanceTerminationAction: DELETE",
+            "a spot machine that Google takes back is only stopped, so its disk stays and costs "
+            "money",
+            "Add instanceTerminationAction: DELETE",
         )
 
 
@@ -205,18 +222,22 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
         if config.get(name) != len(workers):
             yield Mistake(
                 name,
-                f"{config.get(name)}, and worker_ips names {len(workers)}",
-                f"say {len(workers)}: others would be left out silently",
+                f"the value is {config.get(name)}, but worker_ips names {len(workers)} machines",
+                f"Set {name}: {len(workers)}",
             )
     if len({head, *workers}) <= len(workers):
-        yield Mistake("provider", "a machine is named twice", "name each once, the head apart")
+        yield Mistake(
+            "provider",
+            "a machine is named twice",
+            "Name each machine once, and the head in head_ip only",
+        )
     commands = config.get("head_start_ray_commands", ())
     starts = [command for command in commands if "ray start" in command]
     if starts and not any("RAY_enable_autoscaler_v2=0" in command for command in starts):
         yield Mistake(
             "head_start_ray_commands",
-            "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out",
-            "put RAY_enable_autoscaler_v2=0 before `ray start`",
+            "version 2 of Ray's autoscaler, the default, leaves out the last of your machines",
+            "Put RAY_enable_autoscaler_v2=0 before `ray start`",
         )
     for name in (head, *workers):
         if not name or UNFILLED.search(name):
@@ -226,6 +247,6 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
         except OSError:
             yield Mistake(
                 "provider",
-                f"{name}: this machine does not know the name",
-                "correct it, or give the address",
+                f"this machine has no address for the name {name}",
+                "Correct the name, or give the address",
             )

@@ -36,11 +36,14 @@ RENEW_EVERY_S = 10.0
 EXPIRES_S = 60.0
 """Seconds without a renewal after which a lease belongs to a driver that is gone."""
 LOOK_EVERY_S = 2.0
-RULE = "Only one isweep command may work on a {} at a time"
 LOCK_ATTEMPTS = 10
 LOCK_PAUSE_S = 0.02
 """Seconds between two attempts: :func:`is_held` holds the lock for microseconds, which is no reason
 to give up."""
+
+
+class InUseError(SetupError):
+    """Another command works on the root or the result store."""
 
 
 @contextlib.contextmanager
@@ -76,9 +79,8 @@ def _root_name(identity: Path) -> str:
         return f"{socket.gethostname()}-{identity.read_text(encoding='ascii')[:16]}"
     except (OSError, ValueError) as error:
         raise SetupError(
-            "A root's own id must be a file of 16 letters",
-            f"{identity}: {error}",
-            "delete it: the next run makes another",
+            f"The id of the root cannot be read from or written to {identity}: {error}",
+            hint="Delete the file, and run the same command again: a new id is made",
         ) from None
 
 
@@ -124,11 +126,11 @@ class _LockFile:
         if not self._lock(file):
             self._files.remove(file)
             file.close()
-            holder = _holder_text(_read_holder(self._path), "another process")
-            raise SetupError(
-                RULE.format(self._kind),
+            holder = _holder_text(_read_holder(self._path), "another command")
+            raise InUseError(
                 f"{self._path.parent} is in use by {holder}",
-                f"wait for it, stop it with Ctrl-C, or use another --{self._kind}",
+                hint=f"Wait until that command ends, stop it with Ctrl-C, or use another "
+                f"--{self._kind}",
             )
         file.truncate(0)
         json.dump(self._about, file)
@@ -143,7 +145,7 @@ class _LockFile:
                 self.take()
             except SetupError as error:
                 return error
-            log.warning("the lock %s was deleted; it is taken again", self._path)
+            log.warning("The lock file %s was deleted; a new one is made and locked", self._path)
             return None
 
     def release(self) -> None:
@@ -168,9 +170,8 @@ class _LockFile:
             return open(self._path, "a+", encoding="utf-8", opener=_open_no_link)
         except OSError as error:
             raise SetupError(
-                "The lock of a root must be a file that can be written",
-                f"{self._path}: {error.strerror or error}",
-                "remove what is in its place or correct its permissions",
+                f"The lock file {self._path} cannot be opened: {error.strerror or error}",
+                hint=f"Delete {self._path}, or correct the permissions",
             ) from None
 
     def _lock(self, file: TextIO) -> bool:
@@ -182,9 +183,10 @@ class _LockFile:
                 time.sleep(LOCK_PAUSE_S)
             except OSError as error:
                 raise SetupError(
-                    "The file system must have locks, or two runs could work on one root",
-                    f"{self._path}: {error.strerror or error}",
-                    "keep it on a local disk, or mount the file system with locks (NFS: no nolock)",
+                    f"{self._path} cannot be locked, so two commands could change the same files: "
+                    f"{error.strerror or error}",
+                    hint="Use a folder on a local disk, or mount the file system with locks (NFS: "
+                    "without the option nolock)",
                 ) from None
             else:
                 return True
@@ -314,7 +316,10 @@ class Lease:
                 self._files.remove(self._path)
         except (SetupError, OSError) as error:
             log.warning(
-                "the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, error
+                "The lease of %s could not be deleted and expires in %g s: %s",
+                self._url,
+                EXPIRES_S,
+                error,
             )
         self.watch.__exit__(*exception)
 
@@ -335,20 +340,19 @@ class Lease:
         return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
-        holder = _holder_text(lease.fields, "another driver")
+        holder = _holder_text(lease.fields, "another command")
         self._say(
-            f"{self._url} was or is in use by {holder}; looking for up to {EXPIRES_S:g} s whether "
-            "that driver lives"
+            f"{self._url} is or was in use by {holder}. Waiting up to {EXPIRES_S:g} s to see "
+            "whether that command still runs"
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:
             self._clock.sleep(LOOK_EVERY_S)
             later = self._read()
             if later.tag != lease.tag:
-                raise SetupError(
-                    RULE.format("storage"),
-                    f"{self._url} is in use by {_holder_text(later.fields, 'another driver')}",
-                    "wait for it, stop it there, or use another --storage",
+                raise InUseError(
+                    f"{self._url} is in use by {_holder_text(later.fields, 'another command')}",
+                    hint="Wait until that command ends, stop it there, or use another --storage",
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
@@ -359,8 +363,11 @@ class Lease:
             # A driver that starts elsewhere cannot look now either.
             if not self._away_since:
                 self._away_since = self._clock.monotonic()
-                reason = error.value if isinstance(error, SetupError) else error
-                self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
+                reason = error.problem if isinstance(error, SetupError) else error
+                self._say(
+                    f"The storage does not answer: {reason}. Results of finished trials wait "
+                    "until the storage answers"
+                )
             return None
         if self._away_since:
             seconds = self._clock.monotonic() - self._away_since
@@ -368,11 +375,11 @@ class Lease:
             self._away_since = 0.0
         if is_ours:
             return None
-        return SetupError(
-            RULE.format("storage"),
-            f"{self._url}: another driver took it over; this one had not renewed it for "
-            f"{EXPIRES_S:g} s",
-            "let that one end; what is done is kept",
+        return InUseError(
+            f"Another command took over {self._url}, because this one had not renewed its lease "
+            f"for {EXPIRES_S:g} s",
+            hint="Wait until the other command ends, then run this one again; finished trials are "
+            "kept",
         )
 
     def _renew(self) -> bool:

@@ -55,12 +55,12 @@ def run_program(
     """
     program = command[0]
     if program in STUCK_PROGRAMS:
-        return ProgramOutput("", "it does not answer")
+        return ProgramOutput("", "the program does not answer")
     try:
         with exit_codes_kept():
             return _run(command, _child_environment(visible), timeout_s)
     except FileNotFoundError:
-        return ProgramOutput("", "it is not there")
+        return ProgramOutput("", "the program is not installed")
     except OSError as error:
         return ProgramOutput("", error.strerror or type(error).__name__)
 

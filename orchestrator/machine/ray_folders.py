@@ -105,7 +105,7 @@ def remove_leftovers(machine: RayFolders = THIS_MACHINE) -> int:
     abandoned = [folder for folder in machine.folders() if machine.is_abandoned(folder)]
     for folder in abandoned:
         machine.remove(folder)
-        log.info("removed what a killed run left: %s", folder)
+        log.info("Removed the folder that a killed run left: %s", folder)
     return len(abandoned)
 
 

@@ -165,10 +165,12 @@ class Arithmetic:
         limits = self.tolerance
         subject = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
-            return f"{subject}: the first loss is {self.loss:.4f}, on the CPU {self.cpu_loss:.4f}"
+            return (
+                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on the CPU"
+            )
         if not self.cosine >= limits.cosine:
             return (
-                f"{subject}: the first gradient points elsewhere than on the CPU (cosine "
+                f"{subject}: the first gradient has another direction than on the CPU (cosine "
                 f"{self.cosine:.3f})"
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
@@ -218,7 +220,10 @@ class TrainingComparison:
         """Why graphs do not give the numbers of plain steps; empty if they do."""
         if self.weights is None:
             if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
-                return f"{self.model}: with dropout the loss differs by {self.losses.graphs:.1e}"
+                return (
+                    f"{self.model}: with dropout, captured graphs change the loss by "
+                    f"{self.losses.graphs:.1e}"
+                )
             return ""
         for name, difference, least_noise in (
             ("loss", self.losses, LEAST_LOSS_NOISE),
@@ -226,8 +231,8 @@ class TrainingComparison:
         ):
             if difference.exceeds(least_noise):
                 return (
-                    f"{self.model}: a {name} differs by {difference.graphs:.1e}, "
-                    f"between two plain trainings by {difference.noise:.1e}"
+                    f"{self.model}: captured graphs change a {name} by {difference.graphs:.1e}; "
+                    f"two plain trainings differ by {difference.noise:.1e}"
                 )
         return ""
 
@@ -238,8 +243,8 @@ class TrainingComparison:
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
         return (
-            f"they take {self.graph_s:.2f} s an epoch, plain steps {self.plain_s:.2f} s and "
-            f"{self.again_s:.2f} s"
+            f"captured graphs take {self.graph_s:.2f} s an epoch; plain steps take "
+            f"{self.plain_s:.2f} s and {self.again_s:.2f} s"
         )
 
 
@@ -263,6 +268,11 @@ class Verdict:
     seconds: float = 0.0
     arithmetic: tuple[Arithmetic, ...] = ()
     trainings: tuple[TrainingComparison, ...] = ()
+
+    @property
+    def is_only_slow(self) -> bool:
+        """Whether graphs give the right numbers, and are only slower than plain steps."""
+        return bool(self.plain_because) and self.plain_because == _slowness_of(self.trainings)
 
 
 def run(case: Case, device: torch.device) -> Verdict:
@@ -294,7 +304,7 @@ def _verdict(
 ) -> Verdict:
     wrong = "; ".join(filter(None, (comparison.problem for comparison in arithmetic)))
     different = "; ".join(filter(None, (comparison.problem for comparison in trainings)))
-    slow = "; ".join(filter(None, (comparison.slowness for comparison in trainings)))
+    slow = _slowness_of(trainings)
     return Verdict(
         wrong=wrong,
         plain_because=wrong or error_text or different or slow,
@@ -303,6 +313,11 @@ def _verdict(
         arithmetic=tuple(arithmetic),
         trainings=tuple(trainings),
     )
+
+
+def _slowness_of(trainings: Sequence[TrainingComparison]) -> str:
+    """Return why graphs do not pay in some trainings; empty if they pay in all."""
+    return "; ".join(filter(None, (comparison.slowness for comparison in trainings)))
 
 
 def compare_with_cpu(case: Case, device: torch.device) -> list[Arithmetic]:
@@ -518,7 +533,10 @@ def frozen_dropout(
     kept_share = float(torch.stack(masks).float().mean())
     # Twenty times the standard error of 20,000 draws.
     if torch.equal(*masks) or abs(kept_share - 0.5) > 0.07:
-        return f"dropout in a graph draws no new numbers, or keeps {kept_share:.2f} of them"
+        return (
+            "dropout in a captured graph repeats its random numbers, or keeps a share of "
+            f"{kept_share:.2f} instead of 0.5"
+        )
     return ""
 
 

@@ -137,5 +137,5 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
             tested_at=now,
             file=file,
         )
-    reason = program.error or "it printed no verdict"
-    return KeptVerdict("", f"the self-test ended early: {reason}", False, now, file)
+    reason = program.error or "the process printed nothing"
+    return KeptVerdict("", f"the self-test gave no verdict: {reason}", False, now, file)

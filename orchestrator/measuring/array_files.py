@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.measuring.arrays import measure_on_scale
 from orchestrator.measuring.labels import Labels, name_labels, raw_request
 from orchestrator.measuring.request import Images, LabeledImages, Measured, MeasureRequest
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.record import set_lines
 from tasks.remote import Executor
@@ -39,15 +39,16 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the "
-            "images to",
-            f"{path.stat().st_size:,} bytes",
-            "give --image-size, e.g. that of the arrays",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB; more than 2 GiB can only be "
+            "measured in blocks of resized images",
+            hint="Give --image-size, for example the side of the stored images",
         )
     unfit = sorted(set(request.said) - ONLY_FOR_ARRAYS)
     if unfit:
-        rule = f"{options_text(unfit)} is for other kinds of own data"
-        raise ConfigError(rule, path.name, "leave it out")
+        raise ConfigError(
+            f"{path.name} is a file of arrays, which has no use for {options_text(unfit)}",
+            hint="Leave the option out",
+        )
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
@@ -72,12 +73,15 @@ def _measure_npy(
     if request.labels is None:
         return measure_on_scale(LabeledImages(images), request, executor)
     if not request.labels.exists():
-        nearest = nearest_path(request.labels)
-        raise ConfigError("--labels must be a file that is there", str(request.labels), nearest)
+        hint = f"Correct --labels. {nearest_path(request.labels)}".rstrip()
+        raise ConfigError(f"The file of labels {request.labels} does not exist", hint=hint)
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
-        counts = f"{len(labels.codes)} labels, {len(images)} images"
-        raise DataError("There must be one label per image", counts, "check --labels")
+        raise DataError(
+            f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} has "
+            f"{plural(len(images), 'image')}",
+            hint="Give a file with one label per image by --labels",
+        )
     return _measure_labeled(images, labels, range(len(images)), [], request, executor)
 
 
@@ -120,9 +124,8 @@ def _load_npy(path: Path) -> Images:
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            "A .npy file must hold one plain numeric array",
-            f"{path.name}: {str(error).splitlines()[0]}",
-            "save it with numpy.save(PATH, array)",
+            f"{path.name} cannot be read as one numeric array: {str(error).splitlines()[0]}",
+            hint="Save the array with `numpy.save(PATH, array)`",
         ) from None
 
 
@@ -137,8 +140,11 @@ def _read_labels(path: Path, own_data: OwnSourceSpec) -> Labels:
         lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
-        rule = "There must be one label per image"
-        raise DataError(rule, f"{values.dtype} {values.shape}", "check --labels")
+        raise DataError(
+            f"{path.name} holds an array of type {values.dtype} and shape {values.shape}, not one "
+            "label per image",
+            hint="Save the labels as one row of numbers or text",
+        )
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)
 
 

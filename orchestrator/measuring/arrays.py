@@ -34,7 +34,9 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
     """
     if request.class_pair is not None:
         if data.labels is None:
-            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+            raise ConfigError(
+                "A class pair is given, but no labels", hint="Give labels too (`--labels FILE`)"
+            )
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])
     record = measure_array(
@@ -91,7 +93,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         has_scale = kind == "f" and images.ndim > 2  # whole numbers may be on any scale
     # Values that are not finite are refused by the measure itself.
     if not has_scale or not images.size or not all(np.isfinite(image).all() for image in images):
-        return _Scaled(images, [f"  as they are, {shape}, {values}, not scaled"], is_scaled=False)
+        return _Scaled(images, [f"  {shape}, {values}: measured as stored"], is_scaled=False)
     chosen_limits, rule = choose_pixel_range("images", [images], limits)
     pixels = np.empty(images.shape, np.float32)
     num_cut = 0
@@ -150,7 +152,9 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
     for name in pair:
         codes.append(index_of_name.get(name, index_of_text.get(name, -1)))
     if -1 in codes or codes[0] == codes[1]:
-        known = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
-        rule = "The class pair must name two different classes of the data"
-        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+        known_classes = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
+        problem = f"The class pair {' '.join(pair)} names a class that the data do not have"
+        if codes[0] == codes[1] != -1:
+            problem = f"The class pair {' '.join(pair)} names one class twice"
+        raise ConfigError(problem, hint=f"Choose two of these classes: {known_classes}")
     return np.flatnonzero(np.isin(labels, codes))

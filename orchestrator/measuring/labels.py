@@ -64,8 +64,8 @@ def name_labels(
     except DataError as error:
         if own_data is not None:
             raise
-        hint = "change those labels, or leave their images out, before measuring"
-        raise DataError(error.rule, error.value, hint) from None
+        hint = "Correct these labels, or leave the images with these labels out"
+        raise DataError(error.problem, hint=hint) from None
     names = tuple(sort_labels(labels))
     index_of_name = {name: index for index, name in enumerate(names)}
     return Labels(names, np.array([index_of_name[label] for label in labels], np.int64))

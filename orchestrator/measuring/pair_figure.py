@@ -21,7 +21,7 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
     """
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
-        raise DataError("A closest pair needs two images with different labels", "there are none")
+        raise DataError("No two images with different labels were measured, so no pair is drawn")
     panels = zip(
         figure.subplots(1, 2),
         sharpness.pair,
@@ -42,7 +42,7 @@ def _stretched(image: Images) -> Images:
         pixels = pixels.transpose(1, 2, 0)
     pixels = pixels.squeeze()
     if pixels.ndim < 2:
-        raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
+        raise DataError(f"The pair consists of rows of {pixels.size} numbers, not of images")
     low = float(pixels.min())
     high = float(pixels.max())
     return (pixels - low) / ((high - low) or 1.0)

@@ -51,8 +51,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     try:
         check_device(request.settings.device)
     except SetupError as error:
-        rule = "--device must be a torch device of this machine"
-        raise ConfigError(rule, error.value, "e.g. cpu or cuda:0") from None
+        raise ConfigError(error.problem, hint="Choose, for example, `--device cpu`") from None
     if request.settings.pixel_range is not None:
         limits = {"pixel_range": request.settings.pixel_range}
         request = replace(request, said={**request.said, **limits})
@@ -61,9 +60,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     is_prepared = (path / MARKER).exists()
     if request.said and (is_listed or is_prepared):
         raise ConfigError(
-            f"{options_text(request.said)} is for own data that are not prepared yet",
-            path.name,
-            "classes of prepared data and of the table's datasets are fixed",
+            f"{path.name} has fixed classes and pixels, so {options_text(request.said)} cannot be "
+            "used",
+            hint="Leave the option out, or name the original images",
         )
     if is_listed:
         dataset = dataset_spec(request.source)
@@ -78,7 +77,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if is_as_stored:
         return measure_file(request, path, executor)
     if is_npy:
-        raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
+        raise ConfigError(
+            f"{path.name} is a .npy file, whose images --image-size cannot resize",
+            hint="Save images and labels together as .npz, or leave --image-size out",
+        )
     own_data = own_source(known_kind(path), path, request)
     return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
 
@@ -86,25 +88,36 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 def _check_exists(path: Path, source: str) -> None:
     if path.exists():
         return
-    hint = f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; ")
     if "://" in source:
-        hint = "download it, then name the folder or file here"
-    raise ConfigError("The source must be a folder, a file or the name of a dataset", source, hint)
+        raise ConfigError(
+            f"{source} is a URL, and only files of this machine can be measured",
+            hint="Download it, then name the folder or file",
+        )
+    hint = (
+        f"Name a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
+        f"{nearest_path(path)}"
+    )
+    raise ConfigError(f"{source} does not exist, and is no known dataset", hint=hint.rstrip())
 
 
 def _check_options(
     request: MeasureRequest, path: Path, *, is_npy: bool, is_as_stored: bool
 ) -> None:
     """Refuse options that the source has no use for."""
-    unused = ""
     if request.labels and not is_npy:
-        unused = "--labels is for a .npy; others hold theirs"
-    elif request.raw:
-        unused = "--raw is for the name of a dataset"
-    elif is_as_stored and request.channels != 1:
-        unused = "--channels is for images that are resized, by --image-size"
-    if unused:
-        raise ConfigError(unused, path.name, "leave it out")
+        raise ConfigError(
+            f"--labels is for a .npy file, and {path.name} is not one", hint="Leave --labels out"
+        )
+    if request.raw:
+        raise ConfigError(
+            f"--raw is for a known dataset, and {path.name} is a file or folder",
+            hint="Leave --raw out",
+        )
+    if is_as_stored and request.channels != 1:
+        raise ConfigError(
+            f"--channels cannot be used, because the images of {path.name} are measured as stored",
+            hint="Leave --channels out, or give --image-size too",
+        )
 
 
 def known_kind(path: Path) -> str:
@@ -116,8 +129,10 @@ def known_kind(path: Path) -> str:
     kind = detect_own_kind(path)
     if kind is not None:
         return kind
-    rule = "Your images must be a .npy file or of a known kind"
-    raise ConfigError(rule, path.suffix or "no ending", own_kinds_text())
+    raise ConfigError(
+        f"{path.name} is no folder, table or file of arrays that isweep can read",
+        hint=f"Use a .npy file, or one of these kinds: {own_kinds_text()}",
+    )
 
 
 def _prepare_and_measure(

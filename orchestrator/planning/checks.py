@@ -133,11 +133,15 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     """Return a problem if a sweep names other classes than its data have."""
     if dataset.label_names in ((), names):
         return []
-    rule = (
-        f"datasets.{dataset.name}.own.class_names must be the classes of the data, in their order"
-    )
-    value = f"{', '.join(dataset.label_names)}; classes: {', '.join(names[:MAX_NAMED])}"
-    return [DataError(rule, value, "leave it out")]
+    key = f"datasets.{dataset.name}.own.class_names"
+    named = ", ".join(dataset.label_names)
+    in_data = ", ".join(names[:MAX_NAMED])
+    return [
+        DataError(
+            f"{key} lists {named}, but the data have the classes {in_data}",
+            hint="Remove class_names, or list the classes of the data in this order",
+        )
+    ]
 
 
 def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
@@ -176,11 +180,11 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
     are_numbers = all(name.lstrip("-").isdigit() for name in names)
     if subset.class_pair is None or are_indices or not are_numbers:
         return
+    first, second = subset.class_pair
     raise DataError(
-        "class_pairs number classes by place, from 0; these have other numbers as names",
-        f"{subset.dataset}: places 0 to {len(names) - 1} are classes "
-        f"{', '.join(names[:MAX_NAMED])}",
-        f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
+        f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}, which count "
+        f"classes from 0, but the classes are named {', '.join(names[:MAX_NAMED])}",
+        hint=f"Name classes as text, for example class_pairs: [['{names[0]}', '{names[1]}']]",
     )
 
 
@@ -194,10 +198,13 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
         path = raw.get(choice.name) or Path(choice.own.path)
         sources[choice.name] = path
         if choice.name not in raw and not path.exists():
-            nearest = nearest_path(path)
-            hint = f"a relative path starts at the sweep file; {nearest}" if nearest else ""
-            rule = f"datasets.{choice.name}.own.path must exist"
-            problems.append(ConfigError(rule, choice.own.path, hint))
+            hint = "Correct the path; a relative path starts at the folder of the sweep file. "
+            problems.append(
+                ConfigError(
+                    f"datasets.{choice.name}.own.path does not exist: {choice.own.path}",
+                    hint=f"{hint}{nearest_path(path)}".rstrip(),
+                )
+            )
     collect(problems, ConfigError)
     return sources
 
@@ -223,8 +230,11 @@ def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) 
     if subset.class_pair is not None:
         first, second = subset.class_pair
         about += f", classes {_class_name(first, names)} and {_class_name(second, names)}"
-    rule = f"{about}: {error.rule}"
-    return TooFewImagesError(rule, error.value, error.hint, error.largest_train_size)
+    return TooFewImagesError(
+        f"{about}: {error.problem}",
+        hint=error.hint,
+        largest_train_size=error.largest_train_size,
+    )
 
 
 def _class_name(label: int, names: tuple[str, ...]) -> str:

@@ -140,8 +140,11 @@ def draft_sweep(
         SweepError: The images cannot be used, or are too few.
     """
     if not _ascii(to.stem):
-        rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
-        raise ConfigError(rule, str(to), "name another with --out")
+        raise ConfigError(
+            f"The name of the file {to} has no letter from a to z and no digit, which the name of "
+            "the sweep needs",
+            hint="Name another file with --out",
+        )
     capacity = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
     name = f"my-{stem}"[:MAX_NAME] if stem in preset_names() else stem
@@ -151,22 +154,21 @@ def draft_sweep(
         dataset = _describe(source, to, capacity, domain, said or {}, names_key(root))
         command = f"isweep init {_typed(source)}"
     lines = [
-        f"# Written by `{command}`. Change what you like:",
-        f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does what is "
-        "left.",
+        f"# Written by `{command}`. Change what you like.",
+        f"# `isweep plan {_typed(to)}` checks this file, `isweep run {_typed(to)}` runs the sweep.",
         f"name: {name}",
         f"models: {capacity.models}  # isweep models",
         "datasets:  # add others to compare with: isweep datasets",
         *dataset.lines,
         f"train_sizes: {list(dataset.sizes.train_sizes)}  # a smaller set is part of the larger",
-        f"test_size: {dataset.sizes.test_size}  # images that nobody trains on; whole groups "
-        "(patients)",
+        f"test_size: {dataset.sizes.test_size}  # images that no network is trained on; whole "
+        "groups (patients)",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
         f"channels: {dataset.channels}  # equal for all datasets, so that K_F can be compared",
-        "seeds: [0]  # more seeds, narrower intervals",
+        "seeds: [0]  # more seeds give narrower intervals",
         f"recipe: {capacity.recipe}  # isweep recipes",
-        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; also: "
-        "pgd",
+        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; pgd is "
+        "another method",
         f"resources: {capacity.resources}  # of one training",
         "",
     ]
@@ -201,9 +203,7 @@ def _describe(
         fields[option] = _yaml(value)
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
     comment = "" if domain else f"  # natural or medical? guessed{guess.reason}"
-    about = (
-        "how many images and groups there are is known when they are prepared: isweep run says so"
-    )
+    about = "the number of images and groups is known once isweep run has read the images"
     lines = [f"    own: {{{entry}}}{comment}"]
     sizes = UNKNOWN_SIZES
     if with_patients is not None:
@@ -213,7 +213,7 @@ def _describe(
         if len(with_patients.label_names) > 2:
             pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
             lines.append(
-                f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
+                f"    # class_pairs: [[{pair}]]  # two classes only; without this line all classes"
             )
         sizes = _sizes(with_patients, request.spec, capacity)
     head = [f"  - name: {request.dataset.name}", f"    # {about}"]
@@ -228,12 +228,14 @@ def _request(
 ) -> RawRequest:
     """Return the request by which your own images are listed and read."""
     if not source.exists():
-        nearest = nearest_path(source)
-        hint = f"give a folder, a table or a file of arrays; {nearest}".rstrip("; ")
-        raise ConfigError("The images must exist", str(source), hint)
+        hint = f"Name a folder, a table or a file of arrays. {nearest_path(source)}"
+        raise ConfigError(f"{source} does not exist", hint=hint.rstrip())
     kind = detect_own_kind(source)
     if kind is None:
-        raise ConfigError("The images must be of a known kind", str(source), own_kinds_text())
+        raise ConfigError(
+            f"{source} is no folder, table or file of arrays that isweep can read",
+            hint=f"Use one of these kinds: {own_kinds_text()}",
+        )
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
     own_data = OwnSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
@@ -292,9 +294,9 @@ def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
         return images
     counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
     raise DataError(
-        f"{request.dataset.name}: images must be readable",
-        f"none of {num_tried} that were tried is ({counts})",
-        "repair or convert them",
+        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried can be "
+        f"read ({counts})",
+        hint="Repair or convert the images",
     )
 
 
@@ -330,13 +332,14 @@ def _size_comment(images: Sequence[_Image], side: int) -> str:
     comments = []
     if MIN_ENLARGED * min(shapes[0]) <= side:
         comments.append(
-            f"yours are {first}: enlarging adds interpolated pixels, so is {min(shapes[0])} meant?"
+            f"your images are {first}, and enlarging adds interpolated pixels: "
+            f"{min(shapes[0])} may be better"
         )
     if len(shapes) > 1:
         last = f"{shapes[-1][0]}x{shapes[-1][1]}"
-        comments.append(f"yours differ, {first} to {last}: do all have one scale?")
+        comments.append(f"your images differ, {first} to {last}: do all have the same scale?")
     if any(height != width for height, width in shapes):
-        comments.append("yours are not square: they are stretched to a square")
+        comments.append("your images are not square, and are stretched to a square")
     return "".join(f"; {comment}" for comment in comments)
 
 
@@ -407,9 +410,10 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
     largest = _rounded(min(capacity.max_trained, len(order)))
     if largest < MIN_TRAINED:
         raise DataError(
-            f"{spec.dataset}: a sweep needs more images",
-            f"{num_images}, of which {len(order)} are left to train on",
-            "a group (patient) stays on one side of the split; add images or groups",
+            f"{spec.dataset} has {plural(num_images, 'image')}, of which {len(order)} are left to "
+            f"train on; a sweep needs at least {MIN_TRAINED}",
+            hint="Add images or groups; all images of a group (patient) are on one side of the "
+            "split",
         )
     train_sizes: list[int] = []
     for divisor in (4, 2, 1):

@@ -61,7 +61,7 @@ def estimate(
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
         f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
-        "where this sweep has no finished trial of the model yet"
+        "for each model without a finished trial in this sweep"
     )
     document: dict[str, Any] = {
         "trials_left": len(trials),
@@ -121,9 +121,9 @@ def on_gpus(
     gpus_per_trial = max(1, int(share or 1))
     if gpus_per_trial > num_gpus:
         raise ConfigError(
-            "There must be as many GPUs as one trial asks for",
-            f"resources.num_gpus {gpus_per_trial}, {num_gpus} in all",
-            f"plan with --gpus {gpus_per_trial}",
+            f"One trial asks for {gpus_per_trial} GPUs (resources.num_gpus), and the plan has "
+            f"only {num_gpus}",
+            hint=f"Plan with `--gpus {gpus_per_trial}`, or lower resources.num_gpus",
         )
     jobs: list[Job] = []
     shares: dict[str, float] = {}

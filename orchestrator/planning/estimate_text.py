@@ -40,14 +40,14 @@ def estimate_text(document: Mapping[str, Any]) -> str:
         document: What :func:`orchestrator.planning.estimate.estimate` made.
     """
     if not document["trials_left"]:
-        return "0 trials left"
+        return "No trials are left"
     left = f"{plural(document['trials_left'], 'trial')} left"
     on_cpus = f"{_time(document['cpu_hours'])} on {plural(document['num_cpus'], 'CPU')}"
     memory = f"The largest trial needs {_gib(document['memory_bytes'])}."
     assumed = f"Assumed: {document['assumptions']}."
     cluster = document["cluster"]
     if cluster is None:
-        no_gpu = "This machine has no GPU; --gpu h100 plans for one."
+        no_gpu = "This machine has no GPU. Plan for one with `--gpu h100`."
         return f"{left}: {on_cpus}. {memory} {no_gpu} {assumed}"
     gpus = f"{cluster['num_gpus']} {cluster['gpu']}"
     if cluster["num_gpus"] > 1:
@@ -55,13 +55,17 @@ def estimate_text(document: Mapping[str, Any]) -> str:
     if document["refused"]:
         recipe = document["refused"][0]
         return (
-            f"{left}, but not on {gpus}: recipe {recipe} computes in bfloat16, which it lacks. "
-            "Use --set recipe.precision=float32, or another GPU. "
-            f"Without a GPU: {on_cpus}. {memory}"
+            f"{left}, but not on {gpus}: the recipe {recipe} needs bfloat16, which a "
+            f"{cluster['gpu']} cannot compute. "
+            "Use `--set recipe.precision=float32`, or another GPU. "
+            f"Without a GPU the trials take {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
-        unknown = "how long they take is unknown until isweep gpu-check has measured it"
-        return f"{left}. On {gpus}, {unknown}; {on_cpus}. {memory} {assumed}{_too_large(cluster)}"
+        unknown = "the time is unknown until `isweep gpu-check` has measured this kind of GPU"
+        return (
+            f"{left}. On {gpus}, {unknown}. Without a GPU the trials take {on_cpus}. "
+            f"{memory} {assumed}{_too_large(cluster)}"
+        )
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     return (
         f"{left}: {_time(cluster['hours'])} on {gpus} if trials share GPUs under MPS, "
@@ -89,12 +93,13 @@ def _too_large(cluster: Mapping[str, Any]) -> str:
     models = []
     for name, num_bytes in cluster["too_large"].items():
         share = min(cluster["shares"][name], 1.0)
-        has = amount(share * cluster["gpu_data"]["memory_gib"])
-        models.append(f"{name} {amount(num_bytes / 2**30)} of {has} GiB")
+        share_gib = amount(share * cluster["gpu_data"]["memory_gib"])
+        models.append(f"{name} needs {amount(num_bytes / 2**30)} of {share_gib} GiB")
     return (
-        f"\nmore memory than the share has: {', '.join(models)}. Such a trial runs out of memory "
-        "and starts again with twice the share, up to a whole GPU. Then it fails, or passes its "
-        "batches in parts if it has no batch norm. Choose a larger GPU, or a smaller "
+        f"\nSome trials need more memory than their share of the GPU has: {', '.join(models)}. "
+        "Such a trial runs out of memory and starts again with twice the share, up to a whole "
+        "GPU. If a whole GPU is too small, a network without batch norm passes its batches in "
+        "parts, and a trial of any other network fails. Choose a larger GPU, or a smaller "
         "recipe.batch_size."
     )
 
@@ -111,15 +116,16 @@ def extras_text(document: Mapping[str, Any]) -> str:
     parts.append(_attacks_text(document["attack_shares"]))
     if document["num_measured"]:
         parts.append(
-            f"{document['num_measured']} trained networks are only measured, none of them trained "
-            "again"
+            f"{plural(document['num_measured'], 'finished trial')} will be measured again with "
+            "the kept weights, without training"
         )
     if document["num_retrained"]:
         parts.append(
-            f"{document['num_retrained']} networks are trained again: their weights were not kept"
+            f"{plural(document['num_retrained'], 'finished trial')} will be trained again, because "
+            "no weights were kept"
         )
     for name, reason in document["uncounted"].items():
-        parts.append(f"costs of {name} are guessed from its weights: {reason}")
+        parts.append(f"the costs of {name} are guessed from the size of its weights: {reason}")
     return "; ".join(parts)
 
 

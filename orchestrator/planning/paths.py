@@ -158,8 +158,10 @@ def _unusable_root(path: str | Path, error: Exception) -> SweepError:
         reason = error.strerror
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
-    hint = "choose another with --root or ISWEEP_ROOT"
-    return kind("The root must be a folder that can be written", f"{path}: {reason}", hint)
+    return kind(
+        f"{path} cannot be used as the root: {reason}",
+        hint="Choose another folder with --root or ISWEEP_ROOT",
+    )
 
 
 def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
@@ -177,8 +179,8 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
     for folder in (target, *target.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
-                f"The {kind} must outlive the cluster, and a session folder of Ray does not",
-                str(path),
-                f"name another with {option}, absolute; `ray job submit --working-dir` starts "
-                "commands there",
+                f"{path} cannot be the {kind}: it is in a session folder of Ray, which is deleted "
+                "with the cluster",
+                hint=f"Choose a folder outside the session folder with {option}, as an absolute "
+                "path. `ray job submit --working-dir` starts commands in the session folder",
             )

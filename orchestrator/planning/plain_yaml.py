@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, StreamMark, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     CollectionEndEvent,
@@ -44,50 +44,68 @@ class _ParserError:
 
     Attributes:
         words: Part of the parser's message.
-        meaning: What is wrong, in a user's words.
+        meaning: What is wrong, in a user's words, behind the line and column.
+        hint: What to do.
         at_start: True to name where the faulty part begins, False for where it was noticed.
     """
 
     words: str
     meaning: str
+    hint: str
     at_start: bool = False
 
 
 PARSER_ERRORS = (
-    _ParserError("character '\\t'", "a tab; indent with blanks"),
+    _ParserError("character '\\t'", "has a tab", "Indent with spaces"),
     _ParserError(
         "cannot start any token",
-        "a sign that no value can begin with; put the text in quotes",
+        "has a character that no value can begin with",
+        "Put the text in quotes",
     ),
     _ParserError(
         "alphabetic or numeric character",
-        "* or & at the beginning of a value; put the text in quotes",
+        "has * or & at the beginning of a value",
+        "Put the text in quotes",
     ),
     _ParserError(
         "mapping values are not allowed",
-        "a colon that cannot be here; write key: value, one a line, indented like the others, "
-        "and text with a colon in quotes",
+        "has a colon that cannot be there",
+        "Write one `key: value` a line with the same indent, and put text with a colon in quotes",
     ),
     _ParserError(
         "could not find expected ':'",
-        "no key: value; a blank must stand behind the colon",
+        "has no `key: value`",
+        "Write a colon and a space after the key",
         at_start=True,
     ),
     _ParserError(
         "parsing a flow",
-        "a bracket that is not closed, or no comma between its values",
+        "has a bracket that is not closed, or values without a comma between them",
+        "Close the bracket, or add the comma",
         at_start=True,
     ),
-    _ParserError("found unexpected end of stream", "a quote that is not closed", at_start=True),
     _ParserError(
-        "escape", "a backslash in double quotes; write / in a path, or take single quotes"
+        "found unexpected end of stream",
+        "has a quote that is not closed",
+        "Close the quote",
+        at_start=True,
+    ),
+    _ParserError(
+        "escape",
+        "has a backslash in double quotes",
+        "Write / in a path, or use single quotes",
     ),
     _ParserError(
         "expected <block end>",
-        "a line that is not indented like those above it, or a sign too many",
+        "is not indented like the lines above, or has a character too many",
+        "Correct the indent, or remove the character",
     ),
-    _ParserError("expected the node content", "a sign that cannot be here"),
-    _ParserError("found another document", "a second document; take --- out"),
+    _ParserError(
+        "expected the node content",
+        "has a character that cannot be there",
+        "Remove the character, or put the text in quotes",
+    ),
+    _ParserError("found another document", "begins a second document", "Remove the line with ---"),
 )
 """Messages of the parser, the first that fits first."""
 
@@ -106,21 +124,30 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     """
     try:
         status = path.stat()
+        if path.is_dir():
+            raise ConfigError(
+                f"{path} is a folder, not a {kind}",
+                hint="Name a file; `isweep init FOLDER` writes a sweep file for a folder of images",
+            )
         if not stat.S_ISREG(status.st_mode):
-            description = "no regular file"
-            if path.is_dir():
-                description = "a folder; isweep init writes a file for one"
-            raise ConfigError(f"A {kind} must be a file", f"{path} is {description}")
+            raise ConfigError(f"{path} is not a regular file", hint=f"Name a {kind}")
         if status.st_size > max_bytes:
-            rule = f"A {kind} may have at most {max_bytes:,} bytes"
-            raise ConfigError(rule, f"{path} has {status.st_size:,}", "split it")
+            raise ConfigError(
+                f"{path} has {status.st_size:,} bytes, more than the {max_bytes:,} that a {kind} "
+                "may have",
+                hint="Split the file",
+            )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        hint = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        rule = f"The {kind} must be readable UTF-8 text"
-        raise ConfigError(rule, f"{path}: {error}", hint) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text: {error}", hint="Save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise ConfigError(f"{str(path)!r} cannot be the path of a file: {error}") from None
 
 
 def read_plain(text: str, origin: str) -> object:
@@ -137,26 +164,45 @@ def read_plain(text: str, origin: str) -> object:
         _check_plain(text, origin)
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
-        raise ConfigError(f"{origin} must be valid YAML", _located(error)) from None
+        raise _located(error, origin) from None
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin} must be valid YAML", " ".join(str(error).split())) from None
+        raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _located(error: MarkedYAMLError) -> str:
+def _located(error: MarkedYAMLError, origin: str) -> ConfigError:
     """Return where a parser's error is, and what is wrong there."""
     message = ", ".join(filter(None, (error.context, error.problem)))
-    meaning = message
     mark = error.problem_mark or error.context_mark
-    for error_row in PARSER_ERRORS:
-        if error_row.words in message:
-            meaning = error_row.meaning
-            if error_row.at_start and error.context_mark:
-                mark = error.context_mark
-            break
     if isinstance(error, DuplicateKeyError):
-        problem = str(error.problem).partition(" with value")[0]
-        meaning = f"{problem.removeprefix('found duplicate ')} stands twice"
-    return f"line {mark.line + 1}, column {mark.column + 1}: {meaning}"
+        key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
+        hint = "Remove one of the two lines"
+        return ConfigError(f"{_place(origin, mark)} has {key} for the second time", hint=hint)
+    for row in PARSER_ERRORS:
+        if row.words in message:
+            if row.at_start and error.context_mark:
+                mark = error.context_mark
+            return ConfigError(f"{_place(origin, mark)} {row.meaning}", hint=row.hint)
+    return ConfigError(f"{_place(origin, mark)} is not YAML: {message}")
+
+
+def _place(origin: str, mark: StreamMark) -> str:
+    """Return a place in a document, in words."""
+    return f"{origin}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
+    """Return the error for a document that has no keys and values.
+
+    Args:
+        origin: What messages call the document.
+        content: What it has instead.
+        hint: What to do.
+    """
+    if content is None:
+        return ConfigError(f"{origin} is empty", hint=hint)
+    # The content itself is not shown: the file may be another one than the user meant.
+    kind = "a list" if isinstance(content, list) else "a single value"
+    return ConfigError(f"{origin} holds {kind}, not keys with values", hint=hint)
 
 
 def write_plain(document: object) -> str:
@@ -189,26 +235,30 @@ def _check_plain(text: str, origin: str) -> None:
             depth -= 1
         refusal = _refusal_of(reader, event)
         if number > 2 * MAX_VALUES:  # a value has at most two events
-            refusal = _Refusal(f"more than {MAX_VALUES:,} values", "split it")
-        elif depth > MAX_NESTING:
-            refusal = _Refusal(f"more than {MAX_NESTING} levels of nesting", "write it flatter")
+            raise ConfigError(
+                f"{origin} has more than {MAX_VALUES:,} values", hint="Split the file"
+            )
+        if depth > MAX_NESTING:
+            refusal = _Refusal(
+                f"more than {MAX_NESTING} levels of nesting", "Nest the values less deeply"
+            )
         if refusal is not None:
-            mark = event.start_mark
-            place = f"line {mark.line + 1}, column {mark.column + 1}: {refusal.description}"
-            raise ConfigError(f"{origin} must hold plain values only", place, refusal.hint)
+            place = _place(origin, event.start_mark)
+            raise ConfigError(f"{place} has {refusal.description}", hint=refusal.hint)
 
 
 def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
     """Return why a part of a document is refused, or None."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-        return _Refusal("an anchor or alias", "write it out")
+        return _Refusal("an anchor or alias", "Write the value out instead")
     if getattr(event, "version", None) is not None:
-        return _Refusal("a %YAML line", "take it out: the file is read as YAML 1.2")
+        return _Refusal("a %YAML line", "Remove the line; the file is read as YAML 1.2")
     tag = getattr(event, "tag", None)
     if tag is not None:
-        return _Refusal(f"the tag {str(tag)[:MAX_SHOWN]}", "take it out")
+        return _Refusal(f"the tag {str(tag)[:MAX_SHOWN]}", "Remove the tag")
     if isinstance(event, ScalarEvent) and event.implicit[0]:
         resolved = reader.resolver.resolve(ScalarNode, event.value, event.implicit)
         if str(resolved).endswith(UNWANTED_TYPES):
-            return _Refusal(repr(event.value[:MAX_SHOWN]), "put text in quotes")
+            value = repr(event.value[:MAX_SHOWN])
+            return _Refusal(f"{value} without quotes", "Put the text in quotes")
     return None

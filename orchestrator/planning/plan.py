@@ -123,8 +123,10 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     num_networks = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
     num_trials = num_networks * num_recipes
     if num_trials > MAX_TRIALS:
-        rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
-        raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
+        raise ConfigError(
+            f"The sweep has {num_trials:,} trials, more than the limit of {MAX_TRIALS:,}",
+            hint="Shorten a list, for example seeds or train_sizes",
+        )
     trials = tuple(
         TrialSpec(
             network=network,
@@ -193,8 +195,10 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     counts = Counter(model.name for model in models)
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
-        rule = "Every model of a sweep needs a name of its own"
-        raise ConfigError(rule, ", ".join(twice), "give one of them a `name`")
+        raise ConfigError(
+            f"models lists several models with the name {', '.join(twice)}",
+            hint="Give each model another `name`",
+        )
     dataset_names = [choice.name for choice in sweep.all_datasets]
     for row in sweep.recipe.overrides:
         _check_names("model", row.models, counts)
@@ -267,17 +271,22 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
-            numbered = map("{0[0]} {0[1]}".format, enumerate(names[:MAX_NAMED]))
+            numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_NAMED]))
             raise ConfigError(
-                f"{key} must name classes of the dataset",
-                f"{list(pair)}, but classes are 0 to {len(names) - 1}",
-                f"classes: {', '.join(numbered)}",
+                f"{key} lists the pair {list(pair)}, but the classes are 0 to {len(names) - 1}",
+                hint=f"Choose from these classes: {', '.join(numbered)}",
+            )
+        if pair[0] == pair[1]:
+            raise ConfigError(
+                f"{key} lists the pair {list(pair)}, whose two classes are the same",
+                hint="Name two different classes",
             )
         # A pair in the other order is the same question, and would count twice in every fit.
-        num_alike = pairs.count(pair) + pairs.count(pair[::-1])
-        if pair[0] == pair[1] or num_alike > 1:
-            rule = f"{key} must name different classes, and each pair once, in one order"
-            raise ConfigError(rule, str(list(pair)))
+        if pairs.count(pair) + pairs.count(pair[::-1]) > 1:
+            raise ConfigError(
+                f"{key} lists the pair {list(pair)} twice; the order of classes does not count",
+                hint="Keep the pair once",
+            )
 
 
 def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plain_yaml import read_plain
+from orchestrator.planning.plain_yaml import not_a_mapping, read_plain
 from orchestrator.planning.sweep_mistakes import RECIPE
 from orchestrator.planning.written_files import is_path, read_file
 from search_spaces.errors import ConfigError
@@ -47,21 +47,27 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     # The home of an unknown user stays as it is written, and is not found.
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
-        raise ConfigError("Recipe files must not start from one another", str(path))
-    text = read_file(path, "recipe file", "known recipes", RECIPES)
+        raise ConfigError(
+            f"A chain of more than {MAX_RECIPE_FILES} recipe files leads to {path}",
+            hint="Set `from` to a known recipe in one of the files",
+        )
+    text = read_file(path, "recipe file", "known recipe", RECIPES)
     inner = read_plain(text, str(path))
     if isinstance(inner, dict):
         inner = with_recipe_file(inner, path.parent, depth + 1)
     if not isinstance(inner, dict):
-        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
+        raise not_a_mapping(str(path), inner, RECIPE)
     beside_path = dict(outer)
     del beside_path["from"]
     merged = {**inner, **beside_path}
     overrides: list[object] = []
-    for part in (inner, outer):
+    for place, part in ((str(path), inner), ("The recipe of the sweep", outer)):
         rows = part.get("overrides", [])
         if not isinstance(rows, list):
-            raise ConfigError(f"overrides of {path} must be a list", "something else", RECIPE)
+            raise ConfigError(
+                f"{place} has overrides that are not a list",
+                hint="Write, for example, overrides: [{models: [small_cnn], learning_rate: 0.01}]",
+            )
         overrides += rows
     if overrides:
         merged["overrides"] = overrides
@@ -90,15 +96,17 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
         return str(path)
     if name != TUNED and not name.startswith(f"{TUNED}-"):
         return recipe  # an unknown name is reported with all other mistakes
+    hint = f"Run `isweep tune {name.removeprefix(f'{TUNED}-')}` first"
     if name == TUNED:
-        search = f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
-    else:
-        search = name.removeprefix(f"{TUNED}-")
-    searched = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
+        hint = (
+            f"Run `isweep tune {sweep} --set recipe=NAME` first, where NAME is the recipe to "
+            "compare with"
+        )
+    searched = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
+    if searched:
+        hint += f", or choose a searched recipe of this root: {searched}"
     raise ConfigError(
-        "A searched recipe must have been searched below this root",
-        f"recipe: {name}, but no {path}",
-        f"run isweep tune {search} first; searched recipes there: {searched}",
+        f"recipe: {name} is a recipe that a search writes, but {path} does not exist", hint=hint
     )
 
 
@@ -126,10 +134,11 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
         if (model, dataset) not in searched
     ]
     if missing:
+        searched_sweep = tuned.get("sweep")
         raise ConfigError(
-            "A searched recipe must have been searched for every model and dataset of the sweep",
-            f"none for {', '.join(missing[:MAX_NAMED])}",
-            f"add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
+            f"The searched recipe has no values for {', '.join(missing[:MAX_NAMED])}",
+            hint=f"Add these models and datasets to the sweep {searched_sweep} and run "
+            f"`isweep tune {searched_sweep}` again, or remove them from this sweep",
         )
 
     def is_wanted(row: RecipeOverride) -> bool:

@@ -9,7 +9,10 @@ from typing import Any
 from orchestrator.planning.plain_yaml import read_plain
 from search_spaces.errors import ConfigError
 
-EXAMPLE = "e.g. --set recipe.epochs=3 --set train_sizes='[100, 200]'"
+EXAMPLE = (
+    "Write a key of the sweep file and its value, for example `--set recipe.epochs=3` or "
+    "`--set train_sizes='[100, 200]'`"
+)
 
 
 def read_changes(words: Iterable[str]) -> dict[str, object]:
@@ -21,12 +24,15 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
     changes: dict[str, object] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or not key or not text.strip():
-            raise ConfigError("--set must be KEY=VALUE", word, EXAMPLE)
+        if not key:
+            raise ConfigError(f"`--set {word}` has no key", hint=EXAMPLE)
+        if not equals or not text.strip():
+            raise ConfigError(f"`--set {word}` has no value", hint=EXAMPLE)
         value = read_plain(text, f"--set {key}")
         if key in changes and changes[key] != value:
             values = f"{changes[key]!r} and {value!r}"
-            raise ConfigError(f"--set {key} must be given one value", values)
+            hint = f"Give `--set {key}` once"
+            raise ConfigError(f"`--set {key}` has two values: {values}", hint=hint)
         changes[key] = value
     return changes
 
@@ -45,8 +51,10 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
         if not isinstance(key, str):
-            example = "e.g. {'recipe.epochs': 3}"
-            raise ConfigError("changes must have dotted keys", repr(key), example)
+            raise ConfigError(
+                f"changes has the key {key!r}, which is not text",
+                hint="Write dotted keys, for example changes={'recipe.epochs': 3}",
+            )
         *parents, last = key.split(".")
         holder: Any = changed
         for part in parents:
@@ -72,8 +80,15 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
     if isinstance(holder, dict):
         return part
     if not isinstance(holder, list):
-        raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), EXAMPLE)
+        raise ConfigError(
+            f"`--set {key}` asks for the key {part} of {holder!r}, which has no keys",
+            hint=EXAMPLE,
+        )
     if not part.isdecimal() or int(part) >= len(holder):
-        indices = f"the list has indices 0 to {len(holder) - 1}"
-        raise ConfigError(f"--set {key}: {indices}", part, EXAMPLE)
+        indices = "is empty"
+        if holder:
+            indices = f"has the indices 0 to {len(holder) - 1}"
+        raise ConfigError(
+            f"`--set {key}` has the index {part}, but the list {indices}", hint=EXAMPLE
+        )
     return int(part)

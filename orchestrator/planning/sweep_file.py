@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.planning.plain_yaml import read_plain, write_plain
+from orchestrator.planning.plain_yaml import not_a_mapping, read_plain, write_plain
 from orchestrator.planning.recipe_files import (
     SEARCHED,
     TUNED,
@@ -34,7 +34,7 @@ from tasks.prepared.listings import Listings
 from tasks.sources import check_own_options
 from tasks.sources.base import RawRequest
 
-SEE = "see README, 'Your own images', or let isweep init write one"
+SEE = "Write a sweep file with `isweep init`, or copy one from 'Your own images' in the README"
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
 """A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in
@@ -93,7 +93,7 @@ def _read(source: SweepSource) -> _Document:
         return _Document(dict(source), "the sweep")
     if isinstance(source, Path) or is_path(source):
         path = Path(source)
-        text = read_file(path, "sweep file", "presets", preset_names())
+        text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
         # Modules of your own networks lie beside the sweep file, as beside a script.
         find_modules_in(path.parent)
@@ -118,11 +118,10 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
 def _parse(text: str, origin: str) -> dict[str, Any]:
     """Return the keys and values of a sweep file."""
     if not text.strip():
-        raise ConfigError(f"{origin} must not be empty", hint=SEE)
+        raise ConfigError(f"{origin} is empty", hint=SEE)
     content = read_plain(text, origin)
     if not isinstance(content, dict):
-        rule = f"{origin} must be a mapping of keys to values"
-        raise ConfigError(rule, type(content).__name__, SEE)
+        raise not_a_mapping(origin, content, SEE)
     return content
 
 
@@ -177,9 +176,10 @@ def _refuse_changes_of_searched(recipe: object) -> None:
     replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
-            "What was searched of a recipe cannot be changed for all models and datasets beside it",
-            ", ".join(replaced),
-            "change it for some in recipe.overrides, or start from another recipe",
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but its recipe was "
+            "searched for each model and dataset",
+            hint="Set the value for some models or datasets in recipe.overrides, or start from "
+            "another recipe",
         )
 
 
@@ -201,8 +201,7 @@ def _problems_of(
         problem_of(detail, origin, content) for detail in details if not is_consequence(detail)
     ]
     if () not in places and not content.get("datasets") and not content.get("worlds"):
-        rule = f"{origin}: a sweep needs datasets, or worlds"
-        problems.append(ConfigError(rule, hint=DATASET))
+        problems.append(ConfigError(f"{origin} has no datasets and no worlds", hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)
     return problems
@@ -227,8 +226,11 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     try:
         path = folder.absolute() / Path(choice.own.path).expanduser()
     except RuntimeError:
-        rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
-        raise ConfigError(rule, choice.own.path) from None
+        raise ConfigError(
+            f"datasets.{choice.name}.own.path starts with the home folder of an unknown user: "
+            f"{choice.own.path}",
+            hint="Write the path from / on",
+        ) from None
     own_data = choice.own.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()
     has_names = any(isinstance(label, str) for pair in pairs for label in pair)
@@ -254,8 +256,13 @@ def _plain_json(document: object, origin: str) -> bytes:
     try:
         return json.dumps(document, ensure_ascii=False, default=plain).encode()
     except TypeError as error:
-        hint = "use numbers, text, lists and mappings"
-        raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
+        raise ConfigError(
+            f"{origin} has a value that a sweep file cannot hold: {error}",
+            hint="Use numbers, text, lists and mappings",
+        ) from None
     except UnicodeEncodeError as error:
         letter = ascii(error.object[error.start])
-        raise ConfigError(f"{origin} must be Unicode text", letter) from None
+        raise ConfigError(
+            f"{origin} has the character {letter}, which cannot be saved as UTF-8",
+            hint="Remove the character",
+        ) from None

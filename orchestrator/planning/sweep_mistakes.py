@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, unknown_name
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
@@ -21,21 +21,25 @@ MAX_PROBLEMS = 20
 """Problems that a message names; it counts those behind them."""
 MAX_SHOWN = 200
 """Characters of a value that a message shows."""
-DATASET = "write e.g. datasets: [digits]; isweep datasets lists them"
+RULE_PREFIX = "Value error, "
+"""Beginning of pydantic's message if a rule of the sweep file itself is broken."""
+DATASET = "Write, for example, datasets: [digits]; `isweep datasets` lists the known datasets"
 MODEL = (
-    "write e.g. models: [small_cnn], or [{from: small_cnn, name: mine}]; isweep models lists "
-    "what to name"
+    "Write, for example, models: [small_cnn], or models: [{from: small_cnn, name: mine}]; "
+    "`isweep models` lists the known models"
 )
-RECIPE = "write e.g. recipe: {from: demo, epochs: 3}; isweep recipes lists what to start from"
-A_LIST = "must be a list, e.g. [a, b]"
-A_MAPPING = "must be a mapping of keys to values"
-RULES = {
-    "tuple_type": A_LIST,
-    "list_type": A_LIST,
-    "dict_type": A_MAPPING,
-    "model_type": A_MAPPING,
+RECIPE = (
+    "Write, for example, recipe: {from: demo, epochs: 3}; `isweep recipes` lists the known recipes"
+)
+EXPECTED_KINDS = {
+    "tuple_type": "a list, for example [a, b]",
+    "list_type": "a list, for example [a, b]",
+    "dict_type": "keys with values, for example {key: value}",
+    "model_type": "keys with values, for example {key: value}",
 }
-"""Messages that replace pydantic's, by its kind of error."""
+"""What a value must be, by pydantic's kind of error."""
+PYDANTIC_SUBJECT = "Input "
+"""First word of pydantic's messages; the key stands in its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -43,7 +47,7 @@ def raise_problems(problems: list[SweepError]) -> None:
     shown = problems[:MAX_PROBLEMS]
     num_more = len(problems) - len(shown)
     if num_more:
-        shown.append(ConfigError(f"and {num_more:,} more like these"))
+        shown.append(ConfigError(f"{plural(num_more, 'more problem')} like these"))
     collect(shown)
 
 
@@ -56,8 +60,8 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
         document: Content of the file.
     """
     keys = detail["loc"]
-    if not keys:
-        return ConfigError(f"{origin}: {_message(detail)}")  # a rule over the whole file
+    if not keys:  # a rule over the whole file
+        return ConfigError(f"{origin}: {detail['msg'].removeprefix(RULE_PREFIX)}")
     recipe: Any = document.get("recipe")
     if keys[0] == "recipe" and len(keys) == 3 and not isinstance(recipe[keys[1]], list):
         keys = keys[:2]  # one value stands for a list of one
@@ -65,25 +69,35 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
-        kind = "value" if isinstance(detail["loc"][-1], int) else "key"
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
-        return ConfigError(f"{dotted}: this {kind} is required", hint=hint)
-    value = detail["input"]
-    shown = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
-    message = _message(detail)
-    return ConfigError(f"{dotted}: {message[0].lower()}{message[1:]}", shown[:MAX_SHOWN])
+        kind = "value" if isinstance(detail["loc"][-1], int) else "key"
+        return ConfigError(f"The {kind} {dotted} is missing", hint=hint)
+    return _wrong_value(detail, dotted)
 
 
-def _message(detail: ErrorDetails) -> str:
-    """Return what is wrong with a value."""
+def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
+    """Return that the value at a dotted key breaks a rule of the sweep file."""
     kind = detail["type"]
+    value = detail["input"]
+    shown = repr(value)[:MAX_SHOWN]
+    if isinstance(value, dict):
+        shown = f"a mapping with the keys {', '.join(map(str, value))}"[:MAX_SHOWN]
     if kind == "too_short" and detail["ctx"]["min_length"] == 1:
-        return "must not be empty"
+        return ConfigError(f"{dotted} is empty", hint="Write at least one value")
     if kind == "too_long":
-        return f"must have at most {detail['ctx']['max_length']} values"
+        limit = detail["ctx"]["max_length"]
+        return ConfigError(f"{dotted} has more than {limit} values", hint="Shorten the list")
     if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
-        return "must be lower case letters, digits, - and _, at most 64, the first a letter"
-    return RULES.get(kind, detail["msg"].removeprefix("Value error, "))
+        return ConfigError(
+            f"{dotted} is {shown}, which cannot be a name",
+            hint="Use at most 64 lower case letters, digits, - and _, and begin with a letter",
+        )
+    if kind in EXPECTED_KINDS:
+        return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}")
+    rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
+    if rule.startswith(("must ", "should ")):
+        return ConfigError(f"{dotted} is {shown}, but {rule}")
+    return ConfigError(f"{dotted} is {shown}: {rule[0].lower()}{rule[1:]}")
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
@@ -94,10 +108,13 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
         if field is not None:
             model = _model_in(field.annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
-        return ConfigError(f"{dotted}: this key belongs into recipe", hint=RECIPE)
+        return ConfigError(f"{dotted} is a key of recipe, not of the sweep itself", hint=RECIPE)
     known_keys = list(_fields_by_key(model))
-    hint = f"{nearest(str(keys[-1]), known_keys)}known keys: {', '.join(known_keys)}"
-    return ConfigError(f"{dotted}: unknown key", hint=hint)
+    similar = nearest(str(keys[-1]), known_keys)
+    return ConfigError(
+        f"{dotted} is not a known key",
+        hint=f"{similar}Use one of these keys: {', '.join(known_keys)}",
+    )
 
 
 def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -151,8 +168,10 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
 def _check_free_name(name: str) -> None:
     """Refuse the name of a listed dataset for images of your own."""
     if name in DATASETS:
-        rule = "Your own dataset needs a name of its own"
-        raise ConfigError(rule, f"{name!r} is in the table of datasets", "rename it")
+        raise ConfigError(
+            f"Your dataset has the name {name!r}, which is that of a known dataset",
+            hint="Choose another name",
+        )
 
 
 def _check_recipe(name: str) -> None:

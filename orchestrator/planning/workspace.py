@@ -67,11 +67,16 @@ class Workspace:
             SweepError: The sweep or one of the arguments is not valid.
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
-            rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
-            raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
+            raise ConfigError(
+                f"The sweep is of type {type(source).__name__}, but should be a name, a path, the "
+                "content of a sweep file or a SweepSpec",
+                hint="Give, for example, 'demo' or './mine.yaml'",
+            )
         if not isinstance(changes, (Mapping, NoneType)):
-            hint = "e.g. changes={'recipe.epochs': 3}"
-            raise ConfigError("changes must be a mapping", type(changes).__name__, hint)
+            raise ConfigError(
+                f"changes is of type {type(changes).__name__}, but should be a mapping",
+                hint="Give, for example, changes={'recipe.epochs': 3}",
+            )
         _check_storage(storage)
         paths = RootPaths.at(root)
         listings = Listings()
@@ -160,12 +165,16 @@ def _check_storage(storage: object) -> None:
     if storage is None:
         return
     if not isinstance(storage, str):
-        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
+        raise ConfigError(f"storage is {storage!r}, which is not text", hint="Give a folder or URL")
     if URL_WITHOUT_HOST.fullmatch(storage):
-        hint = "e.g. s3://bucket/results"
-        raise ConfigError("--storage must name a bucket or host", storage, hint)
+        raise ConfigError(
+            f"`--storage {storage}` names no bucket or host",
+            hint="Write, for example, s3://bucket/results",
+        )
     if storage and os.path.isfile(os.path.expanduser(storage)):
-        raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
+        raise ConfigError(
+            f"`--storage {storage}` is a file, and results need a folder", hint="Name a folder"
+        )
 
 
 def _find(
@@ -198,7 +207,10 @@ def _find(
     if is_file:
         return load(Path(source))
     if os.path.isfile(f"{source}.yaml"):
-        raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
+        raise ConfigError(
+            f"No preset or sweep has the name {source}, but there is a file {source}.yaml",
+            hint=f"Write ./{source}.yaml",
+        )
     names = {*presets, *paths.sweep_names()}
     raise unknown_name(f"preset or sweep of {paths.root}", source, names)
 
@@ -219,7 +231,6 @@ def _load_recorded(
         if has_changes:
             raise
         raise ConfigError(
-            f"The sweep {name!r} as it was last run must be whole in {path}",
-            str(error).rstrip("."),
-            "remove what is there and run the sweep file that it came from: all results stay",
+            f"The sweep {name!r} cannot be read as it was last run: {error.problem}",
+            hint=f"Delete {path}, and run your sweep file again; all results stay",
         ) from None

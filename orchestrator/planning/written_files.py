@@ -35,13 +35,13 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def read_file(path: Path, kind: str, names_are: str, names: Iterable[str]) -> str:
+def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> str:
     """Return the text of a sweep or recipe file.
 
     Args:
         path: The file.
         kind: What messages call the file.
-        names_are: What messages call the names that can be given instead of a path.
+        named_kind: What messages call one of the names that can be given instead of a path.
         names: These names.
 
     Raises:
@@ -50,5 +50,5 @@ def read_file(path: Path, kind: str, names_are: str, names: Iterable[str]) -> st
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        hint = f"{names_are} are: {', '.join(names)}; {nearest_path(path)}"
-        raise ConfigError(f"The {kind} must exist", str(path), hint) from None
+        hint = f"Correct the path, or name a {named_kind}: {', '.join(names)}. {nearest_path(path)}"
+        raise ConfigError(f"The {kind} {path} does not exist", hint=hint.rstrip()) from None

@@ -49,19 +49,18 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
         plugins = [plugin.name for plugin in entry_points(group="mlflow.tracking_store")]
         if not mark or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
             raise ConfigError(
-                "The MLflow URI must be a database or server",
-                without_secrets(requested),
-                "e.g. sqlite:////data/mlflow.db or https://…",
+                f"The MLflow URI {without_secrets(requested)} is neither a database nor a server",
+                hint="Give a URI such as sqlite:////data/mlflow.db or https://…",
             )
         return requested
     # A question mark begins options for MLflow. Quoting does not help: MLflow creates folders with
     # the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
-            "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
-            str(paths.root),
-            "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
-            "--no-tracking",
+            f"The path of the root {paths.root} has '?' or '%', with which MLflow's SQLite file "
+            "cannot be opened",
+            hint="Choose another root with --root, name an MLflow server with --mlflow-uri, or "
+            "run with --no-tracking",
         )
     return f"{SQLITE}{paths.mlflow_database}"
 
@@ -74,7 +73,7 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
     """
     resolved = mlflow_uri(paths, uri)
     if resolved == f"{SQLITE}{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        return f"{paths.mlflow_database}, not made yet"
+        return f"the first run creates {paths.mlflow_database}"
     connect(resolved)
     return f"answers ({resolved.partition('://')[0]})"
 
@@ -96,9 +95,8 @@ def connect(uri: str) -> MlflowClient:
     except Exception as error:
         kind = Refused if is_final(error) else SetupError
         reason = first_line(error, uri)
-        address_and_reason = f"{without_secrets(uri)}: {reason}"
-        hint = _fix(error, reason)
-        raise kind("The MLflow store does not answer", address_and_reason, hint) from None
+        problem = f"The MLflow store {without_secrets(uri)} does not answer: {reason}"
+        raise kind(problem, hint=_fix(error, reason)) from None
 
 
 def _set_up_mlflow() -> None:
@@ -147,7 +145,7 @@ def _client(uri: str) -> MlflowClient:
 def _fix(error: Exception, reason: str) -> str:
     """Return what a user does about an MLflow store that cannot be opened."""
     if isinstance(error, ModuleNotFoundError) and "psycopg" in reason:
-        return "pip install 'isweep[postgres]'"
+        return "Run `pip install 'isweep[postgres]'`"
     if _DAMAGED_FILE.search(reason):
-        return "remove the file, then `isweep reconcile` every sweep: the result stores have all"
-    return "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
+        return "Remove the file, and run `isweep reconcile SWEEP` for every sweep"
+    return "Start MLflow, correct --mlflow-uri, or run with --no-tracking"

@@ -43,7 +43,10 @@ class _Difference:
     stored: str
 
     def __str__(self) -> str:
-        return f"{self.trial_id} {self.column}: {self.tracked}, stored {self.stored}"
+        return (
+            f"{self.column} of {self.trial_id} is {self.tracked} in MLflow and {self.stored} in "
+            "the store"
+        )
 
 
 def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> list[str]:
@@ -71,18 +74,18 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> 
         num_trials = len({value.trial_id for value in values})
         sentences.append(
             f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-            f"{plural(num_trials, 'trial')} ({'; '.join(examples)}); the store's are used. "
-            f"Correct MLflow with `{command}`"
+            f"{plural(num_trials, 'trial')} ({'; '.join(examples)}). The values of the result "
+            f"store are used. Correct MLflow with `{command}`."
         )
     if missing:
         sentences.append(
-            f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with "
-            f"`{command}`"
+            f"MLflow lacks {plural(len(missing), 'result')} of the result store. Send them to "
+            f"MLflow with `{command}`."
         )
     if unplanned:
         sentences.append(
-            f"MLflow shows {plural(len(unplanned), 'trial')} of which the sweep, as it is planned "
-            "now, has no result; left out"
+            f"MLflow shows {plural(len(unplanned), 'trial')} without a result in the planned "
+            "sweep. These rows are left out."
         )
     return sentences
 

@@ -57,9 +57,8 @@ def no_answer_error(error: Exception) -> SetupError:
     if isinstance(error, SetupError):
         return error
     return SetupError(
-        "MLflow does not answer",
-        first_line(error),
-        "the result store has everything: isweep reconcile, later",
+        f"MLflow does not answer: {first_line(error)}",
+        hint="Run `isweep reconcile SWEEP` later. The result store has every result",
     )
 
 
@@ -72,7 +71,7 @@ def first_line(error: Exception, uri: str = "") -> str:
             is, decoded, or in part as the name of a host.
     """
     if isinstance(error, SweepError):
-        return error.value
+        return error.problem
     text = type(error).__name__
     for line in str(error).splitlines():
         # SQLAlchemy first says in which circumstances it met the database's error.

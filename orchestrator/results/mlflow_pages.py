@@ -212,9 +212,9 @@ class Page:
             " · ".join(general_links),
             self.description,
             " · ".join(dataset_links),
-            "One run per trial, below one run for the sweep, whose metrics are counts, the best "
-            "test loss of each dataset and every fitted coefficient. The result store is the "
-            "truth; this is its view.",
+            "Each trial has one run, below the run of the sweep. Metrics of the sweep's run are "
+            "counts, the best test loss of each dataset and every fitted coefficient. MLflow only "
+            "shows the results; the result store keeps them.",
         ]
         return "\n\n".join(filter(None, paragraphs))
 

@@ -526,7 +526,7 @@ def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
             database.execute(experiments, (new, experiment))
     except sqlite3.Error as error:
         raise MlflowException(
-            f"The root was moved, and MLflow's file does not follow: {error}"
+            f"The root was moved, and MLflow's file keeps the old paths: {error}"
         ) from error
 
 

@@ -51,7 +51,7 @@ def free_port(requested: int | None = None) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise SetupError(
-        "The port is taken", str(requested), "name another with --port, or leave it out"
+        f"Port {requested} is in use", hint="Name another port with --port, or leave --port out"
     )
 
 
@@ -110,7 +110,7 @@ def _wait_for_answer(server: subprocess.Popen[bytes], address: str, log_path: Pa
         if server.poll() is not None:
             raise _not_started(_last_line(log_path), log_path)
         if time.monotonic() > deadline:
-            raise _not_started(f"no answer in {START_S} s", log_path)
+            raise _not_started(f"it did not answer in {START_S} s", log_path)
         time.sleep(LOOK_EVERY_S)
 
 
@@ -129,7 +129,7 @@ def _last_line(log_path: Path) -> str:
 
 
 def _not_started(reason: str, log_path: Path) -> SetupError:
-    return SetupError("MLflow's page does not start", reason, f"its log: {log_path}")
+    return SetupError(f"MLflow's page does not start: {reason}", hint=f"Read the log {log_path}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -93,7 +93,7 @@ class StoredRecord(Finding):
         versions = str(cls.version)
         if oldest < cls.version:
             versions = f"{oldest} to {cls.version}"
-        raise ValueError(f"schema version {value}, this program reads {versions}")
+        raise ValueError(f"the schema version is {value}, but this program reads {versions}")
 
 
 class ComputedRecord(StoredRecord):

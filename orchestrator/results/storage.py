@@ -66,20 +66,18 @@ Content = bytes | OSError
 
 @dataclass(frozen=True)
 class _Problem:
-    """A kind of error of the storage: the rule that was broken, and the fix."""
+    """A kind of error of the storage: what a file cannot be, and the fix."""
 
-    rule: str
+    problem: str
     hint: str
 
 
-AGAIN = "then run the same command again: finished trials are kept"
-UNREADABLE = _Problem(
-    "The result store must be readable", f"correct the permissions or the connection, {AGAIN}"
-)
+AGAIN = "and run the same command again. Finished trials are kept"
+UNREADABLE = _Problem("cannot be read", f"Correct the permissions or the connection, {AGAIN}")
 UNWRITABLE = _Problem(
-    "The result store must be writable",
-    "free space (keep_weights: none takes the least), correct the permissions or remove what is "
-    f"in the way, {AGAIN}",
+    "cannot be written",
+    "Free some space (keep_weights: none takes the least), correct the permissions, or remove "
+    f"what is in the way, {AGAIN}",
 )
 
 
@@ -122,15 +120,18 @@ class RetryWithBackoff:
                 if now - reminded_at > REMIND_AFTER_S:
                     reminded_at = now
                     self.say(
-                        f"Paused: {_reason(error)}. The sweep goes on by itself when there is room "
-                        "and an answer; Ctrl-C stops it, and what is done is kept"
+                        f"Paused: {_reason(error)}. The sweep goes on by itself as soon as the "
+                        "storage takes results again. Ctrl-C stops the sweep; finished trials "
+                        "are kept"
                     )
                 self.clock.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 if paused_since is not None:
                     paused_s = self.clock.monotonic() - paused_since
-                    self.say(f"Storage takes results again after {paused_s:.0f} s; going on")
+                    self.say(
+                        f"The storage takes results again after {paused_s:.0f} s. The sweep goes on"
+                    )
                 return result
 
 
@@ -140,7 +141,7 @@ def _is_temporary(error: StorageAway | OSError) -> bool:
 
 def _reason(error: StorageAway | OSError) -> str:
     if isinstance(error, StorageAway):
-        return error.value
+        return error.problem
     return f"{error.filename or 'a file'}: {error.strerror}"
 
 
@@ -170,9 +171,8 @@ def open_storage(url: str | Storage) -> Storage:
         return Folder(os.path.abspath(address))
     if scheme not in SCHEMES:
         raise ConfigError(
-            "--storage must be a folder or a store that keeps results when the command has ended",
-            f"{scheme}://…",
-            f"use a path, or a URL of {', '.join(SCHEMES)}",
+            f"--storage {scheme}://… is not a kind of store that keeps results",
+            hint=f"Use a path, or a URL of {', '.join(SCHEMES)}",
         )
     _check_url(url, scheme)
     bucket_name = address.partition("/")[0]
@@ -190,16 +190,18 @@ def _check_url(url: str, scheme: str) -> None:
         host = None
     if password:
         raise ConfigError(
-            "--storage must hold no password: every user of the machine can read a command line",
-            f"{scheme}://…@{host}",
-            "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or a "
-            "role",
+            f"--storage {scheme}://…@{host} holds a password, which every user of the machine can "
+            "read",
+            hint="Give the password in the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY), in a file, or by a role",
         )
-    if not host or parts.query or parts.fragment:
-        raise ConfigError(
-            "--storage must name a bucket or host, and no more than a path in it",
-            f"{scheme}://{host or ''}",
-        )
+    problem = ""
+    if not host:
+        problem = f"--storage {scheme}://… names no bucket or host"
+    elif parts.query or parts.fragment:
+        problem = f"--storage {scheme}://{host}/… has more than a path after the bucket"
+    if problem:
+        raise ConfigError(problem, hint=f"Write the URL as {scheme}://BUCKET/FOLDER")
 
 
 def _object_store(scheme: str, bucket: str) -> Any:
@@ -231,9 +233,8 @@ def _object_store(scheme: str, bucket: str) -> Any:
         return from_url(f"{scheme}://{bucket}", **settings)
     except (BaseError, ValueError) as error:
         raise ConfigError(
-            "--storage must be a URL that can be opened",
-            f"{scheme}://…: {str(error).splitlines()[0]}",
-            "see docs/cluster.md",
+            f"--storage {scheme}://… cannot be opened: {str(error).splitlines()[0]}",
+            hint="See docs/cluster.md for what each kind of store needs",
         ) from None
 
 
@@ -285,8 +286,9 @@ class Folder:
         except OSError as error:
             kind = StorageAway if error.errno in TEMPORARY_ERRORS else SetupError
             reason = error.strerror or error
-            details = f"{path} ({len(data):,} bytes needed): {reason}; {_free_space(path)}"
-            raise kind(UNWRITABLE.rule, details, UNWRITABLE.hint) from error
+            sizes = f"{len(data):,} bytes needed, {_free_space(path)}"
+            problem = f"{path} {UNWRITABLE.problem}: {reason} ({sizes})"
+            raise kind(problem, hint=UNWRITABLE.hint) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder in its place, if there is one."""
@@ -303,8 +305,8 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            details = f"{folder}: {error.strerror or error}"
-            raise SetupError(UNREADABLE.rule, details, UNREADABLE.hint) from error
+            problem = f"{folder} {UNREADABLE.problem}: {error.strerror or error}"
+            raise SetupError(problem, hint=UNREADABLE.hint) from error
         for entry in entries:
             path = f"{folder}/{entry}/{name}"
             try:
@@ -409,8 +411,10 @@ class Bucket:
 
     def _no_bucket(self) -> SetupError:
         name = self.base.partition("/")[0]
-        rule = "The bucket of the result store must exist"
-        return SetupError(rule, f"{self._prefix}{name}", "create it, or correct --storage")
+        return SetupError(
+            f"The bucket {self._prefix}{name} does not exist",
+            hint="Create the bucket, or correct --storage",
+        )
 
     @contextlib.contextmanager
     def _translated_errors(self, path: str, problem: _Problem = UNREADABLE) -> Iterator[None]:
@@ -434,8 +438,9 @@ class Bucket:
             kind = SetupError
             if isinstance(error, exceptions.GenericError) and _may_answer_later(code):
                 kind = StorageAway
-            details = f"{self._prefix}{path}: {text[:MAX_REASON_LENGTH]}"
-            raise kind(problem.rule, details, problem.hint) from error
+            reason = text[:MAX_REASON_LENGTH]
+            message = f"{self._prefix}{path} {problem.problem}: {reason}"
+            raise kind(message, hint=problem.hint) from error
         except (
             exceptions.AlreadyExistsError,
             exceptions.PreconditionError,
@@ -443,8 +448,8 @@ class Bucket:
         ):
             raise
         except exceptions.BaseError as error:
-            rule = "The result store must do what is requested"
-            raise SetupError(rule, f"{self._prefix}{path}: {error}") from error
+            message = f"The result store refused {self._prefix}{path}: {error}"
+            raise SetupError(message) from error
 
 
 Storage = Folder | Bucket
@@ -453,9 +458,9 @@ Storage = Folder | Bucket
 def no_conditional_writes(url: str) -> SetupError:
     """Return the error for an object store whose writes cannot depend on what is there."""
     return SetupError(
-        "An object store must take conditional writes, by which one driver at a time holds it",
-        f"{url}: it writes over what is there",
-        "update the server (MinIO since 2024-10, Ceph since Tentacle), or use another --storage",
+        f"{url} has no conditional writes, without which two runs could overwrite each other",
+        hint="Update the server (MinIO since 2024-10, Ceph since Tentacle), or use another "
+        "--storage",
     )
 
 

@@ -158,11 +158,9 @@ class ResultStore:
         for file, content in self._files.read_many(files):
             try:
                 yield _id(file), _parse_record(file.path, content, kind, _id(file))
-            except CorruptStoreError as error:
-                log.warning("%s", error)
-                reason = error.value.removeprefix(f"{file.path}: ")
-                is_newer = isinstance(error, NewerRecordError)
-                unreadable.append(Unreadable(file.path, reason, is_newer))
+            except _UnusableRecord as error:
+                log.warning("%s", error.for_user())
+                unreadable.append(Unreadable(file.path, error.reason, error.is_newer))
 
     def read(self, kind: type[R], record_id: str) -> R | None:
         """Return one record, or None if there is none.
@@ -179,7 +177,10 @@ class ResultStore:
             return None
         except OSError as error:
             content = error
-        return _parse_record(path, content, kind, record_id)
+        try:
+            return _parse_record(path, content, kind, record_id)
+        except _UnusableRecord as error:
+            raise error.for_user() from None
 
     @property
     def lock(self) -> Path | None:
@@ -205,10 +206,9 @@ class ResultStore:
                 return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
-                "The result store's own id is damaged",
-                f"{path}: {error}",
-                "delete the file: the next run creates a new id, and MLflow gets the runs again "
-                "under it",
+                f"The id of the result store in {path} is damaged: {error}",
+                hint="Delete the file. The next run creates a new id, and sends the results to "
+                "MLflow again",
             ) from None
         store_id = secrets.token_hex(8)
         self._files.write(path, json.dumps({"store_id": store_id}).encode())
@@ -238,17 +238,19 @@ class ResultStore:
             CorruptStoreError: the file is gone or has another checksum.
         """
         path = self._file_path(kind, trial_id)
-        problem = "checksum does not match"
+        problem = "has another checksum than the trial's record says"
         try:
             data = self._files.read(path)
             if hashlib.sha256(data).hexdigest() == file.sha256:
                 return data
         except FileNotFoundError:
-            problem = "gone"
+            problem = "does not exist"
         except OSError as error:
-            problem = error.strerror or str(error)
-        hint = "run the sweep again: the file is made again, from stored weights if there are any"
-        raise CorruptStoreError(f"The stored {kind} cannot be used", f"{path}: {problem}", hint)
+            problem = f"cannot be read: {error.strerror or error}"
+        raise CorruptStoreError(
+            f"The file {path} of stored {kind} {problem}",
+            hint="Run the sweep again, which makes the file again",
+        )
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint; None if there is none or it is damaged."""
@@ -267,7 +269,7 @@ class ResultStore:
         try:
             self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
         except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s stays: %s", trial_id, error)
+            log.warning("the checkpoint of %s is not removed: %s", trial_id, error)
 
     def damaged_files(self, kind: FileKind, expected: Mapping[str, KeptFile]) -> set[str]:
         """Return the ids of trials whose file is gone or damaged.
@@ -304,7 +306,7 @@ class ResultStore:
             try:
                 earlier = self.events(trial_id)
             except CorruptStoreError as error:
-                log.warning("the history of %s starts again: %s", trial_id, error)
+                log.warning("the history of %s begins anew: %s", trial_id, error)
             history = _EVENTS.dump_json([*earlier, event][-MAX_EVENTS:], indent=1)
             self._files.write(self._history_path(trial_id), history, durable=False)
             if attempt_log:
@@ -323,9 +325,8 @@ class ResultStore:
         except (OSError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise CorruptStoreError(
-                "A trial's history is damaged",
-                f"{path}: {reason}",
-                "delete it: no decision depends on it",
+                f"The history of a trial in {path} is damaged: {reason}",
+                hint="Delete the file: no decision depends on it",
             ) from None
 
     def attempt_log_path(self, trial_id: str, attempt: int) -> str:
@@ -364,18 +365,18 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         kind: the kind of record.
         record_id: the id to which the file's folder belongs.
 
-    Raises:
-        CorruptStoreError: the record is damaged, or is of another trial.
-        NewerRecordError: a newer version of this program wrote it.
+        _UnusableRecord: the record is damaged, is of another trial, or was written by a newer
+            version of this program.
     """
     if isinstance(content, OSError):
-        raise _damaged(path, content.strerror or type(content).__name__)
+        raise _UnusableRecord(path, content.strerror or type(content).__name__)
     fields = _checked_fields(path, content)
     version = fields.get("schema_version")
     if version is None:
-        raise _damaged(path, "it has no schema version")
+        raise _UnusableRecord(path, "it has no schema version")
     if isinstance(version, int) and version > kind.version:
-        raise _newer(path, f"schema version {version}, this one reads {kind.version}")
+        reason = f"it has schema version {version}, but this isweep reads {kind.version}"
+        raise _UnusableRecord(path, reason, is_newer=True)
     try:
         record = kind.model_validate(fields, strict=False)
     except ValidationError as error:
@@ -384,19 +385,19 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         field_name = ".".join(map(str, first["loc"]))
         # A newer version may have optional fields that this one does not know.
         if all(problem["type"] == "extra_forbidden" for problem in problems):
-            raise _newer(path, f"this one does not know the field {field_name}") from None
-        raise _damaged(
-            path, f"{field_name}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+            reason = f"this isweep does not know the field {field_name}"
+            raise _UnusableRecord(path, reason, is_newer=True) from None
+        reason = f"{field_name}: {first['msg'].removeprefix('Value error, ')}"
+        raise _UnusableRecord(path, reason) from None
     except (SweepError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"not a record of this kind: {error}") from None
+        raise _UnusableRecord(path, f"it is not a record of this kind ({error})") from None
     if record.record_id != record_id:
-        raise _damaged(path, f"the record of another trial, {record.record_id}")
+        raise _UnusableRecord(path, f"it is the record of another trial, {record.record_id}")
     return record
 
 
 def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
-    """Return the fields of a record whose checksum fits, or raise a CorruptStoreError."""
+    """Return the fields of a record whose checksum fits, or raise an _UnusableRecord."""
     try:
         document = from_json(content)
         fields = document["record"]
@@ -404,25 +405,31 @@ def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         is_intact = document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _damaged(path, "truncated or not a stored record") from None
+        raise _UnusableRecord(path, "it is truncated or not a stored record") from None
     if not is_intact:
-        raise _damaged(path, "checksum does not match its content")
+        raise _UnusableRecord(path, "its checksum does not match its content")
     if not isinstance(fields, dict):
-        raise _damaged(path, "it has no schema version")
+        raise _UnusableRecord(path, "it has no schema version")
     return fields
 
 
-def _damaged(path: str, reason: str) -> CorruptStoreError:
-    return CorruptStoreError(
-        "A stored record is damaged",
-        f"{path}: {reason}",
-        "run the sweep again: this trial is run again and the file replaced",
-    )
+class _UnusableRecord(Exception):
+    """A stored record that is damaged, or that a newer version of this program wrote."""
 
+    def __init__(self, path: str, reason: str, *, is_newer: bool = False) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+        self.is_newer = is_newer
 
-def _newer(path: str, reason: str) -> NewerRecordError:
-    return NewerRecordError(
-        "A stored record is of a version that this isweep does not know",
-        f"{path}: made by a newer isweep ({reason})",
-        "update isweep; the file is left as it is",
-    )
+    def for_user(self) -> CorruptStoreError:
+        """Return the error that a user sees."""
+        if self.is_newer:
+            return NewerRecordError(
+                f"The stored record {self.path} was written by a newer isweep: {self.reason}",
+                hint="Update isweep. The file is left as it is",
+            )
+        return CorruptStoreError(
+            f"The stored record {self.path} is damaged: {self.reason}",
+            hint="Run the sweep again, which runs this trial again and replaces the file",
+        )

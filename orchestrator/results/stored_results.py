@@ -13,7 +13,7 @@ from orchestrator.results.outlines import IndexEntry, OutlineIndex, TrialOutline
 from orchestrator.results.records import FailureRecord, MeasureRecord, StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, Storage
 from orchestrator.results.store import FileKind, ResultStore, Unreadable
-from search_spaces.errors import NewerRecordError
+from search_spaces.errors import NewerRecordError, plural
 
 
 class Records(MutableMapping[str, TrialRecord]):
@@ -200,11 +200,10 @@ class StoredResults:
             return
         further_files = ""
         if len(newer) > 1:
-            further_files = f" (and {len(newer) - 1:,} more files)"
+            further_files = f" (and {plural(len(newer) - 1, 'more file')})"
         raise NewerRecordError(
-            "A run needs a result store whose records it knows",
-            f"{newer[0].path}: {newer[0].reason}{further_files}",
-            "update isweep, or keep these results apart with another --root or --storage",
+            f"A newer isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
+            hint="Update isweep, or keep these results apart with another --root or --storage",
         )
 
     def save(self, record: StoredRecord) -> None:

@@ -260,7 +260,7 @@ class Tracker:
         if not wait:
             return {}
         if not self.flush() or self._refused:
-            raise no_answer_error(self._error or TimeoutError("no answer"))
+            raise no_answer_error(self._error or TimeoutError("there was no reply in time"))
         return {name: count - counts_before[name] for name, count in self._counts.items()}
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -447,9 +447,8 @@ class Tracker:
             self._changed.notify_all()
         if not self._warned and now - self._failing_since >= WARN_AFTER_S:
             self._warned = True
-            self._say(
-                f"MLflow does not answer ({reason}); the sweep goes on, and MLflow is updated later"
-            )
+            problem = no_answer_error(error).problem
+            self._say(f"{problem}. The sweep goes on, and MLflow is updated later")
         return False
 
     def _note_progress(self) -> None:
@@ -491,7 +490,10 @@ def make_tracker(
         runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
         if "@" in runs.name:
             usual = runs.name.partition("@")[0]
-            say(f"MLflow's {usual} is another result store's; this one's runs are in {runs.name}")
+            say(
+                f"The MLflow experiment {usual} belongs to another result store. The runs of this "
+                f"store are in {runs.name}"
+            )
         return runs
 
     waits = resolved == f"{SQLITE}{database}" and not database.exists()

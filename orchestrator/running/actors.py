@@ -235,7 +235,8 @@ class ArtifactStore:
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
-                f"its {kind} wait for storage that is full or away, {STORAGE_WAIT_S:.0f} s at most"
+                f"the {kind} wait at most {STORAGE_WAIT_S:.0f} s for storage that is full or does "
+                "not answer"
             )
             self._messages.publish(Note(trial_id, text))
         return cast("KeptFile | str", ray.get(call))

@@ -176,10 +176,10 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                "Networks of a sweep must start from the same pretrained weights",
-                f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
-                f"copy pretrained/{key}.safetensors from the root that made them, or rename the "
-                "sweep",
+                f"The pretrained weights {key} have the SHA-256 {hashes[key][:16]}… here, but "
+                f"stored results started from other weights: {results}",
+                hint=f"Copy pretrained/{key}.safetensors from the root of these results, or rename "
+                "the sweep",
             )
         )
     collect(problems)

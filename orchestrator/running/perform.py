@@ -62,7 +62,6 @@ def perform_trial(task: TrialTask) -> Performed:
 def _measure_stored(task: TrialTask) -> TrialResult | None:
     """Return an earlier result with what it lacked; None if its network is not stored."""
     assignment = task.assignment
-    device = task.device
     files = task.files
     earlier = assignment.earlier
     if files is None or earlier is None or earlier.result.weights is None:
@@ -77,10 +76,7 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             files.get(FileKind.WEIGHTS, trial_id, earlier.result.weights),
             earlier.result,
             earlier.lacks(assignment.spec),
-            device=device.name,
-            num_threads=device.num_threads,
-            gpu_fraction=device.gpu_fraction,
-            micro_batch=assignment.resources.micro_batch,
+            task.device,
             keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
         )
     except CorruptStoreError as error:
@@ -93,7 +89,6 @@ def _train(task: TrialTask) -> TrialResult:
     from tasks.trials.trial import run_trial
 
     assignment = task.assignment
-    device = task.device
     files = task.files
     trial_id = assignment.trial_id
     on_epoch = None
@@ -116,11 +111,7 @@ def _train(task: TrialTask) -> TrialResult:
     return run_trial(
         assignment.spec,
         task.data,
-        device=device.name,
-        num_threads=device.num_threads,
-        gpu_fraction=device.gpu_fraction,
-        micro_batch=assignment.resources.micro_batch,
-        graphs=device.graphs,
+        task.device,
         on_epoch=on_epoch,
         on_score=on_score,
         keep=keep_weights,

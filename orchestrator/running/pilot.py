@@ -55,13 +55,14 @@ def run_pilot(
     try:
         summary = run_sweep(spec, options, progress=progress)
     except TooFewImagesError as error:
-        raise DataError(error.rule, error.value, _fewer_images(error)) from None
+        raise DataError(error.problem, hint=_fewer_images(error)) from None
     table = results_table(Workspace.open(spec, options.root, options.storage))
     num_failed = len(summary.failures)
     if table.empty:
-        reason = summary.failures[0]["message"] if num_failed else "nothing was trained"
-        rule = "A pilot needs one finished training"
-        raise DataError(rule, reason, "see the failure, then ask again")
+        problem = "No training of the pilot has finished"
+        if num_failed:
+            problem = f"{problem}: {summary.failures[0]['message']}"
+        raise DataError(problem, hint="Correct the cause, and run the same command again")
     pilot = pilot_of(table, model, where=f"of sweep {spec.name}")
     if not num_failed:
         return pilot
@@ -73,8 +74,8 @@ def _fewer_images(error: TooFewImagesError) -> str:
     """Return what to do if a pilot has too few images, by the options of ``isweep predict``."""
     if error.largest_train_size > 1:
         largest = error.largest_train_size
-        return f"lower --pilot-sizes to at most {largest}, or lower --pilot-test-size"
-    return "lower --pilot-test-size, or add images"
+        return f"Lower --pilot-sizes to at most {largest}, or lower --pilot-test-size"
+    return "Lower --pilot-test-size, or add images"
 
 
 def pilot_sweep(
@@ -105,8 +106,11 @@ def pilot_sweep(
     models = {model_spec(choice).name: choice for choice in sweep.models}
     _check_model(model, models)
     if sweep.recipe.axes:
-        varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
-        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
+        raise ConfigError(
+            f"The recipe of sweep {sweep.name} has several values of "
+            f"{', '.join(sweep.recipe.axes)}, but a pilot is trained with one recipe",
+            hint="Train the pilot with a recipe of yours, and give its losses as a CSV file",
+        )
     as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
     recipe = _recipe_of_model(sweep, model)
     path = Path(source).expanduser().absolute()
@@ -132,13 +136,13 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
     from orchestrator.analysis.results_tables.points import POOLED  # takes a second: pandas
 
     if model == POOLED:
-        hint = (
-            f"name one: --model {' or '.join(models)}; a CSV of results has train_size and "
-            "test_loss"
+        raise ConfigError(
+            f"The model is {POOLED}, but a pilot is trained with one model",
+            hint=f"Name a model with --model {' or '.join(models)}, or give a CSV file with the "
+            "columns train_size and test_loss",
         )
-        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", hint)
     if model not in models:
-        raise unknown_name("model of the sweep to train a pilot with", model, models)
+        raise unknown_name("model of the sweep", model, models)
 
 
 def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
@@ -158,11 +162,10 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
     if source in DATASETS and not path.exists():
         return {"name": source}
     if not path.exists():
-        rule = (
-            "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of "
-            "results"
+        raise ConfigError(
+            f"{source} is neither a path that exists nor the name of a dataset",
+            hint="Give a folder or file of images, the name of a dataset, or a CSV file of results",
         )
-        raise ConfigError(rule, source, "give a path that exists")
     source_fields = {
         "kind": known_kind(path),
         "path": str(path),

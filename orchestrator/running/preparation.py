@@ -256,7 +256,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw "
+        f"{name} is read by {readers.num_workers} CPUs on {len(nodes)} nodes that have its raw "
         "download"
     )
     return readers.labelled(f"prepare {name}")
@@ -333,7 +333,8 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         return load_subset(data, indices, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            "A prepared dataset must stay as it is while its trials run",
-            f"{workspace.paths.prepared(subset.prepared)}: {type(error).__name__} {error}",
-            "run the same command again: it is prepared anew, and what is done is kept",
+            f"The prepared dataset {workspace.paths.prepared(subset.prepared)} was changed or "
+            f"removed while a run used it ({type(error).__name__} {error})",
+            hint="Run the same command again, which prepares the dataset again. Finished trials "
+            "are kept",
         ) from error

@@ -83,6 +83,8 @@ def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> Data
     dataset_spec(name)
     if own_options:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in own_options)
-        value = f"{name}, whose classes are the table's"
-        raise ConfigError(f"{options} is for own data", value, "leave it out")
+        raise ConfigError(
+            f"{options} is for your own data, but {name} is a known dataset with fixed classes",
+            hint=f"Leave out {options}",
+        )
     return DatasetChoice(name=name)

@@ -346,7 +346,7 @@ class Progress:
             table.add_row("", Text(f"{trial_id}  {trial.text(duration)}", style="dim"))
         num_hidden = len(running) - MAX_TRIALS_SHOWN
         if num_hidden > 0:
-            more = f"and {num_hidden} more: isweep status --watch shows them"
+            more = f"{num_hidden} more trials are running. See `isweep status --watch`."
             table.add_row("", Text(more, style="dim"))
         return table
 

@@ -37,7 +37,7 @@ from orchestrator.running import preparation
 from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
-from search_spaces.errors import SweepError
+from search_spaces.errors import SweepError, plural
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import MeasureSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
@@ -130,7 +130,7 @@ def run_sweep(
                 summary = _report(sweep)
             except KeyboardInterrupt:
                 stop_heard()
-                monitor.stage("stop", "trials end, runs are closed; finished trials are kept")
+                monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
                 _count_kept(sweep)
                 raise
         return replace(summary, num_behind=tracker.num_behind)
@@ -185,11 +185,16 @@ def _begin(sweep: _SweepRun) -> None:
 def _forget_damaged_predictions(sweep: _SweepRun) -> None:
     """Let predictions that are gone or damaged be made again."""
     remade, retrained = sweep.stored.forget_damaged(sweep.workspace.plan.trials_by_id)
-    cause = "Predictions gone or damaged"
     if remade:
-        sweep.monitor.note(f"{cause}: {remade}; made again from kept weights")
+        sweep.monitor.note(
+            "Predictions that are missing or damaged are computed again from stored weights: "
+            f"{plural(remade, 'trial')}"
+        )
     if retrained:
-        sweep.monitor.note(f"{cause}: {retrained}; without weights, so trained again")
+        sweep.monitor.note(
+            "Trials without stored weights whose predictions are missing or damaged are trained "
+            f"again: {retrained}"
+        )
 
 
 def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
@@ -202,8 +207,8 @@ def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
         num_shared = len(listing.keys() & waiting)
         if num_shared:
             sweep.monitor.note(
-                f"{name}, another sweep of this root, has {num_shared} of these trials: trained "
-                "again here"
+                f"The sweep {name} of this root has {num_shared} of these trials, but this sweep "
+                "trains its trials itself"
             )
 
 
@@ -310,8 +315,8 @@ def _report(sweep: _SweepRun) -> RunSummary:
     num_lost = stored.forget_removed()
     if num_lost:
         monitor.note(
-            f"{num_lost} finished results were removed from the store while this command ran: "
-            "run it again, and they are made anew"
+            f"{num_lost} finished results were removed from the store while this command ran. Run "
+            "the same command again to train these trials again"
         )
     state = sweep.state
     # Runs of earlier trials are updated, too, with measures that are new.

@@ -99,8 +99,8 @@ class Stages:
                 f"Ray dashboard: {cluster.dashboard} (access token in {self.workspace.paths.token})"
             )
             # A private cluster has one job only.
-            table = f"{cluster.dashboard}/#/jobs/01000000, Task Table"
-            note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
+            jobs = f"{cluster.dashboard}/#/jobs/01000000"
+            note(f"Trials on the dashboard: filter the Task Table of {jobs} by IsweepTrial.train")
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
@@ -161,9 +161,9 @@ class Stages:
         damaged = stored.unreadable
         if damaged:
             self.monitor.note(
-                f"{plural(len(damaged), 'stored file')} not believed, such as {damaged[0].path}: "
-                f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their trials are run "
-                "again"
+                f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
+                f"{damaged[0].path}: {damaged[0].reason}. The trials are run again, and "
+                f"{self.workspace.paths.log} names every file"
             )
 
     @property

@@ -20,7 +20,7 @@ from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
-from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ class UnusableGpuError(SetupError):
     @classmethod
     def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
         """Return the error for a GPU, why it cannot be used, and the fix."""
-        rule = "A trial that is given a GPU must be able to compute on it"
-        error = cls(rule, f"{gpu}: {reason}", hint)
+        error = cls(f"A trial cannot compute on {gpu}: {reason}", hint=hint)
         error.gpu = gpu
         return error
 
@@ -58,27 +57,20 @@ class HeldMemory:
     def __str__(self) -> str:
         """Return the amounts for people."""
         if not self.total_bytes:
-            return "other processes hold all of its memory"
+            return "other processes hold all memory of the GPU"
         held_gib = self.held_bytes / 2**30
-        return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
+        total_gib = self.total_bytes / 2**30
+        return f"other processes hold {held_gib:.1f} of {total_gib:.1f} GiB of the GPU"
 
 
 @dataclass(frozen=True)
-class TrialDevice:
+class TrialDevice(ComputeOptions):
     """The device that a trial computes on, and how it computes there.
 
     Attributes:
-        name: ``cpu`` or ``cuda``.
-        num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
-        graphs: whether training steps are captured as CUDA graphs and replayed.
         note: why the GPU takes plain steps; empty if it takes graphs, or if none were requested.
     """
 
-    name: str = "cpu"
-    num_threads: int = 1
-    gpu_fraction: float | None = None
-    graphs: bool = False
     note: str = ""
 
 
@@ -88,8 +80,9 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     Raises:
         UnusableGpuError: the trial cannot compute on the GPU that it was given.
     """
+    device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
     if not resources.num_gpus or gpus.is_logical():
-        return TrialDevice(num_threads=resources.num_threads)
+        return device
     check_gpu(network.recipe.precision)
     # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
     plain_because = check_numbers(network)
@@ -98,7 +91,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     if resources.num_gpus < 1:
         # A whole GPU needs no limit: nobody else is there.
         gpu_fraction = resources.num_gpus
-    device = TrialDevice("cuda", resources.num_threads, gpu_fraction)
+    device = replace(device, device="cuda", gpu_fraction=gpu_fraction)
     if resources.fast == "on":
         return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":
@@ -122,14 +115,14 @@ def check_numbers(network: NetworkSpec) -> str:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
             f"{gpu.name} computes wrongly: {verdict.wrong}",
-            "use another GPU, driver or torch, or hide this one with CUDA_VISIBLE_DEVICES; "
-            f"to test it again delete {verdict.file}",
+            "Use another GPU, driver or torch version, or hide this GPU with "
+            f"CUDA_VISIBLE_DEVICES. To test the GPU again, delete {verdict.file}",
         )
     if not verdict.plain_because:
         return ""
     note = (
-        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()}: captured graphs off, plain "
-        f"steps are taken: {verdict.plain_because}"
+        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()} takes plain steps instead of "
+        f"captured graphs: {verdict.plain_because}"
     )
     log.warning("%s", note)
     return note
@@ -153,7 +146,7 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "reset or hide it: nvidia-smi says more",
+            "Reset the GPU, or hide it with CUDA_VISIBLE_DEVICES. `nvidia-smi` says more",
         ) from error
 
 
@@ -172,10 +165,11 @@ def check_gpu(precision: str) -> None:
         reason = gpus.why_no_gpu()
         cuda = torch.version.cuda
         hint = gpus.driver_hint(driver, cuda, reason)
+        explanation = f" ({reason})" if reason else ""
         raise UnusableGpuError.of(
             gpu_and_node(),
-            f"NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
-            f"built for CUDA {cuda or 'none'}: {reason}",
+            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was built "
+            f"for CUDA {cuda or 'none'}{explanation}",
             f"{hint}, or run with --device cpu",
         )
     if precision != "bfloat16":
@@ -185,9 +179,9 @@ def check_gpu(precision: str) -> None:
         gpu = gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"its recipe needs bfloat16, which {gpu.name}, of compute capability {capability}, "
-            "lacks",
-            "take such nodes out of the cluster, or choose a recipe with precision: float32",
+            f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
+            "does not have",
+            "Take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 

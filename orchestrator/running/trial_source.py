@@ -249,7 +249,7 @@ class SweepTrials(TrialSource):
 
     def _note_files(self, trial_id: str, kind: str, reason: str) -> None:
         if reason:
-            self.run.monitor.note(f"{trial_id}: its {kind} are not kept: {reason}")
+            self.run.monitor.note(f"{trial_id}: the {kind} are not kept: {reason}")
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """See :class:`TrialSource`."""

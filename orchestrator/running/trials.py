@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MAX_BROKEN_LOOPS = 5
 """Times in a row that Tune's loop may break, without a result in between, before the run ends."""
 NO_RESULT = TrialFailure(
-    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+    kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
 """Failure of a trial that ended, and of which nothing else is known."""
 
@@ -312,10 +312,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._stopped(trial_id, failure, killed)
         if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
             self._queue.error = SetupError(
-                "Ray Tune must be able to run trials",
-                failure.message,
-                "run the same command again: finished trials are kept; the log below the root says "
-                "more",
+                f"Ray Tune cannot run trials: {failure.message}",
+                hint="Run the same command again; finished trials are kept. See the log below the "
+                "root for details",
             )
 
     def _killed_for_memory(self) -> set[str]:
@@ -333,7 +332,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
         It had no worker yet, or another trial is known to have broken the loop: no attempt counts.
         """
-        reason = f"Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
+        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
         self._attempts[trial_id] -= 1
         self._waits(trial_id, 0.0)

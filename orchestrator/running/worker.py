@@ -133,7 +133,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         network = assignment.spec.network
         data = self._images()
         device = trial_device.device_for(resources, network)
-        if device.name == "cuda":
+        if device.device == "cuda":
             # Now, because a GPU that has failed cannot be asked any more.
             gpu = gpus.gpu_in_use()
             self._gpu_name = gpu.name
@@ -208,10 +208,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             return
         node = ray.util.get_node_ip_address()
         raise OtherCodeError(
-            "A worker must run the code of the driver",
-            f"{provenance().code_version} with source {code_here} on node {node}, the driver's is "
-            f"{expected}",
-            "install the same everywhere, and leave it as it is while a sweep runs",
+            f"Node {node} runs isweep {provenance().code_version} with source {code_here}, but the "
+            f"driver's source is {expected}",
+            hint="Install the same isweep on every node, and do not change it while a sweep runs",
         )
 
     def save_checkpoint(self, _: Any) -> None:

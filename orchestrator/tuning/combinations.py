@@ -169,8 +169,10 @@ def combinations_to_tune(
         recipe = recipe_grid(sweep.recipe, model_name, dataset)[0]
         try:
             if not recipe.epochs:
-                value = f"0 for {model_name} on {dataset}"
-                raise ConfigError("A search needs a recipe with epochs", value)
+                raise ConfigError(
+                    f"The recipe of {model_name} on {dataset} has 0 epochs",
+                    hint="Set epochs to 1 or more: a search trains every combination",
+                )
             space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
         except SweepError as error:
             problems.setdefault(str(error), error)
@@ -194,22 +196,21 @@ def _check_searchable(plan: SweepPlan) -> None:
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
-            "A sweep to be tuned has a recipe with one value of each field",
-            f"several of {', '.join(sweep.recipe.axes)}",
-            "give one; ranges to search stand under tune:",
+            f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search needs "
+            "one value of each field",
+            hint="Give one value, and write ranges to search under tune:",
         )
     # The prepared data show this too, but only once they are prepared.
     if sweep.all_faults:
         raise ConfigError(
-            "A search validates on groups that no test image is of, which needs corrected data",
-            f"faults {', '.join(sweep.all_faults)}",
-            "tune a sweep in data_mode corrected without faults, and use its recipe",
+            f"A search needs corrected data, but the sweep has the faults "
+            f"{', '.join(sweep.all_faults)}",
+            hint="Tune a sweep with data_mode: corrected and without faults, and use its recipe",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            "isweep tune searches from random weights, not pretrained ones",
-            ", ".join(pretrained),
-            "leave these models out of the sweep that is searched",
+            f"Pretrained networks cannot be searched: {', '.join(pretrained)}",
+            hint="Leave these models out of the sweep that is searched",
         )

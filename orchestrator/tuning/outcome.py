@@ -91,29 +91,30 @@ class CombinationOutcome(Finding):
         return f"{self.model} on {self.dataset}: {text}"
 
     def _problem_text(self) -> str:
-        again = "and tune again: finished trials are stored"
+        again = "and tune again. Finished trials are kept."
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
-                "further trainings of every finalist failed or diverged, so there is no recipe; "
-                f"correct what failed, {again}"
+                "further trainings of every finalist failed or diverged, so there is no recipe. "
+                f"Correct the failures, {again}"
             )
         if self.chosen is None:
             return (
                 f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} "
-                f"diverged, {self.num_failed} failed), so there is no recipe; lower "
-                "tune.learning_rate where they diverged, correct what failed, or raise "
+                f"diverged, {self.num_failed} failed), so there is no recipe. Lower "
+                "tune.learning_rate if trials diverged, correct the failures, or raise "
                 f"tune.budget, {again}"
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
                 "the best recipe is hardly better than chance "
-                f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}); "
-                "widen tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
+                f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}). "
+                "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
+                "again."
             )
         if self.sweep_recipe is None:
             return (
-                "the sweep's own recipe failed, so its gain is unknown; correct what failed, "
-                f"{again}"
+                "the recipe of the sweep failed, so the gain over it is unknown. Correct the "
+                f"failures, {again}"
             )
         return ""
 

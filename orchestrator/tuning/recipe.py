@@ -58,10 +58,9 @@ def write_recipe(
         write_atomic(path, text.encode())
     except OSError as error:
         raise SetupError(
-            "The recipe of a search must be writable",
-            f"{path}: {error.strerror}",
-            "make room for it and run the same command again: every trial is kept, none is "
-            "repeated",
+            f"The recipe {path} cannot be written: {error.strerror}",
+            hint="Free some space or correct the permissions, and run the same command again; "
+            "finished trials are kept",
         ) from None
 
 

@@ -96,14 +96,15 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
 """Columns that fit a terminal."""
 TABLE_NOTE = (
-    "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-    "than with the sweep's own recipe, in the same runs (own recipe stays: nothing was better by "
-    "more than an error); trainings: of the search + of finalists."
+    "The validation loss is in nat: mean ± standard error over the runs of one finalist. The gain "
+    "is how much lower the loss is than with the sweep's recipe in the same runs (own recipe "
+    "stays: no recipe was better by more than one error). Trainings are those of the search + "
+    "those of finalists."
 )
 CAPTION = (
-    "Validation loss against learning rate. Weight decay and batch size differ from point to "
-    "point; a loss of more than twice the chance loss, or of a diverged trial, is drawn at twice "
-    "the chance loss."
+    "The figure shows the validation loss against the learning rate. Weight decay and batch size "
+    "differ between points. The loss of a diverged trial, and any loss above twice the chance "
+    "loss, is drawn at twice the chance loss."
 )
 
 
@@ -124,10 +125,10 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
     dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
-        f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
-        f"{len(gains_by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that "
-        "both had. The chosen recipe is the best of several in these very trainings, so its own "
-        "loss is a little too low; the test images know nothing of the choice."
+        f"The validation loss is {number(mean)} nat lower than with the sweep's recipe (mean over "
+        f"{len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}), in trainings that "
+        "both recipes had. The chosen recipe is the best of several in these same trainings, so "
+        "its loss is a little too low. The test images had no part in the choice."
     )
 
 
@@ -195,10 +196,11 @@ def _settings_sentence(search: Search) -> str:
     tune = search.tune
     train_size = next(iter(search.searches.values())).combination.train_size
     return (
-        f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
-        f"model and dataset; {train_size} training images, {tune.validation_share:.0%} of them, in "
-        f"whole groups, to validate on; {tune.finalists} finalists and the sweep's own recipe "
-        f"trained {tune.seeds} times. No test image was read."
+        f"The search used the {tune.sampler} sampler with seed {tune.seed} and "
+        f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} training "
+        f"images, {tune.validation_share:.0%} were used to validate, in whole groups. "
+        f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times. No "
+        "test image was read."
     )
 
 

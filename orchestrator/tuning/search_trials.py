@@ -28,18 +28,13 @@ def perform_search(task: TrialTask) -> Performed:
     from tasks.trials.trial import run_search_trial
 
     assignment = task.assignment
-    device = task.device
     on_epoch = None
     if task.messages is not None:
         on_epoch = task.messages.publisher(assignment.trial_id).epoch_ended
     result = run_search_trial(
         assignment.spec.network,
         task.data,
-        device=device.name,
-        num_threads=device.num_threads,
-        gpu_fraction=device.gpu_fraction,
-        micro_batch=assignment.resources.micro_batch,
-        graphs=device.graphs,
+        task.device,
         on_epoch=on_epoch,
     )
     return Performed(result, trained=True)

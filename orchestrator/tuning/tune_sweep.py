@@ -132,8 +132,8 @@ class _Tuning(Stages):
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"{earlier.num_others} stored trials belong to another search of this sweep; "
-                "kept, not used"
+                f"{earlier.num_others} stored trials belong to another search of this sweep and "
+                "are not used"
             )
         return earlier
 

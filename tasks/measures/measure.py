@@ -471,10 +471,12 @@ def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[i
 def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     """Raise a DataError if there are rows with NaN or infinity."""
     if rows_not_finite:
-        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
-        first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
-        hint = "remove or repair these rows"
-        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
+        first_ones = ", ".join(map(str, sorted(rows_not_finite)[:5]))
+        raise DataError(
+            f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows (first rows: "
+            f"{first_ones})",
+            hint="Remove or repair these rows",
+        )
 
 
 def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
@@ -513,8 +515,10 @@ def profile_piece(
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
-        rule = "Images must be real numbers of at most 64 bits"
-        raise DataError(rule, f"dtype {rows.dtype}", "convert them")
+        raise DataError(
+            f"Images are of dtype {rows.dtype}, not real numbers of at most 64 bits",
+            hint="Convert the images",
+        )
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
     columns = np.unique(rng.integers(0, num_features, KEY_VALUES))

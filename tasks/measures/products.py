@@ -265,9 +265,10 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        rule = "The device that measures run on must be there"
         cause = str(error).splitlines()[0]
-        raise SetupError(rule, f"{device}: {cause}", "measure on the cpu") from None
+        raise SetupError(
+            f"Device {device} cannot compute: {cause}", hint="Measure on the cpu"
+        ) from None
 
 
 @cache

@@ -86,7 +86,7 @@ class MeasureSettings:
         rule: str,
     ) -> None:
         if not is_valid:
-            raise ConfigError(f"{name} must be {rule}", repr(getattr(self, name)))
+            raise ConfigError(f"{name} must be {rule}, not {getattr(self, name)!r}")
 
     def _check_whole(self, name: str, least: int) -> None:
         is_valid = _is_whole(getattr(self, name), least)
@@ -100,8 +100,10 @@ class MeasureSettings:
         are_numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
         self._check("pixel_range", are_numbers, "(black, white), two numbers")
         if not limits[0] < limits[1]:
-            rule = "pixel_range must rise: black is the lower number"
-            raise ConfigError(f"{rule}, and inverting changes no measure", repr(self.pixel_range))
+            raise ConfigError(
+                f"pixel_range is {self.pixel_range!r}, but black must be the lower number",
+                hint="Give the lower number first. Inverting images changes no measure",
+            )
 
     def _check_estimators(self) -> None:
         """Check that estimators are known names, each once."""
@@ -251,18 +253,25 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != num_images:
-        shapes = f"labels of shape {array.shape} for {num_images} images"
-        raise DataError("There must be one label per image", shapes)
-    rule = "Labels must be whole numbers"
+        raise DataError(
+            f"Labels have the shape {array.shape}, but there are {num_images} images",
+            hint="Give one label per image",
+        )
     if array.dtype.kind not in "biuf":
-        raise DataError(rule, f"dtype {array.dtype}", "number the classes 0, 1, ...")
+        raise DataError(
+            f"Labels are of dtype {array.dtype}, not whole numbers",
+            hint="Number the classes 0, 1, 2 and so on",
+        )
     if array.dtype.kind == "f":
         # NaN and infinity are not whole, and larger numbers do not fit int64.
         fits_int64 = np.abs(array) < 2.0**63
         is_whole = fits_int64 & (array == np.rint(array))
         if not is_whole.all():
             row = int(np.argmin(is_whole))
-            raise DataError(rule, f"{array[row]} at row {row}", "number the classes")
+            raise DataError(
+                f"The label of row {row} is {array[row]}, not a whole number",
+                hint="Number the classes 0, 1, 2 and so on",
+            )
     return array.astype(np.int64)
 
 
@@ -273,9 +282,15 @@ def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
         DataError: If they are not several whole numbers.
     """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
-        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
+        raise DataError(
+            f"train_sizes is {train_sizes!r}, not a list",
+            hint="Give several sizes, for example [500, 1000]",
+        )
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
-        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
+        raise DataError(
+            f"train_sizes has {list(train_sizes)}, which are not all whole numbers",
+            hint="Round the sizes",
+        )
     return tuple(int(size) for size in train_sizes)
 
 
@@ -287,8 +302,10 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     """
     sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
-        rule = f"train_sizes must be between 1 and the number of images, {num_images}"
-        raise DataError(rule, str(list(train_sizes)), "choose smaller sizes or add images")
+        raise DataError(
+            f"train_sizes is {list(train_sizes)}, but there are {num_images} images",
+            hint=f"Choose sizes from 1 to {num_images}, or add images",
+        )
     return sizes
 
 
@@ -306,11 +323,12 @@ def one_array(name: str, values: Any) -> AnyArray:
     try:
         array = np.asarray(values)
     except ValueError as error:  # nested sequences of different lengths
-        rule = f"{name} must make one array"
-        raise DataError(rule, str(error), "give all of them one shape") from None
+        raise DataError(
+            f"{name} do not make one array: {error}", hint=f"Give all {name.lower()} one shape"
+        ) from None
     if array.ndim == 0:
         value = "nothing" if values is None else f"one value, {array}"
-        raise DataError(f"{name} must make one array", value, "give an array or a list of them")
+        raise DataError(f"{name} are {value}", hint="Give an array, or a list of arrays")
     return array
 
 
@@ -321,8 +339,8 @@ def _check_unmasked(name: str, values: Any) -> None:
         # Checked by attribute: importing numpy.ma for an isinstance takes long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "say what stands there: .filled(VALUE); or leave those images out"
-            raise DataError(f"{name} must have a value everywhere", "a masked array", hint)
+            hint = "Fill them by .filled(VALUE), or leave those images out"
+            raise DataError(f"{name} have masked values", hint=hint)
 
 
 def as_array(images: npt.ArrayLike) -> AnyArray:
@@ -336,12 +354,14 @@ def as_array(images: npt.ArrayLike) -> AnyArray:
         images_seen = array.ravel()[:1000]
         shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
-            raise DataError("Images must be real numbers", "dtype object", "convert them")
-        raise DataError("Images must make one array", f"shapes {shapes[:5]}", "resize them")
+            raise DataError(
+                "Images are of dtype object, not real numbers", hint="Convert the images"
+            )
+        raise DataError(f"Images have different shapes: {shapes[:5]}", hint="Resize the images")
     return array
 
 
-SHAPES = "give (num_images, height, width), or (num_images, num_features)"
+SHAPES = "Give (num_images, height, width), or (num_images, num_features)"
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
@@ -352,11 +372,13 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
-        rule = "Images must have at least one axis besides their number"
-        raise DataError(rule, f"shape ({source.num_rows},)", SHAPES)
+        raise DataError(
+            f"Images have the shape ({source.num_rows},), without an axis of pixels", hint=SHAPES
+        )
     if source.num_rows == 0 or 0 in source.row_shape:
-        rule = "There must be at least one image, with at least one pixel"
-        raise DataError(rule, f"{source.num_rows} rows of shape {source.row_shape}", SHAPES)
+        raise DataError(
+            f"{source.num_rows} images of shape {source.row_shape} have no pixel", hint=SHAPES
+        )
     return source
 
 

@@ -324,17 +324,20 @@ def conversion(source: SharpnessConvention, target: SharpnessConvention) -> floa
             exists.
     """
     if source.sample != target.sample:
-        rule = "Label sharpness can only be converted between samples of equal size"
-        sizes = f"{source.sample} and {target.sample} images"
-        raise DataError(rule, sizes, "measure again with the same sharpness_sample")
+        raise DataError(
+            f"Label sharpness of {source.sample} images cannot be converted to that of "
+            f"{target.sample}",
+            hint="Measure again with the same sharpness_sample",
+        )
     return _largest_distance(source) / _largest_distance(target)
 
 
 def _largest_distance(convention: SharpnessConvention) -> float:
     """Return the distance between an all-black and an all-white image."""
     if convention.pixel_range is None or convention.side is None:
-        rule = "Converting label sharpness needs pixel range and side"
-        raise DataError(rule, str(convention))
+        raise DataError(
+            f"Label sharpness cannot be converted without pixel range and side: {convention}"
+        )
     black, white = convention.pixel_range
     height, width = convention.side
     num_values = height * width * convention.channels

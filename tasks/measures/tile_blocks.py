@@ -125,9 +125,8 @@ class SearchJob:
         rows = self.source.read(first, int(source_rows[-1]) + 1)
         if self.is_exact and rows.dtype != self.byte_dtype:
             raise DataError(
-                "All rows must be of one type",
-                f"{self.byte_dtype} in row 0, {rows.dtype} from row {first} on",
-                "convert them to one",
+                f"Row 0 is of dtype {self.byte_dtype}, but rows from {first} on are {rows.dtype}",
+                hint="Convert all rows to one dtype",
             )
         if len(rows) > len(source_rows):  # duplicates in between were left out
             rows = rows[source_rows - first]

@@ -1,11 +1,12 @@
 """Conditions of an experiment that move images after the split.
 
-A training image may only move toward another training image, so nothing of the test set enters
-training. Which images move is chosen among *all* training images of the split. It does not depend
-on the train sizes of a sweep, so training sets of all sizes stay nested.
+To move an image is to blend the nearest training image of another class into it. A training image
+moves toward another training image, so nothing of the test set enters training. Which images move
+is chosen among *all* training images of the split. It does not depend on the train sizes of a
+sweep, so training sets of all sizes stay nested.
 
-A further test set is the base's test images, moved by the same rule: those nearest to a training
-image of another class move toward it.
+A further test set is the base dataset's test images, moved by the same rule: those nearest to a
+training image of another class move toward it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
 BLOCK_ROWS = 1024
-"""Number of images whose distances to the training images are held at once."""
+"""Images whose distances to the training images are in memory at a time."""
 
 
 class LabeledImages(NamedTuple):
@@ -36,7 +37,7 @@ class LabeledImages(NamedTuple):
 
 def load_subset(
     prepared: PreparedDataset,
-    chosen: Subset,
+    subset: Subset,
     spec: SubsetSpec,
     train_size: int,
     further_tests: tuple[FurtherTest, ...] = (),
@@ -45,23 +46,23 @@ def load_subset(
 
     Args:
         prepared: The prepared dataset.
-        chosen: The split of ``spec``, which no condition changes.
+        subset: The split of ``spec``, which no condition changes.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: Conditions whose test images are returned besides those of the base.
+        further_tests: Conditions that move the test images, each for a further test set.
     """
-    data = chosen.load(prepared, train_size)
+    data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
+    training = LabeledImages(prepared.read_rows(subset.train_order), subset.train_labels)
     if spec.condition is not None:
         images, _ = move_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
     base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
-        images, is_changed = move_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, images, is_changed))
+        images, is_moved = move_images(base_test, training, test.parameters)
+        tests.append(FurtherTestImages(test.name, images, is_moved))
     return replace(data, further_tests=tuple(tests))
 
 
@@ -75,32 +76,36 @@ def move_images(
     Args:
         start: The images before they move. Their dtype is kept, and uint8 is rounded.
         training: The training images as they were prepared.
-        parameters: ``reach``, the share of the images that move, and ``blend``, the share of the
-            nearest image of another class that is mixed in.
+        parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
+            :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
 
     Returns:
-        The images, and which of them moved.
+        The images, and ``(num_images,)`` whether each one moved.
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_changed = np.zeros(len(start.images), dtype=np.bool_)
-    if values["blend"] == 0:
-        return start.images, is_changed
+    is_moved = np.zeros(len(start.images), dtype=np.bool_)
+    if values["blend"] == 0:  # the control condition: no image moves
+        return start.images, is_moved
     partners, distances = nearest_unlike(start, training)
     num_moved = round(values["reach"] * len(start.images))
-    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
+    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
     images = start.images.copy()
-    moving = images[is_changed].astype(np.float64)
-    target = training.images[partners[is_changed]].astype(np.float64)
+    moving = images[is_moved].astype(np.float64)
+    target = training.images[partners[is_moved]].astype(np.float64)
     mixed = moving + values["blend"] * (target - moving)
-    images[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return images, is_changed
+    images[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return images, is_moved
 
 
 def nearest_unlike(
     start: LabeledImages, training: LabeledImages
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the nearest training image of another label, and its squared distance, per image."""
+    """Return each image's nearest training image of another class, and the squared distance.
+
+    Returns:
+        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
+    """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = start.images.reshape(len(start.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)

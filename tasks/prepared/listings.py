@@ -82,10 +82,10 @@ def list_raw(request: RawRequest) -> Listing:
         listing = source_for(dataset.source).list_items(request)
     except DataError as error:
         # Without the root's key, no hash in the message can be found again.
-        if request.key == UNKEYED or not HASH_PATTERN.search(f"{error.rule} {error.value}"):
+        if request.key == UNKEYED or not HASH_PATTERN.search(error.problem):
             raise
-        hints = [error.hint, "isweep locate HASH --raw DIR finds a file"]
-        raise DataError(error.rule, error.value, "; ".join(filter(None, hints))) from None
+        hints = [error.hint, "Find a file by isweep locate HASH --raw DIR"]
+        raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
     if listing.items:
         if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):
             flags = {**listing.flags, PATIENTS_AS_CLASSES: len(listing.items)}
@@ -95,7 +95,6 @@ def list_raw(request: RawRequest) -> Listing:
     reasons += Counter(listing.excluded)
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     raise request.error(
-        "the raw download must hold images",
-        counts or "none",
-        f"expected: {dataset.raw_layout}",
+        f"the raw download has no image that can be used ({counts or 'it is empty'})",
+        hint=f"The download needs this layout: {dataset.raw_layout}",
     )

@@ -154,9 +154,8 @@ def _read_item(
         label = item.label if sample.label is None else sample.label
         if label is None:
             raise request.error(
-                "its source must give each image a label",
-                f"none from {request.dataset.source}",
-                "set label in its Item or in its Sample",
+                f"the source {request.dataset.source} gave an image no label",
+                hint="Set label in its Item or in its Sample",
             )
         image = to_prepared(
             sample.pixels,

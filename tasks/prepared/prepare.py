@@ -155,9 +155,9 @@ def _check_unchanged(finished: PreparedRecord, raw_id: str) -> None:
     """Raise a DataError if the raw files are not those that a dataset was prepared from."""
     if finished.raw_id != raw_id:
         raise DataError(
-            f"{finished.dataset}: the files must be those it was prepared from",
-            "files changed since, or label_map did",
-            "give the new data another name, or use another --root",
+            f"{finished.dataset}: the files or label_map have changed since the dataset was "
+            "prepared",
+            hint="Give the new data another name, or use another --root",
         )
 
 
@@ -197,11 +197,11 @@ def _collect_skips(
     if len(skipped) <= max_skipped:
         return skipped
     listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
-    hint = "isweep locate HASH --raw DIR finds one; fix them"
+    hint = "Find an item with isweep locate HASH --raw DIR, and mend it"
     raise request.error(
-        f"at most {max_skipped:,.0f} of {total:,} items ({max_share:.2%}) may be unusable",
-        f"{len(skipped)} ({counts}), first (hashed names): {listed}",
-        hint + _option_to_allow(len(skipped), total),
+        f"{len(skipped)} of {total:,} items cannot be used ({counts}); at most {max_skipped:,.0f} "
+        f"({max_share:.2%}) may be left out. First ones, by hashed name: {listed}",
+        hint=hint + _option_to_allow(len(skipped), total),
     )
 
 
@@ -216,7 +216,7 @@ def _check_images(
     num_images = len(images.labels)
     num_conflicts = images.num_conflicts
     if num_images == 0:
-        raise request.error("preparation must keep at least one image", "none was usable")
+        raise request.error("none of the images can be used")
     if num_conflicts:
         logger.warning(
             "%s: %d images have a twin with another label", request.dataset.name, num_conflicts
@@ -228,11 +228,11 @@ def _check_images(
     # docs/faults.md).
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
-        hint = "correct the labels, raise image_size"
+        hint = "Correct the labels, raise image_size"
         raise request.error(
-            f"at most {max_conflict_share:.2%} of the images may equal an image with another label",
-            f"{num_conflicts} of {num_images}",
-            hint + _option_to_allow(num_conflicts, num_images),
+            f"{num_conflicts} of {num_images} images equal an image with another label; at most "
+            f"{max_conflict_share:.2%} may",
+            hint=hint + _option_to_allow(num_conflicts, num_images),
         )
 
 
@@ -244,18 +244,17 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise request.error(
-            "groups (patients) must be small enough to split the images between training and test",
-            f"one group holds {largest} of {num_images} images",
-            "give different ids to different patients",
+            f"one group (patient) has {largest} of {num_images} images, too many for a split into "
+            "training and test",
+            hint="Give different ids to different patients",
         )
     # With one group per class, a class is on one side only. One image per class says nothing yet.
     labels = np.unique(images.labels)
     has_one_group = [len(np.unique(images.groups[images.labels == label])) == 1 for label in labels]
     if num_images > len(labels) > 1 and all(has_one_group):
         raise request.error(
-            "a class must have images of several groups (patients)",
-            f"one group for each of the {len(labels)} classes",
-            "the group column or the subfolders must name patients, not classes",
+            f"each of the {len(labels)} classes has one group (patient) only",
+            hint="Let the group column or the subfolders name patients, not classes",
         )
 
 

@@ -54,9 +54,8 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
         is_ours = (destination / MARKER).exists() or (destination / "zarr.json").exists()
         if not is_ours and any(destination.iterdir()):
             raise DataError(
-                f"{destination.name} must be a prepared dataset or not exist",
-                "other files",
-                "choose another --root",
+                f"{destination.name} has files that are no prepared dataset",
+                hint="Choose another --root",
             ) from error
         logger.warning(
             "prepared dataset %s is damaged and is made again: %s", destination.name, error
@@ -64,9 +63,9 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
         return None
     if record.prepared_id != spec.prepared_id:
         raise DataError(
-            f"{destination.name} must hold prepared dataset {spec.prepared_id}",
-            record.prepared_id,
-            "choose another destination",
+            f"{destination.name} has the prepared dataset {record.prepared_id}, not "
+            f"{spec.prepared_id}",
+            hint="Choose another destination",
         )
     return record
 
@@ -163,9 +162,8 @@ def write_shard(
         rows.append(np.array(part_images[row]))
         if digest(rows[-1]) != expected.tobytes():
             raise CorruptStoreError(
-                f"Part {part} must be as it was written",
-                "another checksum",
-                f"delete folder {stems[part].parent.name} and prepare again",
+                f"Part {part} has changed since it was written",
+                hint=f"Delete the folder {stems[part].parent.name} and prepare the dataset again",
             )
     write_rows(folder, "images", start, np.stack(rows))
 
@@ -188,6 +186,4 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
             return PreparedDataset.open(destination).record
         except CorruptStoreError:
             remove_folder(destination)
-    raise CorruptStoreError(
-        f"{destination.name} must stay whole while it is published", "damaged thrice"
-    )
+    raise CorruptStoreError(f"{destination.name} was damaged three times while it was written")

@@ -46,7 +46,7 @@ METADATA_ARRAYS = {
     "splits": "int8",
 }
 """Arrays besides the images, with one number per image."""
-REMAKE = "delete the folder and prepare the dataset again"
+REMAKE = "Delete the folder and prepare the dataset again"
 ABSENT = 2**64 - 1
 """Offset in a shard's index of a chunk of zeros, which is not stored."""
 CRC_BYTES = 4
@@ -309,12 +309,10 @@ class PreparedDataset:
         """
         folder = Path(path)
         if not folder.exists():
-            raise DataError(
-                "A prepared dataset must exist", f"no folder {folder.name}", "prepare it first"
-            )
+            raise DataError(f"There is no prepared dataset {folder.name}", hint="Prepare it first")
         if not (folder / MARKER).is_file():
             raise CorruptStoreError(
-                f"Prepared dataset {folder.name} must have its {MARKER}", "half written", REMAKE
+                f"Prepared dataset {folder.name} is half written: it has no {MARKER}", hint=REMAKE
             )
         try:
             body = _marker_body(folder)
@@ -324,9 +322,8 @@ class PreparedDataset:
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptStoreError(
-                f"{MARKER} of prepared dataset {folder.name} must be whole",
-                type(error).__name__,
-                REMAKE,
+                f"{MARKER} of prepared dataset {folder.name} is damaged ({type(error).__name__})",
+                hint=REMAKE,
             ) from error
         for name, stamp in files.items():
             _check_size(folder, name, stamp.size)
@@ -409,9 +406,8 @@ class PreparedDataset:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self._files[name].digest:
             raise CorruptStoreError(
-                f"{name} of prepared dataset {self.path.name} must be as it was written",
-                "another checksum",
-                REMAKE,
+                f"{name} of prepared dataset {self.path.name} has changed since it was written",
+                hint=REMAKE,
             )
 
     @cached_property
@@ -457,9 +453,9 @@ class PreparedDataset:
             yield
         except (ValueError, OSError, RuntimeError) as error:
             raise CorruptStoreError(
-                f"Array {name} of prepared dataset {self.path.name} must be whole",
+                f"Array {name} of prepared dataset {self.path.name} is damaged: "
                 f"{type(error).__name__} in {', '.join(self._stored_files(name, rows))}",
-                REMAKE,
+                hint=REMAKE,
             ) from error
 
     def _stored_files(self, name: str, rows: Rows) -> list[str]:
@@ -478,12 +474,10 @@ def _marker_body(folder: Path) -> Any:
     schema = body["schema"]
     if is_unchanged and schema == STORE_SCHEMA:
         return body
-    rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
-    raise CorruptStoreError(
-        f"{rule} and unchanged",
-        "another checksum" if schema == STORE_SCHEMA else f"schema {schema!r}",
-        REMAKE,
-    )
+    problem = "has changed since it was written"
+    if schema != STORE_SCHEMA:
+        problem = f"is of schema {schema!r}, and only schema {STORE_SCHEMA} can be read"
+    raise CorruptStoreError(f"{MARKER} of prepared dataset {folder.name} {problem}", hint=REMAKE)
 
 
 def _check_size(folder: Path, name: str, expected: int) -> None:
@@ -495,6 +489,4 @@ def _check_size(folder: Path, name: str, expected: int) -> None:
         if size == expected:
             return
         problem = f"{size} bytes instead of {expected}"
-    raise CorruptStoreError(
-        f"{name} of prepared dataset {folder.name} must be whole", problem, REMAKE
-    )
+    raise CorruptStoreError(f"{name} of prepared dataset {folder.name} is {problem}", hint=REMAKE)

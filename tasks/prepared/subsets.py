@@ -4,27 +4,23 @@ Test images are drawn first, from groups in a seeded order. The other groups are
 group is on both sides. The training images are put in one order, and the training set of size N is
 its first N images.
 
-A spec can switch on faults of the released code (F3 to F7, see ``docs/faults.md``). Each changes
-the split:
+A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
+classes of the subset, in ``range(num_classes)``; networks are trained on labels. For the class pair
+(3, 8) images of class 3 have label 0, and images of class 8 label 1.
 
-- ``first_k_selection`` (F6): Images are taken in stored order, instead of a seeded one.
+A spec can switch on faults of the released code (F3 to F7, see ``docs/faults.md``):
+
 - ``misaligned_labels`` (F3, natural sets held in memory): Surplus images of the class that fills
   first are removed from the labels but not from the images. So image i gets another image's label.
 - ``fixed_imagenet_files`` (F4, ImageNet): An index into the pair's images is used as an index into
   all images. So the images are the first files, whatever the pair is.
-- ``test_set_depends_on_size`` (F7): The split depends on N, so every N has another test set.
 - ``image_level_split`` (F5): Groups are ignored.
+- ``first_k_selection`` (F6): Images are taken in stored order, instead of a seeded one.
+- ``test_set_depends_on_size`` (F7): The split depends on N, so every N has another test set.
 
-The images come from a *pool* if one of these is switched on:
-
-- F3;
-- F4;
-- F5, F6 and F7, all three. This is the split of the released code.
-
-A pool has the first images of each class, as many as N training images and the test images need.
-
-A *target* is the label of an image within a subset, in ``range(num_classes)``. A *label* of the
-prepared dataset is an index into all of its classes.
+F5, F6 and F7 together are the split of the released code. With F3, with F4 and with the released
+split, the images come from a *pool*: the first images of each class, as many as N training images
+and the test images need.
 """
 
 from __future__ import annotations
@@ -50,6 +46,10 @@ Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 concerns them, and F3
 the other natural-image datasets."""
+MISPAIRING = frozenset({"misaligned_labels", "fixed_imagenet_files"})
+"""Faults by which images have labels that are not theirs (F3), or a pair other images (F4)."""
+RELEASED_SPLIT = frozenset({"image_level_split", "first_k_selection", "test_set_depends_on_size"})
+"""Faults F5, F6 and F7, which together are the split of the released code."""
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn (750 of 2,500 in the study). The
 test set must not consist of a few large groups (volumes)."""
@@ -61,17 +61,17 @@ IN_TEST = 2
 
 @dataclass(frozen=True)
 class FurtherTestImages:
-    """A further test set: the test images of a subset after a condition changed some of them.
+    """A further test set: the test images of a subset after a condition moved some of them.
 
     Attributes:
-        name: The condition.
+        name: Name of the condition.
         images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
-        is_changed: ``(test_size,)`` whether the condition changed an image. Labels never change.
+        is_moved: ``(test_size,)`` whether the condition moved an image. Labels never change.
     """
 
     name: str
     images: NDArray[np.generic]
-    is_changed: NDArray[np.bool_]
+    is_moved: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,6 @@ class Subset:
         """Largest train size that this subset allows."""
         return len(self.train_order)
 
-    def class_counts(self, train_size: int) -> tuple[int, ...]:
-        """Return how many of the first ``train_size`` images are of each class."""
-        labels = self.train_labels[:train_size]
-        return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
-
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
         """Read the first ``train_size`` training images and the test images.
 
@@ -148,9 +143,9 @@ class Subset:
         """
         if train_size > self.max_train_size:
             raise DataError(
-                f"A subset must hold the {train_size} training images that are read from it",
-                f"{self.max_train_size}",
-                "choose a smaller train size, or make the subset with this max_train_size",
+                f"The subset has {self.max_train_size} training images, but {train_size} are to "
+                "be read",
+                hint="Choose a smaller train size, or make the subset with this max_train_size",
             )
         rows = np.concatenate([self.train_order[:train_size], self.test_rows])
         images = prepared.read_rows(rows)
@@ -171,21 +166,21 @@ class _Candidates(NamedTuple):
 
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
-        targets: ``(num_candidates,)`` targets of the candidates.
-        class_names: Name of each target in messages.
+        labels: ``(num_candidates,)`` labels of the candidates.
+        class_names: Name of each label's class in messages.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
         all_splits: ``(num_images,)`` codes of given splits of all these images.
     """
 
     rows: Integers
-    targets: Integers
+    labels: Integers
     class_names: tuple[str, ...]
     all_groups: Integers
     all_splits: NDArray[np.int8]
 
 
 def make_subset(
-    labels: Integers,
+    classes: Integers,
     groups: Integers,
     spec: SubsetSpec,
     splits: NDArray[np.int8] | None = None,
@@ -195,42 +190,41 @@ def make_subset(
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
-    The order of the images depends only on ``labels``, on which images share a group, and on the
+    The order of the images depends only on ``classes``, on which images share a group, and on the
     subset spec, but not on train sizes. There is one exception: some faults of the released code
     make the choice depend on ``max_train_size``. Such a subset must be made again for every size.
 
     Args:
-        labels: ``(num_images,)`` class indices, as in :class:`PreparedDataset`.
+        classes: ``(num_images,)`` class of each image: the labels of :class:`PreparedDataset`.
         groups: ``(num_images,)`` group ids; their values do not matter.
         spec: The subset spec: the class pair, the size of the test set, seed and faults.
         splits: ``(num_images,)`` codes of given splits; None if there are none.
         max_train_size: The largest train size in use, for which the subset must have enough images.
-        label_names: Names of the classes in messages; indices if empty.
+        label_names: Names of all classes in messages; indices if empty.
 
     Raises:
         DataError: A class has no images, or there are too few images.
     """
-    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
-    missing = [str(label) for label in classes if not (labels == label).any()]
-    if missing or len(classes) < 2:
-        problem = f"none of class {', '.join(missing)}" if missing else "one class only"
-        raise DataError(f"{_name(spec)}: each class needs images", problem)
-    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
-    targets = np.zeros(len(rows), np.int64)
-    for target, label in enumerate(classes):
-        targets[labels[rows] == label] = target
+    subset_classes = spec.class_pair or tuple(range(int(classes.max(initial=-1)) + 1))
+    empty = [str(index) for index in subset_classes if not (classes == index).any()]
+    if empty or len(subset_classes) < 2:
+        problem = "there is one class only"
+        if empty:
+            problem = f"there is no image of class {', '.join(empty)}"
+        raise DataError(f"{_name(spec)}: {problem}")
+    rows = np.flatnonzero(np.isin(classes, subset_classes)).astype(np.int64)
+    labels = np.zeros(len(rows), np.int64)
+    for label, index in enumerate(subset_classes):
+        labels[classes[rows] == index] = label
     if splits is None:
-        splits = np.zeros(len(labels), np.int8)
-    if label_names:
-        class_names = tuple(label_names[label] for label in classes)
-    else:
-        class_names = tuple(map(str, classes))
-    candidates = _Candidates(rows, targets, class_names, groups, splits)
+        splits = np.zeros(len(classes), np.int8)
+    names = tuple(label_names[index] if label_names else str(index) for index in subset_classes)
+    candidates = _Candidates(rows, labels, names, groups, splits)
     if spec.prepared.faults:
         subset = _faulty_subset(candidates, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-        balanced = len(class_names) == 2
+        balanced = len(names) == 2
         subset = _split_by_group(candidates, groups[rows], spec.test_size, rng, balanced=balanced)
         if subset.shared_group_share:  # raised, so that python -O checks it too
             raise AssertionError("a group is on both sides of the split")
@@ -249,16 +243,17 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     largest = subset.max_train_size
     if train_size <= largest:
         return
-    counts = zip(subset.class_names, subset.class_counts(largest), strict=True)
-    images_of_class = ", ".join(f"class {name}: {count}" for name, count in counts)
-    hint = "lower test_size"
+    counts = np.bincount(subset.train_labels, minlength=subset.num_classes)
+    classes = zip(subset.class_names, counts, strict=True)
+    images_of_class = ", ".join(f"class {name}: {count}" for name, count in classes)
+    hint = "Lower test_size"
     if largest > 1:
-        hint = f"lower train_sizes to at most {largest}, or lower test_size"
+        hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
-        f"Train size {train_size} needs as many images beside {len(subset.test_rows)} test images",
-        f"at most {largest} ({images_of_class})",
-        hint,
-        largest,
+        f"Train size {train_size} is too large: beside {len(subset.test_rows)} test images at "
+        f"most {largest} are left ({images_of_class})",
+        hint=hint,
+        largest_train_size=largest,
     )
 
 
@@ -279,16 +274,16 @@ def _split_by_group(
         rng: Draws images and groups; None takes them in stored order (F6).
         balanced: Give all classes equally many images, instead of in proportion.
     """
-    targets = candidates.targets
+    labels = candidates.labels
     class_names = candidates.class_names
     splits = candidates.all_splits[candidates.rows]
     group_numbers = number_groups(groups)
-    available = np.bincount(targets, minlength=len(class_names))
+    available = np.bincount(labels, minlength=len(class_names))
     quotas = quotas_of(available, test_size, balanced=balanced)
-    test = draw_test_or_validation(targets, group_numbers, quotas, splits, rng, class_names)
+    test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
     free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
-    train = stratified_order(targets, free, rng, balanced=balanced)
+    train = stratified_order(labels, free, rng, balanced=balanced)
     return _subset_at(candidates, train, test)
 
 
@@ -299,9 +294,9 @@ def _subset_at(candidates: _Candidates, train: Integers, test: Integers) -> Subs
     is_shared = np.isin(candidates.all_groups[test_rows], candidates.all_groups[train_rows])
     return Subset(
         train_rows,
-        candidates.targets[train],
+        candidates.labels[train],
         test_rows,
-        candidates.targets[test],
+        candidates.labels[test],
         candidates.class_names,
         shared_group_share=float(is_shared.mean()),
     )
@@ -312,48 +307,65 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
 
     The module's docstring explains the faults.
     """
-    faults = set(spec.prepared.faults)
-    dataset = spec.prepared.dataset
-    depends_on_size = "test_set_depends_on_size" in faults
-    is_misaligned = "misaligned_labels" in faults and _is_held_in_memory(dataset)
-    has_fixed_files = "fixed_imagenet_files" in faults and dataset in FILE_LISTS
-    is_mispaired = is_misaligned or has_fixed_files
-    uses_released_split = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
-    if (is_mispaired or depends_on_size) and train_size is None:
+    faults = _faults_in_force(spec)
+    is_mispaired = bool(faults & MISPAIRING)
+    if train_size is None and (is_mispaired or "test_set_depends_on_size" in faults):
         raise DataError(
-            "These faults need the train size: " + ", ".join(sorted(faults)),
-            "none",
-            "pass max_train_size, one train size at a time",
+            "The subset depends on the train size with the faults "
+            f"{', '.join(sorted(spec.prepared.faults))}",
+            hint="Pass max_train_size, one train size at a time",
         )
-    if train_size is not None and (is_mispaired or uses_released_split):
-        pool = _first_of_each_class(candidates, spec, train_size)
-        rows = candidates.rows[pool]
-        if is_misaligned:  # F3: the labels of the pool, the first images whatever their class
-            rows = candidates.rows[: len(pool)]
-        elif has_fixed_files:  # F4: indices of candidates used as rows of the prepared dataset
-            rows = pool
-        candidates = candidates._replace(rows=rows, targets=candidates.targets[pool])
-    if uses_released_split:
+    is_released_split = faults >= RELEASED_SPLIT
+    if train_size is not None and (is_mispaired or is_released_split):
+        candidates = _pool(candidates, spec, faults, train_size)
+    if is_released_split:
         return _released_split(candidates, spec.test_size)
-    seed = ["subset", spec.split_seed, spec.class_pair]
-    if depends_on_size:
-        seed.append(train_size)
+    return _split_with_faults(candidates, spec, faults, train_size)
+
+
+def _faults_in_force(spec: SubsetSpec) -> set[str]:
+    """Return the faults of the spec without those that do not concern its dataset."""
+    faults: set[str] = set(spec.prepared.faults)
+    dataset = spec.prepared.dataset
+    is_listed = dataset in FILE_LISTS
+    if not is_listed:
+        faults.discard("fixed_imagenet_files")
+    # A user's own data count as natural.
+    is_natural = dataset not in DATASETS or DATASETS[dataset].domain == "natural"
+    if is_listed or not is_natural:
+        faults.discard("misaligned_labels")
+    return faults
+
+
+def _pool(
+    candidates: _Candidates, spec: SubsetSpec, faults: set[str], train_size: int
+) -> _Candidates:
+    """Return the first candidates of each class; faults F3 and F4 give them other images."""
+    first = _first_of_each_class(candidates, spec, train_size)
+    rows = candidates.rows[first]
+    if "misaligned_labels" in faults:
+        rows = candidates.rows[: len(first)]  # the first images, whatever their class
+    elif "fixed_imagenet_files" in faults:
+        rows = first  # indices of candidates, used as rows of the prepared dataset
+    return candidates._replace(rows=rows, labels=candidates.labels[first])
+
+
+def _split_with_faults(
+    candidates: _Candidates, spec: SubsetSpec, faults: set[str], train_size: int | None
+) -> Subset:
+    """Split by groups, or with faults F5 to F7 in part."""
     rng = None
     if "first_k_selection" not in faults:
+        seed = ["subset", spec.split_seed, spec.class_pair]
+        if "test_set_depends_on_size" in faults:
+            seed.append(train_size)
         rng = np.random.default_rng(derive_seed(*seed))
     groups = candidates.all_groups[candidates.rows]
-    # A pool has just enough images of each class, so it cannot be split by groups.
-    if is_mispaired or "image_level_split" in faults:
+    # A mispaired pool has just enough images of each class, so it cannot be split by groups.
+    if "image_level_split" in faults or faults & MISPAIRING:
         groups = np.arange(len(candidates.rows))
-    balanced = len(candidates.class_names) == 2 and not is_misaligned
+    balanced = len(candidates.class_names) == 2 and "misaligned_labels" not in faults
     return _split_by_group(candidates, groups, spec.test_size, rng, balanced=balanced)
-
-
-def _is_held_in_memory(dataset: str) -> bool:
-    """Return whether fault F3 concerns a dataset: natural ones but ImageNet, and a user's own."""
-    if dataset in FILE_LISTS:
-        return False
-    return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
 
 
 def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: int) -> Integers:
@@ -361,14 +373,14 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
     num_classes = len(candidates.class_names)
     needed = (train_size + spec.test_size) // num_classes
     chosen = []
-    for target in range(num_classes):
-        members = np.flatnonzero(candidates.targets == target)
+    for label in range(num_classes):
+        members = np.flatnonzero(candidates.labels == label)
         if len(members) < needed:
             raise DataError(
                 f"{spec.prepared.dataset}, as released: {train_size} training and "
-                f"{spec.test_size} test images need {needed} images of each class",
-                f"{len(members)} of one",
-                "lower train_sizes or test_size",
+                f"{spec.test_size} test images need {needed} images of each class, but one class "
+                f"has {len(members)}",
+                hint="Lower train_sizes or test_size",
             )
         chosen.append(members[:needed])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
@@ -403,41 +415,41 @@ def split_validation(
     """
     if spec.prepared.faults:
         raise DataError(
-            "A search validates on groups without test images, so it needs corrected data",
-            f"{_name(spec)} with faults {', '.join(spec.prepared.faults)}",
-            "tune a sweep in data_mode corrected without faults, and use its recipe",
+            f"A search needs corrected data, but {_name(spec)} has the faults "
+            f"{', '.join(spec.prepared.faults)}",
+            hint="Tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     subset = make_subset(
         prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=train_size
     )
     rows = subset.train_order[:train_size]
-    targets = subset.train_labels[:train_size]
+    labels = subset.train_labels[:train_size]
     group_numbers = number_groups(prepared.groups[rows])
     num_classes = subset.num_classes
     groups_per_class = []
-    for target in range(num_classes):
-        groups_per_class.append(len(np.unique(group_numbers[targets == target])))
-    image_counts = np.bincount(targets, minlength=num_classes)
+    for label in range(num_classes):
+        groups_per_class.append(len(np.unique(group_numbers[labels == label])))
+    image_counts = np.bincount(labels, minlength=num_classes)
     too_few = _too_few_groups(spec, subset.class_names, groups_per_class, image_counts.tolist())
     if min(groups_per_class) < 2:
         raise too_few
     balanced = num_classes == 2
-    size = max(round(validation.share * len(targets)), num_classes)
+    size = max(round(validation.share * len(labels)), num_classes)
     quotas = np.maximum(quotas_of(image_counts, size, balanced=balanced), 1)
     no_splits = np.zeros(len(rows), np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
     chosen = draw_test_or_validation(
-        targets, group_numbers, quotas, no_splits, rng, subset.class_names
+        labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
     free = np.flatnonzero(~np.isin(group_numbers, group_numbers[chosen]))
-    if np.bincount(targets[free], minlength=num_classes).min() < 2:
+    if np.bincount(labels[free], minlength=num_classes).min() < 2:
         raise too_few
-    train = stratified_order(targets, free, None, balanced=balanced)
+    train = stratified_order(labels, free, None, balanced=balanced)
     _check_no_shared_group(
         prepared.groups,
         {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows},
     )
-    return Subset(rows[train], targets[train], rows[chosen], targets[chosen], subset.class_names)
+    return Subset(rows[train], labels[train], rows[chosen], labels[chosen], subset.class_names)
 
 
 def _too_few_groups(
@@ -452,10 +464,10 @@ def _too_few_groups(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        "A class needs enough groups among the training images for a validation split",
-        f"{_name(spec)}: {'; '.join(counts)}",
-        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
-        "search",
+        f"{_name(spec)}: too few groups among the training images for a validation split "
+        f"({'; '.join(counts)})",
+        hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
+        "of the search",
     )
 
 
@@ -477,30 +489,30 @@ def load_validation(
     """
     if spec.condition is not None:
         raise DataError(
-            "A search tunes on images as they were prepared",
-            f"{spec.dataset} moves training images",
-            f"tune on its base, {spec.prepared.dataset}, and use that recipe",
+            f"A search tunes on images as they were prepared, but {spec.dataset} moves training "
+            "images",
+            hint=f"Tune on its base, {spec.prepared.dataset}, and use that recipe",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
 
 
 def draw_test_or_validation(
-    targets: Integers,
+    labels: Integers,
     group_numbers: Integers,
     quotas: Integers,
     splits: NDArray[np.int8],
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test or validation images, one of each group in a seeded order, then a second one.
+    """Draw test or validation images: one of each group in a seeded order, then a second one.
 
     The images come from the first groups, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are
     used only if a quota needs them, or if the data give a test split. Groups without a drawn image
     stay free for training.
 
     Args:
-        targets: ``(num_images,)`` targets.
+        labels: ``(num_images,)`` labels.
         group_numbers: ``(num_images,)`` numbers from 0.
         quotas: ``(num_classes,)`` images to draw of each class.
         splits: ``(num_images,)`` codes of given splits. If any is test, only those are used.
@@ -519,19 +531,19 @@ def draw_test_or_validation(
     is_allowed &= ~np.isin(group_numbers, group_numbers[splits == IN_TRAINING])
     num_groups = int(group_numbers.max()) + 1
     group_rank = np.arange(num_groups)
-    order = np.arange(len(targets))
+    order = np.arange(len(labels))
     if rng is not None:
         group_rank = rng.permutation(num_groups)
-        order = rng.permutation(len(targets))
+        order = rng.permutation(len(labels))
     rank_of_image = group_rank[group_numbers]
     order = order[np.argsort(rank_of_image[order], kind="stable")]
     order = order[is_allowed[order]]
     min_groups = num_groups if is_given else int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     chosen = []
-    for target, quota in enumerate(quotas.tolist()):
-        class_candidates = order[targets[order] == target]
+    for label, quota in enumerate(quotas.tolist()):
+        class_candidates = order[labels[order] == label]
         if len(class_candidates) < quota:
-            raise _too_few_images(class_names[target], quota, len(class_candidates), splits)
+            raise _too_few_images(class_names[label], quota, len(class_candidates), splits)
         if quota == 0:
             continue
         last_needed = class_candidates[quota - 1]
@@ -547,21 +559,21 @@ def _too_few_images(
     class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
 ) -> TooFewImagesError:
     """Return the error of a class whose quota of test images cannot be met."""
-    hint = "lower test_size, or add images"
+    hint = "Lower test_size, or add images"
     if (splits == IN_TRAINING).any():
         hint += (
-            "; those given for training, and their groups, are not tested on: name others test, "
-            "or no split"
+            ". Images that are given for training, and their groups, are not tested on: give more "
+            "images for testing, or name no split"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}",
-        f"{num_allowed} that may be used for testing",
-        hint,
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
+        "for testing",
+        hint=hint,
     )
 
 
 def stratified_order(
-    targets: Integers, free: Integers, rng: Generator | None, *, balanced: bool
+    labels: Integers, free: Integers, rng: Generator | None, *, balanced: bool
 ) -> Integers:
     """Interleave the shuffled classes so that every prefix has them in proportion.
 
@@ -569,7 +581,7 @@ def stratified_order(
     The weight of a class is its number of images; if ``balanced``, 1, which alternates the classes.
 
     Args:
-        targets: ``(num_images,)`` targets.
+        labels: ``(num_images,)`` labels.
         free: Indices of the images that may be used.
         rng: Shuffles them; None keeps their order.
         balanced: Use equally many images of each class.
@@ -578,15 +590,14 @@ def stratified_order(
         Indices of the used images, in order.
     """
     shuffled = free if rng is None else rng.permutation(free)
-    labels = targets[shuffled]
-    counts = np.bincount(labels, minlength=int(targets.max()) + 1)
-    index_in_class = count_earlier(labels)
+    counts = np.bincount(labels[shuffled], minlength=int(labels.max()) + 1)
+    index_in_class = count_earlier(labels[shuffled])
     weights = counts.astype(float)
     if balanced:
         is_used = index_in_class < counts.min()
         shuffled = shuffled[is_used]
-        labels = labels[is_used]
         index_in_class = index_in_class[is_used]
         weights = np.ones(len(counts))
-    keys = (index_in_class + 0.5) / weights[labels]
-    return shuffled[np.lexsort((labels, keys))]  # ties: the lower label first
+    used_labels = labels[shuffled]
+    keys = (index_in_class + 0.5) / weights[used_labels]
+    return shuffled[np.lexsort((used_labels, keys))]  # ties: the lower label first

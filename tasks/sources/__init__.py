@@ -159,9 +159,9 @@ def check_own_options(dataset: DatasetSpec) -> None:
         if getattr(dataset, option) and option not in OWN_KINDS[kind].options:
             kinds = [name for name, facts in OWN_KINDS.items() if option in facts.options]
             raise ConfigError(
-                f"{dataset.name}: {option} is for kind {' or '.join(kinds)}",
-                f"kind {kind}",
-                "leave it out",
+                f"{dataset.name}: {option} is an option of kind {' or '.join(kinds)}, not of kind "
+                f"{kind}",
+                hint=f"Leave {option} out",
             )
 
 
@@ -208,9 +208,8 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
     row = SOURCES.get(request.dataset.source)
     if row is not None and row.download == "none":
         raise ConfigError(
-            f"{request.dataset.name} is read from no raw download",
-            f"--raw {request.raw}",
-            "leave it out",
+            f"{request.dataset.name} reads no raw download, but --raw names {request.raw}",
+            hint="Leave --raw out",
         )
 
 

@@ -28,7 +28,7 @@ MAX_MEMBERS = 1000
 """Arrays in an ``.npz``."""
 MAX_CHUNK_BYTES = 256 << 20
 """Bytes of an HDF5 chunk, which is unpacked as a whole for each of its rows."""
-COPY_AGAIN = "save or copy it again"
+COPY_AGAIN = "Save or copy it again"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def array_path(request: RawRequest) -> Path:
         path = root / f"{request.dataset.name}{ending}"
         if path.is_file():
             return path
-    raise request.error("the source must be a file of arrays", "a folder")
+    raise request.error("the source is a folder, not a file of arrays")
 
 
 class NpzFile:
@@ -76,7 +76,7 @@ class NpzFile:
                 members = archive.infolist()
         except RefusedArchive as refused:
             raise self._error(
-                "the .npz must be as numpy saves it", refused.reason, COPY_AGAIN
+                f"the .npz is not as numpy saves it: {refused.reason}", hint=COPY_AGAIN
             ) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
         self._headers: dict[str, ArrayHeader] = {}
@@ -97,16 +97,16 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = _npy_header(file)
         except DAMAGE:
-            raise self._error(f"array {name} must be a .npy", "damaged", COPY_AGAIN) from None
+            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self._error(
-                f"array {name} must hold numbers or text",
-                "Python objects, which are never unpickled",
+                f"array {name} has Python objects, which are never unpickled",
+                hint="Save numbers or text",
             )
         if header.num_bytes > self._members[name].file_size:
             raise self._error(
-                f"array {name} must hold what its header declares",
-                f"shape {header.shape} is more than the member holds",
+                f"array {name} has fewer values than its header declares, shape {header.shape}",
+                hint=COPY_AGAIN,
             )
         self._headers[name] = header
         return header
@@ -128,9 +128,8 @@ class NpzFile:
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
             raise self._error(
-                "a large array must be in C order, which has rows to read",
-                f"Fortran order, {header.shape}",
-                "np.ascontiguousarray before np.savez",
+                f"{name} is too large to be read in Fortran order ({header.shape})",
+                hint="Save np.ascontiguousarray(array), whose rows can be read one by one",
             )
         if header.fortran:
             return self.load(name).__getitem__  # there are no rows on the disk
@@ -153,7 +152,9 @@ class NpzFile:
         except DAMAGE:
             is_intact = False
         if not is_intact:
-            raise self._error("the .npz must match its checksums", "a damaged array", COPY_AGAIN)
+            raise self._error(
+                "an array of the .npz is damaged: its checksum differs", hint=COPY_AGAIN
+            )
 
 
 @lru_cache(maxsize=4)
@@ -215,7 +216,8 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
         import h5py
     except ImportError as error:
         raise SetupError(
-            "HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'"
+            "HDF5 files need h5py, which is not installed",
+            hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
         # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every
@@ -223,7 +225,7 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
-            f"{name}: the file must be an HDF5 file", "damaged or another format", COPY_AGAIN
+            f"{name}: the file is damaged, or not an HDF5 file", hint=COPY_AGAIN
         ) from None
 
 
@@ -239,7 +241,7 @@ class Hdf5File:
         try:
             return list(self._file)
         except (OSError, RuntimeError, KeyError, ValueError):
-            raise self._error("the HDF5 file must be readable", "damaged", COPY_AGAIN) from None
+            raise self._error("the HDF5 file is damaged", hint=COPY_AGAIN) from None
 
     def header(self, name: str) -> ArrayHeader:
         """Return the shape and dtype of a dataset.
@@ -255,26 +257,27 @@ class Hdf5File:
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
                 raise self._error(
-                    f"{name} must lie in the file itself",
-                    "a link, or a view of other files",
-                    f"store the array: file[{name!r}] = array",
+                    f"{name} is a link, or a view of other files",
+                    hint=f"Store the array itself: file[{name!r}] = array",
                 )
             if not isinstance(data, h5py.Dataset):
                 raise self._error(
-                    f"{name} must be an array", "a group", "give its arrays in a file of their own"
+                    f"{name} is a group, not an array",
+                    hint="Give its arrays in a file of their own",
                 )
             chunk_bytes = ArrayHeader(data.chunks or (0,), data.dtype).num_bytes
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self._error(f"array {name} must be readable", "damaged", COPY_AGAIN) from None
+            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise self._error(
-                f"{name} must have chunks below 256 MiB", f"{chunk_bytes:,} bytes", "smaller chunks"
+                f"{name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
+                hint="Save it with smaller chunks",
             )
         # Chunks never written read as zeros: a header may declare terabytes of them.
         if 0 not in header.shape and not stored_bytes:
-            raise self._error(f"{name} must hold values", "none were written", "write them")
+            raise self._error(f"{name} has no values: none were written", hint="Write the values")
         return header
 
     def load(self, name: str) -> NDArray[np.generic]:

@@ -75,7 +75,7 @@ SPLIT_NAMES_IN_KEYS = ("train", "test", *VALIDATION_NAMES_IN_KEYS)
 """Names of a split in the names of its arrays. Case matters here, as in the files themselves."""
 LABEL_NAMES = "label_names"
 """Name of the array with the names of the classes."""
-SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
+SAVE_AS = "Save it with np.savez(PATH, images=images, labels=labels)"
 CHANNELS = (1, 3)
 """Number of channels of an image; the last axis goes before the first if both may be it."""
 MAX_IMAGES = 10_000_000
@@ -135,7 +135,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         num_images += header.shape[0]
         column_names |= dict.fromkeys(array.columns)
     if num_images > MAX_IMAGES:
-        raise request.error(f"at most {MAX_IMAGES:,} images", f"{num_images:,}")
+        raise request.error(
+            f"the file has {num_images:,} images; at most {MAX_IMAGES:,} can be read"
+        )
     our_names = ("label", "group", "split")
     columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
     cells = []
@@ -215,19 +217,18 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
     for images, labels in pairs_to_check:
         if images in names:
             raise request.error(
-                f"{images} and {labels} must both be in the file",
-                f"no {labels}",
-                "take the images out, or add their labels",
+                f"the file has {images}, but no {labels}",
+                hint="Take the images out, or add their labels",
             )
     if len(sets) > 1:
         listed = ", ".join(array.images for arrays in sets for array in arrays)
-        raise request.error("one set of images must be in the file", listed, SAVE_AS)
+        raise request.error(f"the file has several sets of images: {listed}", hint=SAVE_AS)
     if not sets:
         absent = "labels" if "images" in names else "images"
         raise request.error(
-            f"array {absent} must be in the .npz or HDF5 file",
-            f"it is not; the file has {', '.join(sorted(names)[:MAX_NAMED]) or 'no array'}",
-            f"{SAVE_AS}; x and y, and MedMNIST's and Keras' keys are known too",
+            f"the file has no array {absent}, only "
+            f"{', '.join(sorted(names)[:MAX_NAMED]) or 'no array at all'}",
+            hint=f"{SAVE_AS}. The names x and y, and those of MedMNIST and Keras, are known too",
         )
     return sets[0], num_validation
 
@@ -268,10 +269,9 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
     has_channels = len(shape) == 4 and not {shape[1], shape[3]}.isdisjoint(CHANNELS)
     if not (len(shape) == 3 or has_channels) or 0 in shape or header.dtype.kind not in "uif":
         raise request.error(
-            f"{name} must be numbers of shape (n, height, width), "
-            "(n, height, width, 3) or (n, 3, height, width)",
-            f"{header.dtype} {header.shape}",
-            'images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
+            f"{name} has the dtype and shape {header.dtype} {header.shape}, but images are "
+            "numbers of shape (n, height, width), (n, height, width, 3) or (n, 3, height, width)",
+            hint='Save images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
         )
     return header
 
@@ -299,12 +299,13 @@ def _text_cells(file: ArrayFile, name: str, num_images: int, request: RawRequest
         DataError: The array has another shape or dtype, or cannot be read.
     """
     header = file.header(name)
-    has_one_each = header.shape[:1] == (num_images,) and set(header.shape[1:]) <= {1}
+    first_axis, other_axes = header.shape[:1], header.shape[1:]
+    has_one_each = first_axis == (num_images,) and set(other_axes) <= {1}
     if not has_one_each or header.dtype.kind not in "uibfUSO":
-        more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
+        more = ". Several labels per image are no classes" if len(header.shape) == 2 else ""
         raise request.error(
-            f"{name} must be {num_images} numbers or texts, one per image",
-            f"{header.dtype} {header.shape}{more}",
+            f"{name} has the dtype and shape {header.dtype} {header.shape}, but there must be one "
+            f"number or text for each of {num_images} images{more}"
         )
     values = _small_array(file, name, request).reshape(-1).tolist()
     # One text per class instead of one per image: there may be millions of images.
@@ -320,11 +321,11 @@ def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.
     """
     header = file.header(name)
     if header.num_bytes > MAX_TEXT_BYTES:
-        raise request.error(f"{name} must be small", f"{header.dtype} {header.shape}")
+        raise request.error(f"{name} is too large: {header.dtype} {header.shape}")
     try:
         return file.load(name)
     except SkipItem as skip:
-        raise request.error(f"array {name} must be readable", skip.reason) from None
+        raise request.error(f"array {name} cannot be read: {skip.reason}") from None
 
 
 def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) -> tuple[str, ...]:
@@ -400,10 +401,10 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
             loaded.append(array if is_complete else array[rows])
         return loaded[0] if len(loaded) == 1 else np.concatenate(loaded)
     except SkipItem as skip:
-        raise DataError("The arrays must be readable", skip.reason) from None
+        raise DataError(f"The arrays cannot be read: {skip.reason}") from None
     except ValueError:
         shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
-        raise DataError("Images of training and test must have one shape", shapes) from None
+        raise DataError(f"Images of training and test have different shapes: {shapes}") from None
 
 
 class Scale(NamedTuple):
@@ -435,9 +436,9 @@ def _choose_scale(
     kinds = {dtype.kind for dtype in dtypes}
     if len(dtypes) > 1 and kinds != {"f"}:
         raise request.error(
-            "all images must be stored as one type, or their scales may differ",
-            ", ".join(sorted(map(str, dtypes))),
-            "save all as the same type",
+            f"images are stored as {', '.join(sorted(map(str, dtypes)))}, so their scales may "
+            "differ",
+            hint="Save all images as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         return Scale(None, "as stored, 8 bits")
@@ -450,7 +451,7 @@ def _choose_scale(
         )
         return Scale(*choose_pixel_range(request.dataset.name, images, pixel_range))
     except SkipItem as skip:
-        raise request.error("the array of images must be readable", skip.reason) from None
+        raise request.error(f"the array of images cannot be read: {skip.reason}") from None
 
 
 def list_npz(request: RawRequest) -> Listing:

@@ -59,7 +59,7 @@ def hash_key(folder: Path) -> str:
     """
     key = os.environ.get(KEY_VARIABLE)
     origin = KEY_VARIABLE
-    hint = "set a longer value"
+    hint = "Set a longer value"
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
@@ -67,20 +67,21 @@ def hash_key(folder: Path) -> str:
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
         hint = (
-            "restore it from a backup, since with another key no hash leads back to its file; "
-            "without a backup, delete it and prepare the datasets again"
+            "Restore it from a backup, since with another key no hash leads back to its file. "
+            "Without a backup, delete it and prepare the datasets again"
         )
         try:
             key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
-            key = ""
-            origin = f"{path}: {error}"
+            raise SetupError(
+                f"The key that hides patient ids cannot be read: {path}: {error}", hint=hint
+            ) from None
     if len(key) >= MIN_KEY_LENGTH:
         return key
     raise SetupError(
-        f"The key that hides patient ids must have {MIN_KEY_LENGTH} characters or more",
-        f"{origin}: {len(key)} characters",
-        hint,
+        f"The key that hides patient ids is too short: {origin} has {len(key)} characters, and "
+        f"{MIN_KEY_LENGTH} are needed",
+        hint=hint,
     )
 
 
@@ -124,15 +125,14 @@ class RawRequest:
         """Return the keyed hash of a file name or id, as messages show it."""
         return hash_text(keyed_hash(self.key, value))
 
-    def error(self, rule: str, value: str = "", hint: str = "") -> DataError:
+    def error(self, problem: str, *, hint: str = "") -> DataError:
         """Return an error that names this dataset.
 
         Args:
-            rule: The rule that the data break.
-            value: The value that breaks it; it must not name a file or patient.
-            hint: The way to correct it.
+            problem: What is wrong; it must not name a file or patient.
+            hint: What to do.
         """
-        return DataError(f"{self.dataset.name}: {rule}", value, hint)
+        return DataError(f"{self.dataset.name}: {problem}", hint=hint)
 
     def root(self) -> Path:
         """Return the raw folder or file after checking that it can be read.
@@ -142,34 +142,33 @@ class RawRequest:
                 plain file.
         """
         name = self.dataset.name
-        expected = f"expected: {self.dataset.raw_layout}"
+        layout = f"The download needs this layout: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(
-                f"{name} is read from its raw download",
-                "no --raw folder",
-                f"{expected}; isweep prepare {name} --raw DIR --sweep SWEEP prepares it for a "
-                "sweep",
+                f"{name} is read from its raw download, but no --raw folder was given",
+                hint=f"{layout}. To prepare it for a sweep: isweep prepare {name} --raw DIR "
+                "--sweep SWEEP",
             )
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
             similar = nearest_path(self.raw)
+            if similar and not similar.endswith("?"):
+                similar += "."
             raise DataError(
-                f"The raw download of {name} must exist",
-                f"no {self.raw}",
-                "; ".join(filter(None, (similar, expected))),
+                f"The raw download {self.raw} of {name} was not found",
+                hint=f"{similar} {layout}".strip(),
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"
-            raise DataError(f"The raw download of {name} must be readable", reason) from None
+            raise DataError(f"The raw download of {name} cannot be read: {reason}") from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(
-                f"The raw download of {name} must be a folder or a plain file",
-                "a FIFO, socket or device",
-                "save it as a file first",
+                f"The raw download of {name} is a FIFO, socket or device",
+                hint="Save it as a file first",
             )
         if not os.access(self.raw, os.R_OK):
-            raise DataError(f"The raw download of {name} must be readable", "Permission denied")
+            raise DataError(f"The raw download of {name} cannot be read: Permission denied")
         return self.raw
 
     def base(self) -> Path:

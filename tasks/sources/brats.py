@@ -116,9 +116,9 @@ def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
         years.update(RELEASE_YEAR.findall(case)[:1])
     if len(years) > 1:
         raise request.error(
-            "all cases must be of one year: later releases hold the cases of earlier ones again",
-            f"years {', '.join(sorted(years))}",
-            "give the folder of one of them",
+            f"the cases are of the years {', '.join(sorted(years))}, and later releases have the "
+            "cases of earlier ones again",
+            hint="Give the folder of one year",
         )
 
 

@@ -242,7 +242,8 @@ def _package_file(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise SetupError(
-            f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'"
+            f"This dataset comes with {package}, which is not installed",
+            hint="Run `pip install 'isweep[demo]'`",
         )
     return Path(spec.origin).parent / name
 
@@ -382,8 +383,8 @@ def _two_classes(request: RawRequest) -> Images:
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
         raise ConfigError(
-            "first and second must be two classes of the set",
-            f"{first:g} and {second:g}, of {num_classes}",
+            f"first and second are {first:g} and {second:g}, not two of the {num_classes} classes "
+            "of the set"
         )
     pair = images.take(rows)
     return replace(pair, labels=(pair.labels == second).astype(np.int64))

@@ -261,7 +261,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
         import pydicom
     except ImportError as error:
         raise SetupError(
-            "DICOM files need pydicom", "not installed", "pip install 'isweep[medical]'"
+            "DICOM files need pydicom, which is not installed",
+            hint="Run `pip install 'isweep[medical]'`",
         ) from error
     if not is_dicom(body):
         raise SkipItem("no DICOM preamble")

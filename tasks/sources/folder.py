@@ -32,6 +32,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from search_spaces.errors import plural
 from search_spaces.specs import Layout
 from tasks.sources.base import Listing, RawRequest, Source, first_of
 from tasks.sources.dicom import (
@@ -57,7 +58,8 @@ from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 EXPECTED = (
-    "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
+    "Use FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and "
+    "FOLDER/test/<class>/image.png"
 )
 MAX_SHARED_FOLDERS = 20
 """Most subfolder names for which the layout may be ``group/class``. If the top folders share more
@@ -76,23 +78,23 @@ MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Names of subfolders that hold masks, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask; the first group is the name of its image."""
-TABLE_HINT = "with a table of labels beside it, give the table (kind table)"
+TABLE_HINT = "With a table of labels beside it, give the table (kind table)"
 TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Endings of files that may be the table of labels."""
-ARCHIVE_HINT = "there are archives: give one archive of class folders itself, or unpack them here"
-ARRAY_HINT = "give the array file itself"
+ARCHIVE_HINT = "There are archives: give one archive of class folders itself, or unpack them here"
+ARRAY_HINT = "Give the array file itself"
 NIFTI_HINT = "NIfTI volumes are read by a table of path and label (kind table)"
 HINTS = {
     **dict.fromkeys(TABLE_ENDINGS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
     ".tar": ARCHIVE_HINT,
-    ".arrow": "write what datasets' save_to_disk made with to_parquet",
+    ".arrow": "Write what datasets' save_to_disk made with to_parquet",
     ".npz": ARRAY_HINT,
     ".h5": ARRAY_HINT,
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "files without an ending are read only if they are DICOM and not in an archive",
+    "": "Files without an ending are read only if they are DICOM and not in an archive",
 }
 """Ending of a file that lies where class folders are expected -> hint for the user."""
 
@@ -135,7 +137,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar"
+            "the source is a file, not a folder", hint="Unpack it, or pack it as .zip or .tar"
         )
     tree = RawTree(request)
     images = []
@@ -220,9 +222,9 @@ def _check_two_classes(
         elif ending in endings:
             hints.append(hint)
     raise request.error(
-        "the folder must hold one subfolder of images per class, and at least two classes",
-        f"{len(classes)} with images, {num_outside} images outside of any",
-        "; ".join(dict.fromkeys(hints)),
+        f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
+        "images outside of any, but two classes are needed",
+        hint=". ".join(dict.fromkeys(hints)),
     )
 
 
@@ -244,9 +246,8 @@ def _choose_layout(
     _check_no_splits(tops, set(tops_by_subfolder) - {""}, request)
     if request.root().is_file() and any(MARK in image.name for image in image_paths):
         raise request.error(
-            "a file name must be in an archive only once, inner archives included",
-            "the same names in several of them",
-            "unpack them into one folder",
+            "several archives, inner ones included, have files of the same name",
+            hint="Unpack them into one folder",
         )
     if request.dataset.layout is not None:
         return request.dataset.layout, []
@@ -262,11 +263,10 @@ def _choose_layout(
     layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
         raise request.error(
-            "it must be clear which folders are the classes",
-            f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders: either "
-            "may be the classes, and the others patients, sites or parts",
-            "choose layout: class/group or layout: group/class (--layout), or give a table; if the "
-            "top folders are folds, give one of them",
+            f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so "
+            "either may be the classes, and the others patients, sites or parts",
+            hint="Choose layout: class/group or layout: group/class (--layout), or give a "
+            "table. If the top folders are folds, give one of them",
         )
     return layout, [f"layout {layout}, by the patients in the headers"]
 
@@ -279,9 +279,9 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
     """
     if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
-            "splits must be above the classes",
-            f"{', '.join(sorted(subfolders)[:5])} below them",
-            EXPECTED,
+            f"the splits {', '.join(sorted(subfolders)[:5])} lie below the class folders, not "
+            "above them",
+            hint=EXPECTED,
         )
     with_split_word = []
     splits = set()
@@ -295,9 +295,9 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
     is_majority = 2 * len(with_split_word) >= len(tops)
     if GivenSplit.TRAIN in splits and len(splits) > 1 and is_majority:
         raise request.error(
-            "the top folders must be classes, or splits called train, test and val",
-            ", ".join(with_split_word[:5]),
-            f"rename them, with the classes right below; {EXPECTED}",
+            "the top folders are neither classes nor splits called train, test and val: "
+            f"{', '.join(with_split_word[:5])}",
+            hint=f"Rename them, with the classes right below. {EXPECTED}",
         )
 
 
@@ -470,9 +470,9 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
     share_classes = len(subfolders_of_splits & subfolders_of_others) > 1
     if share_classes or parse_splits(splits) >= {GivenSplit.TRAIN, GivenSplit.TEST}:
         raise request.error(
-            "the top folders must be classes, or splits, not both",
-            f"{', '.join(sorted(splits))} beside {first_of(sorted(tops - splits))}",
-            "move the others elsewhere, or give the folder of one split",
+            f"the top folders mix splits ({', '.join(sorted(splits))}) with others "
+            f"({first_of(sorted(tops - splits))})",
+            hint="Move the others elsewhere, or give the folder of one split",
         )
     return False
 

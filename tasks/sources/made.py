@@ -1,15 +1,16 @@
-"""Generated images: two classes on a manifold of known dimension, where every length is known.
+"""Generated images of two classes, whose dimension and lengths are known.
 
-An image is a point on the manifold. Each of the point's coordinates has two patterns of its own,
-``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate
-moves the image along a circle in the plane of its two patterns.
+There are two sources, ``manifold`` and ``generated``. In both, an image is made from a point: the
+point's coordinates decide image and label. Each coordinate has two patterns of its own, ``A_j`` and
+``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate moves the
+image along a circle in the plane of its two patterns.
 
-**Source manifold**: the datasets ``manifold_d4`` and ``manifold_d12``; the number is the intrinsic
-dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles ``t_j = pi * z_j``
-its image is::
+**Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``; the number is the
+intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
+``t_j = pi * z_j`` its image is::
 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
-    amplitude = CONTRAST * side / (2 * sqrt(2) * d)
+    amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)
 
 So a distance along the manifold is the distance of the points times ``pi * amplitude``. The label
 is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points with ``|f| < MARGIN`` are not drawn.
@@ -18,9 +19,10 @@ Two points with different labels differ by at least ``2 * MARGIN`` in f. The slo
 ``pi * amplitude``. So ``label_sharpness <= 2 pi / (2 * MARGIN * pi * amplitude)``. (Images are as
 far apart as the chord of an arc. At this distance the chord is shorter by less than 0.05 %.)
 
-**Source generated**: its parameters change the label, the gap between classes and the number of
-images one by one. A point has ``dimension`` and ``nuisance`` coordinates ``x_j``, each on an
-interval of :data:`LENGTH`. With angles ``a_j = x_j / RADIUS`` its image is::
+**Source generated** makes base datasets of experiments. Its parameters change the label, the
+distance between classes and the number of images one by one. A point has ``dimension`` and
+``nuisance`` coordinates ``x_j``, each on an interval of :data:`LENGTH`. With angles
+``a_j = x_j / RADIUS`` its image is::
 
     127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
 
@@ -34,16 +36,15 @@ The interval of a label-deciding coordinate is cut into bands with gaps between 
 - The first ``bits`` <= ``dimension`` coordinates decide the label. The other coordinates, and all
   ``nuisance`` coordinates, never do.
 - ``bands`` is the number of bands. Each consists of two halves.
-- ``gap`` and ``contrast`` set the distance between bands, ``fine_gap`` that between halves. No
+- ``gap`` times ``contrast`` is the distance between bands, ``fine_gap`` that between halves. No
   image lies in a gap.
-- ``frequency`` 1: the label is the parity of the point's band numbers, added over the coordinates.
-  ``frequency`` 2: it is the parity of the numbers of the halves. The images are the same.
+- ``frequency`` 1: the label is 1 if the point's band numbers, added over the label-deciding
+  coordinates, are odd. ``frequency`` 2: the same with the numbers of the halves. The images stay.
 - ``num_images`` and ``draw`` are the number of images and the seed of the points.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ from search_spaces.interventions import PARAMETERS
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import by_own_maximum
 
+Floats = NDArray[np.float64]
 Images = NDArray[np.generic]
 Points = NDArray[np.float64]
 """Coordinates of points on a manifold, ``(num_images, num_coordinates)``."""
@@ -65,13 +67,11 @@ Labels = NDArray[np.int64]
 ITEMS_PER_BLOCK = 8_000
 """Items of a block. A block is what one task reads. Blocks are large because every worker process
 loads the whole array. A dataset still has several blocks, so that several workers can read it."""
-PARAMETERS_BY_SOURCE = {str(kind): parameters for kind, parameters in PARAMETERS.items()}
-"""Name of a source -> its parameters."""
 NUM_IMAGES = 3000
 """Images of a manifold dataset."""
 MARGIN = 0.1
 """Smallest ``|f|`` of an image of a manifold dataset."""
-CONTRAST = 100.0
+MAX_DEVIATION = 100.0
 """Largest difference from gray in an image of a manifold dataset, in pixel values."""
 LENGTH = 240.0
 """Length of a coordinate of ``generated`` without its gaps: an L2 distance of images with pixels in
@@ -87,8 +87,8 @@ INTENSITY = "generated in [0, 255], not rounded"
 
 
 def parameter(request: RawRequest, name: str) -> float:
-    """Return a parameter of the request's dataset, or its default."""
-    default = PARAMETERS_BY_SOURCE[request.dataset.source][name].default
+    """Return the value of a parameter of the request's dataset."""
+    default = PARAMETERS[request.dataset.source][name].default
     return dict(request.dataset.dials).get(name, default)
 
 
@@ -141,8 +141,8 @@ def row_reader(images: Images, *, own_maximum: bool = False) -> Reader:
 
     Args:
         images: ``(num_images, height, width[, 3])`` in [0, 255].
-        own_maximum: Scale each image by its own maximum, as the study does (MNIST, CIFAR-10,
-            SVHN).
+        own_maximum: Scale each image by its own maximum, as the study does for MNIST, CIFAR-10 and
+            SVHN.
     """
 
     def read(item: Item) -> tuple[Sample]:
@@ -157,41 +157,35 @@ def row_reader(images: Images, *, own_maximum: bool = False) -> Reader:
 
 def list_manifold(request: RawRequest) -> Listing:
     """Return one item per point of a manifold."""
-    _, labels = _manifold_points(request)
+    _, labels = _points_of_manifold(request)
     return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
 
 
 def read_manifold(request: RawRequest) -> Reader:
-    """Return a reader of a manifold's images, which are made at the prepared size: a resize would
-    change distances.
+    """Return a reader of a manifold's images.
+
+    They are made at the prepared size: a resize would change distances.
     """
-    points, _ = _manifold_points(request)
-    return row_reader(embed(points, request.spec.image_size))
+    points, _ = _points_of_manifold(request)
+    return row_reader(manifold_images(points, request.spec.image_size))
 
 
 manifold = Source(list_manifold, read_manifold)
 
 
-def _manifold_points(request: RawRequest) -> tuple[Points, Labels]:
-    """Return the points and labels of a manifold dataset, whose name holds the dimension."""
-    match = re.fullmatch(r"manifold_d(\d{1,2})", request.dataset.name)
-    if match is None or int(match[1]) < 1:
-        raise ConfigError(
-            "A manifold dataset is named manifold_d<dimension>", repr(request.dataset.name)
-        )
-    return latent_points(int(match[1]), NUM_IMAGES)
+def _points_of_manifold(request: RawRequest) -> tuple[Points, Labels]:
+    """Return the points and labels of a manifold dataset, whose name ends with the dimension."""
+    _, _, dimension = request.dataset.name.rpartition("_d")
+    return manifold_points(int(dimension), NUM_IMAGES)
 
 
 @lru_cache(maxsize=4)
-def latent_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
-    """Draw points of a manifold dataset, all with ``|f| >= MARGIN``.
+def manifold_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
+    """Draw points of a manifold dataset, all with ``|f| >= MARGIN``, and their labels.
 
     Args:
         dimension: Number of coordinates.
         num_images: Number of points.
-
-    Returns:
-        The points ``(num_images, dimension)`` and their labels.
     """
     rng = np.random.default_rng(derive_seed("manifold", dimension))
     batches: list[Points] = []
@@ -204,28 +198,39 @@ def latent_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
     return points, labels.astype(np.int64)
 
 
-def _label_function(points: Points) -> Points:
+def _label_function(points: Points) -> Floats:
     """Return f of each point, ``(num_images,)``. Its sign is the label."""
     dimension = points.shape[1]
-    decision: NDArray[np.float64] = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
-    return decision
+    values: Floats = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
+    return values
 
 
-def embed(latents: Points, side: int) -> NDArray[np.float32]:
-    """Map latent points ``(num_images, d)`` to images ``(num_images, side, side)`` in [0, 255]."""
-    dimension = latents.shape[1]
-    angles = np.pi * latents
-    curve = np.stack([np.cos(angles), np.sin(angles)], axis=2)
-    curve = curve.reshape(len(latents), 2 * dimension)
-    patterns = low_frequency_patterns(2 * dimension, side)
+def manifold_images(points: Points, side: int) -> NDArray[np.float32]:
+    """Return the images of points of ``manifold``, ``(num_images, side, side)`` in [0, 255]."""
+    angles = np.pi * points
     # An entry of a pattern is at most 2 / side, and |cos| + |sin| at most sqrt(2). So the d
-    # coordinates change a pixel by at most CONTRAST.
-    amplitude = CONTRAST * side / (2 * np.sqrt(2) * dimension)
-    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
+    # coordinates change a pixel by at most MAX_DEVIATION.
+    amplitude = MAX_DEVIATION * side / (2 * np.sqrt(2) * points.shape[1])
+    images = _add_patterns(np.cos(angles), np.sin(angles), amplitude, side)
     return images.astype(np.float32)
 
 
-def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
+def _add_patterns(weights_a: Floats, weights_b: Floats, amplitude: float, side: int) -> Floats:
+    """Return gray images with weighted patterns added, ``(num_images, side, side)``.
+
+    Args:
+        weights_a: ``(num_images, num_coordinates)`` weights of the patterns ``A_j``.
+        weights_b: ``(num_images, num_coordinates)`` weights of the patterns ``B_j``.
+        amplitude: Factor on all weights.
+        side: Side of the images in pixels.
+    """
+    weights = np.stack([weights_a, weights_b], axis=2).reshape(len(weights_a), -1)
+    patterns = low_frequency_patterns(weights.shape[1], side)
+    images: Floats = GRAY + amplitude * np.tensordot(weights, patterns, axes=1)
+    return images
+
+
+def low_frequency_patterns(count: int, side: int) -> Floats:
     """Return the orthonormal cosine patterns of lowest frequency, without the constant one.
 
     Args:
@@ -240,7 +245,8 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
     """
     if count >= side * side:
         raise ConfigError(
-            f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
+            f"{count} patterns need more than {count} pixels, but images have {side}x{side}",
+            hint="Raise image_size",
         )
     frequencies = np.arange(side)
     centers = (np.arange(side) + 0.5) / side
@@ -249,12 +255,12 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
     pairs = orders[1 : count + 1]  # the first is the constant
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
     norms = np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
-    normed: NDArray[np.float64] = patterns / norms
+    normed: Floats = patterns / norms
     return normed
 
 
 class Geometry(NamedTuple):
-    """The parameters of ``generated`` that decide the points and labels.
+    """The parameters of the source ``generated`` that decide points and labels.
 
     The module's docstring and :data:`search_spaces.interventions.PARAMETERS` explain them.
     """
@@ -273,14 +279,14 @@ class Geometry(NamedTuple):
 
 def list_generated(request: RawRequest) -> Listing:
     """Return one item per generated image."""
-    _, labels = draw_points(_geometry(request))
+    _, labels = generated_points(_geometry(request))
     return list_rows(flip_labels(labels, request), request, dtype="float32", intensity=INTENSITY)
 
 
 def read_generated(request: RawRequest) -> Reader:
     """Return a reader of the generated images, which are made at the prepared size."""
-    points, _ = draw_points(_geometry(request))
-    images = images_of(points, request.spec.image_size)
+    points, _ = generated_points(_geometry(request))
+    images = generated_images(points, request.spec.image_size)
     return row_reader(scale_pixels(images, request))
 
 
@@ -290,7 +296,7 @@ generated = Source(list_generated, read_generated)
 def _geometry(request: RawRequest) -> Geometry:
     """Return the geometry that the parameters of the request's dataset describe."""
     values: dict[str, Any] = {}
-    for name, description in PARAMETERS_BY_SOURCE["generated"].items():
+    for name, description in PARAMETERS["generated"].items():
         if name in Geometry._fields:
             value = parameter(request, name)
             values[name] = int(value) if description.whole else value
@@ -298,7 +304,7 @@ def _geometry(request: RawRequest) -> Geometry:
 
 
 @lru_cache(maxsize=4)
-def draw_points(geometry: Geometry) -> tuple[Points, Labels]:
+def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     """Draw the points of ``generated``, with coordinates centered on 0, and their labels."""
     num_images = geometry.num_images
     # A random stream of its own: the number of nuisance coordinates must not change the others.
@@ -314,31 +320,28 @@ def draw_points(geometry: Geometry) -> tuple[Points, Labels]:
     gaps = np.where(is_inside_band, geometry.fine_gap, geometry.gap * geometry.contrast)
     gaps_before = np.concatenate([[0.0], np.cumsum(gaps)])
     offsets = gaps_before - gaps.sum() / 2
-    parity: Labels = np.zeros(num_images, dtype=np.int64)
+    index_sum: Labels = np.zeros(num_images, dtype=np.int64)
     for bit in range(geometry.bits):
         # A unit is below 1, and its product rounds to less than num_halves.
         half = (units[:, bit] * num_halves).astype(np.int64)
         points[:, bit] += offsets[half]
-        parity += half if geometry.frequency == 2 else half // 2
-    return points, parity % 2
+        index_sum += half if geometry.frequency == 2 else half // 2
+    return points, index_sum % 2
 
 
-def images_of(points: Points, side: int) -> NDArray[np.float32]:
+def generated_images(points: Points, side: int) -> NDArray[np.float32]:
     """Return the images of points of ``generated``, ``(num_images, side, side)`` in [0, 255].
 
     Raises:
         ConfigError: Pixels would be outside that range.
     """
     angles = points / RADIUS
-    curve = np.stack([np.sin(angles), np.cos(angles) - 1], axis=2)
-    curve = curve.reshape(len(points), -1)
-    patterns = low_frequency_patterns(curve.shape[1], side)
     amplitude = RADIUS * side / REFERENCE_SIDE
-    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
+    images = _add_patterns(np.sin(angles), np.cos(angles) - 1, amplitude, side)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
-            "The parameters of a generated dataset must keep pixels within 0 and 255",
-            f"{images.min():.0f} to {images.max():.0f}",
-            "fewer coordinates or bands, or smaller gaps",
+            f"The parameters of the generated dataset give pixels from {images.min():.0f} to "
+            f"{images.max():.0f}, not within 0 to 255",
+            hint="Use fewer coordinates or bands, or smaller gaps",
         )
     return images.astype(np.float32)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import DataError, SweepError, plural
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
@@ -41,7 +41,6 @@ from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import is_split_word, parse_split
 from tasks.sources.parquet_images import (
-    NO_TABLE,
     TABLE_HINT,
     ParquetReader,
     holds_images,
@@ -117,7 +116,7 @@ def list_table(request: RawRequest) -> Listing:
     joined = JoinedFiles([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
-        raise request.error("the table must have rows", "only a header")
+        raise request.error("the table has a header, but no rows")
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
@@ -166,9 +165,9 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     num_volumes = sum(map(is_nifti_name, paths))
     if 0 < num_volumes < len(paths):
         raise request.error(
-            "a table must list NIfTI volumes or pictures, not both",
-            f"{num_volumes} volumes of {len(paths)} rows",
-            "make two tables of it",
+            f"the table lists {num_volumes} NIfTI volumes among {len(paths)} rows, the others are "
+            "pictures",
+            hint="Make two tables of it",
         )
     return num_volumes > 0
 
@@ -186,9 +185,9 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
             num_unlike += labels[first] != labels[row]
     if repeats:
         raise request.error(
-            "every path must be in the table once",
-            f"repeated in {rows.describe(repeats)}; with different labels: {num_unlike}",
-            "take the repeats out",
+            f"a path stands in the table twice, for {rows.describe(repeats)}. "
+            f"Repeats with another label: {num_unlike}",
+            hint="Take the repeats out",
         )
 
 
@@ -260,7 +259,7 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     # Two tables of one split, or one on top beside those of splits.
     if len(set(places)) < len(files) or ("" in places and len(files) > 1):
         names = [file.path.relative_to(root).as_posix() for file in files]
-        raise request.error(NO_TABLE, ", ".join(names), TABLE_HINT)
+        raise request.error(f"there are several tables: {', '.join(names)}", hint=TABLE_HINT)
     return files
 
 
@@ -303,14 +302,13 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
     if len(binary) > 1:
         classes = first_of(binary, MAX_NAMED)
         return request.error(
-            "the table must have one column label",
-            f"0 and 1 in {classes}",
-            f"if they are the classes, name them: label_columns: [{classes}], or --label-columns",
+            f"the table has no column label, but columns of 0 and 1: {classes}",
+            hint=f"If these columns are the classes, name them: label_columns: [{classes}]",
         )
     return request.error(
-        "the table must have a column of labels",
-        f"no label{header_names(rows[0])}",
-        "call it label, or name it: label_columns: [NAME], or --label-columns NAME",
+        f"the table has no column label{header_names(rows[0])}",
+        hint="Call the column of labels label, or name it: label_columns: [NAME], or "
+        "--label-columns NAME",
     )
 
 
@@ -330,9 +328,10 @@ def _paths_from_base(
     """
     if SEVERAL in cells:
         raise request.error(
-            "a row must name one file, as text",
-            f"several values, or bytes, in {row_name(cells.index(SEVERAL))}",
-            "images themselves are read from a column of bytes or of struct<bytes, path>",
+            "several values, or bytes, stand in place of a file name in "
+            f"{row_name(cells.index(SEVERAL))}",
+            hint="Name one file in each row, or give the images themselves as bytes or as "
+            "struct<bytes, path>",
         )
     base = request.base().resolve()
     are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
@@ -341,16 +340,15 @@ def _paths_from_base(
         if are_absolute:
             if ".." in cell.split("/") or "\0" in cell:
                 raise request.error(
-                    "names in a table must not lead back up", row_name(row), "write them without .."
+                    f"the path in {row_name(row)} leads back up", hint="Write it without .."
                 )
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
         name = plain_name(cell)
         if name is None:
             raise request.error(
-                "names in a table must stay inside the raw folder",
-                row_name(row),
-                "use names relative to the table's folder",
+                f"the path in {row_name(row)} leads out of the raw folder",
+                hint="Use names relative to the folder of the table",
             )
         paths.append(f"{folder}/{name}" if folder else name)
     return paths
@@ -367,9 +365,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     cells = rows.cells.get("slice", [""] * len(paths))
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
-        raise request.error(
-            "slice must be a whole number from 0", f"another cell in {rows.describe(odd)}"
-        )
+        raise request.error(f"slice is not a whole number from 0 for {rows.describe(odd)}")
     groups: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
@@ -377,17 +373,18 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         has_slice[path].add(cells[row] != "")
     num_several = sum(len(ids) > 1 for ids in groups.values())
     if num_several:
+        volumes = plural(num_several, "volume")
         raise request.error(
-            "all slices of a volume must be in one group",
-            f"{num_several} volumes in several",
-            "a volume is of one patient",
+            f"the slices of {volumes} are in several groups",
+            hint="Give all slices of a volume one group, since a volume is of one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
+        volumes = plural(num_mixed, "volume")
         raise request.error(
-            "a volume's rows must all name a slice, or none",
-            f"{num_mixed} volumes with both",
-            "else slices might be used twice",
+            f"for {volumes}, some rows name a slice and "
+            "others do not, so slices might be used twice",
+            hint="Name a slice in every row of a volume, or in none",
         )
     slices = []
     for cell in cells:
@@ -414,7 +411,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     base = folder.resolve()
     absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
     if absent:
-        hint = "paths are relative to the table"
+        hint = "Paths are relative to the table"
         if not any(PurePosixPath(name).suffix for name in absent):
             hint += ", with their ending such as .jpg"
         num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
@@ -424,7 +421,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
                 "writes names in a form of its own)"
             )
         missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
-        raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
+        raise request.error(f"paths of the table are no files: {missing}", hint=hint)
     is_readable = is_nifti_name if has_volumes else is_single_image_name
     unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
     return unnamed | count_hidden({*hidden} - named, is_readable)

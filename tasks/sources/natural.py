@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import DataError, SweepError, plural
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
@@ -136,7 +136,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             excluded["the same file again"] += 1
     missing = [class_id for class_id, files in files_by_class.items() if not files]
     if missing:
-        needed = f"the train images of its ten classes, and has none of {', '.join(missing)}"
+        needed = f"train images of the classes {', '.join(missing)}"
         raise incomplete_download(request, needed, tree)
     items = []
     flags = {}
@@ -152,9 +152,8 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            "files must lie in the folder of the class in their names",
-            f"{num_misplaced} elsewhere",
-            "unpack the archives again",
+            f"{plural(num_misplaced, 'file')} found outside of the folder of the class in the name",
+            hint="Unpack the archives again",
         )
     return Listing(
         items,
@@ -227,9 +226,10 @@ class ArrayFiles:
         locators = find_together(request, self.file_names)
         if locators is None:
             raise DataError(
-                f"{request.dataset.name} needs {self.description}",
-                "it is not there",
-                f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it",
+                f"{request.dataset.name} needs {self.description}, which was not found",
+                hint=f"The download needs this layout: {request.dataset.raw_layout}. With an "
+                "internet "
+                "connection, torchvision downloads it",
             )
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
@@ -246,12 +246,13 @@ def _loaded(
     images, labels = arrays
     if len(images) != len(labels):
         raise DataError(
-            f"{name}: there must be one label per image",
-            f"{len(images)} images, {len(labels)} labels",
-            "download the files again",
+            f"{name}: there are {len(images)} images, but {len(labels)} labels",
+            hint="Download the files again",
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
-        raise DataError(f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}")
+        raise DataError(
+            f"{name}: labels run from {labels.min()} to {labels.max()}, not within 0 to 9"
+        )
     return arrays
 
 
@@ -261,9 +262,8 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
         return read_locator(base, locator)
     except SkipItem as skip:
         raise DataError(
-            f"{name}: {locator.rpartition('/')[2]} must be readable",
-            skip.reason,
-            "download it again, or take the broken copy away",
+            f"{name}: {locator.rpartition('/')[2]} cannot be read: {skip.reason}",
+            hint="Download it again, or take the broken copy away",
         ) from None
 
 
@@ -288,9 +288,9 @@ def with_download(request: RawRequest) -> RawRequest:
         getattr(datasets, DOWNLOADS[name].torchvision)(str(folder), download=True, **split)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{name} needs its raw files, or a network to download them",
-            f"no --raw folder, and the download failed ({type(error).__name__})",
-            f"download it elsewhere and pass --raw DIR; expected: {request.dataset.raw_layout}",
+            f"{name} has no --raw folder, and its download failed ({type(error).__name__})",
+            hint="Download it elsewhere and pass --raw DIR, with this layout: "
+            f"{request.dataset.raw_layout}",
         ) from None
     return replace(request, raw=folder)
 
@@ -373,9 +373,8 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
         digests.add(total.digest())
     if len(digests) > 1:
         raise request.error(
-            "the raw folder must hold one such download",
-            f"{len(candidates)} that differ",
-            "give the folder of the right one",
+            f"the raw folder has {len(candidates)} downloads that differ",
+            hint="Give the folder of the right one",
         )
 
 
@@ -394,7 +393,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
         for dataset, official_labels in FIRST_LABELS.items():
             if dataset != name and first_labels == official_labels:
                 raise DataError(
-                    f"{name}: the files must be those of {name}", dataset, "give its folder"
+                    f"{name}: the files are those of {dataset}", hint=f"Give the folder of {name}"
                 )
     return LabeledImages(images, labels)
 
@@ -413,17 +412,17 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
     try:
         body = gunzipped(body, MAX_FILE_BYTES)
     except SkipItem as skip:
-        raise DataError(f"{name} must be whole", skip.reason, "download it again") from None
+        raise DataError(f"{name} is damaged: {skip.reason}", hint="Download it again") from None
     header_bytes = 4 + 4 * dimensions
     if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < header_bytes:
-        raise DataError(
-            f"{name} must be an IDX file of bytes with {dimensions} dimensions", "another header"
-        )
+        raise DataError(f"{name} is not an IDX file of bytes with {dimensions} dimensions")
     shape = np.frombuffer(body[:header_bytes], ">u4", offset=4).tolist()
     surplus = len(body) - header_bytes - math.prod(shape)
     if surplus:
         problem = "it ends early" if surplus < 0 else "more bytes"
-        raise DataError(f"{name} must end where its header says", problem, "download it again")
+        raise DataError(
+            f"{name} does not end where its header says: {problem}", hint="Download it again"
+        )
     return np.frombuffer(body, np.uint8, offset=header_bytes).reshape(shape)
 
 
@@ -448,7 +447,7 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
         except Exception as error:  # a damaged pickle raises almost anything
             raise DataError(
-                "cifar10: batches must be whole CIFAR-10 files", type(error).__name__
+                f"cifar10: a batch is damaged ({type(error).__name__})", hint="Download it again"
             ) from None
     channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
     return LabeledImages(channels_last, np.concatenate(labels))
@@ -462,12 +461,12 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise
     except Exception as error:  # these readers raise almost anything on damaged files
         raise DataError(
-            f"svhn: {SVHN_FILE} must be a whole file of format 2, cropped digits",
-            type(error).__name__,
-            "download it again",
+            f"svhn: {SVHN_FILE} is damaged, or not of format 2, cropped digits "
+            f"({type(error).__name__})",
+            hint="Download it again",
         ) from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
-        raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")
+        raise DataError(f"svhn: X is {images.dtype} {images.shape}, not uint8 (32, 32, 3, n)")
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0
     return LabeledImages(images.transpose(3, 0, 1, 2), digits)
@@ -491,7 +490,7 @@ def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _check_svhn_size(num_values: int) -> None:
     if num_values > MAX_SVHN_VALUES:
-        raise DataError(f"svhn: {SVHN_FILE} must be below 1 GiB", f"{num_values:,} values")
+        raise DataError(f"svhn: {SVHN_FILE} has {num_values:,} values, 1 GiB or more")
 
 
 idx = ArrayFiles(

@@ -81,7 +81,8 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
         import nibabel
     except ImportError as error:
         raise SetupError(
-            "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
+            "NIfTI files need nibabel, which is not installed",
+            hint="Run `pip install 'isweep[medical]'`",
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
     stream = io.BytesIO(gunzipped(body, MAX_UNPACKED_BYTES))

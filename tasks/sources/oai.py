@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.errors import plural
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import IncompleteDownloadError, find_named, find_table, read_picture
@@ -194,8 +195,9 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
             if labels.setdefault(knee, label) != label:
                 num_odd += 1
     if num_odd:
+        rows_text = plural(num_odd, "row")
         raise request.error(
-            "each knee must have side 1 or 2 and one grade", f"{num_odd} other rows"
+            f"in {rows_text} of the grades the side is not 1 or 2, or the knee has two grades"
         )
     return labels, excluded
 
@@ -245,11 +247,12 @@ def read_centers(
             else:
                 centers[knee] = center
     if wrong_rows:
+        rows_text = plural(len(wrong_rows), "row")
         raise request.error(
-            f"{CENTERS_TABLE} must give side R or L, and a row and column inside the image, once "
-            "per knee",
-            f"{len(wrong_rows)} other rows: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
-            "the header is row 1, and no row blank; pixels are those of the DICOM file",
+            f"in {rows_text} of {CENTERS_TABLE} the side is "
+            "not R or L, the center lies outside the image, or the knee is a "
+            f"repeat: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
+            hint="Correct these rows. The header is row 1, and pixels are those of the DICOM file",
         )
     return centers
 

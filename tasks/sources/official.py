@@ -75,11 +75,12 @@ def incomplete_download(request: RawRequest, part: str, tree: RawTree) -> Incomp
         part: The part in words, such as ``a table with the columns ID, Label``.
         tree: All files of the download.
     """
-    value = "it is not there"
+    among = ""
     if tree.archives:
-        value += f", nor in {len(tree.archives)} archives"
+        among = f", also not in {len(tree.archives)} archives"
     return IncompleteDownloadError(
-        f"{request.dataset.name} needs {part}", value, f"expected: {request.dataset.raw_layout}"
+        f"{request.dataset.name} needs {part}. This part was not found{among}",
+        hint=f"The download needs this layout: {request.dataset.raw_layout}",
     )
 
 
@@ -108,9 +109,8 @@ def repeated_rows(
             contradictory.add(image)
     if contradictory:
         raise request.error(
-            f"{name} must give an image one label",
-            f"two: {first_hashed(request, sorted(contradictory))}",
-            "download the table again",
+            f"{name} gives images two labels: {first_hashed(request, sorted(contradictory))}",
+            hint="Download the table again",
         )
     return {"repeated row": num_repeats}
 
@@ -178,7 +178,6 @@ def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> Non
         if read_lines(locator, request).rows != first_rows:
             listed = ", ".join(map(request.hashed, locators[:5]))
             raise request.error(
-                f"one table must have the columns of {stem}",
-                f"{len(locators)} that differ: {listed}",
-                "keep the right one, move the others away",
+                f"{len(locators)} tables that differ have the columns of {stem}: {listed}",
+                hint="Keep the right one, and move the others away",
             )

@@ -35,8 +35,7 @@ LABELS_AT_ONCE = 1024
 """Rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
-NO_TABLE = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
-TABLE_HINT = "give the right table itself, or move the others away"
+TABLE_HINT = "Give the right table itself, or move the others away"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Folder name of the partition whose value is missing, as Hive, Spark and pandas write it."""
 
@@ -76,7 +75,11 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
     """
     files = list(filter(is_parquet_name, names))
     if not files:
-        raise request.error(NO_TABLE, "none", TABLE_HINT)
+        raise request.error(
+            f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a Parquet "
+            "file",
+            hint=TABLE_HINT,
+        )
     configs = set()
     for name in files:
         if split_of_file(name, request) is not GivenSplit.NONE:
@@ -84,9 +87,9 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
             configs.add(folder.parent if is_split_word(folder.name) else folder)
     if len(configs) > 1:
         raise request.error(
-            "the folder must hold one config of a set with splits",
-            ", ".join(sorted(map(str, configs))[:5]),
-            "give the folder of one of them, or put the files of all into one",
+            "the folder has several configs with splits: "
+            f"{', '.join(sorted(map(str, configs))[:5])}",
+            hint="Give the folder of one of them, or put the files of all into one",
         )
     return files
 
@@ -109,9 +112,9 @@ def list_parquet(request: RawRequest) -> Listing:
         splits.append(split_of_file(name, request))
         if content.label_names != label_names:
             raise request.error(
-                "all files must give the labels the same names, in their schema's metadata",
-                f"{request.hashed(name)} has others or none",
-                "write all with datasets' to_parquet",
+                f"{request.hashed(name)} names the labels otherwise than the first file, or not "
+                "at all",
+                hint="Write all files with to_parquet of the package datasets",
             )
     files = JoinedFiles([content.cells for content in contents])
 
@@ -164,7 +167,7 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
         _check_header(file_text, header, columns)
         texts = _column_texts(file, columns, partitions)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{file_text} must be readable", DAMAGED) from None
+        raise DataError(f"{file_text} cannot be read: {DAMAGED}") from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
     return _FileContent(columns, cells, _label_names(file.schema_arrow, columns.labels[0]))
 
@@ -184,16 +187,13 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     needed = {*columns.labels, columns.name_in_data.get("image", "")}
     if not columns.labels or not needed <= set(header):
         raise DataError(
-            f"{file_text} must have columns image and label",
-            f"it has {', '.join(header[:10])}",
-            "or name the column of labels: label_columns: [NAME], or --label-columns NAME",
+            f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
+            hint="Name the column of labels: label_columns: [NAME], or --label-columns NAME",
         )
     used = {*columns.labels, *columns.name_in_data.values()}
     repeated = sorted(name for name in used if header.count(name) > 1)
     if repeated:
-        raise DataError(
-            f"{file_text} must have each column once", f"{', '.join(repeated)} repeated"
-        )
+        raise DataError(f"{file_text} has several columns named {', '.join(repeated)}")
 
 
 def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:

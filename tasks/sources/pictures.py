@@ -93,9 +93,8 @@ def decode_image(body: bytes) -> Sample:
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise SetupError(
-            "Pillow must refuse truncated images",
-            "LOAD_TRUNCATED_IMAGES is on",
-            "a library switched it on",
+            "LOAD_TRUNCATED_IMAGES is on, so Pillow would not refuse truncated images. A library "
+            "switched it on"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -136,33 +136,33 @@ def choose_pixel_range(
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
-            f"{name}: training and test images must be stored on one scale",
-            f"one of them in [0, 1], all in {values.text}",
-            f"save them on the same scale, or give {values.suggested_pixel_range}",
+            f"{name}: training and test images have different scales: some of the arrays lie in "
+            f"[0, 1], but all together lie in {values.text}",
+            hint=f"Save them on the same scale, or give {values.suggested_pixel_range}",
         )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
-        f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
-        values.text,
-        f"give the values of black and white; all values lie in {values.suggested_pixel_range}",
+        f"{name}: float images have values in {values.text}, so it is unclear which value is white",
+        hint="Give the values of black and white. All values lie in "
+        f"{values.suggested_pixel_range}",
     )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
     """Check that the user's range is not far wider than the values, or far from them."""
     low, high = pixel_range
-    hint = f"all values lie in {values.suggested_pixel_range}"
+    hint = f"All values lie in {values.suggested_pixel_range}"
     if values.num_cut > MAX_CUT_SHARE * values.num_values:
         share = values.num_cut / values.num_values
         raise DataError(
-            f"{name}: images must have values between the black and white of pixel_range",
-            f"[{low:g}, {high:g}], which cuts {share:.1%} of values in {values.text}",
-            hint,
+            f"{name}: pixel_range [{low:g}, {high:g}] cuts {share:.1%} of the values, which lie "
+            f"in {values.text}",
+            hint=hint,
         )
     if 0 < values.high - values.low < MIN_FILLED_SHARE * (high - low):
         raise DataError(
-            f"{name}: images must fill at least {MIN_FILLED_SHARE:.2%} of pixel_range",
-            f"{values.text} of [{low:g}, {high:g}]",
-            hint,
+            f"{name}: values in {values.text} fill less than {MIN_FILLED_SHARE:.2%} of "
+            f"pixel_range [{low:g}, {high:g}]",
+            hint=hint,
         )

@@ -28,6 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from search_spaces.errors import plural
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom, frame_samples
 from tasks.sources.official import (
@@ -65,7 +66,7 @@ SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
 RSNA_IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
 RSNA_ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
 TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
-TABLE_AGAIN = "download the table again"
+TABLE_AGAIN = "Download the table again"
 
 
 class _Images:
@@ -137,10 +138,11 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, FINDING_LABELS[cell])
     if num_odd:
+        rows = plural(num_odd, "row")
         raise request.error(
-            f"{CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>",
-            f"{num_odd} other rows",
-            TABLE_AGAIN,
+            f"in {rows} of {CHEXPERT_TABLE} the label is not 1, 0, -1 or blank, "
+            "or the path has no patient<id>",
+            hint=TABLE_AGAIN,
         )
     return images.listing(request, {})
 
@@ -171,10 +173,10 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         labels[match["study"]] = label
         images.add(match, label)
     if num_odd:
+        lines = plural(num_odd, "line")
         raise request.error(
-            f"lines of {MURA_TABLE} must be "
-            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
-            f"{num_odd} other lines",
+            f"in {lines} of {MURA_TABLE} the path is not "
+            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         )
     # find_named ignores case, so the name of the first table may have another letter case.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
@@ -201,9 +203,9 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     differing = [study for study, label in labels.items() if table_labels.get(study) != label]
     if num_odd or differing:
         raise request.error(
-            f"{MURA_STUDIES} and the names of the study folders must agree",
-            f"{num_odd} odd lines; unlike or absent: {first_hashed(request, differing)}",
-            "download MURA again",
+            f"{MURA_STUDIES} contradicts the names of the study folders: {num_odd} odd lines; "
+            f"unlike or absent: {first_hashed(request, differing)}",
+            hint="Download MURA again",
         )
 
 
@@ -264,10 +266,10 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
         if slices[slice_id].setdefault(subtype, label) != label:
             num_odd += 1
     if num_odd:
+        rows = plural(num_odd, "row")
         raise request.error(
-            "rows must be ID_<hex>_<subtype> with one label 0 or 1",
-            f"{num_odd} other rows",
-            TABLE_AGAIN,
+            f"in {rows} the ID is not ID_<hex>_<subtype>, or the label is not 0 or 1",
+            hint=TABLE_AGAIN,
         )
     differing = []
     for slice_id, labels in slices.items():
@@ -275,9 +277,9 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "any must be the largest of a slice's subtypes",
-            f"unlike: {first_hashed(request, differing)}",
-            TABLE_AGAIN,
+            "the label any is not the largest of its subtypes for the slices "
+            f"{first_hashed(request, differing)}",
+            hint=TABLE_AGAIN,
         )
     return slices
 

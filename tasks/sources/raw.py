@@ -238,9 +238,8 @@ def _entries(
             return []
         folder_text = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
-            "every folder of the raw download must be readable",
-            f"{folder_text}: {error.strerror}",
-            "correct its permissions or move it",
+            f"{folder_text} cannot be read: {error.strerror}",
+            hint="Correct its permissions, or move it",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
@@ -255,20 +254,17 @@ def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -
         request: For errors.
     """
     if not path.is_symlink():
-        raise request.error(
-            f"{path_text} must be a plain file", "a FIFO, socket or device", "remove it"
-        )
+        raise request.error(f"{path_text} is a FIFO, socket or device", hint="Remove it")
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
         raise request.error(
-            f"{path_text} must be a file", "a link to nothing", "remove it"
+            f"{path_text} is a link to a file that is gone", hint="Remove it"
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
-            f"{path_text} must stay inside the raw folder",
-            "a link to a folder or out of the raw folder",
-            "replace it by the file itself",
+            f"{path_text} is a link to a folder or out of the raw folder",
+            hint="Replace it by the file itself",
         )
 
 
@@ -637,13 +633,13 @@ class RawTree:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            hint = "download it again, or unpack it beside the others and take it away"
+            hint = "Download it again, or unpack it beside the others and take it away"
             if isinstance(refused, DamagedArchive):
-                hint += "; its name must end as its format does"
+                hint += ". Its name must end as its format does"
             raise request.error(
-                "archives of the raw download must be readable and safe",
-                f"{request.hashed(MARK.join((file, *inner)))}: {refused.reason}",
-                hint,
+                f"archive {request.hashed(MARK.join((file, *inner)))} cannot be read: "
+                f"{refused.reason}",
+                hint=hint,
             ) from None
         self.hidden += archive.hidden
         return names

@@ -95,7 +95,17 @@ def counting(numbers: Sequence[int]) -> str:
 
 
 class TableError(Exception):
-    """A table that cannot be read. Its arguments are a rule and a value; neither quotes a cell."""
+    """A table that cannot be read.
+
+    Args:
+        problem: What is wrong, to follow the table's name; it quotes no cell.
+        hint: What to do.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
 
 
 def read_xlsx(body: bytes) -> Lines:
@@ -107,12 +117,12 @@ def read_xlsx(body: bytes) -> Lines:
     try:
         import openpyxl
     except ImportError:
-        raise TableError("needs openpyxl", "not installed: pip install 'isweep[medical]'") from None
+        raise TableError(
+            "needs openpyxl, which is not installed", hint="Run `pip install 'isweep[medical]'`"
+        ) from None
     parts = open_zip(io.BytesIO(body), MAX_WORKBOOK_PARTS).infolist()
     if sum(part.file_size for part in parts) > MAX_UNPACKED_BYTES:
-        raise TableError(
-            f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "it declares more"
-        )
+        raise TableError(f"declares more than {MAX_UNPACKED_BYTES:,} bytes")
     stream = io.BytesIO(body)
     book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
@@ -166,16 +176,13 @@ def read_jsonl(body: bytes) -> Lines:
     for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
-        rule = "must have one JSON object a line"
         try:
             record = read_json(line)
         except (ValueError, RecursionError) as error:
-            value = f"another in line {number}"
-            if str(error) == REPEATED_KEY:
-                value += f", {REPEATED_KEY}"
-            raise TableError(rule, value) from None
+            reason = f" ({REPEATED_KEY})" if str(error) == REPEATED_KEY else ""
+            raise TableError(f"has no JSON object in line {number}{reason}") from None
         if not isinstance(record, dict):
-            raise TableError(rule, f"another in line {number}")
+            raise TableError(f"has no JSON object in line {number}")
         records.append(record)
         numbers.append(number)
         keys |= dict.fromkeys(record)
@@ -232,7 +239,7 @@ def read_parquet(body: bytes) -> Lines:
             rows.append(list(row))
             num_characters += sum(map(len, row))
         if num_characters > MAX_UNPACKED_BYTES:
-            raise TableError(f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more")
+            raise TableError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
     # The header is no row of the file; pandas counts the rows from 0.
     return Lines(rows, range(-1, len(rows) - 1))
 
@@ -249,9 +256,9 @@ def read_text(body: bytes) -> Lines:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise TableError("must be UTF-8 text", "other bytes; save it as .csv in UTF-8") from None
+        raise TableError("is not UTF-8 text", hint="Save it as .csv in UTF-8") from None
     if "\0" in text:
-        raise TableError("must be UTF-8 text", "zero bytes; save it as .csv in UTF-8")
+        raise TableError("is not text: it has zero bytes", hint="Save it as .csv in UTF-8")
     csv.field_size_limit(MAX_CELL_LENGTH)
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -269,8 +276,8 @@ def read_text(body: bytes) -> Lines:
                 numbers.append(number)
     except csv.Error:
         raise TableError(
-            "must be well-formed",
-            f"broken quotes or a huge cell in the row after {number}; close what is quoted",
+            f"has broken quotes or a huge cell in the row after {number}",
+            hint="Close what is quoted",
         ) from None
     while rows and rows[0][0].startswith("#") and KNOWN_KEYS.isdisjoint(map(column_key, rows[0])):
         del rows[0]
@@ -309,13 +316,13 @@ READERS: dict[str, TableFormat] = {
     ".parquet": TableFormat(read_parquet, "a whole Parquet file"),
 }
 """Ending -> format of a table that is not text with delimiters."""
-SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
+SAVE_AGAIN = "Copy it again, or save it as .csv. Its name must end as its format does"
 
 
 def _check_width(cells: Collection[str]) -> None:
     """Check that a row has at most :data:`MAX_COLUMNS` cells."""
     if len(cells) > MAX_COLUMNS:
-        raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "a cell further right")
+        raise TableError(f"has a cell to the right of column {MAX_COLUMNS:,}")
 
 
 def label_text(value: object) -> str:
@@ -377,7 +384,7 @@ def read_columns(
         DataError: The table has no line, columns are missing or repeated, or rows are ragged.
     """
     if not lines.rows:
-        raise _error(request, path, "must have a header line", "no line at all")
+        raise _error(request, path, "is empty")
     keys = list(map(column_key, lines.rows[0]))
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]
@@ -385,13 +392,12 @@ def read_columns(
         raise _error(
             request,
             path,
-            f"must have the columns {', '.join(needed)}",
-            f"no {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
-            f"call it {missing[0]}",
+            f"has no column {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
+            hint=f"Call it {missing[0]}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
-        raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
+        raise _error(request, path, f"has several columns named {', '.join(repeated)}")
     _check_even(path, lines, request)
     columns = {}
     for name in names:
@@ -410,12 +416,11 @@ def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
             ragged.append(number)
     if ragged:
         count = plural(len(ragged), "row")
-        value = f"{count} with another number of columns, first row {ragged[0]}"
         raise _error(
             request,
             path,
-            f"must have {width} columns in every line",
-            f"{value} ({counting(table.numbers)})",
+            f"has {count} with another number of cells than the {width} of the header; the first "
+            f"is row {ragged[0]} ({counting(table.numbers)})",
         )
 
 
@@ -435,12 +440,12 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
         body = read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
         return table_format.read(body)
     except TableError as error:
-        raise _error(request, path, *error.args) from None
+        raise _error(request, path, error.problem, hint=error.hint) from None
     except SkipItem as skip:
-        raise _error(request, path, "must be readable", skip.reason, SAVE_AGAIN) from None
+        raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
     except Exception as error:  # readers raise almost anything, with cells in the text
         raise _error(
-            request, path, f"must be {table_format.name}", type(error).__name__, SAVE_AGAIN
+            request, path, f"is not {table_format.name} ({type(error).__name__})", hint=SAVE_AGAIN
         ) from None
 
 
@@ -481,11 +486,9 @@ KNOWN_KEYS = frozenset(
 )
 
 
-def _error(
-    request: RawRequest, path: Path | str, rule: str, value: str, hint: str = ""
-) -> DataError:
+def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "") -> DataError:
     """Return an error about a table, which it names by a hash."""
-    return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", value, hint)
+    return request.error(f"table {request.hashed(PurePath(path).name)} {problem}", hint=hint)
 
 
 def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:

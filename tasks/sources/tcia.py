@@ -94,7 +94,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise request.error(
-            f"the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none"
+            f"the mapping table has none of the columns {CLASSIC}, {DESCRIPTIVE} and {INSTANCE}"
         )
     excluded = Counter[str]()
     skipped: list[tuple[str, str]] = []
@@ -151,14 +151,12 @@ def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
         patient, start, end = (row[column] for column in BOX_COLUMNS)
         if any(map(is_missing, (patient, start, end))):
             raise request.error(
-                "every annotation box must have a patient and two slices", "a blank cell"
+                "an annotation box has no patient, or not two slices: a cell is blank"
             )
         try:
             box = Box(int(start.removesuffix(".0")), int(end.removesuffix(".0")))
         except ValueError:
-            raise request.error(
-                "slices of the annotation boxes must be whole numbers", "other cells"
-            ) from None
+            raise request.error("a slice of an annotation box is not a whole number") from None
         boxes[patient].add(box)
     for patient_boxes in boxes.values():
         if any(box.start > box.end for box in patient_boxes):
@@ -362,9 +360,7 @@ def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> li
             continue
         score = SCORE_CELL.fullmatch(row[SCORE])
         if score is None:
-            raise request.error(
-                "UCLA scores must be whole numbers from 0 to 5, or blank", "another cell"
-            )
+            raise request.error("a UCLA score is not blank and not a whole number from 0 to 5")
         targets.append(Target(int(score[1]), row[SERIES], row[PATIENT]))
     return targets
 

@@ -26,7 +26,7 @@ from tasks.sources.tables import cell_text, read_json
 
 MAX_LABEL_BYTES = 1 << 16
 """Bytes of a ``.cls`` or ``.json`` file."""
-EXPECTED = "expected: shards with <key>.jpg and <key>.cls (or <key>.json with label)"
+EXPECTED = "Use shards with <key>.jpg and <key>.cls (or <key>.json with label)"
 
 
 @dataclass
@@ -65,7 +65,7 @@ def list_samples(request: RawRequest) -> Listing:
     names = raw_names(request, hidden)
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
-        raise request.error("the folder must hold .tar shards", "none")
+        raise request.error("the folder has no .tar shards")
     hidden_members: list[str] = []
     all_samples = []
     for shard in shards:
@@ -88,7 +88,7 @@ def list_samples(request: RawRequest) -> Listing:
         else:
             excluded["neither image nor label"] += 1
     if not samples:
-        raise request.error("the shards must hold samples", "none", EXPECTED)
+        raise request.error("the shards have no samples", hint=EXPECTED)
     cells = {}
     for column, name in columns.name_in_data.items():
         cells[column] = [sample.values.get(name, "") for sample in samples]
@@ -127,14 +127,13 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
         hidden += archive.hidden
     except SkipItem as skip:
         raise request.error(
-            f"shard {request.hashed(shard)} must be readable and safe",
-            skip.reason,
-            "copy it again; its name must end as its format does",
+            f"shard {request.hashed(shard)} cannot be read: {skip.reason}",
+            hint="Copy it again. Its name must end as its format does",
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
-            ".cls must be UTF-8 text, and .json hold JSON, each key once",
-            f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}",
+            ".cls is not UTF-8 text, or .json is not JSON with each key once, in "
+            f"{request.hashed(f'{shard}{MARK}{member}')}"
         ) from None
     return list(samples.values())
 
@@ -153,9 +152,8 @@ def _add_file(
     elif is_single_image_name(f"x.{ending}"):
         if sample.image:
             raise request.error(
-                "a sample must have one image",
-                f"two in {request.hashed(sample.locator)}",
-                "files are one sample up to the first dot of their names",
+                f"two images belong to one sample in {request.hashed(sample.locator)}",
+                hint="Rename one: a sample is all files up to the first dot of their names",
             )
         sample.image = member
 
@@ -172,7 +170,5 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
         return cls_label or json_label
     label_map = dict(request.dataset.label_map)
     if label_map.get(json_label, json_label) != label_map.get(cls_label, cls_label):
-        raise request.error(
-            ".cls and .json must give one label", f"two in {request.hashed(sample.locator)}"
-        )
+        raise request.error(f".cls and .json give two labels in {request.hashed(sample.locator)}")
     return cls_label

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
-from search_spaces.specs import AttackSpec, RecipeSpec
+from search_spaces.specs import AttackMeasurement, RecipeSpec
 from tasks.trials.records import AttackRecord
 from tasks.trials.training import (
     Evaluation,
@@ -69,7 +69,7 @@ def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int
 def run_clean_pass(
     model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
 ) -> CleanPass:
-    """Run clean images forward, and back to the pixels, in batches of ``batch_size``."""
+    """Compute outputs and gradient signs of clean images, in batches of ``batch_size``."""
     batches: list[CleanPass] = []
     with evaluation_mode(model):
         for pixels, batch_labels in image_batches(images, labels, batch_size):
@@ -227,58 +227,53 @@ def attack_all(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    attacks: AttackSpec,
+    attacks: Sequence[AttackMeasurement],
     clean: CleanPass,
     *,
     batch_size: int,
-    loss_rule: LossRule = "mean_over_examples",
+    loss_rule: LossRule,
 ) -> list[AttackRecord]:
-    """Attack every image with every method and epsilon of ``attacks``.
+    """Attack every image with every attack.
 
     Args:
         model: maps pixels to logits. Its mode is restored afterwards.
         images: pixels in [0, 255] of any type; they are not written to.
         labels: the true labels.
-        attacks: methods with their parameters, and epsilons in units of 1/255 of the range.
+        attacks: method, epsilon and parameters of each attack.
         clean: what :func:`run_clean_pass` returned for these images.
         batch_size: images per pass. It changes nothing but speed and memory.
         loss_rule: how losses are averaged, both of clean and of attacked images.
 
     Returns:
-        One record for each method and epsilon: all epsilons of the first method, then the next.
+        One record for each attack.
     """
-    settings = [(method, epsilon) for method in attacks.methods for epsilon in attacks.epsilons]
-    if not settings:
-        return []
-    functions = {method: attack_function(method) for method in attacks.methods}
-    outcomes: dict[tuple[str, float], list[AttackOutcome]] = {setting: [] for setting in settings}
+    functions = [attack_function(attack.method) for attack in attacks]
+    outcomes: list[list[AttackOutcome]] = [[] for _ in attacks]
     signs = torch.split(clean.gradient_sign, batch_size)
     rows = torch.split(torch.arange(len(images)), batch_size)
     parts = zip(image_batches(images, labels, batch_size), signs, rows, strict=True)
     with evaluation_mode(model), torch.no_grad():
         for (pixels, batch_labels), batch_signs, batch_rows in parts:
             batch = AttackBatch(pixels, batch_labels, batch_signs, batch_rows)
-            for method, epsilon in settings:
-                values = attacks.all_parameters(method)
-                adversarial = functions[method](model, batch, epsilon, **values)
+            for attack, function, batches in zip(attacks, functions, outcomes, strict=True):
+                values = ATTACKS[attack.method].values(dict(attack.parameters))
+                adversarial = function(model, batch, attack.epsilon, **values)
                 losses, correct = scores_per_image(model(adversarial), batch_labels)
                 unchanged = (adversarial == pixels).flatten(1).all(dim=1)
-                outcomes[method, epsilon].append(AttackOutcome(losses, correct, unchanged))
+                batches.append(AttackOutcome(losses, correct, unchanged))
     return [
-        _attack_record(attacks, method, epsilon, clean, outcomes[method, epsilon], loss_rule)
-        for method, epsilon in settings
+        _attack_record(attack, clean, batches, loss_rule)
+        for attack, batches in zip(attacks, outcomes, strict=True)
     ]
 
 
 def _attack_record(
-    attacks: AttackSpec,
-    method: str,
-    epsilon: float,
+    attack: AttackMeasurement,
     clean: CleanPass,
     batches: Sequence[AttackOutcome],
     loss_rule: LossRule,
 ) -> AttackRecord:
-    """Return the record of one attack at one strength, from its outcomes on all batches."""
+    """Return the record of one attack, from its outcomes on all batches."""
     correct = torch.cat([batch.correct for batch in batches])
     unchanged = torch.cat([batch.unchanged for batch in batches])
     before = clean.evaluation(loss_rule)
@@ -292,9 +287,9 @@ def _attack_record(
     elif not math.isfinite(loss):
         reason = f"the loss on the attacked images is {loss}"
     return AttackRecord(
-        method=method,
-        epsilon=epsilon,
-        parameters=dict(attacks.changed_parameters(method)),
+        method=attack.method,
+        epsilon=attack.epsilon,
+        parameters=dict(attack.parameters),
         loss=None if reason else loss,
         loss_gain=None if reason else loss - before.loss,
         accuracy=accuracy,

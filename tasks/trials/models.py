@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,11 +25,12 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
-from search_spaces.models import NETWORK_FUNCTIONS, code_hash, source_files
+from search_spaces.models import MODELS, code_hash, source_files
 from search_spaces.specs import ModelSpec
+from tasks.trials import networks
 from tasks.trials.isolation import contained, seeded
 from tasks.trials.networks import PoolsFirst
-from tasks.trials.weights import Normalisation, normalization, start_from
+from tasks.trials.weights import Normalization, normalization, start_from
 
 
 class PixelModel(nn.Module):
@@ -43,7 +44,7 @@ class PixelModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, input_scale: float, normalized: Normalisation | None = None
+        self, network: nn.Module, input_scale: float, normalized: Normalization | None = None
     ) -> None:
         super().__init__()
         self.network = network
@@ -148,16 +149,12 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     network = _construct(
         spec,
         shape,
-        partial(
-            torchvision.models.get_model,
-            spec.architecture,
-            weights=None,
-            num_classes=shape.num_outputs,
-            **options | _arguments(spec),
-        ),
+        torchvision.models.get_model,
+        options,
+        weights=None,
+        num_classes=shape.num_outputs,
     )
     _set_input_channels(network, shape.in_channels)
-    _pool_first(network)
     return network
 
 
@@ -166,44 +163,33 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.architecture):
-        hint = "timm.list_models() lists the names"
+        hint = "List the names with timm.list_models()"
         similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
         if similar:
-            hint = f"nearest names: {', '.join(similar)}"
-        raise ConfigError("Unknown timm architecture", repr(spec.architecture), hint)
+            hint = f"Nearest names: {', '.join(similar)}"
+        raise ConfigError(f"Unknown timm architecture {spec.architecture!r}", hint=hint)
     options: dict[str, object] = {}
     if shape.dropout is not None:
         options["drop_rate"] = shape.dropout
     if timm.get_pretrained_cfg(spec.architecture).fixed_input_size:
         options["img_size"] = shape.image_size
-    network = _construct(
+    return _construct(
         spec,
         shape,
-        partial(
-            timm.create_model,
-            spec.architecture,
-            pretrained=False,
-            in_chans=shape.in_channels,
-            num_classes=shape.num_outputs,
-            **options | _arguments(spec),
-        ),
+        timm.create_model,
+        options,
+        pretrained=False,
+        in_chans=shape.in_channels,
+        num_classes=shape.num_outputs,
     )
-    _pool_first(network)
-    return network
-
-
-def _pool_first(network: nn.Module) -> None:
-    """Let a VGG pool before its ReLUs while it trains, which changes no number."""
-    if type(network).__name__ == "VGG":
-        network.features.__class__ = PoolsFirst
 
 
 def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
-    if spec.architecture not in NETWORK_FUNCTIONS:
-        raise unknown_name("isweep architecture", spec.architecture, NETWORK_FUNCTIONS)
-    module_name, _, name = NETWORK_FUNCTIONS[spec.architecture].partition(":")
-    function = getattr(importlib.import_module(module_name), name)
+    function = getattr(networks, spec.architecture, None)
+    if function is None:
+        known = [row.architecture for row in MODELS.values() if row.library == "isweep"]
+        raise unknown_name("isweep architecture", spec.architecture, known)
     network: nn.Module = function(
         num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
     )
@@ -242,26 +228,41 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
-            "A recipe with dropout needs a network that has dropout layers",
-            f"dropout {probability} for {spec.name}",
-            "leave dropout out of the recipe for this model",
+            f"The recipe has dropout {probability}, but {spec.name} has no dropout layers",
+            hint="Leave dropout out of the recipe for this model",
         )
     for layer in layers:
         layer.p = probability
 
 
-def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) -> nn.Module:
-    """Return ``make()``, a library's network, with its errors as ConfigErrors."""
+def _construct(
+    spec: ModelSpec,
+    shape: _Shape,
+    constructor: Callable[..., nn.Module],
+    defaults: dict[str, object],
+    **fixed: object,
+) -> nn.Module:
+    """Return a library's network.
+
+    The spec's arguments replace ``defaults``; if they name one of ``fixed``, that is an error.
+
+    Raises:
+        ConfigError: the arguments or the image size do not fit the network.
+    """
     try:
-        return make()
+        network = constructor(spec.architecture, **fixed, **defaults | _arguments(spec))
     except (AssertionError, ValueError) as error:  # transformers check the image size here
         raise _does_not_fit(spec, shape, error) from error
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            "The arguments of a network must be those that its library takes",
-            f"{spec.library} {spec.architecture} {dict(spec.arguments)}: {reason}",
+            f"{spec.library} {spec.architecture} does not take the arguments "
+            f"{dict(spec.arguments)}: {reason}",
         ) from error
+    if type(network).__name__ == "VGG":
+        # It then pools before its ReLUs while it trains, which changes no number.
+        network.features.__class__ = PoolsFirst
+    return network
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
@@ -279,11 +280,11 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     except (Exception, SystemExit) as error:
         # A library's network fails if the image is too small for it; a user's may fail in any way.
         if spec.library == "own":
-            if fails_by_pixels(error, model, input_shape):
+            if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
-                "Your own network must take a batch of images",
-                f"{spec.architecture} raised {one_line(error)} on {input_shape} float32",
+                f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
+                f"of shape {input_shape}",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
@@ -296,10 +297,10 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     if isinstance(logits, Tensor):
         returned = str(tuple(logits.shape))
     raise ConfigError(
-        "A model returns one row of logits per image",
         f"{spec.library} {spec.architecture} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs",
-        "choose a classification architecture",
+        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, "
+        "not one row of logits per image",
+        hint="Choose a classification architecture",
     )
 
 
@@ -334,9 +335,8 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
         reason = str(error).splitlines()[0]
     image = f"{shape.in_channels}x{shape.image_size}x{shape.image_size}"
     return ConfigError(
-        "An image must be large enough, and of a size that fits, for the architecture",
-        f"{image} for {spec.library} {spec.architecture} ({reason})",
-        "choose a larger image_size (VGGs need at least 32) or another model",
+        f"{spec.library} {spec.architecture} cannot take images of {image} ({reason})",
+        hint="Choose a larger image_size (VGGs need at least 32) or another model",
     )
 
 
@@ -382,16 +382,15 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
         raise ConfigError(
-            "The source of your own network must stay as it was planned",
-            reference,
-            "run the sweep again",
+            f"The source of your network {reference} has changed since the sweep was planned",
+            hint="Run the sweep again",
         )
     module_name, _, name = reference.partition(":")
     try:
         function = getattr(_import_hashed(module_name, reference), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            "Your own network must be importable", f"{reference}: {one_line(error)}"
+            f"Your network {reference} cannot be imported: {one_line(error)}"
         ) from error
     try:
         network = function(
@@ -404,17 +403,15 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            "Your own function must build a network",
-            f"{reference} raised {one_line(error)}",
-            f"it is called with {_SIGNATURE}",
+            f"Your function {reference} raised {one_line(error)}",
+            hint=f"Let it take the arguments {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            "Your own function must return a torch.nn.Module",
-            f"{reference}: {type(network).__name__}",
+            f"Your function {reference} returned {type(network).__name__}, not a torch.nn.Module",
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError("Your own network must have parameters to train", f"{reference}: none")
+        raise ConfigError(f"Your network {reference} has no parameters to train")
     return network
 
 
@@ -430,7 +427,9 @@ def _import_hashed(module_name: str, reference: str) -> object:
     return importlib.import_module(module_name)
 
 
-def fails_by_pixels(error: BaseException, model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+def may_work_on_other_images(
+    error: BaseException, model: nn.Module, input_shape: tuple[int, ...]
+) -> bool:
     """Return whether a forward pass that failed on black images may work on other images.
 
     If so, only the trials whose images make it fail should fail.

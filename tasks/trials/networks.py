@@ -1,8 +1,9 @@
 """Small networks of our own, for short trainings on a CPU.
 
-A network is one function here and one row in :data:`search_spaces.models.MODELS`. A function takes
-keyword arguments only and returns a module that maps float pixels ``(num_images, in_channels,
-image_size, image_size)`` to logits ``(num_images, num_outputs)``.
+A network is one function here, and one row in :mod:`search_spaces.models` with the function's name
+as its architecture. A function takes keyword arguments only. It returns a module that maps float
+pixels ``(num_images, in_channels, image_size, image_size)`` to logits ``(num_images,
+num_outputs)``.
 """
 
 from __future__ import annotations

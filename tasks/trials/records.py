@@ -28,6 +28,31 @@ NUM_SCORED_EPOCHS = 10
 """Epochs, about, after which the test images are evaluated during a training."""
 
 
+@dataclass(frozen=True)
+class ComputeOptions:
+    """The device, threads and memory of a trial. No option is part of an identity.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
+        num_threads: torch threads on the CPU.
+        gpu_fraction: share of the GPU's memory that the trial may take; None sets no limit.
+        micro_batch: images per pass in training if memory is short; None for whole batches. Other
+            passes shrink in proportion. The update is that of the whole batch, but batch norm sees
+            the parts. It is part of the result.
+        graphs: True to capture training steps on a GPU as graphs and replay them.
+    """
+
+    device: str = "cpu"
+    num_threads: int = 1
+    gpu_fraction: float | None = None
+    micro_batch: int | None = None
+    graphs: bool = False
+
+
+ON_ONE_THREAD = ComputeOptions()
+"""One thread of the CPU."""
+
+
 class SearchStatus(StrEnum):
     """End of a search's trial. Each one is a result, not a failure."""
 
@@ -119,7 +144,7 @@ class RadiusSummary(Finding):
     mean_per_pixel: float
 
 
-class RadiusRecord(Finding):
+class RobustnessRecord(Finding):
     """Adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
@@ -266,18 +291,18 @@ class AttackRecord(Finding):
 
 
 class FurtherTestRecord(Finding):
-    """Scores of a trained network on a further test set: the test images, some of them changed.
+    """Scores of a trained network on a further test set: the test images, some of them moved.
 
     Attributes:
-        name: the condition that changed them.
-        num_moved: images that it changed.
+        name: the condition that moved them.
+        num_moved: images that it moved toward an image of another class.
         loss: mean cross-entropy over all images, in nats; None if it is not finite.
         accuracy: accuracy over all images.
-        moved_loss: mean loss over the changed images; None if it is not finite, or none changed.
-        moved_accuracy: accuracy over the changed images; None if none changed.
+        moved_loss: mean loss over the moved images; None if it is not finite, or none moved.
+        moved_accuracy: accuracy over the moved images; None if none moved.
         unmoved_loss: mean loss over the other images, which are those of the test set; None if it
-            is not finite, or all changed.
-        unmoved_accuracy: accuracy over the other images; None if all changed.
+            is not finite, or all moved.
+        unmoved_accuracy: accuracy over the other images; None if all moved.
         robustness: adversarial robustness R on the images of ``TrialResult.robustness``, if
             requested.
     """
@@ -290,7 +315,7 @@ class FurtherTestRecord(Finding):
     moved_accuracy: float | None
     unmoved_loss: float | None
     unmoved_accuracy: float | None
-    robustness: RadiusRecord | None = None
+    robustness: RobustnessRecord | None = None
 
 
 class NetworkScores(Finding):
@@ -376,7 +401,7 @@ class TrialResult(Finding):
     history: tuple[EpochRecord, ...] = ()
     test_history: tuple[EpochScore, ...] = ()
     best_epoch: int | None = None
-    robustness: RadiusRecord | None = None
+    robustness: RobustnessRecord | None = None
     further_tests: tuple[FurtherTestRecord, ...] = ()
     weights: KeptFile | None = None
     weights_note: str = ""

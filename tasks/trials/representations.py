@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import SweepError
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.measure import intrinsic_dimension
@@ -81,8 +81,8 @@ class Features:
         """Add a batch of activations, flattened."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # Not in pinned memory: a ResNet-50's gigabyte takes longer to pin than to copy, and
-            # Windows gives WSL no such piece (microsoft/WSL#8447).
+            # Not in pinned memory: the gigabyte of a ResNet-50 takes longer to pin than to copy,
+            # and WSL cannot pin that much at once (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
@@ -93,7 +93,7 @@ class Features:
 
 
 @contextmanager
-def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
+def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
     """Collect the last hidden layer of the images that pass ``model`` within the block.
 
     Args:
@@ -128,13 +128,8 @@ def extract_features(
 
     At 224 pixels there are 25,088 features for ResNet-18 and 34, 100,352 for ResNet-50 and 4,096
     for VGGs. ``batch_size`` changes nothing but speed and memory.
-
-    Raises:
-        DataError: there are no images.
     """
-    if not len(images):
-        raise DataError("There must be at least one image to take features of", "none")
-    with features_read(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
+    with collect_features(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
             model(as_pixels(images[start : start + batch_size]))
     return features.array
@@ -256,7 +251,7 @@ def _side(output: Tensor) -> int:
     return first if has_channels_last else third
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageRows:
     """Activations after one stage, as a :class:`~tasks.measures.distances.BlockSource`.
 
@@ -276,7 +271,7 @@ class StageRows:
     row_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_shape", self._activations(self.images[:1]).shape[1:])
+        self.row_shape = self._activations(self.images[:1]).shape[1:]
 
     @property
     def num_rows(self) -> int:

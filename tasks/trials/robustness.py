@@ -15,21 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.errors import DataError
+from search_spaces.specs import RobustnessSpec
 from tasks.trials.attacks import PIXEL_MAX, expand_like, margin_gradient
-from tasks.trials.records import RadiusRecord, RadiusSummary
+from tasks.trials.records import RadiusSummary, RobustnessRecord
 from tasks.trials.training import evaluation_mode
 
-NUM_STEPS = 100
-NUM_BISECTIONS = 20
 RADIUS_RATE = (0.05, 0.001)
 """Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN keeps
 0.05; a finer end comes closer to the decision boundary."""
 STEP_SIZE = (1.0, 0.01)
 """Length of a gradient step as a multiple of the current radius, at the first and the last step.
 DDN anneals over the same range, but with absolute lengths, from a radius of 1."""
-QUERY_BLOCK = 50
-"""Query images whose distances to the pool are computed in one block."""
+SAMPLE_BLOCK = 50
+"""Sampled images whose distances to the pool are computed in one block."""
 POOL_BLOCK = 256
 """Pool images that are converted to float32 in one block."""
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
@@ -38,71 +36,55 @@ RANGE_TOLERANCE = 1e-3
 may miss the limit by a float32 rounding."""
 
 
-def measure_radii(
+def measure_robustness(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    pool: Tensor,
+    train_images: Tensor,
+    spec: RobustnessSpec,
     *,
-    num_images: int,
     seed: int,
-    batch_size: int = QUERY_BLOCK,
-    num_steps: int = NUM_STEPS,
-    num_bisections: int = NUM_BISECTIONS,
-) -> RadiusRecord:
+    batch_size: int,
+) -> RobustnessRecord:
     """Measure the robustness R of ``model`` on a seeded sample of ``images``.
 
     Args:
         model: maps pixels in [0, 255] to logits. Its mode is restored afterwards.
         images: ``(num_images, channels, height, width)``, pixels in [0, 255] of any type.
         labels: the true labels.
-        pool: additional images, normally the training set, that are searched for starting points.
-        num_images: size of the sample; all images where there are fewer.
+        train_images: further images that are searched for starting points.
+        spec: size of the sample, and effort per image. If there are fewer images, all are taken.
         seed: chooses the sample.
         batch_size: images per pass. It changes nothing but speed and memory.
-        num_steps: gradient steps, see :func:`minimal_perturbations`.
-        num_bisections: bisections, see :func:`minimal_perturbations`.
-
-    Raises:
-        DataError: there are no images.
     """
-    if not len(images) or num_images < 1:
-        value = f"{len(images)} images, {num_images} asked for"
-        raise DataError("Robustness needs at least one image", value)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:num_images])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[: spec.num_images])
     sample = torch.from_numpy(rows).to(images.device)
-    candidates = torch.cat([pool, images])
-    candidate_classes = _predict(model, candidates, batch_size)
-    sample_classes = candidate_classes[len(pool) + sample]
+    pool = torch.cat([train_images, images])
+    pool_classes = _predict(model, pool, batch_size)
+    sample_classes = pool_classes[len(train_images) + sample]
     radii: list[Tensor] = []
     at_pixel_limit: list[Tensor] = []
-    for start in range(0, len(sample), QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
+    for start in range(0, len(sample), SAMPLE_BLOCK):
+        block = slice(start, start + SAMPLE_BLOCK)
         pixels = images[sample[block]].to(torch.float32, copy=True)
         classes = sample_classes[block]
-        starts = nearest_of_another_class(pixels, classes, candidates, candidate_classes)
+        starts = nearest_of_another_class(pixels, classes, pool, pool_classes)
         for first in range(0, len(pixels), batch_size):
             batch = slice(first, first + batch_size)
             perturbations = minimal_perturbations(
-                model,
-                pixels[batch],
-                classes[batch],
-                starts[batch],
-                num_steps=num_steps,
-                num_bisections=num_bisections,
+                model, pixels[batch], classes[batch], starts[batch], spec
             )
             radii.append(_norms(perturbations.double()))
             at_pixel_limit.append(
                 _is_at_pixel_limit(model, pixels[batch], perturbations, classes[batch])
             )
-    return _radius_record(
+    return _robustness_record(
         radii=torch.cat(radii).cpu().numpy(),
         at_pixel_limit=torch.cat(at_pixel_limit).cpu().numpy(),
         is_wrong=(sample_classes != labels[sample]).cpu().numpy(),
         rows=rows,
         num_values=images[0].numel(),
-        num_steps=num_steps,
-        num_bisections=num_bisections,
+        spec=spec,
     )
 
 
@@ -120,9 +102,7 @@ def minimal_perturbations(
     images: Tensor,
     classes: Tensor,
     starts: Tensor,
-    *,
-    num_steps: int = NUM_STEPS,
-    num_bisections: int = NUM_BISECTIONS,
+    spec: RobustnessSpec,
 ) -> Tensor:
     """Return, for every image, the smallest perturbation found that changes its class.
 
@@ -132,33 +112,32 @@ def minimal_perturbations(
     Args:
         model: maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
-        classes: ``(num_images,)`` int64, the class of each image before it is perturbed. It is
-            given, not predicted again: near a tie another batch size may predict another class, of
-            which ``starts`` knows nothing.
-        starts: for each image one of another class, NaN where none is known.
-        num_steps: gradient steps, one forward and one backward pass each.
-        num_bisections: forward passes of a binary search for the decision boundary, before and
-            after the gradient steps.
+        classes: ``(num_images,)`` int64, the class of each image before it is perturbed. It is not
+            predicted again: near a tie another batch size may predict another class, for which
+            ``starts`` would be wrong.
+        starts: an image of another class for each image; NaN if none is known.
+        spec: number of gradient steps, and of forward passes of a binary search for the decision
+            boundary, before and after the gradient steps.
 
     Returns:
         Perturbations of the shape of ``images``, so that the sums lie within the pixel range; NaN
         where none was found.
     """
     with evaluation_mode(model):
-        best = _bisect(model, images, classes, starts - images, num_bisections)
+        best = _bisect(model, images, classes, starts - images, spec.num_bisections)
         best_norms = _norms(best).nan_to_num(math.inf)
         # Without a start the radius begins at the norm of the image, and grows from there.
         radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
         perturbations = torch.zeros_like(images)
-        for step in range(num_steps):
+        for step in range(spec.num_steps):
             margins, gradient = margin_gradient(model, images + perturbations, classes)
             is_adversarial = (margins < 0) & ~gradient.flatten(1).isnan().any(1)
             norms = _norms(perturbations)
             is_better = is_adversarial & (norms < best_norms)
             best = torch.where(expand_like(is_better, images), perturbations, best)
             best_norms = torch.where(is_better, norms, best_norms)
-            rate = _annealed(RADIUS_RATE, step, num_steps)
-            step_size = _annealed(STEP_SIZE, step, num_steps)
+            rate = _annealed(RADIUS_RATE, step, spec.num_steps)
+            step_size = _annealed(STEP_SIZE, step, spec.num_steps)
             shrunk = torch.minimum(radii, best_norms) * (1 - rate)
             radii = torch.where(is_adversarial, shrunk, radii * (1 + rate))
             descent = expand_like(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
@@ -168,7 +147,7 @@ def minimal_perturbations(
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
             on_sphere = images + _unit(directions) * expand_like(radii, images)
             perturbations = on_sphere.clamp(0, PIXEL_MAX) - images
-        return _bisect(model, images, classes, best, num_bisections)
+        return _bisect(model, images, classes, best, spec.num_bisections)
 
 
 def _annealed(first_and_last: tuple[float, float], step: int, num_steps: int) -> float:
@@ -193,7 +172,7 @@ def nearest_of_another_class(
 
 
 def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
-    """Summarise radii ``(num_images,)`` of images with ``num_values`` pixel values each.
+    """Summarize radii ``(num_images,)`` of images with ``num_values`` pixel values each.
 
     Returns:
         None if there is no radius.
@@ -219,16 +198,15 @@ def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummar
     )
 
 
-def _radius_record(
+def _robustness_record(
     *,
     radii: NDArray[np.float64],
     at_pixel_limit: NDArray[np.bool_],
     is_wrong: NDArray[np.bool_],
     rows: NDArray[np.int64],
     num_values: int,
-    num_steps: int,
-    num_bisections: int,
-) -> RadiusRecord:
+    spec: RobustnessSpec,
+) -> RobustnessRecord:
     """Return the record of radii ``(num_images,)``, which are NaN where none was found."""
     has_radius = np.isfinite(radii)
     reason = "the network puts every image that was tried in one class"
@@ -242,7 +220,7 @@ def _radius_record(
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
     # Without any radius there is no mean to report: one over the misclassified images alone would
     # be 0, however robust the network is on the others.
-    return RadiusRecord(
+    return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
         true=true,
         radii=tuple(radius if math.isfinite(radius) else None for radius in radii.tolist()),
@@ -250,8 +228,8 @@ def _radius_record(
         wrong=tuple(is_wrong.tolist()),
         num_not_found=int((~has_radius).sum()),
         box_share=share_at_limit,
-        num_steps=num_steps,
-        num_bisections=num_bisections,
+        num_steps=spec.num_steps,
+        num_bisections=spec.num_bisections,
         reason=reason,
     )
 

@@ -44,9 +44,10 @@ def classification_scores(
 
 
 def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve: the share of pairs with a higher score for the positive.
+    """Return the area under the ROC curve; None if one of the two classes has no image.
 
-    Ties count half. None if one of the two classes has no image.
+    It is the share of pairs of a positive and a negative image in which the positive one has the
+    higher score. Ties count half.
 
     Args:
         scores: ``(num_images,)``.
@@ -58,9 +59,9 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
         return None
     # The Mann-Whitney U statistic over the number of pairs. Equal scores share the mean of their
     # ranks. Written out, because importing scipy.stats would cost each worker a second.
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, value_index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum() - (counts - 1) / 2
-    rank_sum = float(mean_ranks[place][positive].sum())
+    rank_sum = float(mean_ranks[value_index][positive].sum())
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
@@ -76,8 +77,8 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.
     """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     error = 0.0
-    for one_bin in np.unique(bins):
-        in_bin = bins == one_bin
+    for bin_index in np.unique(bins):
+        in_bin = bins == bin_index
         gap = abs(confidences[in_bin].mean() - is_correct[in_bin].mean())
         error += float(gap * in_bin.mean())
     return error
@@ -138,4 +139,4 @@ def from_parquet(data: bytes) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(data))
     except (OSError, ValueError) as error:  # pyarrow's errors are of one of these types
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept predictions must be a Parquet file", reason) from error
+        raise CorruptStoreError(f"Kept predictions are not a Parquet file: {reason}") from error

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
-from tasks.trials.records import EVALUATION_PASS, EpochRecord
+from tasks.trials.records import EVALUATION_PASS, EpochRecord, EpochScore
 
 SGD_MOMENTUM = 0.9
 WARM_UP_STEPS = 3
@@ -65,9 +65,6 @@ class Step:
         micro_batch: images that pass the network at once; None for the whole batch. The step is
             that of the whole batch, but batch norm sees the parts.
         capturable: let the optimizer count its steps on the device, as a graph needs it.
-
-    Raises:
-        ConfigError: ``micro_batch`` is below 1.
     """
 
     def __init__(
@@ -80,10 +77,6 @@ class Step:
         *,
         capturable: bool = False,
     ) -> None:
-        if micro_batch is not None and micro_batch < 1:
-            raise ConfigError(
-                "micro_batch must be at least one image", str(micro_batch), "leave it out"
-            )
         self.model = model
         self.images = images
         self.labels = labels
@@ -158,6 +151,23 @@ class CaptureError(RuntimeError):
     """A step could not be captured; its memory is lost until the process ends (pytorch#190308)."""
 
 
+def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture ``work`` on the current CUDA device, without running it, and return its replay.
+
+    Raises:
+        CaptureError: it cannot be captured. The cause is the original error.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptureError(f"a step could not be captured: {reason}") from error
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
 class CapturedSteps:
     """Graphs of a step, one per batch size: one of full batches, another of the ragged last one.
 
@@ -170,15 +180,14 @@ class CapturedSteps:
 
     Args:
         step: what is captured.
-        record: captures work and returns its replay; :func:`record_graph` unless a test gives
-            another.
+        record: captures work and returns its replay, as :func:`record_graph` does.
     """
 
     def __init__(
-        self, step: Step, record: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+        self, step: Step, record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph
     ) -> None:
         self._step = step
-        self._record = record or record_graph
+        self._record = record
         # Each by batch size. A graph reads its rows from the same tensor at every replay.
         self._rows: dict[int, Tensor] = {}
         self._replays: dict[int, Callable[[], None]] = {}
@@ -198,23 +207,6 @@ class CapturedSteps:
             self._replays[size] = self._record(lambda: self._step.take(self._rows[size]))
         self._rows[size].copy_(rows)
         self._replays[size]()
-
-
-def record_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture ``work`` on the current CUDA device, without running it, and return its replay.
-
-    Raises:
-        CaptureError: it cannot be captured. The cause is the original error.
-    """
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            work()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CaptureError(f"a step could not be captured: {reason}") from error
-    replay: Callable[[], None] = graph.replay
-    return replay
 
 
 @contextmanager
@@ -275,8 +267,8 @@ class Checkpoints:
 
     A checkpoint holds the weights, the optimizer's state, the generators of batch order and
     dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
-    same to the last bit. A training that began on a CPU starts again on a GPU, and the other way
-    round: its numbers would be those of neither.
+    same to the last bit. A training that began on a CPU is not continued on a GPU, nor the other
+    way round: its numbers would be those of neither.
 
     Args:
         read: returns the latest complete state, or None if there is none.
@@ -284,7 +276,8 @@ class Checkpoints:
         interval_s: seconds between two saves.
 
     Attributes:
-        notes: further records of the training so far, as plain values; saved and restored with it.
+        test_history: scores on the test images so far. They are the caller's, and are saved and
+            restored with the training.
     """
 
     def __init__(
@@ -294,7 +287,7 @@ class Checkpoints:
         *,
         interval_s: float = CHECKPOINT_INTERVAL_S,
     ) -> None:
-        self.notes: list[dict[str, Any]] = []
+        self.test_history: list[EpochScore] = []
         self._read = read
         self._save = save
         self._interval_s = interval_s
@@ -330,9 +323,8 @@ class Checkpoints:
         torch.set_rng_state(state["dropout"])
         if was_on_gpu:
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
-        if "outside_torch" in state:
-            set_states_outside_torch(*state["outside_torch"])
-        self.notes[:] = state["notes"]
+        set_states_outside_torch(*state["outside_torch"])
+        self.test_history[:] = [EpochScore.model_validate(score) for score in state["notes"]]
         return [EpochRecord(**record) for record in state["history"]]
 
     def save_if_due(
@@ -357,7 +349,7 @@ class Checkpoints:
             "dropout_cuda": dropout_cuda,
             "outside_torch": states_outside_torch(),
             "history": [asdict(record) for record in history],
-            "notes": self.notes,
+            "notes": [score.plain() for score in self.test_history],
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -365,7 +357,7 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
 
-def resident(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
+def to_device(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
     """Return ``array`` as a tensor on ``device``.
 
     On a CPU the tensor shares the array's memory and must not be written to. The array may be
@@ -414,12 +406,16 @@ def train(
         ConfigError: the batch size is 1 and the network has batch norm.
         CaptureError: a step cannot be captured.
     """
-    _check_batch_norm(model, recipe, micro_batch)
+    if recipe.batch_size == 1 and has_batch_norm(model):
+        raise ConfigError(
+            "batch_size is 1, but the network has batch norm, which needs two images per batch",
+            hint="Use a batch_size of 2 or more, or a network without batch norm",
+        )
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     graphs = graphs and device.type == "cuda"
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
-    take: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
+    run_step: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
     order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
     # A graph captures the work of the current device. Device -1 changes nothing.
     current_device = torch.cuda.device(device if graphs else -1)
@@ -431,7 +427,7 @@ def train(
             start = time.perf_counter()
             permutation = torch.randperm(len(images), generator=order_generator).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
-                take(rows)
+                run_step(rows)
             loss, accuracy = step.read_totals()
             record = EpochRecord(epoch, loss, accuracy, time.perf_counter() - start)
             history.append(record)
@@ -443,20 +439,6 @@ def train(
                 checkpoints.save_if_due(history, model, step.optimizer, order_generator, device)
     model.zero_grad(set_to_none=True)
     return history
-
-
-def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | None) -> None:
-    """Check that no batch of a network with batch norm has only one image."""
-    if not has_batch_norm(model):
-        return
-    sizes = {"batch_size": recipe.batch_size, "micro_batch": micro_batch}
-    for name, size in sizes.items():
-        if size == 1:
-            raise ConfigError(
-                "Batch norm needs at least two images per batch",
-                f"{name} 1 for a network with batch norm",
-                f"use a {name} of 2 or more, or a network without batch norm",
-            )
 
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
@@ -500,9 +482,10 @@ def evaluate(
 
 
 def scaled_batch_size(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
-    """Return a batch size below ``num_images`` by as much as ``micro_batch`` is below the recipe's.
+    """Return the batch size of a pass other than training's.
 
-    A pass other than training's then needs no more memory either. At least 1.
+    It is ``num_images`` if training passes whole batches. If training passes a fraction of each
+    batch, it is that fraction of ``num_images``, and at least 1: memory is short for both.
     """
     part = micro_batch or recipe.batch_size
     return max(1, min(num_images, num_images * part // recipe.batch_size))

@@ -24,7 +24,6 @@ from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import (
     AttackMeasurement,
-    AttackSpec,
     FurtherTestMeasurement,
     Measurement,
     NetworkSpec,
@@ -42,13 +41,15 @@ from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_b
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.records import (
     EVALUATION_PASS,
+    ON_ONE_THREAD,
     AttackRecord,
+    ComputeOptions,
     EpochRecord,
     EpochScore,
     FurtherTestRecord,
     KeptFile,
     NetworkScores,
-    RadiusRecord,
+    RobustnessRecord,
     SearchResult,
     SearchStatus,
     StageRecord,
@@ -60,20 +61,20 @@ from tasks.trials.records import (
 )
 from tasks.trials.representations import (
     StageRows,
+    collect_features,
     estimate_dimension,
     extract_features,
-    features_read,
     stages,
 )
-from tasks.trials.robustness import measure_radii
+from tasks.trials.robustness import measure_robustness
 from tasks.trials.scores import classification_scores, to_parquet
 from tasks.trials.training import (
     Checkpoints,
     Evaluation,
     LossRule,
     evaluate,
-    resident,
     scaled_batch_size,
+    to_device,
     train,
 )
 from tasks.trials.weights import load_into, to_bytes
@@ -87,26 +88,11 @@ Keep = Callable[[bytes], KeptFile | str]
 was not stored."""
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """The machine options of :func:`run_trial`. None of them is part of an identity."""
-
-    device: torch.device | str = "cpu"
-    num_threads: int = 1
-    gpu_fraction: float | None = None
-    micro_batch: int | None = None
-    graphs: bool = False
-
-
 def run_trial(
     spec: TrialSpec,
     data: TrialData,
+    compute: ComputeOptions = ON_ONE_THREAD,
     *,
-    device: torch.device | str = "cpu",
-    num_threads: int = 1,
-    gpu_fraction: float | None = None,
-    micro_batch: int | None = None,
-    graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_score: Callable[[EpochScore], None] | None = None,
     keep: Keep | None = None,
@@ -120,13 +106,7 @@ def run_trial(
         spec: the network, its recipe, the number of images, and what is measured.
         data: the subset's arrays, which may be read-only. The first ``train_size`` training images
             are used.
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
-        num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory, see :func:`trial_memory`; None sets no limit.
-        micro_batch: images per pass in training, where memory is short; other passes shrink in
-            proportion. Steps are those of whole batches, but batch norm sees the parts. It is part
-            of the result.
-        graphs: on a GPU, capture training steps as graphs and replay them.
+        compute: device, threads and memory.
         on_epoch: called with the record of every finished epoch.
         on_score: called with the scores on the test images, before ``on_epoch``, after the epochs
             of :func:`scored_epochs`.
@@ -147,9 +127,8 @@ def run_trial(
     """
     check_inputs(spec.network, data)
     if spec.network.model.pretrained and pretrained is None:
-        raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
-    machine = _Machine(device, num_threads, gpu_fraction, micro_batch, graphs)
-    with _Trial.isolated(spec, data, machine) as trial:
+        raise ConfigError(f"The pretrained network {spec.network.model.name} was given no weights")
+    with _Trial.isolated(spec, data, compute) as trial:
         meter = EnergyMeter(trial.device)
         result = trial.run(on_epoch, on_score, keep, keep_predictions, checkpoints, pretrained)
         # Read in this order: the meter's note may say why it could not be read.
@@ -164,12 +143,9 @@ def measure_trial(
     data: TrialData,
     weights: bytes,
     earlier: TrialResult,
-    missing: Sequence[Measurement],
+    requested: Sequence[Measurement],
+    compute: ComputeOptions = ON_ONE_THREAD,
     *,
-    device: torch.device | str = "cpu",
-    num_threads: int = 1,
-    gpu_fraction: float | None = None,
-    micro_batch: int | None = None,
     keep_predictions: Keep | None = None,
 ) -> TrialResult:
     """Measure on stored weights what was not measured before; nothing is trained.
@@ -178,16 +154,13 @@ def measure_trial(
     to them.
 
     Args:
-        spec: of the network, with what is measured.
+        spec: the network, with all its measurements.
         data: the subset's arrays.
         weights: the stored weights of the network.
-        earlier: the network's result so far. Measurements that are not in ``missing`` stay as they
-            are, to the last bit.
-        missing: what is measured now.
-        device: see :func:`run_trial`.
-        num_threads: see :func:`run_trial`.
-        gpu_fraction: see :func:`run_trial`.
-        micro_batch: see :func:`run_trial`.
+        earlier: the network's result so far. Measurements that are not in ``requested`` stay as
+            they are, to the last bit.
+        requested: the measurements to make now.
+        compute: device, threads and memory.
         keep_predictions: see :func:`run_trial`.
 
     Raises:
@@ -196,52 +169,42 @@ def measure_trial(
         ConfigError: see :func:`run_trial`, as for all other errors.
     """
     check_inputs(spec.network, data)
-    machine = _Machine(device, num_threads, gpu_fraction, micro_batch)
-    with _Trial.isolated(spec, data, machine) as trial:
+    with _Trial.isolated(spec, data, compute) as trial:
         trial.build()
         load_into(trial.model, weights)
         trial.check_restored(earlier)
-        return trial.measure(missing, keep_predictions).added_to(earlier)
+        return trial.measure(requested, keep_predictions).added_to(earlier)
 
 
 def run_search_trial(
     network: NetworkSpec,
     data: TrialData,
+    compute: ComputeOptions = ON_ONE_THREAD,
     *,
-    device: torch.device | str = "cpu",
-    num_threads: int = 1,
-    gpu_fraction: float | None = None,
-    micro_batch: int | None = None,
-    graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
-    """Train on the training part of a validation split; return the loss on its validation part
-    after every epoch.
+    """Train on the training part of a validation split, and validate after every epoch.
 
-    The network is built, seeded and trained as in the sweep's own trial of it, but on all training
-    images of ``data``. Errors are those of :func:`run_trial`.
+    The network is built, seeded and trained as in the sweep's trial of it, but on the training part
+    alone. Errors are those of :func:`run_trial`.
 
     Args:
-        network: the network. Its ``train_size`` is replaced by the number of training images in
-            ``data``.
-        data: a validation split, from :func:`tasks.prepared.subsets.load_validation`; its test
-            images are the validation images.
-        device: see :func:`run_trial`.
-        num_threads: see :func:`run_trial`.
-        gpu_fraction: see :func:`run_trial`.
-        micro_batch: see :func:`run_trial`.
-        graphs: see :func:`run_trial`.
+        network: the network as in the sweep.
+        data: a validation split, from :func:`tasks.prepared.subsets.load_validation`. It has fewer
+            training images than the network in the sweep, and its test images are the validation
+            images.
+        compute: device, threads and memory.
         on_epoch: called with the record of every epoch after its validation.
     """
     if network.model.pretrained:
         raise ConfigError(
-            "A search trains networks from random weights", f"{network.model.name} is pretrained"
+            f"{network.model.name} is pretrained, but a search trains from random weights",
+            hint="Leave pretrained out of this model",
         )
     num_train = len(data.train_images)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
-    machine = _Machine(device, num_threads, gpu_fraction, micro_batch, graphs)
     curve: list[ValidationScore] = []
-    with _Trial.isolated(TrialSpec(network=network), data, machine, num_train=num_train) as trial:
+    with _Trial.isolated(TrialSpec(network=network), data, compute) as trial:
         trial.build()
 
         def validate_epoch(record: EpochRecord) -> None:
@@ -271,9 +234,9 @@ def run_search_trial(
             num_classes=data.num_classes,
             chance_loss=math.log(data.num_classes),
             device=str(trial.device),
-            num_threads=num_threads,
+            num_threads=compute.num_threads,
             peak_memory_bytes=peak_bytes(trial.device),
-            micro_batch=micro_batch,
+            micro_batch=compute.micro_batch,
         )
 
 
@@ -288,7 +251,7 @@ class _Measured:
     d_repr: dict[str, IntrinsicDimension]
     d_repr_stages: tuple[StageRecord, ...]
     attacks: tuple[AttackRecord, ...]
-    robustness: RadiusRecord | None
+    robustness: RobustnessRecord | None
     further_tests: tuple[FurtherTestRecord, ...]
     predictions: KeptFile | None
     predictions_note: str
@@ -298,15 +261,9 @@ class _Measured:
         predictions_note = earlier.predictions_note
         if self.predictions is not None or self.predictions_note:  # predictions were made now
             predictions_note = self.predictions_note
-        attacks = {(attack.method, attack.epsilon): attack for attack in earlier.attacks}
-        further_tests = {test.name: test for test in earlier.further_tests}
-        for attack in self.attacks:
-            # Removed first, so that new measurements come after all earlier ones.
-            attacks.pop((attack.method, attack.epsilon), None)
-            attacks[attack.method, attack.epsilon] = attack
-        for test in self.further_tests:
-            further_tests.pop(test.name, None)
-            further_tests[test.name] = test
+        # A new measurement replaces an earlier one of the same name.
+        attacks = {attack.name: attack for attack in (*earlier.attacks, *self.attacks)}
+        further_tests = {test.name: test for test in (*earlier.further_tests, *self.further_tests)}
         return earlier.model_copy(
             update={
                 "d_repr": {**earlier.d_repr, **self.d_repr},
@@ -327,6 +284,8 @@ class _Trial:
         device: holds the model and all images.
         eval_batch_size: images per forward pass.
         gradient_batch_size: images per pass that also computes the gradient of the pixels.
+        images: the training images.
+        labels: labels of the training images.
         features: last hidden layer of the training images; None until :meth:`score_network` has
             run.
         timings: seconds of each phase so far.
@@ -334,22 +293,23 @@ class _Trial:
 
     model: PixelModel
 
-    def __init__(self, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int) -> None:
+    def __init__(self, spec: TrialSpec, data: TrialData, compute: ComputeOptions) -> None:
         self.spec = spec
         self.network = spec.network
         self.recipe = spec.network.recipe
         self.seed = spec.derived_seed
         self.data = data
-        self.device = torch.device(machine.device)
-        self.num_threads = machine.num_threads
-        self.micro_batch = machine.micro_batch
-        self.graphs = machine.graphs and self.device.type == "cuda"
-        self.images = resident(data.train_images[:num_train], self.device)
-        self.labels = resident(data.train_labels[:num_train], self.device)
-        self.test_images = resident(data.test_images, self.device)
-        self.test_labels = resident(data.test_labels, self.device)
-        self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, self.micro_batch)
-        self.gradient_batch_size = attack_batch_size(self.recipe, self.micro_batch)
+        self.compute = compute
+        self.device = torch.device(compute.device)
+        self.graphs = compute.graphs and self.device.type == "cuda"
+        # In a search there are fewer images than this.
+        train_rows = slice(self.network.train_size)
+        self.images = to_device(data.train_images[train_rows], self.device)
+        self.labels = to_device(data.train_labels[train_rows], self.device)
+        self.test_images = to_device(data.test_images, self.device)
+        self.test_labels = to_device(data.test_labels, self.device)
+        self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, compute.micro_batch)
+        self.gradient_batch_size = attack_batch_size(self.recipe, compute.micro_batch)
         self.features: NDArray[np.float32] | None = None
         self.scores: NetworkScores | None = None
         self.history: list[EpochRecord] = []
@@ -359,28 +319,19 @@ class _Trial:
     @classmethod
     @contextmanager
     def isolated(
-        cls, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int | None = None
+        cls, spec: TrialSpec, data: TrialData, compute: ComputeOptions
     ) -> Iterator[_Trial]:
-        """Yield a trial isolated from the process's random and thread state; restore that state
-        afterwards.
+        """Yield a trial, and restore the process's random state and its settings afterwards.
 
         Evaluation has a seed too, because some networks draw random numbers in it.
-
-        Args:
-            spec: the trial.
-            data: the subset's arrays.
-            machine: device, threads and memory.
-            num_train: training images; None for the spec's train size.
         """
-        device = torch.device(machine.device)
+        device = torch.device(compute.device)
         with (
-            trial_memory(device, machine.gpu_fraction),
+            trial_memory(device, compute.gpu_fraction),
             contained(derive_seed("evaluation", spec.derived_seed), device),
-            deterministic(device, machine.num_threads),
+            deterministic(device, compute.num_threads),
         ):
-            if num_train is None:
-                num_train = spec.network.train_size
-            yield cls(spec, data, machine, num_train)
+            yield cls(spec, data, compute)
 
     def run(
         self,
@@ -395,13 +346,16 @@ class _Trial:
         with self._timed("build"):
             self.build(pretrained)
         # The scores on the test images continue after a restart, so they are in the checkpoints.
-        epoch_scores: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
+        test_history: list[EpochScore] = [] if checkpoints is None else checkpoints.test_history
 
         def score_epoch(record: EpochRecord) -> None:
             if record.epoch in scored_epochs(self.recipe.epochs):
-                score = self._epoch_score(record.epoch)
-                if score is not None:
-                    epoch_scores.append(score.plain())
+                scores = self._test_scores(self.recipe.test_loss)
+                if math.isfinite(scores.loss):
+                    score = EpochScore(
+                        epoch=record.epoch, test_loss=scores.loss, test_accuracy=scores.accuracy
+                    )
+                    test_history.append(score)
                     if on_score is not None:
                         on_score(score)
             if on_epoch is not None:
@@ -413,10 +367,10 @@ class _Trial:
             with self._timed("evaluate"):
                 self.score_network()
         except _Diverged as diverged:
-            return self._result(TrialStatus.DIVERGED, epoch_scores, reason=str(diverged))
+            return self._result(TrialStatus.DIVERGED, test_history, reason=str(diverged))
         weights, weights_note = _stored(keep, lambda: to_bytes(self.model))
         measured = self.measure(self.spec.measurements, keep_predictions)
-        result = self._result(TrialStatus.DONE, epoch_scores)
+        result = self._result(TrialStatus.DONE, test_history)
         return result.model_copy(
             update={"weights": weights, "weights_note": weights_note, **vars(measured)}
         )
@@ -451,7 +405,7 @@ class _Trial:
             seed=derive_seed("training", self.seed),
             device=self.device,
             on_epoch=on_epoch,
-            micro_batch=self.micro_batch,
+            micro_batch=self.compute.micro_batch,
             checkpoints=checkpoints,
             graphs=self.graphs,
         )
@@ -470,7 +424,7 @@ class _Trial:
             _Diverged: a loss is NaN or infinite.
         """
         loss_rule = self.recipe.test_loss
-        with features_read(self.model, len(self.images)) as features:
+        with collect_features(self.model, len(self.images)) as features:
             train_scores = evaluate(
                 self.model,
                 self.images,
@@ -504,13 +458,6 @@ class _Trial:
             rule=loss_rule,
             batch_size=self.eval_batch_size,
         )
-
-    def _epoch_score(self, epoch: int) -> EpochScore | None:
-        """Score the test images after an epoch; None if the loss is NaN or infinite."""
-        scores = self._test_scores(self.recipe.test_loss)
-        if not math.isfinite(scores.loss):
-            return None
-        return EpochScore(epoch=epoch, test_loss=scores.loss, test_accuracy=scores.accuracy)
 
     def validate(self, epoch: int) -> ValidationScore:
         """Score the validation images after an epoch.
@@ -547,14 +494,14 @@ class _Trial:
             loss, trained_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
             raise CorruptStoreError(
-                "A network made from kept weights must have the test loss that was found",
-                f"{loss:.6g} instead of {trained_loss:.6g}",
-                "let its forward pass depend on parameters and buffers alone",
+                f"The network from the kept weights has the test loss {loss:.6g}, but had "
+                f"{trained_loss:.6g} after training",
+                hint="Let its forward pass depend on parameters and buffers alone",
             )
 
-    def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> _Measured:
-        """Measure ``missing`` on the trained network."""
-        representations = _of_type(missing, RepresentationMeasurement)
+    def measure(self, requested: Sequence[Measurement], keep_predictions: Keep | None) -> _Measured:
+        """Make the requested measurements on the trained network."""
+        representations = _of_type(requested, RepresentationMeasurement)
         of_last_layer = [m.estimator for m in representations if not m.stages]
         of_stages = [m.estimator for m in representations if m.stages]
         with self._timed("d_repr"):
@@ -562,21 +509,28 @@ class _Trial:
             d_repr_stages = self._measure_d_repr_stages(of_stages)
         predictions = None
         predictions_note = ""
-        if _of_type(missing, PredictionMeasurement):
+        if _of_type(requested, PredictionMeasurement):
             predictions, predictions_note = _stored(keep_predictions, self._predictions_file)
         with self._timed("attack"):
-            attacks = self._measure_attacks(_of_type(missing, AttackMeasurement))
+            attacks = attack_all(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                _of_type(requested, AttackMeasurement),
+                self.clean_pass(),
+                batch_size=self.gradient_batch_size,
+                loss_rule=self.recipe.test_loss,
+            )
         robustness = None
-        requested = next(iter(_of_type(missing, RobustnessMeasurement)), None)
-        if requested is not None:
+        for measurement in _of_type(requested, RobustnessMeasurement):  # one at most
             with self._timed("robustness"):
-                robustness = self._measure_radii(self.test_images, requested.robustness)
+                robustness = self._measure_robustness(self.test_images, measurement.robustness)
         return _Measured(
             d_repr=d_repr,
             d_repr_stages=d_repr_stages,
-            attacks=attacks,
+            attacks=tuple(attacks),
             robustness=robustness,
-            further_tests=self._measure_further_tests(_of_type(missing, FurtherTestMeasurement)),
+            further_tests=self._measure_further_tests(_of_type(requested, FurtherTestMeasurement)),
             predictions=predictions,
             predictions_note=predictions_note,
         )
@@ -628,50 +582,22 @@ class _Trial:
             block_rows=block_rows,
         )
 
-    def _measure_attacks(self, missing: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
-        """Attack the test images; all strengths of a method in one call."""
-        by_method: dict[str, list[AttackMeasurement]] = {}
-        for measurement in missing:
-            by_method.setdefault(measurement.method, []).append(measurement)
-        records: list[AttackRecord] = []
-        for method, measurements in by_method.items():
-            # A trial has one value of each parameter, so all strengths of a method share them.
-            attacks = AttackSpec.model_validate(
-                {
-                    "methods": (method,),
-                    "epsilons": tuple(measurement.epsilon for measurement in measurements),
-                    "parameters": ((method, measurements[0].parameters),),
-                }
-            )
-            records += attack_all(
-                self.model,
-                self.test_images,
-                self.test_labels,
-                attacks,
-                self.clean_pass(),
-                batch_size=self.gradient_batch_size,
-                loss_rule=self.recipe.test_loss,
-            )
-        return tuple(records)
-
-    def _measure_radii(self, images: Tensor, robustness: RobustnessSpec) -> RadiusRecord:
-        """Measure the robustness R on ``images``, which have the labels of the test images."""
-        return measure_radii(
+    def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
+        """Measure robustness on ``images``, which have the labels of the test images."""
+        return measure_robustness(
             self.model,
             images,
             self.test_labels,
             self.images,
-            num_images=robustness.num_images,
-            batch_size=self.gradient_batch_size,
+            spec,
             # The seed of the data, not of the network: all networks of a subset, and of its
             # conditions, are measured on the same images.
             seed=derive_seed("r_hat", self.network.subset.without_condition),
-            num_steps=robustness.num_steps,
-            num_bisections=robustness.num_bisections,
+            batch_size=self.gradient_batch_size,
         )
 
     def _measure_further_tests(
-        self, missing: Sequence[FurtherTestMeasurement]
+        self, requested: Sequence[FurtherTestMeasurement]
     ) -> tuple[FurtherTestRecord, ...]:
         """Score the network on further test sets.
 
@@ -680,12 +606,11 @@ class _Trial:
         """
         image_sets = {images.name: images for images in self.data.further_tests}
         records: list[FurtherTestRecord] = []
-        for measurement in missing:
+        for measurement in requested:
             name = measurement.test.name
             if name not in image_sets:
                 raise DataError(
-                    "A further test set must come with the images of a trial",
-                    f"none is named {name}",
+                    f"The trial's images have no further test set named {name}",
                 )
             records.append(self._measure_further_test(image_sets[name], measurement.robustness))
         return tuple(records)
@@ -693,58 +618,55 @@ class _Trial:
     def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
-        """Score one further test set: all its images, those that were changed, and the others."""
-        images = resident(test.images, self.device)
+        """Score one further test set: all its images, those that were moved, and the others."""
+        images = to_device(test.images, self.device)
         clean = run_clean_pass(
             self.model, images, self.test_labels, batch_size=self.gradient_batch_size
         )
-        is_changed = torch.from_numpy(test.is_changed).to(self.device)
+        is_moved = torch.from_numpy(test.is_moved).to(self.device)
         record = FurtherTestRecord(
             name=test.name,
-            num_moved=int(is_changed.sum()),
+            num_moved=int(is_moved.sum()),
             loss=_finite_mean(clean.losses),
             accuracy=float(clean.correct.double().mean()),
-            moved_loss=_finite_mean(clean.losses[is_changed]),
-            moved_accuracy=_finite_mean(clean.correct[is_changed]),
-            unmoved_loss=_finite_mean(clean.losses[~is_changed]),
-            unmoved_accuracy=_finite_mean(clean.correct[~is_changed]),
+            moved_loss=_finite_mean(clean.losses[is_moved]),
+            moved_accuracy=_finite_mean(clean.correct[is_moved]),
+            unmoved_loss=_finite_mean(clean.losses[~is_moved]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_moved]),
         )
         if robustness is None:
             return record
-        return record.model_copy(update={"robustness": self._measure_radii(images, robustness)})
+        return record.model_copy(
+            update={"robustness": self._measure_robustness(images, robustness)}
+        )
 
     def _result(
-        self, status: TrialStatus, epoch_scores: Sequence[dict[str, Any]], reason: str = ""
+        self, status: TrialStatus, test_history: Sequence[EpochScore], reason: str = ""
     ) -> TrialResult:
-        """Return the result without the measurements.
-
-        Args:
-            status: whether the trial is done or diverged.
-            epoch_scores: scores on the test images after some epochs, as checkpoints hold them.
-            reason: the reason why it diverged.
-        """
-        test_history = [EpochScore.model_validate(scores) for scores in epoch_scores]
+        """Return the result without the measurements; ``reason`` says why the trial diverged."""
         best = min(test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
             reason=reason,
             seed=self.seed,
             device=str(self.device),
-            num_threads=self.num_threads,
+            num_threads=self.compute.num_threads,
             scores=self.scores,
             history=tuple(self.history),
             test_history=tuple(test_history),
             best_epoch=None if best is None else best.epoch,
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
-            micro_batch=self.micro_batch,
+            micro_batch=self.compute.micro_batch,
             step_path="graph" if self.graphs else "eager",
         )
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        """Measure the seconds of a phase, until the GPU has finished it or a loss diverged."""
+        """Measure the seconds of a phase, until the GPU has finished its work."""
         start = time.perf_counter()
+        # A phase that ends because a loss diverged is timed too. After any other error nothing is
+        # timed: to wait for a GPU that failed would raise a second error.
         diverged = None
         try:
             yield
@@ -792,16 +714,15 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
     """
     if network.train_size > len(data.train_images):
         raise DataError(
-            "A subset must hold at least as many training images as train_size",
-            f"{len(data.train_images)} images for train_size {network.train_size}",
-            "choose a smaller train_size or a smaller test_size",
+            f"train_size is {network.train_size}, but the subset has {len(data.train_images)} "
+            "training images",
+            hint="Choose a smaller train_size or a smaller test_size",
         )
     num_outputs = network.recipe.num_outputs
     if num_outputs is not None and num_outputs < data.num_classes:
         raise ConfigError(
-            "A network needs at least one output per class",
-            f"num_outputs {num_outputs} for {data.num_classes} classes",
-            "leave num_outputs out of the recipe to get one output per class",
+            f"num_outputs is {num_outputs}, but the data have {data.num_classes} classes",
+            hint="Leave num_outputs out of the recipe to get one output per class",
         )
     rows = slice(network.train_size)
     _check_arrays("training", data.train_images[rows], data.train_labels[rows], data.num_classes)
@@ -815,13 +736,13 @@ def _check_arrays(
     # A comparison with NaN is false, so NaN is refused as well.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(
-            "Pixels must be numbers from 0 to 255",
-            f"{images.min()} to {images.max()} in the {name} images",
-            "scale the images to [0, 255] and prepare them again",
+            f"Pixels of the {name} images run from {images.min()} to {images.max()}, "
+            "not within 0 to 255",
+            hint="Scale the images to [0, 255] and prepare them again",
         )
     if not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
-            f"Labels must be integers from 0 to {num_classes - 1}",
-            f"{labels.min()} to {labels.max()} in the {name} labels",
-            "prepare the dataset again, or correct num_classes",
+            f"Labels of the {name} images run from {labels.min()} to {labels.max()}, "
+            f"but classes are numbered 0 to {num_classes - 1}",
+            hint="Prepare the dataset again, or correct num_classes",
         )

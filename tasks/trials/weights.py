@@ -18,7 +18,7 @@ from search_spaces.specs import ModelSpec
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the server of pretrained weights has to answer a first request."""
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
 
 
@@ -49,7 +49,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
         model.load_state_dict(load(data))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept weights must be those of the network", reason) from error
+        raise CorruptStoreError(f"Kept weights are not those of the network: {reason}") from error
 
 
 # Pretrained weights, which the driver downloads once.
@@ -69,7 +69,7 @@ def download(spec: ModelSpec) -> bytes:
         if spec.library == "timm":
             import timm
 
-            with _asking_the_hub_once():
+            with _offline_if_unreachable():
                 network: nn.Module = timm.create_model(spec.architecture, pretrained=True)
         else:
             import torchvision
@@ -78,16 +78,16 @@ def download(spec: ModelSpec) -> bytes:
     except OSError as error:  # of urllib, of the hub, of a full disk
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SetupError(
-            f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
-            lines[0][:300],
-            "run it once where there is a connection, then copy the root's pretrained folder here; "
-            "or leave pretrained out",
+            f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
+            f"{lines[0][:300]}",
+            hint="Run the sweep once where there is a connection and copy the folder pretrained of "
+            "its root here, or leave pretrained out",
         ) from error
     return to_bytes(network)
 
 
 @contextmanager
-def _asking_the_hub_once() -> Iterator[None]:
+def _offline_if_unreachable() -> Iterator[None]:
     """Let the hub's client use its cache alone if its server does not answer one request.
 
     Otherwise the client asks for every name that a file may have, six times each with growing
@@ -111,7 +111,7 @@ def _asking_the_hub_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = was_offline
 
 
-def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
+def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     """Return the mean and standard deviation that the library's pretrained weights expect.
 
     For one channel they are the means over the three colors.
@@ -122,9 +122,8 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     three_channels = _library_normalization(spec)
     if three_channels is None:
         raise ConfigError(
-            "pretrained needs a network for which its library has weights",
-            f"{spec.library} {spec.architecture}",
-            "leave pretrained out for this model",
+            f"{spec.library} has no pretrained weights for {spec.architecture}",
+            hint="Leave pretrained out for this model",
         )
     if in_channels != 1:
         return three_channels
@@ -132,7 +131,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     return (sum(mean) / len(mean),), (sum(std) / len(std),)
 
 
-def _library_normalization(spec: ModelSpec) -> Normalisation | None:
+def _library_normalization(spec: ModelSpec) -> Normalization | None:
     """Return mean and standard deviation for three channels; None without pretrained weights."""
     if spec.library == "timm":
         import timm
@@ -164,7 +163,7 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     try:
         pretrained = load(data)
     except SafetensorError as error:
-        raise ConfigError("Pretrained weights must be a safetensors file", str(error)) from error
+        raise ConfigError(f"Pretrained weights are not a safetensors file: {error}") from error
     state = network.state_dict()
     layers: list[str] = []
     for name, module in network.named_modules():
@@ -186,8 +185,9 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            "Pretrained weights must fit the network",
-            f"{spec.library} {spec.architecture}: {names} differ in shape or are missing",
-            "choose the image_size (and arguments) they were trained with, or leave pretrained out",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} differ "
+            "in shape or are missing",
+            hint="Choose the image_size and arguments that the weights were trained with, or leave "
+            "pretrained out",
         )
     network.load_state_dict(fitting, strict=False)

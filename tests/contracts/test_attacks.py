@@ -156,7 +156,7 @@ def test_a_changed_parameter_is_noted_in_the_record(model, batch):
         ("{pgd: {num_steps: 0}}", r"pgd\.num_steps must be a whole number from 1 to 10000, got 0"),
         ("{pgd: {num_steps: 2.5}}", r"num_steps must be a whole number from 1 to 10000, got 2\.5"),
         ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'; its parameters: none"),
-        ("{pdg: {num_steps: 3}}", "unknown attack; did you mean 'pgd'"),
+        ("{pdg: {num_steps: 3}}", "no attack has this name. Did you mean 'pgd'"),
     ],
 )
 def test_a_mistaken_parameter_of_a_sweep_file_is_named(written, message):

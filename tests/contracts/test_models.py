@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.planning.costs.networks import network_cost
-from search_spaces.models import MODELS, about, model_spec
+from search_spaces.models import ABOUT, MODELS, model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
@@ -51,7 +51,7 @@ class TestModel:
         assert 2 < cost.step.flops / recipe.batch_size / cost.forward_flops < 3.1
 
     def test_it_is_listed_with_a_line_about_it(self, name):
-        assert len(about(MODELS[name])) > 10
+        assert len(ABOUT[name]) > 10
         assert model_spec(name) == MODELS[name]
 
     def test_its_representation_is_read_at_a_layer_it_has(self, name):

@@ -34,8 +34,8 @@ def test_a_train_size_larger_than_the_data(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS.replace("[20]", "[20, 2000]"))
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
-    assert "Train size 2000 needs as many images beside 20 test images" in message
-    assert "lower train_sizes to at most" in message
+    assert "Train size 2000 is too large: beside 20 test images at most 336 are left" in message
+    assert "Lower train_sizes to at most" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 2
 
 
@@ -51,5 +51,5 @@ def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert "images/c/0/0/0/0" in message
-    assert "delete the folder and prepare the dataset again" in message
+    assert "Delete the folder and prepare the dataset again" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 1

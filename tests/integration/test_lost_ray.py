@@ -80,7 +80,7 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(
     assert driver.returncode == 3, out
     last = out.strip().splitlines()[-1]
     assert told in out
-    assert "run the same command again" in last
+    assert "Run the same command again" in last
     assert "Traceback" not in out
     _, alive = psutil.wait_procs(family, timeout=400)
     assert not alive

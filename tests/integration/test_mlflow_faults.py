@@ -42,8 +42,8 @@ def test_a_database_that_another_program_holds_is_waited_for(tmp_path):
 def test_a_deleted_database_costs_no_number(tmp_path):
     found = deleted_database(tmp_path / "mlflow.db")
     assert found["said"] == [
-        "MLflow does not answer ((sqlite3.OperationalError) attempt to write a readonly database); "
-        "the sweep goes on, and MLflow is updated later"
+        "MLflow does not answer: (sqlite3.OperationalError) attempt to write a readonly database. "
+        "The sweep goes on, and MLflow is updated later"
     ]
     assert found["behind"] > 0
     assert found["losses"] == {f"deleted-{number}": 1 / (number + 1) for number in range(4)}

@@ -189,7 +189,7 @@ def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
     expect(
         log,
         "the sweep's own goodbye",
-        "trials are kept; continue with: isweep run" in log.replace("\n", " "),
+        "trials are kept. Continue with `isweep run" in log.replace("\n", " "),
         True,
     )
     expect(log, "all nodes trained", len(slurm.nodes_of("limited")), 3)

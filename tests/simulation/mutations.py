@@ -182,8 +182,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a lost node is tried again",
-                '            return None, "a lost node says nothing about the trial"',
-                '            return 0, "a lost node says nothing about the trial"',
+                '            return None, "a lost node is not the trial\'s fault"',
+                '            return 0, "a lost node is not the trial\'s fault"',
             ),
             (
                 "a broken network is not tried again",

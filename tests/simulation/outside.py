@@ -289,17 +289,17 @@ class SimulatedStorage(Bucket):
     def _asked(self, path: str = "", *, writes: bool = False) -> None:
         self._outside.call(self._process)
         if self._outside.is_on("storage away"):
-            raise StorageAway("The result store must answer", "simulated: no answer")
+            raise StorageAway("The simulated result store does not answer")
         if writes and self._outside.is_on("disk full"):
-            raise StorageAway("The result store must be writable", "simulated: no space left")
+            raise StorageAway("The simulated result store has no space left")
         if writes and self._outside.is_on("storage refuses"):
             self._outside.num_refused += path.endswith(RECORDS)
-            raise SetupError("The result store must be writable", "simulated: permission denied")
+            raise SetupError("The simulated result store permits no write")
 
     def _answered(self) -> None:
         """The reply is on its way: what was asked for is done."""
         if self._outside.take("storage loses a reply"):
-            raise StorageAway("The result store must answer", "simulated: the reply was lost")
+            raise StorageAway("The simulated result store lost a reply")
         if self._process.dead:
             raise Killed
 

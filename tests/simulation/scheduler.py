@@ -41,7 +41,7 @@ class Process:
         clock_off_s: By how much somebody set its wall clock.
         asked_to_stop: Whether a user did.
         beside: Whether another driver worked at the same time.
-        over: For what a sweep must end, in the words of its errors.
+        over: For what a sweep must end, in the first words of its errors.
         frozen_until: Until when none of its threads runs: somebody stopped it, or its machine
             slept.
         frozen_s: For how long that was so, in all.

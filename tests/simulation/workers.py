@@ -216,7 +216,7 @@ class SimulatedBackend:
 
     def _is_over(self) -> bool:
         if self._outside.num_refused > self._num_refused:
-            self._process.over.add("The result store must be writable")
+            self._process.over.add("The simulated result store permits no write")
         return bool(self._process.over)
 
     def check(self) -> None:
@@ -274,7 +274,7 @@ class SimulatedBackend:
             self._broke = before, [trial.trial_id for trial in running], FailureKind.CLUSTER_ERROR
             self._breaks += 1
             if fault.kind == "head lost" or self._breaks > BREAKS_IN_A_ROW:
-                self._process.over.add("Ray Tune must be able to run trials")
+                self._process.over.add("Ray Tune cannot run trials")
             self._up = fault.kind != "head lost"
             raise RuntimeError("Tune lost its head")
         known = [trial.trial_id for trial in running if trial.fault != "worker says nothing"]
@@ -418,7 +418,7 @@ class SimulatedBackend:
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
             if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
-                self._process.over.add("Some node must run the code of the driver")
+                self._process.over.add("No node runs the code of the driver")
 
     @staticmethod
     def _must(holds: bool, why: str) -> None:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.locks import EXPIRES_S, Lease
+from orchestrator.machine.locks import EXPIRES_S, InUseError, Lease
 from orchestrator.machine.ray_folders import remove_leftovers
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
@@ -187,12 +187,12 @@ class World:
         """Tell whether something happened for which a driver may end so."""
         if isinstance(error, KeyboardInterrupt):
             return process.asked_to_stop
-        rule = error.rule if isinstance(error, SetupError) else ""
-        if rule.startswith("Only one isweep command"):
+        if isinstance(error, InUseError):
             return process.beside
-        if rule.startswith("The result store must"):
+        problem = error.problem if isinstance(error, SetupError) else ""
+        if problem.startswith("The simulated result store"):
             return any(self.outside.met[kind] for kind in STORAGE_FAULTS)
-        return rule in process.over
+        return any(problem.startswith(reason) for reason in process.over)
 
     def _look(self, root: str) -> None:
         """Somebody looks at the sweep, and the index of its root tells what the records do."""
@@ -240,9 +240,7 @@ class World:
             for other, _ in self.started
             if other is not process
         ):
-            raise SetupError(
-                "Only one isweep command may work on a root at a time"
-            )  # the kernel's lock
+            raise InUseError(f"{root} is in use by another command")  # the kernel's lock
         process.root = root
         self.roots.add(root)
         lease = Lease(storage, root, "isweep run", say, clock, interrupt)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from orchestrator.analysis.class_pairs import mean_accuracy_lost
 from orchestrator.analysis.figures.style import (
     BLACK,
     DOMAIN_COLORS,
@@ -42,12 +43,14 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import D_REFERENCE, LOG_LOSS, LOG_TRAIN_SIZE
+from orchestrator.analysis.sentences.of_class_pairs import attack_in_words
 from orchestrator.results.columns import (
     CLASS_PAIR,
     D_DATA_MLE,
     DATASET,
     DOMAIN,
     LABEL_SHARPNESS,
+    MEAN_UNLIKE_DISTANCE,
     MODEL,
     TEST_LOSS,
     TRAIN_SIZE,
@@ -56,11 +59,17 @@ from orchestrator.results.columns import (
 
 SHARPNESS_LABEL = "label sharpness K_F (1 / L2 pixel distance)"
 DIMENSION_LABEL = "intrinsic dimension d_data (directions)"
+DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pixels)"
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
 """Loss axes span at least this factor, so that scatter of a few per cent does not fill a panel."""
 MAX_COLORBAR_TICKS = 6
+MAX_NAMED_PAIRS = 60
+"""Class pairs up to which dots have names; more names would cover each other."""
+ACCURACY_LOST = "accuracy_lost"
+PAIRS_SHARE = "Pairs share classes, so dots are not independent; intervals count classes."
+"""Sentence of a caption whose dots are class pairs."""
 ADDRESS_TITLES = {
     D_DATA_MLE: "d_data",
     LABEL_SHARPNESS: "K_F",
@@ -298,6 +307,48 @@ def _loss_axis(axes: Axes, losses: pd.Series) -> None:
         log_ticks(axes.yaxis, pd.Series([lowest, highest]))
 
 
+def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
+    """Draw accuracy lost to attacks against δ, a dot per class pair and network at the largest N.
+
+    Only tables of class pairs of one dataset get this figure.
+    """
+    if not fits.class_pairs:
+        return None
+    lost = mean_accuracy_lost(points)
+    rows = points.assign(**{ACCURACY_LOST: 100 * lost})
+    rows = rows[rows[TRAIN_SIZE] == rows[TRAIN_SIZE].max()]
+    rows = rows.dropna(subset=[ACCURACY_LOST, MEAN_UNLIKE_DISTANCE])
+    if rows[MEAN_UNLIKE_DISTANCE].nunique() < 2:
+        return None
+    figure, (axes,) = panels(1)
+    models = sorted(rows[MODEL].unique())
+    looks = zip(cycle(MODEL_COLORS), cycle(MARKERS), strict=False)
+    marks = dict(zip(models, looks, strict=False))
+    for model, of_model in rows.groupby(MODEL):
+        color, marker = marks[str(model)]
+        scatter = axes.scatter(
+            of_model[MEAN_UNLIKE_DISTANCE],
+            of_model[ACCURACY_LOST],
+            color=color,
+            marker=marker,
+            s=22,
+        )
+        set_addresses(scatter, of_model)
+    of_pairs = rows.groupby(CLASS_PAIR)[[MEAN_UNLIKE_DISTANCE, ACCURACY_LOST]].mean()
+    if len(of_pairs) <= MAX_NAMED_PAIRS:
+        for name, (delta, percentage) in zip(of_pairs.index, of_pairs.to_numpy(), strict=True):
+            axes.annotate(
+                str(name), (delta, percentage), (3, 2), textcoords="offset points", fontsize=6
+            )
+    frame(figure, DELTA_LABEL, "accuracy lost (percentage points)", mark_handles(marks, models))
+    size = int(rows[TRAIN_SIZE].iloc[0])
+    return Drawn(
+        figure,
+        f"How much accuracy is lost to {attack_in_words(fits)}, by the distance δ between two "
+        f"classes. One dot per class pair and network, all at N = {size:,}. {PAIRS_SHARE}",
+    )
+
+
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Draw the loss gained by each attack against K_F, a panel per attack and epsilon.
 
@@ -346,17 +397,20 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     handles = mark_handles(marks, points[DATASET])
     frame(figure, SHARPNESS_LABEL, "loss gained by the attack (nat)", handles)
     caption = "How much an attack raises the loss, by label sharpness."
-    if points_with_sharpness[DATASET].nunique() == 1:
+    if fits.class_pairs:
+        caption += f" One dot per class pair, network and N. {PAIRS_SHARE}"
+    elif points_with_sharpness[DATASET].nunique() == 1:
         caption += " One dataset: K_F differs only through N, so a trend shows N and not K_F."
     if has_correlation:
         caption += (
             " r is over dataset effects at equal model and train size, within domains, of all "
-            "models, with its 95 % interval. It is exploratory."
+            "models. Its 95 % interval is for each panel alone, so r is exploratory."
         )
     return Drawn(figure, caption)
 
 
 DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
+    "accuracy_lost_on_delta": accuracy_lost_on_delta,
     "loss_on_train_size": loss_on_train_size,
     "loss_gain_on_sharpness": loss_gain_on_sharpness,
     "loss_on_d_data": loss_on_d_data,

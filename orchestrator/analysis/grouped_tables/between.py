@@ -198,7 +198,7 @@ class EffectsFit:
                 reason = f"too few groups for a p-value of {LEVEL:g}"
                 return BetweenSlope(replace(slope, reason=reason))
         if len(refits) < len(self.groups.names):
-            reason = "it hangs on one group alone"
+            reason = "one group alone decides the slope"
             return BetweenSlope(replace(slope, interval=None, reason=reason))
 
         variance = self._variance(place, refits)

@@ -41,10 +41,9 @@ class CrossingColumn:
         if len(design.groups) > 1:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
-            f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}: name it in "
-            f"--groups or --within. While it is not named, a claim must also hold when rows of one "
-            f"{self.name} are taken for dependent. If {self.name} is a measurement, drop the "
-            "column."
+            f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Name {self.name} "
+            "in --groups or --within. Until then a claim must also hold if rows of one "
+            f"{self.name} depend on each other. If {self.name} is a measurement, drop the column."
         )
 
 

@@ -123,7 +123,7 @@ def fit_groups(
         design=design,
         num_rows=len(table),
         num_groups=len(data.groups.unit_names),
-        slopes=holm_adjusted(slopes),
+        slopes=holm_adjusted(slopes, "table"),
         scatter=tuple(scatter),
         pooled=tuple(pooled_correlations(data)),
         remarks=tuple(data.groups.remarks),

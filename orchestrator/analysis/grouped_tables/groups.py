@@ -115,11 +115,11 @@ class Groups:
             shared = set(labels[first]) & set(labels[second])
             if not shared:
                 continue
-            understood = "the same group in each: write other names where it is not."
+            understood = "the same group. If they are not, write other names in one column."
             if kind_of[first] != kind_of[second]:
                 understood = (
-                    "a different group in each: where it is not, swap both until each holds "
-                    "nearly all."
+                    "different groups. If they are the same, swap values until each column "
+                    "holds nearly all names."
                 )
                 for name in labels.columns:
                     if kind_of[name] in (kind_of[first], kind_of[second]):
@@ -127,7 +127,7 @@ class Groups:
                         is_shared = told_apart[name].isin(shared)
                         told_apart[name] = told_apart[name].mask(is_shared, prefixed)
             names = plural(len(shared), "name")
-            self.remarks.append(f"{names} in {first} and {second} taken for {understood}")
+            self.remarks.append(f"{names} in both {first} and {second} are read as {understood}")
         return told_apart
 
     def sums(self, of_units: Array) -> Array:
@@ -187,7 +187,9 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
         return False
     for a, b in pairs:
         if (b, a) in pairs:
-            rule = f"{first} and {second} hold the same names: each pair must stand in one order"
-            both_orders = f"{a} and {b}, {b} and {a}"
-            raise ConfigError(rule, both_orders, "or rename those that are no pair's")
+            raise ConfigError(
+                f"{first} and {second} hold a pair in both orders: {a} and {b}, {b} and {a}",
+                hint="Write each pair in one order. If the columns do not name pairs, use other "
+                "names in one column",
+            )
     return True

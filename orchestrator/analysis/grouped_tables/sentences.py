@@ -13,6 +13,7 @@ from orchestrator.analysis.number_formats import (
     listing,
     number,
     p_equals,
+    per_cent_of,
 )
 from search_spaces.errors import plural
 
@@ -79,8 +80,8 @@ def _limits(slope: Slope) -> str:
     if not slope.is_significant and slope.interval is not None and slope.detectable:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
-            f"data. About 80 of 100 such studies would detect a slope of "
-            f"{number(slope.detectable)}."
+            f"data. At the verdict's level of {per_cent_of(slope.test_level)}, 80 of 100 such "
+            f"studies would detect a slope of {number(slope.detectable)}."
         )
     group = slope.most_influential
     if group is not None:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from orchestrator.analysis.answers import Tested, Verdict, is_significant
 from orchestrator.analysis.grouped_tables.cluster_robust import Variance
 from orchestrator.analysis.grouped_tables.design import Level
-from orchestrator.analysis.inference import t_interval, t_p_values
-
-DETECTABLE_PER_LENGTH = 0.5 * (1 + 0.84 / 1.96)
-"""Slope that 80 % of studies detect, per length of its 95 % interval, by the normal law."""
+from orchestrator.analysis.inference import LEVEL, t_interval, t_p_values, t_quantile
+from orchestrator.analysis.law_fits.detection import TTest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +19,13 @@ class Slope(Tested):
         level: Within groups, or between them with one effect per group.
         on: The column.
         num_groups: Groups that carry information.
+        degrees: Degrees of freedom of its t test; None without one.
     """
 
     level: Level
     on: str
     num_groups: int = 0
+    degrees: float | None = None
 
     def times(self, factor: float) -> Slope:
         """Return the slope in other units."""
@@ -49,7 +49,8 @@ class Slope(Tested):
         error = variance.value**0.5
         bounds = t_interval(self.value, error, variance.degrees)
         p_value = t_p_values(self.value, error, variance.degrees)
-        return replace(self, interval=bounds, p_value=float(p_value))
+        degrees = variance.degrees
+        return replace(self, interval=bounds, p_value=float(p_value), degrees=degrees)
 
     @property
     def is_significant(self) -> bool:
@@ -64,9 +65,18 @@ class Slope(Tested):
         return "supported" if self.is_significant else "undecided"
 
     @property
-    def detectable(self) -> float | None:
-        """Slope that about 80 of 100 such studies would detect; None without an interval."""
-        if self.interval is None:
+    def test(self) -> TTest | None:
+        """The t test with the standard error that its interval shows; None without one."""
+        if self.interval is None or self.degrees is None:
             return None
         low, high = self.interval
-        return DETECTABLE_PER_LENGTH * (high - low)
+        half_width = (high - low) / 2
+        std_error = half_width / t_quantile(1 - LEVEL / 2, self.degrees)
+        return TTest(std_error=std_error, degrees=self.degrees)
+
+    @property
+    def detectable(self) -> float | None:
+        """The slope that 80 of 100 such studies would detect, at the level of the verdict."""
+        if self.test is None:
+            return None
+        return self.test.detectable(self.num_tests)

@@ -68,8 +68,9 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         is_only_negative = code < 0 <= remaining.min()
         if is_distant or is_only_negative:
             yield (
-                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}, "
-                "fitted as a number; leave the cell empty where it stands for a missing value."
+                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')} "
+                f"and is fitted as a number. Leave the cell empty if {code:g} means that the value "
+                "is missing."
             )
 
 
@@ -80,9 +81,10 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         for word in _WORD.findall(str(label).casefold()):
             words.add(word.rstrip("0123456789"))
         if words & SUMMARY_WORDS:
+            rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {plural(int(num_rows), 'row')}, fitted like "
-                "any other; leave them out where they sum up the rest."
+                f"Beware: {labels.name} is {label} in {rows}, and is fitted like any other. Leave "
+                "these rows out if they sum up the rest."
             )
 
 
@@ -101,4 +103,4 @@ def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
             alike += same
     if alike:
         names = listing(sorted(alike)[:MAX_SHOWN])
-        yield f"Beware: {labels.name} holds {names}, which spelling alone tells apart."
+        yield f"Beware: {labels.name} holds {names}, which differ only in spelling."

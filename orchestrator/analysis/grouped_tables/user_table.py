@@ -21,7 +21,7 @@ from search_spaces.errors import ConfigError, collect, nearest_path, plural, unk
 from tasks.sources.tables import READERS, TableError, read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
-SAVE_AS_CSV = "save it as CSV in UTF-8 with one line of column names"
+SAVE_AS_CSV = "Save the table as CSV in UTF-8 with one line of column names"
 MAX_SHARE_LEFT_OUT = 0.05
 """Largest share of rows that may lack a value or repeat another row. With more of them, the rows
 that remain may differ from those that are gone."""
@@ -95,40 +95,43 @@ def read_user_table(path: Path, design: Design) -> UserTable:
 def _read_cells(path: Path) -> pd.DataFrame:
     """Return all cells of a file as text, in columns of different names."""
     if not path.is_file():
-        hint = nearest_path(path)
         if path.is_dir():
-            hint = "that is a folder: name a file in it"
-        raise ConfigError("The table must be a file that exists", str(path), hint)
+            raise ConfigError(f"{path} is a folder", hint="Name a table in this folder")
+        raise ConfigError(f"The table {path} does not exist", hint=nearest_path(path))
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        hint = f"known: {', '.join(SUFFIXES)}"
-        raise ConfigError("The table must be a file of a known kind", path.name, hint)
+        raise ConfigError(
+            f"{path.name} is not a kind of table that isweep reads",
+            hint=f"Give a file that ends with {', '.join(SUFFIXES)}",
+        )
     read, kind = READERS.get(suffix, (read_text, "UTF-8 text"))
     try:
         lines = read(path.read_bytes()).rows
     except TableError as error:
-        # The reader's own hint says the same as ours.
-        problem = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")
-        rule = f"The table {error.args[0]}"
-        raise ConfigError(rule, f"{path.name}: {problem}", SAVE_AS_CSV) from None
+        problem = "; ".join(map(str, error.args))
+        raise ConfigError(f"{path.name}: {problem}", hint=SAVE_AS_CSV) from None
     except Exception as error:  # readers raise almost anything on damaged files
-        rule = f"The table must be {kind}"
-        raise ConfigError(rule, f"{path.name}: {error}", SAVE_AS_CSV) from None
+        raise ConfigError(
+            f"{path.name} cannot be read as {kind}: {error}", hint=SAVE_AS_CSV
+        ) from None
     if not lines or not lines[0]:
-        rule = "The table must have a line of column names"
-        raise ConfigError(rule, f"{path.name} is empty", SAVE_AS_CSV)
+        raise ConfigError(f"{path.name} is empty", hint=SAVE_AS_CSV)
     names = [name.strip() for name in lines[0]]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        names_repeated = f"{listing(sorted(repeated))} more than once"
-        raise ConfigError("Column names must differ", names_repeated, "rename one")
+        raise ConfigError(
+            f"{path.name} has more than one column {listing(sorted(repeated))}",
+            hint="Rename one of the columns",
+        )
     lengths = pd.Series([len(line) for line in lines[1:]], dtype=int)
     is_uneven = lengths != len(names)
     if is_uneven.any():
-        rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
         num_uneven = plural(int(is_uneven.sum()), "row")
-        problem = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
-        raise ConfigError(rule, problem, SAVE_AS_CSV)
+        raise ConfigError(
+            f"{path.name} has {num_uneven} with more or fewer than the "
+            f"{plural(len(names), 'cell')} of the header ({row_numbers(is_uneven)})",
+            hint=SAVE_AS_CSV,
+        )
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
 
 
@@ -139,8 +142,10 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     collect(unknown_name(f"column of {file_name}", name, table_names) for name in absent)
     for name in design.columns:
         if design.columns.count(name) > 1:
-            rule = "A column has one part in a design"
-            raise ConfigError(rule, f"{name} twice", "name another column for one")
+            raise ConfigError(
+                f"The column {name} is named twice in response, on, groups and within",
+                hint="Name another column for one of the two",
+            )
 
 
 def _reasons_left_out(
@@ -169,10 +174,10 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
         limits = f"{1 / MAX_MAGNITUDE:g} and {MAX_MAGNITUDE:g}"
         num_cells = plural(int(mask.sum()), "cell")
         yield ConfigError(
-            f"Column {name} must hold finite numbers, of a size between {limits}",
-            f"something else in {num_cells} ({row_numbers(mask)} below the header)",
-            "write 1234.5, without comma, unit or word; leave a cell empty where the value is "
-            "missing",
+            f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} below the "
+            "header)",
+            hint="Write 1234.5, without comma, unit or word. Leave a cell empty where the value is "
+            f"missing. The size of a number must be between {limits}",
         )
 
 
@@ -181,10 +186,10 @@ def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigEr
     share = 1 - is_fitted.mean()
     if share > MAX_SHARE_LEFT_OUT:
         yield ConfigError(
-            f"At most {MAX_SHARE_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
-            f"{share:.0%}: {'; '.join(reasons)}",
-            "drop those rows yourself where that is right, add a column that tells them apart, or "
-            "spell otherwise what is a level of its own",
+            f"{share:.0%} of the rows would be left out, but at most {MAX_SHARE_LEFT_OUT:.0%} may "
+            f"be: {'; '.join(reasons)}",
+            hint="Drop these rows yourself if that is right. Otherwise add a column in which "
+            "repeated rows differ, or rename groups whose names mean a missing value",
         )
 
 
@@ -195,23 +200,28 @@ def _variation_faults(
     for name in design.groups:
         num_groups = rows[name].nunique()
         if num_groups < 2:
-            rule = f"Column {name} must name at least two groups"
-            hint = "name the column whose rows belong together, e.g. dataset or patient"
-            yield ConfigError(rule, f"{num_groups}", hint)
+            yield ConfigError(
+                f"Column {name} has only {plural(num_groups, 'group')}, and a fit needs at least 2",
+                hint="Name a column whose rows belong together, such as dataset or patient",
+            )
     for name in design.numeric:
         if is_bad[name].any():
             continue  # reported as no number
         values = rows[name]
         rounding_step = np.spacing(values.abs().max())
         if not values.std() > MIN_ROUNDING_STEPS * rounding_step:
-            num_values = plural(values.nunique(), "value")
-            hint = "name another one, or subtract a constant"
-            rule = f"Column {name} must vary"
-            yield ConfigError(rule, f"{num_values}, after rounding to 16 digits", hint)
+            yield ConfigError(
+                f"Column {name} varies too little for a slope: its values agree in about 12 digits",
+                hint="Name another column. If the values differ in later digits, subtract a "
+                "constant before you save the table",
+            )
     num_kinds = 0
     if design.within:
         kinds = rows[list(design.within)].drop_duplicates()
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
-        rule = f"--within may make at most {MAX_KINDS_WITHIN:,} kinds"
-        yield ConfigError(rule, f"{num_kinds:,}", "name columns of fewer kinds")
+        yield ConfigError(
+            f"The columns of --within make {num_kinds:,} combinations, and at most "
+            f"{MAX_KINDS_WITHIN:,} can be fitted",
+            hint="Name columns with fewer different values",
+        )

@@ -88,10 +88,14 @@ class WithinFit:
         )
         if len(refits) < MIN_DATASETS:
             groups = plural(len(refits), "group")
-            return slope.without_interval(f"no interval: it varies within {groups} only")
+            return slope.without_interval(
+                f"no interval, because the column varies within {groups} only"
+            )
         for group, refit in refits.items():
             if not np.isfinite(refit):
-                return slope.without_interval(f"no interval: it hangs on {group} alone")
+                return slope.without_interval(
+                    f"no interval, because {group} alone decides the slope"
+                )
         if self.groups.crossed:
             return self._judged_by_jackknife(slope, place, carried)
         return self._judged_by_clusters(slope, place)
@@ -131,7 +135,7 @@ class WithinFit:
         degrees = self.groups.degrees(carried)
         if degrees < 1:
             largest = self.groups.names[carried.argmax()]
-            return slope.without_interval(f"no interval: it hangs on {largest} alone")
+            return slope.without_interval(f"no interval, because {largest} alone decides the slope")
         fitted = self._fitted(place)
         refits = np.array([*slope.left_out.values()])
         error = jackknife_error(fitted.value, refits)

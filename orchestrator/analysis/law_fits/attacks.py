@@ -125,7 +125,13 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
         )
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
-        yield replace(gain.fit, status="ok", estimates=(estimate,))
+        yield replace(
+            gain.fit,
+            status="ok",
+            estimates=(estimate,),
+            interval_critical=test.critical,
+            criticals=test.criticals,
+        )
 
 
 def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""One number of a fit with its interval and p-values, and how often a study would detect it."""
+"""One number of a fit with its interval and p-values."""
 
 from __future__ import annotations
 
@@ -17,18 +17,11 @@ from orchestrator.analysis.inference import (
     permutation_test,
     t_interval,
     t_p_values,
-    t_quantile,
 )
 from orchestrator.analysis.results_tables.points import IS_MEDICAL
 
 STRONG = 0.8
 """A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84."""
-MAX_NEEDED = 10_000
-"""Most datasets that a design is told to have; beyond that the effect is as good as none."""
-CERTAIN_SHIFT = 30.0
-"""Effects of more standard errors are always detected; scipy's noncentral t overflows there."""
-POWER_WANTED = 0.8
-"""Share of studies that should detect an effect, by which numbers of datasets are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,66 +157,3 @@ def correlation_interval(
     half_width = critical / np.sqrt(degrees)
     z = float(np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)))
     return float(np.tanh(z - half_width)), float(np.tanh(z + half_width))
-
-
-def t_power(
-    effect: float, std_error: float | None, degrees: float, level: float = LEVEL
-) -> float | None:
-    """Return how often a two-sided t test detects an effect; None without a standard error."""
-    if not std_error:
-        return None
-    shift = abs(effect) / std_error
-    if shift > CERTAIN_SHIFT:
-        return 1.0
-    bound = t_quantile(1 - level / 2, degrees)
-    inside = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
-    return float(np.clip(1 - np.nan_to_num(inside), 0.0, 1.0))  # far out scipy's value is NaN
-
-
-def correlation_power(num_datasets: int, num_given: int) -> float:
-    """Return how often at most a one-sided test detects a correlation of :data:`STRONG`."""
-    degrees = max(num_datasets - 3 - num_given, 0)
-    shift = np.arctanh(STRONG) * np.sqrt(degrees)
-    return float(special.ndtr(shift - special.ndtri(1 - LEVEL)))
-
-
-def datasets_needed(
-    effect: float,
-    std_error: float | None,
-    num_datasets: int,
-    num_fitted: int,
-    *,
-    level: float = LEVEL,
-) -> int | None:
-    """Return how many datasets like these detect an effect in 8 of 10 studies.
-
-    The standard error is taken to fall with the square root of the degrees of freedom.
-
-    Args:
-        effect: The effect, in units of the estimate.
-        std_error: Standard error of the estimate today.
-        num_datasets: Datasets today.
-        num_fitted: Coefficients that are fitted, with the intercept.
-        level: Level of the test: the strictest one that the correction asks for.
-
-    Returns:
-        The number, at least today's; None without a standard error, or beyond
-        :data:`MAX_NEEDED`.
-    """
-    degrees_today = num_datasets - num_fitted
-    if not std_error or degrees_today < 1:
-        return None
-
-    def detects(num: int) -> bool:
-        degrees = num - num_fitted
-        error = std_error * np.sqrt(degrees_today / degrees)
-        power = t_power(effect, error, degrees, level)
-        return power is not None and power >= POWER_WANTED
-
-    if not detects(MAX_NEEDED):
-        return None
-    low, high = num_datasets, MAX_NEEDED
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if detects(middle) else (middle + 1, high)
-    return low

@@ -84,14 +84,47 @@ class ExponentFit(Fit):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FallFit(Fit):
+    """Log loss on log N within the curves of each dataset; datasets count once.
+
+    Attributes:
+        kind: ``fall``.
+        train_sizes: Smallest and largest train size.
+        num_models: Networks.
+        num_curves: Curves with two train sizes.
+        num_falling_curves: Curves of which the loss falls.
+        sign_p: Exact two-sided p-value of a sign test over datasets.
+        by_dataset: Slope of log loss on log N of each dataset.
+    """
+
+    kind: Literal["fall"] = "fall"
+    train_sizes: tuple[int, int] = (0, 0)
+    num_models: int = 0
+    num_curves: int = 0
+    num_falling_curves: int = 0
+    sign_p: float | None = None
+    by_dataset: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_falling(self) -> int:
+        """Datasets of which the loss falls."""
+        return sum(slope < 0 for slope in self.by_dataset.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttackFit(Fit):
     """Correlation of the loss gained by an attack with K_F, within domains.
 
     Attributes:
         kind: ``attack``.
+        interval_critical: Standard errors of Fisher's z by which its interval reaches to each side.
+        criticals: Standard errors that the largest correlation exceeds by chance at the levels
+            0.05 / k, for k = 1, 2, … tests of a family.
     """
 
     kind: Literal["attack"] = "attack"
+    interval_critical: float = 0.0
+    criticals: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,4 +143,4 @@ class RepresentationFit(Fit):
     by_dataset: dict[str, float] = field(default_factory=dict)
 
 
-AnyFit = HeightFit | ExponentFit | AttackFit | RepresentationFit
+AnyFit = HeightFit | ExponentFit | FallFit | AttackFit | RepresentationFit

@@ -70,18 +70,22 @@ def check_values(table: pd.DataFrame) -> None:
 
 
 def _check_names(table: pd.DataFrame) -> None:
-    hint = "name them"
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
     if nameless:
-        problem = ", ".join(nameless[:MAX_NAMED])
-        raise DataError("The columns of a results table have names", problem, hint)
+        names = ", ".join(nameless[:MAX_NAMED])
+        raise DataError(
+            f"The results table has columns whose names are not text: {names}",
+            hint="Rename these columns",
+        )
     for name in (TRIAL_ID, MODEL, DATASET):
         if name not in table:
             continue
         num_blank = sum(map(_is_blank, table[name]))
         if num_blank:
-            problem = f"{plural(num_blank, 'row')} without"
-            raise DataError(f"Every row of a results table has a {name}", problem, hint)
+            raise DataError(
+                f"The results table has {plural(num_blank, 'row')} without a {name}",
+                hint=f"Fill in the {name} of every row",
+            )
 
 
 def _check_statuses(table: pd.DataFrame) -> None:
@@ -90,10 +94,12 @@ def _check_statuses(table: pd.DataFrame) -> None:
     for value in table.get(STATUS, pd.Series(dtype=object)):
         if not _is_blank(value) and str(value) not in known_statuses:
             unknown.add(repr(str(value)))
-    hint = "correct it, or leave it blank for trials that are done"
-    rule = f"The status of a trial is {' or '.join(known_statuses)}"
     if unknown:
-        raise DataError(rule, listing(sorted(unknown)), hint)
+        raise DataError(
+            f"The results table has the unknown status {listing(sorted(unknown))}",
+            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials that "
+            "are done",
+        )
 
 
 def _check_train_sizes(table: pd.DataFrame) -> None:
@@ -102,9 +108,11 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     is_fraction = np.isfinite(numbers) & (numbers != np.floor(numbers))
     wrong = sizes[is_fraction | _is_boolean(sizes)]
     if len(wrong):
-        problem = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
-        rule = "A train size is a whole number of images"
-        raise DataError(rule, problem, "count images in ones")
+        raise DataError(
+            f"The results table has the train size {wrong.iloc[0]}, which is not a whole number "
+            f"of images ({plural(len(wrong), 'row')} in all)",
+            hint="Give train sizes as numbers of images",
+        )
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
@@ -154,31 +162,41 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 def _check_columns(table: pd.DataFrame) -> None:
     missing = [name for name in REQUIRED if name not in table]
     if missing:
-        rule = f"A results table needs the columns {', '.join(REQUIRED)}"
-        problem = f"without {', '.join(missing)}"
-        raise DataError(rule, problem, "see docs/results-columns.md")
+        raise DataError(
+            f"The results table has no column {', '.join(missing)}",
+            hint="Add what is missing; docs/results-columns.md describes every column",
+        )
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     if repeated:
-        problem = f"{', '.join(repeated)} repeated"
-        raise DataError("A results table has every column once", problem, "keep one")
+        raise DataError(
+            f"The results table has more than one column {', '.join(repeated)}",
+            hint="Keep one column of each name",
+        )
 
 
 def _check_trials(table: pd.DataFrame) -> None:
     repeated = table[TRIAL_ID][table[TRIAL_ID].duplicated()]
     if len(repeated):
-        problem = f"{len(repeated)} repeated, such as {repeated.iloc[0]!r}"
-        hint = "keep the last attempt of each trial"
-        raise DataError("A results table has one row per trial", problem, hint)
+        raise DataError(
+            f"The results table has {plural(len(repeated), 'repeated trial id')}, such as "
+            f"{repeated.iloc[0]!r}",
+            hint="Keep the last attempt of each trial",
+        )
 
 
 def _check_domains(table: pd.DataFrame) -> None:
-    hint = "correct the dataset's spec"
     unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
     if unknown:
-        raise DataError("A domain is natural or medical", ", ".join(map(repr, unknown)), hint)
+        raise DataError(
+            f"The results table has the unknown domain {', '.join(map(repr, unknown))}",
+            hint="Write natural or medical",
+        )
     num_domains = table.groupby(DATASET)[DOMAIN].nunique()
     if (num_domains > 1).any():
-        raise DataError("A dataset has one domain", f"{num_domains.idxmax()!r} has two", hint)
+        raise DataError(
+            f"The dataset {num_domains.idxmax()!r} has two domains in the results table",
+            hint="Give the dataset one domain",
+        )
 
 
 def _check_accuracies(table: pd.DataFrame) -> None:
@@ -188,8 +206,11 @@ def _check_accuracies(table: pd.DataFrame) -> None:
     wrong = shares[is_wrong]
     if len(wrong):
         trial_id = table.loc[wrong.index[0], TRIAL_ID]
-        problem = f"{wrong.iloc[0]:g} at trial {trial_id!r}, {len(wrong)} in all"
-        raise DataError("An accuracy is a share from 0 to 1", problem, "divide percentages by 100")
+        raise DataError(
+            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share from 0 "
+            f"to 1 ({plural(len(wrong), 'row')} in all)",
+            hint="Divide percentages by 100",
+        )
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:

@@ -60,8 +60,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     try:
         table = _read(path)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        rule = "A results file must be a CSV table"
-        raise DataError(rule, f"{path}: {error}", "write it with `isweep results --csv`") from error
+        raise DataError(
+            f"The results table {path} cannot be read as CSV: {error}",
+            hint="Write the table with `isweep results --csv`",
+        ) from error
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name].dtype):
             table[name] = table[name].astype(object).map(unescape_cell)

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis.answers import Answer, Verdict, is_significant
+from orchestrator.analysis.answers import Alternative, Answer, Verdict, is_significant
 from orchestrator.analysis.inference import LEVEL, Interval
-from orchestrator.analysis.number_formats import number, percent
+from orchestrator.analysis.number_formats import (
+    adjusted_p_equals,
+    in_hundred,
+    listing,
+    number,
+    p_equals,
+    per_cent_of,
+    percent,
+)
 from search_spaces.errors import plural
 
 FindingVerdict = Verdict | Literal["described"]
 """A verdict, or ``described``: numbers that are shown and not tested."""
+ASKED_AFTER_SEEING = (
+    "This question was put after these images had been looked at. The answer shows the relation, "
+    "and does not confirm it."
+)
+"""Sentence on an answer whose question came after the data."""
+SIDES: dict[Alternative, str] = {
+    "two-sided": "two-sided",
+    "rise": "one-sided for a rise",
+    "slower": "one-sided for a slower fall",
+}
+"""On which side of the null value a result counts, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +48,7 @@ class Finding:
         notes: What a reader has to know beside the answer.
         to_add: What to add to a sweep that cannot answer.
         claim: The statement that is supported, or what contradicts it, for the first screen.
+        size: How large the effect is and what decides, for the first screen.
     """
 
     question: str
@@ -38,6 +58,12 @@ class Finding:
     notes: tuple[str, ...] = ()
     to_add: str = ""
     claim: str = ""
+    size: str = ""
+
+    def with_sentence(self, sentence: str) -> Finding:
+        """Return it with one more sentence, on the first screen too."""
+        size = f"{self.size} {sentence}" if self.claim else self.size
+        return replace(self, sentences=(*self.sentences, sentence), size=size)
 
     @property
     def line(self) -> str:
@@ -95,31 +121,90 @@ def not_testable(
     )
 
 
-def influence(answer: Answer, name_of_value: str, weights: dict[str, float]) -> tuple[str, ...]:
-    """Name the most influential dataset, the value without it, and where the sign changes."""
+def opening_of_undecided(answer: Answer, nothing: str, replicates: str) -> str:
+    """Return the first sentence of an answer that decides nothing.
+
+    Args:
+        answer: The answer.
+        nothing: The sentence for an interval that holds the null value, without its end.
+        replicates: How many datasets or classes there are, in brackets.
+    """
+    if is_significant(0.0, answer.interval, answer.question.null):
+        return f"Undecided {replicates}."
+    return f"{nothing} {replicates}."
+
+
+def p_sentences(answer: Answer) -> list[str]:
+    """Return p and adjusted p with the null value and the sides, and what an interval lacks."""
+    if answer.p_value is None or answer.adjusted_p is None:
+        return []
+    null = number(answer.question.null)
+    if answer.question.is_share:
+        null = percent(answer.question.null)
+    adjusted = adjusted_p_equals(answer.adjusted_p, answer.num_tests)
+    sides = SIDES[answer.question.alternative]
+    sentences = [f"Against {null}, {sides}: {p_equals(answer.p_value)}, {adjusted}."]
+    is_left_out = is_significant(0.0, answer.interval, answer.question.null)
+    if answer.verdict == "undecided" and is_left_out:
+        if answer.p_value > LEVEL:
+            sentences.append("The interval is by t alone; resampling does not confirm it.")
+        else:
+            sentences.append("The interval is not adjusted; the adjusted p decides.")
+    return sentences
+
+
+def power_sentence(answer: Answer) -> str:
+    """Return in how many studies the effect would be detected; empty if nothing is known of it.
+
+    Where no effect is named, the one that 80 of 100 studies would detect is given.
+    """
+    level = f"At the verdict's level of {per_cent_of(answer.test_level)},"
+    if answer.power is not None:
+        by_chance = ""
+        if answer.power < 2 * answer.test_level:
+            by_chance = " That is hardly more than chance."
+        return (
+            f"{level} {in_hundred(answer.power)} such studies would detect "
+            f"{answer.question.power_of}.{by_chance}"
+        )
+    if answer.detectable is not None:
+        slope = number(answer.detectable)
+        return f"{level} 80 of 100 such studies would detect a slope of {slope}."
+    return ""
+
+
+def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") -> str:
+    """Return the value without the replicate that matters most; empty if none can be left out.
+
+    Args:
+        answer: The answer.
+        name_of_value: What the number is called.
+        replicate: What is left out: a dataset or a class.
+    """
+    name = answer.most_influential
+    if name is None or answer.value is None:
+        return ""
+    without = number(answer.left_out[name])
+    if without == number(answer.value):
+        return ""
+    if answer.is_decided_by(name, answer.question.null):
+        return f"One {replicate} decides this: without {name}, {name_of_value} is {without}."
+    return f"Without {name}, the most influential {replicate}, {name_of_value} is {without}."
+
+
+def changes_of_sign(answer: Answer, weights: dict[str, float]) -> tuple[str, ...]:
+    """Name the datasets without which the sign changes, and the weight of the most influential."""
     name = answer.most_influential
     if name is None or answer.value is None:
         return ()
-    text = (
-        f"The most influential dataset is {name}: without it, {name_of_value} is "
-        f"{number(answer.left_out[name])} instead of {number(answer.value)}."
-    )
+    texts = []
     if name in weights:
-        text += f" It carries {percent(weights[name])} of the weight."
+        texts.append(f"{name} carries {percent(weights[name])} of the weight.")
     opposite = [
         dataset for dataset, value in sorted(answer.left_out.items()) if value * answer.value < 0
     ]
-    if opposite:
-        text += f" The sign changes without {' or without '.join(opposite)}."
-    return (text,)
-
-
-def why_not_significant(answer: Answer, tests: int) -> str:
-    """Return why an interval that leaves out the null value decides nothing; else empty."""
-    if answer.verdict != "undecided":
-        return ""
-    if not is_significant(0.0, answer.interval, answer.question.null):
-        return ""
-    if answer.p_value is not None and answer.p_value > LEVEL:
-        return "the test by resampling does not confirm the interval"
-    return f"chance gives such a result too often among {tests} tests"
+    if len(opposite) == 1:
+        texts.append(f"Leaving out {opposite[0]} turns the sign round.")
+    elif opposite:
+        texts.append(f"Leaving out any one of {listing(opposite)} turns the sign round.")
+    return tuple(texts)

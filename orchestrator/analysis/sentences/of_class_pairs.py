@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,11 +17,24 @@ from orchestrator.analysis.class_pairs import (
 )
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.slopes import Slope
+from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.sentences.finding import (
+    ASKED_AFTER_SEEING,
     Finding,
+    influence,
+    multiplied,
     not_testable,
+    opening_of_undecided,
+    p_sentences,
+    power_sentence,
 )
+from orchestrator.results.columns import attack_columns
+
+TOGETHER = 0.7
+"""Size of a correlation from which on half of the variance of two columns is common."""
+STEP = 1.1
+"""Factor between two pairs in a sentence: within the range of any data from which a slope comes."""
 
 
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
@@ -30,25 +43,46 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     for dataset in fits.datasets:
         if dataset.d_data and dataset.loss:
             d_data = dataset.d_data
+    attack = attack_in_words(fits)
     slopes = {slope.on: slope for slope in fits.class_pairs}
+    untested = []
     for slope in fits.class_pairs:
         in_pixels = None
         if slope.on == R_HAT_FREE:
             in_pixels = slopes.get(R_HAT)
         if PAIR_QUESTIONS[slope.on].question.text:
-            yield _of_pair_slope(slope, d_data, in_pixels)
+            finding = _of_pair_slope(slope, d_data, in_pixels, attack)
+            is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
+            if is_late and finding.verdict != "not testable":
+                finding = finding.with_sentence(ASKED_AFTER_SEEING)
+            if finding.verdict == "not testable":
+                untested.append(finding)
+            else:
+                yield finding
     at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
     if at_delta:
-        yield _at_equal_delta(at_delta)
+        yield _at_equal_delta(at_delta, fits.sharpness_with_delta)
+    yield from untested
 
 
-def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) -> Finding:
+def attack_in_words(fits: ScalingFits) -> str:
+    """Return the attack whose mean accuracy drop is explained, or how many there are."""
+    columns = attack_columns(dict.fromkeys(fit.response for fit in fits.attacks))
+    if len(columns) == 1:
+        return columns[0].words
+    return f"attacks (mean of {len(columns)})"
+
+
+def _of_pair_slope(
+    slope: Slope, d_data: float | None, in_pixels: Slope | None, attack: str
+) -> Finding:
     """Answer one question to class pairs.
 
     Args:
         slope: The slope that answers.
         d_data: d_data of the dataset, which turns an exponent into a factor.
         in_pixels: The same slope in pixel units, which is shown beside it and claims nothing.
+        attack: The attack to which accuracy is lost, in words.
     """
     pair_question = PAIR_QUESTIONS[slope.on]
     answer = pair_answer(slope)
@@ -62,84 +96,95 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
     named = f"{estimand[:1].upper()}{estimand[1:]}"
     estimate = f"{named} is {number(slope.value)} (95 % interval {interval(slope.interval)})."
     classes = f"({slope.num_groups} classes)"
+    factor = _factor_of_pairs(slope, d_data, attack)
     claim = ""
     if answer.is_decided:
         claim = f"{answer.statement} {classes}."
-        factor = _factor_of_pairs(slope, d_data)
-        sentences = [text for text in (claim, factor, estimate) if text]
+        sentences = [claim, factor, estimate]
     else:
-        sentences = [f"No effect was detected {classes}.", estimate]
-        if slope.detectable is not None:
-            sentences.append(
-                f"About 80 of 100 such studies would detect {number(slope.detectable)}."
-            )
-    group = slope.most_influential
-    if group is not None:
-        without = slope.left_out[group]
-        if number(without) != number(slope.value):
-            sentences.append(f"Without class {group} it is {number(without)}.")
+        opening = opening_of_undecided(answer, "No relation was detected", classes)
+        sentences = [opening, factor, estimate]
+    sentences += [*p_sentences(answer), influence(answer, "it", "class")]
+    if not answer.is_decided:
+        sentences.append(power_sentence(answer))
     return Finding(
         question=pair_question.question.text,
         verdict=answer.verdict,
-        sentences=tuple(sentences),
+        sentences=tuple(filter(None, sentences)),
         notes=tuple(notes),
         claim=claim,
+        size=" ".join([factor or estimate, *p_sentences(answer)]),
     )
 
 
-def _factor_of_pairs(slope: Slope, d_data: float | None) -> str:
-    """Say what a slope over class pairs means for a factor of two; empty where it means none."""
+def _factor_of_pairs(slope: Slope, d_data: float | None, attack: str) -> str:
+    """Say what a slope means for a doubling of N, or for 10 % of K_F or δ; empty if nothing."""
     pair_question = PAIR_QUESTIONS[slope.on]
     if not pair_question.factor or slope.value is None or slope.interval is None:
         return ""
-    meaning: Callable[[float], float] = np.exp2
+    if pair_question.response == "drop":
+        return pair_question.factor.format(_accuracy_lost(slope.value, slope.interval, attack))
+    change = float(np.log(STEP))
     if pair_question.response == "fall":
         if d_data is None:
             return ""
-        meaning = _factor_of_fall(d_data)
-    elif pair_question.response == "drop":
-        meaning = _added_per_doubling
-    low, high = sorted(float(meaning(bound)) for bound in slope.interval)
-    value = float(meaning(slope.value))
-    return pair_question.factor.format(f"{number(value)} ({interval((low, high))})")
+        change = -np.log(2) / d_data
+    factor, bounds = multiplied(slope.value, slope.interval, change)
+    return pair_question.factor.format(f"{factor} ({interval(bounds)})")
 
 
-def _factor_of_fall(d_data: float) -> Callable[[float], float]:
-    """Return what an exponent times d makes of the loss when N doubles."""
+def _accuracy_lost(value: float, bounds: Interval, attack: str) -> str:
+    """Return how much more or less accuracy is lost for a step of 10 %, in percentage points."""
+    points = 100 * float(np.log(STEP)) * np.array([value, *bounds])
+    comparative = "more"
+    if value < 0:
+        points = -points
+        comparative = "less"
+    size, *ends = (number(float(end), 2) for end in (points[0], *sorted(points[1:])))
+    return (
+        f"{size} percentage points {comparative} accuracy to {attack} (95 % interval "
+        f"{' to '.join(ends)})"
+    )
 
-    def factor(exponent: float) -> float:
-        return float(2 ** (-exponent / d_data))
 
-    return factor
+def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None) -> Finding:
+    """Say what still goes with K_F between pairs of equal mean distance δ.
 
-
-def _added_per_doubling(slope: float) -> float:
-    """Return what a slope on a logarithm adds when its argument doubles."""
-    return float(slope * np.log(2))
-
-
-def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
-    """Say what still goes with K_F between pairs of equal mean distance δ."""
-    question = "What still goes with K_F at equal mean distance between classes?"
+    Args:
+        slopes: Slopes on log K_F at equal δ.
+        sharpness_with_delta: r of log K_F with log δ over pairs, if it is known.
+    """
+    question = "Between pairs equally far apart (equal δ), does K_F still matter?"
     estimated = [slope for slope in slopes if slope.value is not None]
     if not estimated:
         return not_testable(question, slopes[0].reason)
-    parts = []
+    sentences = []
     for slope in estimated:
-        parts.append(f"{AT_DELTA[slope.on]} {number(slope.value)} ({interval(slope.interval)})")
-    sentences = [f"Slopes on log K_F at equal 1/d and δ: {'; '.join(parts)}."]
+        sentences.append(
+            f"The slope of {AT_DELTA[slope.on]} on log K_F at equal 1/d and δ is "
+            f"{number(slope.value)} (95 % interval {interval(slope.interval)})."
+        )
+        answer = pair_answer(slope)
+        sentences += p_sentences(answer)
+        if not answer.is_decided:
+            sentences.append(power_sentence(answer))
     decided = [slope for slope in estimated if pair_answer(slope).is_decided]
     claims = []
     for slope in decided:
         direction = "rises" if (slope.value or 0.0) > 0 else "falls"
         claims.append(f"At equal δ, {AT_DELTA[slope.on]} {direction} with K_F.")
     if not decided:
-        sentences.insert(0, "No effect was detected at equal mean distance.")
-        sentences.append("Effects within these intervals are compatible with the data.")
+        sentences.insert(0, "No relation was detected at equal δ.")
+        if sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER:
+            sentences.append(
+                "K_F and δ go together over these pairs (r = "
+                f"{number(sharpness_with_delta)} of their logarithms), so they can hardly be told "
+                "apart."
+            )
     return Finding(
         question=question,
         verdict=_joint_verdict(decided),
-        sentences=(*claims, *sentences),
+        sentences=tuple(filter(None, [*claims, *sentences])),
         claim=" ".join(claims),
     )
 

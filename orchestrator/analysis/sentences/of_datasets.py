@@ -17,13 +17,12 @@ from orchestrator.analysis.headline import (
     LAW_SLOPE,
     SHARPNESS,
     needed_for_doubling,
-    num_tests,
     strongest_attack,
 )
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.law_fits.estimates import STRONG, Estimate
-from orchestrator.analysis.law_fits.records import HeightFit
-from orchestrator.analysis.number_formats import in_hundred, interval, listing, number, percent
+from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.records import AttackFit, HeightFit
+from orchestrator.analysis.number_formats import interval, listing, number, p_equals, percent
 from orchestrator.analysis.results_tables.points import (
     INVERSE_D,
     IS_MEDICAL,
@@ -33,16 +32,20 @@ from orchestrator.analysis.results_tables.points import (
 )
 from orchestrator.analysis.sentences.finding import (
     Finding,
+    changes_of_sign,
     in_brackets,
     influence,
     multiplied,
     not_testable,
-    why_not_significant,
+    opening_of_undecided,
+    p_sentences,
+    power_sentence,
 )
 from orchestrator.analysis.sentences.to_add import datasets_to_add
 from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
+FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
 """Datasets that are named where a bound is broken."""
 
@@ -51,22 +54,24 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
     """Yield the answers to the study's questions."""
     yield _dimension(fits)
     yield _sharpness(fits)
-    yield _train_size(fits)
+    fall = _fall(fits)
+    if fall is not None:
+        yield fall
+    yield _exponent(fits)
     yield _attacks(fits)
     yield of_representations(fits)
 
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A property of datasets, and what is done to it in a sentence.
+    """A property of datasets, and how losses compare over a step of it.
 
     Attributes:
         name: What it is called.
         column: Column of its term.
-        step: What is done to it.
-        change: By how much that moves the term.
+        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their losses.
+        change: By how much the term differs between them.
         effect: Slope whose detection is told; None if there is none.
-        effect_words: That effect, in words.
     """
 
     name: str
@@ -74,7 +79,6 @@ class Property:
     step: str
     change: float
     effect: float | None
-    effect_words: str
 
 
 def _of_height(
@@ -86,32 +90,36 @@ def _of_height(
         to_add = datasets_to_add(fits, fit, "d_data, K_F and losses", answer.reason)
         return not_testable(answer.question.text, answer.reason, to_add, notes)
     column = dataset_property.column
-    slope = f"slope on {WORDS[column]}"
-    falling = ""
+    slope = f"the slope on {WORDS[column]}"
+    sign = ""
     if column == INVERSE_D:
-        falling = ", which falls as d_data rises,"
+        sign = " A negative slope means that the loss rises with d_data."
     details = [
         f"Compared at equal model and N{given(fit.terms, column)}.",
-        f"The {slope}{falling} is {number(answer.value)} ({interval(answer.interval)}).",
+        f"The slope on {WORDS[column]} is {number(answer.value)} "
+        f"({interval(answer.interval)}).{sign}",
     ]
+    factor = _factor(answer, dataset_property)
     claim = ""
     if answer.is_decided:
         claim = _claim(answer.value, dataset_property, fit)
-        sentences = [claim, _factor(answer, dataset_property)]
+        sentences = [claim, factor]
     else:
-        sentences = _undecided(answer, dataset_property, fit, num_tests(fits.answers))
-        if answer.power is not None:
-            details.append(
-                f"These {fit.num_datasets} datasets would detect {dataset_property.effect_words} "
-                f"in at most {in_hundred(answer.power)} such studies."
-            )
+        nothing = f"No relation of the loss with {dataset_property.name} was detected"
+        replicates = in_brackets(fit.num_datasets)
+        sentences = [opening_of_undecided(answer, nothing, replicates), factor]
+    sentences += [*p_sentences(answer), influence(answer, slope)]
+    if not answer.is_decided:
+        sentences.append(power_sentence(answer))
+        sentences.append(_datasets_needed(fit, dataset_property, answer.num_tests))
     return Finding(
         question=answer.question.text,
         verdict=answer.verdict,
-        sentences=tuple(sentences),
+        sentences=tuple(filter(None, sentences)),
         details=tuple(details),
-        notes=(*influence(answer, f"the {slope}", {}), *notes),
+        notes=(*changes_of_sign(answer, {}), *notes),
         claim=claim,
+        size=" ".join([factor, *p_sentences(answer)]),
     )
 
 
@@ -122,44 +130,21 @@ def _claim(value: float, dataset_property: Property, fit: HeightFit) -> str:
 
 
 def _factor(answer: Answer, dataset_property: Property) -> str:
-    """Say by what the loss is multiplied when something is done to a property."""
+    """Say how the losses of two kinds of datasets compare, with the interval of that."""
     value = 0.0 if answer.value is None else answer.value
     factor, bounds = multiplied(value, answer.interval, dataset_property.change)
-    return f"{dataset_property.step} multiplies it by {factor} (95 % interval {interval(bounds)})."
+    text = dataset_property.step.format(factor)
+    return f"{text} (95 % interval {interval(bounds)})."
 
 
-def _undecided(answer: Answer, dataset_property: Property, fit: HeightFit, tests: int) -> list[str]:
-    """Say that no effect was detected, which effects are possible, and what would detect one."""
-    datasets = in_brackets(fit.num_datasets)
-    opening = f"No effect of {dataset_property.name} on the loss was"
-    needed = _what_would_detect(fit, dataset_property, tests)
-    reason = why_not_significant(answer, tests)
-    if reason:
-        sentences = [
-            f"{opening} established {datasets}: {reason}.",
-            _factor(answer, dataset_property),
-        ]
-    else:
-        _, bounds = multiplied(0.0, answer.interval, dataset_property.change)
-        sentences = [
-            f"{opening} detected {datasets}.",
-            f"{dataset_property.step} may multiply it by {interval(bounds)}. These effects are "
-            "compatible with the data.",
-        ]
-    if needed:
-        sentences.append(needed)
-    return sentences
-
-
-def _what_would_detect(fit: HeightFit, dataset_property: Property, tests: int) -> str:
-    """Say how many datasets would detect an effect; empty if there is none to detect."""
+def _datasets_needed(fit: HeightFit, dataset_property: Property, tests: int) -> str:
+    """Say how many datasets would detect the effect; empty if there is none to detect."""
     if dataset_property.effect is None:
         return ""
-    words = dataset_property.effect_words
     needed = needed_for_doubling(fit, dataset_property.column, dataset_property.effect, tests)
     if needed is None:
-        return f"No practical number of such datasets would detect {words}."
-    return f"To detect {words} in 8 of 10 such studies you need about {needed:,} datasets."
+        return "No practical number of such datasets would make it 80 of 100."
+    return f"About {needed:,} such datasets would make it 80 of 100."
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -171,10 +156,12 @@ def _dimension(fits: ScalingFits) -> Finding:
     intrinsic_dimension = Property(
         name="d_data",
         column=INVERSE_D,
-        step=f"Going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
+        step=(
+            f"From the lowest to the highest d_data here ({number(low)} to {number(high)}) the "
+            "loss is {} times as high"
+        ),
         change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
-        effect_words="a doubling of the loss",
     )
     return _of_height(fits, fits.answer(DIMENSION), intrinsic_dimension, notes)
 
@@ -183,19 +170,32 @@ def _domain_gap(offset: Estimate) -> str:
     """Say how losses of medical datasets compare with those of natural ones."""
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
-        f"Medical datasets have {factor} times the loss of natural ones (95 % interval "
+        f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
         f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data and K_F."
     )
 
 
+def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
+    """Return how many datasets would detect the law's slope on log K_F; None if none would."""
+    answer = fits.answer(SHARPNESS)
+    if answer.verdict != "undecided":
+        return None
+    return needed_for_doubling(fits.headline(), LOG_SHARPNESS, LAW_SLOPE, answer.num_tests)
+
+
 def _sharpness(fits: ScalingFits) -> Finding:
+    values = [d.label_sharpness for d in fits.datasets if d.label_sharpness]
+    kinds = "twice the"
+    factor = 2.0
+    if values and max(values) < factor * min(values):
+        kinds = "10 % higher"
+        factor = 1.1
     label_sharpness = Property(
         name="K_F",
         column=LOG_SHARPNESS,
-        step="Doubling K_F",
-        change=float(np.log(2)),
+        step=f"Datasets with {kinds} K_F have {{}} times the loss",
+        change=float(np.log(factor)),
         effect=LAW_SLOPE,
-        effect_words="the law's doubling",
     )
     notes = []
     if fits.sharpness_scale.note:
@@ -203,8 +203,40 @@ def _sharpness(fits: ScalingFits) -> Finding:
     return _of_height(fits, fits.answer(SHARPNESS), label_sharpness, notes)
 
 
-def _train_size(fits: ScalingFits) -> Finding:
-    """Answer whether the loss falls with N, and whether too slowly, by two tests."""
+def _fall(fits: ScalingFits) -> Finding | None:
+    """Describe in how many datasets the loss fell with N; None without two train sizes."""
+    fit = fits.fall()
+    if fit.status != "ok":
+        return None
+    (slope,) = fit.estimates
+    smallest, largest = fit.train_sizes
+    share = f"{fit.num_falling} of {plural(fit.num_datasets, 'dataset')}"
+    if fit.num_falling == fit.num_datasets > 1:
+        share = f"all {fit.num_datasets} datasets"
+    sentences = [f"The loss fell from N = {smallest:,} to {largest:,} in {share}."]
+    if fit.sign_p is not None and fit.num_datasets > 1:
+        sentences.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
+    factor, bounds = multiplied(slope.value, slope.interval, float(np.log(2)))
+    doubling = f"Doubling N went with {factor} times the loss"
+    if bounds is not None:
+        doubling += f" (95 % interval {interval(bounds)})"
+    sentences.append(f"{doubling}, where every dataset counts once.")
+    counted = f"{fit.num_falling_curves} of {plural(fit.num_curves, 'curve')}"
+    details = (
+        f"Of single networks, the loss fell in {counted}.",
+        f"The mean slope of log loss on log N is {number(slope.value)} "
+        f"({interval(slope.interval)}).",
+    )
+    return Finding(
+        question=FALL_QUESTION,
+        verdict="described",
+        sentences=tuple(sentences),
+        details=details,
+    )
+
+
+def _exponent(fits: ScalingFits) -> Finding:
+    """Answer whether one exponent describes the fall with N, and whether it is below the bound."""
     question = EXPONENT.text
     notes = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
     fit = fits.exponent()
@@ -221,48 +253,45 @@ def _train_size(fits: ScalingFits) -> Finding:
     allowed = number(float(2 ** (-1 / middle)))
     datasets = in_brackets(fit.num_datasets)
     verdict, claim = _verdict_on_fall(falls, below)
+    exponent = f"b is {number(falls.value)} (95 % interval {interval(falls.interval)})."
     times = (
         f"Doubling N multiplies the loss by {factor} (95 % interval {interval(bounds)}) at the "
-        f"median d_data, {number(middle)}."
+        f"median d_data, {number(middle)}. The bound allows a factor of {allowed} or less."
     )
-    details = [
-        f"The bound allows a factor of {allowed} or less.",
-        f"The slope of log loss on −log N / d is {number(falls.value)} "
-        f"({interval(falls.interval)}); the bound is 1.",
-    ]
+    sentences = [f"Undecided {datasets}."]
+    if claim:
+        claim = f"{claim} {datasets}."
+        sentences = [claim]
+    sentences += [exponent, *p_sentences(falls), *p_sentences(below), times]
+    sentences.append(_weighting(fit.estimates[0]))
+    sentences.append(influence(falls, "b"))
+    if verdict == "undecided":
+        sentences.append(power_sentence(falls))
+    details = ["b is the slope of log loss on −log N / d within datasets."]
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         details.append(
             f"It is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}: the others are "
             "near chance level."
         )
-    if verdict == "undecided":
-        why_not = why_not_significant(falls, num_tests(fits.answers))
-        if why_not:
-            sentences = [f"No fall with N was established {datasets}: {why_not}.", times]
-        else:
-            sentences = [
-                f"No fall of the loss with N was detected, nor that it is too slow {datasets}.",
-                f"At the median d_data, {number(middle)}, doubling N may multiply it by "
-                f"{interval(bounds)}. These effects are compatible with the data.",
-            ]
-        if falls.power is not None:
-            sentences.append(
-                f"A fall as fast as the bound would be detected in at most "
-                f"{in_hundred(falls.power)} such studies."
-            )
-    else:
-        claim = f"{claim} {datasets}."
-        sentences = [claim, times]
-    weights = fit.estimates[0].weights
     return Finding(
         question=question,
         verdict=verdict,
-        sentences=tuple(sentences),
+        sentences=tuple(filter(None, sentences)),
         details=tuple(details),
-        notes=(*influence(falls, "the slope", weights), *notes),
+        notes=(*changes_of_sign(falls, {}), *notes),
         claim=claim,
+        size=" ".join([exponent, *p_sentences(falls)]),
     )
+
+
+def _weighting(exponent: Estimate) -> str:
+    """Say how datasets weigh in the exponent, and which one weighs most."""
+    text = "Datasets weigh by 1/d², times the spread of log N"
+    if not exponent.weights:
+        return f"{text}."
+    heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
+    return f"{text}: {heaviest} has {percent(exponent.weights[heaviest])} of the weight."
 
 
 def _verdict_on_fall(falls: Answer, below: Answer) -> tuple[Verdict, str]:
@@ -297,19 +326,9 @@ def _attacks(fits: ScalingFits) -> Finding:
         to_add = datasets_to_add(fits, best, "K_F and attacks at equal N", answer.reason)
         return not_testable(question, answer.reason, to_add)
     correlations = [fit for fit in fits.attacks if fit.status == "ok"]
-    domains = {dataset.domain for dataset in fits.datasets}
-    attack = attack_columns([best.response])[0].words
-    model = best.model if " " in best.model else f"model {best.model}"
-    subject = (
-        "The correlation"
-        if len(correlations) == 1
-        else f"The largest of {len(correlations)} correlations"
-    )
-    largest = (
-        f"{subject} is r = {number(answer.value)} (95 % interval {interval(answer.interval)}), for "
-        f"{attack} on {model}."
-    )
+    largest = _largest_correlation(answer, best, len(correlations))
     datasets = in_brackets(best.num_datasets)
+    domains = {dataset.domain for dataset in fits.datasets}
     details = [f"Compared at equal model and N{', within domains' if len(domains) > 1 else ''}."]
     if best.variant:
         details.append(f"Only datasets with K_F of {best.variant} are compared.")
@@ -326,26 +345,39 @@ def _attacks(fits: ScalingFits) -> Finding:
             "attack, epsilon and model, adjusted for their number."
         )
     else:
-        why_not = why_not_significant(answer, num_tests(fits.answers))
-        opening = "No relation of K_F with what attacks add to the loss was"
-        if why_not and answer.value > 0:
-            sentences = [f"{opening} established {datasets}: {why_not}.", largest]
-        else:
-            sentences = [f"{opening} detected {datasets}.", largest]
+        nothing = "No relation of K_F with what attacks add to the loss was detected"
+        opening = f"{nothing} {datasets}."
+        if answer.value > 0:
+            opening = opening_of_undecided(answer, nothing, datasets)
+        sentences = [opening, largest]
         if answer.value <= 0:
             sentences.append("The estimate is a fall, against what the law expects.")
-        if answer.power is not None:
-            sentences.append(
-                f"A correlation of {STRONG:g} would be detected in at most "
-                f"{in_hundred(answer.power)} such studies."
-            )
+    sentences += [*p_sentences(answer), influence(answer, "r")]
+    if not answer.is_decided:
+        sentences.append(power_sentence(answer))
     return Finding(
         question=question,
         verdict=answer.verdict,
-        sentences=tuple(sentences),
+        sentences=tuple(filter(None, sentences)),
         details=tuple(details),
-        notes=influence(answer, "r", {}),
+        notes=changes_of_sign(answer, {}),
         claim=claim,
+        size=" ".join([largest, *p_sentences(answer)]),
+    )
+
+
+def _largest_correlation(answer: Answer, best: AttackFit, num_correlations: int) -> str:
+    """Return the correlation that answers, with its interval and what it is of."""
+    attack = attack_columns([best.response])[0].words
+    model = best.model if " " in best.model else f"model {best.model}"
+    tested = f"for {attack} on {model}"
+    r = number(answer.value)
+    bounds = interval(answer.interval)
+    if num_correlations == 1:
+        return f"The correlation is r = {r} (95 % interval {bounds}), {tested}."
+    return (
+        f"The largest of {num_correlations} correlations is r = {r}, {tested}. Its 95 % interval, "
+        f"for all {num_correlations} at once, is {bounds}."
     )
 
 

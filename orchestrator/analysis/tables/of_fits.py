@@ -15,6 +15,7 @@ from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.law_fits.records import (
     AnyFit,
     ExponentFit,
+    FallFit,
     HeightFit,
     RepresentationFit,
 )
@@ -128,6 +129,24 @@ def _num_held(row: FitRow) -> str:
     return f"{row.fit.num_held} of {row.fit.num_points}"
 
 
+def _num_falling(row: FitRow) -> str:
+    if not isinstance(row.fit, FallFit):
+        return ""
+    return f"{row.fit.num_falling} of {row.fit.num_datasets}"
+
+
+def _sign_p(row: FitRow) -> str:
+    if not isinstance(row.fit, FallFit):
+        return ""
+    return p_value(row.fit.sign_p)
+
+
+def _slopes_of_datasets(row: FitRow) -> str:
+    if not isinstance(row.fit, FallFit):
+        return ""
+    return ", ".join(f"{name} {number(slope)}" for name, slope in row.fit.by_dataset.items())
+
+
 def _share(row: FitRow) -> str:
     return percent(row.estimate.value)
 
@@ -169,6 +188,25 @@ FIT_TABLES = (
             "without": _without,
         },
         numeric_from=3,
+    ),
+    FitTable(
+        key="fall",
+        kinds=("fall",),
+        title="Fall of the loss with N, dataset by dataset",
+        note=(
+            "Slope of log test loss on log N within curves, of all curves with two train sizes. "
+            "The mean counts every dataset once; its interval is by t over datasets."
+        ),
+        columns={
+            "datasets": _datasets,
+            "falling": _num_falling,
+            "mean slope": _value,
+            "interval": _interval,
+            "p (t)": _p_by_t,
+            "p (signs)": _sign_p,
+            "by dataset": _slopes_of_datasets,
+        },
+        numeric_from=1,
     ),
     FitTable(
         key="heights",
@@ -269,11 +307,16 @@ def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
         "p is the larger one of the t test over datasets and of the permutation (or wild cluster "
-        "bootstrap) test; of attacks it is one-sided. The adjusted p is Holm's, over the tests "
+        "bootstrap) test. It is two-sided, but for attacks (a rise) and the bound (a slower fall). "
+        "Intervals are by t, or simultaneous for attacks. The adjusted p is Holm's, over the tests "
         "that could be made."
     )
     if fits.class_pairs:
-        note = "Intervals and p are by a jackknife over classes, which pairs share; Holm-adjusted."
+        note = (
+            "Intervals are by a jackknife over classes, by t with classes − 1 degrees of freedom. "
+            "Between pairs p is the larger one of this t test and of a permutation of classes, "
+            "two-sided. The adjusted p is Holm's."
+        )
     return laid_out(
         "answers",
         "Answers",

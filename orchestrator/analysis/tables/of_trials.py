@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from orchestrator.analysis.class_pairs import mean_accuracy_lost
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.results_tables.chance_level import (
@@ -19,13 +20,17 @@ from orchestrator.analysis.results_tables.chance_level import (
 from orchestrator.analysis.results_tables.checks import split_by_recipe
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.sentences.of_class_pairs import attack_in_words
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import (
     AUC,
     CALIBRATION_ERROR,
     CLASS_PAIR,
+    D_DATA_MLE,
     DATASET,
     DONE,
+    LABEL_SHARPNESS,
+    MEAN_UNLIKE_DISTANCE,
     MODEL,
     NUM_CLASSES,
     SEED,
@@ -87,11 +92,11 @@ def seen_table(fits: ScalingFits) -> Table:
     return laid_out(
         "seen",
         "Summary of the data",
-        f"{range_of_losses}d_data is by maximum likelihood at the largest N, K_F a mean over N and "
-        "class pairs. Losses are in nat: geometric means over models and class pairs at the "
-        f"largest train size. At chance level: {AT_CHANCE_SHARE:g} ln n or more for n classes "
-        f"({number(AT_CHANCE_SHARE * np.log(2))} for two). Over-confident: the same with an "
-        "accuracy or AUROC well above chance.",
+        f"{range_of_losses}d_data is by maximum likelihood at the largest N. K_F, the largest "
+        "1/distance of a training set, is averaged over N and class pairs. Losses are in nat: "
+        "geometric means over models and class pairs at the largest train size. At chance level: "
+        f"{AT_CHANCE_SHARE:g} ln n or more for n classes ({number(AT_CHANCE_SHARE * np.log(2))} "
+        "for two). Over-confident: the same with an accuracy or AUROC well above chance.",
         fits.datasets,
         {
             "dataset": "dataset",
@@ -103,6 +108,36 @@ def seen_table(fits: ScalingFits) -> Table:
             f"gained by {attack}": "loss_gain",
         },
         numeric_from=2,
+    )
+
+
+def pair_table(points: pd.DataFrame, fits: ScalingFits) -> Table | None:
+    """Return every class pair of one dataset at its largest N, the closest pair first.
+
+    None if the table has no class pairs that are compared.
+    """
+    if not fits.class_pairs:
+        return None
+    rows = points[points[TRAIN_SIZE] == points[TRAIN_SIZE].max()]
+    rows = rows.assign(lost=100 * mean_accuracy_lost(rows))
+    numbers = [D_DATA_MLE, LABEL_SHARPNESS, MEAN_UNLIKE_DISTANCE, TEST_LOSS, TEST_ACCURACY, "lost"]
+    means = rows.groupby(CLASS_PAIR)[numbers].mean().sort_values(MEAN_UNLIKE_DISTANCE)
+    return laid_out(
+        "class-pairs",
+        "Class pairs",
+        f"At the largest train size, N = {int(points[TRAIN_SIZE].max()):,}, means over networks. δ "
+        "is the mean distance of a training image to the nearest image of the other class. The "
+        "closest pair comes first. Accuracy lost is in percentage points.",
+        means.reset_index().to_dict("records"),
+        {
+            "pair": CLASS_PAIR,
+            "δ": MEAN_UNLIKE_DISTANCE,
+            f"accuracy lost to {attack_in_words(fits)}": "lost",
+            "K_F": LABEL_SHARPNESS,
+            "d_data": D_DATA_MLE,
+            "test loss": TEST_LOSS,
+            "accuracy": TEST_ACCURACY,
+        },
     )
 
 
@@ -191,7 +226,8 @@ def best_table(full: pd.DataFrame) -> Table:
         "Best model per dataset and train size",
         "The lowest mean test loss over the class pairs and seeds that all models have, by "
         "arithmetic means; the summary of the data has geometric ones. Seed spread is the standard "
-        "deviation over seeds. Without it, or within it, the order of two models means nothing.",
+        "deviation over seeds. With one seed, or within the spread, do not read an order from "
+        "this table.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,

@@ -136,9 +136,8 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     except (Exception, SystemExit) as error:  # code of the user's network may raise anything
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            "A network must take a training step, an evaluation and an attack on some image",
-            f"{network.model.library} {network.model.architecture}: "
-            f"{type(error).__name__}: {first_line}",
+            f"{network.model.library} {network.model.architecture} cannot be trained, evaluated "
+            f"and attacked on any image that was tried: {type(error).__name__}: {first_line}",
         ) from error
     if len(_REMEMBERED) >= MAX_REMEMBERED:
         _REMEMBERED.clear()

@@ -28,7 +28,7 @@ MAX_USER_MESSAGE = 1000
 """Characters of a message of ours, which names the fix at its end."""
 MAX_TRACEBACK = 8000
 """Characters of a traceback that a failure keeps, from its end."""
-WORKER_GONE = "the worker is gone"
+WORKER_GONE = "the worker process has died"
 """Message of a lost worker of which nothing else is known."""
 
 

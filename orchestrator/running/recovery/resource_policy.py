@@ -121,7 +121,7 @@ class ResourcePolicy:
         is_changed = self._request(trial, granted + 1) != self._request(trial, granted)
         if is_held_by_others or is_changed or granted < MAX_UNCHANGED:
             return ""
-        return self._hint(trial, "its machine gave: choose a larger one")
+        return self._hint(trial, "the machine gave", "Choose a larger machine")
 
     def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, granted: int) -> str:
         """Learn that memory ran out on a trial's GPU, or on a machine of which no more is known."""
@@ -147,23 +147,27 @@ class ResourcePolicy:
         if after != before or (not is_on_gpu and granted < MAX_UNCHANGED):
             return ""
         if not is_on_gpu:
-            return self._hint(trial, "its machine gave: choose a larger one")
+            return self._hint(trial, "the machine gave", "Choose a larger machine")
         if is_held_by_others:
             return self._hint(
-                trial, "others leave of its GPU: end what runs there, or choose another GPU"
+                trial,
+                "other processes leave on the GPU",
+                "End the other processes, choose another GPU",
             )
-        return self._hint(trial, "a whole GPU has: choose a larger GPU")
+        return self._hint(trial, "a whole GPU has", "Choose a larger GPU")
 
-    def _hint(self, trial: TrialSpec, what_there_is: str) -> str:
-        recipe = trial.network.recipe
+    def _hint(self, trial: TrialSpec, memory: str, fix: str) -> str:
+        """Return why no attempt at a trial can succeed, and what to do."""
         hint = (
-            f"{trial.network.model.name} at batch {recipe.batch_size} needs more memory than "
-            f"{what_there_is} or a smaller recipe.batch_size"
+            f"{trial.network.model.name} at batch size {trial.network.recipe.batch_size} needs "
+            f"more memory than {memory}. {fix}, or lower recipe.batch_size"
         )
         if self._may_be_split(trial):
             return hint
-        split = "resources.micro_batches: on splits batches, which changes what batch norm sees"
-        return f"{hint}; {split}"
+        return (
+            f"{hint}. Or set resources.micro_batches: on, which splits batches and changes what "
+            "batch norm sees"
+        )
 
     def _request(self, trial: TrialSpec, num_increases: int) -> Resources:
         resources = self.resources

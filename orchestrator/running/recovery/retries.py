@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.trial_device import REST_S
-from search_spaces.errors import SetupError
+from search_spaces.errors import SetupError, plural
 
 MAX_RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: MAX_CONSECUTIVE_FAILURES ends it
@@ -117,24 +117,22 @@ class Retries:
         if failure.kind == FailureKind.OTHER_CODE:
             count = self.other_code
             count[node] += 1
-            rule, reason = "Some node must run the code of the driver", "found other code"
-            hint = "install the same everywhere, and leave it as it is while a sweep runs"
+            problem = "No node runs the code of the driver"
+            hint = "Install the same isweep on every node, and do not change it while a sweep runs"
         elif failure.unfit_node or failure.device_lost:
             count = self.without_gpu
             count[node] += 1 if failure.unfit_node else 1 / DEVICE_ERRORS_PER_UNFIT
-            rule = "Some node must give trials a GPU that they can compute on"
-            reason = "had none"
-            hint = "repair a node, or use --device cpu"
+            problem = "No node gives trials a GPU on which they can compute"
+            hint = "Repair a node, or use --device cpu"
         else:
             return
         if not eligible or any(count[address] < MAX_ON_UNFIT_NODE for address in eligible):
             return
         raise SetupError(
-            rule,
-            f"on each of {len(eligible)} nodes the last trials {reason}; the last failed with: "
+            f"{problem} ({plural(len(eligible), 'node')} tried). The last trial failed with: "
             f"{failure.message.rstrip('.')}",
-            f"{hint}; then run the same command again: finished trials are kept. "
-            "isweep doctor --address ADDRESS checks every node",
+            hint=f"{hint}. Then run the same command again; finished trials are kept. Check every "
+            "node with `isweep doctor --address ADDRESS`",
         )
 
     def failed(
@@ -159,9 +157,9 @@ class Retries:
         if is_retry and self.consecutive_failures > MAX_CONSECUTIVE_FAILURES:
             return Decision(None, f"{MAX_CONSECUTIVE_FAILURES} retries of trials failed in a row")
         if hopeless:
-            return Decision(None, "no attempt can get more")
+            return Decision(None, "no attempt can get more memory")
         if sum(of_trial[death] for death in OWN_DEATHS) >= MAX_DEATHS:
-            return Decision(None, f"it crashed or ran out of memory {MAX_DEATHS} times")
+            return Decision(None, f"the trial crashed or ran out of memory {MAX_DEATHS} times")
         limit, reason = self._limit(trial_id, failure)
         if limit is not None and of_trial[kind] > limit:
             return Decision(None, reason)
@@ -169,23 +167,23 @@ class Retries:
         count = f"{kind} {of_trial[kind]}"
         if limit is not None:
             count = f"{count} of at most {limit + 1}"
-        return Decision(pause_s, f"tried again in {pause_s:g} s; {count}: {reason}")
+        return Decision(pause_s, f"retried in {pause_s:g} s, because {reason}; {count}")
 
     def _limit(self, trial_id: str, failure: TrialFailure) -> tuple[int | None, str]:
         """Return how many retries a failure is worth (None: no limit), and why."""
         kind = failure.kind
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
-            return MAX_DEATHS - 1, f"{failure.gpu} failed other trials too"
+            return MAX_DEATHS - 1, f"other trials failed on {failure.gpu} too"
         limit = MAX_RETRIES[kind]
         if limit is None:
-            return None, "a lost node says nothing about the trial"
+            return None, "a lost node is not the trial's fault"
         if limit == 0:
-            return limit, f"{kind} would come again"
+            return limit, f"a retry would fail with {kind} again"
         if kind not in OWN_DEATHS:
-            return limit, f"{kind} is tried again {limit} times"
+            return limit, f"a trial with {kind} is retried at most {limit} times"
         # Only processes that died count: a trial that runs out of memory, and whose process goes
         # on, says nothing about other trials.
         other_deaths = self.deaths.total() - self.deaths[trial_id]
         if other_deaths < 2:
-            return limit, "other trials live"
-        return limit + other_deaths // 2, f"other trials died {other_deaths} times too"
+            return limit, "other trials have not crashed"
+        return limit + other_deaths // 2, f"other trials crashed {other_deaths} times too"

@@ -22,7 +22,7 @@ MAX_FAILURES = 3
 """Failed launches that a message names."""
 MAX_FAILURE_CHARACTERS = 200
 """Characters of each that it repeats."""
-MONITOR_LOG = "see monitor.* in /tmp/ray/session_latest/logs on the head"
+MONITOR_LOG = "See monitor.* in /tmp/ray/session_latest/logs on the head node"
 NODE_BY_ID = re.compile(r"node_[0-9a-f]{40,}")
 """Type of a node that was added by hand, as Ray names it; it launches none of these."""
 STATUS_SECTION = re.compile(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", re.MULTILINE)
@@ -39,31 +39,31 @@ class Advice(NamedTuple):
 ADVICE = (
     Advice(
         ("limitexceeded", "spotinstancecount", "quota"),
-        "ask the provider for a higher quota of this type",
+        "Ask the provider for a higher quota of this type",
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
-        "name another zone or type; an on-demand type is taken when max_workers of this one is "
+        "Name another zone or type. An on-demand type is taken when max_workers of this type is "
         "lowered",
     ),
     Advice(
         ("servicelinkedrole",),
-        "make the role once: aws iam create-service-linked-role, see docs/cluster.md",
+        "Create the role once with `aws iam create-service-linked-role`, see docs/cluster.md",
     ),
     Advice(
         ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
-        "give the head's role the rights of clusters/iam/head.json",
+        "Give the role of the head node the rights of clusters/iam/head.json",
     ),
     Advice(
         ("invalidami", "imagenotfound", "errimagepull", "imagepullbackoff"),
-        "correct the image in the launch file",
+        "Correct the image in the launch file",
     ),
-    Advice(("securitygroup", "subnet"), "correct the security group or subnet in the launch file"),
+    Advice(("securitygroup", "subnet"), "Correct the security group or subnet in the launch file"),
 )
 """Hints for failed launches; the first that fits counts."""
 NO_TYPE_FITS = (
-    "What to do: ask for less, or raise max_workers or the machines of a node type in the launch "
-    "file; `ray status` says what is asked for."
+    "Ask for less, or raise max_workers or the size of a node type in the launch file. "
+    "`ray status` shows what is asked for."
 )
 """Hint if nothing failed and nothing comes: no node of any type would do, or no more may come."""
 
@@ -82,17 +82,15 @@ def shortage_for(resources: Resources) -> str:
     is_held = fits_a_node and any(free.get(name, 0) < total.get(name, 0) for name in request)
     sentences = [_request_text(request, total, free)]
     if is_held:
-        sentences.append(
-            "What is not free is held by other work, or by processes that still start."
-        )
+        sentences.append("Other work, or processes that are starting, hold the rest.")
     elif not fits_a_node and _fits(request, total):
         kinds = _kinds_text(request, nodes)
-        sentences.append(f"No node has all that one asks for: they have {kinds}.")
+        sentences.append(f"No single node has all of this: the nodes have {kinds}.")
     report = autoscaler_report()
     if report is not None:
         sentences.append(report)
     elif is_held:
-        sentences.append("The sweep goes on as soon as it is free.")
+        sentences.append("The sweep goes on as soon as the resources are free.")
     else:
         less = "or ask for less"
         if resources.num_gpus:
@@ -112,7 +110,7 @@ def _request_text(
         f"{amount:g} {name} (the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} free)"
         for name, amount in request.items()
     ]
-    return f"each asks for {', '.join(amounts)}."
+    return f"each trial asks for {', '.join(amounts)}."
 
 
 def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]) -> str:
@@ -152,9 +150,9 @@ def slots_for(resources: Resources) -> Slots:
     if count >= by_all_gpus:
         return Slots(max(1, count), "")
     note = (
-        f"CPUs limit the trials: {count} at once by resources.num_cpus {num_cpus:g}, "
-        f"{by_all_gpus} by the GPUs; {by_all_gpus * num_cpus:g} CPUs on the nodes with GPUs would "
-        "fill them"
+        f"With resources.num_cpus {num_cpus:g}, CPUs limit the sweep to {count} trials at once, "
+        f"and the GPUs could run {by_all_gpus}. To use all GPUs, their nodes need "
+        f"{by_all_gpus * num_cpus:g} CPUs"
     )
     return Slots(max(1, count), note)
 
@@ -185,12 +183,12 @@ def status_summary(status: str) -> str | None:
         return None
     sentences = ["No node is on its way."]
     if pending:
-        sentences = [f"On their way: {'; '.join(pending)}."]
+        sentences = [f"Nodes on their way: {'; '.join(pending)}."]
     for failure in failures[:MAX_FAILURES]:
         shortened = failure[:MAX_FAILURE_CHARACTERS].rstrip(".")
-        sentences.append(f"Launch failed: {shortened}.")
+        sentences.append(f"A launch failed: {shortened}.")
     if failures:
-        sentences.append(f"What to do: {_hint_for(failures[0])}.")
+        sentences.append(f"{_hint_for(failures[0])}.")
     elif not pending:
         sentences.append(NO_TYPE_FITS)
     return " ".join(sentences)

@@ -146,10 +146,9 @@ class Watchdog:
             self._progress_at = now
         if now - self._progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
             raise SetupError(
-                "Ray must be able to start a worker on this machine",
-                f"no trial could start for {waited_s:.0f} s: {shortage}",
-                "run the same command again when the machine has less to do, with bash on PATH; "
-                "finished trials are kept, and isweep doctor knows other causes",
+                f"Ray started no trial on this machine for {waited_s:.0f} s: {shortage}",
+                hint="Run the same command again when the machine has less to do and bash is on "
+                "PATH; finished trials are kept. Check other causes with `isweep doctor`",
             )
 
     def _workers_progress(self) -> bool:
@@ -179,11 +178,12 @@ class Watchdog:
         if watched.confirmed:
             kind = FailureKind.HUNG
             message = (
-                f"neither a result nor an epoch in {limit_s:.0f} s, far beyond what was expected"
+                f"the trial gave neither a result nor an epoch in {limit_s:.0f} s, far longer than "
+                "expected"
             )
         else:
             kind = FailureKind.WORKER_CRASH
-            message = f"its worker did not answer for {limit_s:.0f} s and was ended"
+            message = f"the worker did not answer for {limit_s:.0f} s and was ended"
             self._note(f"{trial_id}: {message}")
         self._failures[trial_id] = TrialFailure(kind=kind, message=message)
         kill()

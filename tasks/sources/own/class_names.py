@@ -9,12 +9,27 @@ from collections.abc import Iterable
 from decimal import Decimal
 from shlex import quote
 
+from search_spaces.errors import plural
 from tasks.sources.base import RawRequest, first_of
 from tasks.sources.own.words import UNKNOWN
 
-SYNONYMS = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
+SYNONYMS = {
+    "true": "1",
+    "yes": "1",
+    "false": "0",
+    "no": "0",
+    "pos": "positive",
+    "neg": "negative",
+}
 """Word -> the word that stands for it when two names of classes are compared."""
-INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
+INITIALS = {
+    "y": "yes",
+    "n": "no",
+    "t": "true",
+    "f": "false",
+    "p": "positive",
+    "+": "positive",
+}
 """Letter -> the word that it abbreviates. It is expanded only if the full word is also a class.
 Otherwise the letter stays the name of a class."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
@@ -66,10 +81,12 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
         if not name.strip() or not name.isprintable() or len(name) > MAX_LABEL_LENGTH:
             odd.append(name)
     if odd:
+        names = plural(len(odd), "class name")
         raise request.error(
-            f"class names must be printable, not blank, {MAX_LABEL_LENGTH} characters at most",
-            f"{len(odd)}, first {odd[0][:MAX_LABEL_LENGTH]!a}",
-            f"rename them, or {LABEL_MAP_HINT}",
+            f"{names} cannot be used, since blank, not "
+            f"printable, or longer than {MAX_LABEL_LENGTH} characters; the first "
+            f"is {odd[0][:MAX_LABEL_LENGTH]!a}",
+            hint=f"Rename them, or {LABEL_MAP_HINT}",
         )
 
 
@@ -86,24 +103,23 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            "labels must be classes, not measurements",
-            f"{len(numbers)} numbers, such as {fractions[0]:.6g}",
-            LABEL_MAP_HINT,
+            f"the labels are {len(numbers)} different numbers, such as {fractions[0]:.6g}: "
+            "measurements, not classes",
+            hint="Say which class each number is with --label-map or label_map",
         )
     if len(numbers) < 3:
         return  # -1 and 1, or 0 and 255, are common names of two classes
     if numbers[0] < 0:
-        rule = "labels must not be negative if there are three or more classes"
+        rule = "a label is negative, though there are three or more classes"
         code = numbers[0]
     elif numbers[-1] in MISSING_CODES and 2 * numbers[-2] < numbers[-1]:
-        rule = "labels must not contain a code for unknown"
+        rule = "a label seems to be a code"
         code = numbers[-1]
     else:
         return
     raise request.error(
-        rule,
-        f"{code}, which often means unknown",
-        f"take those images out, or say what they mean with --label-map={code}=NAME or label_map",
+        f"{rule}: {code} often means unknown",
+        hint=f"Take those images out, or name the class with --label-map={code}=NAME or label_map",
     )
 
 
@@ -113,9 +129,8 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
-            "a word for unknown is not the name of a class",
-            ", ".join(map(repr, unknown)),
-            f"take those images out, or keep it with --label-map {option} or label_map",
+            f"the class {', '.join(map(repr, unknown))} is a word for unknown",
+            hint=f"Take those images out, or keep the class with --label-map {option} or label_map",
         )
 
 
@@ -127,10 +142,10 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
         if len(parts) > 1 and classes.issuperset(parts):
             lists.append(name)
     if lists:
+        labels = plural(len(lists), "label")
         raise request.error(
-            "a label must be one class, not a list of them",
-            f"{len(lists)}: {first_of(map(repr, lists))}",
-            f"take those images out, or {LABEL_MAP_HINT}",
+            f"several classes stand in {labels}: {first_of(map(repr, lists))}",
+            hint=f"Take those images out, or {LABEL_MAP_HINT}",
         )
 
 
@@ -147,9 +162,8 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
             doubtful.append(" / ".join(map(repr, sorted(alike))))
     if doubtful:
         raise request.error(
-            "every class must have one spelling",
-            first_of(doubtful),
-            f"write them in one way, or {LABEL_MAP_HINT}",
+            f"a class has several spellings: {first_of(doubtful)}",
+            hint=f"Write each class in one way, or {LABEL_MAP_HINT}",
         )
 
 

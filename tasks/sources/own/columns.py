@@ -13,7 +13,14 @@ from tasks.sources.tables import COLUMNS, MAX_NAME_LENGTH, column_key, unused_fl
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that must not predict the label. If the data have them, they are compared with it."""
-ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+ONE_HOT = {
+    "0": False,
+    "0.0": False,
+    "false": False,
+    "1": True,
+    "1.0": True,
+    "true": True,
+}
 """Text in a one-hot column -> whether the image is of the column's class."""
 Cells = Mapping[str, Sequence[str]]
 """Name of a column -> its text, one entry per row."""
@@ -124,7 +131,8 @@ def _choose_column(
         return None
     if len(aliases) > 1:
         raise request.error(
-            f"one column must be the {column}", ", ".join(sorted(aliases)), f"call it {column}"
+            f"several columns may be the {column}: {', '.join(sorted(aliases))}",
+            hint=f"Call the right one {column}",
         )
     alias = aliases[0]
     is_plural = column_key(alias) == f"{column}s"
@@ -145,9 +153,9 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         num_others += file_columns.name_in_data != columns.name_in_data
     if num_others:
         raise request.error(
-            "all tables of a dataset must have the same names of columns",
-            f"other names in {num_others} of {len(columns_of_files)}",
-            "rename them",
+            f"{num_others} of {len(columns_of_files)} tables have other names of columns than the "
+            "first",
+            hint="Rename them",
         )
     return columns
 
@@ -199,9 +207,9 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         for fault, rows in bad_rows.items():
             listed.append(f"{len(rows)} {fault}, first {row_name(rows[0])}")
         raise request.error(
-            f"in every row one of {len(cells)} label columns must be 1, the others 0",
-            ", ".join(listed),
-            "take those rows out; an image of several classes cannot be used",
+            f"not every row has exactly one 1 in its {len(cells)} label columns: "
+            f"{', '.join(listed)}",
+            hint="Take those rows out. An image of several classes cannot be used",
         )
     return class_of_row
 

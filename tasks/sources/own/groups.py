@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from search_spaces.errors import plural
 from tasks.sources.base import RawRequest
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import GivenSplit
@@ -26,10 +27,10 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     blank = [row for row, group in enumerate(groups) if group.strip().casefold() in no_ids]
     if blank:
         raise request.error(
-            "every row needs a group when there is such a column",
-            f"blank, NaN, None, a word for unknown or several in {rows.describe(blank)}",
-            "give each row a group id, or drop these rows or the column; a patient who really has "
-            "this name needs another id",
+            "the group is blank, NaN, None, a word for unknown, or several values for "
+            f"{rows.describe(blank)}",
+            hint="Give each row a group id, or drop these rows or the column. A patient who "
+            "really has this name needs another id",
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
@@ -37,9 +38,8 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
-            "group ids must be different for different patients, to split by patient",
-            f"one id for {count} of {len(groups)} rows",
-            "give ids, or drop the column",
+            f"{count} of {len(groups)} rows have one and the same group id",
+            hint="Give each patient an id, or drop the column",
         )
 
 
@@ -58,9 +58,9 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
             doubtful += rows_of_spellings
     if doubtful:
         raise request.error(
-            "every group id must have one spelling: not p0 and P0, or 7, 07 and 7.0",
-            rows.describe(doubtful),
-            "write the id of a patient in one way",
+            "a group id has several spellings, such as p0 and P0, or 7, 07 and 7.0, for "
+            f"{rows.describe(doubtful)}",
+            hint="Write the id of a patient in one way",
         )
 
 
@@ -79,10 +79,11 @@ def check_no_leak(
         train_row = leaking[0][GivenSplit.TRAIN]
         test_row = leaking[0][GivenSplit.TEST]
         pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
+        groups_text = plural(len(leaking), "group")
         raise request.error(
-            "no group may be in train and test",
-            f"{len(leaking)}, first in {pair}{rows.describe_numbering([train_row])}",
-            "split by patient, not by image",
+            f"training and test share {groups_text}; the first images of one are "
+            f"{pair}{rows.describe_numbering([train_row])}",
+            hint="Split by patient, not by image",
         )
 
 

@@ -1,4 +1,4 @@
-"""From the label of a row, as the data write it, to its class."""
+"""Find the class of each row from its label in the data."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
     if class_names:
         check_class_names(class_names, request)
         if len(set(class_names)) < len(class_names):
-            raise request.error("names of classes must be different", "a name twice")
+            raise request.error("a class name stands twice in the data's list of classes")
     class_of_cell = {}
     for cell in dict.fromkeys(written):
         class_of_cell[cell] = _class_of(cell, rows, request, class_names)
     _check_label_map(label_map, {*class_of_cell, *class_names}, request)
     if SEVERAL in class_of_cell and SEVERAL not in label_map:
         raise request.error(
-            "a row must have one label, as text or number",
-            f"several labels, or bytes, in {rows.describe_labeled({SEVERAL})}",
-            "write one class per image",
+            "several labels, or bytes, stand in place of a label for "
+            f"{rows.describe_labeled({SEVERAL})}",
+            hint="Write one class per image, as text or number",
         )
     mapped = set(label_map.values())
     blank = set()
@@ -46,10 +46,9 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
             blank.add(cell)
     if blank:
         raise request.error(
-            "every row needs a label",
-            f"blank in {rows.describe_labeled(blank)}",
-            "give them a class or take them out; blank, NaN and NA are classes only if label_map "
-            "says so",
+            f"the label is blank for {rows.describe_labeled(blank)}",
+            hint="Give these images a class, or take them out. Blank, NaN and NA are classes "
+            "only if label_map says so",
         )
     check_class_names(set(class_of_cell.values()), request)
     return [class_of_cell[cell] for cell in written]
@@ -69,9 +68,9 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, class_names: Sequence[
         return cell
     if not (cell.isascii() and cell.isdigit() and int(cell) < len(class_names)):
         raise request.error(
-            f"labels must be numbers of the class names, 0 to {len(class_names) - 1}",
-            rows.describe_labeled({cell}),
-            f"take them out, or {LABEL_MAP_HINT}",
+            f"the label is not a number of a class name, 0 to {len(class_names) - 1}, for "
+            f"{rows.describe_labeled({cell})}",
+            hint=f"Take these images out, or {LABEL_MAP_HINT}",
         )
     class_name = class_names[int(cell)]
     return label_map.get(class_name.strip(), class_name)
@@ -82,7 +81,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
-            "label_map must name labels as they are written",
-            f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}",
-            "correct or drop it",
+            "label_map names labels that the data do not have: "
+            f"{', '.join(map(repr, unused[:MAX_NAMED]))}",
+            hint="Correct or drop them",
         )

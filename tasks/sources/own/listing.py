@@ -80,10 +80,10 @@ def own_listing(
     num_validation = len(splits) - len(kept_rows)
     classes = tuple(order(set(kept_classes)))
     if len(classes) < 2:
-        value = f"one only: {classes[0]}" if classes else "none"
+        value = f"only {classes[0]}" if classes else "none"
         if num_validation:
-            value += f"; {num_validation} rows are in a validation split"
-        raise request.error("the labels must have two classes or more", value)
+            value += f" ({num_validation} rows are in a validation split)"
+        raise request.error(f"two classes are needed, but the images have {value}")
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
@@ -123,14 +123,14 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
         splits.append(split)
     if unknown:
         raise request.error(
-            f"split must be one of {', '.join(SPLIT_WORDS)} or blank",
-            f"other cells in {rows.describe(unknown)}",
+            f"the split is not blank and none of {', '.join(SPLIT_WORDS)} for "
+            f"{rows.describe(unknown)}"
         )
     if contradictory:
         raise request.error(
-            "the column split must agree with the name of the folder or file",
-            f"another split in {rows.describe(contradictory)}",
-            "drop the column or move the files",
+            "the column split contradicts the name of the folder or file for "
+            f"{rows.describe(contradictory)}",
+            hint="Drop the column, or move the files",
         )
     return splits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from search_spaces.errors import plural
 from tasks.sources.base import first_of
 from tasks.sources.own.columns import Cells
 from tasks.sources.own.splits import GivenSplit
@@ -46,7 +47,8 @@ class Rows:
     def describe(self, rows: Iterable[int]) -> str:
         """Format how many rows these are, and the names of the first ones."""
         listed = list(rows)
-        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.describe_numbering(listed)}"
+        names = first_of(map(self.name, listed))
+        return f"{plural(len(listed), 'image')}: {names}{self.describe_numbering(listed)}"
 
     def describe_numbering(self, rows: Sequence[int]) -> str:
         """Format how rows are numbered, with a blank before it; empty if they have no numbers."""

@@ -70,9 +70,8 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
         splits = parse_splits(words)
         if len(splits) > 1:
             raise request.error(
-                "a file's name must say one split",
-                request.hashed(name),
-                "rename it: train-..., test-... or val-...",
+                f"the name of {request.hashed(name)} contains several splits",
+                hint="Rename it: train-..., test-... or val-...",
             )
         if splits:
             return splits.pop()

@@ -60,42 +60,46 @@ def test_a_sweep_that_never_ran(root):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("dmo", {}, "; found: 'dmo'; did you mean 'demo'"),
-        ("./absent.yaml", {}, "The sweep file must exist"),
-        ({**SMALL, "model": []}, {}, "model: unknown key; did you mean 'models'"),
-        ({**SMALL, "models": [3j]}, {}, "must hold plain values only"),
+        ("dmo", {}, "'dmo'. Did you mean 'demo'"),
+        ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
+        ({**SMALL, "model": []}, {}, r"model is not a known key\. Did you mean 'models'"),
+        ({**SMALL, "models": [3j]}, {}, "a value that a sweep file cannot hold: 3j"),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
-        (SMALL, {"changes": {"models.7": "x"}}, "the list has indices 0 to 1"),
-        (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
+        (SMALL, {"changes": {"models.7": "x"}}, "index 7, but the list has the indices 0 to 1"),
+        (SMALL, {"changes": {"name.x.y": 1}}, "'small', which has no keys"),
         (
             SMALL,
             {"changes": {"train_size": [10]}},
-            "train_size: unknown key; did you mean 'train_sizes'",
+            r"train_size is not a known key\. Did you mean 'train_sizes'",
         ),
-        (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
-        (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
-        (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
+        (SMALL, {"cpus": 4}, "option.*'cpus'.*[Dd]id you mean 'num_cpus'"),
+        (SMALL, {"num_cpus": 0}, "num_cpus is 0: input should be greater than or equal to 1"),
+        (SMALL, {"num_cpus": "two"}, "num_cpus is 'two': input should be a valid integer"),
         (
             SMALL,
             {"device": "cuda"},
-            "device: input should be 'auto', 'cpu' or 'gpu'; found: 'cuda'",
+            "device is 'cuda': input should be 'auto', 'cpu' or 'gpu'",
         ),
-        (SMALL, {"address": 5}, "address: input should be a valid string; found: 5"),
-        (SMALL, {"address": "ray://x:1"}, "--address must be host:port"),
-        (SMALL, {"mlflow_uri": 5}, "mlflow_uri: input should be a valid string; found: 5"),
-        (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4: input is not a valid path"),
-        (SMALL, {"raw": {"manifold_d4": "/absent"}}, "The raw download of manifold_d4 must exist"),
+        (SMALL, {"address": 5}, "address is 5: input should be a valid string"),
+        (SMALL, {"address": "ray://x:1"}, "--address ray://x:1` is not host:port"),
+        (SMALL, {"mlflow_uri": 5}, "mlflow_uri is 5: input should be a valid string"),
+        (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4 is 3: input is not a valid path"),
+        (
+            SMALL,
+            {"raw": {"manifold_d4": "/absent"}},
+            "The raw download /absent of manifold_d4 was not found",
+        ),
         (
             SMALL,
             {"max_skipped_share": 2},
-            "max_skipped_share: input should be less than or equal to 1",
+            "max_skipped_share is 2: input should be less than or equal to 1",
         ),
-        (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
-        (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3; e.g. "),
+        (SMALL, {"progress": "loud"}, "progress is 'loud', which is neither True nor False"),
+        (SMALL, {"changes": {3: 4}}, "changes has the key 3, which is not text"),
         (
             SMALL,
             {"changes": {"seeds": {1, 2}}},
-            "plain values only; found: .*; use numbers, text, lists",
+            r"cannot hold: \{1, 2\}\. Use numbers, text, lists",
         ),
     ],
 )
@@ -131,7 +135,7 @@ def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, m
     assert max(map(len, lines)) <= 80
     assert "..." not in repr(by_auc)
     assert {*by_auc.columns} <= {*repr(by_auc).split()}
-    with pytest.raises(isweep.SweepError, match="Unknown score; found: 'acc'"):
+    with pytest.raises(isweep.SweepError, match=r"score.*'acc'"):
         sweep.best(metric="acc")
 
 
@@ -142,10 +146,10 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
     )
     sweep = isweep.open(SMALL, root=root)
     monkeypatch.setitem(vars(sweep), "table", table)
-    with pytest.raises(isweep.SweepError, match=r"Unknown .* of these results; found: "):
+    with pytest.raises(isweep.SweepError, match="of these results"):
         sweep.best(**wrong)
     monkeypatch.setitem(vars(sweep), "table", pd.concat([table, table.assign(train_size=60)]))
-    with pytest.raises(isweep.SweepError, match=r"known train sizes of these results: 60, 240\.$"):
+    with pytest.raises(isweep.SweepError, match="Unknown train size of these results '11'"):
         sweep.best(train_size=11)
 
 
@@ -154,15 +158,21 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
     [
         (
             lambda: isweep.open("smoke", storage=5),
-            "storage must be text: a folder or a URL; found: 5",
+            "storage is 5, which is not text",
         ),
-        (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
-        (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
-        (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int; e.g. 'demo'"),
-        (lambda: isweep.plan("smoke", changes="a=3"), "changes must be a mapping; found: str"),
+        (lambda: isweep.open("smoke", root=""), "root is '', which is not the path of a folder"),
+        (lambda: isweep.open("smoke", root=3), "root is 3, which is not the path of a folder"),
+        (
+            lambda: isweep.open(3),
+            "The sweep is of type int, but should be a name, a path",
+        ),
+        (
+            lambda: isweep.plan("smoke", changes="a=3"),
+            "changes is of type str, but should be a mapping",
+        ),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),
-            "measured must be a measurement, a record",
+            "measured is of type int, which is neither a measurement",
         ),
     ],
 )

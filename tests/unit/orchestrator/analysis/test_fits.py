@@ -15,11 +15,13 @@ from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.headline import ATTACKS, SHARPNESS, with_p_values
 from orchestrator.analysis.law_fits.heights import fit_height
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
 from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.analysis.tables.of_fits import answer_table, fit_tables, not_fitted
 from orchestrator.analysis.tables.of_trials import seen_table
+from search_spaces.datasets import ImageOrigin
 from tests.synthetic import synthetic_table
 
 
@@ -75,7 +77,7 @@ def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answe
     asked, everything = fit_scaling_laws(table), explored(table)
     assert asked.answers == everything.answers
     assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
-    assert len(asked.fits) < len(everything.fits) / 1.5
+    assert len(asked.fits) < len(everything.fits) / 1.4
     assert everything.exponent(model="a").status == "ok"
 
 
@@ -104,12 +106,33 @@ def test_too_little_is_refused_in_words_with_what_is_needed():
 def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "With only 2 natural datasets, a trend across them cannot be separated from differences "
-        "between these 2. Add at least 3.",
+        "2 natural datasets are too few for a statement about natural datasets alone.",
         "There is only one model and seed: another one could give other results.",
     )
     more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
     assert fit_scaling_laws(more).caveats == ()
+
+
+def test_datasets_of_one_origin_are_said_to_be_dependent():
+    table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.1)
+    origins = {
+        "natural0": ImageOrigin(collection="handwritten digits"),
+        "natural2": ImageOrigin(collection="handwritten digits"),
+        "medical0": ImageOrigin(collection="one brain", cut_from="one volume"),
+        "medical1": ImageOrigin(cut_from="one slide"),
+        "absent": ImageOrigin(collection="one brain"),
+    }
+    plain = fit_scaling_laws(table)
+    fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
+    assert fits.caveats == (
+        *plain.caveats,
+        "natural0 and natural2 are not independent: both show handwritten digits.",
+        "Intervals over the 5 datasets may be too narrow for other datasets.",
+        "Training and test images come from the same few pictures: medical0 (one volume) and "
+        "medical1 (one slide).",
+        "No medical dataset here has several patients: nothing speaks about patients.",
+    )
+    assert fits.answers == plain.answers
 
 
 def test_measures_equal_up_to_rounding_explain_nothing():
@@ -302,8 +325,10 @@ def test_every_count_of_chance_level_is_the_same_one():
     num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
     fits = explored(held)
     assert fits.num_at_chance_level == num
-    assert fits.caveats[0].startswith(
-        f"{num} of 36 points are at chance level: their loss is 0.8 ln"
+    assert fits.caveats[:2] == (
+        f"In {num} of 36 points the loss is 0.8 ln n or more for n classes: 0.555 for two, where "
+        "guessing costs 0.693.",
+        f"{num} of these do not clearly separate the classes: they are at chance level.",
     )
     reason = (
         f"the losses of {num} of 36 points are at chance level, which flattens slopes by an "
@@ -325,7 +350,8 @@ def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
     assert (ten.num_at_chance_level, ten.headline().status) == (0, "ok")
     assert ["chance" in str(row) for row in seen_table(ten).rows] == [False] * 12
     beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
-    assert "are at chance level: their loss is 0.8 ln n or more for n classes" in beyond.caveats[0]
+    assert "the loss is 0.8 ln n or more for n classes" in beyond.caveats[0]
+    assert "they are at chance level" in beyond.caveats[1]
 
 
 def test_pairs_of_a_dataset_weigh_as_one_where_a_ceiling_is_judged():
@@ -371,8 +397,11 @@ def test_a_high_loss_of_a_network_that_learned_is_over_confidence(accuracy, auc,
     table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
     rows = table.assign(test_loss=0.835, test_accuracy=accuracy, auc=auc)
     fits = fit_scaling_laws(rows)
-    said = "are over-confident" if is_over_confident else "are at chance level"
-    assert f"12 of 12 points {said}" in fits.caveats[0]
+    said = "separate the classes and are over-confident"
+    if not is_over_confident:
+        said = "do not clearly separate the classes: they are at chance level"
+    assert fits.caveats[0].startswith("In 12 of 12 points the loss is 0.8 ln n or more")
+    assert f"12 of these {said}" in fits.caveats[1]
     assert fits.num_at_chance_level == (0 if is_over_confident else 12)
     shown = "0.835 (over-confident)" if is_over_confident else "0.835 (at chance level)"
     assert shown in seen_table(fits).rows[0]

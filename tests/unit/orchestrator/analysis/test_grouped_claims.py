@@ -54,11 +54,13 @@ def test_an_unnamed_column_that_recurs_over_groups_is_named_and_ids_and_copies_a
     fit = fitted(tmp_path, bench())
     assert [remark.partition(":")[0] for remark in fit.remarks] == ["Beware"] * 2
     assert fit.remarks[0].startswith(
-        "Beware: name recurs in 11 of 11 datasets: name it in --groups or --within."
+        "Beware: name recurs in 11 of 11 datasets. Name name in --groups or --within."
     )
     assert fit.remarks[1].startswith("Beware: layer recurs in 11 of 11 datasets")
     # "s2all" is a word that holds no "all"; params follows from name; notes never recur.
-    assert not any(word in " ".join(fit.remarks) for word in ("leave them out", "params", "note"))
+    assert not any(
+        word in " ".join(fit.remarks) for word in ("Leave these rows out", "params", "note")
+    )
     assert "Beware: name recurs in 11 of 11 datasets" in " ".join(fit.lines())
 
 

@@ -22,7 +22,8 @@ from orchestrator.analysis.inference import (
     t_p_values,
     wild_cluster_p,
 )
-from orchestrator.analysis.law_fits.estimates import correlation_interval, t_power
+from orchestrator.analysis.law_fits.detection import t_power
+from orchestrator.analysis.law_fits.estimates import correlation_interval
 from orchestrator.analysis.law_fits.exponents import with_exponent
 from orchestrator.analysis.law_fits.records import ExponentFit
 
@@ -159,7 +160,7 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
     blocks = ["m"] * 4 + ["n"] * 3
     given = sm.add_constant(label)
     residuals = [sm.OLS(values, given).fit().resid for values in (y, x[:, 0])]
-    (r,), adjusted, num, critical = max_correlation_test(y[:, None], x[:, 0], blocks, [0])
+    (r,), adjusted, num, critical, _ = max_correlation_test(y[:, None], x[:, 0], blocks, [0])
     assert critical == pytest.approx(stats.norm.ppf(0.975))
     assert r == pytest.approx(np.corrcoef(*residuals)[0, 1])
     by_hand = [

@@ -35,7 +35,7 @@ SCALE = SharpnessScale(
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "scale"),
     [
         ({"side": [224, 224]}, "224×224 pixels, 1 channel, range 255"),
         ({"channels": 3}, "32×32 pixels, 3 channels, range 255"),
@@ -44,9 +44,9 @@ SCALE = SharpnessScale(
         ({"side": None}, "unrecorded scale"),
     ],
 )
-def test_sharpness_on_another_scale_than_the_sweeps_is_refused(changes, found):
+def test_sharpness_on_another_scale_than_the_sweeps_is_refused(changes, scale):
     check_scale(measured_at(), SCALE)
-    message = f"K_F must be measured on the sweep's scale; found: {found}, not the sweep's 32×32"
+    message = rf"another scale \({scale}\) than that of the sweep \(32×32"
     with pytest.raises(ConfigError, match=message):
         check_scale(measured_at(**changes), SCALE)
 

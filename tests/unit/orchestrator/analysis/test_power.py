@@ -246,19 +246,15 @@ def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
 def test_an_experiment_of_two_worlds_is_refused():
     arms = [Arm(f"w{k}_flips", f"w{k}", "sharpness") for k in range(2)]
     with pytest.raises(
-        ConfigError, match="at least 3 worlds in which K_F is moved; found: 2; add worlds"
+        ConfigError, match=r"moves K_F in 2 worlds, and power needs at least 3\. Add worlds"
     ):
         experiment_power(arms, num_models=1, num_sizes=2)
 
 
 def test_mistakes_are_told():
-    with pytest.raises(
-        ConfigError, match="Unknown effect; found: 'sharpnes'; did you mean 'sharpness'"
-    ):
+    with pytest.raises(ConfigError, match=r"effect .*'sharpnes'.*[Dd]id you mean 'sharpness'"):
         power(SMALL, effect="sharpnes")
-    with pytest.raises(
-        ConfigError, match=r"at least 3 datasets, since datasets.*found: 2 datasets; add"
-    ):
+    with pytest.raises(ConfigError, match=r"has 2 datasets, and power needs at least 3\. Add"):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
-    with pytest.raises(ConfigError, match="Power needs a table; found: 0; draw at least one"):
+    with pytest.raises(ConfigError, match="num_tables is 0"):
         power(SMALL, num_tables=0)

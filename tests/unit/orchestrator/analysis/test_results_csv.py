@@ -43,5 +43,5 @@ def test_what_is_no_table_is_refused(tmp_path, content):
     path = tmp_path / "results.csv"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="must be a CSV table"):
+    with pytest.raises(DataError, match="cannot be read as CSV:"):
         read_csv(path)

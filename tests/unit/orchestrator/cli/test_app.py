@@ -97,7 +97,7 @@ def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that
         ["sh", "-c", command, sys.executable, code, root], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("There is no root" if closed == ">&-" else "")
+    assert done.stderr.startswith("The root " if closed == ">&-" else "")
     assert (done.stdout == "") == (">&-" in closed.split())
 
 
@@ -144,20 +144,20 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
             signal.signal(number, handler)
         stop_heard()  # or the next run in this process would stop
     said = capsys.readouterr().err
-    assert said == "Stopped. Nothing that was stored is lost; run the same command again.\n"
+    assert said == "Stopped. Everything that was stored is kept. Run the same command again.\n"
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (ZeroDivisionError("by zero"), 4, "This is a bug; found: ZeroDivisionError: by zero"),
-        (RecursionError("too deep"), 4, "This is a bug; found: RecursionError: too deep"),
+        (ZeroDivisionError("by zero"), 4, "This is a bug in isweep (ZeroDivisionError: by zero)"),
+        (RecursionError("too deep"), 4, "This is a bug in isweep (RecursionError: too deep)"),
         (
             OSError(28, "No space left on device", "/full"),
             3,
-            "The disk that holds /full is full; found: No space left on device; free some space",
+            "The disk that holds /full is full (No space left on device). Free some space",
         ),
-        (PermissionError(13, "Permission denied"), 3, "found: Permission denied"),
+        (PermissionError(13, "Permission denied"), 3, "refused an operation: Permission denied"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

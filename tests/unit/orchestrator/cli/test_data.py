@@ -130,7 +130,7 @@ SPLITS = {
             [
                 "40 images, 2 classes, 10 groups",
                 "class 1: 20 images, 10 groups",
-                "as they are, 12x10, uint8, not scaled",
+                "12x10, uint8: measured as stored",
             ],
         ),
         (
@@ -199,9 +199,9 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is for a .npy; others hold theirs; found: own.npz"),
-        ("--raw x", "--raw is for the name of a dataset; found: own.npz"),
-        ("--channels 3", "--channels is for images that are resized, by --image-size; found: own"),
+        ("--labels y.npy", "--labels is for a .npy file, and own.npz is not one. Leave"),
+        ("--raw x", "--raw is for a known dataset, and own.npz is a file or folder. Leave"),
+        ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
 def test_what_would_not_be_used_is_refused(measure, own, words, message):
@@ -214,7 +214,10 @@ def test_features_without_labels_and_a_correction_that_cannot_be_told(measure, m
     assert found["label_sharpness"] is None
     assert 3 < found["d_data"]["mle"]["value"] < 7
     code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
-    assert (code, "No label sharpness: there are no labels" in out) == (0, True)
+    assert (code, "Label sharpness is not measured, because the images have no labels" in out) == (
+        0,
+        True,
+    )
     assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
 
 
@@ -229,15 +232,18 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     lines[7] = "tumour  tumour"
     (tmp_path / "labels.txt").write_text("\n".join(lines))
     code, _, err = measure(source, "--labels", str(tmp_path / "labels.txt"))
-    assert (code, "every row needs a label; found: blank in 1: row " in err) == (2, True)
+    assert (code, "the label is blank for 1 image: row " in err) == (2, True)
 
 
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
         ([], "layout: class/group or layout: group/class (--layout)"),
-        (["--label-columns", "x"], "label_columns is for kind table"),
-        (["--pixel-range", "0", "1"], "pixel_range is for kind hdf5 or npz; found: kind folder"),
+        (["--label-columns", "x"], "label_columns is an option of kind table"),
+        (
+            ["--pixel-range", "0", "1"],
+            "pixel_range is an option of kind hdf5 or npz, not of kind folder",
+        ),
     ):
         code, _, err = measure(source, *words)
         assert (code, message in err) == (2, True), err
@@ -293,10 +299,10 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(
     [
         (
             lambda p: np.save(p, np.array([{}], object), allow_pickle=True),
-            "one plain numeric array",
+            "cannot be read as one numeric array",
         ),
-        (lambda p: p.write_bytes(b"no array"), "one plain numeric array"),
-        (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "must be finite"),
+        (lambda p: p.write_bytes(b"no array"), "cannot be read as one numeric array"),
+        (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "NaN or infinity in 30 of 30 rows"),
         (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
     ],
 )
@@ -329,10 +335,10 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "every class must have one spelling; found: 'CAT' / 'cat'"),
-        ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
-        ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
-        ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
+        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
+        ([-1, 0, 1], "Take those images out, or name the class with --label-map=-1=NAME"),
+        ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
     ],
 )
 def test_labels_that_are_no_classes(measure, features, labels, message):
@@ -366,7 +372,7 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
 """)
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert (code, "every class must have one spelling; found: 'CAT' / 'cat'" in err) == (2, True)
+    assert (code, "a class has several spellings: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
@@ -28,7 +29,7 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
-        inputs = FitInputs(table, ())
+        inputs = FitInputs(table, (), SweepFacts())
         monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
@@ -53,7 +54,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert (
-        "below the root; found: results.csv: Read-only file system; copy the root, or ask for the"
+        "The report results.csv cannot be written: Read-only file system. Copy the root, or use"
         in err
     )
 
@@ -70,10 +71,12 @@ def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(r
     path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
     _, out, err = run(command, "smoke", "--from-store", "--json")
-    assert f"not believed: {path}: checksum does not match its content" in err
+    assert f"Not used: {path} (its checksum does not match its content)" in err
     planned = len(workspace.plan.trials)
-    assert f"1 of {planned} trials are done; {planned - 1} are left: isweep run smoke" in err
-    assert "not believed" not in out
+    assert (
+        f"1 of {planned} trials are done. Run the other {planned - 1} with `isweep run smoke" in err
+    )
+    assert "Not used" not in out
 
 
 def test_a_blank_dimension_has_its_reason(capsys, root):
@@ -86,7 +89,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
     )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
     tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
-    assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
+    assert capsys.readouterr().err == "There is no d_data at N = 40: too few\n"
 
 
 def test_what_is_left_out_or_means_nothing_is_said(asked):
@@ -109,10 +112,10 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(asked):
     table = synthetic_table(num_natural=4, num_medical=4, models=("a", "b"), trial_std=0.3)
     short = asked(table, "fit")
     lines = short.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 71
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     assert lines[-1].startswith("Every number: ")
-    assert "Do sharper labels give higher losses?" in short
+    assert "Do datasets with sharper labels have higher losses?" in short
     whole = asked(table, "fit", "--all")
     for title in ("Summary of the data", "Answers", "Losses of datasets at equal N"):
         assert title in whole
@@ -123,7 +126,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
     out = asked(table, "fit")
     lines = out.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 71
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("SUPPORTED: Does the loss fall with N?")
     assert lines[place + 1].startswith(
@@ -140,7 +143,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     said = " ".join(out.split())
     assert "45 combinations of a and b" in said
     assert (
-        "8 names in a and b taken for the same group in each" in said
+        "8 names in both a and b are read as the same group" in said
     )  # all but the first and the last
 
 
@@ -199,13 +202,13 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--where dataset", "--where must be COLUMN=VALUE; found: dataset"),
-        ("--where datset=x", "Unknown column; found: 'datset'; did you mean 'dataset'?"),
-        ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
-        ("--sort los", "Unknown column; found: 'los'; did you mean 'loss'?"),
+        ("--where dataset", "--where dataset does not have the form COLUMN=VALUE"),
+        ("--where datset=x", "The table has no column 'datset'"),
+        ("--where dataset=z", "'z'"),
+        ("--sort los", "The table has no column 'los'"),
         (
             "--best --mean",
-            "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help",
+            "Mutually exclusive arguments: {--mean, --best}. See `isweep results --help`",
         ),
         ("--search --best", "Mutually exclusive arguments: {--best, --search}"),
     ],
@@ -231,7 +234,10 @@ def test_fit_takes_any_table(run, tmp_path):
     code, out, _ = run(*words, "--json")
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
     code, _, err = run("fit", str(table), "--response", "loss")
-    assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (
+    assert (
+        code,
+        "needs --response, --on and --groups. For example, type `isweep fit" in err,
+    ) == (
         2,
         True,
     )

@@ -69,7 +69,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Nothing but the watching: the run goes on." in err
+    assert "Stopped. Only this display has ended. The run goes on." in err
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
@@ -101,7 +101,7 @@ def test_the_story_of_a_cell_is_told(run, workspace):
     said = json.loads(run("status", "smoke", "--trial", first, "--json")[1])
     assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
     assert said["logs"] == {"1": history.attempt_log_path(first, 1)}
-    assert "no attempt at it is recorded" in run("status", "smoke", "--trial", second)[1]
+    assert "No attempt at this trial is recorded." in run("status", "smoke", "--trial", second)[1]
 
 
 def test_a_damaged_story_is_said(run, workspace):
@@ -112,7 +112,7 @@ def test_a_damaged_story_is_said(run, workspace):
     (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
     code, out, _ = run("status", "smoke", "--trial", trial_id)
     assert code == 0
-    assert "A trial's history is damaged" in out
+    assert "The history of a trial in" in out
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,7 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     other = Workspace.open("demo", root)
     other.record()
     damage(workspace.sweep_paths.sweep_file)
-    whole_in = (
-        f"The sweep 'smoke' as it was last run must be whole in {workspace.sweep_paths.sweep_file}"
-    )
+    whole_in = "The sweep 'smoke' cannot be read as it was last run: "
     code, out, err = run("status")
     assert code == 2
     assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)
@@ -142,4 +140,4 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     code, _, err = run("results", "smoke")
     assert code == 2
     assert whole_in in err
-    assert "run the sweep file that it came from" in err
+    assert "run your sweep file again" in err

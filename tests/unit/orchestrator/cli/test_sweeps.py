@@ -65,7 +65,7 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert plan["estimate"]["trials_left"] == 8
     # No GPU is here and none was named, so no hours of one are told.
     assert (plan["estimate"]["gpu_hours"], plan["estimate"]["cluster"]) == (None, None)
-    assert "This machine has no GPU; --gpu h100 plans for one." in plan["estimate"]["text"]
+    assert "This machine has no GPU." in plan["estimate"]["text"]
     named = json.loads(run("plan", "smoke", "--gpu", "l4", "--json")[1])["estimate"]
     # GPU-hours count shares, so a whole GPU for each trial takes more of them than sharing does.
     assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"]
@@ -83,7 +83,10 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
         "search",
     }
     assert json.loads(out)["pending"] == 8
-    assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
+    assert (
+        f"The root {missing} does not exist. Start with `isweep run smoke --root '{missing}'`"
+        in err
+    )
 
 
 @pytest.mark.parametrize("width", [80, 60])
@@ -93,7 +96,7 @@ def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, mon
     assert max(map(len, lines)) <= width
     assert any("isweep datasets NAME" in line for line in lines)
     assert any(
-        line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines()
+        line.endswith(f"`isweep run demo --root {root}`.") for line in run("status")[1].splitlines()
     )
 
 
@@ -103,8 +106,8 @@ def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
     assert len(short.splitlines()) < 30 < 900 < len(whole.splitlines())
     assert re.search(r"mura +0/6 +0/6", short)
     assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
-    needs = "(what each needs: isweep datasets NAME)"
-    assert f"not prepared: mnist, cifar10, svhn, imagenet, brats and 6 more {needs}" in short
+    needs = "See what each dataset needs with `isweep datasets NAME`."
+    assert f"Not prepared: mnist, cifar10, svhn, imagenet, brats and 6 more. {needs}" in short
 
 
 def test_a_value_is_changed_for_one_run(run):
@@ -128,7 +131,7 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
     preset.write_text(SWEEP, encoding="utf-8")
     storage = f"file://{tmp_path}/store"
     _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
-    hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
+    hint = re.search(r"Run `(isweep .*?)`", err)[1]
     assert shlex.split(hint) == [
         "isweep",
         "run",
@@ -145,16 +148,15 @@ def test_a_root_that_cannot_be_made(run, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = run("status", "smoke", at=str(tmp_path / "file" / "root"))
     assert code == 2
-    assert "The root must be a folder that can be written" in err
-    assert "choose another with --root or ISWEEP_ROOT" in err
+    assert "cannot be used as the root" in err
+    assert "Choose another folder with --root or ISWEEP_ROOT" in err
 
 
 def test_a_second_run_on_one_root_says_who_holds_it(run, root):
     with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
-    assert "Only one isweep command may work on a root at a time" in err
-    assert f"process {os.getpid()} (isweep run other, since" in err
+    assert f"is in use by process {os.getpid()} (isweep run other, since" in err
     # The lock went with its holder.
     with exclusive(RootPaths.at(root).make().lock, "again"):
         pass
@@ -168,7 +170,9 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.run.run_sweep", stopped)
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
-    assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "
+    assert (
+        err == f"Stopped. 3 of 8 trials are kept. Continue with `isweep run smoke --root {root}`. "
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])
@@ -191,7 +195,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     way = f"isweep {command} ./mine.yaml --root {root}"
-    told = f"mine is the sweep as it last ran. ./mine.yaml differs; run that with: {way}"
+    told = f"mine means the sweep as it last ran, and ./mine.yaml differs. Run ./mine.yaml with `{way}`"
     assert told in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
@@ -201,7 +205,7 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
 
     _, out, _ = run("status")
     assert out.endswith(
-        f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n"
+        f"No sweep has run below this root. Start with `isweep run demo --root {root}`.\n"
     )
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
     _, out, _ = run("status", "--json")
@@ -215,7 +219,9 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
         "orchestrator.running.progress.read_run", lambda workspace: RunState(now="train")
     )
     _, _, err = run("results", "smoke", "--from-store")
-    assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
+    assert (
+        f"no results yet, but a run is under way. See `isweep status smoke --root {root}`." in err
+    )
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
@@ -229,7 +235,7 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
         json.loads(run("status", "mine", "--json")[1])["planned"] == 10
     )  # two sizes of five pairs
     _, _, err = run("status", "mne")
-    assert f"Unknown preset or sweep of {root}; found: 'mne'; did you mean 'mine'?" in err
+    assert f"Unknown preset or sweep of {root} 'mne'. Did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):

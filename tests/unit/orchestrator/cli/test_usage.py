@@ -1,6 +1,5 @@
 """Users' mistakes end in one message and an exit code, and nothing is lost."""
 
-import re
 import shlex
 
 import pytest
@@ -10,93 +9,93 @@ from orchestrator.cli.app import main
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | what is said of it.
 MISTAKES = r"""
-run dmo | ; found: 'dmo'; did you mean 'demo'?
-plan ./absent.yaml | The sweep file must exist; found: absent.yaml
+run dmo | 'dmo'. Did you mean 'demo'?
+plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or name a preset: demo,
 plan | Command "plan" parameter SWEEP requires an argument
-plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
-plan smoke --set 'seed=[1]' | seed: unknown key; did you mean 'seeds'?
-plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
-status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --watch
-frobnicate | Unknown command "frobnicate"; did you mean "locate"?
-prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
-prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
-prepare digits --montage absent/a.png | The file must be one that can be written; found: absent/a.png: No
-measure digits --show-pair /proc/a.png | can be written; found: /proc/a.png: No such file or directory;
-results smoke --csv /absent/a.csv | can be written; found: /absent/a.csv
-results smoke --predictions /absent/a.parquet | can be written; found: /absent/a.parquet
-fit smoke --figure /absent/a.svg | can be written; found: /absent/a.svg
-claims smoke --markdown THIS_FILE/a.md | a.md: Not a directory; name one elsewhere
-init --out /proc/x.yaml | can be written; found: /proc/x.yaml
-gpu-check --device cpu --into THIS_FILE | can be written; found:
-prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
-measure digits --label-map 7=one | --label-map is for own data that are not prepared
-measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
-fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
-predict | A prediction needs a sweep or a learning curve; name a sweep, or a file of results
-predict --curve absent.csv | A learning curve must be a CSV file; found: absent.csv: [Errno 2]
-predict smoke --train-size 9 --measured '' | Invalid value for --measured: must not be empty
-plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
-run smoke --raw mnist | --raw must be NAME=DIR; found: mnist
-run smoke --num-cpus 0 | must be at least 1, got 0
-run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server
-run smoke --mlflow-uri postgresql://me:pw@h/x | Invalid value for --mlflow-uri: must hold no password, since
-status smoke '--mlflow-uri=http://h/?password=pw' | export MLFLOW_TRACKING_URI=URI instead
-run smoke --no-tracking --address ray://x:1 | --address must be host:port
-results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
+plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
+plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
+plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
+status --watch | --watch is given without a sweep. Name the sweep, as in `isweep status paper --watch`
+frobnicate | Unknown command "frobnicate". Did you mean "locate"?
+prepare mnist --raw absent --address 127.0.0.1:9 | The raw download absent of mnist was not found
+prepare digits --montage . | --montage is '.', but must be a file that ends with .png
+prepare digits --montage absent/a.png | absent/a.png cannot be written: No such file or directory. Name a file
+measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: No such file or directory.
+results smoke --csv /absent/a.csv | /absent/a.csv cannot be written
+results smoke --predictions /absent/a.parquet | /absent/a.parquet cannot be written
+fit smoke --figure /absent/a.svg | /absent/a.svg cannot be written
+claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory. Name a file in
+init --out /proc/x.yaml | /proc/x.yaml cannot be written
+gpu-check --device cpu --into THIS_FILE | cannot be written
+prepare mnist --label-map 7=one | --label-map is for your own data, but mnist is a known dataset
+measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
+measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
+fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
+predict | The prediction is given neither a sweep nor a learning curve. Name a sweep, or
+predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
+predict smoke --train-size 9 --measured '' | --measured is empty
+plan –-all ./absent.yaml | –-all begins with a dash that is no hyphen
+run smoke --raw mnist | --raw mnist does not have the form NAME=DIR
+run smoke --num-cpus 0 | --num-cpus is 0, but must be at least 1
+run smoke --mlflow-uri ./mlruns | The MLflow URI ./mlruns is neither a database nor a server
+run smoke --mlflow-uri postgresql://me:pw@h/x | --mlflow-uri holds a password, which every user
+status smoke '--mlflow-uri=http://h/?password=pw' | Export MLFLOW_TRACKING_URI=URI instead
+run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not host:port of a Ray head
+results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
-measure digits --device cuda | --device must be a torch device of this machine
-plan smoke --gpus 0 | Invalid value for --gpus: must be at least 1, got 0
-plan smoke --storage foo://x | --storage must be a folder or a store that keeps
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 names one class twice. Choose two
+measure digits --device cuda | Choose, for example, `--device cpu`
+plan smoke --gpus 0 | --gpus is 0, but must be at least 1
+plan smoke --storage foo://x | --storage foo://… is not a kind of store
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
-predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
-predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
-pln smoke | Unknown command "pln"; did you mean "plan"?
-resume smoke | Unknown command: resume; isweep run SWEEP does what is left
-plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
-plan smoke --rot x | Unknown option: --rot; did you mean --root?
-run smoke --no-quiet | Unknown option: --no-quiet; did you mean --quiet?
+predict smoke --d-data 9 --train-size 100 | The prediction lacks label_sharpness of the new dataset
+predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
+pln smoke | Unknown command "pln". Did you mean "plan"?
+resume smoke | There is no command resume. Type `isweep run SWEEP`
+plan a b | `isweep plan` does not take b. See `isweep plan --help`.
+plan smoke --rot x | Unknown option: --rot. Did you mean --root?
+run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
-plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
-plan smoke --preset x | Unknown option: --preset; did you mean --set?
-plan '' | ; found: ''; known presets or sweeps of
-measure https://a.org/b.zip | ; found: https://a.org/b.zip; download it, then name the folder
-plan / | A sweep file must be a file; found: / is a folder
-run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
-run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
-run smoke --max-skipped-share nan | must be a finite number, got nan
-run smoke --raw =x | --raw must be NAME=DIR; found: =x
-PREDICT | needs one of --train-size and --target-loss; found: neither
-PREDICT --train-size 3 --target-loss 2 | needs one of --train-size and --target-loss; found: both
-PREDICT --train-size 0 | Invalid value for --train-size: must be at least 1, got 0
-PREDICT --target-loss inf | Invalid value for --target-loss: must be a finite number, got inf
+plan smoke --storage '' | --storage is empty. Give a value, or leave the option out
+plan smoke --preset x | Unknown option: --preset. Did you mean --set?
+plan '' | ''. Known presets or sweeps of
+measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
+plan / | / is a folder, not a sweep file. Name a file
+run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
+run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
+run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
+run smoke --raw =x | --raw =x does not have the form NAME=DIR
+PREDICT | The prediction for a new dataset has no goal. Give --train-size N, or
+PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss are both given
+PREDICT --train-size 0 | --train-size is 0, but must be at least 1
+PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
-measure digits --sharpness-sample 1 | --sharpness-sample must be at least 2, or 0
+measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has no neighbor
 measure digits --estimators mle mle | estimators must be names, each once
-locate 0000000000000000 --raw . | The root must hold the key by which the hash was made
-prepare mnist --sweep papr | Unknown preset; found: 'papr'; did you mean 'paper'
-datasets mnist brats | unrecognized arguments: brats
-plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
-plan smoke --storage THIS_FILE | --storage must be a folder; found:
-run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
-results smoke --csv mine.yaml | Invalid value for --csv: must be a file that ends with .csv, got 'mine.yaml'
-results smoke --parquet a.csv | must be a file that ends with .parquet, got
-measure "" | must not be empty; leave the option out
-PREDICT --train-size 9 --measured absent.json | --measured is for numbers that are not given; found: --d-dat
-plan smoke --storage foo://me:secret@x | found: foo://…; use a path
-power smoke --num-tables 20 | Power needs at least 3 datasets
-compare smoke smoke | compare needs two sweeps; found: smoke twice
-claims | claims needs one source; name a sweep, or ask for --published
-ui | MLflow has nothing to show yet; found: no
-ui --port 70000 | must be at most 65,535, got 70000
-reconcile smoke | no results yet; run it: isweep run smoke --root
-status smoke --trial small_mlp | --trial must name one trial, not 4; found: small_mlp: small_mlp-
-status smoke --trial small_mlp-manifold_d5 | --trial must name a trial of the sweep; found: 'sm
-status --trial x | --trial needs a sweep
-plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
-run smoke --raw mnist=/a --raw mnist=/b | --raw must give mnist one value; found: mnist=/a and mnist=/b.
-plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key
+locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
+prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
+datasets mnist brats | `isweep datasets` does not take brats
+plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
+plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
+run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
+results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
+results smoke --parquet a.csv | must be a file that ends with .parquet
+measure "" | is empty. Give a value
+PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
+plan smoke --storage foo://me:secret@x | --storage foo://… is not a kind of store
+power smoke --num-tables 20 | and power needs at least 3
+compare smoke smoke | The sweep smoke is to be compared with itself
+claims | The claims are given neither a sweep nor --published
+ui | MLflow has nothing to show:
+ui --port 70000 | --port is 70000, but must be at most 65,535
+reconcile smoke | no results yet
+status smoke --trial small_mlp | The text small_mlp of --trial is in the ids of 4 trials: small_mlp-
+status smoke --trial small_mlp-manifold_d5 | No trial of the sweep has an id with 'small_mlp-manifold_d5'
+status --trial x | --trial is given without a sweep
+plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Give
+run smoke --raw mnist=/a --raw mnist=/b | --raw gives mnist two values: mnist=/a and mnist=/b.
+plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
 """
 
 
@@ -147,7 +146,7 @@ locate abc --raw :cat:
 def test_what_is_wrong_about_data_is_told_as_it_was_typed(run, words):
     code, out, err = run(*words.split())
     assert (code, out) == (2, "")
-    assert re.search(rf"(found: |got |value )[^;]*{re.escape(words.split()[-1])}", err)
+    assert words.split()[-1] in err
     assert "Traceback" not in err
 
 
@@ -156,23 +155,30 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "write ./mine.yaml" in err
+    assert "No preset or sweep has the name mine" in err
+    assert "Write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
     code, out, err = run("run", "smoke", "--no-tracking", "--address", "127.0.0.1:9")
     assert (code, out) == (3, "")
-    assert "The Ray address must answer" in err
+    assert "No Ray cluster answers at 127.0.0.1:9" in err
 
 
 def test_options_stand_after_the_command(capsys):
     assert main([]) == 2
-    assert "A command is required; see: isweep --help" in capsys.readouterr().err
+    assert (
+        "The command line names no command. See the commands with `isweep --help`"
+        in capsys.readouterr().err
+    )
     assert main(["--root", "x", "plan", "smoke"]) == 2
-    assert "Unknown option: --root; options stand after the command" in capsys.readouterr().err
+    assert (
+        "The option --root stands before the command. Write options after the command"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_last_of_a_repeated_option_holds(run, root):
     code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
     assert code == 2
-    assert f"run it: isweep run smoke --root {root}; there is no root {root} yet" in err
+    assert f"and the root {root} does not exist. Run `isweep run smoke --root {root}`" in err

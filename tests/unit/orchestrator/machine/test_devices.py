@@ -69,16 +69,16 @@ def without_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
-    with pytest.raises(SetupError, match=r"NVIDIA driver 570\.82") as caught:
+    with pytest.raises(SetupError, match=r"NVIDIA driver is 570\.82") as caught:
         device_for(0.25)
     named = (
         socket.gethostname(),
-        "driver 570.82.01",
+        "the NVIDIA driver is 570.82.01",
         f"torch {torch.__version__}",
         "built for CUDA 13.0",
     )
     hint = (
-        "CUDA 13.0 needs a driver of branch 580 or later, this is 570.82.01: install one, or "
+        "Install a driver of branch 580 or later for CUDA 13.0 (the present one is 570.82.01), or "
         "a torch of"
     )
     for words in (*named, hint):
@@ -89,12 +89,12 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
 @pytest.mark.parametrize(
     ("driver", "cuda", "hint"),
     [
-        ("", "13.0", "install NVIDIA's driver"),
-        ("580.1", None, "install a torch with CUDA"),
+        ("", "13.0", "Install NVIDIA's driver"),
+        ("580.1", None, "Install a torch with CUDA"),
         (
             "470.82",
             "12.6",
-            r"CUDA 12\.6 needs a driver of branch 525 or later, this is 470\.82: install one$",
+            r"a driver of branch 525 or later for CUDA 12\.6 \(the present one is 470\.82\)$",
         ),
         ("550.1", "13.0", "branch 580 .* or a torch of PyTorch's cu126 wheels"),
         ("580.65", "13.0", "the driver is new enough"),
@@ -134,7 +134,7 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     )
     monkeypatch.setattr(trial_device, "check_computes", lambda: asked.append("begins"))
     device = device_for(0.5, fast, own=own)
-    assert (device.name, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
+    assert (device.device, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
     assert asked == ["test", "begins"]
 
@@ -162,7 +162,7 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
         device_for(1.0, fast, own=own)
     text = str(caught.value)
     assert verdict["wrong"] in text
-    assert text.endswith("to test it again delete /cache/verdict.json.")
+    assert text.endswith("To test the GPU again, delete /cache/verdict.json.")
     failure = classify(caught.value)
     # So it is quarantined and the trial goes elsewhere, as from a GPU that does not answer.
     assert failure.unfit_node
@@ -173,8 +173,9 @@ def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
     assert device_for(1.0).graphs is False
     assert (
-        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
-        "taken: vgg13: a weight differs by 1.0e-03"
+        f"GPU-3f (RTX 4090) of node {socket.gethostname()} takes plain steps instead of captured "
+        "graphs: "
+        "vgg13: a weight differs by 1.0e-03"
     ) in caplog.text
 
 
@@ -186,12 +187,12 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
         (
             said,
             trial_device.UnusableGpuError,
-            f"found: GPU-1 of node .*: {said}; reset or hide it",
+            f"GPU-1 of node .*: {said}",
         ),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
         ("HIP error: out of memory", torch.AcceleratorError, "^HIP error: out of memory"),
         # Only words of the table of libraries' errors decide.
-        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "reset or hide it"),
+        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "Reset the GPU, or hide it"),
     ):
 
         def breaks(*_, text=text, **__):
@@ -245,7 +246,7 @@ def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_behind_and_asked_once(un
     assert gpus.nvidia_smi("name") == []
     assert (gpus.gpus_here(), gpus.driver_version()) == ([], "580.95.05")
     with pytest.raises(
-        SetupError, match=r"answer where there is a GPU; found: nvidia-smi: it does not answer"
+        SetupError, match=r"This machine has a GPU, but .* nvidia-smi: the program does not answer"
     ):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
@@ -273,10 +274,10 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
     monkeypatch.setattr(
         gpus, "run_program", lambda *command, **more: start(*command, **{"timeout_s": 0.5} | more)
     )
-    with pytest.raises(SetupError, match=r"nvidia-smi: it does not answer; driver 580\.95"):
+    with pytest.raises(SetupError, match=r"driver 580\.95.* nvidia-smi: the program does not ans"):
         gpus.check_driver()  # asks torch too, in a process of its own
     assert (tmp_path / "asked").read_text() == "\n"
-    assert capfd.readouterr().err == "nvidia-smi is waited for\n"
+    assert capfd.readouterr().err == "Waiting for nvidia-smi\n"
 
 
 @pytest.mark.usefixtures("a_device")
@@ -287,7 +288,7 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_in_silence(tmp_path, monkeyp
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     with pytest.raises(
-        ConfigError, match=f"CUDA_VISIBLE_DEVICES must name .*found: {said}; of GPU 0: NVIDIA L4"
+        ConfigError, match=f"CUDA_VISIBLE_DEVICES={said} names a GPU .* GPU 0: NVIDIA L4"
     ):
         gpus.check_driver()
     for hides in ("", "-1", "NoDevFiles"):
@@ -334,7 +335,7 @@ def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_
     monkeypatch.setattr(gpus, "describe", lambda visible: reached)
     assert gpus.gpus_here() == list(reached.gpus)
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
-    with pytest.raises(SetupError, match="nvidia-smi: it is not there"):
+    with pytest.raises(SetupError, match="nvidia-smi: the program is not installed"):
         gpus.check_driver()
 
 
@@ -343,10 +344,10 @@ def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_
     [
         (
             "Error 34: CUDA driver is a stub library",
-            "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
+            "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
         ),
-        ("Error 802: system not yet initialized", "start nvidia-fabricmanager"),
-        ("CUDA unknown error", "see what nvidia-smi says"),
+        ("Error 802: system not yet initialized", "Start nvidia-fabricmanager"),
+        ("CUDA unknown error", "Run `nvidia-smi`"),
     ],
 )
 def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch, said, hint):
@@ -355,7 +356,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
 
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
-    with pytest.raises(SetupError, match=rf"{said}; {hint}"):
+    with pytest.raises(SetupError, match=rf"{said}.* {hint}"):
         trial_device.check_gpu("float32")
     node = gpus.NodeGpus(
         "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.why_no_gpu()
@@ -363,7 +364,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
     assert what.endswith(
-        "reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
+        "reaches 0 with the NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
         f"{said}"
     )
     assert how.startswith(hint)
@@ -404,8 +405,8 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
-    assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what
-    assert how == "run, or start Ray there, with CUDA_VISIBLE_DEVICES=GPU-1"
+    assert "Ray offers 2 GPUs, but torch 2.13.0, built for CUDA 13.0, reaches 1" in what
+    assert how == "Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES=GPU-1"
 
 
 def test_a_gpu_that_fails_as_torch_begins_is_told_in_its_words(monkeypatch, capsys):
@@ -509,7 +510,8 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
     (problem,) = gpu_problems.gpu_problems(shown, needed=8 * 2**30)
     what = problem.text
     assert what == (
-        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB, and the "
+        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes hold 3.0 of "
+        "9.5 GiB, but the "
         "largest trial needs up to 8.0 GiB"
     )
     assert gpus.slice_uuids() == ["MIG-1", "MIG-2"]
@@ -556,10 +558,10 @@ def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, mon
     said = "Failed to initialize NVML: Driver/library version mismatch"
     nvidia_smi(tmp_path, monkeypatch, fails=said)
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # nor does torch
-    with pytest.raises(SetupError, match=f"driver must answer.*nvidia-smi: {said}") as caught:
+    unanswered = r"NVIDIA's driver 580\.95\.05 does not answer"
+    with pytest.raises(SetupError, match=rf"{unanswered}: nvidia-smi: {said}\. Restart the mach"):
         gpus.check_driver()
-    assert "; driver 580.95.05; restart the machine" in str(caught.value)
-    with pytest.raises(SetupError, match="driver must answer"):
+    with pytest.raises(SetupError, match=unanswered):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
     problem = doctor._checked("gpus", lambda: doctor._gpus(None))
@@ -582,7 +584,7 @@ def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
     found = gpus.describe("")
     problem, *more = gpu_problems.gpu_problems(replace(found, offered=8.0))
     what, hint = problem.text, problem.hint
-    assert (what.partition(": ")[2], more) == ("torch cannot be asked of its GPUs: exit code 1", [])
+    assert (what.partition(": ")[2], more) == ("torch did not list the GPUs: exit code 1", [])
     assert "import torch" in hint
 
 
@@ -592,9 +594,10 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
-    assert device_for(1.0, "off").name == "cuda"
+    assert device_for(1.0, "off").device == "cuda"
     with pytest.raises(
-        SetupError, match=r"bfloat16, which Tesla T4, of compute capability 7.5.*precision: float32"
+        SetupError,
+        match=r"bfloat16, which Tesla T4 with compute capability 7.5.*precision: float32",
     ) as caught:
         device_for(1.0, precision="bfloat16")
     failure = classify(caught.value)

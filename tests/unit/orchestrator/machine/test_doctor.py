@@ -26,7 +26,7 @@ NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}
 def problems(**changes: Any) -> list[str]:
     found = doctor.checked_node(NodeAnswer(**{**SOUND, **changes}), NODE)
     assert found["ok"] == (not found["fix"])
-    return [] if found["ok"] else [f"{found['detail']}; {found['fix']}"]
+    return [] if found["ok"] else [f"{found['detail']}. {found['fix']}"]
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,22 @@ def problems(**changes: Any) -> list[str]:
     [
         (
             {"gpus": replace(L4, gpus=(), driver="")},
-            "CUDA 13.0 reaches 0 with NVIDIA driver absent",
+            "built for CUDA 13.0, reaches 0 without an NVIDIA driver. Install NVIDIA's driver",
         ),
-        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
-        ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
-        ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
+        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1. Install a torch with CUDA"),
+        ({"versions": HERE | {"ray": "2.56.0"}}, "the node has ray 2.56.0, but this machine has"),
+        ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, but this machine has"),
         (
             {"versions": HERE | {"isweep": f"{RELEASE}+0"}},
-            f"has isweep {RELEASE}+0, the driver {RELEASE}",
+            f"has isweep {RELEASE}+0, but this machine has {RELEASE}",
         ),
-        ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
+        (
+            {"free_disk_bytes": 2 * GIB},
+            "the disk has 2.0 GiB of free space. Free some space: a sweep needs 5 GiB",
+        ),
         (
             {"free_disk_bytes": 0},
-            "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing",
+            "has 0.0 GiB of free space. Free some space: a sweep needs 5 GiB, or mount the disk",
         ),
     ],
 )
@@ -82,13 +85,13 @@ def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
     (found,) = check_nodes()
     assert (
         found["detail"]
-        == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+        == "the check fails on the node: ModuleNotFoundError: No module named 'orchestrator'"
     )
-    assert found["fix"].startswith("install the same everywhere")
+    assert found["fix"].startswith("Run `make wheel` and `ray up`")
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
     (found,) = check_nodes()
-    assert found["detail"] == "gives no answer within 0 s"
-    assert found["fix"].startswith("ask again")
+    assert found["detail"] == "the node gave no answer within 0 s"
+    assert found["fix"].startswith("Run the same check again")
 
 
 def store_check(url):
@@ -105,7 +108,7 @@ def test_a_store_that_cannot_be_made_or_keeps_nothing_is_told(tmp_path):
     (tmp_path / "file").touch()
     for url, told in (
         (tmp_path / "file" / "results", "cannot be written"),
-        ("memory://x", "must be a folder or a store that keeps results"),
+        ("memory://x", "memory"),
     ):
         found = store_check(url)
         assert (found["ok"], told in found["detail"], bool(found["fix"])) == (False, True, True)
@@ -114,24 +117,30 @@ def test_a_store_that_cannot_be_made_or_keeps_nothing_is_told(tmp_path):
 def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
     with object_store() as store:
         found = store_check(store.url)
-        assert found["detail"] == f"{store.url} takes and gives files"
+        assert found["detail"] == f"{store.url} can be written and listed"
         assert store_check(store.url)["ok"]
         missing = store_check("s3://no-such-bucket/lab")
         assert not missing["ok"]
-        assert "must exist; found: s3://no-such-bucket; create it" in missing["detail"]
+        assert "s3://no-such-bucket" in missing["detail"]
+        assert missing["fix"]
 
 
 @pytest.mark.parametrize(
     ("address", "mode", "ok", "told"),
     [
-        (None, None, True, "private clusters are on loopback with a token of their own"),
-        (None, "disabled", False, "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code"),
-        ("10.0.0.1:6379", "token", True, "10.0.0.1:6379 is asked with the cluster's token"),
+        (None, None, True, "private clusters listen on loopback and need a new token each run"),
+        (
+            None,
+            "disabled",
+            False,
+            "RAY_AUTH_MODE is disabled, so anyone who reaches the ports can run code",
+        ),
+        ("10.0.0.1:6379", "token", True, "requests to 10.0.0.1:6379 carry the cluster's token"),
         (
             "10.0.0.1:6379",
             None,
             False,
-            "RAY_AUTH_MODE=not set: anyone who reaches the ports runs code",
+            "RAY_AUTH_MODE is not set, so anyone who reaches the ports can run code",
         ),
     ],
 )
@@ -150,18 +159,18 @@ def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
 
 def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them(monkeypatch):
     monkeypatch.setattr(doctor, "gpus_here", list)
-    assert doctor._gpus(None).detail == "none: trials run on CPUs"
-    assert doctor._gpus("10.0.0.1:6379").detail == "none on this machine"
+    assert doctor._gpus(None).detail == "no GPU on this machine, so trials run on CPUs"
+    assert doctor._gpus("10.0.0.1:6379").detail == "no GPU on this machine"
     here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
     monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
     monkeypatch.setattr(doctor, "describe", lambda visible: here)
     outcome = doctor._gpus(None)
     assert not outcome.ok
     assert (
-        "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54"
-        in outcome.detail
+        "Ray offers 1 GPU, but torch 2.13.0, built for CUDA 13.0, reaches 0 with the NVIDIA driver "
+        "550.54" in outcome.detail
     )
-    assert "needs a driver of branch 580 or later" in outcome.fix
+    assert "Install a driver of branch 580 or later" in outcome.fix
 
 
 def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
@@ -169,5 +178,5 @@ def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
     (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
     found = doctor._checked("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
     assert not found["ok"]
-    assert "The root must outlive the cluster" in found["detail"]
-    assert found["fix"].startswith("name another with --root, absolute")
+    assert "cannot be the root: it is in a session folder of Ray" in found["detail"]
+    assert found["fix"].startswith("Choose a folder outside the session folder with --root")

@@ -104,7 +104,7 @@ def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatc
     monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda fields: rows)
     for visible in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with pytest.raises(SetupError, match="needs a GPU"):
+        with pytest.raises(SetupError, match="torch reaches no GPU"):
             devices(None)
     assert asked == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -153,11 +153,11 @@ def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_f
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
     found = dict(gpu_check_parts.faults(bench))
     assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
-    told = "memory that runs out in {} is taken for nothing"
+    told = "an out-of-memory error in {} is recorded as no failure"
     assert found["fails"] == [told.format("step"), told.format("evaluation")]
     posing[0] = "device_error"
     assert (
-        "memory that runs out in capture is taken for device_error"
+        "an out-of-memory error in capture is recorded as device_error"
         in dict(gpu_check_parts.faults(bench))["fails"]
     )
 
@@ -286,7 +286,7 @@ def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monke
     monkeypatch.setattr(
         gpu_check_parts,
         "run_trial",
-        lambda *of, device, graphs: ran.append(graphs) or result,
+        lambda spec, data, compute: ran.append(compute.graphs) or result,
     )
     gpu_check_parts.real_trials(bench, "small_cnn")
     assert set(ran) == {bool(graphs)}
@@ -305,7 +305,7 @@ def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     [
         ("raise OSError('capture failed')", "OSError: capture failed"),
         ("os._exit(7)", "exit code 7"),
-        ("time.sleep(999)", "no end within 0.1 s"),
+        ("time.sleep(999)", "the part did not end within 0.1 s"),
     ],
 )
 def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
@@ -375,10 +375,12 @@ def test_a_network_whose_steps_fail_keeps_its_plain_times_and_costs_no_other(car
 
 
 def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(monkeypatch):
+    equal = self_test.Difference(0.0, 0.0)
+    slow = self_test.TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
     verdicts = {
         "resnet18": self_test.Verdict("", "resnet18: CaptureError: unsupported", is_final=False),
         "resnet34": self_test.Verdict("", "", is_final=True),
-        "resnet50": self_test.Verdict("", "they take 2.00 s an epoch", is_final=False),
+        "resnet50": self_test.Verdict("", slow.slowness, is_final=False, trainings=(slow,)),
         "vgg13": self_test.Verdict("vgg13: the first loss is nan", "the same", is_final=True),
         "vgg16": self_test.Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
         "vgg19": self_test.Verdict("", "", is_final=True),
@@ -403,9 +405,9 @@ def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(m
     assert {case.model.name: case.batch_size for case in tested} == batches
     assert found["graphs"] == ["resnet34", "vgg19"]
     assert found["fails"] == [
-        "plain steps: resnet18: CaptureError: unsupported",
+        "trials cannot use graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
-        "plain steps: vgg16: a weight differs by 1.0e-03",
+        "trials cannot use graphs: vgg16: a weight differs by 1.0e-03",
     ]
     assert len(found["self_test"]) == 6
 
@@ -504,7 +506,7 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
 
     monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
     with pytest.raises(
-        KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"
+        KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. The next check starts from the"
     ):
         check(None, tmp_path, lambda line: None)
     assert path.read_text() == whole
@@ -693,7 +695,7 @@ def test_without_a_measurement_no_hours_are_made_up(missing):
         del values[model]
     found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
     assert found["hours"] is None
-    assert found["hours_note"].startswith("no hours")
+    assert found["hours_note"].startswith("the hours are unknown")
 
 
 @pytest.mark.parametrize(
@@ -724,9 +726,9 @@ def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(
     assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(
-            ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"
+            ConfigError, match=f"`--device {wrong}` is not the number .* Choose from 0, 1, or cpu"
         ):
             devices(wrong)
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):
+    with pytest.raises(SetupError, match=r"Run `isweep doctor` to see why, or .* --device cpu"):
         devices(None)

@@ -86,11 +86,11 @@ class Situation:
 
 
 NO_BFLOAT16 = (
-    "left, but not on {}: recipe paper computes in bfloat16, which it lacks. Use --set recipe.prec"
+    "left, but not on {}: the recipe paper needs bfloat16, .* Use `--set recipe.precision=float32`"
 )
-ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU"
+ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 {}, how long they take is unknown until isweep gpu-check has measured it"
+UNKNOWN = "On 1 {}, the time is unknown until `isweep gpu-check` has measured this kind of GPU"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(
@@ -107,7 +107,7 @@ SITUATIONS = {
     "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
     "f: two kinds": Situation(node(A100, T4), "t4", 14.6, NO_BFLOAT16.format("2 t4s"), ON_T4),
     "f: the larger is old": Situation(
-        node(A10G, TURING), "a10g", 22.5, NO_BFLOAT16.format("2 a10gs"), "paper on NVIDIA TITAN RTX"
+        node(A10G, TURING), "a10g", 22.5, NO_BFLOAT16.format("2 a10gs"), "the NVIDIA TITAN RTX of"
     ),
     "unknown": Situation(node(ADA), ADA.name, 47.4, UNKNOWN.format(ADA.name)),
     "unknown and old": Situation(
@@ -115,7 +115,7 @@ SITUATIONS = {
         TURING.name,
         23.5,
         NO_BFLOAT16.format(f"1 {TURING.name}"),
-        "paper on NVIDIA TITAN RTX",
+        "the NVIDIA TITAN RTX of",
     ),
 }
 """The smaller one of two kinds decides."""
@@ -188,32 +188,37 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(driver="550.54", offered=8.0),
             1.0,
-            r"offers 8 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54; "
-            r"CUDA 13.0 needs a driver of branch 580 or later, this is 550.54",
+            r"Ray offers 8 GPUs, but torch 2\.13\.0, built for CUDA 13\.0, reaches 0 with the NVID"
+            r"IA driver 550\.54\. Install a driver of branch 580 or later for CUDA 13\.0",
         ),
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            "Exclusive_Process, for shares",
+            r"the compute mode Exclusive_Process, so trials cannot use shares of 0\.5",
         ),
-        (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
+        (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (node(MIG, visible="0"), 1.0, "cut into slices"),
         (
             node(replace(A100, held_bytes=75 * GIB)),
             1.0,
-            r"GPU-a100: others hold 75.0 of 79.3 GiB, and the largest trial needs up to 6\.\d GiB",
+            r"GPU-a100: other processes hold 75\.0 of 79\.3 GiB, but the largest trial needs up to "
+            r"6\.\d GiB",
         ),
         (
             node(MIG, replace(MIG, uuid="MIG-2", held_bytes=4 * GIB), visible="MIG-1,MIG-2"),
             1.0,
-            "MIG-2: others hold",
+            "MIG-2: other processes hold",
         ),
         (
             node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
             1.0,
             "offers 2 GPUs, .* reaches 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
         ),
-        (node(replace(A100, has_kernels=False)), 1.0, "no kernels for compute capability 8.0"),
+        (
+            node(replace(A100, has_kernels=False)),
+            1.0,
+            r"has the compute capability 8\.0, for which torch 2\.13\.0 has no kernels",
+        ),
     ],
 )
 def test_what_stands_in_the_way_is_refused_with_the_hint(plan, there, share, words):
@@ -242,7 +247,7 @@ def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others
     """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
     small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
     refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
-    with pytest.raises(SetupError, match=r"others hold 1\.0 of 5\.0 GiB"):
+    with pytest.raises(SetupError, match=r"other processes hold 1\.0 of 5\.0 GiB"):
         refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
 
 
@@ -251,12 +256,13 @@ GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, ha
 
 @pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
 def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
-    with pytest.raises(SetupError, match="or hide it: CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"):
+    hint = "hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
+    with pytest.raises(SetupError, match=hint):
         refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
 
 
 def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
-    with pytest.raises(SweepError, match=r"or hide it: CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
+    with pytest.raises(SweepError, match=r"hide this GPU with CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
         refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 
@@ -358,8 +364,8 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
         is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
         assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
         assert len(seen) <= MAX_RETRIES[failure.kind] + 1
-        there = "others leave of its GPU" if is_small else "a whole GPU has: choose a larger GPU"
-        assert f"{name} at batch {batch} needs more memory than {there}" in said
+        there = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
+        assert f"{name} at batch size {batch} needs more memory than {there}" in said
         assert ("micro_batches: on" in said) is name.startswith("resnet")
 
 
@@ -501,7 +507,9 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory.")
     failure = TrialTrainable._failure(worker, error)
     assert failure.held_by_others == pytest.approx(14.3 / 24)
-    assert failure.message == "other processes hold 14.3 of 24.0 GiB: CUDA out of memory."
+    assert (
+        failure.message == "other processes hold 14.3 of 24.0 GiB of the GPU: CUDA out of memory."
+    )
     failure = TrialTrainable._failure(half, error)
     assert (failure.held_by_others, failure.message) == (None, "CUDA out of memory.")
 
@@ -514,7 +522,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     failure = TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
     assert (failure.kind, failure.held_by_others) == ("out_of_memory", 1.0)
     assert (failure.ends_process, failure.gpu) == (True, "")
-    assert failure.message.startswith("other processes hold all of its memory: CUDA error")
+    assert failure.message.startswith("other processes hold all memory of the GPU: CUDA error")
 
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):

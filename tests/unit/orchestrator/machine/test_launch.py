@@ -67,7 +67,7 @@ def filled_in(name: str) -> dict[str, Any]:
 def told(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return [f"{one.place}: {one.problem}; {one.hint}" for one in check_launch_file(path)]
+    return [f"{mistake.text}. {mistake.hint}" for mistake in check_launch_file(path)]
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, OWN])
@@ -88,7 +88,7 @@ def test_every_place_marked_change_is_named(name, places):
     found = [
         one
         for one in check_launch_file(REPOSITORY / name)
-        if "still to be filled in" in one.problem
+        if "must still be replaced" in one.problem
     ]
     for place in places:
         assert any(one.place.endswith(place) for one in found), (place, found)
@@ -121,21 +121,33 @@ WRONG = {
         (
             "provider/head_ip",
             "no-such-host.invalid",
-            "no-such-host.invalid: this machine does not know",
+            "this machine has no address for the name no-such-host.invalid",
         ),
-        ("provider/worker_ips", ["127.0.0.2"], "min_workers: 2, and worker_ips names 1"),
+        (
+            "provider/worker_ips",
+            ["127.0.0.2"],
+            "min_workers: the value is 2, but worker_ips names 1 machines. Set min_workers: 1",
+        ),
         (
             "auth/ssh_private_key",
             "~/.ssh/other",
-            "auth.ssh_private_key: no ~/.ssh/other; make one: ssh",
+            "auth.ssh_private_key: ~/.ssh/other does not exist. Make a key with `ssh",
         ),
         ("auth/ssh_private_key", None, "auth.ssh_private_key: the head needs a key"),
-        ("file_mounts", {"~/isweep-dist": "./dits"}, "file_mounts.~/isweep-dist: no ./dits"),
-        ("head_start_ray_commands", ["echo"], "head_start_ray_commands: no `ray start`"),
+        (
+            "file_mounts",
+            {"~/isweep-dist": "./dits"},
+            "file_mounts.~/isweep-dist: ./dits does not exist. Run `make wheel`",
+        ),
+        (
+            "head_start_ray_commands",
+            ["echo"],
+            "head_start_ray_commands: no command contains `ray start`",
+        ),
         (
             "head_start_ray_commands",
             [START.replace("=token", "=disabled")],
-            "no token is asked for",
+            "Ray is started without token mode",
         ),
         (
             "head_start_ray_commands",
@@ -145,51 +157,51 @@ WRONG = {
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
         ("provider/head_ip", None, "provider.head_ip: no head is named"),
-        ("auth/ssh_user", None, "auth.ssh_user: nobody to log in as"),
-        ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is no path"),
-        ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token travels"),
+        ("auth/ssh_user", None, "auth.ssh_user: the account to log in with is missing"),
+        ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is not a path"),
+        ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token is copied"),
         (
             "setup_commands",
             ["cat ~/isweep-dist/other.txt"],
-            "~/isweep-dist: no dist/other.txt; make wheel",
+            "~/isweep-dist: dist/other.txt does not exist, but the setup commands use it. Run",
         ),
     ],
     AWS: [
         (
             "available_node_types",
             {"head": {"resources": {}, "node_config": {}}},
-            "no worker may start; say",
+            "no worker can start. Set max_workers",
         ),
         (
             "provider/cache_stopped_nodes",
             None,
-            "Ray would stop nodes and not end them: their disks stay",
+            "Ray would stop nodes without deleting them, so the disks would stay and cost",
         ),
         (
             DISK,
             {"VolumeSize": 100},
-            "BlockDeviceMappings: a disk is not encrypted, or none is named",
+            "BlockDeviceMappings: a disk is not encrypted. Set Encrypted: true",
         ),
         (
             f"{DISK}/DeleteOnTermination",
             False,
-            "a disk stays when its node ends; say DeleteOnTermination",
+            "a disk stays, and costs money, after its node is terminated. Set DeleteOnTermination",
         ),
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
             None,
-            "or none is named; name it, with Encrypted: true",
+            "no disk is named, so the disk may not be encrypted. Name a disk with Encrypted: true",
         ),
         (
             f"{NODE}/InstanceMarketOptions",
             {"MarketType": "spot"},
-            "a spot instance as head: taken away",
+            "the head is a spot instance",
         ),
         (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
-        ("head_node_type", "haed", "head_node_type: must be one of available_node_types"),
-        ("max_workers", 0, "max_workers: no worker may start"),
+        ("head_node_type", "haed", "head_node_type: 'haed' is not among the available_node_types"),
+        ("max_workers", 0, "max_workers: no worker can start"),
         ("provider/region", None, "provider.region: no region is named"),
         (f"{NODE}/ImageId", None, "ImageId: no image is named"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
@@ -198,7 +210,7 @@ WRONG = {
             [5],
             "Invalid type for parameter SecurityGroupIds[0], value: 5",
         ),
-        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID"; correct it'),
+        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct it'),
         (
             f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
             "1",
@@ -209,19 +221,19 @@ WRONG = {
         (
             f"{WORKER}/node_config/scheduling",
             [{"provisioningModel": "SPOT"}],
-            "its disk stay and cost; add",
+            "so its disk stays and costs money. Add",
         ),
-        (f"{NODE}/scheduling", [{"preemptible": True}], "a spot machine as head"),
+        (f"{NODE}/scheduling", [{"preemptible": True}], "the head is a spot machine"),
         (
             f"{WORKER}/node_config/disks/0/autoDelete",
             None,
-            "disks: the disk stays when its node ends; say",
+            "disks: the disk stays, and costs money, after its node is deleted. Set autoDelete",
         ),
-        (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays when its node ends; say"),
+        (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays, and costs money"),
         (
             f"{WORKER}/node_config/networkInterfaces",
             None,
-            "which opens SSH to the world; name your own",
+            "which opens SSH to the world. Set subnetwork",
         ),
         (
             f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
@@ -242,7 +254,7 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
     pytest.importorskip("boto3") if name == AWS else None
     found = told(checkout, changed(filled_in(name), place, value))
     assert any(message in one for one in found), found
-    assert all(one.partition("; ")[2] for one in found)
+    assert all(one.partition(". ")[2] for one in found)
 
 
 @pytest.mark.parametrize(
@@ -250,11 +262,11 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
     [
         (
             lambda text: text,
-            "cluster_name: mine, and clusters/iam/head.json lets the head start and end",
+            "cluster_name: this file has mine, but clusters/iam/head.json lets the head start and",
         ),
         (
             lambda text: text.replace("CHANGE-region", "eu-west-1"),
-            "provider.region: us-east-1, and clusters",
+            "provider.region: this file has us-east-1, but clusters",
         ),
     ],
 )
@@ -272,8 +284,11 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
-        (lambda at: (at / ".ray/auth_token").chmod(0o644), "others can read the token; chmod 600"),
+        (lambda at: (at / ".ray/auth_token").unlink(), "~/.ray/auth_token does not exist"),
+        (
+            lambda at: (at / ".ray/auth_token").chmod(0o644),
+            "other users can read the token. Run `chmod 600",
+        ),
         (
             lambda at: (at / ".ray/auth_token").write_text(" \n"),
             "the token is not one word of text",
@@ -288,22 +303,22 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
         ),
         (
             lambda at: (at / "dist/constraints-cuda.txt").unlink(),
-            "no dist/constraints-cuda.txt; make wheel",
+            "dist/constraints-cuda.txt does not exist, but the setup commands use it. Run",
         ),
-        (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
+        (lambda at: next((at / "dist").glob("*.whl")).unlink(), "dist has no wheel, but isweep"),
         (
             lambda at: make_wheel(at, "0" * 40),
-            "py3-none-any.whl is made of commit 000000000000, and ",
+            "py3-none-any.whl was built from commit 000000000000, but commit ",
         ),
         (
             lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""),
-            "is made of commit none, and ",
+            "was built from commit unknown, but commit ",
         ),
         (
             lambda at: (at / ".ssh/id_ed25519").chmod(0o644),
-            "others can read the key, and ssh will not use",
+            "other users can read the key, so ssh refuses",
         ),
-        (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
+        (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "has wheels of isweep 0"),
     ],
 )
 def test_what_travels_must_be_there(checkout, harm, message):
@@ -318,15 +333,17 @@ def test_what_travels_must_be_there(checkout, harm, message):
         ("a: [", "not YAML"),
         ("", "no file for `ray up`"),
         ("- a", "no file for `ray up`"),
-        ("apiVersion: ray.io/v1", "no file for `ray up`: no cluster_name"),
-        (None, "no such file"),
+        ("apiVersion: ray.io/v1", "has no cluster_name, so it is no file for `ray up`"),
+        (None, "launch.yaml does not exist"),
         ("a: 1\nb: {c: 1, c: 2}", "not YAML: while constructing a mapping"),
         ("? [a]\n: 1", "no file for `ray up`"),
         ("a: 2020-13-45", "not YAML: month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
         ("[" * 1000, "not YAML"),
-        ("[" + "1," * 500_000 + "]", "may have at most 100,000 bytes"),
-        *((harm, "launch file must be") for harm in (damage.directory, damage.loop, damage.fifo)),
+        ("[" + "1," * 500_000 + "]", "bytes, more than the 100,000 that a launch file may have"),
+        (damage.directory, "launch.yaml is a folder, not a launch file"),
+        (damage.loop, "launch.yaml cannot be read"),
+        (damage.fifo, "launch.yaml is not a regular file"),
     ],
 )
 def test_what_is_no_launch_file(tmp_path, text, message):
@@ -354,7 +371,7 @@ def test_what_is_no_launch_file(tmp_path, text, message):
 def test_a_secret_in_a_command_is_found_and_not_repeated(checkout, command, name):
     config = filled_in(OWN)
     config["setup_commands"].insert(0, command)
-    where = f"setup_commands[0]: a secret stands in the file: {name}; take it out"
+    where = f"setup_commands[0]: the file contains a secret: {name}. Remove the secret"
     found = told(checkout, config)
     assert [one.startswith(where) for one in found] == [True] * bool(name)
     assert "0123" not in str(found)
@@ -370,6 +387,6 @@ def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(c
     assert len(found) == 4
     assert all("is a checkout or a root, which may hold images of" in one for one in found)
     assert secret.startswith(
-        "provider.aws_secret_access_key: a secret stands in the file; take it out"
+        "provider.aws_secret_access_key: the file contains a secret. Remove the secret"
     )
     assert "0123" not in secret

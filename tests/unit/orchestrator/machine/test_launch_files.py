@@ -43,7 +43,7 @@ def test_the_ray_job_is_what_kuberay_takes(job):
 
 
 def test_every_pod_has_bounds_and_may_start_in_a_restricted_namespace(job):
-    """What the standard "restricted" asks; of autoscaler and submitter KubeRay says nothing by
+    """What the standard "restricted" asks. Of autoscaler and submitter KubeRay says nothing by
     itself."""
     cluster = job["spec"]["rayClusterSpec"]
     groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from orchestrator.machine import locks
-from orchestrator.machine.locks import LEASE_FILE, Lease
+from orchestrator.machine.locks import LEASE_FILE, InUseError, Lease
 from orchestrator.results.storage import Bucket
 from search_spaces.errors import SetupError
 from tests.object_store import BUCKET, object_store
@@ -52,9 +52,9 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     said = []
     with Lease(url, "a", "isweep run first"):
         assert leases(bucket, url) == ["a"]
-        refused = r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since"
+        refused = r"is in use by process \d+ of .* \(isweep run first, since"
         with (
-            pytest.raises(SetupError, match=refused),
+            pytest.raises(InUseError, match=refused),
             Lease(url, "b", "isweep run second", said.append),
         ):
             pytest.fail("two hold it")
@@ -62,7 +62,7 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     assert leases(bucket, url) == []
     (text,) = said
     assert "isweep run first" in text
-    assert "looking for up to 1e+09 s whether that driver lives" in text
+    assert "Waiting up to 1e+09 s to see whether that command still runs" in text
 
 
 @pytest.mark.parametrize("content", [None, "[" * 100_000])
@@ -73,7 +73,7 @@ def test_a_killed_driver_s_lease_expires_and_the_same_root_s_is_replaced_at_once
     said = []
     with Lease(url, "b", "isweep run", said.append):
         assert leases(bucket, url) == ["b"]
-    assert "in use by another driver; looking" in said[0]
+    assert "in use by another command. Waiting" in said[0]
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)
     left_behind(bucket, url, "a")
     with Lease(url, "a", "isweep run"):  # its own root's earlier one
@@ -127,9 +127,7 @@ def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypa
         Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite")
     )
     with (
-        pytest.raises(
-            SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"
-        ),
+        pytest.raises(SetupError, match=r"conditional writes"),
         Lease(url, "a", "isweep run"),
     ):
         pytest.fail("nobody may hold it")
@@ -148,10 +146,8 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
             store.start()
             while len(said) < 2:
                 time.sleep(0.01)
-            assert said[0].startswith(
-                "The storage does not answer: s3://results/lab/driver-lease.json"
-            )
-            assert said[0].endswith("Trials that end wait for it")
+            assert said[0].startswith("The storage does not answer: ")
+            assert said[0].endswith("wait until the storage answers")
             assert said[1].startswith("The storage answers again after ")
             with (
                 pytest.raises(

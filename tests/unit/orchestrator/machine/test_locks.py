@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.machine.locks import _LockFile, exclusive, is_held
+from orchestrator.machine.locks import InUseError, _LockFile, exclusive, is_held
 from search_spaces.errors import SetupError
 
 
@@ -23,7 +23,7 @@ def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
     assert not is_held(path)
     assert lock.take_again() is None
     assert is_held(path)
-    assert f"the lock {path} was deleted; it is taken again" in caplog.text
+    assert f"The lock file {path} was deleted" in caplog.text
     with pytest.raises(SetupError, match=r"is in use by process \d+ \(isweep run demo, since"):
         _LockFile(path, "isweep run demo", "root").take()
 
@@ -32,7 +32,7 @@ def test_a_run_ends_if_another_took_the_place_of_its_deleted_lock(lock, tmp_path
     (tmp_path / "driver.lock").unlink()
     with exclusive(tmp_path / "driver.lock", "isweep prepare"):
         error = lock.take_again()
-    assert "Only one isweep command may work on a root at a time" in str(error)
+    assert isinstance(error, InUseError)
     assert "isweep prepare" in str(error)
 
 

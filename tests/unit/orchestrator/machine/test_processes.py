@@ -14,7 +14,7 @@ from orchestrator.machine.processes import environment, run_program
 @pytest.mark.parametrize(
     ("command", "output", "error"),
     [
-        (("no-such-command-anywhere",), "", "it is not there"),
+        (("no-such-command-anywhere",), "", "the program is not installed"),
         (("false",), "", "exit code 1"),
         (("echo", "570.1"), "570.1", ""),
         (("/proc",), "", "Permission denied"),

@@ -197,10 +197,7 @@ def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus
 
 
 def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
-    message = (
-        "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan "
-        "with --gpus 2"
-    )
+    message = r"One trial asks for 2 GPUs .*, and the plan has only 1\. Plan with `--gpus 2`"
     with pytest.raises(ConfigError, match=message):
         on_gpus(trials, H100, 1, share=2.0)
     assert estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
@@ -208,7 +205,8 @@ def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
 
 def test_a_trial_that_no_gpu_can_hold_is_named(trials):
     tiny = replace(H100, memory_gib=0.5)
-    assert "more memory than the share has: small_cnn" in estimate(trials, (), gpu=tiny)["text"]
+    text = estimate(trials, (), gpu=tiny)["text"]
+    assert "small_cnn" in text.partition("memory")[2]
     assert on_gpus(trials, H100, 1)["too_large"] == {}
     assert set(on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 

@@ -9,6 +9,7 @@ import torch
 from orchestrator.machine.gpu_errors import LIBRARY_ERRORS, LOST_WORKER, library_error
 from orchestrator.results.records import FailureKind
 from orchestrator.running.recovery.failures import (
+    WORKER_GONE,
     classify,
     classify_broken_loop,
     classify_lost_worker,
@@ -140,8 +141,8 @@ def test_a_memory_kill_of_an_unknown_process_blames_nobody():
 
 
 def test_a_users_mistake_is_told_without_a_traceback_and_a_failed_fetch_tried_again_not_for_ever():
-    failure = classify(ConfigError("A batch needs two images", "1", "raise batch_size"))
-    assert failure.message == "A batch needs two images; found: 1; raise batch_size."
+    failure = classify(ConfigError("A batch has one image", hint="Raise batch_size"))
+    assert failure.message == "A batch has one image. Raise batch_size."
     assert failure.traceback == ""
     failure, retries = classify(LOST_OBJECT), Retries()
     assert failure.kind == "cluster_error"
@@ -181,7 +182,7 @@ def test_of_what_a_worker_went_is_told_by_rays_own_words_and_ids(error, text, ki
 
 
 def test_no_error_at_all_is_a_crash():
-    assert classify_lost_worker(None) == classify_lost_worker(None, "the worker is gone")
+    assert classify_lost_worker(None) == classify_lost_worker(None, WORKER_GONE)
     assert classify_lost_worker(None).kind == "worker_crash"
 
 

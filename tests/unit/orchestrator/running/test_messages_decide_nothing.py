@@ -30,9 +30,9 @@ from tests.unit.orchestrator.running.test_failures import OF_GPUS, RAYS_WORDS
 
 OURS = (
     (UnusableGpuError.of("GPU-1 of node a", "it has no driver", "install one"), {}),
-    (OtherCodeError("A worker must run the code of the driver", "another", "install it"), {}),
+    (OtherCodeError("A worker runs other code than the driver", hint="Install it"), {}),
     (CaptureError("a step could not be captured: RuntimeError: unsupported"), {}),
-    (ConfigError("A batch needs two images", "1", "raise batch_size"), {}),
+    (ConfigError("A batch has one image", hint="Raise batch_size"), {}),
     (DataError("Pixels must be finite"), {}),
     (SetupError("Storage must answer"), {}),
 )

@@ -63,9 +63,7 @@ def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_t
 
 def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
     options = RunOptions(root=str(tmp_path / "root"), tracking=False)
-    with pytest.raises(
-        DataError, match=r"pilot-.*: Train size 400 needs .*; lower --pilot-sizes to"
-    ):
+    with pytest.raises(DataError, match=r"pilot-.*400.*\. Lower --pilot-sizes to"):
         run_pilot(load_sweep(OUTER), images, "small_mlp", options, train_sizes=(20, 400))
 
 
@@ -76,16 +74,21 @@ def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images,
             "absent",
             "small_mlp",
             "smoke",
-            "A pilot needs a folder or file of images.*; found: absent",
+            "absent is neither a path that exists nor the name of a dataset",
         ),
         (
             "mnist5k",
             "pooled",
             "smoke",
-            r"one model; found: .*\(pooled\); name one: --model small_mlp or",
+            r"The model is pooled, .*one model\. Name a model with --model small_mlp or",
         ),
-        ("mnist5k", "x", "smoke", "Unknown model of the sweep to train a pilot with; found: 'x'"),
-        ("mnist5k", "small_mlp", {"from": "smoke", "epochs": [1, 2]}, "outer varies epochs"),
+        ("mnist5k", "x", "smoke", "model of the sweep.*'x'"),
+        (
+            "mnist5k",
+            "small_mlp",
+            {"from": "smoke", "epochs": [1, 2]},
+            "The recipe of sweep outer has several values of epochs",
+        ),
     ],
 )
 def test_a_pilot_that_cannot_be_is_refused(source, model, recipe, message):

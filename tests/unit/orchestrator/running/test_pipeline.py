@@ -103,11 +103,11 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
     rerun, finished, here, monkeypatch
 ):
     def broken(work, key):
-        raise SetupError("The disk must be readable", "it is not", "mend it")
+        raise SetupError("The disk cannot be read", hint="Repair the disk")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
     monkeypatch.setattr(SweepTrials, "load_array", broken)
-    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
+    with pytest.raises(SetupError, match=r"The disk cannot be read\. Repair the disk"):
         rerun.again()
 
 
@@ -150,8 +150,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert (
-        f"smoke, another sweep of this root, has {num} of these trials: trained again here"
-        in rerun.notes
+        f"The sweep smoke of this root has {num} of these trials, but this sweep trains its trials "
+        "itself" in rerun.notes
     )
     damaged = (
         finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
@@ -160,8 +160,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again()
     (note,) = rerun.notes  # nor is a sweep another one than itself
-    assert note.startswith(f"1 stored file not believed, such as {damaged}: truncated")
-    assert f"{finished.paths.log} names each" in note
+    assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
+    assert f"{finished.paths.log} names every file" in note
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
@@ -171,9 +171,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
-    with pytest.raises(
-        ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"
-    ):
+    with pytest.raises(ConfigError, match=r"resources\.num_gpus: 0\.1, but this machine has 0"):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
@@ -201,7 +199,7 @@ def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
     record = {**json.loads(path.read_text())["record"], "schema_version": 99}
     path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
     before = path.read_bytes()
-    with pytest.raises(NewerRecordError, match="made by a newer isweep"):
+    with pytest.raises(NewerRecordError, match="A newer isweep wrote"):
         run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert path.read_bytes() == before
 
@@ -211,7 +209,9 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     subset = cell.network.subset
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
-    with pytest.raises(DataError, match=r"must stay as it is while its trials run.*prepared anew"):
+    with pytest.raises(
+        DataError, match=r"was changed or removed while a run used it.*prepares the dataset again"
+    ):
         load_arrays(finished, subset, cell.network.train_size)
 
 
@@ -253,7 +253,7 @@ def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not
     with pytest.raises(ConfigError, match="refused"):
         refuse()
     assert known[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root}; found: 'fresh'"):
+    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root} 'fresh'"):
         Workspace.open("fresh", root)
     with workspace.recorded_while_checked():
         pass

@@ -30,7 +30,7 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(root
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
-    told = "resnet18 must be downloaded once; found: <urlopen error.*leave pretrained out"
+    told = "resnet18 cannot be downloaded: <urlopen error.*leave pretrained out"
     with pytest.raises(SetupError, match=told) as raised:
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
     assert raised.value.exit_code == 3
@@ -67,7 +67,7 @@ def test_damaged_weights_are_refused_before_anything_is_prepared(root, monkeypat
     path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a download")
-    with pytest.raises(ConfigError, match="Pretrained weights must be a safetensors file"):
+    with pytest.raises(ConfigError, match="Pretrained weights are not a safetensors file"):
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
 
 
@@ -78,13 +78,13 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
     record = trial_record(result, spec=plan.trials[0])
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
-    told = r"torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 result; copy pretrained/"
-    with pytest.raises(ConfigError, match=f"same pretrained weights; found: {told}"):
+    told = r"other weights: \w{16}… in 1 result\. Copy pretrained/torchvision-resnet18\.safe"
+    with pytest.raises(ConfigError, match=told):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
 
 
 def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
-    with pytest.raises(ConfigError, match="searches from random weights"):
+    with pytest.raises(ConfigError, match="Pretrained networks cannot be searched"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()

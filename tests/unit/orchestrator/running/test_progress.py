@@ -34,7 +34,7 @@ def test_a_link_in_the_place_of_a_lock_is_refused_and_empties_nothing(tmp_path):
     mine.write_text("mine")
     (tmp_path / "driver.lock").symlink_to(mine)
     with pytest.raises(
-        SetupError, match=r"must be a file that can be written.*remove what is in its place"
+        SetupError, match=r"The lock file .*driver.lock cannot be opened.*Delete .*driver\.lock"
     ):
         exclusive(tmp_path / "driver.lock", "test").__enter__()
     assert mine.read_text() == "mine"

@@ -66,7 +66,7 @@ def test_no_batch_is_cut_where_that_is_refused(cells):
         ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off")), cell, 1
     )
     assert found == [(1.0, 0, None)]
-    assert "small_mlp at batch 16 needs more memory" in said
+    assert "small_mlp at batch size 16 needs more memory" in said
 
 
 def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
@@ -75,7 +75,7 @@ def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     said = [requests.failed(cell, OUT_OF_MEMORY) for _ in range(5)]
     assert said[:4] == [""] * 4
     assert (
-        "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or"
+        "small_cnn at batch size 16 needs more memory than the machine gave. Choose a larger machine"
         in said[4]
     )
 
@@ -89,7 +89,10 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
     )
     said = [requests.failed(cell, others) for _ in range(6)]
     assert said[:5] == [""] * 5  # the last by plain steps
-    assert "needs more memory than others leave of its GPU: end what runs there" in said[5]
+    assert (
+        "needs more memory than other processes leave on the GPU. End the other processes"
+        in said[5]
+    )
     assert "than a whole GPU has" in ResourcePolicy(Resources(1, 1.0, fast="off")).failed(
         cell, alone
     )
@@ -128,4 +131,4 @@ def test_a_trial_that_takes_its_machine_s_memory_itself_gets_smaller_parts_and_a
         requests.request_for(cell)
         hints.append(requests.failed(cell, OWN))
     assert hints[:4] == [""] * 4
-    assert "small_mlp at batch 16 needs more memory than its machine gave" in hints[-1]
+    assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]

@@ -42,9 +42,9 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
         retries.finished("good")
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
     assert decisions[0].reason == (
-        "tried again in 1 s; worker_crash 1 of at most 3: other trials live"
+        "retried in 1 s, because other trials have not crashed; worker_crash 1 of at most 3"
     )
-    assert decisions[-1].reason == "other trials live"
+    assert decisions[-1].reason == "other trials have not crashed"
 
 
 def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
@@ -64,14 +64,14 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
             assert retries.failed(cell, MEMORY, died=True).pause_s is not None
     more = retries.failed("a", MEMORY, died=True)
     assert more.reason == (
-        "tried again in 16 s; out_of_memory 5 of at most 24: other trials died 8 times too"
+        "retried in 16 s, because other trials crashed 8 times too; out_of_memory 5 of at most 24"
     )
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, MEMORY)
     decisions = [alone.failed("a", MEMORY, died=True) for _ in range(20)]
     assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
-    assert decisions[-1].reason == "it crashed or ran out of memory 20 times"
+    assert decisions[-1].reason == "the trial crashed or ran out of memory 20 times"
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
@@ -95,8 +95,8 @@ def test_where_nothing_ever_works_the_sweep_ends():
 @pytest.mark.parametrize(
     ("kind", "hopeless", "reason"),
     [
-        (FailureKind.CODE_ERROR, False, "code_error would come again"),
-        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more"),
+        (FailureKind.CODE_ERROR, False, "a retry would fail with code_error again"),
+        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more memory"),
     ],
 )
 def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
@@ -104,15 +104,15 @@ def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reas
     assert Retries().failed("a", failure, hopeless=hopeless) == (None, reason)
 
 
-NONE = UnusableGpuError.of("GPU 0 of node a", "NVIDIA driver absent", "install a driver")
+NONE = UnusableGpuError.of("GPU 0 of node a", "the NVIDIA driver is absent", "Install a driver")
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
     for node in ["a"] * 10 + ["b"] * (MAX_ON_UNFIT_NODE - 1):
         retries.check_nodes(node, failure, {"a", "b"})
-    last = "NVIDIA driver absent; install a driver; repair a node"
-    with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
+    last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
+    with pytest.raises(SetupError, match=rf"\(2 nodes tried\)\. .* {last}"):
         retries.check_nodes("b", failure, {"a", "b"})
 
 
@@ -144,7 +144,7 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
         for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.epoch_ended("a")  # an epoch is told
-    with pytest.raises(SetupError, match="Some node must give trials a GPU"):
+    with pytest.raises(SetupError, match="No node gives trials a GPU"):
         [
             retries.check_nodes("a", failure, {"a"})
             for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT + 1)
@@ -274,7 +274,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
         assert failure.message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
         decisions.append(retries.failed(trial_id, failure, died=True))
     assert all(decision.pause_s is not None for decision in decisions)
-    assert decisions[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
+    assert "other trials failed on GPU 0 of node 10.0.0.1 too" in decisions[-1].reason
     assert retries.failed("c", hung, died=True).pause_s is not None
     assert retries.failed("c", hung, died=True).pause_s is None
 

@@ -90,16 +90,16 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     """Of bad data its own cells die, with its message; anything else ends the sweep."""
 
     def broken(key):
-        raise kind("Arrays must be whole", "half of one", "prepare it again")
+        raise kind("Half of an array is missing", hint="Prepare the array again")
 
     shelf = ArrayCache(broken, 1, start_beside_driver(IsweepArrays))
     if kind is DataError:
         start(shelf, "a")
     else:
-        with pytest.raises(SetupError, match="half of one"):
+        with pytest.raises(SetupError, match="Half of an array is missing"):
             start(shelf, "a")
     (reason,) = ray.get(shelf.actor.take.remote("a"))
-    assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
+    assert str(reason) == "Half of an array is missing. Prepare the array again."
     shelf.close()
 
 
@@ -142,7 +142,7 @@ def test_a_trial_learns_that_its_array_cannot_be_read_also_from_an_actor_that_wa
     actor = start_beside_driver(WithPid, max_restarts=-1, max_task_retries=-1)
 
     def broken(key):
-        raise DataError("Arrays must be whole", "half of one")
+        raise DataError("Half of an array is missing")
 
     cache = ArrayCache(broken, 1, actor)
     start(cache, "a")

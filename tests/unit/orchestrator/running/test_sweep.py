@@ -26,7 +26,7 @@ from orchestrator.results.provenance import code_fingerprint
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import backend, trial_device, work, worker
+from orchestrator.running import backend, trial_device, trial_source, worker
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
@@ -162,7 +162,7 @@ class Looks(Progress):
 @pytest.fixture(scope="module")
 def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     """One sweep in which a cell does each thing of the tables."""
-    told = work.provenance().model_copy(update={"machine": "the driver's"})
+    told = trial_source.provenance().model_copy(update={"machine": "the driver's"})
 
     def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
@@ -170,8 +170,8 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        patch.setattr(work, "time_limit", limit)
-        patch.setattr(work, "provenance", lambda: told)
+        patch.setattr(trial_source, "time_limit", limit)
+        patch.setattr(trial_source, "provenance", lambda: told)
         plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
         return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
 
@@ -215,7 +215,7 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
     assert re.search(
-        r"^worker_crash: .*\(tried again in 1 s; worker_crash 1 of at most 3: other trials live\)$",
+        r"^worker_crash: .*\(retried in 1 s, because .*; worker_crash 1 of at most 3\)$",
         crash,
     )
     (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
@@ -301,7 +301,7 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypa
     monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
-    message = "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"
+    message = r"No node runs the code of the driver \(1 node tried\)\. .*0123456789abcdef"
     with pytest.raises(SetupError, match=message) as caught:
         run(plan, trainable=Patched, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
@@ -321,7 +321,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
 
     monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
-        KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
+        KeyboardInterrupt, match=r"each trial asks for 64 CPU \(the cluster has 2, \S+ free\)"
     ):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
@@ -333,7 +333,7 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
 
     def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
         if subset.subset_id == gone:
-            raise DataError("A prepared dataset must stay", "it went", "run again")
+            raise DataError("The prepared dataset was removed", hint="Run again")
         return load(subset, train_size)
 
     class Loads(TrialTrainable):
@@ -347,7 +347,8 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
     assert set(failed) == of_it
     assert {record.failure.kind for record in failed.values()} == {"bad_data"}
     assert all(
-        "must stay; found: it went; run again" in one.failure.message for one in failed.values()
+        "The prepared dataset was removed. Run again" in one.failure.message
+        for one in failed.values()
     )
     assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
 

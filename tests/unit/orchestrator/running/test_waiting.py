@@ -71,17 +71,17 @@ def second_version() -> str:
     [
         (
             first_version,
-            r"On their way: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. Launch failed: spot: "
+            r"Nodes on their way: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. A launch failed: spot: "
             r"Insuff.*"
-            r"no g6 here\. Launch failed: gpu: Quota.*"
-            r"Launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. What to do: name another "
+            r"no g6 here\. A launch failed: gpu: Quota.*"
+            r"A launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. Name another "
             r"zone",
         ),
         (
             second_version,
-            r"On their way: gpu, 1 launching; i-1: gpu, installing\. Launch failed: new: "
+            r"Nodes on their way: gpu, 1 launching; i-1: gpu, installing\. A launch failed: new: "
             r"LaunchFailed.*"
-            rf"{NO_CAPACITY}\. Launch failed: old: ",
+            rf"{NO_CAPACITY}\. A launch failed: old: ",
         ),
     ],
 )
@@ -99,28 +99,28 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        (f"gpu: {NO_CAPACITY}", "another zone"),
-        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "another zone"),
+        (f"gpu: {NO_CAPACITY}", "Name another zone"),
+        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Name another zone"),
         ("gpu: VcpuLimitExceeded: you have requested more vCPU capacity", "higher quota"),
         ("gpu: MaxSpotInstanceCountExceeded", "higher quota"),
         ("gpu: Quota 'GPUS_ALL_REGIONS' exceeded", "higher quota"),
         ("gpu: AuthFailure.ServiceLinkedRoleCreationNotPermitted", "create-service-linked-role"),
         ("gpu: UnauthorizedOperation: iam:PassRole", "clusters/iam/head.json"),
-        ("gpu: InvalidAMIID.NotFound", "correct the image"),
+        ("gpu: InvalidAMIID.NotFound", "Correct the image"),
         ("gpu: 1 nodes did not get through their setup", "monitor"),
         ("gpu: something new", "monitor"),
     ],
 )
 def test_the_hint_follows_the_providers_words(message, what):
-    assert what in status_summary(status(message)).partition("What to do: ")[2]
+    assert what in status_summary(status(message)).rpartition("A launch failed: ")[2]
 
 
 def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
-    assert f"gpu, 1 launching. Launch failed: {NO_CAPACITY}. Launch failed: b. " in text
-    assert "Launch failed: d" not in text
-    assert text.endswith("an on-demand type is taken when max_workers of this one is lowered.")
-    nothing = "No node is on its way. What to do: ask for less, or raise max_workers"
+    assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
+    assert "A launch failed: d" not in text
+    assert text.endswith("An on-demand type is taken when max_workers of this type is lowered.")
+    nothing = "No node is on its way. Ask for less, or raise max_workers"
     assert status_summary(status()).startswith(nothing)
     assert "raise max_workers" not in status_summary(status(pending="gpu, 1 launching"))
     assert status_summary(status(node=f"node_{'3f' * 28}")) is status_summary("") is None
@@ -159,9 +159,9 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         {"CPU": 4.0, "GPU": 1.0},
     )
     said, with_gpu = shortage_for(Resources(3, 0)), shortage_for(Resources(3, 1))
-    kinds = "No node has all that one asks for: they have 1 CPU (2 nodes), 2 CPU (1 nodes). "
+    kinds = "No single node has all of this: the nodes have 1 CPU (2 nodes), 2 CPU (1 nodes). "
     assert said.startswith(
-        f"each asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not"
+        f"each trial asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not"
     )
     assert said.endswith("add nodes, or ask for less.")
     # Each alone would be there, together they are on no node.
@@ -188,10 +188,8 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 ):
     of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     said = shortage_for(asked)
-    assert (
-        "What is not free is held by other work, or by processes that still start." in said
-    ) is held
-    assert said.endswith("goes on as soon as it is free.") is held
+    assert ("Other work, or processes that are starting, hold the rest." in said) is held
+    assert said.endswith("goes on as soon as the resources are free.") is held
     assert ("add nodes, " in said) is not held
 
 
@@ -232,13 +230,18 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     ("nodes", "resources", "at_once", "said"),
     [
         ([(128, 8)], Resources(4, 0.25), 32, ""),
-        ([(16, 8)], Resources(4, 0.25), 4, "num_cpus 4, 32 by the GPUs; 128 CPUs"),
+        (
+            [(16, 8)],
+            Resources(4, 0.25),
+            4,
+            "to 4 trials at once, and the GPUs could run 32. To use all GPUs, their nodes need 128",
+        ),
         # CPUs of a node without gpus fill none of another's.
         (
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
             2,
-            "2 at once by resources.num_cpus 4, 4 by the GPUs",
+            "num_cpus 4, CPUs limit the sweep to 2 trials at once, and the GPUs could run 4",
         ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),
@@ -263,14 +266,20 @@ STARTED, HEARD = "started", "heard"
     ("events", "told"),
     [
         # Past its limit, once.
-        ([STARTED, HEARD, 100, 40], "neither a result nor an epoch in 100 s"),
+        ([STARTED, HEARD, 100, 40], "the trial gave neither a result nor an epoch in 100 s"),
         # One that tells of epochs lives however slow it is.
-        ([STARTED, *[HEARD, 90] * 5, HEARD, 120], "neither a result nor an epoch in 100 s"),
+        (
+            [STARTED, *[HEARD, 90] * 5, HEARD, 120],
+            "the trial gave neither a result nor an epoch in 100 s",
+        ),
         # A full disk, a closed laptop: the driver stood still.
-        ([STARTED, HEARD, 50, -3600, 50, 20], "neither a result nor an epoch in 100 s"),
-        ([STARTED, 60, 10], "its worker did not answer for 60 s and was ended"),
+        (
+            [STARTED, HEARD, 50, -3600, 50, 20],
+            "the trial gave neither a result nor an epoch in 100 s",
+        ),
+        ([STARTED, 60, 10], "the worker did not answer for 60 s and was ended"),
         # It freezes between two cells: Tune asks it to take the next, which does not start.
-        ([60, 20], "its worker did not answer for 60 s and was ended"),
+        ([60, 20], "the worker did not answer for 60 s and was ended"),
     ],
 )
 def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):

@@ -19,7 +19,7 @@ from orchestrator.running.actors import (
 )
 from orchestrator.running.messages import TrialAssignment
 from orchestrator.running.perform import TrialTask, perform_trial
-from orchestrator.running.trial_device import TrialDevice
+from orchestrator.running.trial_device import TrialDevice, device_for
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials import trial
@@ -146,7 +146,9 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     monkeypatch.setattr(
         trial, "scaled_batch_size", lambda *given: parts.append(given[-1]) or whole(*given)
     )
-    performed = perform_trial(replace(task, assignment=again))
+    performed = perform_trial(
+        replace(task, assignment=again, device=device_for(again.resources, more.network))
+    )
     assert not performed.trained
     assert parts == [2]
     assert performed.result.scores == first.scores

@@ -169,7 +169,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
         (
             lambda asked: LOST,
             (6, 0),
-            "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower",
+            "({0} tried, {0} diverged, 0 failed), so there is no recipe. Lower",
         ),
         (
             lambda asked: None,
@@ -186,7 +186,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
                 None if asked.run and asked.point == asked.combination.sweep_point else FOUND
             ),
             None,
-            "the sweep's own recipe failed, so its gain is unknown",
+            "the recipe of the sweep failed, so the gain over it is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],
@@ -274,10 +274,14 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     assert held.space.batch_size == (8, 16) != cell.space.batch_size
     assert held.space.learning_rate == cell.space.learning_rate
     assert held.trial(held.sweep_point) == cell.trial(cell.sweep_point)
-    with pytest.raises(ConfigError, match="8 for 5 images"):
+    with pytest.raises(
+        ConfigError, match=r"tune.batch_size has 8, but a trial is trained on 5 images"
+    ):
         combinations_to_tune(plan, dict.fromkeys(num_train, 5))
     named = replace(plan, sweep=sweep(models=["small_mlp"], tune={"batch_size": [8, 32]}))
-    with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
+    with pytest.raises(
+        ConfigError, match=r"tune\.batch_size has 32, but a trial is trained on 17 images"
+    ):
         combinations_to_tune(named, num_train)
 
 

@@ -241,7 +241,7 @@ def test_sums_that_overflow_are_still_finite_values():
 
 @pytest.mark.parametrize("names", [["pca"], ["mle", "mlee"]])
 def test_refuses_an_estimator_that_is_not_known(names):
-    with pytest.raises(ConfigError, match=f"Unknown estimator; found: '{names[-1]}'"):
+    with pytest.raises(ConfigError, match=f"Unknown estimator '{names[-1]}'"):
         table_width(names, 20)
 
 

@@ -116,10 +116,10 @@ def test_conversion_is_exact_for_what_changes_no_image(images, changed):
 def test_conversion_refuses_what_no_factor_makes_up_for(images):
     labels = np.arange(80) % 2
     one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
-    with pytest.raises(DataError, match="samples of equal size; found: 1000 and None images"):
+    with pytest.raises(DataError, match="of 1000 images cannot be converted to that of None"):
         conversion(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
-    with pytest.raises(DataError, match="needs pixel range and side"):
+    with pytest.raises(DataError, match="cannot be converted without pixel range and side"):
         conversion(points.convention, one.convention)
 
 
@@ -208,7 +208,7 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
 
 
 def mean_nearest_enemy_distance(images, labels):
-    """By scipy, from all distances; of equal images the first one counts."""
+    """By scipy, from all distances. Of equal images the first one counts."""
     flat = np.asarray(images, dtype=float).reshape(len(images), -1)
     kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])
     flat, labels = flat[kept], np.asarray(labels)[kept]

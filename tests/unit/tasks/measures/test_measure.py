@@ -208,7 +208,7 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     assert (record.calibration is not None) == calibrate
     json.dumps(record.to_json(), allow_nan=False)
     if types[0] == np.uint8:
-        with pytest.raises(DataError, match="All rows must be of one type; found: uint8 in row 0"):
+        with pytest.raises(DataError, match="Row 0 is of dtype uint8, but rows from 0 on are"):
             nested_neighbors(Shards(parts), None, [120], 5)
 
 
@@ -231,43 +231,63 @@ def ragged():
         (
             np.zeros((0, 1, 4, 4), np.uint8),
             [],
-            "at least one image, with at least one pixel; found: 0 rows",
+            r"0 images of shape \(1, 4, 4\) have no pixel",
         ),
-        (np.zeros((5, 1, 0, 4), np.uint8), [0] * 5, "at least one image, with at least one pixel"),
+        (np.zeros((5, 1, 0, 4), np.uint8), [0] * 5, r"5 images of shape \(1, 0, 4\) have no pixel"),
         (
             np.zeros((5, 4)),
             [0, 1],
-            r"one label per image; found: labels of shape \(2,\) for 5 images",
+            r"Labels have the shape \(2,\), but there are 5 images",
         ),
-        (np.zeros((5, 4)), ["a"] * 5, "Labels must be whole numbers; found: dtype"),
-        (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], "Labels must be whole numbers; found: 0.5 at row 2"),
+        (np.zeros((5, 4)), ["a"] * 5, "Labels are of dtype <U1, not whole numbers"),
+        (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], r"The label of row 2 is 0\.5, not a whole number"),
         (
             np.zeros((5, 4)),
             [0, 1, np.nan, 1, 0],
-            "Labels must be whole numbers; found: nan at row 2",
+            "The label of row 2 is nan, not a whole number",
         ),
         (
             np.eye(5),
             [0, 1, 1e300, 2e300, 0],
-            "Labels must be whole numbers; found: 1e.300 at row 2",
+            r"The label of row 2 is 1e\+300, not a whole number",
         ),
-        (np.zeros(5), [0] * 5, "at least one axis besides their number"),
-        (ragged(), [0, 1], "Images must make one array"),
+        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), without an axis of pixels"),
+        (
+            ragged(),
+            [0, 1],
+            "Images do not make one array: setting an array element with a sequence",
+        ),
         (
             np.array([*ragged(), None], object)[:2],
             [0, 1],
-            r"must make one array; found: shapes \[\(3, 4\), ",
+            r"Images have different shapes: \[\(3, 4\), \(3, 5\)\]",
         ),
-        (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
-        (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
-        (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
-        (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
-        (np.array([[1, 2], [3, 4]], object), [0, 1], "must be real numbers; found: dtype object"),
-        (np.float32(5), [0], "must make one array; found: one value, 5.0"),
+        (
+            np.full((5, 4), np.nan),
+            [0] * 5,
+            r"NaN or infinity in 5 of 5 rows \(first rows: 0, 1, 2, 3,",
+        ),
+        (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows \(first rows: 2\)"),
+        (
+            np.ones((2, 2), complex),
+            [0, 1],
+            "Images are of dtype complex128, not real numbers of at most 64 bits",
+        ),
+        (
+            np.array([["a"], ["b"]]),
+            [0, 1],
+            "Images are of dtype <U1, not real numbers of at most 64 bits",
+        ),
+        (
+            np.array([[1, 2], [3, 4]], object),
+            [0, 1],
+            "Images are of dtype object, not real numbers",
+        ),
+        (np.float32(5), [0], r"Images are one value, 5\.0"),
         (
             np.ma.masked_less(np.eye(2), 1),
             [0, 1],
-            "value everywhere; found: a masked array; say what",
+            "Images have masked values",
         ),
     ],
 )
@@ -279,53 +299,53 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([60.5, 120], r"whole numbers; found: \[60.5, 120\]"),
-        (["60", 120], r"whole numbers; found: \['60', 120\]"),
-        (60, r"several sizes; found: 60; e.g. \[500, 1000\]"),
-        ("60", r"several sizes; found: '60'; e.g. \[500, 1000\]"),
-        *[
-            (sizes, "between 1 and the number of images, 120")
-            for sizes in ([], [0], [121], [-3, 10])
-        ],
+        ([60.5, 120], r"has \[60\.5, 120\], which are not all whole numbers"),
+        (["60", 120], r"has \['60', 120\], which are not all whole numbers"),
+        (60, "is 60, not a list. Give several sizes"),
+        ("60", "is '60', not a list. Give several sizes"),
+        *[(sizes, "is .*, but there are 120 images") for sizes in ([], [0], [121], [-3, 10])],
     ],
 )
 def test_refuses_sizes_that_are_none(images, labels, sizes, message):
-    with pytest.raises(DataError, match=f"train_sizes must be {message}"):
+    with pytest.raises(DataError, match=f"train_sizes {message}"):
         measure_array(images, labels, train_sizes=sizes)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *[({"num_neighbors": k}, f"whole number, 3 or more; found: '?{k}") for k in (2, 20.5, "a")],
-        *[({"block_rows": rows}, f"whole number, 1 or more; found: {rows}") for rows in (0, 2.5)],
-        *[({"sharpness_sample": m}, f"2 or more, or None for all; found: {m}") for m in (1, 2.5)],
+        *[({"num_neighbors": k}, f"whole number, 3 or more, not '?{k}") for k in (2, 20.5, "a")],
+        *[({"block_rows": rows}, f"whole number, 1 or more, not {rows}") for rows in (0, 2.5)],
+        *[({"sharpness_sample": m}, f"2 or more, or None for all, not {m}") for m in (1, 2.5)],
         *[
-            ({"seed": seed}, f"seed must be a whole number, not negative; found: '?{seed}")
+            ({"seed": seed}, f"seed must be a whole number, not negative, not '?{seed}")
             for seed in (-1, "x")
         ],
         *[
             (
                 {"sharpness_seeds": seeds},
-                "sharpness_seeds must be whole numbers, not negative; found: ",
+                "sharpness_seeds must be whole numbers, not negative, not",
             )
             for seeds in ((), (1, 1.5), (0, -1))
         ],
         *[
-            ({"pixel_range": limits}, r"pixel_range must be \(black, white\), two numbers; found: ")
+            ({"pixel_range": limits}, r"pixel_range must be \(black, white\), two numbers, not")
             for limits in (5, (0, 1, 2), ("a", "b"))
         ],
-        ({"pixel_range": (1.0, 0.0)}, "pixel_range must rise: black is the lower number"),
-        ({"dtype": "float16"}, "dtype must be float32 or float64; found: 'float16'"),
+        (
+            {"pixel_range": (1.0, 0.0)},
+            r"pixel_range is \(1\.0, 0\.0\), but black must be the lower number",
+        ),
+        ({"dtype": "float16"}, r"dtype must be float32 or float64, not 'float16'\."),
         *[
-            ({"discard_fraction": f}, r"must be a number in \[0, 1\); found: '?" f"{f}")
+            ({"discard_fraction": f}, rf"must be a number in \[0, 1\), not '?{f}")
             for f in (1.0, "a")
         ],
         *[
             ({"estimators": names}, "estimators must be names, each once")
             for names in (5, "mle", (), ("mle",) * 2)
         ],
-        ({"estimators": ("pca",)}, "Unknown estimator; found: 'pca'"),
+        ({"estimators": ("pca",)}, "Unknown estimator 'pca'"),
     ],
 )
 def test_refuses_settings_that_measure_nothing(settings, message):

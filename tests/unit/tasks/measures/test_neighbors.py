@@ -120,7 +120,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(tile_blocks, "HELD_BYTES", 1)
     monkeypatch.setattr(tile_blocks, "PIECE_ROWS", 16)
 
-    with pytest.raises(CorruptStoreError, match="must match its checksum; found: shard 3"):
+    with pytest.raises(CorruptStoreError, match="Shard 3 does not match its checksum"):
         nested_neighbors(reference.CorruptFrom(np.zeros((150, 4), np.uint8), 100), None, [150], 2)
 
 

@@ -138,13 +138,13 @@ def test_a_further_test_set_moves_the_test_images_nearest_to_the_other_class(
     for name, share in (("near", 0.05), ("nearer", 0.2)):
         test = tests[name]
         differs = (test.images != base.test_images).reshape(len(test.images), -1).any(axis=1)
-        assert test.is_changed.sum() == round(share * 60)
-        np.testing.assert_array_equal(differs, test.is_changed)
+        assert test.is_moved.sum() == round(share * 60)
+        np.testing.assert_array_equal(differs, test.is_moved)
         (own,) = load(workspace, subsets[f"{world}_{name}"]).further_tests
         assert own.images.tobytes() == test.images.tobytes()
     for name in ("null", "none"):
         assert tests[name].images.tobytes() == base.test_images.tobytes()
-        assert not tests[name].is_changed.any()
+        assert not tests[name].is_moved.any()
 
 
 def test_no_test_image_enters_training(workspace, subsets):

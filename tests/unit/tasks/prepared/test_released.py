@@ -84,7 +84,11 @@ def test_single_faults_do_what_they_say():
 @pytest.mark.parametrize(
     ("faults", "size", "message"),
     [
-        (("test_set_depends_on_size",), None, "need the train size"),
+        (
+            ("test_set_depends_on_size",),
+            None,
+            "The subset depends on the train size with the faults test_set_depends_on_size",
+        ),
         (RELEASED_FAULTS, 500, "need 265 images of each class"),
     ],
 )

@@ -56,7 +56,9 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
     )
     with zipfile.ZipFile(outer, "a") as archive:
         archive.write(inner, "inner.zip")
-    with pytest.raises(DataError, match="a file name must be in an archive only once"):
+    with pytest.raises(
+        DataError, match="several archives, inner ones included, have files of the same name"
+    ):
         prepare("folder", outer)
 
 
@@ -91,7 +93,9 @@ def test_an_archive_that_changes_is_noticed(prepare, class_folder, tmp_path):
     prepare("folder", path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("cat/new.png", png(picture(70)))
-    with pytest.raises(DataError, match="files changed since"):
+    with pytest.raises(
+        DataError, match="the files or label_map have changed since the dataset was prepared"
+    ):
         prepare("folder", path)
 
 
@@ -140,7 +144,7 @@ ZIPS: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", ZIPS)
 def test_zips_are_refused(prepare, tmp_path, name):
     change, message = ZIPS[name]
-    with pytest.raises(DataError, match=f"readable and safe; found: .*{message}"):
+    with pytest.raises(DataError, match=f"cannot be read: .*{message}"):
         prepare("folder", zip_of(tmp_path / "x.zip", change))
 
 
@@ -177,7 +181,7 @@ def test_tars_are_refused_however_often_they_are_asked_for(prepare, tmp_path, na
         archive.addfile(bad)
     detect_own_kind(path)  # opens the archive first, and must not make it look sound
     for _ in range(2):
-        with pytest.raises(DataError, match=f"readable and safe; found: .*{message}"):
+        with pytest.raises(DataError, match=f"cannot be read: .*{message}"):
             prepare("folder", path)
 
 
@@ -210,9 +214,7 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(
-        DataError, match=r"must be readable and safe; .*an archive without its end, as if cut; "
-    ):
+    with pytest.raises(DataError, match="cannot be read: an archive without its end, as if cut"):
         prepare(kind, path)
 
 
@@ -260,7 +262,7 @@ def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
     plain = pack(class_folder, tmp_path / "own.tar").read_bytes()
     (tmp_path / "own.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
-    with pytest.raises(DataError, match=r"must be readable and safe; .*damaged archive"):
+    with pytest.raises(DataError, match="cannot be read: damaged archive"):
         prepare("folder", tmp_path / "own.tar.xz")
 
 

@@ -144,18 +144,21 @@ def write_idx(raw: Path, *bodies: bytes) -> None:
 IDX = {
     "cut": (lambda images, labels: (images[:-5], labels), "it ends early"),
     "longer": (lambda images, labels: (images + b"0", labels), "more bytes"),
-    "another header": (lambda images, labels: (b"\0\0\x09" + images[3:], labels), "another header"),
+    r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.": (
+        lambda images, labels: (b"\0\0\x09" + images[3:], labels),
+        r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.",
+    ),
     "billions": (
         lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels),
         "ends early",
     ),
     "five labels": (
         lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
-        "400 images, 5 labels",
+        "there are 400 images, but 5 labels",
     ),
     "label 11": (
         lambda images, labels: (images, labels[:-1] + b"\x0b"),
-        ("labels must be from 0 to 9"),
+        (r"labels run from 0 to 11, not within 0 to 9\."),
     ),
 }
 
@@ -337,7 +340,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         other_views(False),
         {"view not described anywhere": 9, "images": 23},
     ),
-    "no knees": ("oai", only_other_views, rf"must hold images; found: .*{OTHER_VIEW}: 9"),
+    "no knees": ("oai", only_other_views, rf"no image that can be used .*{OTHER_VIEW}: 9"),
     "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
     "another patient": (
         "oai",
@@ -348,7 +351,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"centre {line}": (
             "oai",
             centre(line),
-            ("1 other rows: 3; the header is row 1, and no row blank"),
+            (r"knee_centers\.csv the side is not R or L, the center lies outside the image,"),
         )
         for line in (
             "9000014,R,nan,220",
@@ -372,7 +375,11 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         {("patient with several boxes: a slice in any is positive"): 1},
     ),
     **{
-        f"a box from {cell}": ("dbc", boxes([BOX, cell, 28]), r"two slices|whole numbers")
+        f"a box from {cell}": (
+            "dbc",
+            boxes([BOX, cell, 28]),
+            "an annotation box",
+        )
         for cell in ("nan", "x", None, 1.5)
     },
     "a slice of another patient": (
@@ -399,45 +406,49 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
                 next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
             ),
         ),
-        "any must be the largest of a slice's subtypes; found: unlike: 1",
+        r"any is not the largest of its subtypes for the slices 1, first \(hashed\)",
     ),
     "tables that disagree": (
         "mura",
         lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
-        r"must agree; found: 0 odd lines; unlike or absent: 1, first",
+        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 odd lines;",
     ),
     "a file of another class": (
         "imagenet",
         in_another_class,
-        ("in their names; found: 1 elsewhere"),
+        ("1 file found outside of the folder of the class in the name"),
     ),
     "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
     "no volumes": (
         "brats",
         without_volumes,
-        (
-            r"at most 0 of .*\(a volume of the case is "
-            r"missing: "
-            r"2\)"
-        ),
+        (r"items cannot be used \(a volume of the case is missing: 2\); at most"),
     ),
-    "two years": ("brats", second_year, r"one year: later releases hold .* found: years 18, 20"),
+    "two years": (
+        "brats",
+        second_year,
+        "the years 18, 20, and later releases have the cases of earlier ones again",
+    ),
     "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
     "two tables that differ": (
         "prostate",
         second_table,
-        r"one table must have the columns of Target Data; found: 2 that differ",
+        "2 tables that differ have the columns of Target Data:",
     ),
-    "only an archive": ("mura", only_an_archive, "it is not there, nor in 1 archives"),
+    "only an archive": (
+        "mura",
+        only_an_archive,
+        r"mura needs train_image_paths\.csv\. This part was not found, also not in 1 archives",
+    ),
     "labels of the other set": (
         "mnist",
         labels_of_fashion,
-        "files must be those of mnist; found: fashion_mnist",
+        "the files are those of fashion_mnist",
     ),
     "two downloads": (
         "svhn",
         lambda raw: write_raw_tree("svhn", raw.parent / "b", 1).rename(raw / "second"),
-        "raw folder must hold one such download; found: 2 that differ",
+        "the raw folder has 2 downloads that differ",
     ),
     "a file that no row names": (
         "chexpert",

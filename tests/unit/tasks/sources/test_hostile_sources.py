@@ -29,9 +29,7 @@ def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, thing):
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
     path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(thing, path)
-    with pytest.raises(
-        DataError, match=r"must be a folder or a plain file|must exist|must be readable"
-    ):
+    with pytest.raises(DataError, match="The raw download"):
         prepare(kind, path)
     if thing != "\0":
         assert detect_own_kind(path) is None
@@ -53,7 +51,7 @@ def test_a_file_that_is_something_else_is_refused(prepare, tmp_path, kind, body)
 @pytest.mark.parametrize(
     ("function", "ending", "message"),
     [
-        ("scandir", "cat", "every folder of the raw download must be readable"),
+        ("scandir", "cat", "cannot be read: Permission denied"),
         ("open", "3.png", "file is gone or unreadable: 1"),
     ],
 )
@@ -93,9 +91,9 @@ def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
 @pytest.mark.parametrize(
     ("cells", "verdict"),
     [
-        ({"XFD1048576": "x"}, "at most 1,000 columns; found: a cell further right"),
+        ({"XFD1048576": "x"}, "has a cell to the right of column 1,000"),
         ({"C1048576": " "}, {"images": 10}),
-        ({"B2": float("nan")}, r"needs a label|xlsx workbook"),
+        ({"B2": float("nan")}, r"the label is blank for 1 image: row 2 \(the header is row 1\)"),
     ],
 )
 def test_sheets_with_odd_cells(prepare, workbook, cells, verdict):

@@ -39,8 +39,8 @@ THREE = {"train": slice(0, 6), "test": slice(6, 10), "val": slice(10, 12)}
 SIDES = {"splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
 WHOLE = {"images": slice(12)}
 PATIENTS = [f"p{row // 3}" for row in range(12)]
-ONE_CONFIG = "must hold one config of a set with splits; found: full, small"
-DENIED = "must agree with the name of the folder or file; found: another split in "
+ONE_CONFIG = "the folder has several configs with splits: full, small"
+DENIED = "the column split contradicts the name of the folder or file for 12 images:"
 
 
 def named(form: str) -> Parts:
@@ -94,7 +94,7 @@ CASES: dict[
         ("table",),
         named("label={}/0"),
         {},
-        "label repeated",
+        "has several columns named label",
     ),
     "several shards of a split": (
         BOTH,
@@ -106,13 +106,13 @@ CASES: dict[
         BOTH,
         {"train-test": slice(12)},
         {},
-        ("a file's name must say one split"),
+        ("contains several splits"),
     ),
     "a patient on both sides": (
         BOTH,
         {"train": slice(0, 7), "test": slice(7, 12)},
         {"group": PATIENTS},
-        "no group may be in train and test; found: 1, first",
+        "training and test share 1 group; the first images of one are",
     ),
     # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
     "the owner's test images": (
@@ -173,7 +173,7 @@ def test_pixels_of_one_file(prepare, tmp_path, form):
 
 ROWS = {"image": image_cells(), "label": LABELS}
 UNSURE = ROWS | {"label": [-1, *LABELS[1:]]}
-NUMBERS = "numbers of the class names, 0 to "
+NUMBERS = "not a number of a class name, 0 to "
 PARQUET: dict[
     str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]
 ] = {
@@ -181,31 +181,31 @@ PARQUET: dict[
         {"image": [b"x", b"y"]},
         None,
         {},
-        ("must have columns image and label.*it has image"),
+        ("has the columns image, but needs image and label"),
     ),
-    "no image": ({"label": [0, 1]}, None, {}, "must have the columns path, label; found: no path"),
+    "no image": ({"label": [0, 1]}, None, {}, "has no column path among label"),
     "several images in a row": (
         ROWS | {"image": [[cell] for cell in image_cells()]},
         None,
         {},
-        "a row must name one file, as text; found: several values, or bytes, in row 0",
+        "several values, or bytes, stand in place of a file name in row 0",
     ),
     "several labels": (
         {"image": [b"x"], "label": [[0, 1]]},
         None,
         {},
-        ("one label, as text or number"),
+        ("several labels, or bytes, stand in place of a label for 1 image: row"),
     ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
     # datasets writes -1 where there is no label.
-    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1; found: 1: row 0 of"),
+    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1, for 1 image: row 0 of"),
     "-1 on purpose": (
         UNSURE,
         ["no", "yes"],
         {"label_map": {"-1": "unsure"}},
         {"classes": ("no", "unsure", "yes")},
     ),
-    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0; found: 6: row 1"),
+    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0, for 6 images: row 1"),
     "a class without an image": (
         ROWS,
         ["no", "yes", "x"],
@@ -235,7 +235,9 @@ def test_files_with_other_class_names_are_refused(prepare, tmp_path, names):
     half = {name: values[:6] for name, values in ROWS.items()}
     save_parquet(tmp_path / "raw" / "train.parquet", half, ["no", "yes"])
     save_parquet(tmp_path / "raw" / "test.parquet", half, names)
-    with pytest.raises(DataError, match="all files must give the labels the same names"):
+    with pytest.raises(
+        DataError, match="names the labels otherwise than the first file, or not at all"
+    ):
         prepare("table", tmp_path / "raw")
 
 
@@ -250,7 +252,7 @@ def test_damage_is_refused_or_skipped(prepare, tmp_path, place):
         num_images, message = prepare("table", path, max_skipped_share=0.9).num_images, ""
     except DataError as error:
         num_images, message = 0, str(error)
-    assert num_images > 6 or "must be readable" in message or "unusable" in message
+    assert num_images > 6 or "cannot be read" in message or "cannot be used" in message
 
 
 GOOD = [
@@ -265,7 +267,7 @@ TARS = {
     ),
     "an image without a label": (
         [("x.png", png(picture(3)))],
-        ("every row needs a label; found: blank in 1"),
+        ("the label is blank for 1 image:"),
     ),
     "hidden members": (
         [
@@ -283,13 +285,16 @@ TARS = {
     ),
     "two labels of a sample": (
         [("000000.json", b'{"label": 1}')],
-        ("must give one label; found: two in "),
+        (r"\.cls and \.json give two labels in"),
     ),
     "two images of a sample": (
         [("000000.seg.jpg", b"x")],
-        ("must have one image; found: two in .*first dot"),
+        ("two images belong to one sample in"),
     ),
-    "one key twice": ([("000000.json", b'{"group": 1, "group": 2}')], "hold JSON, each key once"),
+    "one key twice": (
+        [("000000.json", b'{"group": 1, "group": 2}')],
+        r"\.cls is not UTF-8 text, or \.json is not JSON with each key once,",
+    ),
 }
 
 

@@ -23,9 +23,17 @@ def attacked(method, model, images, labels, epsilon, *, rows=None, **parameters)
             return attack_function(method)(model, batch, epsilon, **values)
 
 
-def attack_all(model, images, labels, spec, batch_size=16, **options):
+def attack_all(model, images, labels, spec, batch_size=16, loss_rule="mean_over_examples"):
     clean = run_clean_pass(model, images, labels, batch_size=batch_size)
-    return attacks.attack_all(model, images, labels, spec, clean, batch_size=batch_size, **options)
+    return attacks.attack_all(
+        model,
+        images,
+        labels,
+        spec.measurements(),
+        clean,
+        batch_size=batch_size,
+        loss_rule=loss_rule,
+    )
 
 
 def linear(weights):

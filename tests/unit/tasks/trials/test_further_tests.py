@@ -26,10 +26,10 @@ NULL = FurtherTest(name="null", parameters=(("blend", 0.0),))
 def moved(data):
     """The test images, three of them inverted; and the test images as they are."""
     images = data.test_images.copy()
-    is_changed = np.zeros(len(images), dtype=bool)
-    is_changed[[1, 4, 5]] = True
-    images[is_changed] = 255 - images[is_changed]
-    near = FurtherTestImages("near", images, is_changed)
+    is_moved = np.zeros(len(images), dtype=bool)
+    is_moved[[1, 4, 5]] = True
+    images[is_moved] = 255 - images[is_moved]
+    near = FurtherTestImages("near", images, is_moved)
     null = FurtherTestImages("null", data.test_images, np.zeros(len(images), dtype=bool))
     return replace(data, further_tests=(near, null))
 
@@ -61,8 +61,8 @@ def test_losses_of_moved_and_unmoved_images_are_those_of_a_forward_pass(moved):
     record, null = result.further_tests
     for rows, loss, accuracy in (
         (slice(None), record.loss, record.accuracy),
-        (near.is_changed, record.moved_loss, record.moved_accuracy),
-        (~near.is_changed, record.unmoved_loss, record.unmoved_accuracy),
+        (near.is_moved, record.moved_loss, record.moved_accuracy),
+        (~near.is_moved, record.unmoved_loss, record.unmoved_accuracy),
     ):
         assert loss == pytest.approx(losses[rows].mean(), rel=1e-4)
         assert accuracy == pytest.approx(correct[rows].mean())
@@ -115,5 +115,7 @@ def test_columns_are_named_after_the_condition_and_described(moved):
 
 def test_a_further_test_set_without_images_is_said(data):
     spec = trial_spec(epochs=0).model_copy(update={"further_tests": (NEAR,)})
-    with pytest.raises(DataError, match="none is named near"):
+    with pytest.raises(
+        DataError, match=r"The trial's images have no further test set named near\."
+    ):
         run_trial(spec, data)

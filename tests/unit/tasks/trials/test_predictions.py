@@ -97,7 +97,10 @@ def test_logits_come_back_to_the_last_bit_even_where_they_are_no_numbers():
 
 
 def test_what_is_no_parquet_file_is_refused():
-    with pytest.raises(CorruptStoreError, match="Kept predictions must be a Parquet file"):
+    with pytest.raises(
+        CorruptStoreError,
+        match="are not a Parquet file: Could not open Parquet input source '<Buffer>': Parquet magic",
+    ):
         from_parquet(b"PAR1 or not")
 
 

@@ -6,12 +6,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from search_spaces.errors import DataError
-from search_spaces.specs import RecipeSpec
+from search_spaces.specs import RecipeSpec, RobustnessSpec
 from tasks.trials.attacks import logit_margins
 from tasks.trials.robustness import (
     POOL_BLOCK,
-    measure_radii,
+    measure_robustness,
     minimal_perturbations,
     nearest_of_another_class,
     summarize_radii,
@@ -19,6 +18,12 @@ from tasks.trials.robustness import (
 from tasks.trials.training import train
 from tests.unit.tasks.trials.conftest import built, equal, weights
 from tests.unit.tasks.trials.test_attacks import attacked
+
+
+def measure(model, images, labels, pool, *, seed, batch_size=50, **spec):
+    return measure_robustness(
+        model, images, labels, pool, RobustnessSpec(**spec), seed=seed, batch_size=batch_size
+    )
 
 
 class Linear(nn.Module):
@@ -66,7 +71,7 @@ def test_radii_of_a_linear_model_are_exact_with_every_point_found(box, scale):
     bias = -float((images.flatten(1).double() @ weights).mean())
     pool = torch.randint(0, 256, (300, 1, 16, 16), generator=generator).float()
     model, labels = Linear(weights, bias), torch.zeros(48, dtype=torch.int64)
-    record = measure_radii(model, images, labels, pool, num_images=48, seed=0)
+    record = measure(model, images, labels, pool, num_images=48, seed=0)
     expected = [exact_radius(images[row], weights, bias) for row in record.rows]
     assert record.num_not_found == 0
     assert record.radii == pytest.approx(expected, rel=1e-3)
@@ -100,7 +105,7 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
     images = torch.randint(
         0, 256, (40, 1, 1, 2), generator=torch.Generator().manual_seed(seed)
     ).float()
-    record = measure_radii(network, images, classes[:40], grid[::397], num_images=40, seed=0)
+    record = measure(network, images, classes[:40], grid[::397], num_images=40, seed=0)
     assert record.num_not_found == 0
     with torch.no_grad():
         decisions = network(images).argmax(1)
@@ -137,9 +142,7 @@ def trained(request):
 def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(trained):
     foolbox = pytest.importorskip("foolbox")
     model, images, labels = trained
-    record = measure_radii(
-        model, images[200:232], labels[200:232], images[:200], num_images=32, seed=0
-    )
+    record = measure(model, images[200:232], labels[200:232], images[:200], num_images=32, seed=0)
     pixels = images[200:232]
     with torch.no_grad():
         decisions = model(pixels).argmax(1)
@@ -188,7 +191,9 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
     with torch.no_grad():
         decisions, pool = model(pixels).argmax(1), model(images[:200]).argmax(1)
         starts = nearest_of_another_class(pixels, decisions, images[:200], pool)
-        change = minimal_perturbations(model, pixels, decisions, starts, num_steps=20)
+        change = minimal_perturbations(
+            model, pixels, decisions, starts, RobustnessSpec(num_steps=20)
+        )
         moved = pixels + change
         assert (model(moved.clamp(0, 255)).argmax(1) != decisions).all()
     assert -1e-3 <= moved.min() <= moved.max() <= 255 + 1e-3
@@ -199,9 +204,7 @@ def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
     model.train().zero_grad(set_to_none=True)
     before, given = weights(model), (images[200:220], labels[200:220], images[:50])
-    first, again = (
-        measure_radii(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2)
-    )
+    first, again = (measure(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2))
     assert first == again
     assert model.training
     assert equal(before, model.state_dict())
@@ -213,7 +216,7 @@ def test_a_wrong_decision_has_radius_zero_against_the_truth():
     weights = torch.full((4,), 1.0, dtype=torch.float64)
     model, images = Linear(weights, -400.0), torch.full((4, 1, 2, 2), 120.0)
     labels = torch.tensor([1, 1, 0, 1])  # the network says 1: 480 - 400
-    record = measure_radii(model, images, labels, torch.zeros(1, 1, 2, 2), num_images=4, seed=0)
+    record = measure(model, images, labels, torch.zeros(1, 1, 2, 2), num_images=4, seed=0)
     assert record.wrong == (False, False, True, False)
     assert record.pred.mean == pytest.approx(40, rel=1e-3)  # 80 over the norm of the weights
     assert record.pred.geometric_mean == pytest.approx(40, rel=1e-3)
@@ -223,9 +226,7 @@ def test_a_wrong_decision_has_radius_zero_against_the_truth():
 
 def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
     model, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
-    record = measure_radii(
-        model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0
-    )
+    record = measure(model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0)
     assert (record.pred, record.true, record.box_share) == (None, None, None)
     assert (record.radii, record.num_not_found) == ((None,) * 3, 3)
     assert "one class" in record.reason
@@ -242,7 +243,7 @@ def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():
 
     images = torch.zeros(2, 1, 1, 1)
     images[1] = 200  # its slope leads to class 1
-    record = measure_radii(OneWayOut(), images, torch.tensor([1, 0]), images, num_images=2, seed=0)
+    record = measure(OneWayOut(), images, torch.tensor([1, 0]), images, num_images=2, seed=0)
     assert record.radii == (None, pytest.approx(20, rel=1e-3))
     assert record.num_not_found == 1
     assert (record.pred.num_images, record.pred.mean) == (1, pytest.approx(20, rel=1e-3))
@@ -253,7 +254,7 @@ def test_without_any_radius_there_is_no_mean_even_if_images_are_misclassified():
     """A mean over misclassified images alone would be 0, however robust the others are."""
     one_class, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
     labels = torch.tensor([1, 0, 1])  # the network says 1
-    record = measure_radii(one_class, images, labels, images, num_images=3, seed=0)
+    record = measure(one_class, images, labels, images, num_images=3, seed=0)
     assert (record.pred, record.true, record.wrong) == (None, None, (False, True, False))
 
 
@@ -270,9 +271,7 @@ def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
             return torch.stack([torch.zeros_like(value), value], 1)
 
     image, pool = torch.full((1, 1, 1, 1), 100.0), torch.zeros(6, 1, 1, 1)
-    record = measure_radii(
-        NearTie(), image, torch.tensor([1]), pool, num_images=1, seed=0, batch_size=7
-    )
+    record = measure(NearTie(), image, torch.tensor([1]), pool, num_images=1, seed=0, batch_size=7)
     # In its own batch the image is of another class than before, without any change. Held against
     # class 0, it would get the whole way to its start, 100, which changes no class.
     assert record.radii == pytest.approx([0.0], abs=1e-3)
@@ -281,9 +280,7 @@ def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
 def test_a_class_that_no_image_of_the_pool_shows_is_found_by_descent():
     model = Linear(torch.full((4,), 1.0, dtype=torch.float64), -400.0)
     images = torch.full((2, 1, 2, 2), 120.0)
-    record = measure_radii(
-        model, images, torch.ones(2, dtype=torch.int64), images, num_images=2, seed=0
-    )
+    record = measure(model, images, torch.ones(2, dtype=torch.int64), images, num_images=2, seed=0)
     assert record.radii == pytest.approx([40, 40], rel=1e-3)
 
 
@@ -298,9 +295,7 @@ def test_a_vanishing_gradient_is_crossed_towards_the_start():
     images = torch.full((2, 1, 2, 2), 100.0)
     pool = torch.full((1, 1, 2, 2), 100.0)
     pool[0, 0, 0, 0] = 255
-    record = measure_radii(
-        Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0
-    )
+    record = measure(Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0)
     assert record.radii == pytest.approx([100, 100], rel=1e-3)
 
 
@@ -325,7 +320,7 @@ def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
     model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
     labels = model(images).argmax(1)
     whole, parts = (
-        measure_radii(model, images, labels, images, num_images=9, seed=0, batch_size=batch_size)
+        measure(model, images, labels, images, num_images=9, seed=0, batch_size=batch_size)
         for batch_size in (50, 4)
     )
     assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
@@ -336,12 +331,12 @@ def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
     model, images = Linear(torch.ones(4), -400.0), torch.full((30, 1, 2, 2), 120.0)
     labels, options = torch.ones(30, dtype=torch.int64), {"num_steps": 1, "num_bisections": 1}
     first, again, other = (
-        measure_radii(model, images, labels, images[:2], num_images=10, seed=seed, **options)
+        measure(model, images, labels, images[:2], num_images=10, seed=seed, **options)
         for seed in (1, 1, 2)
     )
     assert first.rows == again.rows != other.rows
     assert len(set(first.rows)) == 10
-    everything = measure_radii(model, images, labels, images[:2], num_images=99, seed=0, **options)
+    everything = measure(model, images, labels, images[:2], num_images=99, seed=0, **options)
     assert everything.rows == tuple(range(30))
 
 
@@ -358,9 +353,3 @@ def test_summaries_follow_from_the_radii():
     assert summary.mean_per_pixel == 3.75 / 4
     assert summarize_radii(radii[:0], 16) is None
     assert summarize_radii(radii[:1], 16).std_error is None
-
-
-def test_no_images_are_refused():
-    given = torch.zeros(0, 1, 2, 2), torch.zeros(0), torch.zeros(1, 1, 2, 2)
-    with pytest.raises(DataError, match="at least one image; found: 0 images"):
-        measure_radii(Linear(torch.ones(4), 0.0), *given, num_images=5, seed=0)

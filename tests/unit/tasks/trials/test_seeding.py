@@ -11,6 +11,7 @@ import torch
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, ModelSpec
+from tasks.trials.records import ComputeOptions
 from tasks.trials.training import Checkpoints
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.conftest import Killed, Shelf, killed_at, numbers, trial_spec
@@ -88,7 +89,7 @@ def test_a_network_that_changes_the_process_changes_no_later_trial(data, own_spe
     spec = trial_spec("small_mlp", epochs=2)
     before = settings()
     expected = numbers(run_trial(spec, data))
-    run_trial(trial_spec("small_mlp", epochs=0), data, num_threads=2)
+    run_trial(trial_spec("small_mlp", epochs=0), data, ComputeOptions(num_threads=2))
     assert settings() == before
     with suppress(RuntimeError):  # types that do not fit are its own doing
         run_trial(own_spec("Changes", epochs=1), data)
@@ -119,5 +120,8 @@ def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, o
     spec, shelf = own_spec("Remembers"), Shelf()
     known = run_trial(spec, data, keep=lambda content: shelf.save(content) or "kept in a test")
     more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
-    with pytest.raises(CorruptStoreError, match="must have the test loss that was found"):
+    with pytest.raises(
+        CorruptStoreError,
+        match=r"from the kept weights has the test loss 0\.688219, but had 0\.691115 after training",
+    ):
         measure_trial(spec, data, shelf.data, known, spec.missing_for(more))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
 from tasks.trials import training
 from tasks.trials.training import (
@@ -137,19 +136,6 @@ def test_micro_batches_make_the_step_of_the_whole_batch():
     for ours, theirs in zip(second, first, strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
         assert ours.train_accuracy == theirs.train_accuracy
-
-
-@pytest.mark.parametrize(
-    ("micro_batch", "message"),
-    [
-        (1, "found: micro_batch 1 for a network with batch norm"),
-        (0, "at least one image; found: 0"),
-    ],
-)
-def test_micro_batches_that_batch_norm_or_nobody_can_train_on_are_refused(micro_batch, message):
-    with pytest.raises(ConfigError, match=message):
-        train(network(), *images(), recipe(), seed=0, micro_batch=micro_batch)
-    train(network(norm=False), *images(), recipe(epochs=1), seed=0, micro_batch=1)
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batch"), [(7, 3), (6, None)])

@@ -9,7 +9,7 @@ from torch import nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
-from tasks.trials.training import evaluate, evaluation_mode, resident, split_batches, train
+from tasks.trials.training import evaluate, evaluation_mode, split_batches, to_device, train
 
 
 def recipe(**changes):
@@ -115,7 +115,10 @@ def test_every_image_is_in_exactly_one_batch_and_a_lone_last_image_joins_the_bat
 
 def test_batch_norm_with_a_batch_size_of_one_is_refused():
     images, labels = blobs(4)
-    with pytest.raises(ConfigError, match="Batch norm needs at least two images per batch"):
+    with pytest.raises(
+        ConfigError,
+        match="batch_size is 1, but the network has batch norm, which needs two images per",
+    ):
         train(normed(), images, labels, recipe(batch_size=1), seed=0)
     assert len(train(linear(), images, labels, recipe(batch_size=1), seed=0)) == 2
 
@@ -155,7 +158,7 @@ def test_evaluation_gives_every_module_its_own_mode_back():
 def test_a_read_only_array_is_shared_without_a_warning_and_never_written():
     array = np.arange(2 * 9, dtype=np.uint8).reshape(2, 1, 3, 3)
     array.setflags(write=False)
-    tensor = resident(array)
+    tensor = to_device(array)
     assert tensor.data_ptr() == array.ctypes.data
     labels = torch.tensor([0, 1])
     before = array.copy()

@@ -12,7 +12,7 @@ import tasks.trials.trial
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import AttackSpec, RobustnessSpec
 from tasks.trials.models import PixelModel, build_model
-from tasks.trials.records import TrialResult
+from tasks.trials.records import ComputeOptions, TrialResult
 from tasks.trials.trial import run_trial
 from tests.unit.tasks.trials.conftest import numbers, trial_spec
 
@@ -140,23 +140,27 @@ REFUSED = {
     ("fewer logits than classes"): (
         {"num_outputs": 2},
         {"num_classes": 3},
-        ("num_outputs 2 for 3 classes"),
+        ("num_outputs is 2, but the data have 3 classes"),
     ),
-    "more images than there are": ({"train_size": 61}, {}, "60 images for train_size 61"),
+    "more images than there are": (
+        {"train_size": 61},
+        {},
+        "train_size is 61, but the subset has 60 training images",
+    ),
     "a pixel too bright": (
         {},
         with_pixel(300.0),
-        ("from 0 to 255; found: 0.0 to 300.0 in the training"),
+        (r"Pixels of the training images run from 0\.0 to 300\.0, not within 0 to"),
     ),
     "a pixel that is none": (
         {},
         with_pixel(np.nan),
-        ("from 0 to 255; found: nan to nan in the training"),
+        ("Pixels of the training images run from nan to nan, not within 0 to"),
     ),
     "labels from 1": (
         {},
         {"test_labels": np.arange(20) % 2 + 1},
-        "Labels must be integers from 0 to 1; found: 1 to 2 in the test labels",
+        "Labels of the test images run from 1 to 2, but classes are numbered",
     ),
 }
 
@@ -213,7 +217,7 @@ def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_sh
     found = {}
     for micro_batch in (None, 4):
         passed.clear()
-        result = run_trial(spec, data, micro_batch=micro_batch)
+        result = run_trial(spec, data, ComputeOptions(micro_batch=micro_batch))
         most = {
             kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS
         }

@@ -1,0 +1,82 @@
+"""Slopes of log loss on log N, dataset by dataset, and a count of those below 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from orchestrator.analysis.inference import curve_sums, mean_interval, t_p_values
+from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.records import FallFit
+from orchestrator.analysis.law_fits.rows import complete_rows
+from orchestrator.analysis.results_tables.points import (
+    ALL,
+    CURVE,
+    LOG_LOSS,
+    LOG_TRAIN_SIZE,
+    POOLED,
+    WEIGHT,
+)
+from orchestrator.results.columns import DATASET, MODEL, TRAIN_SIZE
+
+
+def fit_fall(points: pd.DataFrame) -> FallFit:
+    """Return the slope of log loss on log N of each dataset, and in how many it is below 0.
+
+    All curves with two train sizes count, also those near chance level, and no d is needed. The
+    class pairs of a dataset share one weight, and every dataset counts once.
+    """
+    rows = complete_rows(points, POOLED, ALL, (LOG_LOSS, LOG_TRAIN_SIZE))
+    rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
+    if rows.empty:
+        return FallFit(reason="no curve has two train sizes")
+    slopes = _slopes(rows, by=DATASET)
+    values = np.array([*slopes.values()])
+    value, error, interval = mean_interval(values)
+    estimate = Estimate(name="slope on log N", value=value, std_error=error, interval=interval)
+    if error is not None:
+        p_value = float(t_p_values(value, error, len(values) - 1))
+        estimate = replace(estimate, p_value=p_value)
+    slopes_of_curves = _slopes(rows, by=CURVE)
+    return FallFit(
+        status="ok",
+        num_points=len(rows),
+        num_datasets=len(slopes),
+        num_needed=1,
+        estimates=(estimate,),
+        train_sizes=(int(rows[TRAIN_SIZE].min()), int(rows[TRAIN_SIZE].max())),
+        num_models=rows[MODEL].nunique(),
+        num_curves=len(slopes_of_curves),
+        num_falling_curves=sum(slope < 0 for slope in slopes_of_curves.values()),
+        sign_p=sign_test_p(values),
+        by_dataset=slopes,
+    )
+
+
+def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:
+    """Return the slope of log loss on log N within curves, of each dataset or curve."""
+    names, xx, xy = curve_sums(
+        rows[LOG_LOSS].to_numpy(dtype=float),
+        rows[LOG_TRAIN_SIZE].to_numpy(dtype=float),
+        rows[CURVE].to_numpy(),
+        rows[by].to_numpy(dtype=str),
+        rows[WEIGHT].to_numpy(dtype=float),
+    )
+    slopes = xy / xx
+    return dict(zip(names, slopes.tolist(), strict=True))
+
+
+def sign_test_p(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
+    """Return the exact two-sided p-value of as many values below 0 as above; None without any.
+
+    Values of exactly 0 have no sign and do not count.
+    """
+    num_below = int((values < 0).sum())
+    num_signed = num_below + int((values > 0).sum())
+    if num_signed == 0:
+        return None
+    fewer = min(num_below, num_signed - num_below)
+    return min(1.0, 2 * float(special.bdtr(fewer, num_signed, 0.5)))
