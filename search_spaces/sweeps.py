@@ -279,8 +279,8 @@ class SweepSpec(specs.Spec):
             of the grid, named ``<base dataset>_<condition>``.
         intervene_on: images that conditions change: ``all`` before the split, or the ``training``
             images after it, which leaves every test set as in the base dataset.
-        further_test_sets: True to test every network also on the test images of its base dataset
-            after each condition changed them.
+        further_test_sets: True to test networks on changed test images too: a base dataset's on
+            those of every condition, and a condition's on those of its own.
         train_sizes: numbers of training images.
         test_size: number of test images.
         image_size: side of the square images, in pixels.
