@@ -200,7 +200,7 @@ def power(
 
 
 def _opened(sweep: Sweep | str, root: str | Path | None) -> Sweep:
-    """Return a sweep that may be given by its name."""
+    """Return the sweep; a name or path is opened."""
     if isinstance(sweep, Sweep):
         return sweep
     return open(sweep, root=root)

@@ -238,7 +238,7 @@ def _label_file(labels: object) -> Path | None:
 
 
 def _source_options(options: object) -> dict[str, Any]:
-    """Return the answers that a user gives about a folder or table of images."""
+    """Return the options that tell how to read a user's folder or table of images."""
     if options is None:
         return {}
     if isinstance(options, Mapping):

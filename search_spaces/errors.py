@@ -103,7 +103,7 @@ def invalid(error: ValidationError) -> SweepError:
 
 
 def nearest_path(path: Path) -> str:
-    """Return a hint for a path that does not exist: the nearest name in its last folder."""
+    """Return a sentence on a path that does not exist: the nearest name in its last folder."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -111,9 +111,9 @@ def nearest_path(path: Path) -> str:
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
     if not similar:
-        return f"The folder {folder} has no {missing}"
+        return f"The folder {folder} has no {missing}."
     if similar[0] == missing:
-        return f"{folder / missing} is a link to a file that is gone"
+        return f"{folder / missing} is a link to a file that is gone."
     return f"Did you mean {folder / similar[0]}?"
 
 

@@ -171,7 +171,7 @@ def check_training_parameters(parameters: specs.DatasetParameters) -> specs.Data
 
 
 ParameterMapping = Annotated[specs.DatasetParameters, BeforeValidator(specs.sorted_pairs)]
-"""Parameters with their values; in a sweep file a mapping."""
+"""Pairs of a parameter's name and its value. A sweep file gives them as a mapping."""
 
 
 class MadeSpec(specs.Spec):

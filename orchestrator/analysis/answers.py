@@ -113,9 +113,9 @@ class Tested:
         return most_influential(self.value, self.left_out)
 
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
-        """Return whether one replicate decides what looks like a result.
+        """Return whether a notable estimate rests on one dataset, class or group alone.
 
-        Without it the estimate changes its side of the null value, or more than halves.
+        Without that one, the estimate changes its side of the null value, or more than halves.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False

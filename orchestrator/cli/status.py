@@ -24,7 +24,7 @@ MAX_NAMED = 3
 MAX_LOG_LINES = 20
 """Lines of the last attempt's log that are printed; the document has the path of the log."""
 WATCH_INTERVAL_S = 2
-"""Seconds between two readings of a run that is watched."""
+"""Seconds between two updates of `isweep status --watch`."""
 
 
 def status(

@@ -152,12 +152,9 @@ class RawRequest:
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
-            similar = nearest_path(self.raw)
-            if similar and not similar.endswith("?"):
-                similar += "."
             raise DataError(
                 f"The raw download {self.raw} of {name} was not found",
-                hint=f"{similar} {layout}".strip(),
+                hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"

@@ -140,7 +140,7 @@ def test_an_item_is_read_alike_in_any_order(request_of):
 
 MESSAGES = {
     "none": "is read from its raw download, but no --raw folder was given",
-    "absent": "The",
+    "absent": "was not found",
     "empty": "was not found|folder",
 }
 

@@ -287,7 +287,7 @@ class SimulatedBackend:
             )
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
-        """Take a trial, of which each attempt asks for more than one that ran out of memory."""
+        """Start a trial; after an attempt that ran out of memory, the next must ask for more."""
         trial, outside = SimulatedTrial(config), self._outside
         name, failed = trial.trial_id, self._failed[trial.trial_id]
         resources = config[ASSIGNMENT].resources
