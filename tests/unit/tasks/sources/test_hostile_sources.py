@@ -29,7 +29,9 @@ def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, thing):
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
     path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(thing, path)
-    with pytest.raises(DataError, match=r"The raw download .*(is a FIFO|cannot be read|was not found)"):
+    with pytest.raises(
+        DataError, match=r"The raw download .*(is a FIFO|cannot be read|was not found)"
+    ):
         prepare(kind, path)
     if thing != "\0":
         assert detect_own_kind(path) is None
