@@ -85,5 +85,5 @@ def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):
     ResultStore(workspace.search_url).save(record)
     code, out, _ = run("status", path)
     assert code == 0
-    assert "search: 0 trials, 1 failed; no recipe yet" in out
+    assert "search: 0 trials, 1 failed; the recipe is not written yet" in out
     assert json.loads(run("status", path, "--json")[1])["search"]["failed"] == 1

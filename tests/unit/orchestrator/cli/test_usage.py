@@ -76,8 +76,8 @@ measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not take brats
-plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
-plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
+plan smoke --storage s3:/bucket | `--storage s3:/bucket` has no bucket or host. Write, for example, s3
+plan smoke --storage THIS_FILE | is a file, but results need a folder. Choose a folder
 run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
@@ -156,7 +156,7 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
     assert "No preset or sweep has the name mine" in err
-    assert "Write ./mine.yaml" in err
+    assert "write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):

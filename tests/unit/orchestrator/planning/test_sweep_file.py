@@ -74,7 +74,7 @@ def data(text):
         ),
         (
             but("name: mine", "name: mine\nname: other"),
-            r'line 3, column 1 has key "name" for the second time',
+            r'line 3, column 1 repeats the key "name"',
         ),
         (
             but("mine", "&a mine"),
@@ -92,7 +92,7 @@ def data(text):
         (but("size: 28", "size: 1e400"), r"image_size"),
         (
             data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
-            r"Your dataset has the name 'mnist5k', which is that of a known dataset",
+            r"Your dataset has the name 'mnist5k', which is the name of a known dataset",
         ),
         (
             data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
@@ -184,13 +184,13 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- a\n- b", "holds a list, not keys with values"),
+        ("- a\n- b", "has a list instead of keys with values"),
         ("a: [b\nc: [d]", "line 1, column 4 has a bracket that is not closed"),
         (
             "a: 1\nname:x\nb: 2",
-            r"line 2, column 1 has no `key: value`\. Write a colon and a space after the key",
+            r"line 2, column 1 has a key without a value\. Write a colon and a space after the key",
         ),
-        ("name: x\n a: [b]", "line 2, column 3 has a colon that cannot be there"),
+        ("name: x\n a: [b]", "line 2, column 3 has a colon in a wrong place"),
         ("a:\n    b: 1\n  c: 2", "line 3, column 3 is not indented like the lines above"),
         (
             'a: "C:\\data"',
@@ -201,7 +201,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             r"line 1, column 4 has a character that no value can begin with\. Put the text in quo",
         ),
         ("a: *", r"line 1, column 5 has \* or & at the beginning of a value"),
-        ("a: ]", "line 1, column 4 has a character that cannot be there"),
+        ("a: ]", "line 1, column 4 has a character in a wrong place"),
         (
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
             r"line 1, column 4 has an anchor or",
@@ -233,12 +233,12 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             GOOD + "---\n" + GOOD,
             r"line 9, column 1 begins a second document\. Remove the line with",
         ),
-        ("? [a]\n: 1\n", r"a value that a sweep file cannot hold: keys must be str"),
+        ("? [a]\n: 1\n", r"a value that is not allowed in a sweep file: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0 is .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd holds a single value, not keys with values\. Write, for example, recipe",
+            r"/etc/passwd has a single value instead of keys with values\. Write, for example, recipe",
         ),
     ],
     ids=range(24),
@@ -419,7 +419,7 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
     ("text", "message"),
     [
         ("from: [", "tuned-mine.yaml"),
-        ("[1, 2]", "holds a list, not keys with values"),
+        ("[1, 2]", "has a list instead of keys with values"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
         (
             "{from: smoke, tuned: {cells: []}}",
@@ -427,7 +427,7 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
         ),
         ("{from: smoke, tuned: {cells: [3]}}", "no values for small_cnn on manifold_d4"),
         ("{from: smoke, tuned: {cells: 3}}", "no values for small_cnn on manifold_d4"),
-        ("{from: smoke, overrides: 3, tuned: {cells: []}}", "has overrides that are not a list"),
+        ("{from: smoke, overrides: 3, tuned: {cells: []}}", "has `overrides`, which is not a list"),
         (
             "{from: smoke, tuned: {cells: [{model: [1], dataset: {a: b}}]}}",
             "no values for small_cnn on manifold_d4",
@@ -610,7 +610,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
     found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
     assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
     (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
-    with pytest.raises(ConfigError, match="A chain of more than 5 recipe files leads to"):
+    with pytest.raises(ConfigError, match="comes after a chain of more than 5 recipe files"):
         load_sweep(str(tmp_path / "sweep.yaml"))
 
 
@@ -667,7 +667,7 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
         ("[small_cnn, small_cnn]", "models names small_cnn more than once"),
         (
             "[small_cnn, {from: small_mlp, name: small_cnn}]",
-            "several models with the name small_cnn",
+            "models uses these names more than once: small_cnn",
         ),
         ("[{from: small_cnn, arguments: {width: 3}}]", "arguments"),
     ],
