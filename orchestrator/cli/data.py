@@ -333,7 +333,7 @@ def measure(
 
     request = MeasureRequest(
         source=source,
-        said=answers.by_key(),
+        own_options=answers.by_key(),
         settings=method.settings(),
         **vars(images),
         **vars(reading),

@@ -200,7 +200,7 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
     ("words", "message"),
     [
         ("--labels y.npy", "--labels is for a .npy file, and own.npz is not one. Leave"),
-        ("--raw x", "--raw is for a known dataset, and own.npz is a file or folder. Leave"),
+        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Omit"),
         ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )

@@ -132,7 +132,9 @@ class TestInit:
             "# `isweep plan 'My Images (1).yaml'` checks"
             in (here / "My Images (1).yaml").read_text()
         )
-        assert "Name another file with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+        assert (
+            "Choose another file name with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+        )
 
     def test_a_file_is_never_written_over(self, run, here):
         (here / "first.yaml").write_text("mine", encoding="utf-8")
@@ -143,7 +145,7 @@ class TestInit:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (("absent",), "absent does not exist. Name a folder, a table or a file of arrays"),
+            (("absent",), "absent does not exist. Give a folder, a table or a file of arrays"),
             (("fw.npz",), "ean {here}/few.npz?"),
             (
                 ("train.npz",),

@@ -37,7 +37,7 @@ def changed(old, new):
         ),
         (
             changed("[manifold_d4]", PAIR.format("[3, 3]")),
-            "class_pairs lists the pair [3, 3], whose two classes are the same. Name two different classes",
+            "class_pairs lists the pair [3, 3], whose two classes are the same. Write two different classes",
         ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path does not exist: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0 is 'fgms'"),

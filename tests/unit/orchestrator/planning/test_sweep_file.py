@@ -63,7 +63,7 @@ def data(text):
         ),
         (but("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
         (but("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
-        (but("[20, 40]", "[]"), r"train_sizes is empty\. Write at least one value"),
+        (but("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
         (but("[20, 40]", "[20, 20]"), r"train_sizes names 20 more than once"),
         (but("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
         (but("size: 20", "size: 12:30"), r"test_size is '12:30', but should be a valid integer"),
@@ -78,7 +78,7 @@ def data(text):
         ),
         (
             but("mine", "&a mine"),
-            r"line 2, column 7 has an anchor or alias\. Write the value out",
+            r"line 2, column 7 has an anchor or alias\. Write the value itself",
         ),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7 has the tag"),
         (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise .*\n.* has no datasets and no wo"),
@@ -231,7 +231,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD + "---\n" + GOOD,
-            r"line 9, column 1 begins a second document\. Remove the line with",
+            r"line 9, column 1 begins a second YAML document\. Remove the line with",
         ),
         ("? [a]\n: 1\n", r"a value that is not allowed in a sweep file: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
@@ -279,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
-        "folder": r"folder\.yaml is a folder, not a sweep file\. Name a file; `isweep init",
+        "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file, or write",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*name a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
@@ -490,7 +490,7 @@ def test_the_document_itself_stays():
     [
         ("datasets.1.name", "`--set datasets.1.name` has the index 1, but the list has the ind"),
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
-        ("name.first", "asks for the key first of 'a', which has no keys"),
+        ("name.first", "cannot set the key first of 'a', which has no keys"),
     ],
 )
 def test_keys_that_lead_nowhere(key, message):
@@ -646,7 +646,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
         (
             "./nowhere.yaml",
-            r"nowhere\.yaml does not exist\. Correct the path, or name a known recipe: paper, rel",
+            r"nowhere\.yaml does not exist\. Correct the path, or use a known recipe: paper, rel",
         ),
     ],
 )
@@ -708,7 +708,7 @@ def test_the_disk_of_predictions_is_counted():
     logits = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
     one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
     assert found["predictions_bytes"] == pytest.approx(one * len(plan.trials), rel=0.3)
-    assert "kept predictions: " in extras_text(found)
+    assert "stored predictions: " in extras_text(found)
 
 
 def test_the_plan_says_what_attacks_cost_beside_training():

@@ -217,7 +217,7 @@ def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, searc
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
     (image,) = images
     assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")
-    assert "No test image was read." in text
+    assert "No test image was used." in text
     assert not re.search(r'(?:src|href)="(?!data:)', text)
     assert "isweep run smoke --set name=smoke-tuned --set recipe=tuned-smoke" in text
     assert "isweep compare smoke smoke-tuned" in text
@@ -257,8 +257,6 @@ def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_
     )
     for outcome in found:
         number = outcome.num_trials
-        assert (
-            f"no training finished ({number} tried, {number} diverged, 0 failed)" in text
-        )
+        assert f"no training finished ({number} tried, {number} diverged, 0 failed)" in text
     table = trial_table(list(one.searches.values()))
     np.testing.assert_allclose(table["shown"], 2 * np.log(2))
