@@ -26,7 +26,12 @@ def embedded(points, num_columns=100, seed=1):
 
 @pytest.mark.parametrize(
     ("make", "dimension"),
-    [("hypersphere", 10), ("hypercube", 16), ("gaussian", 6), ("hypercube", 30)],
+    [
+        ("hypersphere", 10),
+        pytest.param("hypercube", 16, marks=pytest.mark.long),
+        ("gaussian", 6),
+        pytest.param("hypercube", 30, marks=pytest.mark.long),
+    ],
 )
 def test_corrects_what_the_raw_estimate_misses(make, dimension):
     record = calibrate(
@@ -67,10 +72,12 @@ def coverage(trials, families_of):
     return np.mean(hits)
 
 
+@pytest.mark.long
 def test_intervals_cover_fresh_samples_at_least_as_often_as_they_say(trials):
     assert coverage(trials, lambda family: MANIFOLDS) >= 0.9
 
 
+@pytest.mark.long
 def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
     # The hardest trial, and a reminder: a family left out is unlike all others.
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
