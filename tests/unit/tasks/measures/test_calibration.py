@@ -90,7 +90,8 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     )
     assert not any("above 16 dimensions" in note for note in low)
     assert any(
-        "above 16 dimensions the correction rests on the simulated shapes" in note for note in high
+        "above 16 dimensions, the correction depends on the simulated shapes" in note
+        for note in high
     )
 
 
@@ -128,8 +129,11 @@ def test_never_above_the_number_of_columns():
 @pytest.mark.parametrize(
     ("points", "reason"),
     [
-        (np.random.default_rng(0).random((79, 3)), "needs at least 80 distinct points, has 79"),
-        (np.eye(100), "zero or all equal"),
+        (
+            np.random.default_rng(0).random((79, 3)),
+            "the correction needs at least 80 distinct points, but there are 79",
+        ),
+        (np.eye(100), "all neighbor distances are zero or equal"),
     ],
 )
 def test_undefined_corrections_say_why(points, reason):
@@ -141,7 +145,10 @@ def test_undefined_corrections_say_why(points, reason):
 def test_shapes_unlike_all_families_are_noted():
     rng = np.random.default_rng(0)
     clusters = rng.normal(size=(300, 30)) * 10.0 ** rng.uniform(-4, 4, (300, 1))
-    assert "unlike those of every simulated family" in calibrate(clusters, families=FLAT).notes[0]
+    assert (
+        "do not resemble those of any simulated family"
+        in calibrate(clusters, families=FLAT).notes[0]
+    )
 
 
 def test_grid_reaches_below_and_far_above_the_raw_estimate():
