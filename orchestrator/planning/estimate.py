@@ -113,7 +113,7 @@ def on_gpus(
         trials: The trials.
         gpu: The kind of GPU.
         num_gpus: Number of GPUs.
-        corrections: Measured over predicted values of finished trials.
+        corrections: Ratios of measured to predicted values of finished trials.
         share: Share of a GPU that each trial gets. None or 0 for the share that each trial is
             predicted to need.
 

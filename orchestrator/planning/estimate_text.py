@@ -55,7 +55,7 @@ def estimate_text(document: Mapping[str, Any]) -> str:
     if document["refused"]:
         recipe = document["refused"][0]
         return (
-            f"{left}, but not on {gpus}: the recipe {recipe} needs bfloat16, which a "
+            f"{left}, which cannot run on {gpus}: the recipe {recipe} needs bfloat16, which a "
             f"{cluster['gpu']} cannot compute. "
             "Set `--set recipe.precision=float32`, or plan for another GPU. "
             f"Without a GPU the trials take {on_cpus}. {memory}"
@@ -131,9 +131,9 @@ def extras_text(document: Mapping[str, Any]) -> str:
 
 def _attacks_text(attack_shares: Mapping[str, float]) -> str:
     if not attack_shares:
-        return "nothing is trained"
+        return "no trial is trained"
     requested = {kind: share for kind, share in attack_shares.items() if share}
-    text = f"attacks: {sum(requested.values()):.0%} of training"
+    text = f"attacks: {sum(requested.values()):.0%} of the operations of training"
     if len(requested) > 1:
         text += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in requested.items())})"
     return text

@@ -56,7 +56,8 @@ class SweepPaths:
     run_pages = _Below("run-pages.json")
     """URLs of the trials' pages in MLflow at the last run. The file may be deleted."""
     code = _Below("code")
-    """Source code of your own networks at the last run. Commands that name the sweep import it."""
+    """Source code of your own networks at the last run. Commands import it if they get the sweep by
+    its name."""
     report = _Below("report")
     """Folder of the report."""
     report_made_of = _Below("report.sha256")

@@ -98,7 +98,7 @@ class SweepPlan:
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network, or a lower bound before its data are read."""
+        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset

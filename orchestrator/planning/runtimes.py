@@ -50,7 +50,7 @@ class MeasuredTrial:
 
 
 def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
-    """Return measured over predicted values of finished trials, by model.
+    """Return the ratios of measured to predicted values of finished trials, by model.
 
     Args:
         gpu: Compare times on this kind of GPU. None compares times on CPU cores only.
@@ -95,7 +95,7 @@ class RuntimeModel:
 
     Attributes:
         gpu: The kind of GPU. None for CPUs.
-        corrections: Measured over predicted values on this GPU or on CPUs.
+        corrections: Ratios of measured to predicted values on this GPU or on CPUs.
         share: Share of a GPU that every trial gets. None for the share that each trial is
             predicted to need.
     """

@@ -69,8 +69,8 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
-        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
         kind = "value" if isinstance(detail["loc"][-1], int) else "key"
+        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
         return ConfigError(f"The {kind} {dotted} is missing", hint=hint)
     return _wrong_value(detail, dotted)
 

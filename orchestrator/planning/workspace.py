@@ -157,7 +157,7 @@ class Workspace:
         return datasets
 
     def look_again(self) -> None:
-        """Forget which datasets are prepared: more of them may be by now."""
+        """Clear the cache of :attr:`prepared`, because more datasets may be prepared by now."""
         self.__dict__.pop("prepared", None)
 
 

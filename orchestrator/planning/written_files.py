@@ -41,8 +41,8 @@ def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> s
     Args:
         path: The file.
         kind: Word for the file in messages, for example ``sweep file``.
-        named_kind: Word for something with a name that a user can give instead of a path.
-        names: All such names.
+        named_kind: Word for the alternative to a path in messages, for example ``preset``.
+        names: Names of all alternatives.
 
     Raises:
         ConfigError: The file is absent, too large, or not UTF-8.

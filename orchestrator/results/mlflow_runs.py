@@ -41,7 +41,7 @@ MAX_TAGS = 100
 MAX_SEARCHED = 5000
 """Largest number of runs in one answer of a search."""
 INF_AS_STORED = 1.7e308
-"""Numbers from here on mean infinity, which a database stores as the largest float."""
+"""Numbers of at least this size mean infinity: a database stores it as the largest float."""
 KEY_TAG = "isweep.run_key"
 """Tag with the key of a run."""
 REPORT_TAG = "isweep.report"

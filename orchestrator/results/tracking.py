@@ -421,7 +421,7 @@ class Tracker:
         self._note_progress()
 
     def _note_failure(self, error: Exception, key: str, update: _Update) -> bool:
-        """Handle an update that failed, and return whether MLflow refused it finally.
+        """Handle a failed update, and return whether MLflow's refusal is final.
 
         A refused update is not sent again. If MLflow refuses the connection, all pending updates
         are refused.

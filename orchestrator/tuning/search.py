@@ -165,9 +165,9 @@ class CombinationSearch:
         tune: Settings of the search.
         results: Results by point and run.
         running: Running trials by trial id.
-        num_failed: Number of points whose training failed finally since the start of this command.
-            Each counts as a whole training.
-        given_up: Points and runs whose training failed finally since the start of this command.
+        num_failed: Number of points that this command gave up after failures. Each counts as a
+            whole training.
+        given_up: Points and runs that this command gave up after failures.
         exhausted: True if the sampler has no new points.
     """
 
@@ -193,7 +193,7 @@ class CombinationSearch:
 
     @property
     def known_runs(self) -> set[tuple[Point, int]]:
-        """Points and runs that have a result, failed finally, or are running."""
+        """Points and runs that have a result, were given up, or are running."""
         running = {(trial.point, trial.run) for trial in self.running.values()}
         return self.results.keys() | self.given_up | running
 
@@ -354,7 +354,7 @@ class Search:
         return sum(search.num_left for search in self.searches.values())
 
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
-        """Add the result of a running trial. ``result`` is None if the trial failed finally."""
+        """Add the result of a running trial. ``result`` is None if it failed for the last time."""
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]
         del search.running[trial_id]

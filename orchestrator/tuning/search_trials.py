@@ -20,7 +20,7 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
-"""Number of trials that may wait for a worker. More waiting trials would use fewer results."""
+"""Number of trials that may wait for a worker. A point is based on fewer results if it waits."""
 
 
 def perform_search(task: TrialTask) -> Performed:

@@ -43,8 +43,8 @@ class GpuModel:
         bandwidth_efficiency: Share of the bandwidth that training reaches.
         origin: Source of these numbers, as text.
         timed: False if the time of a trial on this GPU cannot be predicted.
-        network_factors: Measured over predicted time of a network's trials, by the name of the
-            network. Only ``isweep gpu-check`` measures these factors.
+        network_factors: Ratio of measured to predicted time of a network's trials, by the name of
+            the network. Only ``isweep gpu-check`` measures these factors.
     """
 
     name: str
@@ -61,7 +61,7 @@ class GpuModel:
     network_factors: tuple[tuple[str, float], ...] = ()
 
     def time_factor(self, network: str) -> float:
-        """Return measured over predicted time of a network's trials, or 1 without a measurement."""
+        """Return the ratio of measured to predicted time of a network's trials, or 1 if unknown."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property

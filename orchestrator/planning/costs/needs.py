@@ -99,7 +99,7 @@ def need_of(
     Args:
         trial: The trial.
         gpu: The kind of GPU.
-        corrections: Measured over predicted values of finished trials.
+        corrections: Ratios of measured to predicted values of finished trials.
         given: The share of a GPU that the trial gets. If None or 0, the share is so small that
             the trials on one GPU keep it busy, but large enough for the trial's memory.
     """

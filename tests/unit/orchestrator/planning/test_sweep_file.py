@@ -713,7 +713,7 @@ def test_the_disk_of_predictions_is_counted():
 
 def test_the_plan_says_what_attacks_cost_beside_training():
     long = "{from: smoke, epochs: 1000}"
-    assert extras_text(extras(planned(recipe=long), ())).endswith("% of training")
+    assert extras_text(extras(planned(recipe=long), ())).endswith("% of the operations of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == [*ATTACKS, "robustness"]
