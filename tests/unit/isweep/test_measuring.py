@@ -139,7 +139,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {},
             "own: a class has several spellings: 'Cat' / 'cat'",
         ),
-        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or leave the images"),
+        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (
             MASKED,
             [0, 1],

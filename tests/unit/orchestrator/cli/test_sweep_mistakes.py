@@ -28,7 +28,10 @@ def changed(old, new):
     [
         ("", "mine.yaml is empty. Write a sweep file with `isweep init`"),
         ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Indent with spaces."),
-        ("models: [small_cnn]\n", "- The key name is missing. - The key train_sizes is missing."),
+        (
+            "models: [small_cnn]\n",
+            "- The key name is missing. Add this key. - The key train_sizes is missing.",
+        ),
         (changed("mine", "../x"), "name is '../x', which cannot be a name. Use at most 64 lower"),
         (changed("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
         (

@@ -281,7 +281,7 @@ def test_files_that_cannot_be_read(tmp_path):
         "pipe": r"pipe\.yaml is not a regular file",
         "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file, or write",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
-        "absent": r"The sweep file .*absent\.yaml does not exist\. .*name a preset: .*demo",
+        "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, more than the 1,000,000 that",
         "home": "own.path starts with the home folder of an unknown user: ~nobody-of",
@@ -717,7 +717,9 @@ def test_the_plan_says_what_attacks_cost_beside_training():
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == [*ATTACKS, "robustness"]
-    assert re.search(r"% of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear))
+    assert re.search(
+        r"% of the operations of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear)
+    )
 
 
 def test_recipes_that_vary_within_a_cell_part_the_models():

@@ -134,7 +134,7 @@ def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version
         assert record is not None
         assert record.result == RECORD.result
     else:
-        with pytest.raises(CorruptStoreError, match="but this program reads 2 to 3"):
+        with pytest.raises(CorruptStoreError, match="but this isweep reads 2 to 3"):
             store.read(NextTrialRecord, "a")
 
 

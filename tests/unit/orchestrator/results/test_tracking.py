@@ -574,7 +574,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ("folder", r"unable to open database file\. Start MLflow"),
         (
             "text",
-            r"file is not a database\. Remove the file, and run `isweep reconcile SWEEP` for every sweep",
+            r"file is not a database\. Delete the file, and run `isweep reconcile SWEEP` for every sweep",
         ),
     ):
         with pytest.raises(SetupError, match=f"sqlite:.* does not answer: .*{told}"):
@@ -677,7 +677,7 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, capl
     assert (
         read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
     )
-    assert "reports link to no runs" in caplog.text
+    assert "reports have no links to MLflow" in caplog.text
 
 
 def test_pages_say_what_a_run_is(client, sweep):
