@@ -12,9 +12,9 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.interventions import MadeSpec
+from search_spaces.interventions import GeneratedDatasetSpec
 from search_spaces.specs import DatasetParameters, DatasetSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
+def own_dataset_spec(name: str, own: UserSourceSpec) -> DatasetSpec:
     """Return a row for a user's own data.
 
     If ``own`` has no names of classes, preparation reads them.
@@ -94,7 +94,9 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(name: str, made: MadeSpec, condition: DatasetParameters = ()) -> DatasetSpec:
+def made_dataset_spec(
+    name: str, made: GeneratedDatasetSpec, condition: DatasetParameters = ()
+) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 
     Args:

@@ -174,7 +174,7 @@ ParameterMapping = Annotated[specs.DatasetParameters, BeforeValidator(specs.sort
 """Pairs of a parameter's name and its value. A sweep file gives them as a mapping."""
 
 
-class MadeSpec(specs.Spec):
+class GeneratedDatasetSpec(specs.Spec):
     """A generated or changed dataset.
 
     Attributes:
@@ -217,19 +217,19 @@ class MadeSpec(specs.Spec):
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
-    def with_parameters(self, changes: specs.DatasetParameters) -> MadeSpec:
+    def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
         """Return this dataset with other values of some parameters."""
         merged = {**dict(self.parameters), **dict(changes)}
-        return MadeSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
+        return GeneratedDatasetSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
 
 
-class BaseDatasetSpec(MadeSpec):
+class BaseDatasetSpec(GeneratedDatasetSpec):
     """A base dataset: a replicate of an experiment, to which conditions are applied."""
 
     name: specs.Name
 
     @property
-    def images(self) -> MadeSpec:
+    def images(self) -> GeneratedDatasetSpec:
         """The dataset without its name."""
         return self.with_parameters(())
 
@@ -278,7 +278,7 @@ class ExperimentDataset:
     base_name: str
     condition_name: str
     target: Literal["base"] | Target
-    images: MadeSpec
+    images: GeneratedDatasetSpec
     intervene_on: InterveneOn
     training_parameters: specs.DatasetParameters = ()
 

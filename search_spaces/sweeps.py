@@ -22,8 +22,8 @@ from search_spaces.interventions import (
     BaseDatasetSpec,
     ConditionSpec,
     ExperimentDataset,
+    GeneratedDatasetSpec,
     InterveneOn,
-    MadeSpec,
     check_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
@@ -42,7 +42,7 @@ ClassChoice = Annotated[int | str, PlainValidator(_check_class)]
 PairChoice = tuple[ClassChoice, ClassChoice]
 """A class pair of a sweep file: indices from 0, or names as text."""
 
-MAX_IMAGES = 10**9
+MAX_SUBSET_SIZE = 10**9
 """Largest train or test size. A larger one is a typing error, reported before anything is read."""
 MIN_SHARE = 0.0001
 """Smallest share of a core or GPU. Ray counts in ten-thousandths and starts no task with less."""
@@ -194,7 +194,7 @@ class ResourceSpec(specs.Spec):
         return share
 
 
-class OwnSourceSpec(specs.Spec):
+class UserSourceSpec(specs.Spec):
     """A user's own data: where they are and what they show. Not for datasets of the table.
 
     Attributes:
@@ -240,8 +240,8 @@ class DatasetChoice(specs.Spec):
 
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
-    own: OwnSourceSpec | None = None
-    made: MadeSpec | None = None
+    own: UserSourceSpec | None = None
+    made: GeneratedDatasetSpec | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -317,9 +317,9 @@ class SweepSpec(specs.Spec):
     intervene_on: InterveneOn = "all"
     further_test_sets: bool = False
     train_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=2, le=MAX_IMAGES)], ...], Field(min_length=1)
+        tuple[Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)], ...], Field(min_length=1)
     ]
-    test_size: Annotated[int, Field(ge=2, le=MAX_IMAGES)]
+    test_size: Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
@@ -375,9 +375,8 @@ class SweepSpec(specs.Spec):
             raise ValueError("intervene_on: training needs data_mode corrected without faults")
         return self
 
-    @property
-    def experiment(self) -> tuple[ExperimentDataset, ...]:
-        """The datasets of the experiment: each base dataset, followed by its conditions.
+    def experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
+        """Return the datasets of the experiment: each base dataset, followed by its conditions.
 
         Raises:
             ValueError: a base dataset does not have a parameter of a condition, or the value is out
@@ -427,7 +426,7 @@ class SweepSpec(specs.Spec):
     def all_datasets(self) -> tuple[DatasetChoice, ...]:
         """The datasets of the grid, then those of the experiment."""
         choices = list(self.datasets)
-        for dataset in self.experiment:
+        for dataset in self.experiment_datasets():
             name = dataset.prepared_name
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
@@ -450,7 +449,7 @@ class SweepSpec(specs.Spec):
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         if not self.further_test_sets:
             return tests
-        for dataset in self.experiment:
+        for dataset in self.experiment_datasets():
             if dataset.training_parameters:
                 test = specs.FurtherTest(
                     name=dataset.condition_name, parameters=dataset.training_parameters

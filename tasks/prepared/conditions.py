@@ -24,7 +24,7 @@ from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
 Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
-BLOCK_ROWS = 1024
+DISTANCE_BLOCK_ROWS = 1024
 """Images whose distances to the training images are in memory at a time."""
 
 
@@ -56,17 +56,17 @@ def load_subset(
         return data
     training = LabeledImages(prepared.read_rows(subset.train_order), subset.train_labels)
     if spec.condition is not None:
-        images, _ = move_images(training, training, spec.condition.parameters)
+        images, _ = blend_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
     base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
-        images, is_moved = move_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, images, is_moved))
+        images, is_blended = blend_images(base_test, training, test.parameters)
+        tests.append(FurtherTestImages(test.name, images, is_blended))
     return replace(data, further_tests=tuple(tests))
 
 
-def move_images(
+def blend_images(
     start: LabeledImages,
     training: LabeledImages,
     parameters: DatasetParameters,
@@ -84,21 +84,21 @@ def move_images(
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_moved = np.zeros(len(start.images), dtype=np.bool_)
+    is_blended = np.zeros(len(start.images), dtype=np.bool_)
     if values["blend"] == 0:  # the control condition: no image moves
-        return start.images, is_moved
-    partners, distances = nearest_unlike(start, training)
+        return start.images, is_blended
+    partners, distances = find_nearest_of_other_class(start, training)
     num_moved = round(values["reach"] * len(start.images))
-    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
+    is_blended[np.argsort(distances, kind="stable")[:num_moved]] = True
     images = start.images.copy()
-    moving = images[is_moved].astype(np.float64)
-    target = training.images[partners[is_moved]].astype(np.float64)
+    moving = images[is_blended].astype(np.float64)
+    target = training.images[partners[is_blended]].astype(np.float64)
     mixed = moving + values["blend"] * (target - moving)
-    images[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return images, is_moved
+    images[is_blended] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return images, is_blended
 
 
-def nearest_unlike(
+def find_nearest_of_other_class(
     start: LabeledImages, training: LabeledImages
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return each image's nearest training image of another class, and the squared distance.
@@ -112,8 +112,8 @@ def nearest_unlike(
     training_squares = np.square(training_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = slice(first, first + BLOCK_ROWS)
+    for first in range(0, len(rows), DISTANCE_BLOCK_ROWS):
+        block = slice(first, first + DISTANCE_BLOCK_ROWS)
         squares = np.square(rows[block]).sum(axis=1)[:, None] + training_squares
         squares -= 2 * rows[block] @ training_rows.T
         squares[start.labels[block, None] == training.labels] = np.inf

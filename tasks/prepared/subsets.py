@@ -40,6 +40,7 @@ from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import count_earlier, number_groups, quotas_of
+from tasks.sources.own.splits import GivenSplit
 
 Integers = NDArray[np.int64]
 Generator = np.random.Generator
@@ -53,10 +54,6 @@ RELEASED_SPLIT = frozenset({"image_level_split", "first_k_selection", "test_set_
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn (750 of 2,500 in the study). The
 test set must not consist of a few large groups (volumes)."""
-IN_TRAINING = 1
-"""Code of an image whose given split is training, see :attr:`PreparedDataset.splits`."""
-IN_TEST = 2
-"""Code of an image whose given split is test."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,12 @@ class FurtherTestImages:
     Attributes:
         name: Name of the condition.
         images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
-        is_moved: ``(test_size,)`` whether the condition moved an image. Labels never change.
+        is_blended: ``(test_size,)`` whether the condition moved an image. Labels never change.
     """
 
     name: str
     images: NDArray[np.generic]
-    is_moved: NDArray[np.bool_]
+    is_blended: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -282,7 +279,7 @@ def _split_by_group(
     quotas = quotas_of(available, test_size, balanced=balanced)
     test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
-    free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
+    free = np.flatnonzero(~in_test_group & (splits != GivenSplit.TEST))
     train = stratified_order(labels, free, rng, balanced=balanced)
     return _subset_at(candidates, train, test)
 
@@ -525,10 +522,10 @@ def draw_test_or_validation(
     Raises:
         DataError: A class has too few images that may be tested on.
     """
-    is_given = bool((splits == IN_TEST).any())
-    is_allowed = splits == IN_TEST if is_given else splits != IN_TRAINING
+    is_given = bool((splits == GivenSplit.TEST).any())
+    is_allowed = splits == GivenSplit.TEST if is_given else splits != GivenSplit.TRAIN
     # A group with an image given for training is a training group.
-    is_allowed &= ~np.isin(group_numbers, group_numbers[splits == IN_TRAINING])
+    is_allowed &= ~np.isin(group_numbers, group_numbers[splits == GivenSplit.TRAIN])
     num_groups = int(group_numbers.max()) + 1
     group_rank = np.arange(num_groups)
     order = np.arange(len(labels))
@@ -560,7 +557,7 @@ def _too_few_images(
 ) -> TooFewImagesError:
     """Return the error of a class whose quota of test images cannot be met."""
     hint = "Lower test_size, or add images"
-    if (splits == IN_TRAINING).any():
+    if (splits == GivenSplit.TRAIN).any():
         hint += (
             ". Images that are given for training, and their groups, are not tested on: give more "
             "images for testing, or name no split"
