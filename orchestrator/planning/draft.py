@@ -400,7 +400,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
                 counts.groups,
                 subset,
                 counts.splits,
-                label_names=counts.label_names,
+                class_names=counts.label_names,
             ).train_order
             break
         except DataError as error:

@@ -182,15 +182,18 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     [
         (
             {"arms": [{"name": "faint", "moves": "sharpness", "dials": {"contrast": 0.5}}]},
-            "arm faint in world digits: dial 'contrast' regenerates all images; with "
-            "intervene_on: training an arm can set blend and reach",
+            "arm faint in world digits: dial 'contrast' generates all images anew, so it cannot "
+            "change training images only. With intervene_on: training, set blend or reach",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},
-            "dial blend is a number from 0 to 0.49, got 0.7",
+            "dial blend is 0.7, but must be a number from 0 to 0.49",
         ),
-        ({"intervene_on": "all", "arms": []}, "further_test_sets needs intervene_on: training"),
-        ({"data_mode": "as_released"}, "needs data_mode corrected without faults"),
+        (
+            {"intervene_on": "all", "arms": []},
+            "further_test_sets is on, but intervene_on is not training",
+        ),
+        ({"data_mode": "as_released"}, "does not work with faults of the released code"),
     ],
 )
 def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, message):
@@ -200,7 +203,7 @@ def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, messag
 
 def test_a_search_does_not_tune_on_a_condition(workspace, subsets):
     prepared = workspace.prepared[subsets["digits_near"].prepared.prepared_id]
-    with pytest.raises(DataError, match="digits_near moves training images"):
+    with pytest.raises(DataError, match="condition of digits_near changes training images"):
         load_validation(prepared, subsets["digits_near"], 60, ValidationSpec(share=0.25))
 
 
