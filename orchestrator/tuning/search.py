@@ -2,7 +2,7 @@
 
 First, the search trains the sweep's recipe of every combination. Then it trains sampled points, one
 combination after the other. Last, it trains finalists again. Finalists of one combination can
-already run while other combinations still need points.
+start while the last points of other combinations are still in training.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class CombinationSearch:
 
     @property
     def is_over(self) -> bool:
-        """True if the search has no more points to train. Finalists may remain."""
+        """True if no point is in training or still to start. Finalists may remain."""
         return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
