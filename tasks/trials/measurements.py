@@ -280,21 +280,21 @@ class TrainedNetwork:
     def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
-        """Score one further test set: all images, the changed images, and the unchanged images."""
+        """Score one further test set: all images, the blended images, and the other images."""
         images = to_device(test.images, self.test_images.device)
         clean = run_clean_pass(
             self.model, images, self.test_labels, batch_size=self.gradient_batch_size
         )
-        is_changed = torch.from_numpy(test.is_moved).to(images.device)
+        is_blended = torch.from_numpy(test.is_blended).to(images.device)
         record = FurtherTestRecord(
             name=test.name,
-            num_moved=int(is_changed.sum()),
+            num_moved=int(is_blended.sum()),
             loss=_finite_mean(clean.losses),
             accuracy=float(clean.correct.double().mean()),
-            moved_loss=_finite_mean(clean.losses[is_changed]),
-            moved_accuracy=_finite_mean(clean.correct[is_changed]),
-            unmoved_loss=_finite_mean(clean.losses[~is_changed]),
-            unmoved_accuracy=_finite_mean(clean.correct[~is_changed]),
+            moved_loss=_finite_mean(clean.losses[is_blended]),
+            moved_accuracy=_finite_mean(clean.correct[is_blended]),
+            unmoved_loss=_finite_mean(clean.losses[~is_blended]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_blended]),
         )
         if robustness is None:
             return record

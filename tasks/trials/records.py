@@ -303,20 +303,20 @@ class AttackRecord(Finding):
 class FurtherTestRecord(Finding):
     """The scores of a trained network on a further test set.
 
-    A further test set contains the test images, some of which a condition has changed: it has
-    blended them with an image of another class. Field names call these images *moved*.
+    A further test set contains the test images. A condition has blended some of them with an image
+    of another class. Stored field names call the blended images *moved*.
 
     Attributes:
         name: name of the condition.
-        num_moved: number of changed images.
+        num_moved: number of blended images.
         loss: mean cross-entropy over all images, in nats; None if it is not finite.
         accuracy: accuracy over all images.
-        moved_loss: mean loss over the changed images; None if it is not finite, or if no image was
-            changed.
-        moved_accuracy: accuracy over the changed images; None if no image was changed.
-        unmoved_loss: mean loss over the unchanged images; None if it is not finite, or if all
-            images were changed.
-        unmoved_accuracy: accuracy over the unchanged images; None if all images were changed.
+        moved_loss: mean loss over the blended images; None if it is not finite, or if no image is
+            blended.
+        moved_accuracy: accuracy over the blended images; None if no image is blended.
+        unmoved_loss: mean loss over the other images; None if it is not finite, or if all images
+            are blended.
+        unmoved_accuracy: accuracy over the other images; None if all images are blended.
         robustness: adversarial robustness R on the images with the same indices as in
             ``TrialResult.robustness``; None if it was not requested.
     """
