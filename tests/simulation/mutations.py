@@ -332,7 +332,7 @@ MUTATIONS = tuple(
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._behind[key] = self._behind.pop(key)  # Behind the others.\n",
+                "                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table\n",
                 "                self._behind.pop(key)\n",
             ),
             (

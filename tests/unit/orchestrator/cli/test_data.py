@@ -199,8 +199,8 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is for a .npy file, and own.npz is not one. Leave"),
-        ("--raw x", "--raw is for a known dataset, and own.npz is a file or folder. Leave"),
+        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Omit"),
+        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Omit"),
         ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
@@ -258,7 +258,7 @@ def test_the_pair_can_be_looked_at(measure, own, tmp_path):
     figure = tmp_path / "pair.png"
     code, out, err = measure(own(PLACES % 3), "--class-pair", "0", "2", "--show-pair", str(figure))
     assert (code, f"wrote {figure}" in err) == (0, True)
-    assert "Intrinsic dimension" in out
+    assert "The intrinsic dimension" in out
     assert "higher than" in out
     with Image.open(figure) as image:
         assert image.size[0] > image.size[1]
@@ -344,7 +344,7 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
         (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
         ([-1, 0, 1], "Take those images out, or name the class with --label-map=-1=NAME"),
-        ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
+        ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )
 def test_labels_that_are_no_classes(measure, features, labels, message):
