@@ -25,6 +25,8 @@ class LibraryError:
         memory: the memory that ran out.
         device_lost: the GPU failed, and the trial's own code is not known to have broken it.
         capture_failed: a step could not be captured as a CUDA graph.
+        no_engine: cuDNN found no engine for an operation. Either the memory for its workspace was
+            missing, or cuDNN has no kernel for the operation on this GPU.
     """
 
     type_name: str
@@ -34,6 +36,7 @@ class LibraryError:
     memory: Literal["", "gpu", "machine"] = ""
     device_lost: bool = False
     capture_failed: bool = False
+    no_engine: bool = False
 
 
 LOST_WORKER = "lost worker"
@@ -63,9 +66,13 @@ LIBRARY_ERRORS = (
     ),  # Ray's memory killer
     # A GPU's memory; the process can go on.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
-    _gpu_memory(
-        "RuntimeError", "unable to find an engine", ends_process=False
-    ),  # no room for a workspace: pytorch#108645
+    LibraryError(
+        "RuntimeError",
+        "unable to find an engine",
+        FailureKind.OUT_OF_MEMORY,
+        memory="gpu",
+        no_engine=True,
+    ),  # as a rule no room for a workspace: pytorch#108645
     _gpu_memory(
         "RuntimeError", "NVML_SUCCESS ==", ends_process=False
     ),  # slices (MIG), where NVML does not know who holds it: pytorch#112377

@@ -199,20 +199,25 @@ def _unreached(node: NodeGpus) -> Problem:
     return Problem(text, hint)
 
 
+def _torch_hint(capability: float) -> str:
+    """Return a hint on which torch has kernels for a GPU of this compute capability."""
+    if capability >= gpus.TURING:
+        return "Install the newest torch"
+    if capability >= gpus.MAXWELL:
+        return f"Install torch {gpus.LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
+    return "Use a newer GPU"
+
+
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
     usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
     hide = "hide this GPU with CUDA_VISIBLE_DEVICES"
     if usable:
         hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
-        hint = (
-            f"For a GPU older than Turing, install torch {gpus.LAST_CU126_TORCH} or earlier of "
-            "PyTorch's cu126 wheels. For a newer GPU than your torch knows, install a newer torch"
-        )
         yield Problem(
             f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
             "kernels",
-            f"{hint}. Otherwise {hide}",
+            f"{_torch_hint(gpu.capability)}, or {hide}",
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":
@@ -230,7 +235,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
     needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
         yield Problem(
-            f": other processes hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
+            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
             f"the largest trial needs up to {needed / 2**30:.1f} GiB",
             f"End the processes that `nvidia-smi` lists there, or {hide}",
         )

@@ -35,6 +35,10 @@ OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
 (NVIDIA, "CUDA Compatibility", table 1)."""
 LAST_CU126_TORCH = "2.14"
 """Last torch with wheels for CUDA 12.6 (pytorch#190385)."""
+MAXWELL = 5.0
+"""Oldest compute capability for which PyTorch's cu126 wheels have kernels (its RELEASE.md)."""
+TURING = 7.5
+"""Oldest compute capability for which CUDA 13, and so the newest torch, has kernels."""
 BLACKWELL = 10.0
 """Compute capability from which on CUDA 12.6 has no kernels (PyTorch's RELEASE.md)."""
 HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
