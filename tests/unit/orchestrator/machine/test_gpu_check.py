@@ -726,7 +726,7 @@ def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(
     assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(
-            ConfigError, match=f"`--device {wrong}` is not the number .* Choose from 0, 1, or cpu"
+            ConfigError, match=f"`--device {wrong}` is not the number .* Type one of 0, 1, or cpu"
         ):
             devices(wrong)
     monkeypatch.setenv(LOGICAL_GPUS, "1")
