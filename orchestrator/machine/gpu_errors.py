@@ -25,7 +25,7 @@ class LibraryError:
         memory: which memory ran out; empty if none did.
         device_lost: the GPU failed, and the trial's code is not the known cause.
         capture_failed: a step could not be captured as a CUDA graph.
-        no_engine: cuDNN found no engine for an operation. Either the memory for its workspace was
+        no_engine: cuDNN has no engine for an operation. Either the memory for its workspace was
             missing, or cuDNN has no kernel for the operation on this GPU.
     """
 
@@ -84,10 +84,10 @@ LIBRARY_ERRORS = (
     # graphs and pinned memory, without PyTorch's allocator, which would try again.
     _gpu_memory(
         "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cublasCreate finds no room
+    ),  # cublasCreate gets no memory
     _gpu_memory(
         "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cudnnCreate finds no room
+    ),  # cudnnCreate gets no memory
     _gpu_memory(
         "RuntimeError", "CUDA error: out of memory", ends_process=True
     ),  # cudaErrorMemoryAllocation

@@ -181,7 +181,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
-            f"{prefix}: a GPU is cut into slices (MIG), which Ray counts as one GPU",
+            f"{prefix}: a GPU is divided into slices (MIG), but Ray counts it as one GPU",
             "List the slices with `nvidia-smi -L`. Start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
             "resources.num_gpus: 1",

@@ -183,7 +183,7 @@ class _LockFile:
         except OSError as error:
             raise SetupError(
                 f"The lock file {self._path} cannot be opened: {error.strerror or error}",
-                hint=f"Correct the permissions of the folder, or delete {self._path}",
+                hint=f"Delete {self._path}, or correct the permissions of its folder",
             ) from None
 
     def _lock(self, file: TextIO) -> bool:

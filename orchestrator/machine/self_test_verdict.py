@@ -138,4 +138,4 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
             file=file,
         )
     reason = program.error or "the process printed nothing"
-    return KeptVerdict("", f"the self-test gave no verdict: {reason}", False, now, file)
+    return KeptVerdict("", f"the self-test ended without a verdict: {reason}", False, now, file)

@@ -208,7 +208,7 @@ class TrialFailure(Finding):
         unfit_node: the node gave the trial a GPU on which it cannot compute.
         device_lost: the GPU failed, and nothing says that the trial's own code broke it.
         capture_failed: a step could not be captured as a CUDA graph, which the network prevents.
-        no_engine: cuDNN found no engine for an operation: memory or a kernel was missing.
+        no_engine: cuDNN has no engine for an operation: memory or a kernel was missing.
         ends_process: the worker's process must not be used again.
         memory: memory that ran out: of the GPU or the machine; empty if none did or it is unknown.
         held_by_others: share of that memory, 0 to 1, that other processes held; None if unknown.

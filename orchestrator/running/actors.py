@@ -240,7 +240,7 @@ class ArtifactStore:
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
-                f"the storage is full or does not answer; storing the {kind} is retried for at "
+                f"the storage is full or does not answer. isweep tries to store the {kind} for at "
                 f"most {STORAGE_WAIT_S:.0f} s"
             )
             self._messages.publish(Note(trial_id, text))

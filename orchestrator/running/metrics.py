@@ -14,10 +14,10 @@ PUBLISH_INTERVAL_S = 2.0
 GAUGES = {
     "isweep_images_per_second": "Images trained on per second, over all running trials.",
     "isweep_epochs_per_second": "Epochs per second, over all running trials.",
-    "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
-    "isweep_gpus_asked": "GPUs that running trials share.",
-    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
-    "isweep_memory_asked_bytes": "Memory that running trials asked for.",
+    "isweep_seconds_left": "Estimated seconds until the last trial ends.",
+    "isweep_gpus_asked": "Number of GPUs that running trials requested.",
+    "isweep_gpu_share_used": "Share of the cluster's GPUs that running trials requested.",
+    "isweep_memory_asked_bytes": "Bytes of memory that running trials requested.",
 }
 """Gauges with a value per sweep, and their descriptions."""
 

@@ -100,7 +100,7 @@ class Stages:
             )
             # A private cluster has one job only.
             jobs = f"{cluster.dashboard}/#/jobs/01000000"
-            note(f"Trials on the dashboard: filter the Task Table of {jobs} by IsweepTrial.train")
+            note(f"To see the trials, open {jobs} and filter the Task Table by IsweepTrial.train")
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:

@@ -329,8 +329,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
             self._queue.error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
-                hint="Run the same command again; finished trials are kept. See the log below the "
-                "root for details",
+                hint="Run the same command again; finished trials are kept. isweep.log below the "
+                "root has the details",
             )
 
     def _killed_for_memory(self) -> set[str]:

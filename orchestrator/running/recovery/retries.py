@@ -44,7 +44,8 @@ MAX_CONSECUTIVE_FAILURES = 200
 MAX_ON_UNFIT_NODE = 4
 """Trials in a row that may fail because of their node before the node counts as unfit."""
 DEVICE_ERRORS_PER_UNFIT = 10
-"""Device errors that count as one trial without a usable GPU: a trial may cause a device error."""
+"""Number of device errors that count as much as one trial without a usable GPU. Each counts less,
+because the trial itself may have caused it."""
 OWN_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 """Failures that either the trial or its machine may cause. If the machine is the cause, other
 trials fail too."""

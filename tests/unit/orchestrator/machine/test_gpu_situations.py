@@ -93,7 +93,7 @@ NO_BFLOAT16 = (
     "left, but not on {}: the recipe paper needs bfloat16, .* Use `--set recipe.precision=float32`"
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
-SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
+SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {}, the time is unknown until `isweep gpu-check` has measured this kind of GPU"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
@@ -201,7 +201,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             r"the compute mode Exclusive_Process, so trials cannot use shares of 0\.5",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
-        (node(MIG, visible="0"), 1.0, "cut into slices"),
+        (node(MIG, visible="0"), 1.0, "divided into slices"),
         (
             node(replace(A100, held_bytes=75 * GIB)),
             1.0,
