@@ -72,7 +72,7 @@ PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
 measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has no neighbor
-measure digits --estimators mle mle | estimators must be names, each once
+measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not take brats

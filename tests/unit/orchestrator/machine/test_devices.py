@@ -79,7 +79,7 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
     )
     hint = (
         "Install a driver of branch 580 or later for CUDA 13.0 (the present one is 570.82.01), or "
-        "a torch of"
+        "install torch 2.14 or earlier from"
     )
     for words in (*named, hint):
         assert words in str(caught.value)
