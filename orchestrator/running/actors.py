@@ -21,7 +21,7 @@ from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.messages import EpochReport, Note, WorkerMessage
 from search_spaces.errors import SetupError
-from tasks.trials.records import EpochRecord, EpochScore, KeptFile
+from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Prefixes of environment variables with addresses and credentials of object stores."""
@@ -235,7 +235,7 @@ class ArtifactStore:
         )
         self.actor.__ray_ready__.remote()  # the driver gets its address, which end() needs
 
-    def put(self, kind: FileKind, trial_id: str, content: bytes) -> KeptFile | str:
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
         """Store a file. Return the reason as text if that fails; the trial's result is kept."""
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
@@ -244,9 +244,9 @@ class ArtifactStore:
                 f"most {STORAGE_WAIT_S:.0f} s"
             )
             self._messages.publish(Note(trial_id, text))
-        return cast("KeptFile | str", ray.get(call))
+        return cast("TrialFile | str", ray.get(call))
 
-    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """Return a file; see :meth:`ResultStore.get`, also for the errors."""
         return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 

@@ -305,7 +305,10 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
             lambda at: (at / "dist/constraints-cuda.txt").unlink(),
             "dist/constraints-cuda.txt does not exist, but the setup commands use it. Run",
         ),
-        (lambda at: next((at / "dist").glob("*.whl")).unlink(), "dist has no isweep wheel, but this machine has"),
+        (
+            lambda at: next((at / "dist").glob("*.whl")).unlink(),
+            "dist has no isweep wheel, but this machine has",
+        ),
         (
             lambda at: make_wheel(at, "0" * 40),
             "py3-none-any.whl was built from commit 000000000000, but this machine has commit ",
