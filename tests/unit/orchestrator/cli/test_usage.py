@@ -27,7 +27,7 @@ fit smoke --figure /absent/a.svg | /absent/a.svg cannot be written
 claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory. Name a file in
 init --out /proc/x.yaml | /proc/x.yaml cannot be written
 gpu-check --device cpu --into THIS_FILE | cannot be written
-prepare mnist --label-map 7=one | --label-map is for your own data, but mnist is a known dataset
+prepare mnist --label-map 7=one | --label-map works only for your own data, but mnist is a known dataset
 measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
@@ -72,7 +72,7 @@ PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
 measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has no neighbor
-measure digits --estimators mle mle | estimators must be names, each once
+measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not take brats
