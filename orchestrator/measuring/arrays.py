@@ -81,7 +81,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         limits: Values of black and white; None if they were not given.
     """
     # These import more than points need.
-    from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
+    from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
 
     kind = images.dtype.kind
     shape = "x".join(map(str, images.shape[1:]))
@@ -102,7 +102,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         num_cut += bool(is_cut.any())
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:
-        lines.append(f"  doubtful: {CUT}, {num_cut:,}")
+        lines.append(f"  doubtful: {CLIPPED}, {num_cut:,}")
     return _Scaled(pixels, lines, is_scaled=True)
 
 

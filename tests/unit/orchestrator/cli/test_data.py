@@ -141,7 +141,7 @@ SPLITS = {
         (
             {"images": pixels(60), "labels": PLACES % 2},
             "--pixel-range 0 254",
-            ["doubtful: values outside pixel_range cut, "],
+            ["doubtful: values outside pixel_range clipped, "],
         ),
     ],
 )

@@ -20,7 +20,7 @@ from tasks.remote import InlineExecutor
 from tasks.sources import demo
 from tasks.sources.base import RawRequest
 from tasks.sources.demo import lesions, render_slice
-from tasks.sources.made import MARGIN, manifold_images, manifold_points
+from tasks.sources.generated import MARGIN, manifold_images, manifold_points
 
 PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
 PACKAGED = [row for row in DATASETS.values() if row.images_per_class]
@@ -201,7 +201,7 @@ def test_manifold_classes_keep_their_distance():
 
 
 def test_manifold_needs_enough_pixels():
-    with pytest.raises(ConfigError, match="patterns need more than 40 pixels"):
+    with pytest.raises(ConfigError, match="needs images of more than 40 pixels"):
         manifold_images(np.full((1, 20), 0.5), 6)
 
 

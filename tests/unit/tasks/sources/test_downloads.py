@@ -142,8 +142,8 @@ def write_idx(raw: Path, *bodies: bytes) -> None:
 
 
 IDX = {
-    "cut": (lambda images, labels: (images[:-5], labels), "it ends early"),
-    "longer": (lambda images, labels: (images + b"0", labels), "more bytes"),
+    "cut": (lambda images, labels: (images[:-5], labels), "has fewer bytes than its header"),
+    "longer": (lambda images, labels: (images + b"0", labels), "has more bytes than its header"),
     r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.": (
         lambda images, labels: (b"\0\0\x09" + images[3:], labels),
         r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.",
@@ -158,7 +158,7 @@ IDX = {
     ),
     "label 11": (
         lambda images, labels: (images, labels[:-1] + b"\x0b"),
-        (r"labels run from 0 to 11, not within 0 to 9\."),
+        r"labels range from 0 to 11, but must be 0 to 9\.",
     ),
 }
 
@@ -416,7 +416,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a file of another class": (
         "imagenet",
         in_another_class,
-        ("1 file found outside of the folder of the class in the name"),
+        "the class in the file name is not the class of the folder for 1 file",
     ),
     "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
     "no volumes": (
@@ -433,12 +433,12 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "two tables that differ": (
         "prostate",
         second_table,
-        "2 tables that differ have the columns of Target Data:",
+        "2 different tables have the columns of Target Data:",
     ),
     "only an archive": (
         "mura",
         only_an_archive,
-        r"mura needs train_image_paths\.csv\. This part was not found, also not in 1 archives",
+        r"mura needs train_image_paths\.csv, which was not found in the download or its 1 archive",
     ),
     "labels of the other set": (
         "mnist",
