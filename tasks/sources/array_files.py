@@ -84,7 +84,7 @@ class NpzFile:
                 members = archive.infolist()
         except RefusedArchive as refused:
             raise self._error(
-                f"the .npz is not as numpy saves it: {refused.reason}", hint=COPY_AGAIN
+                f"the .npz file cannot be read: {refused.reason}", hint=COPY_AGAIN
             ) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
         self._headers: dict[str, ArrayHeader] = {}
@@ -106,15 +106,15 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = _npy_header(file)
         except DAMAGE:
-            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self._error(
-                f"array {name} has Python objects, which are never unpickled",
+                f"the array {name} has Python objects, which are never unpickled",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
             raise self._error(
-                f"array {name} has fewer values than its header declares, shape {header.shape}",
+                f"the array {name} has fewer values than its header declares, shape {header.shape}",
                 hint=COPY_AGAIN,
             )
         self._headers[name] = header
@@ -275,7 +275,7 @@ class Hdf5File:
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
                 raise self._error(
-                    f"{name} is a link, or a view of other files",
+                    f"the array {name} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",
                 )
             if not isinstance(data, h5py.Dataset):
@@ -287,7 +287,7 @@ class Hdf5File:
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise self._error(
                 f"the array {name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",

@@ -79,8 +79,8 @@ SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
 CHANNELS = (1, 3)
 """Possible numbers of channels. The channels are the last axis, or else the first axis."""
 MAX_IMAGES = 10_000_000
-"""Largest number of images in a file. All labels are held in memory, and a damaged header could
-declare many gigabytes of them."""
+"""Largest number of images in a file. All labels are in memory at once, and a damaged header could
+declare many gigabytes of labels."""
 MAX_TEXT_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
@@ -122,7 +122,7 @@ class ArrayDetails:
     """The array of an item and the scale of its pixels.
 
     Attributes:
-        array: Name of the array that holds the image.
+        array: Name of the array with the image.
         black: The value that becomes 0. None if values stay as stored, or if each image is scaled
             by its own maximum.
         white: The value that becomes 255. None under the same conditions.
@@ -164,7 +164,7 @@ class _ArrayRows:
     file_name: str
 
     def array_of(self, row: int) -> ImageArray:
-        """Return the array that holds an image."""
+        """Return the array that contains an image."""
         return self.arrays[self.files.file_of(row)]
 
     def locator(self, row: int) -> str:
@@ -279,7 +279,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         only = f", only {listed}" if listed else ""
         raise request.error(
             f"the file has no array {missing}{only}",
-            hint=f"Save the arrays with {SAVE_AS}, or call them as MedMNIST or Keras does",
+            hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
         )
     return sets[0], num_validation
 
@@ -314,7 +314,7 @@ def _check_labels_exist(names: set[str], request: RawRequest, *, is_without_sets
         names: Names of all arrays in the file.
         request: For errors.
         is_without_sets: Whether no array of images has labels. Then arrays with short names, such
-            as ``x``, are taken for images too.
+            as ``x``, count as images too.
     """
     pairs = []
     for naming in SPLIT_NAMINGS:

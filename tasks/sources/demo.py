@@ -431,8 +431,8 @@ def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixel
     pixels = images.reshape(len(images), -1).astype(np.float32)
     zeros = np.flatnonzero(labels == 0)
     ones = np.flatnonzero(labels == 1)
-    # |a - b|² = |a|² + |b|² - 2ab is a sum of products of bytes. It is exact, so that ties between
-    # distances have the same result on every machine.
+    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, which float32 adds exactly up to
+    # 2**24. Equal distances therefore stay equal on every machine.
     squares = np.einsum("ij,ij->i", pixels, pixels)
     distances = squares[zeros, None] + squares[None, ones]
     distances -= 2 * pixels[zeros] @ pixels[ones].T

@@ -162,7 +162,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder", hint="Unpack it, or pack it as .zip or .tar"
+            "the source is a file, not a folder", hint="Give a folder, a .zip or a .tar"
         )
     tree = RawTree(request)
     image_names = []
@@ -334,7 +334,7 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
         raise request.error(
             "the top folders are neither classes nor splits called train, test and val: "
             f"{', '.join(with_split_word[:5])}",
-            hint=f"Rename them, with the classes right below. {EXPECTED}",
+            hint=f"Rename the splits, and put the class folders into them. {EXPECTED}",
         )
 
 

@@ -431,7 +431,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
                 "case or Unicode form (macOS changes the Unicode form of names)"
             )
         missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
-        raise request.error(f"the file of a path does not exist for {missing}", hint=hint)
+        raise request.error(f"the file in the column path does not exist for {missing}", hint=hint)
     is_readable = is_nifti_name if has_volumes else is_single_image_name
     unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
     return unnamed | count_hidden({*hidden} - named, is_readable)

@@ -452,7 +452,9 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
     try:
         body = gunzipped(body, MAX_FILE_BYTES)
     except SkipItem as skip:
-        raise DataError(f"{name} is damaged: {skip.reason}", hint="Download it again") from None
+        raise DataError(
+            f"{name} is damaged: {skip.reason}", hint="Download the file again"
+        ) from None
     header_bytes = 4 + 4 * dimensions
     if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < header_bytes:
         raise DataError(

@@ -173,7 +173,9 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
         _check_header(file_text, header, columns)
         texts = _column_texts(file, columns, partitions)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{file_text} cannot be read: {DAMAGED}") from None
+        raise DataError(
+            f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
+        ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
     return _FileContent(columns, cells, _label_names(file.schema_arrow, columns.labels[0]))
 

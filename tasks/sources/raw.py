@@ -60,10 +60,11 @@ MAX_MEMBERS = 5_000_000
 """Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
 """Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a damaged
-header may ask for 4 GiB."""
+header may require 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on memory:
-bzip2 may unpack a chunk to 45,000 times its size, and LZMA reserves what the member asks for."""
+bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member decides how much
+memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,

@@ -441,7 +441,7 @@ def read_columns(
             request,
             path,
             f"has no column {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
-            hint=f"Add a column {missing[0]}, or rename the column that it is",
+            hint=f"Add this column. If it has another name, rename it to {missing[0]}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
@@ -555,8 +555,8 @@ def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "
 def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     """Format the names in a header for a message, unless the line may contain data.
 
-    If a table has no header, its first line holds the data of a patient, which must not be shown.
-    The line is shown only if all of this holds:
+    If a table has no header, its first line contains the data of a patient, which must not be
+    shown. The line is shown only if it meets both conditions:
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
     - It contains the usual name of a column.

@@ -110,8 +110,8 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            f"the labels are {len(numbers)} different numbers, such as {fractions[0]:.6g}: "
-            "measurements, not classes",
+            f"the labels seem to be measurements, not classes: {len(numbers)} different numbers, "
+            f"such as {fractions[0]:.6g}",
             hint="Give the class of each number with --label-map or label_map",
         )
     if len(numbers) < 3:

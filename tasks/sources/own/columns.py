@@ -236,9 +236,9 @@ class JoinedFiles:
             self.cells[name] = column
 
     def file_of(self, row: int) -> int:
-        """Return the index of the file that holds a row."""
+        """Return the index of the file that contains a row."""
         return bisect_right(self._starts, row) - 1
 
     def row_in_file(self, row: int) -> int:
-        """Return the index of a row in the file that holds it."""
+        """Return the index of a row in its file."""
         return row - self._starts[self.file_of(row)]

@@ -16,7 +16,7 @@ from tasks.sources.tables import SEVERAL
 
 
 def check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that the column of groups holds real ids.
+    """Check that the column of groups contains real ids.
 
     A word for "unknown" is not an id: all rows with it would count as images of one patient.
 
@@ -41,7 +41,7 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
-            f"{count} of {len(groups)} rows have one and the same group id",
+            f"{count} of {len(groups)} rows have the same group id",
             hint="Give each patient a different id, or remove the column of groups",
         )
 

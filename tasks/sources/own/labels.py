@@ -35,7 +35,7 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
         if repeated:
             raise request.error(
                 f"the data list the class {repeated[0]!r} twice",
-                hint="Give every class another name",
+                hint="Give every class a different name",
             )
     class_of_label = {}
     for label in dict.fromkeys(raw_labels):

@@ -85,7 +85,7 @@ def own_listing(
     num_validation = len(splits) - len(kept_rows)
     classes = tuple(sort_classes(set(kept_classes)))
     if len(classes) < 2:
-        value = f"only {classes[0]}" if classes else "none"
+        value = f"only the class {classes[0]}" if classes else "no class"
         if num_validation:
             value += f" ({num_validation} rows are in a validation split)"
         raise request.error(
@@ -134,8 +134,8 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
         splits.append(split)
     if unknown:
         raise request.error(
-            f"the split is not a word for a split for {rows.describe(unknown)}",
-            hint=f"Use one of these words, or leave the split blank: {', '.join(SPLIT_WORDS)}",
+            f"the column split has an unknown word for {rows.describe(unknown)}",
+            hint=f"Leave the cell blank, or use one of these words: {', '.join(SPLIT_WORDS)}",
         )
     if contradictory:
         raise request.error(

@@ -30,5 +30,5 @@ PLACEHOLDERS = NO_IDS | {"0", "x"}
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell is blank or holds a word for a missing value."""
+    """Return whether a cell is blank or contains a word for a missing value."""
     return cell.strip().casefold() in MISSING

@@ -303,7 +303,7 @@ HUGE = {
     "labels": header(200 << 20) + bytes(1 << 20),
 }
 LIES = {
-    "cut": (saved()[:-40], r"the \.npz is not as numpy saves it: damaged archive"),
+    "cut": (saved()[:-40], r"the \.npz file cannot be read: damaged archive"),
     "objects": (saved(images=IMAGES.astype(object)), "never unpickled"),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),

@@ -85,7 +85,7 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 NO_LABEL = "the label is blank for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
 ONE_SPELLING = "a class has several spellings:"
-APART = "rows have one and the same group id"
+APART = "rows have the same group id"
 EVERY_GROUP = "the group is blank, NaN, None, a word for unknown, or several values for"
 ONE_WAY = "group ids differ only in spelling, as p0 and P0 do, or 7, 07 and"
 MAPPED = {"-1": "unsure"}
@@ -114,7 +114,7 @@ CASES: dict[str, Case] = {
     "measurements": labels(
         0.5,
         1.5,
-        refused=r"the labels are 2 different numbers, such as 0\.5: measurements, not classes",
+        refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
     ),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
@@ -235,7 +235,7 @@ CASES: dict[str, Case] = {
         splits=(1,) * 6,
         groups=6,
         classes=("cat",),
-        refused=r"needed, but the images have only cat \(6 rows are in a validation split\)\.",
+        refused=r"needed, but the images have only the class cat \(6 rows are in a validation split\)\.",
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(
@@ -259,12 +259,12 @@ CASES: dict[str, Case] = {
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
     "holdout": splits(
         fill("train", "holdout"),
-        ("the split is not a word for a split for"),
+        ("the column split has an unknown word for"),
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "nan as a split": splits(
         fill("train", "nan"),
-        "the split is not a word for a split for",
+        "the column split has an unknown word for",
         lacking=(BLANK,),
     ),
     "a patient on both sides": Case(
@@ -346,7 +346,7 @@ CASES |= {
 CASES["a comma for a point"] = labels(
     "0,5",
     "1,5",
-    refused=r"the labels are 2 different numbers, such as 0\.5: measurements, not classes",
+    refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
 )
 
 

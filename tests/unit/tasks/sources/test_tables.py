@@ -128,22 +128,22 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "not there": (
         TEXT + "cat/secret.png,1\n",
         {},
-        r"the file of a path does not exist for 1 image: row 12 \(the header is",
+        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
     ),
     "no endings": (
         TEXT.replace(".png", ""),
         {},
-        ("the file of a path does not exist for 10 images: row 2, row 3, row"),
+        ("the file in the column path does not exist for 10 images: row 2, row 3, row"),
     ),
     "in other letters": (
         TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n",
         {},
-        r"the file of a path does not exist for 2 images: row 2, row 12 \(the header",
+        r"the file in the column path does not exist for 2 images: row 2, row 12 \(the header",
     ),
     "longer than any file": (
         TEXT + f"{'x' * 5000}.png,2\n",
         {},
-        r"the file of a path does not exist for 1 image: row 12 \(the header is",
+        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
     ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
@@ -255,7 +255,7 @@ def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(
         tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]}
     )
     message = check_verdict(
-        "the split is not a word for a split for 1 image:",
+        "the column split has an unknown word for 1 image:",
         lambda: prepare(kind, raw),
     )
     assert ("the first row is 0" in message) == (
