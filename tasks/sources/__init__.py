@@ -189,7 +189,7 @@ def source_for(name: str) -> Source:
 def needs_download(dataset: DatasetSpec) -> bool:
     """Return whether a dataset can only be read from a download that ``--raw`` names.
 
-    This is False for a user's own data, whose path is in the sweep file.
+    A user's own data return False, because their path is in the sweep file.
     """
     row = SOURCES.get(dataset.source)
     return row is not None and row.download == "required" and dataset.name in DATASETS

@@ -48,13 +48,13 @@ class ArrayHeader:
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes that the header declares. It is exact also beyond 64 bits."""
+        """Number of bytes that the header declares, as a Python integer that cannot overflow."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
 ReadRow = Callable[[int], NDArray[np.generic]]
-"""A function that reads one row of an array by its index. It raises :class:`SkipItem` for a damaged
-row."""
+"""A function that reads one row of an array by its index. For a damaged row, the function raises
+:class:`SkipItem`."""
 
 
 def array_path(request: RawRequest) -> Path:
@@ -94,7 +94,7 @@ class NpzFile:
         return list(self._members)
 
     def header(self, name: str) -> ArrayHeader:
-        """Return the header of an array. It is read only once.
+        """Return the header of an array. A second call does not read the file again.
 
         Raises:
             DataError: The array is damaged, contains Python objects, or declares more values than
@@ -133,7 +133,7 @@ class NpzFile:
             raise SkipItem("damaged array") from None
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of an array's rows. It is fast if rows are read in ascending order.
+        """Return a reader of an array's rows, which is fast if rows are read in ascending order.
 
         Raises:
             DataError: The array is in Fortran order and too large to be read as a whole.
@@ -155,7 +155,7 @@ class NpzFile:
         return _npy_rows(self._path, member, status.st_size, status.st_mtime_ns)
 
     def verify_checksums(self) -> None:
-        """Check the checksum of every array. This reads the whole file.
+        """Check the checksum of every array. The check reads the whole file.
 
         Raises:
             DataError: An array does not have its checksum.
@@ -265,7 +265,7 @@ class Hdf5File:
         """Return the shape and dtype of a dataset.
 
         Raises:
-            DataError: It is damaged, not an array, in another file, or without values.
+            DataError: The dataset is damaged, not an array, in another file, or without values.
         """
         import h5py
 

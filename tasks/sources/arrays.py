@@ -153,7 +153,7 @@ class _ArrayRows:
 
     Attributes:
         arrays: The arrays of images.
-        files: Their labels, groups, splits and traits; one file per array.
+        files: Labels, groups, splits and traits of the images; one file per array.
         limits: The values of black and white, as in :class:`Scale`.
         file_name: Name of the array file, as in :class:`ArrayDetails`.
     """

@@ -30,7 +30,7 @@ from tasks.atomic import write_once
 KEY_FILE = ".hash_key"
 """Name of the file with the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
-"""Environment variable with a key of the user. It replaces the key in the file."""
+"""Environment variable with a key of the user, which replaces the key in the file."""
 UNKEYED = "unkeyed"
 """The key if there is no folder of prepared datasets. Everybody knows this key, so its hashes hide
 nothing, and messages must not show them."""
@@ -175,10 +175,7 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to.
-
-        This is the raw folder, or the folder of the raw file.
-        """
+        """Return the folder that locators are relative to: the raw folder, or the raw file's."""
         root = self.root()
         return root if root.is_dir() else root.parent
 
@@ -225,7 +222,7 @@ class Sample:
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``. The
             record of the dataset counts them.
         flags: Doubts about the image in words. The record of the dataset counts them.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``. They must not predict the
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict the
             label.
         patient: Patient id in the file's header. If a patient is in several groups, the dataset is
             flagged.
@@ -245,12 +242,12 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: All items. Their order depends on the raw files only, not on the file system.
+        items: All items. The order of items depends only on the raw files, not on the file system.
         label_names: Names of the classes. A label is an index into this tuple.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task reads.
-        excluded: Reason -> number of items that the rules of the dataset leave out. These items are
-            not errors.
+        excluded: Reason -> number of items that the rules of the dataset leave out. Excluded items
+            are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
         flags: Doubt about the whole dataset -> number of items that it concerns.
@@ -282,7 +279,8 @@ class SkipItem(Exception):
 
 
 Reader = Callable[[Item], Iterable[Sample]]
-"""A function that reads the images of one item. It raises :class:`SkipItem` if there are none."""
+"""A function that reads the images of one item. For an item without images, the function raises
+:class:`SkipItem`."""
 
 
 @dataclass(frozen=True)
@@ -292,10 +290,10 @@ class Source:
     Another package may use any object with these two attributes.
 
     Attributes:
-        list_items: Lists all items without reading pixels. It raises DataError if the download does
-            not have the expected layout.
-        reader: Returns the :data:`Reader` of a request. It is called once per task, so it may open
-            files that several items share.
+        list_items: Lists all items without reading pixels. If the download does not have the
+            expected layout, this function raises DataError.
+        reader: Returns the :data:`Reader` of a request. This function is called once per task and
+            may open files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

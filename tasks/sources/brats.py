@@ -10,11 +10,11 @@ A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one fol
 
 The images are axial slices of FLAIR. As in the study's code, a volume is clipped to its 0.1 and
 99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, computed from T2, is one
-connected region of at least 7,000 pixels (of 240 x 240). Its label is 1 if it contains tumor.
+connected region of at least 7,000 pixels (of 240 x 240). The label of a slice with tumor is 1.
 
-Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor. This
-leaves out the nine slices below a tumor and the last nine slices of a tumor. Slices directly above
-a tumor are used and have label 0.
+Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor. By
+this rule, the nine slices below a tumor and the last nine slices of a tumor are left out. Slices
+directly above a tumor are used and have label 0.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def read_brats(request: RawRequest) -> Reader:
             if volume.values.shape != flair.values.shape:
                 raise SkipItem("volumes of unequal shapes")
             if np.abs(flair.affine - volume.affine).max() > MAX_SHIFT_MM:
-                raise SkipItem("volumes that lie elsewhere in space")
+                raise SkipItem("volumes at different positions in space")
         if not np.isin(np.unique(segmentation.values), SEGMENTATION_VALUES).all():
             raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
         has_tumor = np.any(segmentation.values > 0, axis=(0, 1))

@@ -111,10 +111,7 @@ class Images:
 
 @cache
 def digits() -> Images:
-    """Return scikit-learn's ``digits.csv.gz``.
-
-    These images are the test set of UCI's "Optical Recognition of Handwritten Digits".
-    """
+    """Return scikit-learn's ``digits.csv.gz``, the test set of UCI's handwritten digits."""
     pixels, labels = _read_rows("sklearn", "datasets/data/digits.csv.gz", 8)
     stretched = np.rint(pixels * (255 / 16)).astype(np.uint8)
     return Images(stretched, labels, intensity="stored 0..16, times 255/16")
@@ -260,7 +257,7 @@ def _package_file(package: str, name: str) -> Path:
 def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
     """Return the images and labels of a table with one image per row. The last column is the label.
 
-    This is faster than the readers of the packages, which take seconds.
+    The packages' own readers are not used, because they need seconds.
     """
     path = _package_file(package, name)
     values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
@@ -316,7 +313,10 @@ def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
 
 
 def _without_blank(images: Images) -> Images:
-    """Return the images without blank ones, whose values are nearly equal. These are counted."""
+    """Return the images that are not blank. ``excluded`` counts blank images.
+
+    The values of a blank image are nearly equal.
+    """
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
     excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
@@ -452,10 +452,10 @@ def list_lesions(request: RawRequest) -> Listing:
     """List slices of one real T1 volume, half of them with a drawn lesion (label 1).
 
     The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head after
-    a small affine map, a gamma and a smooth shading, all drawn at random. A variation is a group.
-    It has four axial slices, two with a lesion and two without. A lesion is a blurred ellipse
-    inside the brain with a random position, size and contrast. The images resemble those of a brain
-    MRI task, but the difficulty does not.
+    a small affine map, a gamma and a smooth shading, all drawn at random. A variation is a group. A
+    variation has four axial slices, two with a lesion and two without. A lesion is a blurred
+    ellipse inside the brain with a random position, size and contrast. The images resemble those of
+    a brain MRI task, but the difficulty does not.
 
     The first detail of an item is 1 if its slice has a lesion. The label may be flipped.
     """

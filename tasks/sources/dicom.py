@@ -5,7 +5,8 @@ as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.
 (T.800 A.5.1).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this module
-contains such a value. This module turns off pydicom's own warnings and log lines, which may.
+contains such a value. pydicom's own warnings and log lines are turned off, because they may contain
+such values.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ MAX_JP2_HEADER_BYTES = 4096
 class Header:
     """The tags of one DICOM header that sources need.
 
-    The texts are not hashed. They must not be logged or shown in a message.
+    The texts are not hashed, so log lines and messages must not contain them.
 
     Attributes:
         instance: SOP instance UID.
@@ -150,7 +151,7 @@ class Dicom(Header):
         rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
             header has none.
         flags: Doubts about the file, in words.
-        traits: Pairs (name, value), such as the manufacturer. They must not predict the label.
+        traits: Pairs (name, value), such as the manufacturer, that must not predict the label.
         laterality: R, L or B; empty if the header has none.
         orientation: The direction of the rows, which begins with L or R; empty if the header has
             none.
@@ -459,7 +460,7 @@ def _without_overlays(
     """Remove overlays, which old DICOM files store in the bits above the stored bits.
 
     Args:
-        values: Decoded gray values. They are changed in place if the array is writable.
+        values: Decoded gray values. A writable array is changed in place.
         stored_bits: Number of low bits that hold the gray value.
         signed: Whether gray values are signed.
     """

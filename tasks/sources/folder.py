@@ -7,9 +7,10 @@
   split.
 - *Inner archive*: an archive inside the archive ``<raw>``.
 
-The default layout is called ``class/group``. Its paths are ``<raw>/<class>/image.png``, as in
-torchvision's ``ImageFolder`` and timm's folder reader. A class may have subfolders for groups.
-Images are pictures or DICOM files. A DICOM file needs no extension, unless it is in an archive.
+The default layout is called ``class/group``. The path of an image is ``<raw>/<class>/image.png``,
+as in torchvision's ``ImageFolder`` and timm's folder reader. A class may have subfolders for
+groups. Images are pictures or DICOM files. A DICOM file needs no extension, unless it is in an
+archive.
 
 - Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one group.
   Images in deeper folders belong to the same group. Equal group names in different classes are one
@@ -99,7 +100,7 @@ HINTS = {
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "Files without an extension are read only if they are DICOM and not in an archive",
+    "": "Add an extension to the files: only DICOM files outside archives may lack one",
 }
 """Extension of a file that was found instead of class folders -> hint for the user."""
 OUTSIDE = "outside the class folders"
@@ -198,7 +199,7 @@ def list_folder(request: RawRequest) -> Listing:
         rows,
         request,
         dataset_flags=layout_flags,
-        # As text also for numbers, as torchvision's ImageFolder does.
+        # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
         sort_classes=sorted,
         defaults=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
     )
@@ -220,7 +221,8 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
 def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
     """Return the images to leave out because an inner archive most often repeats other images.
 
-    These are the images of every inner archive in a folder that also has unpacked images.
+    If the folder of an inner archive also has unpacked images, all images of the archive are left
+    out.
     """
     archive_depths = {name: tree.locator(name).count(MARK) for name in image_names}
     folders = set()
@@ -473,8 +475,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
     """Return the path of the wrapper with a final slash; empty without a wrapper.
 
     An archive often has a wrapper, or several nested ones: ``<name>/<name>-v2/<class>/``. If
-    ``<raw>`` is a folder, its only subfolder may be a class. This subfolder is a wrapper only if
-    its subfolders are splits.
+    ``<raw>`` is a folder, its only subfolder may be a class. The only subfolder is then a wrapper
+    only if its own subfolders are splits.
     """
     paths = [name.split("/") for name in image_names]
     wrapper = []

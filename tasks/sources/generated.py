@@ -13,7 +13,7 @@ intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. 
     amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)
 
 The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points with ``|f| < MARGIN`` are
-not drawn. This bounds the label sharpness by ``1 / (MARGIN * amplitude)``:
+not drawn. The label sharpness is therefore at most ``1 / (MARGIN * amplitude)``:
 
 1. Two points with different labels differ by at least ``2 * MARGIN`` in f.
 2. The slope of f is at most ``2 pi``. The two points therefore differ by at least ``MARGIN / pi``
@@ -73,8 +73,8 @@ Points = NDArray[np.float64]
 Labels = NDArray[np.int64]
 """Class indices, ``(num_images,)``."""
 ITEMS_PER_BLOCK = 8_000
-"""Number of items that one task reads. It is large because every worker process loads the whole
-array. A dataset still has several blocks, so that several workers can read it."""
+"""Number of items that one task reads. The number is large, because every worker process loads the
+whole array. A large dataset such as MNIST still has several blocks for several workers."""
 DIMENSIONS = {"manifold_d4": 4, "manifold_d12": 12}
 """Name of a manifold dataset -> its intrinsic dimension."""
 NUM_IMAGES = 3000
@@ -310,9 +310,9 @@ def parameter_value(request: RawRequest, name: str) -> float:
 def flip_labels(labels: Labels, request: RawRequest) -> Labels:
     """Exchange 0 and 1 in some labels.
 
-    The number of these labels is the share ``flip_share`` of all labels, plus ``flipped``. They are
-    the first labels in a random order, whose seed is ``len(labels)``. A larger share therefore
-    flips all labels that a smaller share flips.
+    The number of exchanged labels is the share ``flip_share`` of all labels, plus ``flipped``. The
+    first labels in a random order are exchanged. The seed of this order is ``len(labels)``. A
+    larger share therefore flips all labels that a smaller share flips.
     """
     num_flipped = round(parameter_value(request, "flip_share") * len(labels))
     num_flipped += int(parameter_value(request, "flipped"))

@@ -86,7 +86,7 @@ class PathTable:
         numbers: Number of the header and of each row in messages.
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
-        cells: These columns by our names. Paths are relative to the raw folder.
+        cells: The columns that are read, by our names. Paths are relative to the raw folder.
     """
 
     folder: str
@@ -173,7 +173,7 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
 
 
 def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
-    """Check that no image has two rows. It would be used twice, perhaps with different labels.
+    """Check that no image has two rows. A repeated image would be used twice.
 
     Raises:
         DataError: An image has two rows.

@@ -1,13 +1,13 @@
 """Sources of natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet.
 
-As in the study, only the training files are read. They may be unpacked or in archives.
+As in the study, only the training files are read. The files may be unpacked or in archives.
 
 - MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File names
   are those of this page and torchvision, of mirrors that have a dot in them, or of Kaggle's copy.
   The files of both datasets have the same names. The name of the folder, and the first labels of
   the official files, distinguish the two datasets.
-- CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. Its files are pickles. Only numpy arrays
-  are unpickled.
+- CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
+  numpy arrays are loaded.
 - SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, in MATLAB 5 or in MATLAB 7.3, which is
   HDF5 with all axes reversed. Class 10 is the digit 0.
 - ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
@@ -211,8 +211,8 @@ class ArrayFiles:
     Attributes:
         file_names: For each file, its possible names in lower case.
         description: The files in words, for messages.
-        load: Returns the images and labels in the files. Its arguments are the name of the dataset
-            and the bytes of each file. It raises DataError for damaged files.
+        load: Returns the images and labels in the files. The arguments are the name of the dataset
+            and the bytes of each file. For damaged files, the function raises DataError.
     """
 
     file_names: Sequence[Iterable[str]]
@@ -220,7 +220,7 @@ class ArrayFiles:
     load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
-        """Return the source of this dataset. It loads the arrays once per process."""
+        """Return the source of this dataset, which loads the arrays once per process."""
         return Source(self._list_items, self._reader)
 
     def _list_items(self, request: RawRequest) -> Listing:
@@ -291,7 +291,7 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
 
 
 def with_download(request: RawRequest) -> RawRequest:
-    """Return the request with a raw folder. If it has none, torchvision downloads the files.
+    """Return the request with a raw folder. Without a raw folder, torchvision downloads the files.
 
     Files are downloaded once, into the folder ``ISWEEP_DOWNLOADS`` or the user's cache.
 
@@ -397,7 +397,7 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
     """Check that several copies of a download have the same bytes.
 
     Raises:
-        DataError: Two copies differ.
+        DataError: Two copies have different bytes.
     """
     digests = set()
     for locators in candidates:
@@ -559,7 +559,7 @@ def _check_svhn_size(num_values: int) -> None:
     """Check that SVHN's file does not declare too many values.
 
     Raises:
-        DataError: It does.
+        DataError: The file declares more than :data:`MAX_SVHN_VALUES`.
     """
     if num_values > MAX_SVHN_VALUES:
         raise DataError(

@@ -34,8 +34,8 @@ NIBABEL_CLASSES = {
     b"\x1c\x02\0\0": "Nifti2Image",
     b"\0\0\x02\x1c": "Nifti2Image",
 }
-"""First four bytes of a file -> nibabel's class for its format. These bytes are the size of the
-header, in either byte order."""
+"""First four bytes of a file -> nibabel's class for its format. The first four bytes are the size
+of the header, in either byte order."""
 CLIP_PERCENTILES = (0.1, 99.9)
 """Percentiles of a volume between which values are clipped, as in the study's code for BraTS."""
 VOLUME_INTENSITY = (
@@ -49,7 +49,7 @@ SLICES_PER_VOLUME = 10
 
 @dataclass(frozen=True)
 class Volume:
-    """A decoded volume. Its axes run to the patient's right, to the front and up.
+    """A decoded volume, whose axes run to the patient's right, to the front and up.
 
     Attributes:
         values: ``(right, anterior, superior)`` voxels, scaled as the header states.

@@ -1,10 +1,10 @@
 """Nuisance factors: properties that vary between images and contain no information on the label.
 
 A picture of a digit has an intrinsic dimension of about 7. Nuisance factors raise the dimension and
-leave the label unchanged: it is still the digit. Every factor is continuous. Its values are drawn
-per image from a seed, independently of the labels. If the parameter ``factors`` is ``n``, the first
-``n`` factors of :data:`FACTORS` are applied. The values of a factor are the same for every ``n``:
-level 4 is level 2 with two more factors.
+leave the label unchanged: it is still the digit. Every factor is continuous. The values of a factor
+are drawn per image from a seed, independently of the labels. If the parameter ``factors`` is ``n``,
+the first ``n`` factors of :data:`FACTORS` are applied. The values of a factor are the same for
+every ``n``: level 4 is level 2 with two more factors.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ NUM_COARSE = 10
 NUM_FINE = 80
 """Number of smooth waves in a background. The dimension of a background is its number of waves."""
 FIRST_FINE = 30
-"""Number of waves with a lower frequency than all fine waves. The waves between the coarse and the
-fine ones look like strokes of digits. They would make the task harder without raising the dimension
-more."""
+"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the fine
+ones are not used. They look like strokes of digits, so they would make the task harder."""
 BACKGROUND_LIGHT = 0.6
 """Lightest background as a share of white. Digits are brighter than this in most images."""
 COARSE_WEIGHT = 0.08

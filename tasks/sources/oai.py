@@ -441,13 +441,13 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
             and right are exchanged.
     """
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
-        raise SkipItem("not one grey frame")
+        raise SkipItem("not one gray frame")
     if dicom.spacing is None:
         raise SkipItem("no pixel spacing")
     if dicom.laterality in ("R", "L"):
-        raise SkipItem("one knee only, by its header")
+        raise SkipItem("only one knee, by the header")
     if dicom.orientation.startswith("R"):
-        raise SkipItem("left and right turned over, by its header")
+        raise SkipItem("left and right exchanged, by the header")
     return dicom.spacing
 
 
@@ -464,12 +464,14 @@ def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
 def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
     """Estimate the centers of both knees of a radiograph from its content.
 
-    In each half of the image, the column of the center is the middle of the leg. It is the center
-    of mass of the columns' brightness above the median. The row of the center is at the bony edges
-    of the joint. There, in the middle half of the height, the brightness near the column changes
-    most from row to row.
+    The column and the row of a center are estimated in each half of the image:
 
-    This is a heuristic that was developed on drawn legs. Check the crops before you use them.
+    - The column is the middle of the leg: the center of mass of the columns' brightness above the
+      median.
+    - The row is at the bony edges of the joint: where the brightness near the column changes most
+      from row to row, in the middle half of the height.
+
+    The heuristic was developed on drawn legs. Check the crops before you use them.
 
     Args:
         pixels: ``(height, width)`` in [0, 255], both knees side by side.

@@ -178,7 +178,7 @@ def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> Non
     """Check that several tables are copies of one table.
 
     Raises:
-        DataError: Two of them differ.
+        DataError: Two tables differ.
     """
     first_rows = read_lines(locators[0], request).rows
     for locator in locators[1:]:

@@ -259,7 +259,7 @@ def _open(path: Path) -> Any:
 
 
 class ParquetReader:
-    """A reader of the images in Parquet rows. It is fast if items are read in ascending order.
+    """A reader of the images in Parquet rows, which is fast if items are read in ascending order.
 
     A file is read forward, a few rows at a time. If an earlier row is needed, the file is opened
     again.

@@ -156,7 +156,7 @@ def _check_single_frame(image: Image) -> None:
     """Check that an image has one frame.
 
     Raises:
-        SkipItem: It has several frames.
+        SkipItem: The image has several frames.
     """
     if image.format == "MPO":  # a JPEG of a phone, whose first frame is the photograph
         return

@@ -21,8 +21,8 @@ Limits = tuple[float, float]
 CLIPPED = "values outside pixel_range clipped"
 """Flag of an image with values outside ``pixel_range``."""
 MAX_CLIPPED_SHARE = 0.9
-"""Largest share of values that may lie outside ``pixel_range``. It is large because most values of
-a CT image are air and the table, which a CT window clips."""
+"""Largest share of values that may lie outside ``pixel_range``. The share is large, because most
+values of a CT image are air and the table, which a CT window clips."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 

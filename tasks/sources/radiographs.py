@@ -13,7 +13,7 @@ study, rows with an explicit 0 are left out. Label 0 is therefore "uncertain or 
 
 **MURA** has a folder ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the
 competition's page). The label of a study is in the name of its folder and in
-``train_labeled_studies.csv``. Both must agree.
+``train_labeled_studies.csv``. Both labels must agree.
 
 **RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The file of a slice is
 found by the slice's id, in any folder of the training split. The SOP instance UID in its header

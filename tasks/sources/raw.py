@@ -6,9 +6,11 @@ A *locator* is the path of a file relative to the raw folder. The locator of an 
 Nothing is unpacked to disk. Every process keeps archives open after their first use. A compressed
 tar is only read forward, which is fast if members are read in stored order.
 
-Archives may be damaged or hostile. This module checks the declared sizes and names before it reads
-an archive. It rejects names that lead out of the archive, links, repeated names, encryption, and
-members that declare more bytes than their packed size can contain.
+Archives may be damaged or hostile. Declared sizes and names are checked before an archive is read.
+These archives are rejected:
+
+- archives with links, repeated names, encryption, or names that lead out of the archive;
+- archives with members that declare more bytes than their packed size can contain.
 
 Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
 RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
@@ -152,7 +154,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise SkipItem("no plain file")
+                raise SkipItem("not a plain file")
             if status.st_size == 0:
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
@@ -160,7 +162,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
             # Without min, read would reserve max_bytes of memory for a small file.
             return file.read(min(status.st_size, max_bytes))
     except IsADirectoryError:
-        raise SkipItem("no plain file") from None
+        raise SkipItem("not a plain file") from None
     except (OSError, ValueError):
         raise SkipItem(GONE) from None
 
@@ -194,9 +196,9 @@ def walk(
 ) -> Iterator[str]:
     """Yield the names of all plain files below a folder, in sorted order.
 
-    Names are relative to the folder and separated by ``/``. They are sorted part by part, so that
-    all files of a folder follow each other. Hidden files and folders, and those that file managers
-    leave behind, are left out.
+    Names are relative to the folder, with ``/`` as separator. Names are sorted part by part, so
+    that all files of a folder follow each other. Hidden files and folders, and those that file
+    managers leave behind, are left out.
 
     Args:
         root: The folder.
@@ -305,14 +307,14 @@ def _checked_member(name: str) -> tuple[str, str]:
     """Return a member's name as :func:`plain_name` returns it, and the hidden part of the name.
 
     The hidden part is the path up to the first hidden folder, with a final slash, or the whole name
-    of a hidden file. It is empty if nothing is hidden.
+    of a hidden file. The hidden part is empty if nothing is hidden.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
     """
     normal_name = plain_name(name)
     if normal_name is None:
-        raise RefusedArchive("an archive with names that lead elsewhere")
+        raise RefusedArchive("an archive with names that lead out of it")
     parts = normal_name.split("/")
     for depth, part in enumerate(parts, 1):
         if is_noise(part):
@@ -464,7 +466,7 @@ class TarArchive:
         self._file.seek(self._archive.offset)
         end = self._file.read(tarfile.BLOCKSIZE)
         if not end:
-            raise RefusedArchive("an archive without its end, as if cut")
+            raise RefusedArchive("a truncated archive, without its end")
         if end.strip(b"\0"):
             raise DamagedArchive()
 
@@ -525,7 +527,7 @@ class TarArchive:
         with self._lock:
             stream = self._archive.extractfile(self._find(member))
         if stream is None:
-            raise SkipItem("no plain file")
+            raise SkipItem("not a plain file")
         return stream
 
 
@@ -564,7 +566,7 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
     except (OSError, ValueError):
         raise RefusedArchive("archive is gone or unreadable") from None
     if not stat.S_ISREG(status.st_mode):
-        raise RefusedArchive("no plain file")
+        raise RefusedArchive("not a plain file")
     return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
 
 

@@ -60,8 +60,8 @@ SEVERAL = "several values"
 """Text for a list, an object or bytes in a cell. None of these can be a path, label or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Name of a column that messages may show. It consists of words without digits, so it is not an id,
-a date or a path."""
+"""Name of a column that messages may show: words without digits, which cannot be an id, a date or a
+path."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -486,7 +486,7 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
     """Return the header and rows of a table.
 
     Args:
-        path: Path or locator of the table. Its extension decides the format.
+        path: Path or locator of the table. The extension decides the format.
         request: The raw folder of locators, and for errors.
 
     Raises:

@@ -5,12 +5,13 @@ Files may be in folders with classic or descriptive names, in several manifest f
 in ``.zip``.
 
 **Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's row of
-the mapping table. Reading all headers takes long. The paths in the table are used for a folder if
+the mapping table. To read all headers is slow. The paths in the table are used for a folder if
 the first and the last file in it have the UIDs of their rows. Otherwise all headers are read.
 
-- Only the fat-saturated pre-contrast series is used. Its rows have "pre" in the original path.
-- A slice is positive if ``start <= slice < end`` for one of its patient's boxes. It is negative if
-  it is at least 5 slices away from all boxes. Other slices are left out.
+- Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
+  original path.
+- A slice is positive if ``start <= slice < end`` for one of its patient's boxes. A slice is
+  negative if it is at least 5 slices away from all boxes. Other slices are left out.
 - The number of a slice is that of the original file name, because the boxes use this number.
 
 **Prostate** (F10): the file of a series is in a folder whose name is the UID of the series,

@@ -133,7 +133,7 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
     """Check that no class name is a word for unknown, unless ``label_map`` maps a label to it.
 
     Raises:
-        DataError: A class has such a name.
+        DataError: A class name is a word for unknown.
     """
     unknown = sorted(name for name in unmapped if name.strip().casefold() in UNKNOWN)
     if unknown:
@@ -149,7 +149,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
     """Check that no class name is a list of other classes, such as ``Mass|Nodule``.
 
     Raises:
-        DataError: A class name is such a list.
+        DataError: A class name is a list of classes.
     """
     lists = []
     for name in sorted(unmapped):
@@ -168,7 +168,7 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
     """Check that no two names are spellings of the same class.
 
     Raises:
-        DataError: Two names are.
+        DataError: A class has two spellings.
     """
     words = {name.strip().casefold() for name in classes}
     spellings: defaultdict[str, set[str]] = defaultdict(set)

@@ -78,7 +78,7 @@ def find_columns(
         header: Names of the columns in the data.
         our_names: Columns to choose, by their names in :data:`tasks.sources.tables.COLUMNS`.
         request: The request. If its dataset has ``label_columns``, these are the labels.
-        more: Further columns that the kind reads itself. They get no flag.
+        more: Further columns that the kind reads itself. These columns get no flag.
         chosen: Our name -> name in the data, for columns that the kind has already chosen.
 
     Raises:
@@ -117,8 +117,8 @@ def _choose_column(
 
     Args:
         column: Our name of the column.
-        exact: The column of the data with our name, or None. It is preferred to a column with
-            another usual name.
+        exact: The column of the data with our name, or None. This column is preferred to columns
+            with another usual name.
         by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
         flags: List to which doubts about the choice are added.

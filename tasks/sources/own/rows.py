@@ -24,7 +24,7 @@ class Rows:
         cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
-        name: Returns the name of a row in messages. It contains no id and no file name.
+        name: Returns the name of a row in messages, which contains no id and no file name.
         numbering: Returns the first number of the row's file in words, such as ``the first row is
             0``; empty if rows have no numbers.
         default_group: Returns the group of a row if there is no column ``group``: the row's folder

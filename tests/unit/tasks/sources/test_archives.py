@@ -125,7 +125,7 @@ def zip_of(path: Path, change: Change) -> Path:
     return path
 
 
-ELSEWHERE, REPEATED = "names that lead elsewhere", "repeated names"
+ELSEWHERE, REPEATED = "names that lead out of it", "repeated names"
 ZIPS: dict[str, tuple[Change, str]] = {
     **{
         name: (zip_entry(name), ELSEWHERE)
@@ -212,7 +212,7 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(DataError, match="cannot be read: an archive without its end, as if cut"):
+    with pytest.raises(DataError, match="cannot be read: a truncated archive, without its end"):
         prepare(kind, path)
 
 

@@ -95,8 +95,8 @@ def test_skipped(case):
     [
         ("empty.png", "empty file"),
         ("gone.png", "gone or unreadable"),
-        (".", "no plain file"),
-        ("fifo.png", "no plain file"),
+        (".", "not a plain file"),
+        ("fifo.png", "not a plain file"),
     ],
 )
 def test_what_is_no_file_with_content_is_skipped_and_not_waited_for(tmp_path, name, reason):

@@ -418,7 +418,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         in_another_class,
         "the class in the file name is not the class of the folder for 1 file",
     ),
-    "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
+    "a segmentation elsewhere": ("brats", moved, "volumes at different positions in space: 1"),
     "no volumes": (
         "brats",
         without_volumes,

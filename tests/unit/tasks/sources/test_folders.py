@@ -221,7 +221,7 @@ CASES = {
                 "Convert the output of `datasets.save_to_disk` with `to_parquet`"
             ),
             "a/x.nii.gz": "There are NIfTI volumes: give a table",
-            "a/IM0001": "Files without an extension are read only if they are DICOM and not in an archive",
+            "a/IM0001": "Add an extension to the files: only DICOM files outside archives may lack one",
         }.items()
     },
 }
