@@ -122,7 +122,7 @@ def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkey
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     with pytest.raises(
         SetupError,
-        match="This dataset comes with",
+        match="which contains the images of this dataset, is not installed",
     ):
         demo.SETS[name]()
     assert importlib.util.find_spec("skimage") is not None

@@ -150,7 +150,7 @@ IDX = {
     ),
     "billions": (
         lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels),
-        "ends early",
+        "has fewer bytes than its header",
     ),
     "five labels": (
         lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
@@ -351,7 +351,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"centre {line}": (
             "oai",
             centre(line),
-            (r"knee_centers\.csv the side is not R or L, the center lies outside the image,"),
+            r"knee_centers\.csv \(\d+\), the side is not R or L, the center lies outside the image,",
         )
         for line in (
             "9000014,R,nan,220",
@@ -385,7 +385,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a slice of another patient": (
         "dbc",
         of_another_patient,
-        "another patient in the header than the table says: 1",
+        "another patient in the header than in the table: 1",
     ),
     "no uids": (
         "dbc",
@@ -406,12 +406,12 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
                 next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
             ),
         ),
-        r"any is not the largest of its subtypes for the slices 1, first \(hashed\)",
+        r"any is not the largest label of the subtypes, for these slices: 1, first \(hashed\)",
     ),
     "tables that disagree": (
         "mura",
         lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
-        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 odd lines;",
+        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 lines cannot",
     ),
     "a file of another class": (
         "imagenet",
@@ -427,7 +427,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "two years": (
         "brats",
         second_year,
-        "the years 18, 20, and later releases have the cases of earlier ones again",
+        "the years 18, 20, and later releases repeat the cases of earlier ones",
     ),
     "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
     "two tables that differ": (
