@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import Enum
+from enum import IntEnum
 
 from tasks.sources.base import RawRequest, Split
 
 
-class GivenSplit(Enum):
-    """The split that the data state for a row. Rows of the validation split become no items."""
+class GivenSplit(IntEnum):
+    """The split that the data state for an image.
 
-    NONE = ""
-    TRAIN = "train"
-    TEST = "test"
-    VALIDATION = "validation"
+    The values are the codes in the array ``splits`` of a prepared dataset. This array contains no
+    ``VALIDATION``, because images of a validation split are left out.
+    """
+
+    NONE = 0
+    TRAIN = 1
+    TEST = 2
+    VALIDATION = 3
 
 
 ITEM_SPLITS: dict[GivenSplit, Split] = {

@@ -103,7 +103,7 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
     (folder / "layers.py").write_text("width = 9")
     with pytest.raises(
         ConfigError,
-        match="The source of your network mynets:tiny has changed since the sweep was planned",
+        match="The source code of your network mynets:tiny has changed since the sweep was planned",
     ):
         build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
 
@@ -116,7 +116,10 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
         ("mixes", r"returned \(1, 2\) for 2 images and 2 outputs"),
         ("exits", "Your function mynets:exits raised SystemExit: 3"),
         ("frozen", r"Your network mynets:frozen has no parameters to train\."),
-        ("no_network", r"Your function mynets:no_network returned int, not a torch\.nn\.Module\."),
+        (
+            "no_network",
+            r"Your function mynets:no_network returned int, which is not a torch\.nn\.Module\.",
+        ),
         (
             "breaks",
             "network mynets:breaks raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
@@ -140,12 +143,12 @@ def test_a_function_that_gives_no_network_is_one_clear_message(folder, function,
             "",
             r"The module 'nowhere\.nets' of your network was not found",
         ),
-        ("a b:tiny", "", r"'a b:tiny' does not name a function as package\.module:function"),
-        ("mynets:", "", r"'mynets:' does not name a function as package\.module:function"),
+        ("a b:tiny", "", r"'a b:tiny' is not of the form package\.module:function"),
+        ("mynets:", "", r"'mynets:' is not of the form package\.module:function"),
         (
             "mynets:tiny",
             "width = = 3",
-            r"The source of your network is not valid Python: layers\.py, line 1: invalid syntax\.",
+            r"The source code of your network is not valid Python: layers\.py, line 1: invalid syntax\.",
         ),
     ],
 )
