@@ -279,8 +279,8 @@ def read_centers(
         rows_text = plural(len(wrong_rows), "row")
         listed = first_of(wrong_rows, MAX_LISTED_ROWS)
         raise request.error(
-            f"in {rows_text} of {CENTERS_TABLE} ({listed}), the side is not R or L, the center lies "
-            "outside the image, or the knee has an earlier row",
+            f"in {rows_text} of {CENTERS_TABLE} ({listed}), the side is not R or L, the center "
+            "lies outside the image, or the knee has an earlier row",
             hint="Correct these rows. The header is row 1. The unit is pixels of the DICOM file",
         )
     return centers
