@@ -141,7 +141,7 @@ SPLITS = {
         (
             {"images": pixels(60), "labels": PLACES % 2},
             "--pixel-range 0 254",
-            ["doubtful: values outside pixel_range cut, "],
+            ["doubtful: values outside pixel_range clipped, "],
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_range_that_is_asked_for_can_be_said(measure, own):
     assert (code, "1.0000002" in err, "--pixel-range" in err) == (2, True, True)
     assert "12x12, float64 in [" in measure(source, *given)[1]
     for size in ([], ["--image-size", "12"]):
-        assert "[0, 1] (pixel_range) to [0, 255], cut there" in measure(source, *given, *size)[1]
+        assert "[0, 1] (pixel_range) to [0, 255], clipped" in measure(source, *given, *size)[1]
 
 
 def test_floats_have_one_scale_with_and_without_a_size(measured, own):
@@ -241,7 +241,7 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
-        ([], "layout: class/group or layout: group/class (--layout)"),
+        ([], "the classes, set layout: class/group (--layout)"),
         (["--label-columns", "x"], "label_columns is an option of kind table"),
         (
             ["--pixel-range", "0", "1"],
@@ -343,8 +343,8 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
     [
         (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
-        ([-1, 0, 1], "Take those images out, or name the class with --label-map=-1=NAME"),
-        ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
+        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
+        ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
     ],
 )
 def test_labels_that_are_no_classes(measure, features, labels, message):
