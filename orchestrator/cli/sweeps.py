@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Run the trials that have no result yet, and print the path of the report."""
+    """Run the trials without a result, and print the path of the report."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
@@ -43,7 +43,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     try:
         summary = run_sweep(sweep, work.run_options, progress=display, changes=changes)
     except KeyboardInterrupt:
-        stored = "Nothing was lost"
+        stored = "All stored results are kept"
         if display.planned:
             stored = f"{display.done} of {plural(display.planned, 'trial')} are kept"
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
@@ -92,7 +92,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
-    """Warn that a name means the sweep as it last ran if ./NAME.yaml differs from it."""
+    """Warn if the sweep as it last ran differs from the file ./NAME.yaml."""
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.planning.written_files import preset_names
 
@@ -104,19 +104,19 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
             tell(
-                f"{sweep} means the sweep as it last ran, and ./{file} differs. Run ./{file} with "
-                f"`{hint}`."
+                f"{sweep} means the sweep as it last ran, but ./{file} is different. To use the "
+                f"file, run `{hint}`."
             )
 
 
 def _tell_behind(num_updates: int, command: str) -> None:
-    """Print how many updates MLflow misses, and the command that sends them."""
+    """Print the number of updates that MLflow lacks, and the command that sends them."""
     if num_updates:
-        tell(f"MLflow lacks {plural(num_updates, 'update')}. Send the updates with `{command}`.")
+        tell(f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`.")
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send stored results that MLflow lacks, and close runs that have ended."""
+    """Send results that MLflow lacks to MLflow, and close runs that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
@@ -128,11 +128,11 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 
 
 MAX_GPUS = 100_000
-"""GPUs to plan for at most; no sweep has more trials, and more GPUs would only take memory."""
+"""Largest number of GPUs of a plan; no sweep has more trials."""
 MAX_UNPREPARED = 5
-"""Datasets without preparation that are named; the others are counted."""
+"""Largest number of unprepared datasets in a list; further ones are counted."""
 MAX_DISTINCT = 3
-"""Distinct values of a column that are all printed; of more, the first and the last."""
+"""Largest number of distinct values that are all printed; of more, a range is printed."""
 
 
 def plan(
@@ -145,12 +145,13 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the trials of a sweep, what is done, and what the rest will cost.
+    """Show the trials of a sweep, those that are done, and the cost of the others.
 
     Args:
         all_: Print one line per trial instead of one per dataset.
-        gpu: Model of GPU to plan for (default: those of this machine, if any).
-        gpus: Number of GPUs (default: those of this machine, else as many as a trial asks for).
+        gpu: GPU model to plan for (default: the GPUs of this machine, if any).
+        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one trial
+            needs).
     """
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run
@@ -175,7 +176,7 @@ def plan(
 
 
 def _num_done(rows: Iterable[Mapping[str, Any]]) -> int:
-    """Return how many trials or measures are done."""
+    """Return the number of trials or measures that are done."""
     from orchestrator.planning.plan import CellStatus
 
     return sum(row["status"] == CellStatus.DONE for row in rows)
@@ -216,7 +217,7 @@ def _count_table(run_plan: RunPlan) -> Shown:
 
 
 def _summary_lines(run_plan: RunPlan) -> Iterator[str]:
-    """Yield the range of each axis of the grid, and how many trials and measures are done."""
+    """Yield the range of each axis of the grid, and the numbers of done trials and measures."""
     columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
     ranges = []
     for title, name in columns.items():
@@ -239,7 +240,7 @@ def _range_text(values: Sequence[object]) -> str:
 
 
 def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what stands in the way of a run on this machine now."""
+    """Yield lines on the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import this_machine, trial_resources
     from tasks.sources.base import format_counts
 
@@ -256,7 +257,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         num_files = f"{item['unopened']:,}"
         yield (
             f"{item['dataset']} is not prepared: {num_files} files are listed, but not opened. "
-            f"Open the files with `{measure}` or `isweep run`."
+            f"To check the files, run `{measure}` or `isweep run`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:

@@ -69,7 +69,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Only this display has ended. The run goes on." in err
+    assert "Stopped. Only this display has ended. The run continues." in err
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
