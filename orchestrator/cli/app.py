@@ -176,11 +176,11 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
             arguments, print_error=False, exit_on_error=False
         )
     except CycloptsError as error:
-        raise explained(error, arguments) from None
+        raise parse_error(error, arguments) from None
     return partial(function, *bound.args, **bound.kwargs)
 
 
-def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
+def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     """Return the error for a command line that cannot be parsed, with a hint."""
     error.verbose = False
     for word in words:
@@ -295,7 +295,7 @@ def _run(command: partial[int | None]) -> int:
         return 0
     except OSError as error:
         log.exception("the operating system refused")
-        return _print_error(_of_the_machine(error, place_of(command)))
+        return _print_error(_machine_error(error, place_of(command)))
     except Exception as error:
         if is_stop(error):
             log.exception("while stopping")
@@ -312,7 +312,7 @@ def _run(command: partial[int | None]) -> int:
         return EXIT_BUG
 
 
-def _of_the_machine(error: OSError, place: Place) -> SetupError:
+def _machine_error(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -35,10 +35,10 @@ from orchestrator.cli.printing import (
     cell,
     emit,
     grid,
+    print_message,
     progress,
     stdout,
-    tell,
-    written,
+    write_file,
 )
 from search_spaces.errors import ConfigError, nearest_path
 
@@ -95,7 +95,7 @@ def init(
         path = f"./{path}"
     hints = [place.hint("plan", path), place.hint("run", path)]
     if not place.json:
-        tell(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
+        print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
 
@@ -354,7 +354,7 @@ def measure(
 
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         draw_pair(figure, measured)
-        written(show_pair, lambda path: figure.savefig(path, format="png"))
+        write_file(show_pair, lambda path: figure.savefig(path, format="png"))
     lines = [*_measured_lines(measured), *describe(measured)]
     if stdout.is_terminal:
         lines = [_with_names(line, source, place) for line in lines]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import Address, File, Place, whole, writable
-from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
+from orchestrator.cli.printing import cell, emit, grid, print_message, stderr, stdout
 from search_spaces.errors import ConfigError, nearest, unknown_name
 
 
@@ -117,11 +117,11 @@ def ui(
             for name in names:
                 pages |= find_sweep_pages(address, name)
             if port is None and not address.endswith(f":{PORT}"):
-                tell(f"Port {PORT} is in use, so MLflow's page has another port.")
+                print_message(f"Port {PORT} is in use, so MLflow's page has another port.")
             document = {"address": address, "pages": pages}
             emit(place, document, f"MLflow: {address}", _page_lines(pages))
             if not place.json:
-                tell("Press Ctrl-C to stop MLflow's page.")
+                print_message("Press Ctrl-C to stop MLflow's page.")
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
@@ -218,7 +218,7 @@ def gpu_check(
     files = []
     has_passed = True
     for one_device in devices(device):
-        path, is_ok = check(one_device, folder, tell)
+        path, is_ok = check(one_device, folder, print_message)
         files.append(str(path))
         has_passed = has_passed and is_ok
     lines = (

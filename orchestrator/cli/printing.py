@@ -97,7 +97,7 @@ def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> N
         document: The data for ``--json``.
         outputs: Output for people, in this order. Iterables are consumed only if they are printed.
     """
-    waited()
+    end_waiting()
     if place.json:
         sys.stdout.write(f"{json.dumps(document, indent=1, allow_nan=False)}\n")
         return
@@ -117,17 +117,17 @@ def _print_part(part: Shown) -> None:
     """Print one piece of output without breaking words or numbers."""
     if isinstance(part, str):
         # Rich would break long paths, so it does not print lines.
-        sys.stdout.write(f"{_folded(part)}\n")
+        sys.stdout.write(f"{_wrapped(part)}\n")
     elif isinstance(part, Text):
-        stdout.print(Text(_folded(part.plain), spans=part.spans), soft_wrap=True)
+        stdout.print(Text(_wrapped(part.plain), spans=part.spans), soft_wrap=True)
     elif Measurement.get(stdout, stdout.options.update_width(WIDE), part).minimum <= stdout.width:
         stdout.print(part)
     else:
-        rows = "\n".join(_in_words(part))
-        sys.stdout.write(f"{_folded(rows)}\n")
+        rows = "\n".join(_rows_as_lines(part))
+        sys.stdout.write(f"{_wrapped(rows)}\n")
 
 
-def _in_words(table: Table) -> Iterator[str]:
+def _rows_as_lines(table: Table) -> Iterator[str]:
     """Yield the rows of a table as lines, with the name of its column before each value."""
     if table.title:
         yield str(table.title)
@@ -144,7 +144,7 @@ COPIED = re.compile("^[./].*|`[^`]*`|(?<=: )isweep [^;,)]*")
 """Text that people copy: a path, or a command in backquotes or after a colon."""
 
 
-def _folded(text: str) -> str:
+def _wrapped(text: str) -> str:
     """Wrap lines at the width of the terminal, but not inside paths and commands."""
     if stdout.width == PIPE_WIDTH:
         return text
@@ -169,7 +169,7 @@ def waiting(text: str, *, slow: bool) -> Iterator[None]:
     In a pipe or file, print one line if the command is ``slow``.
     """
     if slow and not stderr.is_terminal:
-        tell(f"{text} …")
+        print_message(f"{text} …")
     columns = (
         SpinnerColumn("line"),
         TextColumn("{task.description}", markup=False),
@@ -182,10 +182,10 @@ def waiting(text: str, *, slow: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        waited()
+        end_waiting()
 
 
-def waited() -> None:
+def end_waiting() -> None:
     """End the display of :func:`waiting`, before output is printed."""
     while _waits:
         _waits.pop().stop()
@@ -195,13 +195,13 @@ def progress(work: Work) -> RunProgress:
     """Return the display of a run's progress, which prints nothing with ``--quiet``."""
     from orchestrator.running.progress import Progress as RunProgress
 
-    waited()  # the run has a display of its own
+    end_waiting()  # the run has a display of its own
     if work.quiet:
         return RunProgress(console=None)
     return RunProgress(console=stderr)
 
 
-def tell(text: str) -> None:
+def print_message(text: str) -> None:
     """Print one line on stderr."""
     stderr.print(escape(text), soft_wrap=True)
 
@@ -243,7 +243,7 @@ def report_tables(*tables: ReportTable) -> Iterator[Shown]:
             yield table.note
 
 
-def written(path: Path, write: Callable[[Path], object], counted: str = "") -> None:
+def write_file(path: Path, write: Callable[[Path], object], counted: str = "") -> None:
     """Write a file whose path is an option of the command, and print the path."""
     write(path)
-    tell(f"wrote {counted}{path}")
+    print_message(f"wrote {counted}{path}")

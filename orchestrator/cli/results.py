@@ -18,7 +18,7 @@ from orchestrator.cli.printing import (
     grid,
     report_tables,
     stdout,
-    written,
+    write_file,
 )
 from orchestrator.cli.stored_results import (
     read_fit_inputs,
@@ -192,9 +192,9 @@ def results(
     table = chosen.select(table)
     counted_rows = f"{plural(len(table), 'row')} to "
     if csv is not None:
-        written(csv, lambda path: write_csv(table, path), counted_rows)
+        write_file(csv, lambda path: write_csv(table, path), counted_rows)
     if parquet is not None:
-        written(parquet, lambda path: table.to_parquet(path, index=False), counted_rows)
+        write_file(parquet, lambda path: table.to_parquet(path, index=False), counted_rows)
     if (csv is not None or parquet is not None) and not place.json:
         return
     rows = json_rows(table)
@@ -213,7 +213,7 @@ def _write_predictions(sweep: str, file: Path, place: Place) -> None:
     num_trials = table["trial_id"].nunique()
     counted = plural(len(table), "prediction")
     counted_rows = f"{counted} of {num_trials} of {plural(len(records), 'trial')} to "
-    written(file, lambda path: table.to_parquet(path, index=False), counted_rows)
+    write_file(file, lambda path: table.to_parquet(path, index=False), counted_rows)
     document = {"predictions": str(file), "rows": len(table), "trials": num_trials}
     emit(place, document, ())
 
@@ -273,7 +273,7 @@ class TableOptions:
         if self.figure:
             from orchestrator.analysis.figures.of_groups import draw_groups
 
-            written(self.figure, draw_groups(table.rows, grouped_fit).savefig)
+            write_file(self.figure, draw_groups(table.rows, grouped_fit).savefig)
 
 
 MAX_ANSWER_WIDTH = 80
@@ -398,7 +398,7 @@ def claims(
         verdicts = ledger(table, sweep=sweep, arms=arms)
     emit(place, verdicts.to_json(), verdicts.lines())
     if markdown is not None:
-        written(markdown, lambda path: path.write_text(verdicts.markdown(), encoding="utf-8"))
+        write_file(markdown, lambda path: path.write_text(verdicts.markdown(), encoding="utf-8"))
     if latex is not None:
         text = "\n".join(map(to_latex, verdicts.tables()))
-        written(latex, lambda path: path.write_text(text, encoding="utf-8"))
+        write_file(latex, lambda path: path.write_text(text, encoding="utf-8"))

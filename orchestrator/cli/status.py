@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.options import Place, Sweep
-from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell, waited
+from orchestrator.cli.printing import cell, emit, end_waiting, grid, print_message, stderr, stdout
 from search_spaces.errors import ConfigError, SweepError, collect, nearest
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def status(
         _watch(lambda: sweep_status(workspace))
     if not workspace.paths.root.is_dir():
         start = place.hint("run", sweep)
-        tell(
+        print_message(
             f"The root {workspace.paths.root} does not exist. Start with `{start}`, or name "
             "another root with --root or ISWEEP_ROOT."
         )
@@ -159,7 +159,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
 
     In a pipe or file, print a line on stderr after each change: stdout is for data.
     """
-    waited()  # ends the display of the command
+    end_waiting()  # ends the display of the command
     display = Live(console=stdout, transient=True, auto_refresh=False)
     last_line = ""
     try:
@@ -171,16 +171,16 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
                     return
                 line = f"{_counts_text(document, COUNTS)}  {document['now']}"
                 if stdout.is_terminal:
-                    display.update(watched(document), refresh=True)
+                    display.update(run_display(document), refresh=True)
                 elif line != last_line:
-                    tell(line)
+                    print_message(line)
                 last_line = line
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Only this display has ended. The run continues.") from None
 
 
-def watched(document: Mapping[str, Any]) -> Text:
+def run_display(document: Mapping[str, Any]) -> Text:
     """Return the display of a run, with wrapped lines: the remaining time is at their end."""
     return Text("\n".join([_counts_text(document, COUNTS), *running_lines(document)]))
 

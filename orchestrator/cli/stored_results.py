@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import tell
+from orchestrator.cli.printing import print_message
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 
     workspace = place.open(sweep)
     state = read_state(workspace)
-    tell_what_is_absent(sweep, workspace, state, place)
+    print_what_is_missing(sweep, workspace, state, place)
     if not (state.results or state.partial):
         raise no_results(sweep, workspace, place)
     if not from_store:
@@ -88,10 +88,10 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
     return workspace, state
 
 
-def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
+def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print unreadable results, reasons for missing d_data, and the number of trials left."""
     for item in state.unreadable:
-        tell(f"Not used: {item.path} ({item.reason})")
+        print_message(f"Not used: {item.path} ({item.reason})")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:
@@ -99,13 +99,15 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: P
             if estimate and estimate.value is None:
                 reasons.add((size.train_size, estimate.reason))
     for train_size, reason in sorted(reasons):
-        tell(f"There is no d_data at N = {train_size}: {reason}")
+        print_message(f"There is no d_data at N = {train_size}: {reason}")
     num_planned = len(workspace.plan.trials)
     num_done = len(state.results)
     if num_done < num_planned and (num_done or state.partial):
         num_left = num_planned - num_done
         run = place.hint("run", sweep)
-        tell(f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`.")
+        print_message(
+            f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`."
+        )
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
@@ -117,13 +119,13 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
-        tell(
+        print_message(
             f"The results cannot be compared with MLflow. {error} The command uses the results "
             "of the result store."
         )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
-        tell(sentence)
+        print_message(sentence)
 
 
 def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:

@@ -18,9 +18,9 @@ from orchestrator.cli.printing import (
     cell,
     emit,
     grid,
+    print_message,
     progress,
     report_tables,
-    tell,
 )
 from orchestrator.cli.status import grouped_failures
 from orchestrator.cli.stored_results import no_results
@@ -38,7 +38,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
     display = progress(work)
     again = work.again("run", sweep)
-    _tell_which(sweep, work, "run")
+    _warn_about_changed_file(sweep, work, "run")
     changes = read_changes(work.changes)
     try:
         summary = run_sweep(sweep, work.run_options, progress=display, changes=changes)
@@ -48,10 +48,12 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
             stored = f"{display.done} of {plural(display.planned, 'trial')} are kept"
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
-        tell(line)
-    _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
+        print_message(line)
+    _print_missing_updates(summary.num_behind, work.hint("reconcile", sweep))
     planned = plural(summary.planned, "trial")
-    tell(f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left.")
+    print_message(
+        f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left."
+    )
     document: dict[str, object] = {
         "planned": summary.planned,
         "done": summary.done,
@@ -77,21 +79,21 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
     options = work.run_options
     again = work.again("tune", sweep)
-    _tell_which(sweep, work, "tune")
+    _warn_about_changed_file(sweep, work, "tune")
     changes = read_changes(work.changes)
     try:
         summary = tune_sweep(sweep, options, progress=progress(work), changes=changes)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Finished trials are kept. Continue with `{again}`.") from None
     for problem in summary.problems:
-        tell(problem)
-    _tell_behind(summary.num_behind, again)
+        print_message(problem)
+    _print_missing_updates(summary.num_behind, again)
     paths = [str(path) for path in (summary.report, summary.recipe) if path is not None]
     emit(work, summary.document(), report_tables(outcome_table(summary.combinations, BRIEF)), paths)
     return summary.exit_code
 
 
-def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
+def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
     """Warn if the sweep as it last ran differs from the file ./NAME.yaml."""
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.planning.written_files import preset_names
@@ -103,16 +105,18 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
         as_run = load_sweep(work.paths.sweep(sweep).sweep_file)
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
-            tell(
+            print_message(
                 f"{sweep} means the sweep as it last ran, but ./{file} is different. To use the "
                 f"file, run `{hint}`."
             )
 
 
-def _tell_behind(num_updates: int, command: str) -> None:
+def _print_missing_updates(num_updates: int, command: str) -> None:
     """Print the number of updates that MLflow lacks, and the command that sends them."""
     if num_updates:
-        tell(f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`.")
+        print_message(
+            f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`."
+        )
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
@@ -123,7 +127,7 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     workspace = place.open(sweep)
     if not workspace.paths.root.is_dir() and not StoredResults.read(workspace.results_url).trials:
         raise no_results(sweep, workspace, place)
-    counts = reconcile_sweep(workspace, place.mlflow_uri, tell)
+    counts = reconcile_sweep(workspace, place.mlflow_uri, print_message)
     emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
 
 

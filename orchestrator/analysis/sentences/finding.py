@@ -221,7 +221,7 @@ def power_sentence(answer: Answer) -> str:
 
     If the question names no effect, return the slope that 80 of 100 such studies would detect.
     """
-    level = f"At the verdict's level of {per_cent_of(answer.test_level)},"
+    level = f"At a significance level of {per_cent_of(answer.test_level)},"
     if answer.power is not None:
         by_chance = ""
         if answer.power < 2 * answer.test_level:

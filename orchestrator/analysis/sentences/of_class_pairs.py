@@ -75,11 +75,11 @@ def attack_in_words(fits: ScalingFits) -> str:
 def _of_pair_slope(
     slope: Slope, d_data: float | None, in_pixels: Slope | None, attack: str
 ) -> Finding:
-    """Answer one question to class pairs.
+    """Return the finding on one question to class pairs.
 
     Args:
         slope: The slope that answers.
-        d_data: d_data of the dataset, which turns an exponent into a factor.
+        d_data: d_data of the dataset, for the factor of a doubling of N.
         in_pixels: The same slope in pixel units, which is shown without a test.
         attack: The attack that lowers accuracy, in words.
     """
@@ -91,15 +91,14 @@ def _of_pair_slope(
         notes.append(f"In pixel units the {in_pixels.on} is {in_pixel_units}, but {UNITS_ALONE}.")
     if answer.value is None or answer.verdict == "not testable":
         return not_testable(pair_question.question.text, slope.reason, notes=notes)
-    estimand = answer.question.estimand
-    estimate = f"{estimand[:1].upper()}{estimand[1:]} is {number(slope.value)}"
+    estimate = f"the {answer.question.estimand} is {number(slope.value)}"
+    over_pairs = f"Over pairs of {slope.num_groups} classes, {estimate}"
     step = _step_between_pairs(slope, d_data, attack)
-    details = [f"This is a slope over pairs of {slope.num_groups} classes."]
-    if step is None:
-        size, bounds = estimate, interval(slope.interval)
-    else:
+    size, bounds = over_pairs, interval(slope.interval)
+    details = []
+    if step is not None:
         size, bounds = step
-        details.append(f"{estimate} (95 % interval {interval(slope.interval)}).")
+        details.append(f"{over_pairs} (95 % interval {interval(slope.interval)}).")
     claim = f"{answer.statement}." if answer.is_decided else ""
     return Finding(
         question=pair_question.question.text,

@@ -49,7 +49,7 @@ MAX_WORST = 3
 
 
 def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
-    """Yield the answers to the study's questions."""
+    """Yield the findings on the study's questions."""
     yield _dimension(fits)
     yield _sharpness(fits)
     fall = _fall(fits)
@@ -83,7 +83,7 @@ class Property:
 def _of_height(
     fits: ScalingFits, answer: Answer, dataset_property: Property, notes: Sequence[str]
 ) -> Finding:
-    """Answer a question about the height of losses."""
+    """Return the finding on a question about the height of losses: the loss at equal N."""
     fit = fits.headline()
     if answer.verdict == "not testable" or answer.value is None:
         to_add = datasets_to_add(fits, fit, "d_data, K_F and losses", answer.reason)
@@ -381,7 +381,10 @@ def of_representations(fits: ScalingFits) -> Finding:
     if fit.status != "ok":
         return not_testable(question, fit.reason, "measure both on one set of training images")
     (share,) = fit.estimates
-    counted = f"At {fit.num_held} of {plural(fit.num_points, 'point')} d_repr is at most d_data."
+    counted = (
+        f"At {fit.num_held} of {plural(fit.num_points, 'point')}, the dimension of the network's "
+        "last hidden layer (d_repr) is at most d_data."
+    )
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"

@@ -96,7 +96,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         "The p-value after Holm's correction (1979) for the number of tests.",
     )
     yield (
-        "at the verdict's level, … of 100 such studies would detect",
+        "at a significance level of …, … of 100 such studies would detect",
         "The power: the share of studies with this scatter that would detect an effect of this "
         "size. The level is 5 % divided by the number of tests, Holm's strictest level.",
     )

@@ -78,7 +78,7 @@ def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_need
     assert power(needed - 1) < 0.8 <= power(needed)
     assert power(11) == pytest.approx(power_by_scipy(1.0, estimate.std_error, 11 - 4, 0.05 / 5))
     shown = (
-        f"At the verdict's level of 1 %, {round(100 * power(11))} of 100 such studies would detect"
+        f"At a significance level of 1 %, {round(100 * power(11))} of 100 such studies would detect"
     )
     assert f"{shown} the law's slope of 1" in found.answer
 
@@ -314,14 +314,15 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["dataset"] == "natural0", 2.0, 0.5)
     found = answers(table)["representation"]
     assert found.answer.startswith(
-        "At 9 of 12 points d_repr is at most d_data. With each dataset counting once, that is 75%"
+        "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
+        "d_data. With each dataset counting once, that is 75%"
     )
     assert found.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
     never = answers(table.assign(d_repr_mle=1e9))["representation"]
-    assert never.answer.startswith("At 0 of 12 points d_repr is at most d_data.")
+    assert never.answer.startswith("At 0 of 12 points, the dimension of the network's last")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
     (one,) = (finding for finding in of_one_dataset if "d_repr" in finding.line)
-    assert one.sentences == ("At 3 of 3 points d_repr is at most d_data.",)
+    assert one.sentences[0].startswith("At 3 of 3 points, the dimension of the network's last")
 
 
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):

@@ -11,7 +11,7 @@ from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
-from orchestrator.cli.stored_results import FitInputs, tell_what_is_absent
+from orchestrator.cli.stored_results import FitInputs, print_what_is_missing
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
@@ -87,7 +87,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
         update={"result": measured.result.model_copy(update={"sizes": (size,)})}
     )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
-    tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
+    print_what_is_missing("smoke", Workspace.open("smoke", root), state, Place())
     assert capsys.readouterr().err == "There is no d_data at N = 40: too few\n"
 
 
@@ -130,7 +130,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     place = lines.index("SUPPORTED: Does the loss fall with N?")
     assert lines[place + 1].startswith("  Doubling N multiplies the loss by ")
     details = " ".join(asked(table, "fit", "--all").split())
-    assert "Exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in details
+    assert "the exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in details
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
     assert [one["num_groups"] for one in found] == [10] * 10
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])

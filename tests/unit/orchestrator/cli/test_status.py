@@ -78,7 +78,7 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
-    Console(width=60).print(status.watched(document))
+    Console(width=60).print(status.run_display(document))
     said = " ".join(capsys.readouterr().out.split())
     assert said.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
 
