@@ -406,5 +406,7 @@ def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
     source = own(np.arange(1100) % 2, pixels(1100, 4, 4))
     code, out, _ = measure(source)
     assert code == 0
-    assert "K_F of 1,100 images is the mean of the maxima of 10 samples of 1,000 images" in out
+    assert (
+        "K_F of 1,100 images is the mean of 10 maxima, one from each sample of 1,000 images" in out
+    )
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
