@@ -160,7 +160,7 @@ def _reasons_left_out(
         texts = [repr(text) for text in spellings if text]
         spelled = ""
         if texts:
-            spelled = f" ({listing(texts)} counts as missing)"
+            spelled = f", because {listing(texts)} counts as missing"
         masks[f"without {name}{spelled}"] = mask
     masks["equal to an earlier row in every column"] = is_copy
     return [

@@ -119,7 +119,7 @@ def test_numbers_that_only_look_like_codes_are_not_told(tmp_path, d):
 def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
     table = rows().assign(dataset=lambda own: own["dataset"].where(own.index >= num, "None"))
     table.to_csv(tmp_path / "own.csv", index=False)
-    message = rf"{num} rows without dataset \('None' counts as missing\) \(rows 1, 2, 3"
+    message = rf"{num} rows without dataset, because 'None' counts as missing \(rows 1, 2, 3"
     if num > 3:
         with pytest.raises(
             ConfigError, match=rf"{message}, ….*\. .*rename groups whose names count as missing"
