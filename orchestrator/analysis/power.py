@@ -581,7 +581,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. In an experiment, only base datasets count.
     """
-    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.target != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -614,7 +614,7 @@ def planned_power(
     gpu_seconds = sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials)
     experiment = None
     arms = []
-    for arm in plan.sweep.experiment:
+    for arm in plan.sweep.experiment_datasets():
         arms.append(
             Arm(
                 arm.prepared_name,
