@@ -37,7 +37,7 @@ def shown_digits() -> dict[str, tuple[str, ...]]:
     return {
         one.base_name: one.images.digit_classes
         for name in SWEEPS
-        for one in load_sweep(name).experiment
+        for one in load_sweep(name).experiment_datasets()
         if one.target == "base"
     }
 

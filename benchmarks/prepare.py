@@ -18,7 +18,7 @@ from harness import Result, run
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.measures.measure import measure_array
 from tasks.measures.records import MeasureSettings
 from tasks.prepared.prepare import prepare_dataset
@@ -41,7 +41,7 @@ except ImportError:  # the rooms of earlier revisions
     from tasks.prepared.dataset import PreparedDataset
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.remote import InlineExecutor
 side, kind, raw, warm, made = sys.argv[1:]
 
@@ -50,7 +50,7 @@ def prepare(raw, made):
     spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=most)
     row = dataset_spec("mri_lesion")
     if kind:
-        row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=raw, domain="natural"))
+        row = own_dataset_spec("bench", UserSourceSpec(kind=kind, path=raw, domain="natural"))
         spec = PreparedSpec(dataset="bench", image_size=224, channels=1)
     raw = Path(raw) if kind else None
     prepare_dataset(spec, row, raw=raw, destination=Path(made), executor=InlineExecutor())
@@ -249,7 +249,7 @@ def with_faults(
     if name == "mnist5k":
         raw = shuffled_digits(out)
         row = own_dataset_spec(
-            "mnist5k_shuffled", OwnSourceSpec(kind="npz", path="", domain="natural")
+            "mnist5k_shuffled", UserSourceSpec(kind="npz", path="", domain="natural")
         )
     folder = out / spec.prepared_id
     prepare_dataset(spec, row, raw=raw, destination=folder, executor=InlineExecutor())

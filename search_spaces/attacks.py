@@ -1,7 +1,7 @@
-"""The table of adversarial attacks: where each is computed, its parameters and what it costs.
+"""The table of adversarial attacks: the function, the parameters and the cost of each attack.
 
-An attack is one function and one row in :data:`ATTACKS`. The row is here, where neither torch nor
-the function is imported, because sweep files, ids and plans need it too.
+An attack is one function and one row in :data:`ATTACKS`. Sweep files, ids and plans need the row
+without the function. So this module does not import torch or the functions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ Number = int | float
 
 @dataclass(frozen=True)
 class AttackParameter:
-    """A keyword argument of an attack's function that a sweep file may set.
+    """A keyword argument of an attack's function. A sweep file may set it.
 
     Attributes:
-        default: value if a sweep file sets none. If it is an int, only whole numbers are allowed.
+        default: value if a sweep file sets none. If the default is an int, only whole numbers are
+            allowed.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the parameter, with its unit.
@@ -29,7 +30,10 @@ class AttackParameter:
     meaning: str
 
     def problem(self, value: object) -> str:
-        """Return why ``value`` is not allowed, as the end of a sentence; empty if it is."""
+        """Return the end of a sentence: the reason why ``value`` is not allowed.
+
+        Returns an empty text if the value is allowed.
+        """
         allowed_types: tuple[type, ...] = (int, float)
         kind = "a number"
         if isinstance(self.default, int):
@@ -43,12 +47,12 @@ class AttackParameter:
 
 @dataclass(frozen=True)
 class AttackPasses:
-    """Passes of one image through the network, at one strength unless stated otherwise.
+    """Numbers of passes of one image through the network.
 
     Attributes:
-        shared_gradients: forward and backward passes that all strengths share.
-        gradients: forward and backward passes.
-        forwards: passes without a backward pass, the final scoring included.
+        shared_gradients: forward and backward passes, once for all epsilons.
+        gradients: forward and backward passes for each epsilon.
+        forwards: forward passes without a backward pass for each epsilon, final scoring included.
     """
 
     shared_gradients: int = 0
@@ -61,13 +65,14 @@ class AttackMethod:
     """One row of the table.
 
     Attributes:
-        function: ``module:function`` that computes it. :class:`tasks.trials.attacks.AttackFunction`
-            says what it is called with.
-        passes: returns the cost of one image, given the values of all parameters.
+        function: ``module:function`` that computes the attack.
+            :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
+        passes: function that returns the cost for one image. It is called with the values of all
+            parameters.
         parameters: keyword arguments of the function that a sweep file may set, by name. Only
-            values that differ from the default are part of an identity.
-        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which this attack's
-            numbers changed. Results of an older version are measured again.
+            values that differ from the default enter a trial's id.
+        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers of
+            this attack changed. Results of an older version are measured again.
     """
 
     function: str
@@ -76,23 +81,23 @@ class AttackMethod:
     versions: tuple[int, ...] = (1,)
 
     def values(self, changes: Mapping[str, Number]) -> dict[str, Number]:
-        """Return the value of every parameter: its default unless ``changes`` has another."""
+        """Return the value of every parameter: the one in ``changes``, or else the default."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
         return {**defaults, **changes}
 
     def version_at(self, attack_version: int) -> int:
-        """Return the version of this attack's numbers in a trial of ``attack_version``."""
+        """Return the version of this attack that a trial of ``attack_version`` computed."""
         return max(version for version in self.versions if version <= attack_version)
 
 
 def _fgsm_passes(values: Mapping[str, Number]) -> AttackPasses:
-    # The gradient is taken once, on the clean images, and serves every strength.
+    # One gradient, at the clean images, is used for every epsilon.
     return AttackPasses(shared_gradients=1)
 
 
 def _pgd_passes(values: Mapping[str, Number]) -> AttackPasses:
     num_restarts = int(values["num_restarts"])
-    # Each descent scores its last image without a backward pass.
+    # Each descent evaluates its last image without a backward pass.
     return AttackPasses(
         gradients=num_restarts * int(values["num_steps"]), forwards=num_restarts + 1
     )
@@ -104,17 +109,20 @@ ATTACKS: dict[str, AttackMethod] = {
         "tasks.trials.attacks:pgd",
         _pgd_passes,
         parameters={
-            "num_steps": AttackParameter(20, 1, 10_000, "gradient steps of one descent"),
+            "num_steps": AttackParameter(20, 1, 10_000, "number of gradient steps in one descent"),
             "num_restarts": AttackParameter(
-                5, 1, 1_000, "descents; the first starts at the image, others at random"
+                5,
+                1,
+                1_000,
+                "number of descents; all but the first start at random points",
             ),
-            # 20 such steps can cross the L-infinity ball, which is 2 epsilon wide, once.
+            # 20 steps of 0.1 epsilon can cross the L-infinity ball once: it is 2 epsilon wide.
             "relative_step_size": AttackParameter(
                 0.1, 0.001, 2, "length of a step as a fraction of epsilon"
             ),
         },
-        # 2: the iterate with the smallest margin is kept, no longer the last one.
+        # Version 2 returns the iterate with the smallest margin; version 1 returned the last one.
         versions=(1, 2),
     ),
 }
-"""Attack by the name that sweep files, columns and MLflow metrics use."""
+"""Attacks by name, as in sweep files, result columns and MLflow metrics."""

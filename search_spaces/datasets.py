@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row describes a dataset and names its source, which reads the download.
+A row describes a dataset. It contains the name of the source that reads the download.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.interventions import MadeSpec
+from search_spaces.interventions import GeneratedDatasetSpec
 from search_spaces.specs import DatasetParameters, DatasetSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
 _TABLE_KEYS = ("of", "made", "collection", "cut_from")
-"""Keys of a row that are not fields of a DatasetSpec; ``datasets.toml`` explains them."""
+"""Keys of a row that are not fields of a DatasetSpec. ``datasets.toml`` explains them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOrigin:
-    """The origin of a dataset's images, as far as it makes them depend on others.
+    """An origin that makes a dataset's images depend on other images.
 
     Attributes:
-        collection: What the sets of one collection show or come from in common; empty for none.
-        cut_from: The few pictures that training and test images are cut from; empty for none.
+        collection: The common subject or origin of several datasets; empty if there is none.
+        cut_from: The few pictures from which training and test images are cut; empty if there are
+            none.
     """
 
     collection: str = ""
@@ -37,7 +38,7 @@ class ImageOrigin:
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the file; a row ``of`` another one takes all other fields from there."""
+    """Return a row of the file. Missing fields are copied from the row that ``of`` refers to."""
     row = _TABLE[name]
     fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
     for key in _TABLE_KEYS:
@@ -48,7 +49,7 @@ def _row(name: str) -> DatasetSpec:
 DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
 """Dataset by the name that sweep files use."""
 MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
-"""Fields that all generated or changed datasets of a kind share, by kind."""
+"""Common fields of all generated or changed datasets of one kind, by kind."""
 
 
 ORIGINS: dict[str, ImageOrigin] = {
@@ -56,24 +57,24 @@ ORIGINS: dict[str, ImageOrigin] = {
     for name, row in _TABLE.items()
     if row.get("collection") or row.get("cut_from")
 }
-"""Datasets whose images are not independent of those of others, or of each other."""
+"""Origins of the datasets whose images are not independent of each other or of other datasets."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of ``name``.
+    """Return the row of the dataset ``name``.
 
     Raises:
-        ConfigError: there is no such row. The message has the nearest and all known names.
+        ConfigError: the table has no such row. The message contains a similar name and all names.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
     return DATASETS[name]
 
 
-def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
-    """Return a row for a user's own data.
+def own_dataset_spec(name: str, own: UserSourceSpec) -> DatasetSpec:
+    """Return a row for a user's data.
 
-    If ``own`` has no names of classes, preparation reads them.
+    If ``own`` has no class names, preparation reads them from the data.
     """
     return DatasetSpec(
         domain=own.domain,
@@ -94,21 +95,23 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(name: str, made: MadeSpec, condition: DatasetParameters = ()) -> DatasetSpec:
+def made_dataset_spec(
+    name: str, made: GeneratedDatasetSpec, condition: DatasetParameters = ()
+) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 
     Args:
         name: the dataset's name in plans and results.
         made: kind and parameters of the images.
-        condition: parameters that change its training images after the split.
+        condition: parameters that change the training images after the split.
     """
     kind = MADE[made.from_]
-    parameters = _parameter_list(made.changed_parameters) or "dials as they stand"
+    parameters = _parameter_list(made.changed_parameters) or "default parameters"
     description = f"{kind.description} ({parameters})"
     if condition:
         description += (
-            f"; training images moved after the split ({_parameter_list(condition)}), "
-            "test images as they are"
+            f"; training images changed after the split ({_parameter_list(condition)}), "
+            "test images unchanged"
         )
     return kind.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""Errors that users can cause. Every other exception is a bug and may show a traceback."""
+"""Errors that users can cause. Every other exception is a bug, and its traceback may be printed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SweepError(Exception):
     """A mistake that a user can fix.
 
     Args:
-        problem: What is wrong, where, with the value that the user gave; one sentence.
-        hint: What to do, as a sentence of its own; empty only if nothing can be done.
+        problem: One sentence: the mistake, its place and the value that the user entered.
+        hint: One sentence: what the user should do; empty only if the user can do nothing.
 
     Example:
         >>> print(DataError("labels.csv row 12 has no label", hint="Fill it in, or drop the row"))
@@ -27,16 +27,16 @@ class SweepError(Exception):
     exit_code = 2
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        super().__init__(problem, hint)  # both, so that it can be pickled
+        super().__init__(problem, hint)  # pickle needs both arguments
         self.problem = problem
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return two sentences: what is wrong, and what to do."""
+        """Return the problem and the hint as two sentences."""
         return " ".join(_sentence(part) for part in (self.problem, self.hint) if part)
 
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows in place of a traceback."""
+        """Return the text that IPython prints instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -45,17 +45,17 @@ class ConfigError(SweepError):
 
 
 class DataError(SweepError):
-    """Raw or prepared data cannot be used as they are."""
+    """Raw or prepared data contain an error, or cannot be read."""
 
 
 class TooFewImagesError(DataError):
-    """A dataset has too few images for the train and test sizes that are asked for.
+    """A dataset has too few images for the requested train and test sizes.
 
     Args:
         problem: See :class:`SweepError`.
         hint: See :class:`SweepError`.
-        largest_train_size: The largest train size beside the test set; 0 if the test set itself
-            is too large.
+        largest_train_size: The largest train size that is possible with this test set; 0 if even
+            the test set is too large.
     """
 
     def __init__(self, problem: str, hint: str = "", largest_train_size: int = 0) -> None:
@@ -64,26 +64,26 @@ class TooFewImagesError(DataError):
 
 
 class CorruptStoreError(DataError):
-    """A stored file is damaged: its checksum, size or schema is wrong. It is not used."""
+    """A stored file is damaged: its checksum, size or schema is wrong."""
 
 
 class NewerRecordError(CorruptStoreError):
-    """A stored file was written by a newer version of this program. It must not be replaced."""
+    """A newer version of this program wrote a stored file. The file must not be replaced."""
 
 
 class SetupError(SweepError):
-    """The machine, cluster, storage or tracking server is not usable."""
+    """The machine, cluster, storage or tracking server cannot be used."""
 
     exit_code = 3
 
 
 def _sentence(text: str) -> str:
-    """Return a text that ends as a sentence does."""
+    """Return a text with a full stop at its end, unless it already ends like a sentence."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise all problems as one ``error`` with one line each; return if there are none."""
+    """Raise one ``error`` with a line for each problem. Return if there are no problems."""
     problems = list(problems)
     if not problems:
         return
@@ -94,7 +94,7 @@ def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigErro
 
 
 def invalid(error: ValidationError) -> SweepError:
-    """Return the first problem of a validation as a ConfigError."""
+    """Return a ConfigError for the first problem that pydantic reports."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"]
@@ -103,7 +103,7 @@ def invalid(error: ValidationError) -> SweepError:
 
 
 def nearest_path(path: Path) -> str:
-    """Return a sentence on a path that does not exist: the nearest name in its last folder."""
+    """Return a hint for a path that does not exist: a similar name in the last existing folder."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -113,12 +113,12 @@ def nearest_path(path: Path) -> str:
     if not similar:
         return f"The folder {folder} has no {missing}."
     if similar[0] == missing:
-        return f"{folder / missing} is a link to a file that is gone."
+        return f"{folder / missing} is a link to a file that does not exist."
     return f"Did you mean {folder / similar[0]}?"
 
 
 def plural(count: int, noun: str) -> str:
-    """Return ``1 trial``, ``2 trials``, ``2 classes``."""
+    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``."""
     if count == 1:
         return f"{count:,} {noun}"
     return f"{count:,} {_plural_noun(noun)}"
@@ -129,7 +129,10 @@ def _plural_noun(noun: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[object]) -> str:
-    """Return the hint ``Did you mean 'demo'? `` with its blank; empty if no name is similar."""
+    """Return the hint ``Did you mean 'demo'? `` with a space at its end.
+
+    The hint is empty if no candidate is similar to ``name``.
+    """
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
     if not similar:
@@ -138,10 +141,10 @@ def nearest(name: str, candidates: Iterable[object]) -> str:
 
 
 def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) -> ConfigError:
-    """Return the error for a name that is in no table, with the nearest and all known names.
+    """Return the error for an unknown name, with a similar name and all known names.
 
     Args:
-        kind: what the name is of, in the singular: ``model``, or ``class of mnist``.
+        kind: kind of the named thing, in the singular: ``model``, or ``class of mnist``.
         name: the unknown name.
         table: all names of the table.
     """

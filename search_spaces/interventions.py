@@ -1,15 +1,15 @@
-"""Experiments of a sweep file, which change one property of a dataset and keep the others.
+"""Experiments of a sweep file, which change one property of a dataset and leave the others.
 
-- A *base dataset* holds generated images, or real images that are changed in a known way. An
-  experiment has several base datasets: its replicates.
-- A *parameter* is a property of these images that can be set by itself.
-- A *condition* sets parameters to other values. It is applied to every base dataset, and compared
-  with it. Its *target* is the property that it is meant to change.
+- A *base dataset* has generated images, or real images that are changed in a known way. An
+  experiment has several base datasets. They are its replicates.
+- A *parameter* is a property of these images that can be set separately.
+- A *condition* sets parameters to other values. It is applied to every base dataset. The result is
+  compared with the base dataset. The *target* of a condition is the property that it should change.
 
-Sweep files and messages about them have shorter words: ``worlds`` are base datasets, ``dials``
-parameters and ``arms`` conditions; ``moves`` is the target.
+Sweep files and messages about them use shorter words: ``worlds`` for base datasets, ``dials`` for
+parameters, ``arms`` for conditions and ``moves`` for the target.
 
-A condition changes all images before the split, or the training images alone after it
+A condition changes all images before the split, or only the training images after the split
 (:data:`InterveneOn`). In the first case the test images change too, so a higher test loss may come
 from harder test images. In the second case every condition has the test set of its base dataset.
 """
@@ -24,138 +24,191 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name of the base dataset itself among its conditions."""
+"""Name of the unchanged base dataset in a list of its conditions."""
 Target = Literal["sharpness", "dimension", "nothing"]
-"""The property that a condition is meant to change. ``nothing`` marks a control: a change that
-should have no effect."""
+"""The property that a condition should change. ``nothing`` marks a control, which should have no
+effect."""
 ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
-"""Kinds of images that can be generated or changed. Each is also the name of a source."""
+"""Kinds of images that can be generated or changed. Each kind is also the name of the source that
+makes these images."""
 InterveneOn = Literal["all", "training"]
-"""Images that a condition changes: ``all`` images before the split, so test images too; or only the
-``training`` images, after the split."""
+"""Images that a condition changes. ``all``: all images before the split, test images included.
+``training``: only the training images, after the split."""
 DIGIT_SETS = (0, 1)
 """Values of the parameter ``set`` of ``pictures`` that stand for handwritten digits."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A property of a dataset that can be set by itself.
+    """A property of a dataset that can be set separately.
 
     Attributes:
-        default: value in a base dataset that does not set the parameter.
+        default: value if a base dataset does not set the parameter.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the value, with its unit.
-        whole: True if only whole numbers are allowed.
+        is_integer: True if only whole numbers are allowed.
     """
 
     default: float
     low: float
     high: float
     meaning: str
-    whole: bool = False
+    is_integer: bool = False
 
     def check(self, name: str, value: float) -> None:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range, or not whole although it must be.
+            ValueError: the value is out of range, or a fraction where a whole number is required.
         """
         is_in_range = self.low <= value <= self.high
-        if not is_in_range or (self.whole and value != int(value)):
-            kind = "a whole number" if self.whole else "a number"
-            raise ValueError(
-                f"dial {name} is {kind} from {self.low:g} to {self.high:g}, got {value:g}"
-            )
+        if is_in_range and (not self.is_integer or value == int(value)):
+            return
+        kind = "a whole number" if self.is_integer else "a number"
+        raise ValueError(
+            f"dial {name} is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
+        )
 
 
 _COMMON = {
     "flip_share": Parameter(
-        0, 0, 0.5, "share of the labels that are flipped, in training and test images"
+        default=0,
+        low=0,
+        high=0.5,
+        meaning="share of the labels that are flipped, in training and test images",
     ),
     "flipped": Parameter(
-        0, 0, 100, "number of labels flipped in addition to flip_share", whole=True
+        default=0,
+        low=0,
+        high=100,
+        meaning="number of single labels that are flipped, in addition to flip_share",
+        is_integer=True,
     ),
-    "pixel_scale": Parameter(1, 0.01, 1, "factor on all pixels"),
+    "pixel_scale": Parameter(default=1, low=0.01, high=1, meaning="factor on all pixels"),
 }
 _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
 _BLEND = Parameter(
-    0, 0, 0.49, "weight of each image's nearest image with another label, which is blended in"
+    default=0,
+    low=0,
+    high=0.49,
+    meaning="weight with which the nearest image of another class is blended into each image",
 )
+_REACH = Parameter(
+    default=1,
+    low=0,
+    high=1,
+    meaning="share of the images that are blended; those nearest to another class come first",
+)
+# The names of parameters are keys of sweep files. Some are short for what the text describes: bits,
+# frequency and draw.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
-        "dimension": Parameter(4, 1, 12, "number of the manifold's coordinates", whole=True),
+        "dimension": Parameter(
+            default=4,
+            low=1,
+            high=12,
+            meaning="number of the manifold's coordinates",
+            is_integer=True,
+        ),
         "nuisance": Parameter(
-            0, 0, 12, "number of further coordinates, which do not change the label", whole=True
+            default=0,
+            low=0,
+            high=12,
+            meaning="number of additional coordinates that do not change the label",
+            is_integer=True,
         ),
         "bits": Parameter(
-            2, 1, 12, "number of coordinates that decide the label, by their parity", whole=True
+            default=2,
+            low=1,
+            high=12,
+            meaning="number of coordinates that decide the label, by their parity",
+            is_integer=True,
         ),
         "bands": Parameter(
-            2,
-            2,
-            8,
-            "bands along each label-deciding coordinate (bits); neighbors differ in label",
-            whole=True,
+            default=2,
+            low=2,
+            high=8,
+            meaning="number of bands along each coordinate that decides the label (see bits); "
+            "neighboring bands have different labels",
+            is_integer=True,
         ),
         "gap": Parameter(
-            80, 0, 400, "distance between bands: L2 of images of 16x16 pixels in 0..255"
+            default=80,
+            low=0,
+            high=400,
+            meaning="distance between bands: L2 between 16x16 images in [0, 255]",
         ),
         "fine_gap": Parameter(
-            28, 0, 400, "distance between the two halves of a band, in the same unit"
+            default=28,
+            low=0,
+            high=400,
+            meaning="distance between the halves of a band: L2 between 16x16 images in [0, 255]",
         ),
-        "contrast": Parameter(1, 0, 4, "factor on the gap between bands"),
+        "contrast": Parameter(default=1, low=0, high=4, meaning="factor on the gap between bands"),
         "frequency": Parameter(
-            1, 1, 2, "1: label by band; 2: label by half-band; the images stay", whole=True
+            default=1,
+            low=1,
+            high=2,
+            meaning="1: label by band; 2: label by half-band; the images do not change",
+            is_integer=True,
         ),
-        "num_images": Parameter(4000, 100, 40_000, "number of images", whole=True),
-        "draw": Parameter(0, 0, 10_000, "seed of the images", whole=True),
+        "num_images": Parameter(
+            default=4000, low=100, high=40_000, meaning="number of images", is_integer=True
+        ),
+        "draw": Parameter(
+            default=0, low=0, high=10_000, meaning="seed of the images", is_integer=True
+        ),
         **_COMMON,
     },
     "lesions": {
-        "contrast": Parameter(1, 0, 1, "factor on the lesions' contrast"),
-        "size": Parameter(1, 0.1, 2, "factor on the lesions' radii"),
+        "contrast": Parameter(
+            default=1, low=0, high=1, meaning="factor on the contrast of the lesions"
+        ),
+        "size": Parameter(default=1, low=0.1, high=2, meaning="factor on the radii of the lesions"),
         "variations": Parameter(
-            700, 10, 10_000, "number of variations of the head, with four slices each", whole=True
+            default=700,
+            low=10,
+            high=10_000,
+            meaning="number of variations of the head, with four slices each",
+            is_integer=True,
         ),
         **_COMMON,
     },
     "digits_even_odd": {"blend": _BLEND, **_COMMON},
     "pictures": {
-        "set": Parameter(1, 0, 7, f"number of the set, from 0: {_SETS}", whole=True),
-        "first": Parameter(0, 0, 9, "class of the set whose images have label 0", whole=True),
-        "second": Parameter(1, 0, 9, "class of the set whose images have label 1", whole=True),
-        "blend": _BLEND,
-        "reach": Parameter(
-            1, 0, 1, "share of the images that are blended: those nearest to the other label"
+        "set": Parameter(
+            default=1, low=0, high=7, meaning=f"index of the set, from 0: {_SETS}", is_integer=True
         ),
+        "first": Parameter(
+            default=0, low=0, high=9, meaning="class that gets the label 0", is_integer=True
+        ),
+        "second": Parameter(
+            default=1, low=0, high=9, meaning="class that gets the label 1", is_integer=True
+        ),
+        "blend": _BLEND,
+        "reach": _REACH,
         "factors": Parameter(
-            0,
-            0,
-            6,
-            "number of factors that vary between images of both labels, the first of: shift, "
-            "rotation, contrast, coarse background, blur, fine background",
-            whole=True,
+            default=0,
+            low=0,
+            high=6,
+            meaning="number of nuisance factors that vary from image to image, in this order: "
+            "shift, rotation, contrast, coarse background, blur, fine background",
+            is_integer=True,
         ),
         **_COMMON,
     },
 }
 """Parameters by kind of images. The source with the name of the kind applies them."""
 
-TRAINING_PARAMETERS: dict[str, Parameter] = {
-    "blend": Parameter(
-        0, 0, 0.49, "weight of the nearest training image of another class, which is blended in"
-    ),
-    "reach": Parameter(
-        1, 0, 1, "share of the images that are blended: those nearest to another class"
-    ),
-}
-"""Parameters that can change training images after the split, in any base dataset. All others
-regenerate all images, so the test images would change too."""
+TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
+"""Parameters that can change training images after the split, in any base dataset. The image that
+is blended in is always a training image. Every other parameter generates all images anew, so the
+test images would change too."""
 
 
 def check_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
-    """Return the parameters of a condition that changes training images, sorted by name.
+    """Return the parameters of a condition that changes training images, checked and sorted.
 
     Raises:
         ValueError: a parameter cannot be set after the split, or its value is not allowed.
@@ -163,23 +216,23 @@ def check_training_parameters(parameters: specs.DatasetParameters) -> specs.Data
     for name, value in parameters:
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dial {name!r} regenerates all images; with intervene_on: training an arm can set "
-                f"{' and '.join(TRAINING_PARAMETERS)}"
+                f"dial {name!r} generates all images anew, so it cannot change training images "
+                f"only. With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))
 
 
 ParameterMapping = Annotated[specs.DatasetParameters, BeforeValidator(specs.sorted_pairs)]
-"""Pairs of a parameter's name and its value. A sweep file gives them as a mapping."""
+"""Pairs (name of a parameter, value). In a sweep file they are a mapping."""
 
 
-class MadeSpec(specs.Spec):
+class GeneratedDatasetSpec(specs.Spec):
     """A generated or changed dataset.
 
     Attributes:
-        from_: kind of its images.
-        parameters: values of parameters by name. All other parameters are at their default.
+        from_: kind of the images.
+        parameters: pairs (name of a parameter, value). Every other parameter has its default.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -192,10 +245,15 @@ class MadeSpec(specs.Spec):
         table = PARAMETERS[self.from_]
         for name, value in self.parameters:
             if name not in table:
-                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(table)}")
+                raise ValueError(
+                    f"{self.from_} has no dial {name!r}. Use these dials: {', '.join(table)}"
+                )
             table[name].check(name, value)
         if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
-            raise ValueError("dial bits must not exceed dimension")
+            raise ValueError(
+                f"dial bits is {self.value('bits'):g}, but the dial dimension is only "
+                f"{self.value('dimension'):g}. Lower bits, or raise dimension"
+            )
         return self
 
     def value(self, name: str) -> float:
@@ -204,7 +262,7 @@ class MadeSpec(specs.Spec):
 
     @property
     def changed_parameters(self) -> specs.DatasetParameters:
-        """The parameters that are not at their default, sorted by name."""
+        """The parameters whose values differ from their defaults, sorted by name."""
         table = PARAMETERS[self.from_]
         return tuple(
             (name, value) for name, value in sorted(self.parameters) if value != table[name].default
@@ -212,25 +270,24 @@ class MadeSpec(specs.Spec):
 
     @property
     def digit_classes(self) -> tuple[str, ...]:
-        """The handwritten digits that its images show; empty if they show none."""
+        """The handwritten digits that the images show; empty if the images show none."""
         if self.from_ != "pictures" or self.value("set") not in DIGIT_SETS:
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
-    def with_parameters(self, changes: specs.DatasetParameters) -> MadeSpec:
-        """Return this dataset with other values of some parameters."""
+    def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
+        """Return a copy of this dataset with the values in ``changes``."""
         merged = {**dict(self.parameters), **dict(changes)}
-        return MadeSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
+        return GeneratedDatasetSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
 
 
-class BaseDatasetSpec(MadeSpec):
-    """A base dataset: a replicate of an experiment, to which conditions are applied."""
+class BaseDatasetSpec(GeneratedDatasetSpec):
+    """A base dataset: one replicate of an experiment, to which conditions are applied."""
 
     name: specs.Name
 
-    @property
-    def images(self) -> MadeSpec:
-        """The dataset without its name."""
+    def without_name(self) -> GeneratedDatasetSpec:
+        """Return the same dataset without its name."""
         return self.with_parameters(())
 
 
@@ -239,9 +296,9 @@ class ConditionSpec(specs.Spec):
 
     Attributes:
         name: name of the condition.
-        target: property that it is meant to change.
-        parameters: values that it sets.
-        base_names: names of the base datasets to which it is applied; empty for all.
+        target: property that the condition should change.
+        parameters: values that the condition sets.
+        base_names: names of the base datasets to which the condition is applied; empty for all.
     """
 
     name: specs.Name
@@ -253,10 +310,11 @@ class ConditionSpec(specs.Spec):
     def _check_condition(self) -> Self:
         if self.name == BASE:
             raise ValueError(
-                f"the name {BASE!r} means the unchanged world. Give the arm another name"
+                f"the name of an arm cannot be {BASE!r}, which is the name of the unchanged "
+                "world. Choose another name"
             )
         if not self.parameters:
-            raise ValueError("an arm must change at least one dial")
+            raise ValueError("the arm has no dials. Set at least one dial")
         return self
 
 
@@ -267,18 +325,18 @@ class ExperimentDataset:
     Attributes:
         base_name: name of the base dataset.
         condition_name: name of the condition; :data:`BASE` for the base dataset itself.
-        target: property that the condition is meant to change; ``base`` for the base dataset.
-        images: the images before the split.
+        target: property that the condition should change; ``base`` for the base dataset.
+        images: kind and parameters of the images before the split.
         intervene_on: images that conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split. They are
-            empty if there are none: for a base dataset, and for a condition that changes all
-            images, whose parameters are those of ``images``.
+        training_parameters: parameters that change the training images after the split. Empty for a
+            base dataset. Also empty for a condition that changes all images: ``images`` has the
+            parameters of that condition.
     """
 
     base_name: str
     condition_name: str
     target: Literal["base"] | Target
-    images: MadeSpec
+    images: GeneratedDatasetSpec
     intervene_on: InterveneOn
     training_parameters: specs.DatasetParameters = ()
 
@@ -289,5 +347,5 @@ class ExperimentDataset:
 
     @property
     def base_prepared_name(self) -> str:
-        """Name of its base dataset in plans and results."""
+        """Name of the base dataset in plans and results."""
         return f"{self.base_name}_{BASE}"

@@ -1,6 +1,6 @@
-"""The table of models, and the source files of users' own networks.
+"""The table of models, and the source files of users' networks.
 
-Architectures keep their library's names.
+An architecture has the name that its library uses.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PAPER_SIZES = {
     "vgg19": "140 million parameters, no batch norm",
 }
 PAPER_MODELS = tuple(_PAPER_SIZES)
-"""The six models of Konz & Mazurowski: torchvision's, with random initial weights."""
+"""The six networks of Konz & Mazurowski: torchvision's architectures with random weights."""
 LIBRARIES = ("torchvision", "timm")
-"""Libraries whose every architecture a sweep file can name."""
+"""Libraries of which a sweep file can use every architecture."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ModelRow:
     """One row of the table of models.
 
     Attributes:
-        spec: what the network is; its content is its identity.
-        about: one line for people who choose a network.
+        spec: the architecture and its library.
+        about: description in one line, for people who choose a network.
     """
 
     spec: ModelSpec
@@ -50,50 +50,52 @@ def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow
 
 
 def _paper_rows() -> Iterable[ModelRow]:
-    """Yield the six models of the paper, then timm's versions of them."""
+    """Yield the rows of the six models of the paper, then the rows of their timm versions."""
     for name, size in _PAPER_SIZES.items():
-        yield _row(name, "torchvision", name, f"of the study; {size}")
+        yield _row(name, "torchvision", name, f"network of the study; {size}")
     for name, size in _PAPER_SIZES.items():
-        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {size}")
+        yield _row(f"timm_{name}", "timm", name, f"timm version of this network; {size}")
 
 
 _ROWS = (
     *_paper_rows(),
     _row("resnet10t", "timm", "resnet10t", "timm's ResNet-10, 5 million parameters"),
     _row(
-        # Four stages of one block: a real ResNet that trains on a CPU.
+        # It has four stages of one block each, so it trains on a CPU.
         "resnet_tiny",
         "timm",
         "test_resnet",
-        "timm's smallest ResNet, 0.4 million parameters: a real ResNet for CPUs",
+        "timm's smallest ResNet, 0.4 million parameters; trains on a CPU",
     ),
     _row(
         "small_cnn",
         "isweep",
         "small_cnn",
-        "three convolutions, 7 thousand parameters: seconds on a CPU",
+        "three convolutions, 7 thousand parameters; trains in seconds on a CPU",
     ),
     _row(
         "small_mlp",
         "isweep",
         "small_mlp",
-        "two hidden layers, no convolution: seconds on a CPU",
+        "two hidden layers, no convolution; trains in seconds on a CPU",
     ),
 )
 
 MODELS = {row.spec.name: row.spec for row in _ROWS}
-"""Network by the name that sweep files use. ``isweep`` is the library of networks that no other
-library has: their architecture is the name of a function of :mod:`tasks.trials.networks`."""
+"""Networks by name, as in sweep files. The library ``isweep`` is :mod:`tasks.trials.networks`. An
+architecture has the name of its function there."""
 ABOUT = {row.spec.name: row.about for row in _ROWS}
-"""One line about each network, for people who choose one."""
+"""Description of each network in one line, for people who choose a network."""
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
-    """Return the network that ``choice`` names. It is not built here, so it may still not fit.
+    """Return the spec of the network that a sweep file chooses.
+
+    The network is not built here. Building it may fail later.
 
     Raises:
-        ConfigError: the name is in no table; the module of a user's function is not found; or a
-            network of the table does not take these arguments.
+        ConfigError: the name is unknown, the module of a user's function was not found, or the
+            network does not accept these arguments.
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
@@ -116,9 +118,9 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         raise ConfigError(
             f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
             "pretrained weights",
-            hint="Leave pretrained out. Your own function may load weights itself",
+            hint="Remove pretrained. If this is your own function, load the weights there",
         )
-    # 52 characters leave room for the suffix: a name has at most 64.
+    # A name has at most 64 characters. 52 leave room for the suffix.
     name = choice.name or f"{spec.name[:52]}_pretrained"
     return spec.model_copy(update={"name": name, "pretrained": True})
 
@@ -126,7 +128,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
 def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
-        other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
+        other_ways = "or write torchvision:NAME, timm:NAME or package.module:function"
         raise ConfigError(error.problem, hint=f"{error.hint}, {other_ways}")
     return MODELS[name]
 
@@ -141,15 +143,15 @@ def _library_spec(library: str, architecture: str) -> ModelSpec:
 
 
 def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
-    """Return ``base`` with the arguments and the name of ``choice``."""
+    """Return ``base`` with the arguments and the name in ``choice``."""
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(
-            f"{base.name} takes no arguments, but the sweep gives {names}",
-            hint="Leave arguments out",
+            f"{base.name} has no arguments, but the sweep file sets {names}",
+            hint="Remove arguments",
         )
     if not choice.arguments and choice.name is None:
-        # A library's network that the table has keeps the table's name, and so its identity.
+        # torchvision:resnet18 is resnet18 of the table: trials must have the same ids.
         for spec in MODELS.values():
             if (spec.library, spec.architecture) == (base.library, base.architecture):
                 return spec
@@ -160,7 +162,7 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
 
 
 def as_name(text: str) -> str:
-    """Return ``text`` as a name: other characters become ``_``, and at most 64 are kept.
+    """Convert text to a valid name: at most 64 letters, digits, ``-`` and ``_``.
 
     Example:
         >>> as_name("timm_resnet50.a1_in1k")
@@ -172,33 +174,32 @@ def as_name(text: str) -> str:
     return name[:64]
 
 
-# The source of users' own networks.
+# The source code of users' networks.
 
 _HOW_TO_NAME = (
-    "Write package.module:function, with the module in the sweep file's folder or installed"
+    "Write package.module:function. The module must be installed or next to the sweep file"
 )
 
 
 def source_files(reference: str) -> dict[str, Path]:
-    """Return the files that define ``package.module:function``, by module name.
+    """Return the source files that define ``package.module:function``, by module name.
 
-    They are found as Python finds modules (a sweep file's folder comes first) and read, not run:
-    the module's own file, and of the modules that it imports those of the same top-level package or
-    folder, and theirs in turn. Installed libraries are not among them: their versions identify
-    them.
+    These are the file of the module and the files of the modules that it imports, directly or
+    indirectly, from the same top-level package or folder. The files are read, but not run. Files of
+    installed libraries are left out, because the version of a library identifies its code.
 
     Raises:
-        ConfigError: ``reference`` is not ``package.module:function``, or its module is not found.
+        ConfigError: ``reference`` is not ``package.module:function``, or the module was not found.
     """
     module, colon, function = reference.partition(":")
     if not colon or not _is_dotted_name(module) or not function.isidentifier():
         raise ConfigError(
-            f"{reference!r} does not name a function as package.module:function", hint=_HOW_TO_NAME
+            f"{reference!r} is not of the form package.module:function", hint=_HOW_TO_NAME
         )
     path = _find(module)
     if path is None:
         raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
-    # The folder of the top-level package, or the module's own folder if it is in no package.
+    # The folder of the top-level package. A module outside any package has only its own folder.
     depth = module.count(".") + (path.name == "__init__.py") - 1
     home = path.parents[max(depth, 0)]
     files = {module: path}
@@ -222,7 +223,7 @@ def _parent_packages(module: str) -> list[str]:
 
 
 def source_texts(reference: str) -> dict[str, str]:
-    """Return the source of ``reference`` by relative path: all that another machine needs."""
+    """Return the source code of ``reference`` by relative path, to copy it to other machines."""
     texts: dict[str, str] = {}
     for name, path in source_files(reference).items():
         relative = name.replace(".", "/")
@@ -233,7 +234,7 @@ def source_texts(reference: str) -> dict[str, str]:
 
 
 def code_hash(reference: str) -> str:
-    """Return 16 hex digits that change with any line of the source of ``reference``."""
+    """Return a hash of the source code of ``reference``: 16 hex digits."""
     digest = hashlib.sha256()
     for name, path in sorted(source_files(reference).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
@@ -241,13 +242,13 @@ def code_hash(reference: str) -> str:
 
 
 def _find(module: str) -> Path | None:
-    """Return the file of a module without running its package; None if it is not found."""
+    """Return the file of a module without running its package; None if there is no file."""
     top, *submodules = module.split(".")
     path = _find_in(sys.path, [top, *submodules])
     if path is not None:
         return path
-    # A package may be installed by other ways than a folder on the path. Only its top is looked up:
-    # for a submodule, Python would run the package.
+    # A package can be installed in other ways than as a folder on sys.path. Only the top-level
+    # package is looked up: to look up a submodule, Python would run the package.
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -271,12 +272,18 @@ def _find_in(folders: Iterable[str], parts: list[str]) -> Path | None:
 
 
 def _imported_names(module: str, path: Path) -> list[str]:
-    """Return the modules that a file imports; of ``from a import b`` both ``a`` and ``a.b``."""
+    """Return the names of the modules that a file imports.
+
+    For ``from a import b`` these are ``a`` and ``a.b``, because ``b`` may be a module.
+    """
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
         place = f"{path.name}, line {error.lineno}: {error.msg}"
-        raise ConfigError(f"The source of your network is not valid Python: {place}") from None
+        raise ConfigError(
+            f"The source code of your network is not valid Python: {place}",
+            hint="Correct this line",
+        ) from None
     package = module
     if path.name != "__init__.py":
         package = module.rpartition(".")[0]
@@ -295,7 +302,7 @@ def _is_dotted_name(name: str) -> bool:
 
 
 def _absolute_name(node: ast.ImportFrom, package: str) -> str:
-    """Return the module that ``from … import`` names, without leading dots."""
+    """Return the absolute name of the module in ``from … import``."""
     if not node.level:
         return node.module or ""
     ancestors = package.split(".")

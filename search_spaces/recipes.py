@@ -1,6 +1,6 @@
-"""The table of training recipes: defaults of each recipe, and exceptions for models and datasets.
+"""The table of training recipes: fields of each recipe, and exceptions for models and datasets.
 
-The rows ``paper`` and ``released`` are those of the released training script (its section
+The values in the rows ``paper`` and ``released`` come from the released training script (section
 "learning rate, batch size and epochs").
 """
 
@@ -18,7 +18,10 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
 def _exception(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
-    """Return an exception for some models, timm's versions included; no datasets mean all."""
+    """Return an exception for some models, including their timm versions.
+
+    Without ``datasets`` it is for all datasets.
+    """
     timm_models = tuple(f"timm_{name}" for name in models)
     return RecipeOverride.model_validate(
         {"models": models + timm_models, "datasets": datasets, **changes}
@@ -29,7 +32,7 @@ _VGGS = ("vgg13", "vgg16", "vgg19")
 _RELEASED = (
     _exception(_VGGS, learning_rate=1e-4),
     _exception(_VGGS, "svhn", learning_rate=1e-6),
-    # The released script divides its table of batch sizes by five, which leaves these.
+    # These are the batch sizes of the released script after its division by five.
     _exception(("resnet18",), batch_size=40),
     _exception(("resnet34",), batch_size=25),
     _exception(("resnet50",), batch_size=12),
@@ -42,9 +45,9 @@ class Recipe:
     """One row of the table.
 
     Attributes:
-        about: one line for people who choose a recipe.
-        fields: fields of :class:`~search_spaces.specs.RecipeSpec` that are not at their default.
-        exceptions: other values for some models and datasets; later ones take precedence.
+        about: description in one line, for people who choose a recipe.
+        fields: fields of :class:`~search_spaces.specs.RecipeSpec` that differ from their defaults.
+        exceptions: other values for some models and datasets. Later ones replace earlier ones.
     """
 
     about: str
@@ -53,38 +56,39 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # The released optimizer, rates, batch sizes and epochs. Corrected: one logit per class,
-    # bfloat16 in place of unscaled float16, and the loss as the mean over examples.
+    # Optimizer, learning rates, batch sizes and epochs are those of the released code. Three things
+    # are corrected: one logit per class, bfloat16 instead of unscaled float16, and the loss as the
+    # mean over examples.
     "paper": Recipe(
-        "the study's training, corrected; other rates and batches for some networks; for a GPU",
+        "the training of the study, with its faults corrected; for GPUs",
         {"precision": "bfloat16"},
         _RELEASED,
     ),
     "released": Recipe(
-        "exactly as the study's code trained, faults included",
+        "the training of the study, with all faults of its code",
         {"precision": "float16_unscaled", "num_outputs": 1000, "test_loss": "mean_of_batch_means"},
         _RELEASED,
     ),
-    # Inputs scaled to [0, 1], and enough steps to fit a few hundred images. The constant rate is
-    # low enough that batch norm's running statistics describe the last weights.
+    # Inputs are scaled to [0, 1]. There are enough steps to fit a few hundred images. The constant
+    # learning rate is low, so that batch norm's running statistics agree with the final weights.
     "demo": Recipe(
-        "short trainings of small images on CPU cores",
+        "short training on small images, for CPUs",
         {"epochs": 20, "learning_rate": 5e-4, "batch_size": 32, "input_scale": 1 / 255},
         (_exception(("small_cnn", "small_mlp"), epochs=30, learning_rate=2e-3),),
     ),
     "smoke": Recipe(
-        "two epochs, to see that everything works",
+        "two epochs, to check that everything works",
         {"epochs": 2, "batch_size": 16, "input_scale": 1 / 255},
     ),
 }
-"""Recipe by the name that sweep files use."""
+"""Recipes by name, as in sweep files."""
 
 
 def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
     """Return the recipe ``name`` for one model on one dataset.
 
     Raises:
-        ConfigError: there is no such recipe.
+        ConfigError: the table has no such recipe.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
@@ -99,7 +103,7 @@ def _overridden_fields(
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
-        # No names mean all.
+        # An empty list of names means all.
         matches_model = not override.models or model in override.models
         matches_dataset = not override.datasets or dataset in override.datasets
         if matches_model and matches_dataset:
@@ -109,9 +113,10 @@ def _overridden_fields(
 
 
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
-    """Return the recipes of ``choice`` for one model and dataset, one for each point of its axes.
+    """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    A recipe whose changes change nothing keeps the name and identity of the one it starts from.
+    If the fields of a grid point do not differ from the recipe in the table, the recipe has the
+    table's name, and trials have the same ids.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
@@ -123,7 +128,7 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
         different = {key: value for key, value in changes.items() if value != getattr(base, key)}
         suffixes = [f"{key}={str(different[key]).lower()}" for key in sorted(different)]
         name = "+".join([base.name, *suffixes])
-        # By name: points that an override makes equal are one recipe.
+        # An override can make grid points equal. They have one name, so they become one recipe.
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **different, "name": name})
     return tuple(grid.values())
 
@@ -137,11 +142,13 @@ RELEASED_TRAIN_SIZES = (500, 750, 1000, 1250, 1500, 1750)
 def released_pairs() -> dict[tuple[str, str, int], ClassPair]:
     """Return the class pairs of the released script by (model, natural dataset, train size).
 
-    The script seeds Python's generator once and draws two classes for each of them, in the order of
-    its loops (``docs/faults.md``, F8). For ImageNet it draws again if both classes together have
-    fewer than N + 750 images. That would change all later draws, and cannot be excluded here. The
-    first class of a pair is label 0. ImageNet's pairs are indices of all 1,000 classes, but the
-    images are always tench and goldfish (F4).
+    The script seeds Python's random generator once. Then it draws two classes for each key, in the
+    order of its loops (``docs/faults.md``, F8). For ImageNet the script draws again if both classes
+    together have fewer than N + 750 images. A second draw would change all later pairs. This
+    function cannot know whether that happened.
+
+    The first class of a pair has label 0. ImageNet's pairs are indices into all 1,000 classes, but
+    the images are always tench and goldfish (F4).
 
     Example:
         >>> released_pairs()["vgg13", "mnist", 500]

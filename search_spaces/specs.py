@@ -1,8 +1,8 @@
-"""Specs: the choices of a study as frozen data, from datasets and networks to measurements.
+"""Specs: frozen records that define a study, from datasets and networks to measurements.
 
-A spec is validated when it is made and refuses unknown fields. Its content is its identity, see
-:mod:`search_spaces.fingerprint`. Resources, paths and numbers of workers are never part of a
-:class:`TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
+A spec is validated when it is created. Unknown fields are errors. Two specs are the same if their
+contents are equal, see :mod:`search_spaces.fingerprint`. Resources, paths and numbers of workers
+cannot change a result. So they are not part of a :class:`TrialSpec` or :class:`MeasureSpec`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version for each kind of result. Increase a version when results of this kind, the meaning of
-# a spec field, or a default changes (defaults are not hashed). Then all stored results of this
-# kind, and of no other, are computed again.
+# Each kind of result has a version. Increase it when results of this kind change, or the meaning of
+# a field of the spec, or a default (defaults are not hashed). Then all stored results of this kind
+# are computed again. Results of other kinds are not.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-# Each row of search_spaces.attacks.ATTACKS names the versions at which its numbers changed.
+# Each row of search_spaces.attacks.ATTACKS lists the versions at which its numbers changed.
 ATTACK_VERSION = 2
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
@@ -43,7 +43,7 @@ MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distance
 
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-"""Indices of two classes, from 0. The first becomes label 0."""
+"""Indices of two classes, from 0. The first class has label 0, the second label 1."""
 V = TypeVar("V", bound=Hashable)
 
 
@@ -52,27 +52,30 @@ def check_unique(values: tuple[V, ...], *, field: str = "") -> tuple[V, ...]:
 
     Args:
         values: the values of a field.
-        field: the name of the field, where pydantic does not add it to the message.
+        field: the name of the field; empty if pydantic adds the name to the message.
 
     Raises:
         ValueError: a value is repeated.
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
-        raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once".lstrip())
+        raise ValueError(
+            f"{field or 'it'} lists {', '.join(repeated[:20])} more than once. "
+            "List every value once"
+        )
     return values
 
 
 def check_range(limits: object) -> object:
-    """Return ``limits``, the smallest and the largest value of a range, after checking them.
+    """Return the two limits of a range after checking that the second is larger.
 
     Raises:
-        ValueError: they are not two numbers of which the second is larger.
+        ValueError: there are not two limits, or the second is not larger than the first.
     """
     if not isinstance(limits, list | tuple):
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
-    # Pydantic refuses values that are no numbers, with a message of its own.
+    # If a limit is not a number, pydantic raises the error.
     is_not_rising = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_not_rising:
         raise ValueError("must be two rising numbers, the smallest and the largest")
@@ -80,9 +83,9 @@ def check_range(limits: object) -> object:
 
 
 def sorted_pairs(value: object) -> object:
-    """Return a mapping of a sweep file as pairs sorted by key, and a list as a tuple.
+    """Return a mapping as pairs sorted by key, a list as a tuple, and any other value unchanged.
 
-    This is done inside them too. Any other value is returned as it is.
+    Values inside mappings and lists are converted in the same way.
     """
     if isinstance(value, Mapping):
         value = sorted(value.items())
@@ -96,8 +99,8 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
-"""``as_released``: all faults of the released code are on, TwoNN discards no ratios, and some
-sources read their files as that code did."""
+"""The way in which data are prepared and measured. ``as_released`` switches on all faults of the
+released code: TwoNN discards no ratios, and some sources read their files as that code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -109,7 +112,7 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""Faults of the released code that change data. ``docs/faults.md`` explains each under its number,
+"""Faults of the released code that change data. ``docs/faults.md`` explains all faults by number,
 F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -117,8 +120,8 @@ RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
 DatasetParameters = tuple[tuple[str, float], ...]
-"""Pairs (parameter, value) of a generated or changed dataset, see
-:mod:`search_spaces.interventions`."""
+"""Pairs (parameter, value) of a generated or changed dataset. :mod:`search_spaces.interventions`
+defines the parameters."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -141,11 +144,12 @@ class ModelSpec(Spec):
 
     Attributes:
         name: name in results.
-        library: library that builds it; ``own`` for a user's function.
-        architecture: name in the library; for a user's function, ``package.module:function``.
-        arguments: keyword arguments of the constructor, sorted by name.
-        code: hash of the source of a user's function; empty for other networks.
-        pretrained: True to start from the library's weights, not from random ones.
+        library: library that builds the network; ``own`` for a user's function.
+        architecture: name in the library; ``package.module:function`` for a user's function.
+        arguments: pairs (name, value) of the constructor's keyword arguments, sorted by name.
+        code: hash of the source code of a user's function; empty for other networks.
+        pretrained: True to start from the pretrained weights of the library; False to start from
+            random weights.
     """
 
     name: Name
@@ -157,47 +161,50 @@ class ModelSpec(Spec):
 
     @property
     def pretrained_key(self) -> str:
-        """The name under which its pretrained weights are stored."""
+        """The key of the pretrained weights: networks with equal keys start from the same file."""
         return f"{self.library}-{self.architecture}"
 
 
 Layout = Literal["class/group", "group/class"]
-"""Class folders with a folder for each patient in them, or patient folders with classes in them."""
+"""Order of two folder levels. ``class/group``: every class folder has a folder for each patient.
+``group/class``: every patient folder has a folder for each class."""
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
-"""``derived``: real images cut into patches or labeled by a rule; ``semi-synthetic``: real images
-that were changed."""
+"""Origin of images. ``derived``: real images, cut into patches or labeled by a rule.
+``semi-synthetic``: real images that were changed."""
 
 
 class DatasetSpec(Spec):
-    """One row of the table of datasets. It describes a dataset, and does not locate its files.
+    """One row of the table of datasets. It describes a dataset, but does not contain a path.
 
     Attributes:
         name: name of the dataset in sweep files and tables.
         title: name of the dataset in text for people.
         domain: natural or medical; None only for data that are measured outside a sweep.
-        modality: what the images show: ``handwritten digits``, ``chest X-ray``.
+        modality: subject and technique of the images, for example ``chest X-ray``.
         label_names: names of the classes by index.
         channels: number of channels of the raw images.
         source: name of the source in :mod:`tasks.sources` that reads them.
         description: one or two sentences.
-        terms: license or access terms, and where to ask for access.
+        terms: license, or terms of access with an address.
         raw_layout: the files that are expected below ``--raw``.
-        groups: text that says what a group of images is, e.g. a patient. Groups are never split.
-        origin: real or generated images.
-        label_rule: rule that the labels were made by; empty if a person gave them.
-        task: name of the labels that are used, if a download has several kinds.
-        class_pairs: binary tasks that presets use; empty if the labels are binary already.
+        groups: description of a group of images, for example a patient. A group is never split
+            between training and test.
+        origin: origin of the images, see :data:`Origin`.
+        label_rule: rule that assigned the labels; empty if people assigned them.
+        task: name of the label set, if a download has several label sets.
+        class_pairs: pairs of classes that presets use; empty if there are only two classes.
         images_per_class: number of images of each class, if an installed package contains the
-            dataset; empty if it is known only after reading.
-        max_images_per_class: number of images of each class that preparation keeps, a seeded choice
-            of whole groups; None keeps all.
-        label_map: pairs (label as written, class) of a user's data.
-        label_columns: label column of a user's table, or one column of 0 and 1 per class; empty for
-            the usual name.
-        layout: order of a user's folders for classes and patients; None if the folders show it.
-        pixel_range: values of black and white in a user's data; None if the format has them.
-        dials: parameters of a generated or changed dataset; stored records have this name.
+            dataset; empty if the data must be read to count them.
+        max_images_per_class: largest number of images of each class in the prepared dataset, drawn
+            in whole groups with a seed; None for all images.
+        label_map: pairs (label in the data, class) for a user's data.
+        label_columns: the label column of a user's table, or one column of 0 and 1 for each class;
+            empty if the column has a usual name.
+        layout: order of a user's folder levels; None if the folders show it.
+        pixel_range: pixel values of black and white in a user's data; None if the files contain
+            them.
+        dials: parameters of a generated or changed dataset. Stored records use this name.
     """
 
     name: Name
@@ -241,18 +248,19 @@ class RecipeSpec(Spec):
 
     Attributes:
         name: name of the recipe with its changes: ``paper+epochs=30``.
-        optimizer: ``adam`` has the coupled weight decay of the released code.
+        optimizer: optimizer. ``adam`` has coupled weight decay, as in the released code.
         learning_rate: learning rate of all epochs.
         weight_decay: factor of the weight decay.
-        batch_size: number of images of one optimization step.
+        batch_size: number of images in one optimization step.
         epochs: number of passes over the training images.
         precision: number format of the forward pass, see :class:`tasks.trials.training.Step`.
-        num_outputs: number of logits; None for one per class. The released code left torchvision's
-            1000.
-        input_scale: factor on pixels in [0, 255], inside the model, so that attacks keep pixel
-            units.
-        dropout: dropout probability; None keeps the library's (0.5 in torchvision's VGGs).
-        test_loss: how losses are averaged, see :data:`tasks.trials.training.LossRule`.
+        num_outputs: number of logits; None for one logit per class. The released code used the 1000
+            logits of torchvision's networks.
+        input_scale: factor on pixels in [0, 255]. It is applied inside the model, so attacks work
+            in pixel units.
+        dropout: dropout probability; None for the default of the library (0.5 in torchvision's
+            VGGs).
+        test_loss: rule for averaging losses, see :data:`tasks.trials.training.LossRule`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.+=-]{0,199}$")]
@@ -271,7 +279,8 @@ class RecipeSpec(Spec):
 def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     if max(epsilons, default=1) < 0.5:
         raise ValueError(
-            "must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255"
+            "should be in units of 1/255 of the pixel range: write 8 for 8/255. "
+            "At least one epsilon must be 0.5 or more"
         )
     return check_unique(epsilons)
 
@@ -284,7 +293,7 @@ def _check_method(name: str) -> str:
 
 
 def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
-    """Return the parameters that are not at their default, after checking all of them.
+    """Return the parameters whose values differ from their defaults, after checking all.
 
     Raises:
         ValueError: an attack or parameter is unknown, or a value is not allowed.
@@ -295,14 +304,15 @@ def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
         changed_values: list[tuple[str, Number]] = []
         for name, value in sorted(values):
             if name not in parameters:
-                names = ", ".join(parameters) or "none"
-                raise ValueError(f"{method} has no parameter {name!r}; its parameters: {names}")
+                names = ", ".join(parameters)
+                hint = f"Use these parameters: {names}" if names else "It has no parameters"
+                raise ValueError(f"{method} has no parameter {name!r}. {hint}")
             parameter = parameters[name]
             problem = parameter.problem(value)
             if problem:
                 raise ValueError(f"{method}.{name} {problem}")
             if value != parameter.default:
-                # Equal values must have one spelling: 1 and 1.0 would be two identities.
+                # 1 and 1.0 are equal, but would have different ids. So the type is unified.
                 changed_values.append((name, type(parameter.default)(value)))
         if changed_values:
             changed.append((method, tuple(changed_values)))
@@ -312,7 +322,7 @@ def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
 ParameterValues = tuple[tuple[str, StrictInt | StrictFloat], ...]
 """Pairs (parameter, value) of one attack."""
 AttackParameters = tuple[tuple[str, ParameterValues], ...]
-"""Pairs (attack, its parameters)."""
+"""Pairs (attack, parameters of the attack)."""
 
 
 class AttackSpec(Spec):
@@ -321,23 +331,24 @@ class AttackSpec(Spec):
     methods: Annotated[
         tuple[Annotated[str, AfterValidator(_check_method)], ...], AfterValidator(check_unique)
     ] = ("fgsm",)
-    """Names in :data:`search_spaces.attacks.ATTACKS`."""
+    """Names of attacks in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_check_epsilons)
     ] = (1.0, 2.0, 4.0, 8.0)
-    """Largest change of a pixel, in units of 1/255 of the range."""
+    """Largest changes of a pixel, in units of 1/255 of the pixel range."""
     parameters: Annotated[
         AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_changed_parameters)
     ] = ()
-    """Parameters that are not at their default, by method; a mapping in a sweep file."""
+    """Parameters whose values differ from their defaults, by method. In a sweep file they are a
+    mapping."""
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
         unused = sorted({method for method, _ in self.parameters} - set(self.methods))
         if unused:
             raise ValueError(
-                f"parameters of {', '.join(unused)}, which methods does not name; "
-                "add it there, or drop its parameters"
+                f"parameters are set for {', '.join(unused)}, which methods does not list. "
+                "Add the attack to methods, or remove its parameters"
             )
         return self
 
@@ -347,7 +358,7 @@ class AttackSpec(Spec):
         return ATTACKS[method].values(dict(changed))
 
     def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackMeasurement]:
-        """Return one measurement for each method and epsilon, method by method."""
+        """Return one measurement for each method and epsilon, sorted by method."""
         changed = dict(self.parameters)
         measurements: list[AttackMeasurement] = []
         for method in self.methods:
@@ -367,9 +378,9 @@ class RobustnessSpec(Spec):
     """The measurement of adversarial robustness R, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        num_images: size of a fixed sample of the test images.
-        num_steps: gradient steps per image.
-        num_bisections: bisections per image.
+        num_images: number of test images in a fixed sample.
+        num_steps: number of gradient steps per image.
+        num_bisections: number of bisections per image.
     """
 
     num_images: Annotated[int, Field(ge=1)] = 250
@@ -381,12 +392,13 @@ KeepWeights = Literal["all", "last", "none"]
 
 
 class RepresentationSpec(Spec):
-    """The measurement of d_repr, the intrinsic dimension of the last hidden layer's activations.
+    """The measurement of d_repr: the intrinsic dimension of the activations of a hidden layer.
 
     Attributes:
         estimators: names of estimators.
         num_neighbors: number of nearest neighbors of each image.
-        stages: True to measure also the activations after every stage of the network.
+        stages: True to measure the activations after every stage of the network, and not only of
+            the last hidden layer.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -395,7 +407,7 @@ class RepresentationSpec(Spec):
 
 
 class PreparedSpec(Spec):
-    """The preparation of a dataset. Equal specs and equal raw files give equal arrays.
+    """The preparation of a dataset. Equal specs and equal raw files result in equal arrays.
 
     Attributes:
         dataset: name of the dataset.
@@ -403,7 +415,7 @@ class PreparedSpec(Spec):
         image_size: side of the square images, in pixels.
         channels: number of channels of the prepared images.
         data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
-        faults: faults of the released code that are on.
+        faults: faults of the released code that are switched on.
         max_images_per_class: see :class:`DatasetSpec`.
         dials: see :class:`DatasetSpec`.
     """
@@ -420,14 +432,14 @@ class PreparedSpec(Spec):
 
     @property
     def prepared_id(self) -> str:
-        """The name of the prepared dataset's folder: readable, with a hash."""
+        """The folder name of the prepared dataset: readable words and a hash."""
         return readable_id([self.dataset, f"{self.image_size}px", self.data_mode], self)
 
 
 class TrainingCondition(Spec):
     """A condition of an experiment that changes training images after the split.
 
-    Test images stay as they were prepared.
+    The condition does not change test images.
 
     Attributes:
         dataset: name of the condition's dataset in plans and results.
@@ -443,7 +455,7 @@ class FurtherTest(Spec):
     """A further test set: the test images of a subset, changed by a condition.
 
     Attributes:
-        name: name of the condition, without that of the base dataset.
+        name: name of the condition, without the name of the base dataset.
         parameters: pairs (parameter, value), as in :class:`TrainingCondition`.
     """
 
@@ -454,16 +466,16 @@ class FurtherTest(Spec):
 class SubsetSpec(Spec):
     """A subset of a prepared dataset: its training images of every size, and its test images.
 
-    Training sets of all sizes are prefixes of one stratified permutation and share one test set, so
-    nothing here depends on the train sizes of a sweep, unless a fault makes it
-    (:attr:`depends_on_size`).
+    The training sets of all sizes are prefixes of one stratified permutation. They share one test
+    set. So a subset does not depend on the train sizes of a sweep. Some faults of the released code
+    are exceptions (:attr:`depends_on_size`).
 
     Attributes:
         prepared: the prepared dataset.
         class_pair: the two classes of a binary task; None for all classes.
         test_size: number of test images.
         split_seed: seed of the permutation.
-        condition: condition that changes the training images; None if there is none.
+        condition: condition that changes the training images; None for a base dataset.
     """
 
     prepared: PreparedSpec
@@ -481,44 +493,44 @@ class SubsetSpec(Spec):
 
     @property
     def without_condition(self) -> SubsetSpec:
-        """The same subset without a condition: that of the base dataset."""
+        """The same subset without its condition: the subset of the base dataset."""
         if self.condition is None:
             return self
         return self.model_copy(update={"condition": None})
 
     @property
     def depends_on_size(self) -> bool:
-        """True if a fault makes images or the test set depend on the train size.
+        """True if a fault makes the images depend on the train size.
 
-        These faults are F3, F4 and F7 in ``docs/faults.md``.
+        Only the faults F3, F4 and F7 of ``docs/faults.md`` do so.
         """
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """The share of the largest distance ratios that TwoNN leaves out."""
+        """The share of distance ratios, the largest ones, that TwoNN leaves out."""
         if self.prepared.data_mode == "as_released":
             return 0.0
         return 0.1  # as in Facco et al. (2017)
 
     @property
     def subset_id(self) -> str:
-        """A readable name with a hash."""
+        """A readable name that ends with a hash."""
         return readable_id([self.dataset, pair_name(self.class_pair)], self)
 
 
 class MeasureSpec(Spec):
-    """The measures of a subset: intrinsic dimension and label sharpness at every train size.
+    """The measurement of a subset: intrinsic dimension and label sharpness at every train size.
 
     Attributes:
-        subset: subset whose training images are measured, once for all models.
+        subset: subset whose training images are measured. The result is the same for all models.
         train_sizes: numbers of training images.
         num_neighbors: number of nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
-        sharpness_sample: number of images of a sample for label sharpness; None takes all images.
-        sharpness_seeds: seeds of the samples, one sample for each.
-        calibrate: True to correct the bias of the intrinsic dimension also by simulation.
+        sharpness_sample: number of images in a sample for label sharpness; None for all images.
+        sharpness_seeds: seeds of the samples, one sample for each seed.
+        calibrate: True to correct the bias of the intrinsic dimension by simulation as well.
     """
 
     schema_version: int = MEASURE_VERSION
@@ -532,18 +544,18 @@ class MeasureSpec(Spec):
 
     @property
     def measure_id(self) -> str:
-        """A readable name with a hash."""
+        """A readable name that ends with a hash."""
         subset = self.subset
         return readable_id([subset.dataset, pair_name(subset.class_pair), "measures"], self)
 
     @property
     def derived_seed(self) -> int:
-        """The seed of every random choice. It does not depend on the train sizes."""
+        """The seed of every random choice. The train sizes do not change it."""
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
 
 
 def pair_name(class_pair: ClassPair | None) -> str:
-    """Return a class pair as in tables and ids, ``"3-8"``; ``""`` for all classes."""
+    """Format a class pair for tables and ids: ``"3-8"``; ``""`` for all classes."""
     if class_pair is None:
         return ""
     return f"{class_pair[0]}-{class_pair[1]}"
@@ -561,32 +573,32 @@ class NetworkSpec(Spec):
 
     @property
     def network_id(self) -> str:
-        """A readable name with a hash."""
+        """A readable name that ends with a hash."""
         subset = self.subset
         combination = [self.model.name, subset.dataset, pair_name(subset.class_pair)]
         return readable_id([*combination, f"n{self.train_size}", f"s{self.seed}"], self)
 
     @property
     def derived_seed(self) -> int:
-        """The seed of weights and batch order, which depends on this spec alone."""
+        """The seed of the weights and of the batch order. It depends only on this spec."""
         return derive_seed("network", fingerprint(self))
 
 
 class AttackMeasurement(Spec):
-    """One attack at one strength."""
+    """One attack at one epsilon."""
 
     schema_version: int
     method: str
     epsilon: float
     parameters: ParameterValues = ()
-    """The parameters that are not at their default."""
+    """Parameters whose values differ from their defaults."""
 
 
 class RepresentationMeasurement(Spec):
-    """One estimate of d_repr, the intrinsic dimension of the training set's representation.
+    """One estimate of d_repr: the intrinsic dimension of the representation of the training set.
 
     Attributes:
-        stages: True for the activations after every stage, False for the last hidden layer.
+        stages: True for the activations after every stage; False for the last hidden layer.
     """
 
     schema_version: int
@@ -596,7 +608,7 @@ class RepresentationMeasurement(Spec):
 
 
 class RobustnessMeasurement(Spec):
-    """The adversarial robustness R."""
+    """The adversarial robustness R of a network."""
 
     schema_version: int
     robustness: RobustnessSpec
@@ -609,7 +621,7 @@ class PredictionMeasurement(Spec):
 
 
 class FurtherTestMeasurement(Spec):
-    """Loss and accuracy on a further test set, and R on it if R is measured."""
+    """Loss and accuracy on a further test set; also R if R is measured."""
 
     schema_version: int
     test: FurtherTest
@@ -626,9 +638,9 @@ Measurement = (
 
 
 class TrialSpec(Spec):
-    """A trial: a network, and what is measured on it after training.
+    """A trial: a network and its measurements after training.
 
-    Its identity and seed are those of the network, so more measurements change no network.
+    A trial has the id and the seed of its network. So another measurement changes no network.
     """
 
     network: NetworkSpec
@@ -645,17 +657,17 @@ class TrialSpec(Spec):
 
     @property
     def trial_id(self) -> str:
-        """The network's id, used as Tune trial name, store folder and MLflow tag."""
+        """The id of the network. Ray Tune, the result store and MLflow use it as a name."""
         return self.network.network_id
 
     @property
     def derived_seed(self) -> int:
-        """The network's seed."""
+        """The seed of the network."""
         return self.network.derived_seed
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """All measurements on the network, one for each number or group of numbers."""
+        """All measurements of the network, one for each number or group of numbers."""
         representation = self.representation
         measurements: list[Measurement] = []
         layers = (False, True) if representation.stages else (False,)
@@ -687,7 +699,7 @@ class TrialSpec(Spec):
         return tuple(measurements)
 
     def missing_for(self, requested: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``requested`` that a trial of this spec does not have."""
+        """Return the measurements in ``requested`` that a trial of this spec lacks."""
         if self == requested:
             return ()
         present = set(self.measurements)

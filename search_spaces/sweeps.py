@@ -1,4 +1,4 @@
-"""Sweep files: the grid as people write it, before it becomes trials and measures."""
+"""The format of a sweep file. :mod:`orchestrator.planning` makes trials and measures from it."""
 
 from __future__ import annotations
 
@@ -22,34 +22,39 @@ from search_spaces.interventions import (
     BaseDatasetSpec,
     ConditionSpec,
     ExperimentDataset,
+    GeneratedDatasetSpec,
     InterveneOn,
-    MadeSpec,
     check_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
 
 def _check_class(value: object) -> int | str:
-    """Return a class of a sweep file, its index or its name, after checking it."""
+    """Return a class of a sweep file after checking it: an index or a name."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("a class is given as its index, a number from 0, or as its name")
+        raise ValueError(
+            "this is not a class. Write the index of a class (0, 1, 2 …) or its name as text"
+        )
     return value
 
 
 ClassChoice = Annotated[int | str, PlainValidator(_check_class)]
 PairChoice = tuple[ClassChoice, ClassChoice]
-"""A class pair of a sweep file: indices from 0, or names as text."""
+"""A pair of classes in a sweep file, each an index from 0 or a name."""
 
-MAX_IMAGES = 10**9
-"""Largest train or test size. A larger one is a typing error, reported before anything is read."""
+MAX_SUBSET_SIZE = 10**9
+"""Largest train or test size. A larger number is a typing error: no dataset has so many images."""
 MIN_SHARE = 0.0001
-"""Smallest share of a core or GPU. Ray counts in ten-thousandths and starts no task with less."""
+"""Smallest share of a core or GPU. Ray counts in units of 0.0001 and starts no task with less."""
 
 
-class _Choice(specs.Spec):
-    """An entry of a table, with changes. Text stands for a mapping with ``from`` alone."""
+class _TableEntry(specs.Spec):
+    """A reference to a named entry of a table, with fields that replace fields of the entry.
+
+    If a sweep file has text instead of a mapping, the text is the value of ``from``.
+    """
 
     model_config = ConfigDict(populate_by_name=True, strict=False)
 
@@ -57,21 +62,21 @@ class _Choice(specs.Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_text(cls, value: object) -> object:
+    def _parse_text(cls, value: object) -> object:
         if isinstance(value, str):
             return {"from": value}
         return value
 
 
-class ModelChoice(_Choice):
+class ModelChoice(_TableEntry):
     """A network of a sweep.
 
     Attributes:
-        from_: name in the table of models, ``torchvision:NAME``, ``timm:NAME``, or a user's
-            ``package.module:function``.
-        arguments: keyword arguments of the constructor; in a sweep file a mapping.
-        pretrained: True to start from the library's weights.
-        name: name in results; None for one made of the other fields.
+        from_: a name in the table of models, ``torchvision:NAME``, ``timm:NAME``, or
+            ``package.module:function`` for a user's function.
+        arguments: keyword arguments of the constructor. In a sweep file they are a mapping.
+        pretrained: True to start from the pretrained weights of the library.
+        name: name in results; None to make a name from the other fields.
     """
 
     arguments: Annotated[specs.Arguments, BeforeValidator(specs.sorted_pairs)] = ()
@@ -103,13 +108,13 @@ class RecipeChanges(specs.Spec):
     def _as_tuple(cls, value: object) -> object:
         if isinstance(value, list | tuple):
             if not value:
-                raise ValueError("needs a value; leave the key out to keep the recipe's own")
+                raise ValueError("the list has no value. Add a value, or remove the key")
             return tuple(value)
         return (value,)
 
     @property
     def changes(self) -> dict[str, tuple[object, ...]]:
-        """The changed fields with their values, in the recipe's order."""
+        """The changed fields and their values, in the order of the fields of a recipe."""
         changes: dict[str, tuple[object, ...]] = {}
         for name in specs.RecipeSpec.model_fields:
             values = getattr(self, name, ())
@@ -124,7 +129,10 @@ class RecipeChanges(specs.Spec):
 
 
 class RecipeOverride(RecipeChanges):
-    """Other values of recipe fields for some models and datasets; no names mean all of them."""
+    """Values of recipe fields for some models and datasets.
+
+    An empty ``models`` means all models. An empty ``datasets`` means all datasets.
+    """
 
     models: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
@@ -132,30 +140,35 @@ class RecipeOverride(RecipeChanges):
     @model_validator(mode="after")
     def _check_single(self) -> Self:
         if self.axes:
-            raise ValueError(f"an override takes one value each; {', '.join(self.axes)} has more")
+            raise ValueError(
+                f"the override has several values of {', '.join(self.axes)}. Write one value each"
+            )
         if not self.changes:
-            raise ValueError("an override must change something")
+            raise ValueError("the override changes no field. Add a field, or remove the override")
         return self
 
 
-class RecipeChoice(RecipeChanges, _Choice):
+class RecipeChoice(RecipeChanges, _TableEntry):
     """The recipe of a sweep.
 
-    Its fields replace those of the recipe for all models and datasets, even for those for which the
-    recipe has exceptions. Overrides replace both, and later overrides earlier ones.
+    The value of a field comes from the last of these that sets it:
+
+    1. the recipe in the table, with its exceptions for some models and datasets
+    2. the fields of this object, for all models and datasets
+    3. the overrides, in their order
     """
 
     overrides: tuple[RecipeOverride, ...] = ()
 
     @model_validator(mode="after")
-    def _check_axes(self) -> Self:
+    def _check_unique_values(self) -> Self:
         for name, values in self.changes.items():
             specs.check_unique(values, field=name)
         return self
 
 
 def _on_or_off(value: object) -> object:
-    # YAML 1.1 and --set read on and off as true and false.
+    # YAML 1.1 and --set parse the words on and off as true and false.
     names: dict[object, str] = {True: "on", False: "off"}
     return names[value] if isinstance(value, bool) else value
 
@@ -164,16 +177,17 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class ResourceSpec(specs.Spec):
-    """Resources of one trial. They are never part of an identity.
+    """Resources of one trial. They do not enter a trial's id.
 
     Attributes:
-        num_cpus: cores, if the cluster has no GPUs; a trial has as many torch threads.
-        num_gpus: GPUs, which may be a fraction; None for the need that is predicted for each trial.
-        memory_bytes: main memory that Ray reserves; 0 for none.
-        fast: ``on`` trains by captured graphs on a GPU. ``auto`` does so if a self-test showed that
-            they give the numbers of eager training and are faster.
-        micro_batches: ``on`` passes a batch in parts if a whole GPU's memory is short. ``auto``
-            does so too, but not for networks with batch norm, whose numbers would change.
+        num_cpus: number of cores if the cluster has no GPUs. It is also the number of torch
+            threads.
+        num_gpus: number of GPUs, or a fraction of one GPU; None to predict it for each trial.
+        memory_bytes: main memory that Ray reserves, bytes; 0 reserves none.
+        fast: ``on`` trains with CUDA graphs on a GPU. ``auto`` does so only if a self-test showed
+            that CUDA graphs are faster and compute the same numbers as training without them.
+        micro_batches: ``on`` splits a batch into parts if the batch does not fit on a whole GPU.
+            ``auto`` does so too, except for networks with batch norm: their numbers would change.
     """
 
     num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
@@ -188,31 +202,33 @@ class ResourceSpec(specs.Spec):
         if not share:
             return share
         if share < MIN_SHARE:
-            raise ValueError(f"must be 0, or {MIN_SHARE} of a GPU or more")
+            raise ValueError(f"must be 0, or at least {MIN_SHARE} of a GPU")
         if share > 1 and share != int(share):
-            raise ValueError("must be a fraction of one GPU or a whole number, e.g. 0.25, 1 or 2")
+            raise ValueError(
+                "must be a fraction below 1 or a whole number, for example 0.25, 1 or 2"
+            )
         return share
 
 
-class OwnSourceSpec(specs.Spec):
-    """A user's own data: where they are and what they show. Not for datasets of the table.
+class UserSourceSpec(specs.Spec):
+    """A dataset of the user, which is not in the table of datasets.
 
     Attributes:
-        kind: name of the source in :mod:`tasks.sources` that reads them.
+        kind: name of the source in :mod:`tasks.sources` that reads the data.
         path: path of the folder or file.
         title: name of the dataset in text for people.
-        domain: natural or medical; None only for data that are measured outside a sweep.
-        modality: what the images show: ``chest X-ray``.
+        domain: natural or medical. A sweep needs one; a measurement outside a sweep does not.
+        modality: subject and technique of the images, for example ``chest X-ray``.
         channels: number of channels of the raw images.
-        class_names: names of the classes by index. If class pairs are given by name and this is
-            empty, the names are read from the data.
-        label_map: class by label as written in the data, if a class has several spellings.
-        label_columns: label column of a table, or one column of 0 and 1 per class. It is needed
-            only if they do not have their usual names.
-        layout: order of the folders for classes and patients. It is needed only if the folders do
-            not show it.
-        pixel_range: values of black and white in floating-point or signed images. It is needed
-            only if the files do not have them.
+        class_names: names of the classes by index. If they are empty and class pairs have names,
+            the names are read from the data.
+        label_map: name of the class by label in the data, if a class has several spellings.
+        label_columns: the label column of a table, or one column of 0 and 1 for each class. The
+            usual names of such columns are recognized without it.
+        layout: order of the folder levels for classes and patients. It is needed only if the
+            folders do not show the order.
+        pixel_range: pixel values of black and white, for floating-point or signed images. It is
+            needed only if the files do not contain these values.
     """
 
     kind: specs.Name
@@ -232,32 +248,34 @@ class DatasetChoice(specs.Spec):
     """A dataset of a sweep.
 
     Attributes:
-        name: name in the table of datasets, or a new name for own or generated data.
-        class_pairs: binary tasks; None for those of the table.
-        own: the user's own data, if it is not a dataset of the table.
-        made: kind and parameters of a generated or changed dataset.
+        name: name in the table of datasets, or a new name for user data or generated data.
+        class_pairs: pairs of classes, one binary task for each; None for the pairs in the table.
+        own: the user's data; None for other datasets.
+        made: kind and parameters of a generated or changed dataset; None for other datasets.
     """
 
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
-    own: OwnSourceSpec | None = None
-    made: MadeSpec | None = None
+    own: UserSourceSpec | None = None
+    made: GeneratedDatasetSpec | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         if self.own is not None and self.made is not None:
-            raise ValueError("a dataset is your own or made, not both")
+            raise ValueError("the dataset has the keys own and made. Remove one of them")
         if self.own is not None and self.own.domain is None:
-            raise ValueError("own data of a sweep need a domain, natural or medical")
+            raise ValueError("own has no domain. Add domain: natural or domain: medical")
         return self
 
 
 class ConditionDataset(DatasetChoice):
-    """A dataset with the prepared images of another one, whose training images a condition changes.
+    """A dataset that shares the prepared images of its base dataset.
+
+    After the split, a condition changes the training images.
 
     Attributes:
-        base: name of the dataset that is prepared.
-        parameters: parameters of the condition, which changes the images after the split.
+        base: name of the base dataset.
+        parameters: parameters of the condition.
     """
 
     base: specs.Name
@@ -265,46 +283,47 @@ class ConditionDataset(DatasetChoice):
 
 
 class SweepSpec(specs.Spec):
-    """A preset or sweep file: the whole grid, and how its trials are trained and measured.
+    """The content of a sweep file or preset: the grid of trials, their training and measurement.
 
     Attributes:
         name: name of the sweep.
         description: text for people.
-        asked_after_seeing: keys of questions that were put after these images had been looked at.
-            Their answers show a relation in these data, and do not confirm it.
+        asked_after_seeing: keys of exploratory (post hoc) questions, which were asked after results
+            on these images had been seen. The answers describe these data but confirm nothing.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
-        conditions: conditions of the experiment. Each one of each base dataset is a further dataset
-            of the grid, named ``<base dataset>_<condition>``.
-        intervene_on: images that conditions change: ``all`` before the split, or the ``training``
-            images after it, which leaves every test set as in the base dataset.
-        further_test_sets: True to test networks on changed test images too: a base dataset's on
-            those of every condition, and a condition's on those of its own.
+        conditions: conditions of the experiment. Every condition of every base dataset is another
+            dataset of the grid, with the name ``<base dataset>_<condition>``.
+        intervene_on: images that conditions change. ``all``: all images before the split.
+            ``training``: the training images after the split, so test images never change.
+        further_test_sets: True to test networks also on changed test images. A network of a base
+            dataset is tested on those of every condition. A network of a condition is tested on
+            those of its own condition.
         train_sizes: numbers of training images.
         test_size: number of test images.
         image_size: side of the square images, in pixels.
-        channels: channels of every prepared image. None keeps those of each dataset; K_F can then
-            not be compared between datasets.
-        seeds: seeds of the networks, one network for each.
+        channels: number of channels of every prepared image. None keeps the channels of each
+            dataset; then K_F cannot be compared between datasets.
+        seeds: seeds of the networks, one network for each seed.
         split_seed: seed of the split into training and test images.
         recipe: training recipe of the networks.
-        data_mode: ``as_released`` has all faults of the released code.
-        faults: single faults of the released code, in ``corrected`` mode.
+        data_mode: ``as_released`` switches on all faults of the released code.
+        faults: faults of the released code that are switched on if data_mode is ``corrected``.
         attacks: adversarial attacks on the test images.
-        robustness: how R is measured; None does not measure it.
-        keep_weights: networks whose weights are stored; ``last`` for those of the largest train
-            size. It is not part of an identity.
-        d_repr_stages: True to measure d_repr after every stage of a network, and not only of its
-            last hidden layer.
-        predictions: True to store every network's logits of the test images.
+        robustness: settings of the measurement of R; None if R is not measured.
+        keep_weights: networks whose weights are stored: ``all``, ``none``, or ``last`` for networks
+            of the largest train size. It does not enter a trial's id.
+        d_repr_stages: True to measure d_repr after every stage of a network; False to measure it
+            only at the last hidden layer.
+        predictions: True to store the logits of every network for the test images.
         num_neighbors: number of nearest neighbors for intrinsic dimensions.
         estimators: estimators of d_data.
-        sharpness_sample: number of images whose label sharpness is computed; None for all.
-        calibrate: True to correct the bias of d_data also by simulation, for the report. It takes
-            about a minute per subset.
+        sharpness_sample: number of images in a sample for label sharpness; None for all images.
+        calibrate: True to correct the bias of d_data by simulation as well, for the report. It
+            takes about a minute for each subset.
         resources: resources of each trial.
-        tune: settings of ``isweep tune``. They change nothing of the sweep itself.
+        tune: settings of ``isweep tune``. They do not change the sweep.
     """
 
     name: specs.Name
@@ -317,9 +336,9 @@ class SweepSpec(specs.Spec):
     intervene_on: InterveneOn = "all"
     further_test_sets: bool = False
     train_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=2, le=MAX_IMAGES)], ...], Field(min_length=1)
+        tuple[Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)], ...], Field(min_length=1)
     ]
-    test_size: Annotated[int, Field(ge=2, le=MAX_IMAGES)]
+    test_size: Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
@@ -341,47 +360,57 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
-        """Check that no model, size, seed, fault or dataset is repeated."""
+        """Check that no model, train size, seed, fault or dataset is listed twice."""
         counts = Counter(self.models)
         repeated = sorted(choice.from_ for choice, count in counts.items() if count > 1)
         if repeated:
-            raise ValueError(f"models names {', '.join(repeated[:20])} more than once")
+            raise ValueError(
+                f"models lists {', '.join(repeated[:20])} more than once. List every model once"
+            )
         for field in ("train_sizes", "seeds", "faults"):
             specs.check_unique(getattr(self, field), field=field)
         datasets = self.all_datasets
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
-                "datasets names a dataset more than once; list its class pairs in one entry"
+                "datasets lists a dataset more than once. Write one entry, with all its class_pairs"
             )
         return self
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
-        """Check that base datasets and conditions fit together."""
+        """Check that base datasets and conditions are consistent."""
         if not self.datasets and not self.base_datasets:
-            raise ValueError("a sweep needs datasets or worlds")
+            raise ValueError("the sweep has no datasets and no worlds. Add one of the two keys")
         if self.conditions and not self.base_datasets:
-            raise ValueError("arms are given, but no worlds. Add worlds")
+            raise ValueError("the sweep has arms but no worlds. Add worlds")
         base_names = tuple(base.name for base in self.base_datasets)
         specs.check_unique(base_names, field="worlds")
         specs.check_unique(tuple(condition.name for condition in self.conditions), field="arms")
-        named = {name for condition in self.conditions for name in condition.base_names}
-        unknown = sorted(named - set(base_names))
+        requested = {name for condition in self.conditions for name in condition.base_names}
+        unknown = sorted(requested - set(base_names))
         if unknown:
-            raise ValueError(f"arms name unknown worlds: {', '.join(unknown[:20])}")
+            raise ValueError(
+                f"arms refer to worlds that do not exist: {', '.join(unknown[:20])}. "
+                f"Use these worlds: {', '.join(base_names[:20])}"
+            )
         if self.further_test_sets and self.intervene_on != "training":
-            raise ValueError("further_test_sets needs intervene_on: training")
+            raise ValueError(
+                "further_test_sets is on, but intervene_on is not training. "
+                "Set intervene_on: training, or remove further_test_sets"
+            )
         if self.intervene_on == "training" and self.all_faults:
-            raise ValueError("intervene_on: training needs data_mode corrected without faults")
+            raise ValueError(
+                "intervene_on: training does not work with faults of the released code. "
+                "Set data_mode: corrected, and remove faults"
+            )
         return self
 
-    @property
-    def experiment(self) -> tuple[ExperimentDataset, ...]:
-        """The datasets of the experiment: each base dataset, followed by its conditions.
+    def experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
+        """Return the datasets of the experiment: each base dataset, followed by its conditions.
 
         Raises:
-            ValueError: a base dataset does not have a parameter of a condition, or the value is out
-                of range.
+            ValueError: a base dataset lacks a parameter of a condition, or the value is not
+                allowed.
         """
         datasets: list[ExperimentDataset] = []
         for base_spec in self.base_datasets:
@@ -389,7 +418,7 @@ class SweepSpec(specs.Spec):
                 base_name=base_spec.name,
                 condition_name=BASE,
                 target="base",
-                images=base_spec.images,
+                images=base_spec.without_name(),
                 intervene_on=self.intervene_on,
             )
             datasets.append(base)
@@ -410,11 +439,8 @@ class SweepSpec(specs.Spec):
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:
-            problem = str(error)
-            if isinstance(error, ValidationError):
-                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             place = f"arm {condition.name} in world {base.base_name}"
-            raise ValueError(f"{place}: {problem}") from None
+            raise ValueError(f"{place}: {_message(error)}") from None
         return replace(
             base,
             condition_name=condition.name,
@@ -427,7 +453,7 @@ class SweepSpec(specs.Spec):
     def all_datasets(self) -> tuple[DatasetChoice, ...]:
         """The datasets of the grid, then those of the experiment."""
         choices = list(self.datasets)
-        for dataset in self.experiment:
+        for dataset in self.experiment_datasets():
             name = dataset.prepared_name
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
@@ -443,14 +469,15 @@ class SweepSpec(specs.Spec):
 
     @property
     def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
-        """The further test sets of each dataset, by its name.
+        """The further test sets by the name of a dataset.
 
-        A base dataset has one of each condition; the dataset of a condition has its own.
+        A base dataset has a further test set for each of its conditions. The dataset of a condition
+        has one, for this condition.
         """
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         if not self.further_test_sets:
             return tests
-        for dataset in self.experiment:
+        for dataset in self.experiment_datasets():
             if dataset.training_parameters:
                 test = specs.FurtherTest(
                     name=dataset.condition_name, parameters=dataset.training_parameters
@@ -462,7 +489,14 @@ class SweepSpec(specs.Spec):
 
     @property
     def all_faults(self) -> tuple[specs.Fault, ...]:
-        """The faults of the released code that are in force."""
+        """The faults of the released code that are switched on."""
         if self.data_mode == "as_released":
             return specs.RELEASED_FAULTS
         return tuple(sorted(self.faults))
+
+
+def _message(error: ValueError) -> str:
+    """Return the message of an error. Pydantic's own text around the message is removed."""
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return str(error)

@@ -1,17 +1,20 @@
 """Search spaces of the learning-rate search: ranges by model family, and settings of a sweep file.
 
-The ranges are common ones for training from scratch on small sets, log-uniform:
+The ranges are common ones for training from scratch on small datasets. Learning rate and weight
+decay are log-uniform.
 
-- Adam, networks other than those below: learning rate 1e-5 to 1e-2. It contains Adam's default of
-  1e-3 (Kingma & Ba, ICLR 2015) and both rates of the released code for ResNets.
-- Adam, VGGs without batch norm: 1e-6 to 1e-3. The released code has 1e-4, and 1e-6 on SVHN.
-- Adam, isweep's small networks: 1e-4 to 1e-1. They train at rates at which a deep network does not.
-- SGD: learning rate 1e-4 to 1e-1, as searched by Brigato et al., "Tune It or Don't Use It:
-  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. The protocol is theirs too
-  (random and Bayesian search, selection on a validation split of the training images), without
-  their early stopping.
-- Weight decay 1e-6 to 1e-2. Batches of 8 to 64 images; smaller ones for VGGs, since the released
-  code has 6 to 40.
+- Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma &
+  Ba, ICLR 2015), which the released code uses for ResNets.
+- Adam, VGGs without batch norm: learning rate 1e-6 to 1e-3. The released code uses 1e-4, and 1e-6
+  on SVHN.
+- Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at rates
+  that are too high for deep networks.
+- SGD: learning rate 1e-4 to 1e-1, the range of Brigato et al., "Tune It or Don't Use It:
+  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. The protocol is also theirs:
+  random and Bayesian search, and selection on a validation split of the training images. Their
+  early stopping is left out.
+- Weight decay: 1e-6 to 1e-2.
+- Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6 images.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ SEARCH_VERSION = 1
 """Version of a search's trials, see :mod:`search_spaces.specs`."""
 
 GRID_RATES = 25
-"""Learning rates of an exhaustive grid. A budget is a share of as many trainings."""
+"""Number of learning rates in an exhaustive grid. A budget is a share of this number."""
 
 Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(check_range)]
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -49,23 +52,23 @@ Sampler = Literal["tpe", "gp", "random"]
 
 
 class TuneSpec(Spec):
-    """The search of ``isweep tune``, as a sweep file sets it. It is not part of an identity.
+    """The settings of ``isweep tune`` in a sweep file. They do not enter a trial's id.
 
     Attributes:
-        learning_rate: smallest and largest rate; None for the model family's range.
-        weight_decay: smallest and largest weight decay; None for the model family's range.
-        batch_size: batch sizes to choose from; None for the model family's.
-        budget: number of trainings of each combination of model and dataset, as a share of
-            :data:`GRID_RATES`. A diverged training counts in part.
-        train_size: number of images that are trained and validated on; None for the sweep's largest
-            train size.
-        validation_share: share of these images, in whole groups, that a trial is validated on.
-        finalists: number of best trials that are trained again before one is chosen. The sweep's
-            own recipe is trained again with them.
-        seeds: number of trainings of each finalist, the first one of the search included. Each has
-            its own seed and split, and the class pairs of the dataset in turn. A finalist is judged
-            by the trainings after the first, if there are any.
-        sampler: algorithm that proposes the points to try.
+        learning_rate: smallest and largest learning rate; None for the range of the model family.
+        weight_decay: smallest and largest weight decay; None for the range of the model family.
+        batch_size: batch sizes of the search; None for those of the model family.
+        budget: number of trainings for each combination of model and dataset, as a share of
+            :data:`GRID_RATES`. A diverged training counts only in part.
+        train_size: number of images for training and validation together; None for the largest
+            train size of the sweep.
+        validation_share: share of these images that are validation images, in whole groups.
+        finalists: number of best trials that are trained again before the choice. The recipe of the
+            sweep is trained again too.
+        seeds: number of trainings of each finalist, including the one in the search. Each training
+            has another seed, another split and the next class pair of the dataset. A finalist is
+            compared by the trainings after the first, if there are any.
+        sampler: algorithm that proposes points of the search space.
         seed: seed of the sampler.
     """
 
@@ -82,12 +85,12 @@ class TuneSpec(Spec):
 
     @property
     def num_trainings(self) -> float:
-        """The budget of one combination of model and dataset, in whole trainings."""
+        """The budget of one combination of model and dataset: a number of trainings."""
         return round(self.budget * GRID_RATES, 9)
 
 
 class SearchSpace(Spec):
-    """The ranges that are searched for one model on one dataset."""
+    """The ranges of the search for one model on one dataset."""
 
     learning_rate: Rates
     weight_decay: Decays
@@ -98,9 +101,9 @@ class ValidationSpec(Spec):
     """A validation split of the training images.
 
     Attributes:
-        share: share of the training images that a trial is validated on. It is trained on the
+        share: share of the training images that are validation images. A trial is trained on the
             others.
-        split: number of the random split.
+        split: index of the random split, which seeds it.
     """
 
     schema_version: int = SEARCH_VERSION
@@ -109,9 +112,9 @@ class ValidationSpec(Spec):
 
 
 class SearchTrialSpec(TrialSpec):
-    """A trial of a search: a network of the sweep, judged on a validation split.
+    """A trial of a search: a network of the sweep that is evaluated on a validation split.
 
-    Nothing is attacked or measured on it, and it never sees a test image.
+    There are no attacks and no measurements. No test image is read.
     """
 
     validation: ValidationSpec
@@ -119,7 +122,7 @@ class SearchTrialSpec(TrialSpec):
 
     @property
     def trial_id(self) -> str:
-        """A readable name with a hash of network and split, unlike that of the sweep's trial."""
+        """A readable name with a hash of network and split. A trial of the sweep has another id."""
         network = self.network
         subset = network.subset
         return readable_id(
@@ -128,27 +131,28 @@ class SearchTrialSpec(TrialSpec):
         )
 
 
-# Their sources are in the module's docstring.
+# The module's docstring lists the sources of these values.
 _DECAYS = (1e-6, 1e-2)
 _BATCHES = (8, 16, 32, 64)
 _DEFAULT = SearchSpace(learning_rate=(1e-5, 1e-2), weight_decay=_DECAYS, batch_size=_BATCHES)
 _HIGH_RATES = SearchSpace(learning_rate=(1e-4, 1e-1), weight_decay=_DECAYS, batch_size=_BATCHES)
 _VGG = SearchSpace(learning_rate=(1e-6, 1e-3), weight_decay=_DECAYS, batch_size=(4, 8, 16, 32))
 _FAMILIES = {"vgg": _VGG, "small_": _HIGH_RATES}
-"""Search space for Adam by the beginning of an architecture's name."""
+"""Search space for Adam by the first letters of an architecture's name."""
 
 
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
-    """Return the search space of one model: its family's, changed by the sweep file.
+    """Return the search space of one model: the ranges of its family, or those in the sweep file.
 
     Args:
-        model: its architecture decides on the family.
-        optimizer: SGD has one space for all models.
-        tune: ranges that replace the family's.
-        num_train: images that a trial is trained on. Larger batch sizes of the family are left out.
+        model: the model. Its architecture determines the family.
+        optimizer: the optimizer. SGD has one search space for all models.
+        tune: ranges in the sweep file, which replace those of the family.
+        num_train: number of training images of a trial. Larger batch sizes of the family are left
+            out.
 
     Raises:
-        ConfigError: no batch size is small enough, or the sweep names one that is too large.
+        ConfigError: every batch size is too large, or a batch size in the sweep file is.
     """
     family = _family(model, optimizer)
     fitting = tuple(size for size in family.batch_size if size <= num_train)
@@ -157,8 +161,7 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
         too_large = max(tune.batch_size or family.batch_size[:1])
         raise ConfigError(
             f"tune.batch_size has {too_large}, but a trial is trained on {num_train} images",
-            hint="Name smaller batches, a larger tune.train_size or a smaller "
-            "tune.validation_share",
+            hint="Choose smaller batches, raise tune.train_size, or lower tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

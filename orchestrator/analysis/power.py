@@ -563,7 +563,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. Of an experiment only the bases count.
     """
-    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.target != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -596,7 +596,7 @@ def planned_power(
     gpu_seconds = sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials)
     experiment = None
     arms = []
-    for arm in plan.sweep.experiment:
+    for arm in plan.sweep.experiment_datasets():
         arms.append(
             Arm(
                 arm.prepared_name,

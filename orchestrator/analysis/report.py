@@ -95,7 +95,7 @@ def results_table(
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """Return the datasets of the sweep's experiment; none if it has no worlds."""
     arms = []
-    for arm in workspace.plan.sweep.experiment:
+    for arm in workspace.plan.sweep.experiment_datasets():
         arms.append(
             Arm(
                 dataset=arm.prepared_name,

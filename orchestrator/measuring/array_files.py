@@ -14,7 +14,7 @@ from orchestrator.measuring.arrays import measure_on_scale
 from orchestrator.measuring.labels import Labels, name_labels, raw_request
 from orchestrator.measuring.request import Images, LabeledImages, Measured, MeasureRequest
 from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.record import set_lines
 from tasks.remote import Executor
 from tasks.sources import source_for
@@ -66,7 +66,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
 
 
 def _measure_npy(
-    request: MeasureRequest, path: Path, own_data: OwnSourceSpec, executor: Executor
+    request: MeasureRequest, path: Path, own_data: UserSourceSpec, executor: Executor
 ) -> Measured:
     """Measure a ``.npy``, whose labels are in a file beside it, if there are any."""
     images = _load_npy(path)
@@ -100,7 +100,7 @@ def _measure_labeled(
     return replace(measured, taken=(*lines, *measured.taken, *notes))
 
 
-def own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
+def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec:
     """Return your own data as a sweep file has them.
 
     Raises:
@@ -108,7 +108,7 @@ def own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
     """
     fields = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     try:
-        return OwnSourceSpec.model_validate({**fields, **request.said})
+        return UserSourceSpec.model_validate({**fields, **request.said})
     except ValidationError as error:
         raise invalid(error) from None
 
@@ -129,7 +129,7 @@ def _load_npy(path: Path) -> Images:
         ) from None
 
 
-def _read_labels(path: Path, own_data: OwnSourceSpec) -> Labels:
+def _read_labels(path: Path, own_data: UserSourceSpec) -> Labels:
     """Return the labels of a file: a ``.npy``, or text with one per line or all on one line."""
     is_array = path.suffix.lower() == ".npy"
     if is_array:

@@ -12,10 +12,10 @@ from orchestrator.measuring.request import Codes, Names
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.base import RawRequest
 
-IN_MEMORY = OwnSourceSpec(kind="npz", path="own", domain=None)
+IN_MEMORY = UserSourceSpec(kind="npz", path="own", domain=None)
 """Your own data of which nothing is known but its labels."""
 ANY_SIDE = 224
 """Side of images in a request that only lists: it does not matter."""
@@ -35,7 +35,7 @@ class Labels:
 
 
 def name_labels(
-    written: Sequence[object], own_data: OwnSourceSpec | None = None, first: int = 0
+    written: Sequence[object], own_data: UserSourceSpec | None = None, first: int = 0
 ) -> Labels:
     """Return the classes of labels as they are given.
 
@@ -71,7 +71,7 @@ def name_labels(
     return Labels(names, np.array([index_of_name[label] for label in labels], np.int64))
 
 
-def raw_request(own_data: OwnSourceSpec) -> RawRequest:
+def raw_request(own_data: UserSourceSpec) -> RawRequest:
     """Return the request that lists your own data."""
     spec = PreparedSpec(dataset="own", image_size=ANY_SIDE, channels=1)
     return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))

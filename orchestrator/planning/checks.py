@@ -163,7 +163,7 @@ def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> lis
             subset,
             images.splits,
             max_train_size=max(measure.train_sizes),
-            label_names=names,
+            class_names=names,
         )
     except SweepError as error:
         return [about_subset(subset, names, error)]

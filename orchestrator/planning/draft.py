@@ -21,7 +21,7 @@ from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, nearest_path, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.listings import list_raw
 from tasks.prepared.record import MIN_ENLARGED
 from tasks.prepared.subsets import make_subset
@@ -238,7 +238,7 @@ def _request(
         )
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
-    own_data = OwnSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
+    own_data = UserSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
     spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
     return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
 
@@ -400,7 +400,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
                 counts.groups,
                 subset,
                 counts.splits,
-                label_names=counts.label_names,
+                class_names=counts.label_names,
             ).train_order
             break
         except DataError as error:

@@ -1,4 +1,4 @@
-"""Tables of the published study's numbers. README.md here says how far each can be trusted."""
+"""Tables of numbers of the published study. README.md in this folder describes their precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from importlib.resources import files
 
 
 def read_published(name: str) -> list[dict[str, str]]:
-    """Return the rows of ``<name>.csv``, with all values as text."""
+    """Return the rows of ``<name>.csv``. All values are text."""
     text = (files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

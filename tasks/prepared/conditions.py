@@ -1,12 +1,13 @@
-"""Conditions of an experiment that move images after the split.
+"""Conditions of an experiment that blend images after the split.
 
-To move an image is to blend the nearest training image of another class into it. A training image
-moves toward another training image, so nothing of the test set enters training. Which images move
-is chosen among *all* training images of the split. It does not depend on the train sizes of a
-sweep, so training sets of all sizes stay nested.
+To blend an image is to mix it with its partner: the nearest training image of another class. The
+partner is always a training image, so no test image influences training.
 
-A further test set is the base dataset's test images, moved by the same rule: those nearest to a
-training image of another class move toward it.
+The images to blend are chosen from *all* training images of the split. The choice does not depend
+on the train sizes of a sweep, so the training sets of all sizes are nested.
+
+A further test set consists of the test images of the base dataset. Some of them are blended by the
+same rule: those that are nearest to a training image of another class.
 """
 
 from __future__ import annotations
@@ -24,15 +25,32 @@ from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
 Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
-BLOCK_ROWS = 1024
-"""Images whose distances to the training images are in memory at a time."""
+DISTANCE_BLOCK_ROWS = 1024
+"""Images per block of the distance matrix, which limits the memory for distances."""
 
 
 class LabeledImages(NamedTuple):
-    """Images ``(num_images, channels, height, width)``, and labels ``(num_images,)``."""
+    """Images and their labels.
+
+    Attributes:
+        images: ``(num_images, channels, height, width)`` pixels.
+        labels: ``(num_images,)`` labels.
+    """
 
     images: Images
     labels: Labels
+
+
+class BlendedImages(NamedTuple):
+    """Images after blending.
+
+    Attributes:
+        images: ``(num_images, channels, height, width)`` pixels, blended or unchanged.
+        is_blended: ``(num_images,)`` mask of the blended images.
+    """
+
+    images: Images
+    is_blended: NDArray[np.bool_]
 
 
 def load_subset(
@@ -46,77 +64,77 @@ def load_subset(
 
     Args:
         prepared: The prepared dataset.
-        subset: The split of ``spec``, which no condition changes.
+        subset: The split of ``spec``. It is the same for all conditions.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: Conditions that move the test images, each for a further test set.
+        further_tests: Conditions that are applied to the test images, one for each further test
+            set.
     """
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
+    # Partners are chosen from all training images, not only from the first train_size.
     training = LabeledImages(prepared.read_rows(subset.train_order), subset.train_labels)
     if spec.condition is not None:
-        images, _ = move_images(training, training, spec.condition.parameters)
-        data = replace(data, train_images=images[:train_size])
+        blended = blend_images(training, training, spec.condition.parameters)
+        data = replace(data, train_images=blended.images[:train_size])
     base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
-        images, is_moved = move_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, images, is_moved))
+        blended = blend_images(base_test, training, test.parameters)
+        tests.append(FurtherTestImages(test.name, blended.images, blended.is_blended))
     return replace(data, further_tests=tuple(tests))
 
 
-def move_images(
-    start: LabeledImages,
+def blend_images(
+    originals: LabeledImages,
     training: LabeledImages,
     parameters: DatasetParameters,
-) -> tuple[Images, NDArray[np.bool_]]:
-    """Move the images that lie nearest to a training image of another class toward it.
+) -> BlendedImages:
+    """Blend the images that are nearest to a training image of another class.
 
     Args:
-        start: The images before they move. Their dtype is kept, and uint8 is rounded.
-        training: The training images as they were prepared.
-        parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
+        originals: The images before blending. The result has the same dtype; uint8 is rounded.
+        training: The training images before blending.
+        parameters: Pairs (parameter, value). ``reach`` is the share of blended images, and
+            ``blend`` is the weight of the partner. Missing values are the defaults in
             :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
-
-    Returns:
-        The images, and ``(num_images,)`` whether each one moved.
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_moved = np.zeros(len(start.images), dtype=np.bool_)
-    if values["blend"] == 0:  # the control condition: no image moves
-        return start.images, is_moved
-    partners, distances = nearest_unlike(start, training)
-    num_moved = round(values["reach"] * len(start.images))
-    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
-    images = start.images.copy()
-    moving = images[is_moved].astype(np.float64)
-    target = training.images[partners[is_moved]].astype(np.float64)
-    mixed = moving + values["blend"] * (target - moving)
-    images[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return images, is_moved
+    is_blended = np.zeros(len(originals.images), dtype=np.bool_)
+    if values["blend"] == 0:  # a control condition
+        return BlendedImages(originals.images, is_blended)
+    partners, distances = find_nearest_of_other_class(originals, training)
+    num_blended = round(values["reach"] * len(originals.images))
+    is_blended[np.argsort(distances, kind="stable")[:num_blended]] = True
+    images = originals.images.copy()
+    chosen_images = images[is_blended].astype(np.float64)
+    partner_images = training.images[partners[is_blended]].astype(np.float64)
+    mixed = chosen_images + values["blend"] * (partner_images - chosen_images)
+    images[is_blended] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return BlendedImages(images, is_blended)
 
 
-def nearest_unlike(
-    start: LabeledImages, training: LabeledImages
+def find_nearest_of_other_class(
+    originals: LabeledImages, training: LabeledImages
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return each image's nearest training image of another class, and the squared distance.
+    """Return the nearest training image of another class for each image.
 
     Returns:
         ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
     """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
-    rows = start.images.reshape(len(start.images), -1).astype(np.float64)
+    rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
     training_squares = np.square(training_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = slice(first, first + BLOCK_ROWS)
+    for block_start in range(0, len(rows), DISTANCE_BLOCK_ROWS):
+        block = slice(block_start, block_start + DISTANCE_BLOCK_ROWS)
         squares = np.square(rows[block]).sum(axis=1)[:, None] + training_squares
         squares -= 2 * rows[block] @ training_rows.T
-        squares[start.labels[block, None] == training.labels] = np.inf
+        squares[originals.labels[block, None] == training.labels] = np.inf
         nearest[block] = squares.argmin(axis=1)
         distances[block] = squares.min(axis=1)
     return nearest, distances

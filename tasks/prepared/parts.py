@@ -20,13 +20,24 @@ from numpy.typing import NDArray
 
 from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, hash_text, keyed_hash
+from tasks.sources.base import (
+    Item,
+    RawRequest,
+    Reader,
+    Sample,
+    SkipItem,
+    Split,
+    hash_text,
+    keyed_hash,
+)
+from tasks.sources.own.splits import ITEM_SPLITS, GivenSplit
 from tasks.sources.pictures import to_prepared
 
 Image = NDArray[np.generic]
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
-SPLIT_CODES = {"": 0, "train": 1, "test": 2}
+SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
+"""Code of a given split by the word that an item has for it."""
 IMAGE = np.dtype(
     [
         ("item", "<i4"),

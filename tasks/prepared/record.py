@@ -16,6 +16,7 @@ from tasks.prepared.parts import FORM, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
+from tasks.sources.own.splits import GivenSplit
 
 Counts = NDArray[np.int64]
 MAX_LISTED = 50
@@ -218,8 +219,8 @@ def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
     They are test images whose group (a header's patient, or an equal image) is in training too, and
     images whose patient, by the headers, is in several groups.
     """
-    is_training = images.splits == 1
-    is_test = images.splits == 2
+    is_training = images.splits == GivenSplit.TRAIN
+    is_test = images.splits == GivenSplit.TEST
     in_training_group = np.isin(images.groups, images.groups[is_training])
     pairs = []
     for part in parts:
@@ -249,8 +250,8 @@ def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts
     for name, num_groups in zip(names, group_counts.tolist(), strict=True):
         if num_groups == 1:
             flags[f"class of one group: {name}"] = 1
-    train_labels = set(images.labels[images.splits == 1].tolist())
-    test_labels = set(images.labels[images.splits == 2].tolist())
+    train_labels = set(images.labels[images.splits == GivenSplit.TRAIN].tolist())
+    test_labels = set(images.labels[images.splits == GivenSplit.TEST].tolist())
     if train_labels and test_labels:
         for label in sorted(train_labels - test_labels)[:MAX_LISTED]:
             flags[f"class in train only: {names[label]}"] = 1

@@ -1,25 +1,26 @@
 """Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
-Test images are drawn first, from groups in a seeded order. The other groups are for training: no
-group is on both sides. The training images are put in one order, and the training set of size N is
-its first N images.
+Test images are drawn first, from groups in a seeded order. The other groups are for training, so no
+group is in both sets. The training images have one fixed order. The training set of size N is the
+first N images in this order.
 
 A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
-classes of the subset, in ``range(num_classes)``; networks are trained on labels. For the class pair
-(3, 8) images of class 3 have label 0, and images of class 8 label 1.
+classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class pair
+(3, 8), images of class 3 have label 0, and images of class 8 have label 1.
 
 A spec can switch on faults of the released code (F3 to F7, see ``docs/faults.md``):
 
-- ``misaligned_labels`` (F3, natural sets held in memory): Surplus images of the class that fills
-  first are removed from the labels but not from the images. So image i gets another image's label.
-- ``fixed_imagenet_files`` (F4, ImageNet): An index into the pair's images is used as an index into
-  all images. So the images are the first files, whatever the pair is.
+- ``misaligned_labels`` (F3, natural datasets that the released code reads into memory): If one
+  class has too many images, the surplus is removed from the labels but not from the images. So
+  image i has the label of another image.
+- ``fixed_imagenet_files`` (F4, ImageNet): An index into the images of the class pair is used as an
+  index into all images. So the images are always the first files, for every class pair.
 - ``image_level_split`` (F5): Groups are ignored.
-- ``first_k_selection`` (F6): Images are taken in stored order, instead of a seeded one.
+- ``first_k_selection`` (F6): Images are chosen in stored order, instead of a seeded order.
 - ``test_set_depends_on_size`` (F7): The split depends on N, so every N has another test set.
 
-F5, F6 and F7 together are the split of the released code. With F3, with F4 and with the released
-split, the images come from a *pool*: the first images of each class, as many as N training images
+F5, F6 and F7 together are the *released split*. With F3, with F4 and with the released split, the
+images come from a *pool*. The pool is the first images of each class, as many as N training images
 and the test images need.
 """
 
@@ -40,54 +41,53 @@ from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import count_earlier, number_groups, quotas_of
+from tasks.sources.own.splits import GivenSplit
 
 Integers = NDArray[np.int64]
 Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
-"""Natural-image datasets that the released code reads by file name. Fault F4 concerns them, and F3
-the other natural-image datasets."""
+"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in them.
+Fault F3 occurs only in the other natural-image datasets."""
 MISPAIRING = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""Faults by which images have labels that are not theirs (F3), or a pair other images (F4)."""
+"""Faults that combine images with wrong labels (F3), or class pairs with wrong images (F4)."""
 RELEASED_SPLIT = frozenset({"image_level_split", "first_k_selection", "test_set_depends_on_size"})
-"""Faults F5, F6 and F7, which together are the split of the released code."""
+"""Faults F5, F6 and F7. Together they are the split of the released code."""
 MIN_TEST_GROUP_SHARE = 0.3
-"""Smallest share of the groups from which test images are drawn (750 of 2,500 in the study). The
-test set must not consist of a few large groups (volumes)."""
-IN_TRAINING = 1
-"""Code of an image whose given split is training, see :attr:`PreparedDataset.splits`."""
-IN_TEST = 2
-"""Code of an image whose given split is test."""
+"""Smallest share of the groups from which test images are drawn. With a smaller share, the test set
+could consist of a few large groups (volumes). The study used 750 of 2,500 images for testing."""
 
 
 @dataclass(frozen=True)
 class FurtherTestImages:
-    """A further test set: the test images of a subset after a condition moved some of them.
+    """A further test set: the test images of a subset after a condition blended some of them.
 
     Attributes:
         name: Name of the condition.
         images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
-        is_moved: ``(test_size,)`` whether the condition moved an image. Labels never change.
+        is_blended: ``(test_size,)`` mask of the images that the condition changed. Labels never
+            change.
     """
 
     name: str
     images: NDArray[np.generic]
-    is_moved: NDArray[np.bool_]
+    is_blended: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class TrialData:
-    """The arrays of one subset, shared read-only by all trials and measures of that subset.
+    """The arrays of one subset. All trials and measures of the subset share them read-only.
 
     Attributes:
         train_images: ``(num_train, channels, height, width)`` uint8 or float32, pixels in
-            [0, 255], in nested order: the training set of size N is the first N rows.
-        train_labels: ``(num_train,)`` in ``range(num_classes)``.
-        test_images: ``(test_size, channels, height, width)``, same range.
-        test_labels: ``(test_size,)`` in ``range(num_classes)``.
+            [0, 255]. The training set of size N is the first N images.
+        train_labels: ``(num_train,)`` labels in ``range(num_classes)``.
+        test_images: ``(test_size, channels, height, width)``, same dtype and range.
+        test_labels: ``(test_size,)`` labels in ``range(num_classes)``.
         num_classes: Number of classes.
-        data_fingerprint: Fingerprint of the prepared dataset that they come from.
-        shared_group_share: Share of test images whose group is also in training; 0 without faults.
-        test_rows: ``(test_size,)`` indices of the test images in the prepared dataset; None if
+        data_fingerprint: Fingerprint of the prepared dataset from which the images come.
+        shared_group_share: Share of test images whose group is also in the training set; 0 without
+            faults.
+        test_rows: ``(test_size,)`` rows of the test images in the prepared dataset; None if
             unknown.
         further_tests: The further test sets that the trial measures.
     """
@@ -105,17 +105,19 @@ class TrialData:
 
 @dataclass(frozen=True)
 class Subset:
-    """Rows of a prepared dataset to train and test on.
+    """Rows of a prepared dataset for training and testing.
 
     Attributes:
-        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. With two
-            classes, every prefix is balanced: class counts differ by at most one. With more,
-            every prefix has the classes in proportion. Some faults break this.
+        train_order: ``(max_train_size,)`` rows of the training images. The training set of size N
+            is the first N rows. With two classes, the class counts of every such set differ by at
+            most one. With more classes, every such set has the classes in proportion. Some faults
+            of the released code violate this.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
-        test_rows: ``(test_size,)`` rows, the same for every train size.
-        test_labels: ``(test_size,)`` labels of these rows.
-        class_names: Name of each class in messages.
-        shared_group_share: Share of test images whose group is also in training; 0 without faults.
+        test_rows: ``(test_size,)`` rows of the test images, the same for every train size.
+        test_labels: ``(test_size,)`` labels of the test images.
+        class_names: Name of each class in messages, by label.
+        shared_group_share: Share of test images whose group is also in the training set; 0 without
+            faults.
     """
 
     train_order: Integers
@@ -143,9 +145,9 @@ class Subset:
         """
         if train_size > self.max_train_size:
             raise DataError(
-                f"The subset has {self.max_train_size} training images, but {train_size} are to "
-                "be read",
-                hint="Choose a smaller train size, or make the subset with this max_train_size",
+                f"The subset has only {self.max_train_size} training images, but the train size "
+                f"is {train_size}",
+                hint="Lower the train size, or call make_subset with this max_train_size",
             )
         rows = np.concatenate([self.train_order[:train_size], self.test_rows])
         images = prepared.read_rows(rows)
@@ -162,14 +164,14 @@ class Subset:
 
 
 class _Candidates(NamedTuple):
-    """The images of the subset's classes, from which training and test images are chosen.
+    """All images of the subset's classes. Training and test images are chosen from them.
 
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
         labels: ``(num_candidates,)`` labels of the candidates.
-        class_names: Name of each label's class in messages.
+        class_names: Name of each class in messages, by label.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
-        all_splits: ``(num_images,)`` codes of given splits of all these images.
+        all_splits: ``(num_images,)`` given splits of all these images, see :class:`GivenSplit`.
     """
 
     rows: Integers
@@ -186,60 +188,76 @@ def make_subset(
     splits: NDArray[np.int8] | None = None,
     *,
     max_train_size: int | None = None,
-    label_names: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> Subset:
-    """Split one class pair, or a whole dataset, by groups.
+    """Split the images of one class pair, or of a whole dataset, by groups.
 
-    The order of the images depends only on ``classes``, on which images share a group, and on the
-    subset spec, but not on train sizes. There is one exception: some faults of the released code
-    make the choice depend on ``max_train_size``. Such a subset must be made again for every size.
+    The order of the images depends on ``classes``, on the groups and on the subset spec, but not on
+    train sizes. Some faults of the released code are an exception: they make the choice depend on
+    ``max_train_size``. Then this function must be called once for every train size.
 
     Args:
-        classes: ``(num_images,)`` class of each image: the labels of :class:`PreparedDataset`.
-        groups: ``(num_images,)`` group ids; their values do not matter.
-        spec: The subset spec: the class pair, the size of the test set, seed and faults.
-        splits: ``(num_images,)`` codes of given splits; None if there are none.
-        max_train_size: The largest train size in use, for which the subset must have enough images.
-        label_names: Names of all classes in messages; indices if empty.
+        classes: ``(num_images,)`` class index of each image. :class:`PreparedDataset` calls this
+            array ``labels``.
+        groups: ``(num_images,)`` group ids. Only equality of ids matters.
+        spec: The subset spec: the class pair, the size of the test set, the seed and the faults.
+        splits: ``(num_images,)`` given splits, see :class:`GivenSplit`; None if there are none.
+        max_train_size: The largest train size. The subset must have so many training images.
+        class_names: Names of all classes of the dataset, for messages; empty to use indices.
 
     Raises:
         DataError: A class has no images, or there are too few images.
     """
     subset_classes = spec.class_pair or tuple(range(int(classes.max(initial=-1)) + 1))
-    empty = [str(index) for index in subset_classes if not (classes == index).any()]
-    if empty or len(subset_classes) < 2:
-        problem = "there is one class only"
-        if empty:
-            problem = f"there is no image of class {', '.join(empty)}"
-        raise DataError(f"{_name(spec)}: {problem}")
+    _check_classes(classes, subset_classes, spec)
     rows = np.flatnonzero(np.isin(classes, subset_classes)).astype(np.int64)
     labels = np.zeros(len(rows), np.int64)
-    for label, index in enumerate(subset_classes):
-        labels[classes[rows] == index] = label
+    for label, class_index in enumerate(subset_classes):
+        labels[classes[rows] == class_index] = label
     if splits is None:
-        splits = np.zeros(len(classes), np.int8)
-    names = tuple(label_names[index] if label_names else str(index) for index in subset_classes)
-    candidates = _Candidates(rows, labels, names, groups, splits)
+        splits = np.full(len(classes), GivenSplit.NONE, np.int8)
+    subset_names = tuple(str(class_index) for class_index in subset_classes)
+    if class_names:
+        subset_names = tuple(class_names[class_index] for class_index in subset_classes)
+    candidates = _Candidates(
+        rows=rows, labels=labels, class_names=subset_names, all_groups=groups, all_splits=splits
+    )
     if spec.prepared.faults:
         subset = _faulty_subset(candidates, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-        balanced = len(names) == 2
+        balanced = len(subset_names) == 2
         subset = _split_by_group(candidates, groups[rows], spec.test_size, rng, balanced=balanced)
-        if subset.shared_group_share:  # raised, so that python -O checks it too
+        # This cannot happen if this module is correct. An assert statement would not be checked
+        # with python -O.
+        if subset.shared_group_share:
             raise AssertionError("a group is on both sides of the split")
     if max_train_size is not None:
         _check_train_size(subset, max_train_size)
     return subset
 
 
+def _check_classes(classes: Integers, subset_classes: Sequence[int], spec: SubsetSpec) -> None:
+    """Raise a DataError if a class of the subset has no images, or if there is only one class."""
+    empty = [str(index) for index in subset_classes if not (classes == index).any()]
+    if empty:
+        raise DataError(
+            f"{_name(spec)}: there is no image of class {', '.join(empty)}",
+            hint="Choose other classes, or add images",
+        )
+    if len(subset_classes) < 2:
+        raise DataError(
+            f"{_name(spec)}: the data have only one class", hint="Add images of a second class"
+        )
+
+
 def _name(spec: SubsetSpec) -> str:
-    """Return dataset and class pair as messages show them."""
+    """Format the dataset and the class pair for messages."""
     return f"{spec.prepared.dataset} {pair_name(spec.class_pair)}".strip()
 
 
 def _check_train_size(subset: Subset, train_size: int) -> None:
-    """Raise a TooFewImagesError if a subset has too few training images."""
+    """Raise a TooFewImagesError if a subset has fewer than ``train_size`` training images."""
     largest = subset.max_train_size
     if train_size <= largest:
         return
@@ -250,8 +268,8 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     if largest > 1:
         hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
-        f"Train size {train_size} is too large: beside {len(subset.test_rows)} test images at "
-        f"most {largest} are left ({images_of_class})",
+        f"Train size {train_size} is too large: with {len(subset.test_rows)} test images, at most "
+        f"{largest} images are left for training ({images_of_class})",
         hint=hint,
         largest_train_size=largest,
     )
@@ -259,7 +277,7 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
 
 def _split_by_group(
     candidates: _Candidates,
-    groups: Integers,
+    candidate_groups: Integers,
     test_size: int,
     rng: Generator | None,
     *,
@@ -268,69 +286,76 @@ def _split_by_group(
     """Split candidates by groups into training and test images.
 
     Args:
-        candidates: The images.
-        groups: ``(num_candidates,)`` group ids of the candidates, not of all images.
+        candidates: The images to split.
+        candidate_groups: ``(num_candidates,)`` group ids of the candidates, not of all images.
         test_size: Number of test images.
-        rng: Draws images and groups; None takes them in stored order (F6).
-        balanced: Give all classes equally many images, instead of in proportion.
+        rng: Random generator for the order of images and groups; None for stored order (F6).
+        balanced: True for equal numbers of images of all classes; False for proportional numbers.
     """
     labels = candidates.labels
     class_names = candidates.class_names
     splits = candidates.all_splits[candidates.rows]
-    group_numbers = number_groups(groups)
+    group_numbers = number_groups(candidate_groups)
     available = np.bincount(labels, minlength=len(class_names))
     quotas = quotas_of(available, test_size, balanced=balanced)
     test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
-    free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
-    train = stratified_order(labels, free, rng, balanced=balanced)
+    trainable = np.flatnonzero(~in_test_group & (splits != GivenSplit.TEST))
+    train = stratified_order(labels, trainable, rng, balanced=balanced)
     return _subset_at(candidates, train, test)
 
 
 def _subset_at(candidates: _Candidates, train: Integers, test: Integers) -> Subset:
-    """Return the subset of these candidates, given as indices into ``candidates.rows``."""
+    """Return the subset with these training and test images.
+
+    Args:
+        candidates: All candidates.
+        train: Indices of the training images in ``candidates.rows``.
+        test: Indices of the test images in ``candidates.rows``.
+    """
     train_rows = candidates.rows[train]
     test_rows = candidates.rows[test]
     is_shared = np.isin(candidates.all_groups[test_rows], candidates.all_groups[train_rows])
     return Subset(
-        train_rows,
-        candidates.labels[train],
-        test_rows,
-        candidates.labels[test],
-        candidates.class_names,
+        train_order=train_rows,
+        train_labels=candidates.labels[train],
+        test_rows=test_rows,
+        test_labels=candidates.labels[test],
+        class_names=candidates.class_names,
         shared_group_share=float(is_shared.mean()),
     )
 
 
-def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | None) -> Subset:
+def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, max_train_size: int | None) -> Subset:
     """Split with the faults of the released code that the spec switches on.
 
     The module's docstring explains the faults.
     """
-    faults = _faults_in_force(spec)
+    faults = _relevant_faults(spec)
     is_mispaired = bool(faults & MISPAIRING)
-    if train_size is None and (is_mispaired or "test_set_depends_on_size" in faults):
-        raise DataError(
-            "The subset depends on the train size with the faults "
-            f"{', '.join(sorted(spec.prepared.faults))}",
-            hint="Pass max_train_size, one train size at a time",
-        )
     is_released_split = faults >= RELEASED_SPLIT
-    if train_size is not None and (is_mispaired or is_released_split):
-        candidates = _pool(candidates, spec, faults, train_size)
+    if max_train_size is None:
+        if is_mispaired or "test_set_depends_on_size" in faults:
+            raise DataError(
+                "The subset depends on the train size with the faults "
+                f"{', '.join(sorted(spec.prepared.faults))}",
+                hint="Call make_subset with max_train_size, once for every train size",
+            )
+    elif is_mispaired or is_released_split:
+        candidates = _pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
-    return _split_with_faults(candidates, spec, faults, train_size)
+    return _split_with_faults(candidates, spec, faults, max_train_size)
 
 
-def _faults_in_force(spec: SubsetSpec) -> set[str]:
-    """Return the faults of the spec without those that do not concern its dataset."""
+def _relevant_faults(spec: SubsetSpec) -> set[str]:
+    """Return the faults of the spec that can occur in its dataset."""
     faults: set[str] = set(spec.prepared.faults)
     dataset = spec.prepared.dataset
     is_listed = dataset in FILE_LISTS
     if not is_listed:
         faults.discard("fixed_imagenet_files")
-    # A user's own data count as natural.
+    # A user's data count as natural.
     is_natural = dataset not in DATASETS or DATASETS[dataset].domain == "natural"
     if is_listed or not is_natural:
         faults.discard("misaligned_labels")
@@ -340,36 +365,40 @@ def _faults_in_force(spec: SubsetSpec) -> set[str]:
 def _pool(
     candidates: _Candidates, spec: SubsetSpec, faults: set[str], train_size: int
 ) -> _Candidates:
-    """Return the first candidates of each class; faults F3 and F4 give them other images."""
-    first = _first_of_each_class(candidates, spec, train_size)
-    rows = candidates.rows[first]
+    """Return the pool of the released code: the first candidates of each class.
+
+    With F3 or F4 the rows of the pool do not belong to its labels, as in the released code.
+    """
+    pool_indices = _first_of_each_class(candidates, spec, train_size)
+    rows = candidates.rows[pool_indices]
     if "misaligned_labels" in faults:
-        rows = candidates.rows[: len(first)]  # the first images, whatever their class
+        rows = candidates.rows[: len(pool_indices)]  # the first images of any class
     elif "fixed_imagenet_files" in faults:
-        rows = first  # indices of candidates, used as rows of the prepared dataset
-    return candidates._replace(rows=rows, labels=candidates.labels[first])
+        rows = pool_indices  # an index of a candidate is used as a row of the prepared dataset
+    return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
 def _split_with_faults(
-    candidates: _Candidates, spec: SubsetSpec, faults: set[str], train_size: int | None
+    candidates: _Candidates, spec: SubsetSpec, faults: set[str], max_train_size: int | None
 ) -> Subset:
-    """Split by groups, or with faults F5 to F7 in part."""
+    """Split by groups, with those of the faults F5, F6 and F7 that are switched on."""
     rng = None
     if "first_k_selection" not in faults:
         seed = ["subset", spec.split_seed, spec.class_pair]
         if "test_set_depends_on_size" in faults:
-            seed.append(train_size)
+            seed.append(max_train_size)
         rng = np.random.default_rng(derive_seed(*seed))
-    groups = candidates.all_groups[candidates.rows]
-    # A mispaired pool has just enough images of each class, so it cannot be split by groups.
+    candidate_groups = candidates.all_groups[candidates.rows]
+    # A pool with F3 or F4 has exactly the images that are needed. A split by groups would leave out
+    # the other images of the test groups, so there would be too few training images.
     if "image_level_split" in faults or faults & MISPAIRING:
-        groups = np.arange(len(candidates.rows))
+        candidate_groups = np.arange(len(candidates.rows))
     balanced = len(candidates.class_names) == 2 and "misaligned_labels" not in faults
-    return _split_by_group(candidates, groups, spec.test_size, rng, balanced=balanced)
+    return _split_by_group(candidates, candidate_groups, spec.test_size, rng, balanced=balanced)
 
 
 def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: int) -> Integers:
-    """Return the first candidates of each class, as ascending indices: the released pool."""
+    """Return the indices of the first candidates of each class, in ascending order."""
     num_classes = len(candidates.class_names)
     needed = (train_size + spec.test_size) // num_classes
     chosen = []
@@ -377,9 +406,9 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
         members = np.flatnonzero(candidates.labels == label)
         if len(members) < needed:
             raise DataError(
-                f"{spec.prepared.dataset}, as released: {train_size} training and "
-                f"{spec.test_size} test images need {needed} images of each class, but one class "
-                f"has {len(members)}",
+                f"{spec.prepared.dataset} with the faults of the released code: {train_size} "
+                f"training and {spec.test_size} test images need {needed} images of each class, "
+                f"but one class has only {len(members)}",
                 hint="Lower train_sizes or test_size",
             )
         chosen.append(members[:needed])
@@ -387,7 +416,7 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
 
 
 def _released_split(candidates: _Candidates, test_size: int) -> Subset:
-    """Split by the permutation of torch's ``random_split``: training images come first."""
+    """Split like torch's ``random_split``: permute the images, and use the first for training."""
     import torch
 
     generator = torch.Generator().manual_seed(RELEASED_SEED)
@@ -402,16 +431,17 @@ def split_validation(
 
     Args:
         prepared: The prepared dataset.
-        spec: The subset spec. No test image of this subset is on either side.
-        train_size: Number of training images to split, the first ones.
-        validation: The share of the validation images.
+        spec: The subset spec. Its test images are not part of the result.
+        train_size: Number of training images to split. They are the first ones of the subset.
+        validation: The share of validation images, and the index of the random split.
 
     Returns:
-        A subset whose ``test_rows`` are the validation images, in whole groups.
+        A subset whose ``test_rows`` are the validation images. Its training images are all from
+        other groups.
 
     Raises:
-        DataError: A class has too few groups to be on both sides, or faults of the released code
-            are on, which let test groups be trained on.
+        DataError: A class has too few groups for two sets. Or faults of the released code are
+            switched on, with which test groups can be in the training set.
     """
     if spec.prepared.faults:
         raise DataError(
@@ -430,26 +460,33 @@ def split_validation(
     for label in range(num_classes):
         groups_per_class.append(len(np.unique(group_numbers[labels == label])))
     image_counts = np.bincount(labels, minlength=num_classes)
-    too_few = _too_few_groups(spec, subset.class_names, groups_per_class, image_counts.tolist())
+    counts = [groups_per_class, image_counts.tolist()]
     if min(groups_per_class) < 2:
-        raise too_few
+        raise _too_few_groups(spec, subset.class_names, *counts)
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
     quotas = np.maximum(quotas_of(image_counts, size, balanced=balanced), 1)
-    no_splits = np.zeros(len(rows), np.int8)
+    no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
     chosen = draw_test_or_validation(
         labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
-    free = np.flatnonzero(~np.isin(group_numbers, group_numbers[chosen]))
-    if np.bincount(labels[free], minlength=num_classes).min() < 2:
-        raise too_few
-    train = stratified_order(labels, free, None, balanced=balanced)
+    trainable = np.flatnonzero(~np.isin(group_numbers, group_numbers[chosen]))
+    if np.bincount(labels[trainable], minlength=num_classes).min() < 2:
+        raise _too_few_groups(spec, subset.class_names, *counts)
+    # Without a random generator: the order of the training images is already random.
+    train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(
         prepared.groups,
         {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows},
     )
-    return Subset(rows[train], labels[train], rows[chosen], labels[chosen], subset.class_names)
+    return Subset(
+        train_order=rows[train],
+        train_labels=labels[train],
+        test_rows=rows[chosen],
+        test_labels=labels[chosen],
+        class_names=subset.class_names,
+    )
 
 
 def _too_few_groups(
@@ -458,7 +495,7 @@ def _too_few_groups(
     groups_per_class: Sequence[int],
     images_per_class: Sequence[int],
 ) -> DataError:
-    """Return the error of a class with too few groups for a validation split."""
+    """Return the error for a class with too few groups for a validation split."""
     counts = []
     classes = zip(class_names, groups_per_class, images_per_class, strict=True)
     for name, num_groups, num_images in classes:
@@ -472,10 +509,15 @@ def _too_few_groups(
 
 
 def _check_no_shared_group(groups: Integers, parts: dict[str, Integers]) -> None:
-    """Raise an AssertionError if two parts of a search (name -> rows) share a group."""
+    """Raise an AssertionError if two sets of a search share a group.
+
+    Args:
+        groups: ``(num_images,)`` group ids of all images.
+        parts: Rows of each set, by the name of the set.
+    """
     for first, second in itertools.combinations(parts, 2):
         if np.isin(groups[parts[first]], groups[parts[second]]).any():
-            # Raised, so that python -O checks it too.
+            # An assert statement would not be checked with python -O.
             raise AssertionError(f"a group is on the {first} and the {second} side of a search")
 
 
@@ -485,13 +527,13 @@ def load_validation(
     """Read the images of a :func:`split_validation`. No test image is read.
 
     Raises:
-        DataError: The spec's condition changes training images. A search does not tune for that.
+        DataError: The spec has a condition, which changes training images.
     """
     if spec.condition is not None:
         raise DataError(
-            f"A search tunes on images as they were prepared, but {spec.dataset} moves training "
-            "images",
-            hint=f"Tune on its base, {spec.prepared.dataset}, and use that recipe",
+            f"A search needs unchanged images, but the condition of {spec.dataset} changes "
+            "training images",
+            hint=f"Tune on the base dataset {spec.prepared.dataset}, and use that recipe",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
@@ -505,65 +547,92 @@ def draw_test_or_validation(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test or validation images: one of each group in a seeded order, then a second one.
+    """Draw test or validation images from the first groups of a random order.
 
-    The images come from the first groups, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are
-    used only if a quota needs them, or if the data give a test split. Groups without a drawn image
-    stay free for training.
+    The first groups are a share of :data:`MIN_TEST_GROUP_SHARE` of all groups. More groups are used
+    only if a quota needs them, or if the data have a test split. One image of each of these groups
+    is drawn first, then a second image of each, until the quota is met. Groups without a drawn
+    image can be used for training.
 
     Args:
         labels: ``(num_images,)`` labels.
-        group_numbers: ``(num_images,)`` numbers from 0.
-        quotas: ``(num_classes,)`` images to draw of each class.
-        splits: ``(num_images,)`` codes of given splits. If any is test, only those are used.
-        rng: Draws groups and images; None takes them in stored order.
-        class_names: For messages.
+        group_numbers: ``(num_images,)`` group numbers, from 0.
+        quotas: ``(num_classes,)`` number of images to draw for each label.
+        splits: ``(num_images,)`` given splits. If there is a test split, only its images are drawn.
+        rng: Random generator for the order of groups and images; None for stored order.
+        class_names: Name of each class in messages, by label.
 
     Returns:
-        Indices of the chosen images, ascending.
+        Ascending indices of the drawn images.
 
     Raises:
-        DataError: A class has too few images that may be tested on.
+        DataError: A class has too few images that may be test images.
     """
-    is_given = bool((splits == IN_TEST).any())
-    is_allowed = splits == IN_TEST if is_given else splits != IN_TRAINING
-    # A group with an image given for training is a training group.
-    is_allowed &= ~np.isin(group_numbers, group_numbers[splits == IN_TRAINING])
+    has_test_split = bool((splits == GivenSplit.TEST).any())
     num_groups = int(group_numbers.max()) + 1
-    group_rank = np.arange(num_groups)
-    order = np.arange(len(labels))
+    rank_of_group = np.arange(num_groups)
+    image_order = np.arange(len(labels))
     if rng is not None:
-        group_rank = rng.permutation(num_groups)
-        order = rng.permutation(len(labels))
-    rank_of_image = group_rank[group_numbers]
-    order = order[np.argsort(rank_of_image[order], kind="stable")]
-    order = order[is_allowed[order]]
-    min_groups = num_groups if is_given else int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
+        rank_of_group = rng.permutation(num_groups)
+        image_order = rng.permutation(len(labels))
+    ranks = rank_of_group[group_numbers]
+    image_order = image_order[np.argsort(ranks[image_order], kind="stable")]
+    image_order = image_order[_may_be_tested(group_numbers, splits)[image_order]]
+    min_groups = int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
+    if has_test_split:
+        min_groups = num_groups
     chosen = []
     for label, quota in enumerate(quotas.tolist()):
-        class_candidates = order[labels[order] == label]
-        if len(class_candidates) < quota:
-            raise _too_few_images(class_names[label], quota, len(class_candidates), splits)
-        if quota == 0:
-            continue
-        last_needed = class_candidates[quota - 1]
-        num_groups_used = max(min_groups, int(rank_of_image[last_needed]) + 1)
-        class_candidates = class_candidates[rank_of_image[class_candidates] < num_groups_used]
-        # The first image of every group comes first, then the second of every group, and so on.
-        index_in_group = count_earlier(group_numbers[class_candidates])
-        chosen.append(class_candidates[np.argsort(index_in_group, kind="stable")[:quota]])
+        class_images = image_order[labels[image_order] == label]
+        if len(class_images) < quota:
+            raise _too_few_images(class_names[label], quota, len(class_images), splits)
+        chosen.append(_one_per_group_first(class_images, ranks, min_groups, quota))
     return np.sort(np.concatenate(chosen))
+
+
+def _may_be_tested(group_numbers: Integers, splits: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Return a mask of the images that may be test images, ``(num_images,)``.
+
+    A group with an image of a given training split is a training group. If there is a given test
+    split, only its images may be test images.
+    """
+    training_groups = group_numbers[splits == GivenSplit.TRAIN]
+    is_allowed = ~np.isin(group_numbers, training_groups)
+    is_test = splits == GivenSplit.TEST
+    if is_test.any():
+        is_allowed &= is_test
+    return is_allowed
+
+
+def _one_per_group_first(
+    class_images: Integers, ranks: Integers, min_groups: int, quota: int
+) -> Integers:
+    """Return ``quota`` images: one of each group, then a second one of each group, and so on.
+
+    Args:
+        class_images: Indices of the images of one class, in the order of their groups' ranks.
+        ranks: ``(num_images,)`` rank of the group of each image, from 0.
+        min_groups: Number of groups from which images are chosen; more if the quota needs more.
+        quota: Number of images to choose.
+    """
+    if quota == 0:
+        return class_images[:0]
+    last_needed_rank = int(ranks[class_images[quota - 1]])
+    num_groups_used = max(min_groups, last_needed_rank + 1)
+    usable = class_images[ranks[class_images] < num_groups_used]
+    index_in_group = count_earlier(ranks[usable])
+    return usable[np.argsort(index_in_group, kind="stable")[:quota]]
 
 
 def _too_few_images(
     class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
 ) -> TooFewImagesError:
-    """Return the error of a class whose quota of test images cannot be met."""
+    """Return the error for a class with too few images that may be test images."""
     hint = "Lower test_size, or add images"
-    if (splits == IN_TRAINING).any():
+    if (splits == GivenSplit.TRAIN).any():
         hint += (
-            ". Images that are given for training, and their groups, are not tested on: give more "
-            "images for testing, or name no split"
+            ". Images of your training split and of its groups are never test images: move groups "
+            "to your test split, or leave the split out"
         )
     return TooFewImagesError(
         f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
@@ -573,23 +642,24 @@ def _too_few_images(
 
 
 def stratified_order(
-    labels: Integers, free: Integers, rng: Generator | None, *, balanced: bool
+    labels: Integers, trainable: Integers, rng: Generator | None, *, balanced: bool
 ) -> Integers:
-    """Interleave the shuffled classes so that every prefix has them in proportion.
+    """Order images so that every prefix contains all classes in proportion.
 
-    The j-th image of a class, from 0, gets the key (j + 1/2) / weight. Images are sorted by key.
-    The weight of a class is its number of images; if ``balanced``, 1, which alternates the classes.
+    Images are sorted by a key. The j-th image of a class, from 0, has the key (j + 1/2) / weight.
+    The weight of a class is its number of images. If ``balanced``, all weights are 1, so the
+    classes alternate.
 
     Args:
         labels: ``(num_images,)`` labels.
-        free: Indices of the images that may be used.
-        rng: Shuffles them; None keeps their order.
-        balanced: Use equally many images of each class.
+        trainable: Indices of the images that may be used.
+        rng: Random generator for the order in each class; None for the order of ``trainable``.
+        balanced: True to use equal numbers of images of all classes.
 
     Returns:
-        Indices of the used images, in order.
+        Indices of the used images, in the new order.
     """
-    shuffled = free if rng is None else rng.permutation(free)
+    shuffled = trainable if rng is None else rng.permutation(trainable)
     counts = np.bincount(labels[shuffled], minlength=int(labels.max()) + 1)
     index_in_class = count_earlier(labels[shuffled])
     weights = counts.astype(float)
@@ -600,4 +670,5 @@ def stratified_order(
         weights = np.ones(len(counts))
     used_labels = labels[shuffled]
     keys = (index_in_class + 0.5) / weights[used_labels]
-    return shuffled[np.lexsort((used_labels, keys))]  # ties: the lower label first
+    # Images with equal keys are in the order of their labels.
+    return shuffled[np.lexsort((used_labels, keys))]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.array_files import ARRAY_FILES, row_locator
 from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
 from tasks.sources.manifest import table_paths
@@ -63,7 +63,7 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
     key = hash_key(key_folder) if hashed else UNKEYED
-    dataset = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
+    dataset = own_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)
     if hashed is None:

@@ -299,7 +299,7 @@ def _geometry(request: RawRequest) -> Geometry:
     for name, description in PARAMETERS["generated"].items():
         if name in Geometry._fields:
             value = parameter(request, name)
-            values[name] = int(value) if description.whole else value
+            values[name] = int(value) if description.is_integer else value
     return Geometry(**values)
 
 

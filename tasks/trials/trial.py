@@ -623,16 +623,16 @@ class _Trial:
         clean = run_clean_pass(
             self.model, images, self.test_labels, batch_size=self.gradient_batch_size
         )
-        is_moved = torch.from_numpy(test.is_moved).to(self.device)
+        is_blended = torch.from_numpy(test.is_blended).to(self.device)
         record = FurtherTestRecord(
             name=test.name,
-            num_moved=int(is_moved.sum()),
+            num_moved=int(is_blended.sum()),
             loss=_finite_mean(clean.losses),
             accuracy=float(clean.correct.double().mean()),
-            moved_loss=_finite_mean(clean.losses[is_moved]),
-            moved_accuracy=_finite_mean(clean.correct[is_moved]),
-            unmoved_loss=_finite_mean(clean.losses[~is_moved]),
-            unmoved_accuracy=_finite_mean(clean.correct[~is_moved]),
+            moved_loss=_finite_mean(clean.losses[is_blended]),
+            moved_accuracy=_finite_mean(clean.correct[is_blended]),
+            unmoved_loss=_finite_mean(clean.losses[~is_blended]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_blended]),
         )
         if robustness is None:
             return record

@@ -18,7 +18,7 @@ import pytest
 from search_spaces.datasets import DATASETS, MADE, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from search_spaces.sweeps import MadeSpec, OwnSourceSpec
+from search_spaces.sweeps import GeneratedDatasetSpec, UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import OWN_KINDS, OWN_OPTIONS, SOURCES, needs_download, source_for
@@ -36,9 +36,9 @@ def dataset_of(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     if name in MADE:
-        return made_dataset_spec("made", MadeSpec(from_=name))
+        return made_dataset_spec("made", GeneratedDatasetSpec(from_=name))
     kind = name.removeprefix("own ")
-    return own_dataset_spec("mine", OwnSourceSpec(kind=kind, path="x", domain="natural"))
+    return own_dataset_spec("mine", UserSourceSpec(kind=kind, path="x", domain="natural"))
 
 
 def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
@@ -222,7 +222,7 @@ def test_every_dataset_has_a_source_in_the_table(name):
 def test_every_kind_is_documented_and_its_options_are_known(kind):
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert f"| `{kind}` |" in text
-    assert set(OWN_KINDS[kind].options) <= set(OWN_OPTIONS) <= OwnSourceSpec.model_fields.keys()
+    assert set(OWN_KINDS[kind].options) <= set(OWN_OPTIONS) <= UserSourceSpec.model_fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def test_a_train_size_larger_than_the_data(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS.replace("[20]", "[20, 2000]"))
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
-    assert "Train size 2000 is too large: beside 20 test images at most 336 are left" in message
+    assert (
+        "Train size 2000 is too large: with 20 test images, at most 336 images are left" in message
+    )
     assert "Lower train_sizes to at most" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 2
 

@@ -134,7 +134,7 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
 @pytest.mark.parametrize(
     ("labels", "spec", "size", "message"),
     [
-        ([0] * 50, subset_spec(None), None, "one class only"),
+        ([0] * 50, subset_spec(None), None, "toy: the data have only one class"),
         ([0, 1] * 20, subset_spec((0, 5)), None, r"toy 0-5: there is no image of class 5\."),
         (
             [0] * 50 + [1],
@@ -152,7 +152,7 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
             [0, 1] * 50,
             subset_spec(None),
             91,
-            r"large: beside 10 test images at most 90 are left \(class 0: 45, class",
+            r"large: with 10 test images, at most 90 images are left for training \(class 0: 45, class",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_loading_more_training_images_than_a_subset_has_is_refused():
     data = toy()
     subset = data.subset(subset_spec())
     too_many = subset.max_train_size + 1
-    message = f"has {subset.max_train_size} training images, but {too_many} are to be read"
+    message = f"has only {subset.max_train_size} training images, but the train size is {too_many}"
     with pytest.raises(DataError, match=message):
         subset.load(data, too_many)
     assert data.read == ()

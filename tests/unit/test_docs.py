@@ -10,7 +10,7 @@ import pytest
 import isweep
 from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
-from search_spaces.sweeps import OwnSourceSpec, SweepSpec
+from search_spaces.sweeps import SweepSpec, UserSourceSpec
 from tests.demo_page import RESULT, filled
 from tests.integration.chaos import table
 
@@ -92,7 +92,7 @@ def test_the_pictures_of_concepts_are_drawn_by_the_product(monkeypatch):
 
 def test_every_key_of_a_sweep_file_is_in_its_reference():
     page = (ROOT / "docs" / "reference" / "sweep-file.md").read_text(encoding="utf-8")
-    for spec in (SweepSpec, OwnSourceSpec):
+    for spec in (SweepSpec, UserSourceSpec):
         for name, field in spec.model_fields.items():
             key = field.alias or name
             assert f"`{key}`" in page, key

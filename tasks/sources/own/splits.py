@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import Enum
+from enum import IntEnum
 
 from tasks.sources.base import RawRequest, Split
 
 
-class GivenSplit(Enum):
-    """The split that the data give a row. An item has no validation split, see `Split`."""
+class GivenSplit(IntEnum):
+    """The split that the data assign to an image.
 
-    NONE = ""
-    TRAIN = "train"
-    TEST = "test"
-    VALIDATION = "validation"
+    The values are the codes in the array ``splits`` of a prepared dataset. No code there is
+    ``VALIDATION``: images of a validation split are left out.
+    """
+
+    NONE = 0
+    TRAIN = 1
+    TEST = 2
+    VALIDATION = 3
 
 
 ITEM_SPLITS: dict[GivenSplit, Split] = {

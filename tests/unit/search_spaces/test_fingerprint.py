@@ -74,11 +74,11 @@ def test_near_misses_differ(a, b):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (float("nan"), "value is nan: only finite numbers"),
-        ({"x": [float("inf")]}, r"value\.x\[0\] is inf: only finite numbers"),
-        (len, "of type builtin_function_or_method, which has no stable spelling"),
+        (float("nan"), r"value is nan\. Only finite numbers"),
+        ({"x": [float("inf")]}, r"value\.x\[0\] is inf\. Only finite numbers"),
+        (len, "of type builtin_function_or_method, which JSON cannot represent"),
         ({1: 2}, "key that is not a string"),
-        ({1, 2}, "of type set, which has no stable spelling"),
+        ({1, 2}, "of type set, which JSON cannot represent"),
     ],
 )
 def test_what_has_no_stable_spelling_is_refused(value, message):

@@ -60,7 +60,7 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
             r"tune\.weight_decay\.1 is 'a', but should be a valid number",
         ),
         ({"batch_size": []}, r"tune\.batch_size"),
-        ({"batch_size": [8, 8]}, r"tune\.batch_size is .* names 8 more than once"),
+        ({"batch_size": [8, 8]}, r"tune\.batch_size is .* lists 8 more than once"),
         (
             {"budget": 0.03},
             r"tune\.budget is 0\.03, but should be greater than or equal to 0\.04",

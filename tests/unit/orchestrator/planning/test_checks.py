@@ -54,7 +54,7 @@ def opened(tmp_path):
         (
             "[['1', '11']]",
             51,
-            r"large: beside 10 test images at most 50 are left \(class 1: 25, class",
+            r"large: with 10 test images, at most 50 images are left for training \(class 1: 25, class",
         ),
         (
             "[[1, 11]]",

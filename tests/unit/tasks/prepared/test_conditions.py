@@ -9,7 +9,12 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import load_arrays
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.tuning import ValidationSpec
-from tasks.prepared.conditions import BLOCK_ROWS, LabeledImages, move_images, nearest_unlike
+from tasks.prepared.conditions import (
+    DISTANCE_BLOCK_ROWS,
+    LabeledImages,
+    blend_images,
+    find_nearest_of_other_class,
+)
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.subsets import load_validation, make_subset
 from tasks.remote import InlineExecutor
@@ -138,13 +143,13 @@ def test_a_further_test_set_moves_the_test_images_nearest_to_the_other_class(
     for name, share in (("near", 0.05), ("nearer", 0.2)):
         test = tests[name]
         differs = (test.images != base.test_images).reshape(len(test.images), -1).any(axis=1)
-        assert test.is_moved.sum() == round(share * 60)
-        np.testing.assert_array_equal(differs, test.is_moved)
+        assert test.is_blended.sum() == round(share * 60)
+        np.testing.assert_array_equal(differs, test.is_blended)
         (own,) = load(workspace, subsets[f"{world}_{name}"]).further_tests
         assert own.images.tobytes() == test.images.tobytes()
     for name in ("null", "none"):
         assert tests[name].images.tobytes() == base.test_images.tobytes()
-        assert not tests[name].is_moved.any()
+        assert not tests[name].is_blended.any()
 
 
 def test_no_test_image_enters_training(workspace, subsets):
@@ -153,17 +158,17 @@ def test_no_test_image_enters_training(workspace, subsets):
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.labels, prepared.groups, subset, prepared.splits)
     training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
-    moved, _ = move_images(training, training, subset.condition.parameters)
+    moved, _ = blend_images(training, training, subset.condition.parameters)
     data = load(workspace, subset)
     assert moved[:120].tobytes() == data.train_images.tobytes()
 
 
 def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BLOCK_ROWS + 50, 1, 3, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (DISTANCE_BLOCK_ROWS + 50, 1, 3, 3), dtype=np.uint8)
     pool = rng.integers(0, 256, (40, 1, 3, 3), dtype=np.uint8)
     labels, pool_labels = rng.integers(0, 3, len(images)), rng.integers(0, 3, len(pool))
-    partners, squares = nearest_unlike(
+    partners, squares = find_nearest_of_other_class(
         LabeledImages(images, labels), LabeledImages(pool, pool_labels)
     )
     for place in range(0, len(images), 97):
@@ -177,15 +182,18 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     [
         (
             {"arms": [{"name": "faint", "moves": "sharpness", "dials": {"contrast": 0.5}}]},
-            "arm faint in world digits: dial 'contrast' regenerates all images; with "
-            "intervene_on: training an arm can set blend and reach",
+            "arm faint in world digits: dial 'contrast' generates all images anew, so it cannot "
+            "change training images only. With intervene_on: training, set blend or reach",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},
-            "dial blend is a number from 0 to 0.49, got 0.7",
+            "dial blend is 0.7, but must be a number from 0 to 0.49",
         ),
-        ({"intervene_on": "all", "arms": []}, "further_test_sets needs intervene_on: training"),
-        ({"data_mode": "as_released"}, "needs data_mode corrected without faults"),
+        (
+            {"intervene_on": "all", "arms": []},
+            "further_test_sets is on, but intervene_on is not training",
+        ),
+        ({"data_mode": "as_released"}, "does not work with faults of the released code"),
     ],
 )
 def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, message):
@@ -195,7 +203,7 @@ def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, messag
 
 def test_a_search_does_not_tune_on_a_condition(workspace, subsets):
     prepared = workspace.prepared[subsets["digits_near"].prepared.prepared_id]
-    with pytest.raises(DataError, match="digits_near moves training images"):
+    with pytest.raises(DataError, match="condition of digits_near changes training images"):
         load_validation(prepared, subsets["digits_near"], 60, ValidationSpec(share=0.25))
 
 

@@ -11,7 +11,7 @@ import pytest
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
@@ -38,7 +38,7 @@ def write_tree(root: Path, *names: str) -> Path:
 
 
 def request_for(kind: str, path: Path) -> RawRequest:
-    row = own_dataset_spec("mine", OwnSourceSpec(kind=kind, path=str(path), domain="natural"))
+    row = own_dataset_spec("mine", UserSourceSpec(kind=kind, path=str(path), domain="natural"))
     return RawRequest(row, PreparedSpec(dataset="mine", image_size=8, channels=1), path)
 
 
@@ -91,7 +91,7 @@ def prepare(tmp_path):
         for_training=True,
         **options,
     ) -> PreparedDataset:
-        source = OwnSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
+        source = UserSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
         destination = tmp_path / "prepared" / f"{kind}-{name}"
         prepare_dataset(
             PreparedSpec(dataset=name, image_size=image_size, channels=channels),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.sources import source_for
 from tests.raw_trees.own import save_arrays
 from tests.raw_trees.pictures import save_image
@@ -233,7 +233,7 @@ def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
 
 def test_a_pixel_range_must_rise():
     with pytest.raises(ValueError, match=r"\npixel_range\n.*two rising numbers"):
-        OwnSourceSpec(kind="npz", path="x", domain="natural", pixel_range=(1.0, 0.0))
+        UserSourceSpec(kind="npz", path="x", domain="natural", pixel_range=(1.0, 0.0))
 
 
 @BOTH

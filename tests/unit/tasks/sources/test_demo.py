@@ -11,7 +11,7 @@ from skimage.color import rgb2hed
 
 from search_spaces.datasets import DATASETS, made_dataset_spec
 from search_spaces.errors import ConfigError, SetupError
-from search_spaces.interventions import MadeSpec
+from search_spaces.interventions import GeneratedDatasetSpec
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import preparation_lines
@@ -131,7 +131,7 @@ def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkey
 def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a world of two classes."""
     dataset = made_dataset_spec(
-        "world", MadeSpec.model_validate({"from": "pictures", "dials": dials})
+        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": dials})
     )
     request = RawRequest(
         dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)

@@ -7,7 +7,7 @@ from scipy.stats import kstest
 
 from search_spaces.datasets import made_dataset_spec
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import MadeSpec
+from search_spaces.sweeps import GeneratedDatasetSpec
 from tasks.measures.measure import intrinsic_dimension
 from tasks.sources import nuisance, source_for
 from tasks.sources.base import RawRequest
@@ -23,7 +23,9 @@ def some_images(count=60):
 
 def made(dials):
     """The images of a made dataset in stored order, and their labels."""
-    dataset = made_dataset_spec("made", MadeSpec.model_validate({"from": "pictures", **dials}))
+    dataset = made_dataset_spec(
+        "made", GeneratedDatasetSpec.model_validate({"from": "pictures", **dials})
+    )
     spec = PreparedSpec(dataset=dataset.name, task=dataset.task, image_size=28, channels=1)
     request = RawRequest(dataset, spec, None, key="k")
     source = source_for("pictures")
@@ -144,5 +146,5 @@ def test_factors_raise_the_dimension_threefold():
 
 @pytest.mark.parametrize("value", [-1, 7, 2.5])
 def test_a_number_of_factors_that_there_is_not_is_refused(value):
-    with pytest.raises(ValueError, match="dial factors is a whole number from 0 to 6"):
-        MadeSpec.model_validate({"from": "pictures", "dials": {"factors": value}})
+    with pytest.raises(ValueError, match=r"dial factors is .* must be a whole number from 0 to 6"):
+        GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": {"factors": value}})

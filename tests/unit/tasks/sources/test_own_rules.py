@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.measuring.labels import name_labels
 from search_spaces.errors import DataError
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.own import COUNT, FORMS, Columns
 
@@ -391,7 +391,7 @@ def test_every_form_of_a_content_gets_its_verdict(prepare, tmp_path, name, form)
 )
 def test_labels_from_python_get_the_same_verdict(name):
     case = CASES[name]
-    source = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
+    source = UserSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
     cells = case.columns["label"]
     if case.refused is None:
         labels = name_labels(cells, source)

@@ -16,7 +16,7 @@ import pytest
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
@@ -88,7 +88,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
     raw = SETS[kind](tmp_path / CANARY, broken=broken)
     out = tmp_path / "out" / "mine"
     layout = "class/group" if kind == "folder" else None
-    source = OwnSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
+    source = UserSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
     row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", source)
     spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)
     printed, text = io.StringIO(), ""

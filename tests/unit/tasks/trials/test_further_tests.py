@@ -26,10 +26,10 @@ NULL = FurtherTest(name="null", parameters=(("blend", 0.0),))
 def moved(data):
     """The test images, three of them inverted; and the test images as they are."""
     images = data.test_images.copy()
-    is_moved = np.zeros(len(images), dtype=bool)
-    is_moved[[1, 4, 5]] = True
-    images[is_moved] = 255 - images[is_moved]
-    near = FurtherTestImages("near", images, is_moved)
+    is_blended = np.zeros(len(images), dtype=bool)
+    is_blended[[1, 4, 5]] = True
+    images[is_blended] = 255 - images[is_blended]
+    near = FurtherTestImages("near", images, is_blended)
     null = FurtherTestImages("null", data.test_images, np.zeros(len(images), dtype=bool))
     return replace(data, further_tests=(near, null))
 
@@ -61,8 +61,8 @@ def test_losses_of_moved_and_unmoved_images_are_those_of_a_forward_pass(moved):
     record, null = result.further_tests
     for rows, loss, accuracy in (
         (slice(None), record.loss, record.accuracy),
-        (near.is_moved, record.moved_loss, record.moved_accuracy),
-        (~near.is_moved, record.unmoved_loss, record.unmoved_accuracy),
+        (near.is_blended, record.moved_loss, record.moved_accuracy),
+        (~near.is_blended, record.unmoved_loss, record.unmoved_accuracy),
     ):
         assert loss == pytest.approx(losses[rows].mean(), rel=1e-4)
         assert accuracy == pytest.approx(correct[rows].mean())
