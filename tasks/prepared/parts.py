@@ -49,9 +49,9 @@ IMAGE = np.dtype(
         ("digest", "V32"),
     ]
 )
-"""Metadata of an image. ``item``: index of the item in the block. ``label``: class index. ``group``:
-keyed hash of the group. ``patient``: keyed hash of the patient in the image header, 0 if unknown.
-``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
+"""Metadata of an image. ``item``: index of the item in the block. ``label``: class index.
+``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header, 0 if
+unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
 """
 FORM = "mode, size or conversion of the raw image"
 """Name of the one trait that every image has."""

@@ -135,7 +135,7 @@ class ShardedRows:
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
     def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
-        """Yield the requested rows of each chunk. ``ordered`` is ascending; a file is opened once."""
+        """Yield the requested rows of each chunk. ``ordered`` must be ascending."""
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
             raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
         start = 0  # the inner loop increases it
@@ -389,7 +389,7 @@ class PreparedDataset:
             indices: Indices of the images, in the order of the result.
 
         Raises:
-            CorruptStoreError: A file is missing or has a wrong checksum. The message shows its name.
+            CorruptStoreError: A file is missing, or its checksum is wrong.
         """
         rows: Rows
         if isinstance(indices, range) and indices.step == 1:
@@ -420,7 +420,7 @@ class PreparedDataset:
 
     @cached_property
     def _group(self) -> Any:
-        """The zarr group. Its metadata files are checked first, because zarr does not check them."""
+        """The zarr group. Its metadata are checked first, because zarr does not check them."""
         import zarr
 
         for name in self._files:

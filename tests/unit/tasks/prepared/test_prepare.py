@@ -332,5 +332,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
             assert (readers.num_calls, readers.num_refused) == (NUM_BLOCKS, refused)
     assert_equal(*stores)
     assert stores[0].fingerprint == stores[1].fingerprint
-    warning = f"{refused} blocks are read on the driver's node: elsewhere files differ"
+    warning = (
+        f"{refused} blocks are read on the driver's node, because other nodes have different files"
+    )
     assert (warning in caplog.text) == (refused > 0)
