@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check docs wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-long test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check docs wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -30,14 +30,18 @@ demo: $(STAMP)
 # of processes import the same modules, so their bytecode is kept also where the environment says otherwise.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos"
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
+
+# What takes many seconds of processor time a test: simulations of levels and powers, networks of the study in full.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not chaos"
 
 # The same with the oldest and with the newest releases that pyproject.toml allows, in environments of their own.
 test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
 test-oldest test-newest: test-%:
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[demo,formats,medical]' --group dev $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
-	$(VENV)-$*/bin/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos"
+	$(VENV)-$*/bin/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -115,9 +115,10 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     Raises:
         ConfigError: A name is unknown or stands twice, or there are too many trials.
     """
-    datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
+    choices = sweep.all_datasets
+    datasets = {choice.name: _dataset(choice) for choice in choices}
     subsets: list[SubsetSpec] = []
-    for choice in sweep.all_datasets:
+    for choice in choices:
         subsets += _subsets(sweep, choice, datasets[choice.name])
     num_recipes = math.prod(map(len, sweep.recipe.changes.values()))
     num_networks = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
@@ -127,13 +128,14 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             f"The sweep has {num_trials:,} trials, more than the limit of {MAX_TRIALS:,}",
             hint="Shorten a list, for example seeds or train_sizes",
         )
+    further_tests = sweep.further_tests
     trials = tuple(
         TrialSpec(
             network=network,
             attacks=sweep.attacks,
             robustness=sweep.robustness,
             predictions=sweep.predictions,
-            further_tests=sweep.further_tests.get(network.subset.dataset, ()),
+            further_tests=further_tests.get(network.subset.dataset, ()),
             representation=RepresentationSpec(
                 num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
             ),

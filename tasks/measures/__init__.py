@@ -1,3 +1,1 @@
-"""Intrinsic dimension and label sharpness of a training set, with all that is needed to judge
-them.
-"""
+"""Intrinsic dimension and label sharpness of a training set, with their uncertainty."""

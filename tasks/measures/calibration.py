@@ -1,19 +1,21 @@
 """Bias-corrected intrinsic dimension, by simulating manifolds of known dimension.
 
-Neighbor-based estimators are too low if the dimension is high for the number of points. By how
-much depends on the shape as well, but shapes also differ in other statistics of the same distances.
-The correction has three steps:
+If the dimension is high for the number of points, the estimates from neighbor distances are too
+low. The bias also depends on the shape of the data. But different shapes also differ in other
+statistics of the distances, and the correction uses these. It has three steps:
 
-1. Four statistics of the data: ``ln d`` by MLE; its change from k/2 to k neighbors; the spread of
-   ``ln T_k`` over points, relative to that of even density; and the coefficient of variation of the
-   distances between random pairs.
-2. The same statistics are simulated for each family of manifolds, with as many points, over a grid
-   of dimensions. Between grid values they are interpolated in ln d.
-3. Bayes' rule, with an even prior over families and ln d, gives a distribution over d. The
-   covariance of its likelihood is the noise of the simulated statistics plus a factor times their
-   spread between families at that dimension, because real data are in none of the families. The
-   value is the mean in ln d with the factor `VALUE_SPREAD`. The interval is the central part with
-   the more cautious `INTERVAL_SPREAD`.
+1. Compute four statistics of the data: ``ln d`` by MLE; the change of ``ln d`` from k/2 to k
+   neighbors; the spread of ``ln T_k`` over points, relative to its spread at uniform density; and
+   the coefficient of variation of the distances between random pairs. T_k is the distance to the
+   k-th nearest neighbor.
+2. Simulate the same statistics for each family of manifolds, with the same number of points, over a
+   grid of dimensions. Between grid values they are interpolated in ln d.
+3. Compute a posterior distribution of d by Bayes' rule, with a uniform prior over families and
+   ln d. The covariance of the likelihood is the noise of the simulated statistics, plus a factor
+   times their spread between families at this dimension. The spread is added because real data
+   belong to none of the families. The value is the posterior mean of ln d with the factor
+   `VALUE_SPREAD`. The interval is the central part of the posterior with the larger factor
+   `INTERVAL_SPREAD`.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ from tasks.measures.plain_json import plain_json
 from tasks.remote import Executor, InlineExecutor
 
 Manifold = Callable[[int, int, np.random.Generator], FloatArray]
-"""Maps number of points, dimension and random generator to points ``(num_points, num_columns)``, in
-as many columns as the shape needs."""
+"""Function that draws points from a number of points, a dimension and a random generator. It
+returns ``(num_points, num_columns)``; the shape determines the number of columns."""
 
 
 def _on_sphere(
@@ -76,27 +78,27 @@ def _swiss_roll(
 
 
 MANIFOLDS: dict[str, Manifold] = {
-    # No edge, constant curvature: the unit sphere of that dimension.
+    # The unit sphere: no edge, constant curvature.
     "hypersphere": _on_sphere,
-    # Flat, and in high dimension nearly all of it is edge.
+    # The unit cube: flat. In a high dimension, nearly all points are near an edge.
     "hypercube": lambda num_points, dimension, rng: rng.random((num_points, dimension)),
-    # Flat, dense in the middle.
+    # A normal distribution: flat, and dense in the middle.
     "gaussian": lambda num_points, dimension, rng: rng.normal(size=(num_points, dimension)),
-    # Flat, one smooth edge.
+    # The unit ball: flat, with one smooth edge.
     "ball": lambda num_points, dimension, rng: (
         _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
     ),
-    # Standard deviations falling from 1 to 1/4: some directions matter more than others.
+    # A normal distribution whose standard deviations decrease from 1 to 1/4 over the directions.
     "skewed_gaussian": lambda num_points, dimension, rng: (
         rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
     ),
-    # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: strongly uneven density.
+    # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: the density is very uneven.
     "beta_cloud": lambda num_points, dimension, rng: rng.beta(
         10, 0.5, size=(num_points, dimension)
     ),
-    # A curved cube, coordinates wound around each other, as in Hein & Audibert (2005).
+    # A curved cube whose coordinates are wound around each other, as in Hein & Audibert (2005).
     "curled": _curled,
-    # A rolled-up sheet; above dimension 2 with further flat directions of the sheet's width.
+    # A rolled-up sheet. Above dimension 2 it has further flat directions as wide as the sheet.
     "swiss_roll": _swiss_roll,
 }
 """The simulated families, by name."""
@@ -104,48 +106,48 @@ FROM_DIMENSION_2 = ("swiss_roll", "ball")
 """Families that do not exist in dimension 1."""
 
 DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Grid of simulated dimensions."""
+"""Dimensions that can be simulated."""
 NUM_REPEATS = 3
-"""Simulated samples of each family and dimension."""
+"""Number of simulated samples for each family and dimension."""
 LEVEL = 0.9
-"""Probability of the interval."""
+"""Probability that the interval contains the dimension."""
 VALUE_SPREAD = 0.3
-"""Factor on the spread between families, for the value. A small factor gives the best values but
-intervals too narrow for shapes outside all families. Both factors were chosen on simulated families
-that were left out one at a time, and on the benchmark manifolds (docs/measures.md)."""
+"""Factor on the spread between families, for the value. With a small factor the values are best,
+but intervals are too narrow for data outside all families. Both factors were chosen on simulated
+families that were left out one at a time, and on the benchmark manifolds (docs/measures.md)."""
 INTERVAL_SPREAD = 6.0
-"""The same factor for the interval."""
+"""Factor on the spread between families, for the interval."""
 INTERPOLATION_ERROR = 0.01
-"""Standard deviation of each statistic that interpolation between grid dimensions adds."""
+"""Standard deviation that the interpolation between grid dimensions adds to each statistic."""
 MAX_POINTS = 2500
-"""Points to simulate, at most; larger data are thinned to it. More points take minutes, and the
-bias falls as their number grows."""
+"""Largest number of points to simulate. From larger data, this number of points is drawn. More
+points take minutes, and the bias is smaller for more points."""
 PAIR_ROWS = 256
-"""Points whose pairwise distances give the coefficient of variation."""
+"""Number of points whose pairwise distances determine the coefficient of variation."""
 PAIR_SLICE = 32
-"""Points that are read at a time for these distances."""
+"""Number of points that are read at a time for these distances."""
 HIGH_DIMENSION = 16
-"""Dimension above which a remark is added: for sets outside all families, values and intervals are
-wrong there more often than the level says."""
+"""Dimension above which a note is added. For data outside all families, values and intervals are
+wrong there more often than `LEVEL` allows."""
 MISFIT = 13.28
-"""Misfit above which a remark is added: the 99 % point of chi-square with four degrees of
-freedom."""
+"""Misfit above which a note is added: the 99 % quantile of the chi-square distribution with four
+degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class CalibratedDimension:
-    """A bias-corrected estimate.
+    """A bias-corrected estimate of the intrinsic dimension.
 
     Attributes:
-        value: The dimension, or None if undefined.
-        interval: Central interval of probability ``level``.
-        uncorrected: The MLE normalized by k-1 on the same points.
-        num_points: Points that were used, and that each simulation had.
+        value: The dimension; None if it is undefined.
+        interval: Central interval with the probability ``level``.
+        uncorrected: The MLE with the divisor k - 1 on the same points.
+        num_points: Number of points, in the data and in each simulation.
         num_neighbors: k of the MLE.
         level: Probability of the interval.
         families: Posterior probability of each family of manifolds.
         notes: Remarks for readers.
-        reason: Why ``value`` is None.
+        reason: Reason why ``value`` is None.
     """
 
     value: float | None
@@ -160,18 +162,18 @@ class CalibratedDimension:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON; ``reason`` is left out if it is None."""
-        return plain_json(vars(self), "reason")
+        return plain_json(vars(self), left_out_if_none=("reason",))
 
 
 @dataclass(frozen=True)
 class Simulations:
-    """Statistics of simulated manifolds.
+    """The statistics of simulated manifolds.
 
     Attributes:
         families: Names of the families.
         log_dimensions: ``(num_dimensions,)`` grid of ln d.
-        statistics: ``(num_families, num_dimensions, num_repeats, 4)``, NaN where a family has no
-            such dimension.
+        statistics: ``(num_families, num_dimensions, num_repeats, 4)``, NaN where a family does not
+            exist in a dimension.
     """
 
     families: tuple[str, ...]
@@ -183,27 +185,29 @@ def calibrate(
     rows: BlockSource | npt.ArrayLike,
     *,
     num_neighbors: int = 20,
-    keep: IntArray | None = None,
+    source_rows: IntArray | None = None,
     families: Sequence[str] = tuple(MANIFOLDS),
     executor: Executor | None = None,
     precision: Precision | None = None,
     seed: int = 0,
 ) -> CalibratedDimension:
-    """Correct the MLE for the bias it has on this many points.
+    """Correct the bias of the MLE on this number of points.
 
     Args:
-        rows: ``(num_rows, ...)`` array or source.
+        rows: ``(num_rows, ...)`` array, or a source.
         num_neighbors: k of the MLE.
-        keep: Rows to use, ascending, without duplicates; None for all. More than ``MAX_POINTS`` are
-            thinned at random to that number.
+        source_rows: Rows to use, ascending, without duplicates; None for all. If there are more
+            than ``MAX_POINTS``, this number of rows is drawn at random.
         families: Names of the families to simulate.
-        executor: Where simulations run; None for this process.
-        precision: How products are computed.
-        seed: Seed of thinning and simulations.
+        executor: Executor of the simulations; None runs them in this process.
+        precision: Precision of the products; None for float32.
+        seed: Seed of the random rows and of the simulations.
     """
     executor = executor or InlineExecutor()
     source = as_source(rows)
-    chosen_rows = np.arange(source.num_rows) if keep is None else np.asarray(keep)
+    if source_rows is None:
+        source_rows = np.arange(source.num_rows)
+    chosen_rows = np.asarray(source_rows)
     if len(chosen_rows) > MAX_POINTS:
         rng = np.random.default_rng(seed)
         chosen_rows = np.sort(rng.choice(chosen_rows, MAX_POINTS, replace=False))
@@ -211,7 +215,10 @@ def calibrate(
     undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {})
     least_points = 4 * num_neighbors
     if num_points < least_points:
-        reason = f"needs at least {least_points} distinct points, has {num_points}"
+        reason = (
+            f"the correction needs at least {least_points} distinct points, but there are "
+            f"{num_points}"
+        )
         return replace(undefined, reason=reason)
     search = nested_neighbors(
         source,
@@ -225,7 +232,7 @@ def calibrate(
     pair_distances = _pair_distances(source, chosen_rows)
     observed = statistics(search.tables[0], pair_distances, num_neighbors)
     if observed is None:
-        return replace(undefined, reason="neighbor distances are zero or all equal")
+        return replace(undefined, reason="all neighbor distances are zero or equal")
     ambient = int(np.prod(source.row_shape))
     grid = dimension_grid(np.exp(observed[0]), ambient)
     simulations = simulate(num_points, num_neighbors, grid, families, executor=executor, seed=seed)
@@ -237,12 +244,15 @@ def statistics(
     pair_distances: FloatArray,
     num_neighbors: int,
 ) -> FloatArray | None:
-    """Return the four statistics of step 1, or None if a distance is zero or all are equal.
+    """Return the four statistics of step 1, ``(4,)``.
 
     Args:
         table: Neighbors of all points.
         pair_distances: ``(num_pairs,)`` distances of random pairs.
-        num_neighbors: k.
+        num_neighbors: k of the MLE.
+
+    Returns:
+        None if fewer than two points have only positive distances, or if all distances are equal.
     """
     is_positive = table.distances[:, 0] > 0
     log_distances = np.log(table.distances[is_positive, :num_neighbors])
@@ -274,7 +284,7 @@ def simulate(
     executor: Executor,
     seed: int = 0,
 ) -> Simulations:
-    """Simulate the statistics of every family at every dimension, ``NUM_REPEATS`` samples each."""
+    """Simulate the statistics of ``NUM_REPEATS`` samples for every family and dimension."""
     shape = len(families), len(dimensions), NUM_REPEATS
     result = np.full((*shape, 4), np.nan)
     grid_indices = []
@@ -301,7 +311,7 @@ def simulate_one(
 ) -> FloatArray | None:
     """Return the statistics of one simulated sample.
 
-    Each sample has its own random stream, whatever else is simulated.
+    The random numbers of a sample do not depend on the other samples.
     """
     family_key = zlib.crc32(family.encode())
     rng = np.random.default_rng([*seed, dimension, family_key])
@@ -311,7 +321,10 @@ def simulate_one(
 
 
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
-    """Return all distances among about ``PAIR_ROWS`` rows, slices spread over those chosen."""
+    """Return all distances between about ``PAIR_ROWS`` of the chosen rows, ``(num_pairs,)``.
+
+    The rows are in slices that are spread over all chosen rows.
+    """
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
     num_slices = PAIR_ROWS // PAIR_SLICE
     starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
@@ -327,12 +340,12 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(estimate: float, ambient: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They reach from well below the raw estimate to the highest dimension it could have come from.
-    The raw value is too low by a factor that grows with dimension (2 at 32, 3 at 70).
+    They range from well below the raw estimate to the highest dimension with such a raw estimate.
+    The raw estimate is too low by a factor that increases with the dimension (2 at 32, 3 at 70).
 
     Args:
         estimate: The raw MLE.
-        ambient: Number of columns, which the dimension cannot exceed.
+        ambient: Number of columns. The dimension cannot exceed it.
     """
     low = estimate / 2
     high = 3 * estimate + 0.05 * estimate**2
@@ -351,14 +364,14 @@ def posterior(
     num_neighbors: int,
     ambient: int,
 ) -> CalibratedDimension:
-    """Return the dimension given the observed statistics (step 3).
+    """Return the corrected dimension for the statistics of the data (step 3).
 
     Args:
         observed: ``(4,)`` statistics of the data.
         simulations: Statistics of simulated manifolds.
-        num_points: Points of the data, for the record.
-        num_neighbors: k, for the record.
-        ambient: Number of columns, which value and interval do not exceed.
+        num_points: Number of points of the data, for the record.
+        num_neighbors: k of the MLE, for the record.
+        ambient: Number of columns, which is the upper limit of the value and the interval.
     """
     log_dimensions = simulations.log_dimensions
     grid = np.linspace(log_dimensions[0], log_dimensions[-1], 400)
@@ -369,20 +382,25 @@ def posterior(
     cautious_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
     density = cautious_weights.sum(axis=0)
     tail = (1 - LEVEL) / 2
-    # Clipped afterwards, not cut off before: data may well fill all their columns.
+    # The limits are clipped at the end. A grid that stops at ``ambient`` would be wrong for data
+    # that fill all their columns.
     log_ends = np.interp([tail, 1 - tail], density.cumsum(), grid)
     low, high = np.minimum(np.exp(log_ends), ambient).tolist()
     notes = []
     if misfit > MISFIT:
-        notes.append("the distances are unlike those of every simulated family: take it with care")
+        notes.append(
+            "the distances do not resemble those of any simulated family, so the corrected "
+            "dimension may be wrong"
+        )
     if value > HIGH_DIMENSION:
         notes.append(
-            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on "
-            "images of known dimension it was too low, on curved sheets too high"
+            f"above {HIGH_DIMENSION} dimensions, the correction depends on the simulated shapes. "
+            "It was too low for images of known dimension, and too high for curved sheets"
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
         notes.append(
-            "the interval reaches the largest simulated dimension; the true one may be higher"
+            "the interval includes the largest simulated dimension, so the true dimension may be "
+            "higher"
         )
     family_weights = weights.sum(axis=1).tolist()
     return CalibratedDimension(
@@ -403,16 +421,17 @@ def _weights(
     noise: FloatArray,
     spread: float,
 ) -> tuple[FloatArray, float]:
-    """Return the probability of each family and grid value, and the smallest misfit.
+    """Return the posterior probability of each family and grid value, and the smallest misfit.
 
     Args:
         observed: ``(4,)`` statistics of the data.
-        curves: ``(num_families, num_grid, 4)`` statistics of the families, NaN where missing.
+        curves: ``(num_families, num_grid, 4)`` statistics of the families, NaN where a family was
+            not simulated.
         noise: ``(4, 4)`` covariance of the statistics of one family.
         spread: Factor on the covariance between families.
 
     Returns:
-        ``(num_families, num_grid)`` probabilities, and a chi-square value.
+        ``(num_families, num_grid)`` probabilities, and the smallest misfit, a chi-square value.
     """
     is_missing = np.asarray(np.isnan(curves).any(axis=2))
     num_present = np.maximum((~is_missing).sum(axis=0), 1)
@@ -437,8 +456,8 @@ def _curves(simulations: Simulations, grid: FloatArray) -> tuple[FloatArray, Flo
         grid: ``(num_grid,)`` values of ln d.
 
     Returns:
-        ``(num_families, num_grid, 4)`` means, NaN outside a family's dimensions, and the ``(4, 4)``
-        covariance of an observation minus a mean.
+        ``(num_families, num_grid, 4)`` means, NaN outside the dimensions of a family, and the
+        ``(4, 4)`` covariance of the difference between an observation and a mean.
     """
     samples = simulations.statistics
     num_families, _, num_repeats, _ = samples.shape

@@ -1,17 +1,18 @@
 """Exact squared distances between two blocks of rows.
 
-``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which is fast. Rows are
-measured in one of two ways.
+The expanded form ``|a-b|² = |a|² + |b|² - 2ab`` computes all distances by one matrix product, which
+is fast. There are two methods.
 
-**Bytes.** Images are bytes: as uint8, as floats that are whole numbers up to 255, or as such
-numbers divided by 255. All terms are then integers and nothing is rounded, so the result does not
-depend on block size, order, threads or machine.
+**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as floats
+that are whole numbers up to 255, or as such numbers divided by 255. All terms are then integers and
+nothing is rounded. So the result does not depend on block size, order, threads or machine.
 
-**Floats.** The expanded form loses digits when two rows are much closer to each other than to the
-origin. Rows are therefore centered first. Products are summed in float32 inside a chunk of features
-and in float64 over chunks. Every pair whose squared distance is a small fraction of ``|a|² + |b|²``
-is recomputed from the differences in float64. If a block has many such pairs, as data on a thin or
-low-dimensional set do, the whole block is recomputed in float64 and checked by the same rule.
+**Floats.** This method is used for all other rows. The expanded form loses digits if two rows are
+much closer to each other than to the origin. Therefore the rows are centered first. Products are
+summed in float32 inside a chunk of features, and in float64 over chunks. If the squared distance of
+a pair is a small fraction of ``|a|² + |b|²``, the distance is computed again from the differences,
+in float64. Some blocks have many such pairs, for example if the data have few dimensions. The whole
+block is then computed again in float64 and checked by the same rule.
 """
 
 from __future__ import annotations
@@ -27,31 +28,32 @@ from tasks.measures.arrays import AnyArray, Bytes, FloatArray, IntArray
 from tasks.measures.products import MAX_FEATURES, Product
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
-"""Fraction of ``|a|² + |b|²`` below which a squared distance is recomputed, by dtype. The expanded
-form may be off by more than 1e-5 (float32) or 1e-7 (float64) of the distance there. Both values
-were measured, and tests hold them on data that were made to break them."""
+"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype. Below it,
+the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7 (float64). Both values
+were measured, and tests check them on difficult data."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
-"""Squared distances below which products may have underflowed, by dtype."""
+"""Squared distance below which a product may have underflowed, by dtype."""
 CLOSE_PAIRS_PER_ROW = 8
-"""Close pairs per row above which a float64 product is faster than recomputing pair by pair."""
+"""Number of close pairs per row above which a float64 product is faster than single pairs."""
 DIRECT_BYTES = 32 << 20
-"""Memory for one batch of pairs that are recomputed from their differences."""
+"""Bytes of one batch of pairs whose distances are computed from their differences."""
 SLICE_ROWS = 64
+"""Number of rows in a slice. The center is estimated from a few slices."""
 NUM_SLICES = 8
-"""Rows of a slice, and slices, whose mean is the estimated center."""
+"""Number of slices from which the center is estimated."""
 
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """Rows that can be read block by block. Must be picklable."""
+    """A source of rows, which are read block by block. It must be picklable."""
 
     @property
     def num_rows(self) -> int:
-        """Number of images or points."""
+        """The number of images or points."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row, for images ``(channels, height, width)``."""
+        """The shape of one row; for images ``(channels, height, width)``."""
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Return rows ``start`` to ``stop`` as an array ``(stop - start, *row_shape)``."""
@@ -79,7 +81,7 @@ class ArraySource:
 
 
 def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Return an array wrapped as a source, or the source that was given."""
+    """Return rows as a source. An array becomes an :class:`ArraySource`."""
     if isinstance(rows, BlockSource):
         return rows
     return ArraySource(np.asarray(rows))
@@ -87,13 +89,13 @@ def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
 
 @dataclass(frozen=True)
 class Precision:
-    """A way to compute matrix products. It changes the speed, not which neighbors are nearest.
+    """Precision and device of the matrix products. They change the speed, not the neighbors.
 
     Attributes:
         dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        chunk_features: Features per chunk, which bounds the memory of the centered copies.
-        exact_bytes: Measure rows of bytes in integers, whatever ``dtype`` is.
+        chunk_features: Number of features in a chunk. It bounds the memory of the centered copies.
+        exact_bytes: True to measure rows of bytes in integers, for any ``dtype``.
     """
 
     dtype: str = "float32"
@@ -103,13 +105,13 @@ class Precision:
 
 
 def estimate_center(source: BlockSource) -> FloatArray:
-    """Return the approximate mean row, which is subtracted to keep products small.
+    """Return an estimate of the mean row. Subtracting it makes products small.
 
-    Rows of any real dtype are averaged in a few slices that are spread over the source.
+    The estimate is the mean of a few slices of rows that are spread over the source.
 
     Returns:
-        ``(num_features,)`` float64. For integer rows the mean is rounded, so that centered pixels
-        stay exact in float32.
+        ``(num_features,)`` float64. For integer rows the mean is rounded to integers, because
+        float32 represents integer differences exactly.
     """
     last_start = max(source.num_rows - SLICE_ROWS, 0)
     starts = np.unique(np.linspace(0, last_start, NUM_SLICES).astype(int))
@@ -125,7 +127,7 @@ def estimate_center(source: BlockSource) -> FloatArray:
 
 
 def flatten(rows: AnyArray) -> AnyArray:
-    """Return a view of rows of any shape as ``(num_rows, num_features)``."""
+    """Return a view of rows of any shape, as ``(num_rows, num_features)``."""
     return rows.reshape(len(rows), -1)
 
 
@@ -139,14 +141,15 @@ def squared_distances(
 
     Args:
         a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``. None for the distances of ``a`` to itself, which cost half.
+        b: ``(num_b, num_features)``. None computes the distances between the rows of ``a``, in half
+            of the time.
         center: ``(num_features,)`` float64, subtracted from both blocks.
-        precision: How the products are computed.
+        precision: Precision of the products.
 
     Returns:
-        Squared distances ``(num_a, num_b)``, and the dtype that was needed. It is ``"float64"`` if
-        too many pairs were too close for float32. A caller with more blocks saves time by
-        requesting that dtype from then on.
+        Squared distances ``(num_a, num_b)``, and the dtype that was needed. The dtype is
+        ``"float64"`` if too many pairs were too close for float32. If there are more blocks, the
+        caller saves time by requesting this dtype for them.
     """
     squared, norms_a, norms_b = _expanded(a, b, center, precision)
     close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -174,13 +177,13 @@ def direct_squared_distances(
     rows: AnyArray,
     columns: AnyArray,
 ) -> FloatArray:
-    """Return squared distances of the pairs ``(a[rows], b[columns])`` from their differences.
+    """Return the squared distances of some pairs, computed from their differences in float64.
 
     Args:
         a: ``(num_a, num_features)``.
         b: ``(num_b, num_features)``.
-        rows: ``(num_pairs,)`` row numbers of ``a``.
-        columns: ``(num_pairs,)`` row numbers of ``b``.
+        rows: ``(num_pairs,)`` index in ``a`` of the first row of each pair.
+        columns: ``(num_pairs,)`` index in ``b`` of the second row of each pair.
 
     Returns:
         ``(num_pairs,)`` float64.
@@ -212,11 +215,11 @@ def _expanded(
     gram_matrix = np.zeros((len(a), num_b), sum_dtype)
     norms_a = np.zeros(len(a))
     norms_b = np.zeros(num_b)
-    # Buffers are allocated once: new memory for every chunk would cost as much as filling it.
+    # Buffers are allocated once: allocating memory for every chunk takes as long as filling it.
     buffer_a = np.empty((len(a), width), dtype)
-    buffer_b = np.empty((num_b, width), dtype)  # takes no memory before it is written
+    buffer_b = np.empty((num_b, width), dtype)  # uses no memory until it is written
     product = gram_matrix if has_one_chunk else np.empty(gram_matrix.shape, dtype)
-    # The caller detects overflow by norms that are not finite.
+    # After an overflow, a norm is not finite. The caller checks the norms.
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, num_features, width):
             chunk = slice(start, start + width)
@@ -247,7 +250,7 @@ EXACT_IN_FLOAT32 = (
     np.int16,
     np.bool_,
 )
-"""Dtypes whose every value float32 represents exactly."""
+"""Dtypes of which float32 represents every value exactly."""
 
 
 def _center_into(
@@ -255,7 +258,10 @@ def _center_into(
     rows: AnyArray,
     center: FloatArray,
 ) -> FloatArray:
-    """Return rows minus center, in ``buffer``; subtracted in float64 if float32 is too coarse."""
+    """Write rows minus center into ``buffer``, and return the written part.
+
+    The subtraction is in float64 if float32 does not represent all values of the rows exactly.
+    """
     out = buffer[:, : rows.shape[1]]
     subtract_in: np.dtype[Any] = np.dtype(np.float64)
     if rows.dtype in EXACT_IN_FLOAT32:
@@ -270,13 +276,13 @@ def _product_into(
     b: FloatArray,
     device: str,
 ) -> None:
-    """Write ``a @ b.T`` to ``out``. If ``a is b``, BLAS computes one triangle only (syrk)."""
+    """Write ``a @ b.T`` into ``out``. If ``a is b``, BLAS computes one triangle only (syrk)."""
     if device == "cpu":
         np.matmul(a, b.T, out=out)
         return
     import torch
 
-    # TF32 keeps 10 bits of the factors, which would break the promise on distances.
+    # TF32 would round the factors to 10 bits. The distances would be too inaccurate.
     precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -293,12 +299,12 @@ def _close_pairs(
     norms_b: FloatArray,
     dtype: str,
 ) -> tuple[IntArray, IntArray]:
-    """Return rows and columns of the pairs that are too close for the expanded form."""
+    """Return the rows and the columns of all pairs that are too close for the expanded form."""
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
     largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
-    # Most blocks have no close pair, and one comparison with the largest possible limit shows it.
-    # Comparisons are negated so that NaN, which an overflow leaves behind, counts as close.
+    # A quick check with the largest possible limit: most blocks have no close pair.
+    # Comparisons are negated so that NaN counts as close: an overflow causes NaN.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
     sums = norms_a[rows] + norms_b[columns]
@@ -308,24 +314,32 @@ def _close_pairs(
 
 
 UNITS = (1.0, 1 / 255)
-"""Values that one gray level may have in an array: whole numbers, or 255 levels between 0 and 1."""
+"""Possible steps between two gray levels: 1 for levels from 0 to 255, 1/255 for levels from 0 to
+1."""
 INT32_FEATURES = (2**31 - 1) // 255**2
-"""Features up to which squared distances of bytes fit int32. Longer rows need int64."""
+"""Largest number of features for which squared distances of bytes fit into int32. Longer rows need
+int64."""
 NORM_ROWS = 64
-"""Rows per product whose diagonal holds squared norms. Most of the product is thrown away, which is
-still faster than summing squares in integers."""
+"""Number of rows in a product whose diagonal has the squared norms. Only the diagonal is used, but
+this is faster than summing squares in integers."""
 PIECE_VALUES = 1 << 15
-"""Values converted to bytes at a time, so that all steps of a conversion use the cache."""
+"""Number of values that are converted to bytes at a time. All steps of a conversion then use the
+processor's cache."""
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
-    """Return whether every value of this dtype is a byte."""
+    """Return whether all values of this dtype are bytes."""
     return dtype in (np.uint8, np.int8, np.bool_)
 
 
 @dataclass(frozen=True)
 class ByteRows:
-    """Rows whose every value is a byte times ``unit``, one of ``UNITS``, read as those bytes."""
+    """A source that reads the values of another source as bytes.
+
+    Attributes:
+        source: Source whose values are all a byte times ``unit``.
+        unit: One of ``UNITS``.
+    """
 
     source: BlockSource
     unit: float
@@ -351,15 +365,15 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Return a source of bytes if an array in memory holds bytes in a wider dtype.
+    """Return a source of bytes if an array in memory contains only bytes, in any dtype.
 
-    The array is read once to find out. Any other source is returned as it is.
+    This reads the array once. Any other source is returned unchanged.
     """
     if not isinstance(source, ArraySource) or not source.array.size:
         return source
     if is_byte_dtype(source.array.dtype):
         return source
-    levels = np.empty(source.array.shape, np.uint8)  # no memory is taken before it is written
+    levels = np.empty(source.array.shape, np.uint8)  # uses no memory until it is written
     for unit in _possible_units(source.array.dtype):
         if _fill_levels(levels, source.array, unit):
             return ByteRows(ArraySource(levels), unit)
@@ -367,10 +381,10 @@ def as_bytes(source: BlockSource) -> BlockSource:
 
 
 def byte_units(rows: AnyArray) -> set[float]:
-    """Return the ``UNITS`` for which every value is a level from 0 to 255 times the unit.
+    """Return the ``UNITS`` for which every value is a whole number from 0 to 255 times the unit.
 
-    A quotient must be the float that dividing by 255 gives. Half-precision floats are too coarse
-    for quotients.
+    For the unit 1/255, every value must be exactly the float that a division by 255 returns.
+    float16 is too coarse for this unit.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -383,7 +397,7 @@ def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
         return ()
     if dtype.kind == "f" and dtype.itemsize >= 4:
         return UNITS
-    return UNITS[:1]  # quotients need floats of 32 bits
+    return UNITS[:1]  # the unit 1/255 needs floats of 32 bits
 
 
 def _fill_levels(
@@ -391,19 +405,20 @@ def _fill_levels(
     rows: AnyArray,
     unit: float,
 ) -> bool:
-    """Write the gray levels of ``rows`` to ``out``.
+    """Convert ``rows`` to gray levels, and write them into ``out``.
 
     Returns:
-        Whether all values are levels. The conversion stops at the first piece with another value.
+        True if every value is a gray level. The conversion stops at the first piece that contains
+        another value.
     """
     divisor = rows.dtype.type(255)
     row_values = int(np.prod(rows.shape[1:]))
     width = max(1, min(row_values, PIECE_VALUES))
     height = max(1, PIECE_VALUES // width)
-    # Casts of NaN and of large values are undefined, and the comparison finds them unequal.
+    # Casting NaN or a large value has an undefined result, which never equals the value.
     with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
-            # Few rows at a time: flattening copies rows that are not contiguous in memory.
+            # Few rows at a time, because flatten copies rows that are not contiguous in memory.
             values_in = flatten(rows[top : top + height])
             levels_out = flatten(out[top : top + height])
             for left in range(0, row_values, width):
@@ -438,11 +453,11 @@ def gram(
 
     Args:
         a: ``(num_a, num_features)``, at least one feature.
-        b: ``(num_b, num_features)``. If it is ``a``, entries below the diagonal may be missing.
-        product: Multiplies rows of at most ``MAX_FEATURES``.
+        b: ``(num_b, num_features)``. If ``b is a``, entries below the diagonal may be missing.
+        product: Multiplies rows of at most ``MAX_FEATURES`` features.
 
     Returns:
-        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
+        ``(num_a, num_b)``, int32 for at most ``INT32_FEATURES`` features, otherwise int64.
     """
     num_features = a.shape[1]
     dtype = np.int32 if num_features <= INT32_FEATURES else np.int64
@@ -465,12 +480,15 @@ def expand(
     norms_a: IntArray,
     norms_b: IntArray,
 ) -> IntArray:
-    """Turn products of rows into squared distances, in place.
+    """Convert products of rows to squared distances, in place.
 
     Args:
-        products: ``(num_a, num_b)``, as `gram` returns them.
-        norms_a: ``(num_a,)`` squared norms.
-        norms_b: ``(num_b,)`` squared norms.
+        products: ``(num_a, num_b)`` result of `gram`.
+        norms_a: ``(num_a,)`` squared norms of the rows of a.
+        norms_b: ``(num_b,)`` squared norms of the rows of b.
+
+    Returns:
+        ``products``, which now contains the squared distances.
     """
     products *= -2
     products += norms_a[:, None].astype(products.dtype)

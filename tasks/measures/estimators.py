@@ -1,13 +1,13 @@
 """Intrinsic dimension from neighbor distances: MLE, TwoNN and Gride, with standard errors.
 
-T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of T
-and returns a record. If no finite dimension fits, the value is None with a reason, never NaN or
-infinity.
+T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of
+these distances and returns a record. If no finite dimension fits, the value is None, and the record
+has a reason. A value is never NaN or infinite.
 
 An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of near points overlap,
-so resampling single points would underestimate the standard error. The bootstrap therefore draws
-disjoint blocks of neighboring points. Gride has no bootstrap: its standard error is by the observed
-information.
+so a bootstrap of single points would underestimate the standard error. The bootstrap therefore
+draws disjoint blocks of neighboring points. Gride has no bootstrap. Its standard error is computed
+from the observed information.
 """
 
 from __future__ import annotations
@@ -19,46 +19,47 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import unknown_name
+from search_spaces.errors import plural, unknown_name
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
-"""Mean log ratio of distances that counts as zero: distances are accurate to 1e-5."""
-EQUALLY_FAR = "neighbors are equally far to within rounding, no finite dimension explains that"
+"""Mean log ratio of distances up to which it counts as zero. Distances have a relative error of
+1e-5."""
+EQUALLY_FAR = "all neighbors are equally far to within rounding, which fits no finite dimension"
 FEW_POINTS = 20
-"""Points below which a value gets a remark: with 20 points one standard error of TwoNN is about a
-quarter of its value."""
+"""Number of points below which a value has a remark. With 20 points, one standard error of TwoNN is
+about a quarter of its value."""
 NUM_RESAMPLES = 200
-"""Bootstrap resamples, as Efron & Tibshirani (1993) advise for standard errors."""
+"""Number of bootstrap resamples. Efron & Tibshirani (1993) recommend it for standard errors."""
 BLOCK_POINTS = 10
-"""Points of a block, at most. Blocks of 21 and of 42 points give the same standard errors to within
-a few percent (docs/measures.md)."""
+"""Largest number of points in a block. With blocks of 21 or 42 points, standard errors differ by a
+few percent (docs/measures.md)."""
 
 DrawCounts = FloatArray
-"""Counts of a resample: how often it drew each point, ``(num_points,)``."""
+"""Number of times that a resample contains each point, ``(num_points,)``."""
 Statistic = Callable[[DrawCounts], float | None]
-"""A number of a resample, or None if the resample does not define it."""
+"""Function that computes a number from a resample, or None if the number is undefined."""
 
 
 @dataclass(frozen=True)
 class IntrinsicDimension:
-    """An estimate with its standard error, or the reason why there is none.
+    """An estimate of the intrinsic dimension with its standard error.
 
     Attributes:
-        estimator: Name of the row in `ESTIMATORS`.
-        value: The estimate, or None if it is undefined.
-        std_error: Standard error by a formula, which ``convention`` names.
-        num_points: Points used. For TwoNN this includes the discarded ratios, since they enter the
-            empirical distribution.
-        num_neighbors: Neighbors per point.
+        estimator: Name of the estimator in `ESTIMATORS`.
+        value: The estimate; None if it is undefined.
+        std_error: Standard error by the formula in ``convention``.
+        num_points: Number of points in the estimate. For TwoNN this includes the points with
+            discarded ratios, because they are part of the empirical distribution.
+        num_neighbors: Number of neighbors per point.
         convention: The formula, in words.
-        num_dropped: Points left out: they have a neighbor at distance zero, or the two distances
-            that Gride compares are equal.
-        reason: Why ``value`` is None.
+        num_dropped: Number of points that are not in the estimate. Such a point has a neighbor at
+            distance zero or too few neighbors, or the two distances that Gride compares are equal.
+        reason: Reason why ``value`` is None.
         details: Further output of this estimator, such as the estimate at each scale. It includes
-            the estimator's parameters, and a ``remark`` for readers if there is one.
+            the estimator's parameters, and possibly a ``remark`` for readers.
     """
 
     estimator: str
@@ -73,27 +74,31 @@ class IntrinsicDimension:
 
     @property
     def reported_std_error(self) -> float | None:
-        """The block-bootstrap standard error if there is one, else ``std_error``."""
+        """The block-bootstrap standard error; ``std_error`` for estimators without a bootstrap."""
         bootstrap: float | None = self.details.get("std_error_bootstrap")
         return self.std_error if bootstrap is None else bootstrap
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON. ``details`` are merged in; ``reason`` is left out if it is None."""
+        """Return plain JSON, in which ``details`` are fields of the record.
+
+        ``reason`` is left out if it is None.
+        """
         fields = dict(vars(self))
         details = fields.pop("details")
-        return plain_json(fields | details, "reason")
+        return plain_json(fields | details, left_out_if_none=("reason",))
 
 
 @dataclass(frozen=True)
 class Neighborhoods:
-    """The input of an estimator: distances of the points that can be used.
+    """The input of an estimator.
 
-    ``distances`` has a row for each usable point only. ``indices`` and ``is_usable`` have one for
-    every point, and the values of ``indices`` count all points too.
+    ``distances`` has a row for each usable point only. ``indices`` has a row for every point, and
+    its values count all points as well.
 
     Attributes:
-        distances: ``(num_usable, num_neighbors)``, ascending. All are positive and finite.
-        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are fewer.
+        distances: ``(num_usable, num_neighbors)``, ascending, all positive and finite.
+        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are fewer
+            neighbors.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
         parameters: The estimator's own parameters, by name.
         seed: Seed of the bootstrap.
@@ -116,10 +121,10 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension. None if neighbors are equally far, which no finite dimension explains.
+        value: The dimension; None if all neighbors are equally far, which fits no finite dimension.
         std_error: Standard error by a formula.
-        num_ties: Usable points that were left out because of equal distances.
-        details: Further output, plain JSON.
+        num_ties: Number of usable points that are not in the estimate because of equal distances.
+        details: Further output as plain JSON.
     """
 
     value: float | None = None
@@ -130,14 +135,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A row of `ESTIMATORS`. Its parameters are part of what its name means.
+    """A row of `ESTIMATORS`.
 
     Attributes:
         fit: Estimates the dimension from neighborhoods.
-        required_neighbors: Returns the neighbors to read when ``num_neighbors`` are requested.
-        convention: The formula in words; parameters are filled in by name.
-        parameters: The method's own parameters and their values. Register another set of values
-            as a row with another name: results are stored under the name.
+        required_neighbors: Returns the number of neighbors to read if ``num_neighbors`` are
+            requested.
+        convention: The formula in words, with parameters in braces.
+        parameters: The estimator's own parameters and their values. Results are stored under the
+            name of the row. So another set of values needs a row with another name.
     """
 
     fit: Callable[[Neighborhoods], Fit]
@@ -156,7 +162,7 @@ def inverse_dimensions(
     Args:
         log_distances: ``(num_points, k or more)`` logarithms of ascending distances.
         num_neighbors: k.
-        divisor_offset: What is subtracted from k in the divisor.
+        divisor_offset: Number that is subtracted from k in the divisor.
 
     Returns:
         ``(num_points,)`` inverse dimensions.
@@ -171,13 +177,14 @@ def inverse_dimensions(
 def neighborhood_blocks(indices: AnyArray) -> IntArray:
     """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighboring points.
 
-    Each point that has no block yet takes its free neighbors, in the order of the points.
+    Every point, in order, that is in no block yet forms a block with its neighbors that are in no
+    block yet.
 
     Args:
-        indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer.
+        indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer neighbors.
 
     Returns:
-        ``(num_points,)`` block numbers.
+        ``(num_points,)`` block of each point, numbered from 0.
     """
     blocks = np.full(len(indices), -1, np.int64)
     next_block = 0
@@ -200,8 +207,8 @@ def block_std_error(
     """Return the block-bootstrap standard error of a statistic.
 
     Args:
-        statistic: Maps how often each point was drawn, ``(num_points,)``, to a value or None.
-        blocks: ``(num_points,)`` block of every point; any integers.
+        statistic: Computes a value, or None, from the number of times that each point was drawn.
+        blocks: ``(num_points,)`` block of every point, numbered by any integers.
         seed: Seed of the resamples.
         num_resamples: Number of resamples.
 
@@ -232,10 +239,11 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
     ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1`` divides
-    by k - 1: with it the mean inverse is unbiased for 1/d. ``curve`` has both for every smaller k.
+    by k - 1. The mean inverse is then an unbiased estimate of 1/d. ``curve`` lists both values for
+    every k from 3 on.
 
-    The standard error is by the delta method, ``d² · sd(inverse) / √n``. It takes points as
-    independent, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
+    The standard error is that of the delta method, ``d² · sd(inverse) / √n``. It assumes
+    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
     """
     log_distances = np.log(neighborhoods.distances)
     num_points, k = log_distances.shape
@@ -268,19 +276,19 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
 
 
 def _inverse(mean: float) -> float | None:
-    """Return the dimension to a mean of inverse dimensions, or None if that is zero."""
+    """Return the dimension for a mean of inverse dimensions, or None if the mean is zero."""
     return float(1 / mean) if mean > 0 else None
 
 
 def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     """Estimate by the ratio of two neighbors: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
 
-    μ is ``T_2/T_1`` and F its empirical distribution ``i/n``. The slope is fitted by least squares
-    through the origin, without the fraction ``discard_fraction`` of the largest μ. That is 0.1 in
-    Facco et al. With 0 only the last point is left out (F = 1 there), as in the code of Konz &
-    Mazurowski.
+    μ is ``T_2/T_1``, and F is its empirical distribution ``i/n``. The slope is fitted by least
+    squares through the origin. The fit leaves out the fraction ``discard_fraction`` of the largest
+    μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last point, where F =
+    1, as in the code of Konz & Mazurowski.
 
-    The standard error ``d/√n`` is that of the likelihood for independent ratios. It is about a
+    The standard error ``d/√n`` is that of maximum likelihood for independent ratios. It is about a
     quarter too small for this slope. ``std_error_bootstrap`` corrects this.
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
@@ -306,22 +314,22 @@ def _twonn_slope(
     weights: FloatArray,
     discard_fraction: float,
 ) -> float | None:
-    """Return TwoNN's slope, or None if no positive ratio is left.
+    """Return TwoNN's slope, or None if all fitted log ratios are zero.
 
     Args:
         log_ratios: ``(num_points,)`` ln μ, ascending.
-        weights: ``(num_points,)`` how often each point counts; all one for the sample itself.
-        discard_fraction: Fraction of the largest ratios that is left out.
+        weights: ``(num_points,)`` weight of each point; all one for the sample itself.
+        discard_fraction: Fraction of the largest ratios that the fit leaves out.
     """
     distribution = np.cumsum(weights) / weights.sum()
-    # The tolerance puts i/n <= 1 - f on the side where exact arithmetic would put it.
+    # With the tolerance, the comparison i/n <= 1 - f has the result of exact arithmetic.
     num_below = np.searchsorted(distribution, 1 - discard_fraction + 1e-12, side="right")
     num_below_one = np.searchsorted(distribution, 1 - 1e-12)  # F = 1 has no logarithm
     num_fitted = int(min(num_below, num_below_one))
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # No dot products: BLAS divides long ones over threads, whose number would change the sum.
+    # No dot products: in BLAS, the last digits of a long one depend on the number of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None
@@ -331,13 +339,14 @@ def _twonn_slope(
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """Estimate by generalized ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
 
-    Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If points have a locally constant density in d
+    Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If the points have a locally constant density in d
     dimensions, the density of μ is
 
     ``d · (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) · B(n2-n1, n1))``
 
-    with the beta function B. The value is that of the largest scale. ``curve`` has every scale,
-    with its mean distance and its standard error by the observed information.
+    with the beta function B. ``value`` is the estimate at the largest scale. ``curve`` lists the
+    estimate at every scale, with the mean distance and the standard error from the observed
+    information.
     """
     distances = neighborhoods.distances
     curve = []
@@ -365,9 +374,15 @@ def gride_at_scale(
     n1: int,
     n2: int,
 ) -> Fit:
-    """Maximize Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
+    """Maximize Gride's likelihood over the dimension, at one scale.
+
+    Args:
+        log_ratios: ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})``.
+        n1: Index of the nearer neighbor, from 1.
+        n2: Index of the farther neighbor.
+    """
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
-    # A ratio of exactly one has probability zero, but occurs on lattices and through rounding.
+    # A ratio of exactly one has the probability zero. It occurs on lattices and by rounding.
     logs = log_ratios
     if power > 0:
         logs = log_ratios[log_ratios > 0]
@@ -380,7 +395,7 @@ def gride_at_scale(
         return Fit(num_points / total, math.sqrt(num_points) / total)
 
     def score(dimension: float) -> float:
-        # μ^d / (μ^d - 1) = 1 / (1 - μ^-d), in the form that cannot overflow
+        # This is μ^d / (μ^d - 1), written as 1 / (1 - μ^-d), which cannot overflow.
         growth = (logs / -np.expm1(-dimension * logs)).sum()
         return float(num_points / dimension + power * growth - (n2 - 1) * total)
 
@@ -389,9 +404,9 @@ def gride_at_scale(
         curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
         return float(num_points / dimension**2 + power * curvature)
 
-    # The score falls and is convex in d. So a Newton step from either side ends below the root, and
-    # steps from below approach it without passing it. The start, about d / ln 2, is above the root.
-    # Newton from above may jump below zero. So limit each step to half the value.
+    # The score is decreasing and convex in d. So a Newton step from either side ends below the
+    # root, and steps from below never pass the root. The start, about d / ln 2, is above the root.
+    # A step from above may end below zero, so each step is limited to half of the value.
     value = num_points / total
     for _ in range(100):
         step = max(score(value) / information(value), -value / 2)
@@ -429,14 +444,14 @@ ESTIMATORS: dict[str, Estimator] = {
         ),
     ),
 }
-"""The estimators of intrinsic dimension, by the name that users give."""
+"""The estimators of intrinsic dimension, by the name that users write."""
 
 
 def find_estimator(name: str) -> Estimator:
-    """Return an estimator's row.
+    """Return the row of an estimator.
 
     Raises:
-        ConfigError: If there is no estimator of this name.
+        ConfigError: If there is no estimator with this name.
     """
     if name not in ESTIMATORS:
         raise unknown_name("estimator", name, ESTIMATORS)
@@ -444,10 +459,10 @@ def find_estimator(name: str) -> Estimator:
 
 
 def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
-    """Return how many neighbors a table must hold for these estimators.
+    """Return the number of neighbors per point that these estimators need.
 
     Raises:
-        ConfigError: If an estimator is not known.
+        ConfigError: If there is no estimator with one of these names.
     """
     widths = [find_estimator(name).required_neighbors(num_neighbors) for name in estimators]
     return max(widths, default=num_neighbors)
@@ -461,14 +476,15 @@ def estimate(
     parameters: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbors.
+    """Return the estimates of several estimators on one table of neighbors.
 
     Args:
-        table: As wide as `table_width` returns.
-        num_neighbors: k of the MLE, 3 or more. It bounds Gride's scales; TwoNN uses 2.
-        estimators: Names of rows.
-        parameters: Values that replace those of the rows, by the parameter's name. Names that no
-            row of ``estimators`` has are ignored.
+        table: Table with `table_width` neighbors per point.
+        num_neighbors: k of the MLE, 3 or more, and the largest n2 of Gride. TwoNN always uses 2
+            neighbors.
+        estimators: Names in `ESTIMATORS`.
+        parameters: New values of parameters, by the parameter's name. A name that no estimator has
+            is ignored.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -491,7 +507,7 @@ def _estimate_one(
     parameters: Mapping[str, float],
     seed: int,
 ) -> IntrinsicDimension:
-    """Run one estimator. The record has a reason if the points do not allow a dimension."""
+    """Return the estimate of one estimator, or a record with the reason why there is none."""
     k = estimator.required_neighbors(num_neighbors)
     num_points = table.num_positions
     distances = table.distances[:, :k]
@@ -504,14 +520,17 @@ def _estimate_one(
         convention=estimator.convention.format(**parameters),
     )
     if num_points < k + 1 or distances.shape[1] < k:
-        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
-        return replace(record, reason=f"{rule}, has {num_points}")
+        reason = f"{k} neighbors need at least {k + 1} distinct points, but there are {num_points}"
+        return replace(record, reason=reason)
     is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
     num_usable = int(is_usable.sum())
     record = replace(record, num_points=num_usable, num_dropped=num_points - num_usable)
     if num_usable < 2:
-        rule = f"needs two points whose {k} neighbor distances are positive and finite"
-        return replace(record, reason=f"{rule}, has {num_usable} of {num_points}")
+        reason = (
+            f"only {num_usable} of {num_points} points have {k} neighbor distances that are "
+            "positive and finite, but at least two points are needed"
+        )
+        return replace(record, reason=reason)
     indices = table.indices[:, :k]
     fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
     num_fitted = num_usable - fit.num_ties
@@ -521,6 +540,7 @@ def _estimate_one(
     details = fit.details | dict(parameters)
     if num_fitted < FEW_POINTS:
         details["remark"] = (
-            f"rests on {num_fitted} points; below {FEW_POINTS} a dimension is hardly known"
+            f"is based on {plural(num_fitted, 'point')}. Below {FEW_POINTS} points, the dimension "
+            "is very uncertain"
         )
     return replace(record, value=fit.value, std_error=fit.std_error, details=details)

@@ -1,8 +1,8 @@
-"""Intrinsic dimension and label sharpness of a dataset, for all its train sizes.
+"""Intrinsic dimension and label sharpness of a dataset, at each train size.
 
-Two equal images are at distance zero, where logarithms and inverses are undefined. The first one is
-kept. Later ones are left out of every measure and counted. If their labels differ they are
-conflicts, and listed.
+The distance of two equal images is zero, and its logarithm and inverse are undefined. So all
+measures exclude an image that equals an earlier image, a *duplicate*. Duplicates are counted. A
+duplicate whose label differs from that of the earlier image is a *conflict*, and is also listed.
 
 Two kinds of index occur, as in `tasks.measures.neighbors`. A source row is an index of all images.
 A position is an index of the distinct images only.
@@ -58,16 +58,17 @@ from tasks.prepared.subsets import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10
-"""Pairs of equal images with different labels that a result lists, at most."""
+"""Largest number of conflicts that a result lists."""
 NEAR_MINIMUM = 1 + 4e-5
-"""Recompute every distance within this factor of the minimum: one of them may be the true minimum.
-Either may be off by 1e-5, and we double that."""
+"""Factor on the smallest distance. All distances up to this limit are computed again, because one
+of them may be the true minimum. The relative error of a distance is at most 1e-5; the factor allows
+twice that for both distances."""
 PROFILE_BYTES = 256 << 20
-"""Memory for a piece of rows, as float64, when duplicates are looked for."""
+"""Bytes of a piece of rows, as float64, in the search for duplicates."""
 KEY_VALUES = 512
-"""Values per row that are hashed into its key."""
+"""Number of values of a row from which its hash key is computed."""
 KEY_SEED = 20240501
-"""Seed of the choice of these values; any number."""
+"""Seed of the random choice of these values; an arbitrary number."""
 
 
 def measure_nested(
@@ -78,22 +79,22 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure prefixes of images that are already in nested order.
+    """Return the measures of nested training sets: the first n images for each train size n.
 
     Args:
-        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range to measure in; or
-            a source that reads such blocks.
+        images: ``(num_images, ...)`` uint8 or any real dtype, in the pixel range to measure in; or
+            a source of such rows.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Prefix lengths, in any order.
-        executor: Where blocks are computed; None for this process.
-        settings: How to measure.
+        train_sizes: Train sizes, in any order.
+        executor: Executor of the search for neighbors; None computes in this process.
+        settings: Settings of the measure; None for the defaults.
 
     Returns:
-        The measures by train size. Pairs in it are row numbers of ``images``.
+        The measures at each train size. Pairs in the result are rows of ``images``.
 
     Raises:
-        DataError: If images, labels or sizes cannot be used.
-        CorruptStoreError: From the source, if a shard fails its checksum.
+        DataError: If the images, labels or train sizes cannot be used.
+        CorruptStoreError: If a shard of the source does not match its checksum.
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
@@ -127,7 +128,7 @@ def measure_nested(
         calibration = calibrate(
             profile.source,
             num_neighbors=settings.num_neighbors,
-            keep=distinct_images.source_rows,
+            source_rows=distinct_images.source_rows,
             executor=executor,
             precision=precision,
             seed=settings.seed,
@@ -150,11 +151,11 @@ def _find_neighbors(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> SearchedImages:
-    """Find the neighbors of all distinct images, within every train size.
+    """Return the neighbors of all distinct images at each train size.
 
-    ``labels`` and ``sizes`` count source rows; the result counts positions.
+    ``labels`` and ``sizes`` count source rows. The result counts positions.
     """
-    # Distinct images among the first n source rows, for each size n.
+    # Number of distinct images among the first n source rows, for each size n.
     distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
     source_rows = profile.distinct_rows[: distinct_sizes[-1]]
     distinct_labels = None if labels is None else labels[source_rows]
@@ -165,7 +166,7 @@ def _find_neighbors(
     width = min(width, len(source_rows) - 1)
     neighbors = nested_neighbors(
         profile.source,
-        labels,  # by source row, as nested_neighbors reads them
+        labels,  # one label per source row
         distinct_sizes,
         max(width, 1),
         executor=executor,
@@ -192,24 +193,25 @@ def measure_array(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure your own images: intrinsic dimension and label sharpness, without training anything.
+    """Measure the intrinsic dimension and the label sharpness of your images, without training.
 
     Args:
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
             channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
             any real dtype.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure besides all images. None
+        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. None
             measures all images only.
-        executor: Where blocks are computed; None for this process, without Ray.
-        settings: How to measure. Its seed also gives the order that subsets are prefixes of.
+        executor: Executor of the search for neighbors; None computes in this process, without Ray.
+        settings: Settings of the measure; None for the defaults. The seed of the settings also
+            determines the images of the subsets.
 
     Returns:
-        Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row
-        numbers of ``images`` as given.
+        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs in
+        the result are rows of ``images``.
 
     Raises:
-        DataError: If images, labels or sizes cannot be used.
+        DataError: If the images, labels or train sizes cannot be used.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -244,19 +246,20 @@ def intrinsic_dimension(
 ) -> dict[str, IntrinsicDimension]:
     """Estimate the intrinsic dimension of any array of points.
 
-    The points may be the activations of a network's last hidden layer, for example (d_repr).
+    For example, the points are the activations of a network's last hidden layer. Their intrinsic
+    dimension is d_repr.
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
         settings: Fields of `MeasureSettings`.
 
     Returns:
-        One record per estimator. Exact duplicates count once; ``num_duplicates`` in the details is
-        their number.
+        One record per estimator. Points that equal an earlier point are excluded. Their number is
+        ``num_duplicates`` in the details.
 
     Raises:
-        DataError: If the features are no numbers, or not finite.
-        ConfigError: If an estimator is not known.
+        DataError: If the features are not real numbers, or not finite.
+        ConfigError: If there is no estimator with one of the names.
 
     Example:
         >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))
@@ -276,8 +279,8 @@ def intrinsic_dimension(
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
     """Return the scale of the images: pixel range, side, channels and sample size.
 
-    A pixel range that is not given follows from the dtype: [0, 1] for booleans, from 0 to the
-    largest number for unsigned integers. For other dtypes it is unknown.
+    If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and from 0
+    to the largest number for unsigned integers. For other dtypes it is unknown.
     """
     shape = source.row_shape
     pixel_range = settings.pixel_range
@@ -296,12 +299,12 @@ class SearchedImages:
     """The distinct images of all sizes, and their nearest neighbors.
 
     Attributes:
-        source: Where images are read.
+        source: Source of the images.
         source_rows: ``(num_distinct,)`` source row of each position.
-        labels: ``(num_distinct,)`` label of each position, or None.
-        neighbors: Neighbors, by position.
-        samples: ``(num_samples, num_distinct)`` masks of the samples of all sizes.
-        sample_slices: The slice of ``samples`` that each size has.
+        labels: ``(num_distinct,)`` label of each position; None if there are no labels.
+        neighbors: Nearest neighbors of each position.
+        samples: ``(num_samples, num_distinct)`` masks of the samples of all train sizes.
+        sample_slices: Slice of ``samples`` for each train size.
     """
 
     source: BlockSource
@@ -312,7 +315,7 @@ class SearchedImages:
     sample_slices: list[slice]
 
     def sharpness(self, size_index: int, convention: SharpnessConvention) -> LabelSharpness | None:
-        """Return the label sharpness of one train size, or None without labels."""
+        """Return the label sharpness at one train size, or None if there are no labels."""
         if self.labels is None:
             return None
         table = self.neighbors.tables[size_index]
@@ -324,7 +327,10 @@ class SearchedImages:
         return replace(record, permuted=permuted_sharpness(table, labels, unlike.members))
 
     def _unlike_distances(self, table: NeighborTable, sample_slice: slice) -> UnlikeDistances:
-        """Return distances to the nearest images with another label, the smallest ones refined."""
+        """Return the distances to the nearest images with another label, at one train size.
+
+        The smallest distances are computed again in float64.
+        """
         positions = slice(table.num_positions)
         nearest = table.unlike_distances.copy()
         in_samples = self.neighbors.sample_unlike_distances[sample_slice, positions].copy()
@@ -341,7 +347,7 @@ class SearchedImages:
             second = int(self.source_rows[table.unlike_indices[closest]])
             pair = min(first, second), max(first, second)
         return UnlikeDistances(
-            nearest=nearest,
+            distances=nearest,
             pair=pair,
             pair_distance=pair_distance,
             in_samples=in_samples,
@@ -349,15 +355,15 @@ class SearchedImages:
         )
 
     def _refine_minimum(self, distances: FloatArray, indices: AnyArray) -> None:
-        """Recompute in float64, in place, all distances that could be the smallest.
+        """Compute all distances that may be the smallest again in float64, in place.
 
         Args:
-            distances: ``(num_positions,)``, infinite where there is no pair.
-            indices: ``(num_positions,)`` positions at these distances.
+            distances: ``(num_positions,)``, infinite where there is no other image.
+            indices: ``(num_positions,)`` positions of the other images.
         """
         limit = distances.min(initial=np.inf) * NEAR_MINIMUM
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
-        refined: dict[tuple[int, int], float] = {}  # most pairs are there from both ends
+        refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
         for position in candidates.tolist():
             nearest = int(indices[position])
             pair = min(position, nearest), max(position, nearest)
@@ -369,28 +375,29 @@ class SearchedImages:
             distances[position] = refined[pair]
 
     def _read(self, position: int) -> AnyArray:
-        """Return the image at a position, ``(1, num_features)``."""
+        """Return the image at a position, as ``(1, num_features)``."""
         row = int(self.source_rows[position])
         return flatten(self.source.read(row, row + 1))
 
 
 def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
-    """Return the remarks on the largest size."""
+    """Return the remarks on the largest train size."""
     notes = []
     if record.num_duplicates:
         notes.append(
-            f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were "
-            "left out of all measures; neighbor distances of zero have no logarithm"
+            f"{record.num_duplicates} of {record.train_size} images are equal to an earlier image. "
+            "All measures exclude them, because a distance of zero has no logarithm"
         )
     if record.num_conflicts:
         notes.append(
-            f"{record.num_conflicts} of these carry another label than the earlier image: their "
-            "label sharpness is infinite, and the values here hold for the other pairs; look at "
-            "conflict_pairs"
+            f"{record.num_conflicts} of these have another label than the earlier image, so "
+            "their label sharpness is infinite. The values here describe all other pairs. "
+            "conflict_pairs lists the images"
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of these images is not known: --pixel-range makes K_F comparable"
+            "the pixel range of these images is not known. Set it with --pixel-range (in Python: "
+            "pixel_range), so that K_F can be compared with other datasets"
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:
@@ -403,10 +410,10 @@ class RowProfile:
     """The rows of a source that are measured.
 
     Attributes:
-        source: Where to read them; as bytes if all rows hold bytes and have one dtype.
-        distinct_rows: Source rows that equal no earlier one, ascending.
-        conflicts: ``(row, earlier row)`` of equal images with different labels.
-        is_exact: Whether ``source`` reads bytes.
+        source: Source of the rows. It reads bytes if all values are bytes of one dtype.
+        distinct_rows: Source rows that equal no earlier row, ascending.
+        conflicts: Pairs ``(row, earlier row)`` of equal images with different labels.
+        is_exact: True if ``source`` reads bytes.
     """
 
     source: BlockSource
@@ -425,11 +432,11 @@ def profile_rows(
 
     Args:
         source: Rows of any real dtype, at least one.
-        labels: ``(num_rows,)``, or None to find no conflicts.
-        executor: Where rows are hashed; None for this process.
+        labels: ``(num_rows,)``; None for no labels, and so no conflicts.
+        executor: Executor that hashes the rows; None hashes them in this process.
 
     Raises:
-        DataError: If rows are no real numbers, or not finite.
+        DataError: If rows are not real numbers, or not finite.
     """
     executor = executor or InlineExecutor()
     source = as_bytes(source)
@@ -438,7 +445,8 @@ def profile_rows(
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
     units = set(UNITS)
-    dtypes = {dtype.str}  # a piece of several dtypes is read as one, which can differ from this
+    # A piece is read as one dtype. It may differ from the dtype of the first row.
+    dtypes = {dtype.str}
     for start, piece in _profile_pieces(source, executor):
         keys[start : start + len(piece.keys)] = piece.keys
         rows_not_finite += piece.rows_not_finite
@@ -449,14 +457,18 @@ def profile_rows(
     conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
-        # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
+        # Rows of zeros and ones fit both units. They are then read as whole numbers.
         source = ByteRows(source, max(units))
     distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
     return RowProfile(source, distinct_rows, conflicts, is_exact)
 
 
 def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int, PieceProfile]]:
-    """Hash all rows in pieces that fit in memory. Yield the first row and profile of each."""
+    """Hash all rows, in pieces that fit into memory.
+
+    Yields:
+        The first row of a piece, and the profile of the piece.
+    """
     num_rows = source.num_rows
     rows_in_memory = PROFILE_BYTES // (8 * int(np.prod(source.row_shape)))
     rows_per_worker = math.ceil(num_rows / executor.num_workers)
@@ -471,16 +483,16 @@ def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[i
 def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     """Raise a DataError if there are rows with NaN or infinity."""
     if rows_not_finite:
-        first_ones = ", ".join(map(str, sorted(rows_not_finite)[:5]))
+        first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
         raise DataError(
-            f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows (first rows: "
-            f"{first_ones})",
-            hint="Remove or repair these rows",
+            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, for "
+            f"example row {first_rows}",
+            hint="Remove these rows, or correct their values",
         )
 
 
 def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
-    """Return ``(row, first equal row)`` of equal rows with different labels."""
+    """Return the pairs ``(row, first equal row)`` of equal rows with different labels."""
     rows = np.flatnonzero(labels != labels[first_equal_row])
     earlier_rows = first_equal_row[rows].tolist()
     return list(zip(rows.tolist(), earlier_rows, strict=True))
@@ -488,13 +500,13 @@ def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[i
 
 @dataclass(frozen=True)
 class PieceProfile:
-    """A piece of rows, hashed.
+    """The hash keys and properties of a piece of rows.
 
     Attributes:
-        keys: ``(num_rows,)`` 64-bit keys: equal rows have equal keys.
-        rows_not_finite: Source rows that hold NaN or infinity.
-        units: See `byte_units`; empty if the rows hold no bytes.
-        dtype: The dtype as text, with its byte order.
+        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
+        rows_not_finite: Source rows that contain NaN or infinity.
+        units: Result of `byte_units`; empty if not all values are bytes.
+        dtype: Dtype as text, with its byte order.
     """
 
     keys: IntArray
@@ -508,16 +520,18 @@ def profile_piece(
     start: int,
     stop: int,
 ) -> PieceProfile:
-    """Hash the rows ``start`` to ``stop`` of a source by a fixed random choice of their values.
+    """Return the profile of rows ``start`` to ``stop`` of a source.
+
+    The hash key of a row is computed from a fixed random choice of its values.
 
     Raises:
-        DataError: If rows are no real numbers.
+        DataError: If the rows are not real numbers.
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
         raise DataError(
-            f"Images are of dtype {rows.dtype}, not real numbers of at most 64 bits",
-            hint="Convert the images",
+            f"Images have the dtype {rows.dtype}, but must be real numbers of at most 64 bits",
+            hint="Convert the images, for example with .astype(float)",
         )
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
@@ -527,11 +541,12 @@ def profile_piece(
     num_padding_bytes = -row_bytes.shape[1] % 8
     words = np.pad(row_bytes, ((0, 0), (0, num_padding_bytes))).view(np.uint64)
     multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
-    multipliers = multipliers * 2 + 1  # odd numbers lose no bit of a word
+    multipliers = multipliers * 2 + 1  # multiplying by an odd number loses no bit
     units = byte_units(rows)
     rows_not_finite: list[int] = []
     if rows.dtype.kind == "f" and not units:
-        # A finite sum proves that a row is finite. Only the other rows are read value by value.
+        # If the sum of a row is finite, all its values are finite. The values of other rows are
+        # checked one by one.
         with np.errstate(over="ignore", invalid="ignore"):
             sums = rows.sum(axis=1)
             suspects = np.flatnonzero(~np.isfinite(sums))
@@ -541,14 +556,14 @@ def profile_piece(
 
 
 def _without_minus_zero(values: AnyArray) -> AnyArray:
-    """Return a contiguous copy with 0.0 for -0.0: the same pixel, stored as other bytes."""
+    """Return a contiguous copy with 0.0 in place of -0.0, which has other bytes."""
     return np.ascontiguousarray(values + np.zeros((), values.dtype))
 
 
 def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
     """Return the first equal row of every row, ``(num_rows,)``.
 
-    Rows with equal keys are compared by digests of all their values.
+    Two rows with equal keys are equal if the digests of all their values are equal.
     """
     first_equal_row = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")

@@ -1,8 +1,8 @@
 """Exact matrix products ``a @ b.T`` of rows of bytes, by the fastest library on this machine.
 
-All implementations return the same bits. The table has billions of multiply-adds a second on one
-core of an Intel Xeon with AVX-512 VNNI (``benchmarks/measures.py products``). The column for older
-instructions was measured by switching the newer ones off in each library.
+All implementations return the same integers. The table lists billions of multiply-adds per second
+on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmarks/measures.py products``.
+For the column of older instructions, the newer ones were switched off in each library.
 
 =================  ============  ====================  =====================
 implementation     AVX-512 VNNI  AVX-512 or AVX2 only  price
@@ -12,10 +12,11 @@ numkong            120 to 170    37                    none
 float32 by BLAS    60            60 (AVX2: 33)         none
 =================  ============  ====================  =====================
 
-On a processor with 8-bit instructions (VNNI; AMX and SDOT were not timed) numkong is used, and
-torch if the work is large enough to pay for its import. ``_int_mm`` is private to torch. All other
-processors multiply float32. Each implementation is first compared with products that are known to
-be right, and is not used if it is missing or wrong.
+On a processor with 8-bit instructions, torch is used for large work and numkong for small work,
+because importing torch takes time. These instructions are VNNI, AMX and SDOT; AMX and SDOT were not
+timed. ``_int_mm`` is a private function of torch. All other processors multiply in float32. Before
+its first use, each implementation is tested on random bytes. An implementation that is missing or
+wrong is not used.
 """
 
 from __future__ import annotations
@@ -37,24 +38,26 @@ from tasks.measures.arrays import Bytes, IntArray
 logger = logging.getLogger(__name__)
 
 Product = Callable[[Bytes, Bytes], IntArray]
-"""Computes ``a @ b.T`` of rows with at most ``MAX_FEATURES`` bytes, after `to_signed` has shifted
-uint8 by -128. The shift changes no distance. If ``a is b``, entries below the diagonal may be
+"""Function that returns ``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes. `to_signed` shifts
+uint8 by -128 first, which changes no distance. If ``a is b``, entries below the diagonal may be
 missing."""
 
 MAX_FEATURES = 131_071
-"""Features of a row, at most: this many products of two signed bytes sum to less than 2³¹."""
+"""Largest number of features of a row. The sum of this many products of two signed bytes is below
+2³¹."""
 FLOAT32_FEATURES = 1_024
-"""Features of one float32 product: the sum stays within 2²⁴, up to which float32 is exact."""
+"""Number of features in one float32 product. The sum is at most 2²⁴, and float32 represents all
+integers up to 2²⁴."""
 NUMKONG_FEATURES = 4_096
-"""Features of one call of numkong; pieces of rows of this length stay in the cache."""
+"""Number of features in one call of numkong. Rows of this length stay in the processor's cache."""
 NUMKONG_COLUMNS = 64
-"""Columns of the product in one call of numkong, for the same reason."""
+"""Number of columns of the product in one call of numkong. They stay in the processor's cache."""
 TORCH_COLUMNS = 256
-"""Columns of one torch product of rows with themselves, so that entries below the diagonal are
-mostly skipped."""
+"""Number of columns in one torch product of rows with themselves. The smaller it is, the fewer
+entries below the diagonal are computed."""
 TORCH_IMPORT_WORK = 4e11
 """Multiply-adds per thread above which torch's faster products save more time than its import
-takes. The import costs 190 MiB of memory too."""
+takes. The import also needs 190 MiB of memory."""
 BYTE_INSTRUCTIONS = {
     "icelake",
     "alder",
@@ -65,21 +68,22 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""Numkong's names of the processor features that multiply 8-bit integers in one step."""
+"""Numkong's names of the processor features that multiply 8-bit integers in one instruction."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
     (3, 5, 17),
     (2, 3, MAX_FEATURES),
     (133, 70, 9000),
 ]
-"""Shapes ``(num_a, num_b, num_features)`` of the self-test. Odd, round, small and large shapes take
-different code paths in the libraries."""
+"""Shapes ``(num_a, num_b, num_features)`` of the self-test. The libraries run different code for
+odd, round, small and large shapes."""
 
 
 def num_threads() -> int:
-    """Return the number of threads this process may use.
+    """Return the number of threads that this process may use.
 
-    That is ``OMP_NUM_THREADS``, which Ray sets for its workers, or the number of available cores.
+    The number is ``OMP_NUM_THREADS`` if it is set, otherwise the number of available cores. Ray
+    sets this variable for its workers.
     """
     requested = os.environ.get("OMP_NUM_THREADS", "")
     if requested.isdecimal():
@@ -92,11 +96,11 @@ def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
 
     Args:
         rows: ``(num_rows, num_features)`` uint8, int8 or bool.
-        buffer: One-dimensional memory for the result, at least as large as ``rows``. Allocating
-            new memory would take as long as filling it.
+        buffer: One-dimensional int8 array for the result, at least as large as ``rows``. None
+            allocates a new one, which takes as long as filling it.
 
     Returns:
-        A copy of the same shape, in ``buffer`` if one is given.
+        A copy of the same shape, in ``buffer`` if it is given.
     """
     if buffer is None:
         buffer = np.empty(rows.size, np.int8)
@@ -109,12 +113,12 @@ def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
 
 
 def blas_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T`` as a sum of float32 products over few enough features to be exact."""
+    """Return ``a @ b.T`` as a sum of float32 products, each exact because it has few features."""
     total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
         features = slice(start, start + FLOAT32_FEATURES)
         left = to_signed(a[:, features]).astype(np.float32)
-        right = left  # BLAS computes one triangle only if both factors are the same array
+        right = left  # for two equal factors, BLAS computes one triangle only
         if a is not b:
             right = to_signed(b[:, features]).astype(np.float32)
         total += np.matmul(left, right.T).astype(np.int32)
@@ -122,7 +126,7 @@ def blas_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def wide_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T`` in integers throughout. Slow; used if all other implementations fail."""
+    """Return ``a @ b.T``, computed in integers. It is slow, and used only if all others fail."""
     left = to_signed(a)
     right = to_signed(b)
     product: IntArray = np.matmul(left, right.T, dtype=np.int32)
@@ -130,10 +134,10 @@ def wide_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T`` by the processor's 8-bit instructions, divided over all threads.
+    """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    Threads are first divided over pieces of features, because those need no shared input. Threads
-    that are left are divided over columns of the product.
+    Different threads first compute different features, because such threads share no input. If
+    there are more threads than pieces of features, they also compute different columns.
     """
     import numkong
 
@@ -142,7 +146,7 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     feature_threads = max(min(num_threads(), num_features // NUMKONG_FEATURES), 1)
     column_threads = max(min(num_threads() // feature_threads, num_column_blocks), 1)
     num_rounds = -(-num_features // (feature_threads * NUMKONG_FEATURES))
-    # Features of one call: equal for all calls, and a multiple of the 64 bytes of a register.
+    # Features of one call: the same for all calls, and a multiple of a register's 64 bytes.
     width = -(-num_features // (feature_threads * num_rounds * 64)) * 64
     totals = np.zeros((feature_threads, len(a), len(b)), np.int32)
 
@@ -174,7 +178,7 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
-    """Call ``function`` once for every share, in as many threads as this process may use."""
+    """Call ``function`` once for every share of the work, in at most `num_threads` threads."""
     count = min(num_threads(), len(shares))
     if count == 1:
         for share in shares:
@@ -188,7 +192,7 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
-# A forked child has none of its parent's threads, so it must not use the parent's pools.
+# A forked child process has no threads of its parent, so it must not use the parent's pools.
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
@@ -197,11 +201,11 @@ def torch_product(
     b: Bytes,
     device: str = "cpu",
 ) -> IntArray:
-    """Return ``a @ b.T`` by 8-bit instructions in all of torch's threads, or on a GPU.
+    """Return ``a @ b.T``, computed by 8-bit instructions in all of torch's threads, or on a GPU.
 
-    ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Rows are padded
-    with zeros, which are cut off again. With one feature torch 2.13 multiplies the wrong pairs on a
-    processor, so features are always padded.
+    ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Therefore rows
+    are padded with zeros, and the padding is removed from the product. Features are padded on a CPU
+    as well: with one feature, torch 2.13 multiplies the wrong pairs there.
     """
     import torch
 
@@ -231,11 +235,11 @@ def torch_product(
 
 
 def choose_product(work: float, device: str = "cpu") -> Product:
-    """Return the fastest product that is exact on this machine.
+    """Return the fastest implementation that is exact on this machine.
 
     Args:
-        work: Multiply-adds of this process. Torch is imported only if there are enough of them; it
-            is also used if something else has imported it.
+        work: Number of multiply-adds of this process. torch is imported for large work only. If it
+            is imported already, it is also used for small work.
         device: ``"cpu"`` or a torch device.
     """
     candidates: list[tuple[str, Product]] = []
@@ -253,10 +257,10 @@ def choose_product(work: float, device: str = "cpu") -> Product:
 
 
 def check_device(device: str) -> None:
-    """Check that torch can compute on a device, before anything else is computed.
+    """Check that torch can compute on a device.
 
     Raises:
-        SetupError: If the device is missing.
+        SetupError: If torch cannot use the device.
     """
     if device == "cpu":
         return
@@ -267,7 +271,8 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         cause = str(error).splitlines()[0]
         raise SetupError(
-            f"Device {device} cannot compute: {cause}", hint="Measure on the cpu"
+            f"torch cannot use the device {device}: {cause}",
+            hint="Choose another device, for example cpu",
         ) from None
 
 
@@ -283,14 +288,14 @@ def has_byte_instructions() -> bool:
 
 
 _exactness: dict[str, bool] = {}
-"""Results of `is_exact` in this process, by name."""
+"""Results of `is_exact` in this process, by the name of the implementation."""
 
 
 def is_exact(name: str, product: Product) -> bool:
-    """Return whether a product runs here and is right on known hard cases. Cached per process.
+    """Return whether an implementation runs on this machine and passes the self-test.
 
-    Instructions older than VNNI saturate at extremes of one sign, and BLAS can be configured to
-    round its factors to 16 bits.
+    The self-test runs once per process. It finds two known errors: instructions older than VNNI
+    saturate for many large values of one sign, and some BLAS libraries round factors to 16 bits.
     """
     if name not in _exactness:
         rng = np.random.default_rng(0)
@@ -310,27 +315,28 @@ def _is_right(
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 
     The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r have
-    20 bits, so a wrong product passes with probability 2⁻²⁰.
+    20 bits, so a wrong product passes the check with a probability of 2⁻²⁰.
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    # One row of extremes on each side: their sums saturate first.
+    # One row of the smallest and largest bytes in each factor: their sums saturate first.
     extremes = np.array([-128, 127], np.int8)
     a[0] = -128
     b[-1] = rng.choice(extremes)
     weights = rng.integers(1, 1 << 20, num_b)
     try:
         weighted = product(a, b).astype(np.int64) @ weights
-    except (
-        Exception
-    ) as error:  # a broken library, or one too new for this processor, raises anything
-        logger.info("8-bit products by %s are left aside: %s", name, error)
+    # A broken library, or a library that is too new for this processor, may raise any exception.
+    except Exception as error:
+        logger.info("8-bit products by %s failed, so %s is not used: %s", name, name, error)
         return False
     weighted_b = np.einsum("i,ij->j", weights, b)
     expected = np.einsum("ij,j->i", a, weighted_b)
     if np.array_equal(weighted, expected):
         return True
     logger.warning(
-        "products by %s are wrong on this machine and left aside; results do not change", name
+        "Products by %s are wrong on this machine, so %s is not used. Results do not change.",
+        name,
+        name,
     )
     return False

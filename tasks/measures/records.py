@@ -1,4 +1,4 @@
-"""Settings and results of measuring, and the checks of images and labels that a user passes in."""
+"""Settings and results of a measure, and checks of the images and labels that a user passes."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from tasks.measures.sharpness import LabelSharpness
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """Settings of a measure. Each of them can change a number, or its last digits.
+    """The settings of a measure. Every setting can change a result, at least in its last digits.
 
     Attributes:
         num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
         estimators: Names of estimators of intrinsic dimension.
         discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
             Mazurowski.
-        sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as
-            in Konz & Mazurowski. None takes all images.
-        sharpness_seeds: One sample per seed, for train sizes above ``sharpness_sample``.
-        pixel_range: Pixel values of black and white, for the record. None takes the range of an
-            integer dtype.
-        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbors.
-        device: ``"cpu"``, or a torch device for the products.
-        block_rows: Rows per block. Memory per worker grows with its square.
-        calibrate: Also correct the MLE's bias by simulation, at the largest size. Takes about a
-            minute.
+        sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
+            Mazurowski. None uses all images.
+        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``. There is
+            one sample per seed.
+        pixel_range: Pixel values of black and white, for the record. None uses the range of an
+            unsigned integer dtype.
+        dtype: ``"float32"`` or ``"float64"``, for the matrix products.
+        device: ``"cpu"``, or a torch device for the matrix products.
+        block_rows: Number of rows in a block. Memory per worker grows with its square.
+        calibrate: True to also correct the bias of the MLE by simulation, at the largest train
+            size. The correction takes about a minute.
         seed: Seed of bootstraps and simulations.
     """
 
@@ -61,17 +62,19 @@ class MeasureSettings:
         """Check all settings.
 
         Raises:
-            ConfigError: If a setting has the wrong type or measures nothing.
+            ConfigError: If the value of a setting has a wrong type or is out of range.
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)
         sample = self.sharpness_sample
         has_sample = sample is None or _is_whole(sample, 2)
-        self._check("sharpness_sample", has_sample, "a whole number, 2 or more, or None for all")
-        self._check("seed", _is_whole(self.seed, 0), "a whole number, not negative")
+        self._check(
+            "sharpness_sample", has_sample, "a whole number, 2 or more, or None for all images"
+        )
+        self._check("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
         seeds = _as_tuple(self.sharpness_seeds)
         are_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
-        self._check("sharpness_seeds", are_seeds, "whole numbers, not negative")
+        self._check("sharpness_seeds", are_seeds, "whole numbers, 0 or more")
         self._check_pixel_range()
         self._check("dtype", self.dtype in ("float32", "float64"), "float32 or float64")
         fraction = self.discard_fraction
@@ -86,33 +89,38 @@ class MeasureSettings:
         rule: str,
     ) -> None:
         if not is_valid:
-            raise ConfigError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+            raise ConfigError(
+                f"The setting {name} is {getattr(self, name)!r}, which is not valid",
+                hint=f"Choose {rule}",
+            )
 
     def _check_whole(self, name: str, least: int) -> None:
         is_valid = _is_whole(getattr(self, name), least)
         self._check(name, is_valid, f"a whole number, {least} or more")
 
     def _check_pixel_range(self) -> None:
-        """Check that black and white are two rising numbers."""
+        """Check that the pixel range is two numbers, the lower one first."""
         if self.pixel_range is None:
             return
         limits = _as_tuple(self.pixel_range)
         are_numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
-        self._check("pixel_range", are_numbers, "(black, white), two numbers")
+        self._check("pixel_range", are_numbers, "two numbers, (black, white)")
         if not limits[0] < limits[1]:
             raise ConfigError(
-                f"pixel_range is {self.pixel_range!r}, but black must be the lower number",
-                hint="Give the lower number first. Inverting images changes no measure",
+                f"pixel_range is {self.pixel_range!r}, but the first number must be lower than "
+                "the second",
+                hint="Write the lower number first, even if it means white; inverting all images "
+                "changes no measure",
             )
 
     def _check_estimators(self) -> None:
-        """Check that estimators are known names, each once."""
+        """Check that the estimators are known names without repetition."""
         names = _as_tuple(self.estimators)
         are_names = not isinstance(self.estimators, str) and all(
             isinstance(name, str) for name in names
         )
         are_once = len({*names}) == len(names) > 0
-        rule = "names, each once, e.g. ('mle', 'twonn')"
+        rule = "a list of different names, for example ('mle', 'twonn')"
         self._check("estimators", are_names and are_once, rule)
         table_width(self.estimators, self.num_neighbors)
 
@@ -138,11 +146,11 @@ class SizeRecord:
     """The measures of one train size.
 
     Attributes:
-        train_size: Images of this size, duplicates included.
-        num_duplicates: Images that equal an earlier one. They are left out of all measures.
-        num_conflicts: Duplicates with another label than the earlier image.
-        d_data: Intrinsic dimension by name of the estimator.
-        label_sharpness: None if no labels were given.
+        train_size: Number of images, including duplicates.
+        num_duplicates: Number of images that equal an earlier image. All measures exclude them.
+        num_conflicts: Number of duplicates whose label differs from that of the earlier image.
+        d_data: Intrinsic dimension by the name of the estimator.
+        label_sharpness: Label sharpness; None if there are no labels.
     """
 
     train_size: int
@@ -164,17 +172,18 @@ class SizeRecord:
 
 
 class MeasureResult(Finding):
-    """The measures of a dataset by train size, ascending. The last one is the dataset's own.
+    """The measures of a dataset at each train size.
 
     Attributes:
-        sizes: One record per train size, at least one.
-        conflict_pairs: First pairs ``(row, earlier row)`` of equal images with different labels.
-        settings: How the dataset was measured.
-        precision: ``"exact integer"`` if all rows are bytes and no distance is rounded, else the
-            dtype of the products. It is ``"float64"`` if images anywhere were too close together
-            for float32.
+        sizes: One record per train size, ascending, at least one.
+        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels. Only the
+            first pairs are listed.
+        settings: Settings of the measure.
+        precision: ``"exact integer"`` if all values are bytes and no distance is rounded. Otherwise
+            the widest dtype of the products. ``"float64"`` means that some images were too close
+            together for float32, or that it was requested.
         notes: Remarks for readers.
-        calibration: Bias-corrected dimension at the largest size, if it was requested.
+        calibration: Bias-corrected dimension at the largest size; None if it was not requested.
     """
 
     sizes: tuple[SizeRecord, ...]
@@ -219,10 +228,10 @@ class MeasureResult(Finding):
         }
 
     def renumbered(self, order: IntArray) -> MeasureResult:
-        """Return the same result with pairs in the row numbers of the user's images.
+        """Return the same result, with pairs as rows of the user's images.
 
         Args:
-            order: ``(num_images,)`` row of the user's images behind each measured row.
+            order: ``(num_images,)`` row in the user's images of each measured row.
         """
 
         def original(pair: tuple[int, int]) -> tuple[int, int]:
@@ -244,7 +253,7 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
 
     Args:
         labels: ``(num_images,)`` or ``(num_images, 1)`` whole numbers of any real dtype.
-        num_images: Expected number of labels.
+        num_images: Number of images, which must be the number of labels.
 
     Raises:
         DataError: If the number of labels differs, or a label is not a whole number.
@@ -255,56 +264,56 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
     if array.ndim != 1 or len(array) != num_images:
         raise DataError(
             f"Labels have the shape {array.shape}, but there are {num_images} images",
-            hint="Give one label per image",
+            hint="Pass one label per image",
         )
     if array.dtype.kind not in "biuf":
         raise DataError(
-            f"Labels are of dtype {array.dtype}, not whole numbers",
+            f"Labels have the dtype {array.dtype}, but must be whole numbers",
             hint="Number the classes 0, 1, 2 and so on",
         )
     if array.dtype.kind == "f":
-        # NaN and infinity are not whole, and larger numbers do not fit int64.
+        # NaN and infinity are not whole numbers, and larger numbers do not fit into int64.
         fits_int64 = np.abs(array) < 2.0**63
         is_whole = fits_int64 & (array == np.rint(array))
         if not is_whole.all():
             row = int(np.argmin(is_whole))
             raise DataError(
-                f"The label of row {row} is {array[row]}, not a whole number",
+                f"The label of row {row} is {array[row]}, which is not a whole number",
                 hint="Number the classes 0, 1, 2 and so on",
             )
     return array.astype(np.int64)
 
 
 def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return train sizes as plain integers, in the given order.
+    """Return train sizes as plain integers, in the same order.
 
     Raises:
-        DataError: If they are not several whole numbers.
+        DataError: If the train sizes are not a list of whole numbers.
     """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
         raise DataError(
-            f"train_sizes is {train_sizes!r}, not a list",
-            hint="Give several sizes, for example [500, 1000]",
+            f"train_sizes is {train_sizes!r}, which is not a list",
+            hint="Pass a list of sizes, for example [500, 1000]",
         )
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
         raise DataError(
-            f"train_sizes has {list(train_sizes)}, which are not all whole numbers",
-            hint="Round the sizes",
+            f"train_sizes is {list(train_sizes)}, but not all of these are whole numbers",
+            hint="Round the train sizes",
         )
     return tuple(int(size) for size in train_sizes)
 
 
 def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
-    """Return train sizes ascending, each once.
+    """Return the train sizes in ascending order, without repetition.
 
     Raises:
-        DataError: If there are none, or one is not between 1 and ``num_images``.
+        DataError: If there is no train size, or one is not between 1 and ``num_images``.
     """
     sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         raise DataError(
             f"train_sizes is {list(train_sizes)}, but there are {num_images} images",
-            hint=f"Choose sizes from 1 to {num_images}, or add images",
+            hint=f"Choose train sizes from 1 to {num_images}, or add images",
         )
     return sizes
 
@@ -313,22 +322,24 @@ def one_array(name: str, values: Any) -> AnyArray:
     """Return values as one array.
 
     Args:
-        name: Name of the values, as the first word of a message: "Images" or "Labels".
+        name: Name of the values for messages, with a capital letter: "Images" or "Labels".
         values: An array, or a list of arrays or numbers.
 
     Raises:
-        DataError: If a value is masked, shapes differ, or there is only one value.
+        DataError: If a value is masked, if the shapes differ, or if there is only one value.
     """
     _check_unmasked(name, values)
     try:
         array = np.asarray(values)
     except ValueError as error:  # nested sequences of different lengths
         raise DataError(
-            f"{name} do not make one array: {error}", hint=f"Give all {name.lower()} one shape"
+            f"{name} have different shapes, so they do not form one array: {error}",
+            hint=f"Convert all {name.lower()} to the same shape",
         ) from None
     if array.ndim == 0:
-        value = "nothing" if values is None else f"one value, {array}"
-        raise DataError(f"{name} are {value}", hint="Give an array, or a list of arrays")
+        raise DataError(
+            f"{name} are {array}, which is not an array", hint="Pass an array, or a list of arrays"
+        )
     return array
 
 
@@ -336,18 +347,18 @@ def _check_unmasked(name: str, values: Any) -> None:
     if not isinstance(values, (list, tuple)):
         values = [values]
     for part in values:
-        # Checked by attribute: importing numpy.ma for an isinstance takes long.
+        # The attribute is checked, because importing numpy.ma for isinstance would take long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "Fill them by .filled(VALUE), or leave those images out"
-            raise DataError(f"{name} have masked values", hint=hint)
+            hint = "Fill them with .filled(VALUE), or leave these images out"
+            raise DataError(f"{name} contain masked values", hint=hint)
 
 
 def as_array(images: npt.ArrayLike) -> AnyArray:
     """Return images as one array.
 
     Raises:
-        DataError: If their shapes differ, a value is masked, or values are not numbers.
+        DataError: If the shapes differ, if a value is masked, or if values are not numbers.
     """
     array = one_array("Images", images)
     if array.dtype == object:
@@ -355,42 +366,48 @@ def as_array(images: npt.ArrayLike) -> AnyArray:
         shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
             raise DataError(
-                "Images are of dtype object, not real numbers", hint="Convert the images"
+                "Images have the dtype object, but must be real numbers",
+                hint="Convert the images, for example with .astype(float)",
             )
-        raise DataError(f"Images have different shapes: {shapes[:5]}", hint="Resize the images")
+        raise DataError(
+            f"Images have different shapes: {shapes[:5]}", hint="Resize all images to one shape"
+        )
     return array
 
 
-SHAPES = "Give (num_images, height, width), or (num_images, num_features)"
+SHAPES = "Pass an array of shape (num_images, height, width) or (num_images, num_features)"
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """Return images as a source of rows.
 
     Raises:
-        DataError: If there is no image, no pixel, or no axis besides the number of images.
+        DataError: If there is no image, if an image has no pixel, or if the array has only one
+            axis.
     """
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         raise DataError(
-            f"Images have the shape ({source.num_rows},), without an axis of pixels", hint=SHAPES
+            f"Images have the shape ({source.num_rows},), which has no axis of pixels", hint=SHAPES
         )
     if source.num_rows == 0 or 0 in source.row_shape:
         raise DataError(
-            f"{source.num_rows} images of shape {source.row_shape} have no pixel", hint=SHAPES
+            f"There are {source.num_rows} images of shape {source.row_shape}, so there is no pixel",
+            hint=SHAPES,
         )
     return source
 
 
 CHANNELS = (1, 3, 4)
-"""Lengths of an axis that is taken for channels: gray, RGB, RGB with transparency."""
+"""Possible numbers of channels: gray, RGB, and RGB with transparency."""
 
 
 def as_channels_first(array: AnyArray) -> AnyArray:
-    """Return images as ``(n, c, h, w)`` if they are ``(n, h, w)`` or ``(n, h, w, c)``.
+    """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
 
-    The last axis is taken for channels if it has 1, 3 or 4 entries and the second has not.
-    Distances do not depend on the order of axes.
+    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the second
+    axis is another number. Any other array is returned unchanged. The order of the axes changes no
+    distance.
     """
     if array.ndim == 3:
         return array[:, None]

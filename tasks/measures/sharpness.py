@@ -1,11 +1,11 @@
-"""Label sharpness K_F: how fast the label changes with the image.
+"""Label sharpness K_F: how fast the label changes from one image to another.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). For two
-classes the paper's factor |y_i - y_j| is 1 for exactly these pairs. With more classes we keep this:
-the factor is 1 for every pair with different labels.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). The
+paper has the numerator |y_i - y_j|. For two classes it is 1 for every pair with different labels.
+We use 1 for more classes as well.
 
-K_F has the unit 1/pixel value. It grows as pixel range, side and channels shrink, so a number
-without its conventions means nothing.
+K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and fewer
+channels. So K_F is comparable only with the scale on which it was measured.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable, PairList
 from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-"""Percentiles of the images' 1/distance to the nearest image with another label."""
+"""Percentiles to report, over images, of 1/distance to the nearest image with another label."""
 NUM_PERMUTATIONS = 100
-"""Random rearrangements of the labels, in each sample."""
+"""Number of random permutations of the labels in each sample."""
 CLOSEST_PAIRS = 4096
-"""Closest pairs, at most, that are searched for a pair with different labels."""
+"""Largest number of closest pairs in which a pair with different labels is searched."""
 FIRST_PAIRS = 64
-"""Closest pairs that are searched first: they nearly always hold a pair with different labels."""
+"""Number of closest pairs that are searched first. A pair with different labels is nearly always
+among them."""
 
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """The scale that a label sharpness was measured in.
+    """The scale on which a label sharpness was measured.
 
     Attributes:
         pixel_range: Pixel values of black and white; None if unknown.
-        side: Height and width in pixels; None for features that are no images.
-        channels: Number of channels, or of features.
-        sample: Size of a sample, in images; None for all images. Stored records call it so.
+        side: Height and width in pixels; None if the rows are not images.
+        channels: Number of channels, or of features if the rows are not images.
+        sample: Number of images in a sample; None for all images. Stored records use this key.
     """
 
     pixel_range: tuple[float, float] | None
@@ -51,24 +52,25 @@ class SharpnessConvention:
 
 @dataclass(frozen=True)
 class LabelSharpness:
-    """Label sharpness with its uncertainty and its conventions.
+    """A label sharpness with its uncertainty and its scale.
 
     Attributes:
-        value: Mean of the samples' maxima, in 1/pixel value. None if undefined.
-        convention: What it was measured in.
-        num_pairs: Pairs with different labels in one sample.
-        num_images: Images of one sample.
+        value: Mean over the samples of the maximum of 1/distance, in 1/pixel value. None if it is
+            undefined.
+        convention: Scale of the measurement.
+        num_pairs: Number of pairs with different labels in one sample.
+        num_images: Number of images in one sample.
         pair: Rows of the two closest images with different labels, among all images of this size.
-        pair_value: ``1/distance`` of that pair: the maximum over all images.
-        sample_values: The maximum in each sample; one number if all images are used.
-        percentiles: Percentiles of the images' 1/distance to the nearest image with another label,
-            and the mean of 1/distance under the key ``"mean"``.
+        pair_value: 1/distance of ``pair``, which is the maximum over all images.
+        sample_values: Maximum of 1/distance in each sample; one number if all images are used.
+        percentiles: Percentiles over images of 1/distance to the nearest image with another label.
+            The mean over images has the key ``"mean"``.
         permuted: Baseline: mean ``value`` over random permutations of the labels. None if it is
-            not known.
-        reason: Why ``value`` is None.
-        mean_unlike_distance: Mean over the images of the distance to the nearest image with another
-            label (the mean nearest-enemy distance, δ), in pixel values; inside each sample, and
-            then the mean over the samples. Measures that were stored before it existed have None.
+            unknown.
+        reason: Reason why ``value`` is None.
+        mean_unlike_distance: Mean nearest-enemy distance δ, in pixel values: the mean over images
+            of the distance to the nearest image with another label. It is computed in each sample
+            and then averaged. None in old records without this field.
     """
 
     value: float | None
@@ -84,10 +86,11 @@ class LabelSharpness:
     mean_unlike_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON. The convention's fields stand beside the value."""
+        """Return plain JSON, in which the fields of ``convention`` are fields of the record."""
         fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
         del fields["convention"]
-        return plain_json(fields, "permuted", "mean_unlike_distance", "reason")
+        left_out_if_none = ("permuted", "mean_unlike_distance", "reason")
+        return plain_json(fields, left_out_if_none)
 
     @property
     def sample_range(self) -> list[float] | None:
@@ -104,37 +107,38 @@ def stratified_samples(
     sample_size: int | None,
     seeds: Sequence[int],
 ) -> tuple[BoolArray, list[slice]]:
-    """Draw the samples in which the largest label sharpness is taken.
+    """Draw the samples in which the maximum of 1/distance is computed.
 
-    Each sample holds every class in the proportion it has among the images of its size (by largest
-    remainder).
+    Each sample contains the classes in the same proportions as the images of its train size.
+    Fractions of an image are rounded by the largest remainder.
 
     Args:
         labels: ``(num_images,)``; None draws no samples.
-        train_sizes: Ascending prefix lengths.
-        sample_size: Images per sample; None draws no samples.
-        seeds: One sample per seed and size.
+        train_sizes: Ascending train sizes.
+        sample_size: Number of images in a sample; None draws no samples.
+        seeds: Seeds of the samples. Each train size has one sample per seed.
 
     Returns:
-        The masks of the samples of all sizes, ``(num_samples, num_images)``, and the slice of the
-        masks for each size. It is empty for sizes up to ``sample_size``, where all images are used.
+        The masks of the samples of all sizes, ``(num_samples, num_images)``, and for each size a
+        slice of these masks. The slice is empty for sizes up to ``sample_size``, because all images
+        are used there.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[BoolArray] = []
     slices = []
     for size in train_sizes:
-        first = len(masks)
+        num_masks_before = len(masks)
         if labels is not None and sample_size is not None and size > sample_size:
-            class_numbers = np.unique(labels[:size], return_inverse=True)[1]
-            quotas = quotas_of(np.bincount(class_numbers), sample_size, balanced=False)
+            class_indices = np.unique(labels[:size], return_inverse=True)[1]
+            quotas = quotas_of(np.bincount(class_indices), sample_size, balanced=False)
             for seed in seeds:
                 rng = np.random.default_rng([seed, size])
                 mask = np.zeros(num_images, bool)
-                for number, quota in enumerate(quotas):
-                    members = np.flatnonzero(class_numbers == number)
+                for class_index, quota in enumerate(quotas):
+                    members = np.flatnonzero(class_indices == class_index)
                     mask[rng.choice(members, quota, replace=False)] = True
                 masks.append(mask)
-        slices.append(slice(first, len(masks)))
+        slices.append(slice(num_masks_before, len(masks)))
     return np.array(masks, bool).reshape(len(masks), num_images), slices
 
 
@@ -148,27 +152,32 @@ def count_pairs(labels: AnyArray) -> int:
 
 @dataclass(frozen=True)
 class UnlikeDistances:
-    """Distances to the nearest image with another label, of the images of one train size.
+    """The distances to the nearest image with another label, for the images of one train size.
 
     Attributes:
-        nearest: ``(num_images,)`` distances among all images.
-        pair: Rows of the closest pair, or None if there is none.
-        pair_distance: Its distance, accurate to 1e-6: the smallest of ``nearest``.
-        in_samples: ``(num_samples, num_images)`` distances inside each sample, infinite for other
-            images. No rows if all images are used.
+        distances: ``(num_images,)`` distances among all images.
+        pair: Rows of the closest pair; None if no pair with different labels has a finite
+            distance.
+        pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its relative
+            error is at most 1e-6.
+        in_samples: ``(num_samples, num_images)`` distances inside each sample, infinite for images
+            outside the sample. There are no rows if all images are used.
         members: ``(num_samples, num_images)`` masks of the samples.
     """
 
-    nearest: FloatArray
+    distances: FloatArray
     pair: tuple[int, int] | None
     pair_distance: float
     in_samples: FloatArray
     members: BoolArray
 
-    def by_sample(self) -> list[FloatArray]:
-        """Return the distances of each sample's members; those of all images without samples."""
+    def sample_distances(self) -> list[FloatArray]:
+        """Return the distances inside each sample, ``(num_members,)``.
+
+        If there are no samples, the only entry contains the distances among all images.
+        """
         if not len(self.in_samples):
-            return [self.nearest]
+            return [self.distances]
         rows = zip(self.in_samples, self.members, strict=True)
         return [distances[is_member] for distances, is_member in rows]
 
@@ -183,23 +192,24 @@ def summarize(
     Args:
         labels: ``(num_images,)``.
         unlike: Distances to the nearest images with another label.
-        convention: What the distances were measured in.
+        convention: Scale of the distances.
 
     Returns:
-        The record, without the permuted baseline. Undefined with a reason if there is no pair with
-        different labels, or its distance cannot be represented.
+        The record, without the permuted baseline. Its value is undefined, with a reason, if no pair
+        has different labels, or if the distance of the closest such pair is zero or infinite.
     """
     sampled_labels = labels
-    if len(unlike.members):  # all samples have the same class counts, so the first one serves
+    if len(unlike.members):
+        # All samples have the same number of images of each class.
         sampled_labels = labels[unlike.members[0]]
     num_pairs = count_pairs(sampled_labels)
     num_images = len(sampled_labels)
-    reason = _why_undefined(labels, num_pairs, unlike.pair_distance)
+    reason = _undefined_reason(labels, num_pairs, unlike.pair_distance)
     if reason is not None:
         return LabelSharpness(
             None, convention, num_pairs, num_images, pair=unlike.pair, reason=reason
         )
-    distances_by_sample = unlike.by_sample()
+    distances_by_sample = unlike.sample_distances()
     inverses_by_sample = [1 / distances for distances in distances_by_sample]
     percentiles = {}
     for percent in PERCENTILES:
@@ -226,14 +236,14 @@ def permuted_sharpness(
     labels: AnyArray,
     members: BoolArray,
 ) -> float | None:
-    """Return the mean label sharpness of the same images over random permutations of the labels.
+    """Return the mean label sharpness over random permutations of the labels.
 
-    In each permutation the closest pair with different labels is searched:
+    Each permutation searches the closest pair with different labels:
 
-    - In samples, among the closest pairs of the size that lie in the sample. All closer pairs are
-      known, so the result is exact.
-    - Among all images, in the lists of nearest neighbors. The closest pair (a, b) is missed only
-      if all listed neighbors of a have a's label, and those of b have b's.
+    - In a sample, among the closest pairs of the train size. Every pair outside their list is
+      farther apart, so the result is exact.
+    - Among all images, in the lists of nearest neighbors. The search misses the closest pair (a, b)
+      only if all listed neighbors of a have a's label, and all those of b have b's label.
 
     Args:
         table: Neighbors and closest pairs of this train size.
@@ -241,25 +251,26 @@ def permuted_sharpness(
         members: ``(num_samples, num_images)`` masks of samples; no rows for all images.
 
     Returns:
-        The mean over permutations and samples, in 1/pixel value. None if one permutation has no
-        pair with different labels among those searched.
+        The mean over permutations and samples, in 1/pixel value. None if all searched pairs of one
+        permutation have equal labels.
     """
     rng = np.random.default_rng(0)
-    pairs = table.closest_pairs
     masks = members
     if not len(members):
-        pairs = None
         masks = np.ones((1, len(labels)), bool)
-    if pairs is None:
+    # Closest pairs are collected for samples only.
+    if len(members) and table.closest_pairs is not None:
+        pairs = table.closest_pairs
+    else:
         pairs = listed_pairs(table)
     is_positive = pairs.distances > 0
     values = []
     for is_member in masks:
         is_inside = is_positive & is_member[pairs.first] & is_member[pairs.second]
         inside = np.flatnonzero(is_inside)[:CLOSEST_PAIRS]
-        number_in_sample = np.cumsum(is_member) - 1
-        first = number_in_sample[pairs.first[inside]]
-        second = number_in_sample[pairs.second[inside]]
+        index_in_sample = np.cumsum(is_member) - 1
+        first = index_in_sample[pairs.first[inside]]
+        second = index_in_sample[pairs.second[inside]]
         sample_labels = labels[is_member]
         for _ in range(NUM_PERMUTATIONS):
             closest = _first_unlike(rng.permutation(sample_labels), first, second)
@@ -270,7 +281,10 @@ def permuted_sharpness(
 
 
 def listed_pairs(table: NeighborTable) -> PairList:
-    """Return the pairs in the lists of nearest neighbors, closest first; most are there twice."""
+    """Return the pairs in the lists of nearest neighbors, closest first.
+
+    A pair is listed twice if each of its rows is a neighbor of the other.
+    """
     num_points, num_neighbors = table.distances.shape
     first = np.repeat(np.arange(num_points), num_neighbors)
     second = table.indices.ravel()
@@ -286,7 +300,13 @@ def _first_unlike(
     first: IntArray,
     second: IntArray,
 ) -> int | None:
-    """Return the number of the first pair with different labels, or None."""
+    """Return the index of the first pair with different labels, or None if there is no such pair.
+
+    Args:
+        labels: ``(num_images,)``.
+        first: ``(num_pairs,)`` index of one image of each pair.
+        second: ``(num_pairs,)`` index of the other image.
+    """
     for num_pairs in (FIRST_PAIRS, len(first)):
         is_unlike = labels[first[:num_pairs]] != labels[second[:num_pairs]]
         if is_unlike.any():
@@ -294,49 +314,67 @@ def _first_unlike(
     return None
 
 
-def _why_undefined(
+def _undefined_reason(
     labels: AnyArray,
     num_pairs: int,
     pair_distance: float,
 ) -> str | None:
-    """Return why no finite label sharpness exists, or None if it does."""
+    """Return the reason why the label sharpness is undefined, or None if it is defined."""
     num_classes = len(np.unique(labels))
     if num_classes < 2:
-        return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
+        return (
+            f"{plural(len(labels), 'distinct image')} of {plural(num_classes, 'class')}, but label "
+            "sharpness needs images of two classes"
+        )
     if num_pairs == 0:
-        return "the other class is too rare for a sample; use all images (sharpness_sample=None)"
+        return (
+            "a sample contains images of one class only, because the other class is too rare. "
+            "Use all images (sharpness_sample=None)"
+        )
     if pair_distance <= 0:
-        return "two images with different labels differ by less than can be represented"
+        return "the difference between two images with different labels is rounded to zero"
     if not np.isfinite(pair_distance):
-        return "images with different labels differ by more than can be squared"
+        return "the squared distance between images with different labels is too large for a float"
     return None
 
 
 def conversion(source: SharpnessConvention, target: SharpnessConvention) -> float:
-    """Return the factor that takes a label sharpness from convention ``source`` to ``target``.
+    """Return the factor that converts a label sharpness from one scale to another.
 
-    ``K ∝ 1/(range · √(height · width · channels))``. This is exact for the range and for repeated
-    channels. For the side it neglects the blur of interpolation: a bilinear 28 → 224 shortens
-    distances by about 8 %.
+    The factor follows from ``K ∝ 1/(range · √(height · width · channels))``. It is exact for the
+    pixel range and for repeated channels. For the side it neglects the blur of interpolation:
+    resizing from 28 to 224 pixels (bilinear) shortens distances by about 8 %.
+
+    Args:
+        source: Scale on which the label sharpness was measured.
+        target: Scale to convert to.
 
     Raises:
-        DataError: If a side or range is missing, or the samples differ in size, for which no factor
-            exists.
+        DataError: If a side or a pixel range is unknown, or if the samples differ in size. No
+            factor exists for samples of different sizes.
     """
     if source.sample != target.sample:
         raise DataError(
-            f"Label sharpness of {source.sample} images cannot be converted to that of "
-            f"{target.sample}",
+            f"A label sharpness from samples of {_sample_text(source.sample)} cannot be converted "
+            f"to samples of {_sample_text(target.sample)}",
             hint="Measure again with the same sharpness_sample",
         )
     return _largest_distance(source) / _largest_distance(target)
+
+
+def _sample_text(sample: int | None) -> str:
+    """Return a sample size for a message."""
+    return "all images" if sample is None else f"{sample} images"
 
 
 def _largest_distance(convention: SharpnessConvention) -> float:
     """Return the distance between an all-black and an all-white image."""
     if convention.pixel_range is None or convention.side is None:
         raise DataError(
-            f"Label sharpness cannot be converted without pixel range and side: {convention}"
+            "A label sharpness cannot be converted without pixel_range and side, but pixel_range "
+            f"is {convention.pixel_range} and side is {convention.side}",
+            hint="Measure again with a pixel_range, and with images as (num_images, channels, "
+            "height, width)",
         )
     black, white = convention.pixel_range
     height, width = convention.side

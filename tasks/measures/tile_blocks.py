@@ -1,12 +1,15 @@
 """The squared distances of one tile of pairs, block by block.
 
-A *tile* is a range of rows times a range of columns, both of positions (see
-:mod:`tasks.measures.neighbors`). One task computes one tile. A *block* is the part of a tile whose
-distances are in memory at once: those of its *held rows* to some columns.
+A *tile* contains the pairs of a range of rows with a range of columns. Rows and columns are
+positions, which :mod:`tasks.measures.neighbors` defines. One task computes one tile. A *block* is
+the part of a tile whose distances are in memory at the same time.
 
-Rows of bytes are measured in integers. Many of them are held in memory, and the other rows are read
-in small pieces; the next piece is read while one is multiplied. Other dtypes use square blocks of
-floats.
+There are two kinds of blocks:
+
+- Rows of bytes are measured in integers. As many rows as fit, the *held rows*, stay in memory. The
+  columns are read in small *pieces*, each while the one before is being multiplied. A block
+  contains the distances from the held rows to one piece.
+- Rows of any other dtype are measured in floats, in square blocks.
 """
 
 from __future__ import annotations
@@ -33,39 +36,46 @@ from tasks.measures.products import choose_product
 
 EXACT = "exact integer"
 """The ``precision`` of distances that were computed in integers."""
+PRECISIONS = (EXACT, "float32", "float64")
+"""All values of ``precision``. A later one is wider."""
 PIECE_ROWS = 256
-"""Rows of a streamed piece of bytes, at most. A tile on the diagonal then costs little more than
-half as much as a full square, and a block stays in the cache while it is added to the results."""
+"""Largest number of rows in a piece. A tile on the diagonal then costs little more than half of a
+full square. A block stays in the cache while it is added to the results."""
 PIECE_BYTES = 64 << 20
-"""Bytes of a streamed piece, at most. Two pieces are in memory."""
+"""Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
-"""Bytes of the rows that are held while pieces are streamed: 2,048 rows of 3 x 224 x 224."""
+"""Largest size of the held rows in bytes; 2,048 rows of 3 x 224 x 224 fit."""
 
 SquaredDistances = AnyArray
 """Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or int64."""
 
 
+def widest_precision(first: str, second: str) -> str:
+    """Return the wider of two ``PRECISIONS``."""
+    return max(first, second, key=PRECISIONS.index)
+
+
 class Span(NamedTuple):
-    """Positions ``start`` to ``stop``."""
+    """The positions from ``start`` up to, but not including, ``stop``."""
 
     start: int
     stop: int
 
     @property
     def positions(self) -> slice:
-        """The span as an index of arrays of all positions."""
+        """The span as an index of an array of all positions."""
         return slice(self.start, self.stop)
 
     def within(self, outer: Span) -> slice:
-        """The span as an index of arrays of the positions of ``outer``."""
+        """Return the span as an index of an array of the positions of ``outer``."""
         return slice(self.start - outer.start, self.stop - outer.start)
 
 
 def no_pair(dtype: np.dtype[Any]) -> float | int:
-    """Return the value that marks "no pair" in a block: above every squared distance of its dtype.
+    """Return the value that marks "no pair" in a block of this dtype.
 
-    The values for integers are exact in float64, as all smaller integers are. Bytes differ by at
-    most 255. So ``2**47`` is above every squared distance of rows of up to 2e9 features.
+    The value is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
+    large enough for rows of up to 2e9 features. float64 represents the values for integers exactly.
     """
     if dtype.kind == "f":
         return np.inf
@@ -76,23 +86,24 @@ def no_pair(dtype: np.dtype[Any]) -> float | int:
 
 @dataclass(frozen=True)
 class SearchJob:
-    """Everything a task needs besides its tile. Shared with all workers once.
+    """A search for nearest rows, without the tile. It is sent to every worker once.
 
     Attributes:
-        source: Where rows are read.
+        source: The source of all rows.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
-        label_codes: ``(num_positions,)`` numbers of labels, or None if only neighbors are wanted.
-        first_shells: ``(num_positions,)`` shell of the smallest train size that holds the position.
-        samples: ``(num_samples, num_positions)`` masks of samples in which the nearest row with
-            another label is wanted too.
+        label_codes: ``(num_positions,)`` labels as numbers, or None to search neighbors only.
+        first_shells: ``(num_positions,)`` shell of the smallest train size that contains the
+            position.
+        samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with another
+            label is also searched inside each sample.
         center: ``(num_features,)`` subtracted from rows of floats.
         num_shells: Number of train sizes.
-        num_neighbors: Neighbors per position.
-        precision: How products of floats are computed.
-        block_rows: Rows of a block, at most.
-        multiply_adds_per_worker: Multiply-adds, total per worker.
-        pair_capacities: Closest pairs to keep, per shell; empty for none.
-        byte_dtype: Dtype of rows of bytes. None if rows are measured as floats.
+        num_neighbors: Number of neighbors per position.
+        precision: Precision of the products of floats.
+        block_rows: Largest number of rows in a block.
+        multiply_adds_per_worker: Number of multiply-adds for each worker.
+        pair_capacities: Number of closest pairs to collect, per shell; empty for none.
+        byte_dtype: Dtype of rows of bytes; None if rows are measured as floats.
     """
 
     source: BlockSource
@@ -111,31 +122,32 @@ class SearchJob:
 
     @property
     def is_exact(self) -> bool:
-        """True if rows are bytes, which are measured in integers."""
+        """True if rows are bytes. Distances are then computed in integers."""
         return self.byte_dtype is not None
 
     def read(self, span: Span) -> AnyArray:
         """Return the rows of a span, ``(num_positions, num_features)``.
 
         Raises:
-            DataError: If rows were bytes at first and have another dtype here.
+            DataError: If the rows have another dtype than ``byte_dtype``.
         """
         source_rows = self.source_rows[span.positions]
         first = int(source_rows[0])
         rows = self.source.read(first, int(source_rows[-1]) + 1)
         if self.is_exact and rows.dtype != self.byte_dtype:
             raise DataError(
-                f"Row 0 is of dtype {self.byte_dtype}, but rows from {first} on are {rows.dtype}",
-                hint="Convert all rows to one dtype",
+                f"Row 0 has the dtype {self.byte_dtype}, but rows from {first} on have the dtype "
+                f"{rows.dtype}",
+                hint="Convert all rows to the same dtype",
             )
-        if len(rows) > len(source_rows):  # duplicates in between were left out
+        if len(rows) > len(source_rows):  # duplicates have no position, so they are skipped
             rows = rows[source_rows - first]
         return flatten(rows)
 
     def stream(
         self, spans: Iterator[Span], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, Bytes]]:
-        """Yield span after span with its rows. The next span is read in the meantime."""
+        """Yield each span with its rows, while a thread already reads the next span."""
         current: tuple[Span, Future[Bytes]] | None = None
         for span in spans:
             following = span, pool.submit(self.read, span)
@@ -147,7 +159,7 @@ class SearchJob:
 
 
 class TileBlock(NamedTuple):
-    """Squared distances between two spans, and the precision that a tile has needed so far."""
+    """The squared distances between two spans, and the widest precision of its tile so far."""
 
     rows: Span
     columns: Span
@@ -160,7 +172,7 @@ class TileBlock(NamedTuple):
 
 
 def blocks_of_tile(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
-    """Yield all blocks of a tile; of a tile on the diagonal, those of the upper triangle."""
+    """Yield all blocks of a tile. For a tile on the diagonal, yield the upper triangle only."""
     if job.is_exact:
         return _byte_blocks(job, rows, columns)
     return _float_blocks(job, rows, columns)
@@ -171,9 +183,9 @@ def _float_blocks(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
-    """Yield a tile of floats in square blocks; of a tile on the diagonal, the upper triangle.
+    """Yield the blocks of a tile of floats, as :func:`blocks_of_tile` does.
 
-    From the first block on that needs a wider dtype, all blocks are computed in that dtype.
+    As soon as one block needs a wider dtype, all later blocks are computed in that dtype.
     """
     precision = job.precision
     for row_span in cut_span(rows, job.block_rows):
@@ -191,17 +203,17 @@ def _byte_blocks(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
-    """Yield a tile of bytes: the held rows against the pieces of the columns.
+    """Yield the blocks of a tile of bytes, as :func:`blocks_of_tile` does.
 
-    Of a tile on the diagonal, the upper triangle is computed: the held rows against themselves and
-    the columns after them.
+    The held rows are multiplied with every piece of the columns. In a tile on the diagonal, they
+    are multiplied with themselves and with the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
-    # Each piece is read again for every set of held rows; its norms are cached.
+    # Each piece is read again for every set of held rows. Its norms are computed once.
     norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
@@ -230,12 +242,13 @@ def _blocks_within(
     """Yield the distances of the held rows to each other.
 
     Args:
-        products: ``(num_held, num_held)``, guaranteed on and above the diagonal only.
+        products: ``(num_held, num_held)``; entries below the diagonal may be missing.
         norms: ``(num_held,)`` squared norms.
         held_span: The held positions.
         piece_rows: Columns of a block.
     """
-    # `expand` overwrites products in place. Blocks do not overlap, so each product is used once.
+    # `expand` overwrites products in place. No product is used twice, because blocks do not
+    # overlap.
     for piece in cut_span(held_span, piece_rows):
         inside = piece.within(held_span)
         if piece.start > held_span.start:
@@ -250,6 +263,6 @@ def _blocks_within(
 
 
 def cut_span(span: Span, step: int) -> Iterator[Span]:
-    """Cut a span into parts of ``step`` positions."""
+    """Cut a span into parts of ``step`` positions; the last part may be shorter."""
     for start in range(span.start, span.stop, step):
         yield Span(start, min(start + step, span.stop))

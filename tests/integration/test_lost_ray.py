@@ -40,13 +40,14 @@ def running_trials(root: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("victim", "told", "sent"),
     [
         ("gcs_server", "The head", signal.SIGKILL),
-        pytest.param("gcs_server", "The head", signal.SIGSTOP, marks=pytest.mark.chaos),
-        pytest.param("raylet", "The raylet", signal.SIGKILL, marks=pytest.mark.chaos),
-        pytest.param("raylet", "The raylet", signal.SIGSTOP, marks=pytest.mark.chaos),
+        ("gcs_server", "The head", signal.SIGSTOP),
+        ("raylet", "The raylet", signal.SIGKILL),
+        ("raylet", "The raylet", signal.SIGSTOP),
     ],
 )
 def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(

@@ -13,7 +13,7 @@ from tasks.measures import tile_blocks
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.nearest import ClosestPairs, NearestOfSpan, update_minima
+from tasks.measures.nearest import ClosestPairs, NearestOfSpan
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
@@ -253,9 +253,8 @@ def partial_of(seed):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.update_neighbors(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        update_minima(
-            partial.unlike_squared[0],
-            partial.unlike_positions[0],
+        partial.unlike_by_shell.update(
+            0,
             np.arange(5),
             np.arange(squared.shape[1]),
             squared,
@@ -279,8 +278,10 @@ def test_merging_is_associative_and_commutative(a, b, c):
         one = merged(a, b, c)
         np.testing.assert_array_equal(other.neighbor_squared, one.neighbor_squared)
         np.testing.assert_array_equal(other.neighbor_positions, one.neighbor_positions)
-        np.testing.assert_array_equal(other.unlike_squared, one.unlike_squared)
-        np.testing.assert_array_equal(other.unlike_positions, one.unlike_positions)
+        np.testing.assert_array_equal(other.unlike_by_shell.squared, one.unlike_by_shell.squared)
+        np.testing.assert_array_equal(
+            other.unlike_by_shell.positions, one.unlike_by_shell.positions
+        )
 
 
 @quick

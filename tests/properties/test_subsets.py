@@ -273,7 +273,7 @@ def test_loading_more_training_images_than_a_subset_has_is_refused():
     data = toy()
     subset = data.subset(subset_spec())
     too_many = subset.max_train_size + 1
-    message = f"has {subset.max_train_size} training images, but {too_many} are to be read"
+    message = f"has only {subset.max_train_size} training images, but the train size is {too_many}"
     with pytest.raises(DataError, match=message):
         subset.load(data, too_many)
     assert data.read == ()

@@ -297,6 +297,7 @@ def folds(rng):
     return pd.DataFrame({"d": d, "loss": loss, "fold": fold, "run": run})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("drawn", "groups"),
     [

@@ -101,6 +101,7 @@ def test_train_sizes_beside_their_logarithm_are_no_crossing_column():
     assert not [*crossing_columns(cells, rows, Design("y", ("x",), ("g",)))]
 
 
+@pytest.mark.long
 def test_shocks_of_models_are_seldom_taken_for_a_relation(tmp_path):
     """Of 60 tables at 5 %, more than 8 with a claim happen once in 200 times; counting datasets
     alone claims in half of them."""

@@ -125,6 +125,7 @@ def test_of_many_datasets_rearrangements_are_drawn_and_are_the_same_ones_again()
     assert one[0] == pytest.approx(stats.pearsonr(x[:, 0], y).pvalue, abs=0.02)
 
 
+@pytest.mark.long
 def test_the_largest_of_many_correlations_is_adjusted_for_their_number():
     rng = np.random.default_rng(0)
     hits = plain = 0
@@ -140,6 +141,7 @@ def test_the_largest_of_many_correlations_is_adjusted_for_their_number():
     assert plain >= 100
 
 
+@pytest.mark.long
 def test_the_interval_of_the_largest_of_many_correlations_is_adjusted_for_its_selection():
     rng = np.random.default_rng(1)
     simultaneous = plain = 0

@@ -317,6 +317,7 @@ def test_without_mean_distances_the_questions_that_need_them_say_so():
     assert slopes[R_HAT].value is not None
 
 
+@pytest.mark.long
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
     slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[LOSS] for seed in range(20)]
     assert sum(slope.is_significant for slope in slopes) <= 1

@@ -119,6 +119,7 @@ def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others()
     assert "d_data" not in found.lines()[0]
 
 
+@pytest.mark.long
 def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
     study = Design(
         tuple((f"n{j}", "natural", 1) for j in range(4))

@@ -78,6 +78,7 @@ def seen_and_new(seed):
     return fit_growth(table[table["dataset"] != "natural4"]), new
 
 
+@pytest.mark.long
 def test_intervals_hold_a_new_dataset_as_often_as_they_say():
     hits = piloted = 0
     repeats = 20

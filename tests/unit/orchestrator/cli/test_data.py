@@ -218,7 +218,10 @@ def test_features_without_labels_and_a_correction_that_cannot_be_told(measure, m
         0,
         True,
     )
-    assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
+    assert (
+        "undefined: the correction needs at least 80 distinct points, but there are 40"
+        in " ".join(out.split())
+    )
 
 
 def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
@@ -302,7 +305,10 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(
             "cannot be read as one numeric array",
         ),
         (lambda p: p.write_bytes(b"no array"), "cannot be read as one numeric array"),
-        (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "NaN or infinity in 30 of 30 rows"),
+        (
+            lambda p: np.save(p, np.full((30, 4, 4), np.nan)),
+            "30 of 30 rows have values that are NaN or infinite",
+        ),
         (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
     ],
 )

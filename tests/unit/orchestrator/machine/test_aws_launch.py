@@ -59,6 +59,7 @@ def bootstrapped(account: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.long
 def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(
     account, bootstrapped
 ):
@@ -72,6 +73,7 @@ def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(
         assert node["IamInstanceProfile"] == {"Name": f"isweep-{whose}"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "market"), [("gpu_worker", "spot"), ("gpu_worker_on_demand", None)]
 )

@@ -56,6 +56,7 @@ def published_step(model, batch):
         return step(model, batch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("gpu", "model", "batch"), THROUGHPUT)
 def test_predicted_throughput_is_the_published_one(gpu, model, batch):
     cost, interval = published_step(model, batch), 10e-6
@@ -71,6 +72,7 @@ def test_predicted_throughput_is_the_published_one(gpu, model, batch):
     assert predicted == pytest.approx(THROUGHPUT[gpu, model, batch], rel=tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "batch"), MEMORY_GB)
 def test_predicted_memory_is_near_the_published_one(model, batch):
     ratio = memory_bytes(step(model, batch, "float32")) / 1e9 / MEMORY_GB[model, batch]

@@ -62,7 +62,11 @@ def test_every_network_of_the_presets_is_there_and_no_other():
 @pytest.mark.parametrize(
     "key",
     [
-        pytest.param(key, id=f"{model.name}-{sizes[1]}px")
+        pytest.param(
+            key,
+            id=f"{model.name}-{sizes[1]}px",
+            marks=[pytest.mark.long] if sizes[1] > 32 and model.name != "resnet18" else [],
+        )
         for key, (model, _, sizes) in networks().items()
     ],
 )

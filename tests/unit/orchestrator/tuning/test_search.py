@@ -368,7 +368,7 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs():
         again.tell(again.ask(point), result(complete(point)))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.long), "random"])
 def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler):
     """Also while points run, and when they were told in another order than they were asked for."""
     study, found = made(sampler), {}

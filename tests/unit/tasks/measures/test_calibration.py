@@ -26,7 +26,12 @@ def embedded(points, num_columns=100, seed=1):
 
 @pytest.mark.parametrize(
     ("make", "dimension"),
-    [("hypersphere", 10), ("hypercube", 16), ("gaussian", 6), ("hypercube", 30)],
+    [
+        ("hypersphere", 10),
+        pytest.param("hypercube", 16, marks=pytest.mark.long),
+        ("gaussian", 6),
+        pytest.param("hypercube", 30, marks=pytest.mark.long),
+    ],
 )
 def test_corrects_what_the_raw_estimate_misses(make, dimension):
     record = calibrate(
@@ -67,10 +72,12 @@ def coverage(trials, families_of):
     return np.mean(hits)
 
 
+@pytest.mark.long
 def test_intervals_cover_fresh_samples_at_least_as_often_as_they_say(trials):
     assert coverage(trials, lambda family: MANIFOLDS) >= 0.9
 
 
+@pytest.mark.long
 def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
     # The hardest trial, and a reminder: a family left out is unlike all others.
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
@@ -83,7 +90,8 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     )
     assert not any("above 16 dimensions" in note for note in low)
     assert any(
-        "above 16 dimensions the correction rests on the simulated shapes" in note for note in high
+        "above 16 dimensions, the correction depends on the simulated shapes" in note
+        for note in high
     )
 
 
@@ -121,8 +129,11 @@ def test_never_above_the_number_of_columns():
 @pytest.mark.parametrize(
     ("points", "reason"),
     [
-        (np.random.default_rng(0).random((79, 3)), "needs at least 80 distinct points, has 79"),
-        (np.eye(100), "zero or all equal"),
+        (
+            np.random.default_rng(0).random((79, 3)),
+            "the correction needs at least 80 distinct points, but there are 79",
+        ),
+        (np.eye(100), "all neighbor distances are zero or equal"),
     ],
 )
 def test_undefined_corrections_say_why(points, reason):
@@ -134,7 +145,10 @@ def test_undefined_corrections_say_why(points, reason):
 def test_shapes_unlike_all_families_are_noted():
     rng = np.random.default_rng(0)
     clusters = rng.normal(size=(300, 30)) * 10.0 ** rng.uniform(-4, 4, (300, 1))
-    assert "unlike those of every simulated family" in calibrate(clusters, families=FLAT).notes[0]
+    assert (
+        "do not resemble those of any simulated family"
+        in calibrate(clusters, families=FLAT).notes[0]
+    )
 
 
 def test_grid_reaches_below_and_far_above_the_raw_estimate():

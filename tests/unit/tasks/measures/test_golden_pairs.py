@@ -62,7 +62,10 @@ def brute_force(images, labels):
     )
 
 
-@pytest.mark.parametrize(("dtype", "num_pairs"), [(np.uint8, 45), (np.float32, 9)])
+@pytest.mark.parametrize(
+    ("dtype", "num_pairs"),
+    [(np.uint8, 9), pytest.param(np.uint8, 45, marks=pytest.mark.long), (np.float32, 9)],
+)
 def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
     golden = json.loads(GOLDEN.read_text())
     images, labels = digits()

@@ -202,14 +202,15 @@ class TestUndefined:
         assert {record.value for record in records.values()} == {None}
         assert all("equally far to within rounding" in record.reason for record in records.values())
 
-    @pytest.mark.parametrize(("num_usable", "reason"), [(0, "has 0 of 30"), (1, "has 1 of 30")])
+    @pytest.mark.parametrize(("num_usable", "reason"), [(0, "only 0 of 30"), (1, "only 1 of 30")])
     def test_points_at_distance_zero_are_counted_in_the_reason(self, num_usable, reason):
         distances = np.zeros((30, 5))
         distances[:num_usable] = [1, 2, 3, 4, 5]
         record = estimate_one("mle", table_from(distances), num_neighbors=5)
         assert record.value is None
         assert record.reason == (
-            "needs two points whose 5 neighbor distances are positive and finite, " + reason
+            f"{reason} points have 5 neighbor distances that are positive and finite, but at "
+            "least two points are needed"
         )
         assert (record.num_points, record.num_dropped) == (num_usable, 30 - num_usable)
 
@@ -224,13 +225,14 @@ class TestFewPoints:
         assert record.value > 0
         assert ("remark" in record.to_json()) == has_remark
         if has_remark:
-            assert f"rests on {num_points} points" in record.details["remark"]
+            assert f"is based on {num_points} points. Below 20 points" in record.details["remark"]
 
     def test_the_remark_is_among_the_notes_of_a_measure(self):
         points = hypersphere(5, 3, np.random.default_rng(0))
         notes = measure_array(points, None).notes
         assert notes == (
-            "twonn at 5 images rests on 5 points; below 20 a dimension is hardly known",
+            "twonn at 5 images is based on 5 points. Below 20 points, the dimension is very "
+            "uncertain",
         )
 
 

@@ -60,10 +60,13 @@ def test_small_sets_use_all_images_where_the_released_code_raises(images):
 
 FEW = np.random.default_rng(0).integers(0, 256, (80, 6), dtype=np.uint8)
 UNDEFINED = {
-    "needs two classes, these 80 distinct images have 1": (FEW, np.zeros(80, int)),
+    "80 distinct images of 1 class, but label sharpness needs images of two classes": (
+        FEW,
+        np.zeros(80, int),
+    ),
     "the other class is too rare": (FEW, np.eye(80, dtype=int)[5]),
-    "less than can be represented": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
-    "images with different labels differ by more than can be squared": (
+    "with different labels is rounded to zero": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
+    "the squared distance between images with different labels is too large for a float": (
         np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]),
         [0, 1, 0],
     ),
@@ -116,10 +119,12 @@ def test_conversion_is_exact_for_what_changes_no_image(images, changed):
 def test_conversion_refuses_what_no_factor_makes_up_for(images):
     labels = np.arange(80) % 2
     one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
-    with pytest.raises(DataError, match="of 1000 images cannot be converted to that of None"):
+    with pytest.raises(
+        DataError, match="samples of 1000 images cannot be converted to samples of all images"
+    ):
         conversion(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
-    with pytest.raises(DataError, match="cannot be converted without pixel range and side"):
+    with pytest.raises(DataError, match="cannot be converted without pixel_range and side"):
         conversion(points.convention, one.convention)
 
 

@@ -138,7 +138,7 @@ def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labe
     assert record.label_sharpness.value == pytest.approx(
         reference.label_sharpness(images[kept], labels[kept]), rel=1e-6
     )
-    assert "3 of 120 images equal an earlier one" in record.notes[0]
+    assert "3 of 120 images are equal to an earlier image" in record.notes[0]
     assert "their label sharpness is infinite" in record.notes[1]
 
 
@@ -148,11 +148,14 @@ def test_too_few_distinct_images_are_explained(images, labels):
     assert record["d_data"]["mle"]["value"] is record["label_sharpness"]["value"] is None
     assert (
         record["d_data"]["mle"]["reason"]
-        == "needs at least 21 distinct points for 20 neighbors, has 1"
+        == "20 neighbors need at least 21 distinct points, but there are 1"
     )
     json.dumps(record, allow_nan=False)
     record = measure_array(images[:15], labels[:15]).to_json()
-    assert "needs at least 21 distinct points" in record["d_data"]["mle"]["reason"]
+    assert (
+        "20 neighbors need at least 21 distinct points, but there are 15"
+        in record["d_data"]["mle"]["reason"]
+    )
     assert record["d_data"]["twonn"]["value"] > 0
     one_pixel = np.arange(120, dtype=np.uint8).reshape(120, 1, 1, 1)
     assert measure_array(one_pixel, labels).label_sharpness.value == 1
@@ -208,7 +211,9 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     assert (record.calibration is not None) == calibrate
     json.dumps(record.to_json(), allow_nan=False)
     if types[0] == np.uint8:
-        with pytest.raises(DataError, match="Row 0 is of dtype uint8, but rows from 0 on are"):
+        with pytest.raises(
+            DataError, match="Row 0 has the dtype uint8, but rows from 0 on have the dtype"
+        ):
             nested_neighbors(Shards(parts), None, [120], 5)
 
 
@@ -231,31 +236,39 @@ def ragged():
         (
             np.zeros((0, 1, 4, 4), np.uint8),
             [],
-            r"0 images of shape \(1, 4, 4\) have no pixel",
+            r"There are 0 images of shape \(1, 4, 4\), so there is no pixel",
         ),
-        (np.zeros((5, 1, 0, 4), np.uint8), [0] * 5, r"5 images of shape \(1, 0, 4\) have no pixel"),
+        (
+            np.zeros((5, 1, 0, 4), np.uint8),
+            [0] * 5,
+            r"There are 5 images of shape \(1, 0, 4\), so there is no pixel",
+        ),
         (
             np.zeros((5, 4)),
             [0, 1],
             r"Labels have the shape \(2,\), but there are 5 images",
         ),
-        (np.zeros((5, 4)), ["a"] * 5, "Labels are of dtype <U1, not whole numbers"),
-        (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], r"The label of row 2 is 0\.5, not a whole number"),
+        (np.zeros((5, 4)), ["a"] * 5, "Labels have the dtype <U1, but must be whole numbers"),
+        (
+            np.zeros((5, 4)),
+            [0, 1, 0.5, 1, 0],
+            r"The label of row 2 is 0\.5, which is not a whole number",
+        ),
         (
             np.zeros((5, 4)),
             [0, 1, np.nan, 1, 0],
-            "The label of row 2 is nan, not a whole number",
+            "The label of row 2 is nan, which is not a whole number",
         ),
         (
             np.eye(5),
             [0, 1, 1e300, 2e300, 0],
-            r"The label of row 2 is 1e\+300, not a whole number",
+            r"The label of row 2 is 1e\+300, which is not a whole number",
         ),
-        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), without an axis of pixels"),
+        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), which has no axis of pixels"),
         (
             ragged(),
             [0, 1],
-            "Images do not make one array: setting an array element with a sequence",
+            "Images have different shapes, so they do not form one array: setting an array element",
         ),
         (
             np.array([*ragged(), None], object)[:2],
@@ -265,29 +278,33 @@ def ragged():
         (
             np.full((5, 4), np.nan),
             [0] * 5,
-            r"NaN or infinity in 5 of 5 rows \(first rows: 0, 1, 2, 3,",
+            "5 of 5 rows have values that are NaN or infinite, for example row 0, 1, 2, 3, 4",
         ),
-        (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows \(first rows: 2\)"),
+        (
+            np.diag([0, 1, -np.inf]),
+            [0] * 3,
+            "1 of 3 rows have values that are NaN or infinite, for example row 2",
+        ),
         (
             np.ones((2, 2), complex),
             [0, 1],
-            "Images are of dtype complex128, not real numbers of at most 64 bits",
+            "Images have the dtype complex128, but must be real numbers of at most 64 bits",
         ),
         (
             np.array([["a"], ["b"]]),
             [0, 1],
-            "Images are of dtype <U1, not real numbers of at most 64 bits",
+            "Images have the dtype <U1, but must be real numbers of at most 64 bits",
         ),
         (
             np.array([[1, 2], [3, 4]], object),
             [0, 1],
-            "Images are of dtype object, not real numbers",
+            "Images have the dtype object, but must be real numbers",
         ),
-        (np.float32(5), [0], r"Images are one value, 5\.0"),
+        (np.float32(5), [0], r"Images are 5\.0, which is not an array"),
         (
             np.ma.masked_less(np.eye(2), 1),
             [0, 1],
-            "Images have masked values",
+            "Images contain masked values",
         ),
     ],
 )
@@ -299,10 +316,10 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([60.5, 120], r"has \[60\.5, 120\], which are not all whole numbers"),
-        (["60", 120], r"has \['60', 120\], which are not all whole numbers"),
-        (60, "is 60, not a list. Give several sizes"),
-        ("60", "is '60', not a list. Give several sizes"),
+        ([60.5, 120], r"is \[60\.5, 120\], but not all of these are whole numbers"),
+        (["60", 120], r"is \['60', 120\], but not all of these are whole numbers"),
+        (60, "is 60, which is not a list. Pass a list of sizes"),
+        ("60", "is '60', which is not a list. Pass a list of sizes"),
         *[(sizes, "is .*, but there are 120 images") for sizes in ([], [0], [121], [-3, 10])],
     ],
 )
@@ -314,35 +331,65 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *[({"num_neighbors": k}, f"whole number, 3 or more, not '?{k}") for k in (2, 20.5, "a")],
-        *[({"block_rows": rows}, f"whole number, 1 or more, not {rows}") for rows in (0, 2.5)],
-        *[({"sharpness_sample": m}, f"2 or more, or None for all, not {m}") for m in (1, 2.5)],
         *[
-            ({"seed": seed}, f"seed must be a whole number, not negative, not '?{seed}")
+            (
+                {"num_neighbors": k},
+                rf"num_neighbors is '?{k}'?, which is not valid\. Choose a whole number, 3 or more",
+            )
+            for k in (2, 20.5, "a")
+        ],
+        *[
+            (
+                {"block_rows": rows},
+                rf"block_rows is {rows}, which is not valid\. Choose a whole number, 1 or more",
+            )
+            for rows in (0, 2.5)
+        ],
+        *[
+            (
+                {"sharpness_sample": m},
+                rf"sharpness_sample is {m}, .*2 or more, or None for all images",
+            )
+            for m in (1, 2.5)
+        ],
+        *[
+            (
+                {"seed": seed},
+                rf"seed is '?{seed}'?, which is not valid\. Choose a whole number, 0 or more",
+            )
             for seed in (-1, "x")
         ],
         *[
             (
                 {"sharpness_seeds": seeds},
-                "sharpness_seeds must be whole numbers, not negative, not",
+                r"sharpness_seeds is \(.*, which is not valid\. Choose whole numbers, 0 or more",
             )
             for seeds in ((), (1, 1.5), (0, -1))
         ],
         *[
-            ({"pixel_range": limits}, r"pixel_range must be \(black, white\), two numbers, not")
+            (
+                {"pixel_range": limits},
+                r"pixel_range is .*, which is not valid\. Choose two numbers, \(black, white\)",
+            )
             for limits in (5, (0, 1, 2), ("a", "b"))
         ],
         (
             {"pixel_range": (1.0, 0.0)},
-            r"pixel_range is \(1\.0, 0\.0\), but black must be the lower number",
+            r"pixel_range is \(1\.0, 0\.0\), but the first number must be lower than the second",
         ),
-        ({"dtype": "float16"}, r"dtype must be float32 or float64, not 'float16'\."),
+        (
+            {"dtype": "float16"},
+            r"dtype is 'float16', which is not valid\. Choose float32 or float64\.",
+        ),
         *[
-            ({"discard_fraction": f}, rf"must be a number in \[0, 1\), not '?{f}")
+            (
+                {"discard_fraction": f},
+                rf"discard_fraction is '?{f}'?, .*Choose a number in \[0, 1\)",
+            )
             for f in (1.0, "a")
         ],
         *[
-            ({"estimators": names}, "estimators must be names, each once")
+            ({"estimators": names}, "estimators is .*Choose a list of different names")
             for names in (5, "mle", (), ("mle",) * 2)
         ],
         ({"estimators": ("pca",)}, "Unknown estimator 'pca'"),

@@ -18,6 +18,9 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.own import COUNT, FORMS, Columns
 
+OFTEN = ("csv", "parquet", "npz", "folder")
+"""The forms of file that `make test` tries with every content; the others hold a table too."""
+
 BLANK = ("cannot be a folder's name", ("folder",))
 NO_COLUMNS = ("class folders have no columns", ("folder",))
 NONE = ("None is a word there", ("folder",))
@@ -347,7 +350,9 @@ CASES["a comma for a point"] = labels(
 )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form in OFTEN else pytest.mark.long) for form in FORMS]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_every_form_of_a_content_gets_its_verdict(prepare, tmp_path, name, form):
     case, (kind, write) = CASES[name], FORMS[form]

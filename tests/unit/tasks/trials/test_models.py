@@ -112,7 +112,10 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
 
 @pytest.mark.parametrize(
     ("library", "name", "precision"),
-    [("torchvision", "vgg11_bn", "float32"), ("timm", "vgg11", "bfloat16")],
+    [
+        ("torchvision", "vgg11_bn", "float32"),
+        pytest.param("timm", "vgg11", "bfloat16", marks=pytest.mark.long),
+    ],
 )
 def test_a_vgg_trains_as_its_library_s_to_the_last_bit(library, name, precision):
     """Its convolutions' part, which pools a quarter of the values before each ReLU."""

@@ -126,7 +126,11 @@ def digits(classes):
 
 @pytest.fixture(
     scope="module",
-    params=[("small_mlp", (3, 8)), ("small_cnn", (4, 9)), ("small_mlp", (0, 1, 2, 3))],
+    params=[
+        ("small_mlp", (3, 8)),
+        pytest.param(("small_cnn", (4, 9)), marks=pytest.mark.long),
+        ("small_mlp", (0, 1, 2, 3)),
+    ],
 )
 def trained(request):
     architecture, classes = request.param
