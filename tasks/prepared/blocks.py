@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-"""Called with the number of items that were read, and the number of all items."""
+"""A function that is called with the number of items read so far and the number of all items."""
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block, for any block size of the source."""
@@ -113,7 +113,7 @@ def read_blocks(
         readers: Runs tasks on other nodes, which may have the raw download. Such a task reads a
             block only if the node's files have the listed names, sizes and times. This process
             writes the part. ``executor`` reads all other blocks.
-        on_progress: Called after every block.
+        on_progress: Function that is called after every block.
 
     Returns:
         The parts in the order of the blocks.

@@ -14,7 +14,7 @@ from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
 from tasks.sources.base import HASH_PATTERN, UNKEYED, Listing, RawRequest
 
 PATIENTS_AS_CLASSES = "classes are numbered like patients; if they are, give the folder above"
-"""Doubt about a folder whose subfolders may be patients instead of classes."""
+"""Possible problem of a folder: its subfolders may be patients instead of classes."""
 MIN_NUMBERED = 5
 """Smallest number of classes with numbered names that are assumed to be patients."""
 NUMBERED = re.compile(r"(.*\D)\d+")

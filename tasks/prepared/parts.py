@@ -38,7 +38,7 @@ Image = NDArray[np.generic]
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
-"""Code of a given split by the word that an item has for it."""
+"""Code of a given split by its name in an item."""
 IMAGE = np.dtype(
     [
         ("item", "<i4"),
@@ -93,8 +93,8 @@ class Part:
         num_items: Number of items in the block.
         rows: ``(num_images,)`` metadata of type :data:`IMAGE`, in the order of the items.
         skipped: Items that cannot be used.
-        conversions: Number of images by conversion.
-        flags: Number of images by doubt.
+        conversions: Conversions of pixels, with the number of converted images.
+        flags: Possible problems of the images, with the number of affected images.
         traits: Counts of trait values. They show whether a trait predicts the label.
     """
 

@@ -61,7 +61,7 @@ class Preparation:
             for name in (item.locator, *details):
                 if isinstance(name, str):
                     stamps.append(stamp(split_locator(name)[0]))
-            # This text must not change: it would change the hash of every finished preparation.
+            # If this text changes, the hash of every finished preparation changes too.
             total.update(repr((facts, stamps)).encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
@@ -69,7 +69,7 @@ class Preparation:
 def _file_stamps(base: Path | None) -> Callable[[str], tuple[int, int] | None]:
     """Return a function that maps the name of a file below ``base`` to its size and time.
 
-    If the name is not that of a file, the function returns None. A detail may be something else.
+    If there is no such file, the function returns None. A detail of an item need not be a file.
     """
 
     @lru_cache(maxsize=MAX_CACHED_STAMPS)

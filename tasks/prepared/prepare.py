@@ -74,10 +74,10 @@ def prepare_dataset(
             the largest share of images that may equal an image with another label.
         for_training: True to raise an error if the data have no fair split. Measuring needs no
             split.
-        on_progress: Called after every block of items.
+        on_progress: Function that is called after every block of items.
         readers: Runs reading tasks on more nodes, on which ``destination`` need not exist; see
             :func:`~tasks.prepared.blocks.read_blocks`.
-        listings: Listings that the command has already created; None for no listings.
+        listings: Listings that the command has already created; None if there are none.
 
     Returns:
         The record of the store at the destination.

@@ -30,9 +30,9 @@ MAX_P = 1e-3
 MIN_IMAGES_PER_VALUE = 5
 """Smallest number of images per value of a trait for the G-test."""
 MIN_ENLARGED = 2
-"""Smallest enlargement that is a doubt: 28 to 32 pixels is not one, 28 to 224 pixels is."""
+"""Smallest enlargement that is reported as a possible problem, for example 28 to 56 pixels."""
 MIN_STRETCHED = 1.5
-"""Smallest ratio of the sides of an image for which stretching to a square is a doubt."""
+"""Smallest ratio of the sides of an image for which stretching to a square is reported."""
 SIZE = re.compile(r"\b(\d+)x(\d+)\b")
 """Pattern of the height and width of a raw image in a value of the trait ``FORM``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
@@ -66,8 +66,8 @@ class PreparedRecord(BaseModel):
         excluded: Number of items that rules of the dataset leave out, by reason.
         skipped: Number of items that could not be listed or read, by reason.
         skipped_items: The first skipped items, as pairs (keyed hash of the locator, reason).
-        conversions: Number of images by conversion of their pixels.
-        flags: Number of images or items by doubt.
+        conversions: Conversions of pixels, with the number of converted images.
+        flags: Possible problems of the data, with the number of affected images or items.
         num_duplicates: Number of images whose pixels equal those of an earlier image. Their groups
             were joined.
         num_conflicts: Number of images whose pixels equal those of an image with another label.
@@ -192,7 +192,7 @@ def _count_doubts(
     parts: Sequence[Part],
     group_counts: Counts,
 ) -> Counter[str]:
-    """Return the number of images or items by doubt."""
+    """Return possible problems of the data, with the number of affected images or items."""
     flags = Counter(listing.flags)
     for part in parts:
         flags.update(part.flags)
@@ -215,11 +215,12 @@ def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
 
 
 def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
-    """Count images for which groups and given splits disagree.
+    """Return possible problems of the groups, with the number of affected images.
 
-    The first count is test images whose group is also in training. Groups are equal if images are
-    equal or have the same patient in their headers. The second count is images whose patient in the
-    header has several groups.
+    There are two such problems:
+
+    - A test image of a given split is in the same group as a training image.
+    - The images of a patient, according to the image headers, are in several groups.
     """
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
@@ -244,7 +245,7 @@ def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
 
 
 def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts) -> dict[str, int]:
-    """Return doubts about classes: only one group, no image, or images in only one given split.
+    """Return possible problems of classes: only one group, no image, or only one given split.
 
     A class in only one split can mean that the labels of this split start at 1 instead of 0.
     """
@@ -266,7 +267,7 @@ def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts
 
 
 def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
-    """Return doubts about traits: those that predict the label, and those with several values.
+    """Return traits that predict the label, and traits that should not have several values.
 
     If a trait predicts the label, a network may learn the trait instead of the image content. A
     trait is predictive if both of these conditions hold:
@@ -278,8 +279,9 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.
 
     Returns:
-        Number of images by doubt: for a predictive trait, the images that are guessed right; for a
-        trait with several values, the images that do not have the most frequent value.
+        Possible problems with a number of images. For a predictive trait, it is the number of
+        images that are guessed right. For a trait with several values, it is the number of images
+        that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
@@ -304,7 +306,7 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
-    """Return doubts about image sizes: enlarged images, stretched images, and different sizes.
+    """Return possible problems of image sizes: enlargement, stretching, and different sizes.
 
     Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
     images.
@@ -381,7 +383,7 @@ def _information(table: Counts) -> str:
 
 
 def doubt_lines(record: PreparedRecord) -> list[str]:
-    """Return one line for each reason for which items were left out, skipped or doubted."""
+    """Return one line for each reason to leave out or skip items, and for each possible problem."""
     return format_counts(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 

@@ -137,7 +137,7 @@ class ShardedRows:
     def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
         """Yield the requested rows of each chunk. ``ordered`` must be ascending."""
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
-            raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
+            raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
         start = 0  # the inner loop increases it
         while start < len(ordered):
             shard = int(ordered[start]) // self.shard_rows
