@@ -124,7 +124,7 @@ def test_files_of_another_size_are_refused_on_opening(store, change):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "half written"),
+        (None, "is incomplete: it has no complete"),
         *(
             (text, r"complete\.json of prepared dataset digits is damaged")
             for text in ("", "{", "[]", '{"schema": 1}')

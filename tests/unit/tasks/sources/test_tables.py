@@ -201,7 +201,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "groups that are the classes": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
         {},
-        r"each of the 2 classes has one group \(patient\) only",
+        r"each of the 2 classes has only one group \(patient\)",
     ),
     "groups that are the classes, to measure": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
