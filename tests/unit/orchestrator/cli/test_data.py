@@ -166,7 +166,7 @@ def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, 
     assert code == 0
     assert f"{10 * slices} images, 2 classes, {groups} groups" in out
     assert out.count(f": {5 * slices} images, 5 groups") == 2
-    assert "made 16x16, 1 channel: " in out
+    assert "prepared: 16x16 pixels, 1 channel; " in out
 
 
 def test_a_range_that_is_asked_for_can_be_said(measure, own):
@@ -287,7 +287,7 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(
     allowed = (source, "--image-size", "12", "--max-skipped-share", "10%")
     shown = run("measure", *allowed)[1]
     assert "skipped: not an image, 2" in shown
-    assert "groups, every image its own (docs/datasets.md says how to name patients)" in shown
+    assert "groups, one for each image (docs/datasets.md explains how to group by patient)" in shown
     assert "isweep locate HASH" in shown
     found = measured(*allowed)
     assert found["label_names"] == ["benign", "malignant"]

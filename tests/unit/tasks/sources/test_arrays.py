@@ -100,7 +100,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
             "test_labels": LABELS[6:] + 1,
         },
         {},
-        {"flags": {"class in train only: 0": 1, "class in test only: 2": 1}},
+        {"flags": {"class only in the training split: 0": 1, "class only in the test split: 2": 1}},
     ),
     # labels
     "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),

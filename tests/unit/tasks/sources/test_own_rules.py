@@ -166,7 +166,7 @@ CASES: dict[str, Case] = {
     ),
     "a site that tells the label": Case(
         {"label": fill(*CATS), "site": fill("east", "west")},
-        flags=(("site tells the label (100% by it alone, 1.00 of 1.00 bits)"),),
+        flags=(("site predicts the label (right for 100%, 1.00 of 1.00 bits)"),),
         lacking=(NO_COLUMNS,),
     ),
     # groups

@@ -203,7 +203,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "groups that are the classes": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
         {},
-        r"each of the 2 classes has one group \(patient\) only",
+        r"each of the 2 classes has only one group \(patient\)",
     ),
     "groups that are the classes, to measure": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
@@ -215,7 +215,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
             "path,label,group", *(f"{a},p{0 if a == 'c' else n}" for n, a in enumerate("abc" * 3))
         ),
         {},
-        {"flags": {"class of one group: c": 1}},
+        {"flags": {"class with only one group: c": 1}},
     ),
 }
 
@@ -435,7 +435,7 @@ def write_dicoms(
 
 
 NO_ID = "no patient id in the header: the split cannot be by patient"
-SEVERAL = "patient of the header in several groups: is the group a patient?"
+SEVERAL = "patient in the image header with several groups; check that each group is a patient"
 PAIRS = ["P1", "P1", "P2", "P2", "P3", "P3"]
 PATIENTS = {
     "told by headers": (PAIRS, None, {"images": 6, "groups": 3, "flags": {}}),
@@ -470,11 +470,11 @@ def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
             folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}")
         )
     flags = prepare("folder", tmp_path / "raw").record.flags
-    assert flags["test images never used, since their group is in training"] == 2
+    assert flags["test images that are not used, because their group is in training"] == 2
 
 
 def tells(name: str) -> dict[str, int]:
-    return {f"{name} tells the label (100% by it alone, 1.00 of 1.00 bits)": 40}
+    return {f"{name} predicts the label (right for 100%, 1.00 of 1.00 bits)": 40}
 
 
 TRAITS = {
@@ -504,7 +504,11 @@ TRAITS = {
             "SeriesDescription": lambda number, _: "scout" if number < 4 else "axial",
             "spacing": lambda number, _: (2.0, 2.0) if number < 4 else (0.5, 0.5),
         },
-        {"localiser": 4, "series description: 2 different": 4, "pixel spacing: 2 different": 4},
+        {
+            "localiser": 4,
+            "series description has 2 different values": 4,
+            "pixel spacing has 2 different values": 4,
+        },
     ),
 }
 
