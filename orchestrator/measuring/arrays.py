@@ -85,8 +85,8 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         images: ``(num_images, ...)``.
         limits: Values of black and white. None if the user gave none.
     """
-    # imported here, because points do not need them
-    from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
+    # These import more than points need.
+    from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
 
     kind = images.dtype.kind
     shape = "x".join(map(str, images.shape[1:]))
@@ -107,7 +107,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         num_cut += bool(is_cut.any())
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:
-        lines.append(f"  doubtful: {CUT}, {num_cut:,}")
+        lines.append(f"  doubtful: {CLIPPED}, {num_cut:,}")
     return _Scaled(pixels, lines, is_scaled=True)
 
 

@@ -49,7 +49,7 @@ def name_labels(
     """
     # imported here, because an array without labels does not need them
     from tasks.sources.own.class_names import sort_labels
-    from tasks.sources.own.labels import classes_of_rows
+    from tasks.sources.own.labels import find_classes
     from tasks.sources.own.rows import Rows
     from tasks.sources.tables import label_text
 
@@ -60,7 +60,7 @@ def name_labels(
         numbering=lambda _: f"the first row is {first}",
     )
     try:
-        labels = classes_of_rows(rows, raw_request(own_data or IN_MEMORY))
+        labels = find_classes(rows, raw_request(own_data or IN_MEMORY))
     except DataError as error:
         if own_data is not None:
             raise

@@ -210,6 +210,7 @@ class TrialFailure(Finding):
         unfit_node: True if the node assigned a GPU on which the trial cannot compute.
         device_lost: True if the GPU failed, without a sign that the code of the trial caused it.
         capture_failed: True if the network prevented the capture of a step as a CUDA graph.
+        no_engine: True if cuDNN has no engine for an operation: memory or a kernel is missing.
         ends_process: True if the worker's process must not be used again.
         memory: Memory that was used up: ``gpu`` or ``machine``. Empty if none was, or if it is
             unknown.
@@ -223,6 +224,7 @@ class TrialFailure(Finding):
     unfit_node: bool = False
     device_lost: bool = False
     capture_failed: bool = False
+    no_engine: bool = False
     ends_process: bool = False
     memory: Literal["", "gpu", "machine"] = ""
     held_by_others: float | None = None

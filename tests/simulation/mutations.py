@@ -60,9 +60,9 @@ MUTATIONS = tuple(
             ),
             (
                 "a settled trial is done",
-                '        """Remove a trial that has its result, or that failed for good."""\n'
+                '        """Remove a running trial that has a result, or that gets no further attempt."""\n'
                 "        self.running.discard(trial_id)\n",
-                '        """Remove a trial that has its result, or that failed for good."""\n',
+                '        """Remove a running trial that has a result, or that gets no further attempt."""\n',
             ),
             (
                 "a trial that waits again runs no more",

@@ -82,7 +82,7 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
             match="so it is unclear which value is white",
         ):
             isweep.measure(floats, LABELS)
-    with pytest.raises(SweepError, match=r"pixel_range \[-1, 1\] cuts"):
+    with pytest.raises(SweepError, match=r"of the values lie outside pixel_range \[-1, 1\]"):
         isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
 
 

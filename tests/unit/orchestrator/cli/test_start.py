@@ -47,7 +47,7 @@ class TestInit:
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]
         assert re.search(
-            r"\d files are listed, but not opened\. Open the files with `isweep measure \S+`",
+            r"\d files are listed, but not opened\. To check the files, run `isweep measure \S+`",
             planned,
         )
         assert json.loads(out)["sweep_file"] == "mine.yaml"
@@ -239,7 +239,8 @@ class TestRoot:
         code, _, said = run("rm", "mine")
         assert code == 2
         assert (
-            "There is no terminal on which to ask whether mine is to be removed. Add --yes" in said
+            "isweep cannot ask before it removes mine, because there is no terminal. Add --yes"
+            in said
         )
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")

@@ -69,7 +69,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Only this display has ended. The run goes on." in err
+    assert "Stopped. Only this display has ended. The run continues." in err
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
@@ -78,7 +78,7 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
-    Console(width=60).print(status.watched(document))
+    Console(width=60).print(status.run_display(document))
     said = " ".join(capsys.readouterr().out.split())
     assert said.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
 

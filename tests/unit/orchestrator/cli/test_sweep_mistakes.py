@@ -74,7 +74,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
         (
             "resources: {num_cpus: 999}",
             [],
-            "A trial asks for resources.num_cpus: 999, but this machine has",
+            "A trial requests resources.num_cpus: 999, but this machine has",
         ),
         (
             "resources: {num_cpus: 2}",

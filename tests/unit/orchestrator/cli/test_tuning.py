@@ -71,7 +71,7 @@ def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
     code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
     assert code == 0
     assert (
-        f"MLflow lacks 3 updates. Send the updates with `isweep tune {path} --set tune.budget=0.4"
+        f"MLflow lacks 3 updates. To send them, run `isweep tune {path} --set tune.budget=0.4"
         in err
     )
 
