@@ -132,7 +132,7 @@ class TestInit:
             "# `isweep plan 'My Images (1).yaml'` checks"
             in (here / "My Images (1).yaml").read_text()
         )
-        assert "Choose another file with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+        assert "Name another file with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
 
     def test_a_file_is_never_written_over(self, run, here):
         (here / "first.yaml").write_text("mine", encoding="utf-8")
@@ -242,7 +242,7 @@ class TestRoot:
         )
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")
-            assert (code, "Name one of mine, digits-1" in said) == (2, True), said
+            assert (code, "Choose one of mine, digits-1" in said) == (2, True), said
         with exclusive(two / "driver.lock", "isweep run mine"):
             code, _, said = run("rm", "mine", "--yes")
         assert (code, f"{two} is in use by" in said) == (3, True), said
