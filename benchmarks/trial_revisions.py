@@ -1,8 +1,7 @@
-"""Trials of this checkout against those of another revision: the same numbers, as many images a
-second.
+"""Trials of this checkout against trials of another revision: equal numbers and equal speed.
 
-``python benchmarks/trial_revisions.py numbers CHECKOUT``. Both sides run in one go, on one thread
-of a CPU.
+``python benchmarks/trial_revisions.py numbers CHECKOUT`` runs both sides in turns, on one thread of
+a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 from harness import Result, run
 
 TRIALS = """
-import hashlib, json, sys
+import hashlib, inspect, json, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 from orchestrator.planning.plan import plan_sweep
@@ -52,7 +51,9 @@ for side, models, recipe in (
         images = draw.integers(0, 128, shape, np.uint8) + (60 * labels).astype(np.uint8)[:, None, None, None]
         data = TrialData(images[:45], labels[:45], images[45:], labels[45:], 2, "revisions")
         kept = []
-        result = run_trial(trial, data, keep=lambda weights: kept.append(weights) or "not kept")
+        # Older revisions call the argument `keep`.
+        store = "store_weights" if "store_weights" in inspect.signature(run_trial).parameters else "keep"
+        result = run_trial(trial, data, **{store: lambda weights: kept.append(weights) or "not kept"})
         got, name = result.model_dump(mode="json"), f"{trial.network.model.name} {recipe}"
         found[name] = {
             "weights": hashlib.sha256(kept[0]).hexdigest(),
@@ -105,11 +106,10 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def numbers(other: Path) -> Result:
-    """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at
-    most.
+    """Compare weights, losses, d_repr and attacks of both sides bit by bit.
 
-    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose
-    and is left out.
+    If they differ, the largest difference is reported. There are five trainings on seeded images.
+    The ratio is the share of equal numbers. PGD was changed on purpose and is left out.
     """
     ours, theirs = (
         json.loads(_output(side, sys.executable, "-c", TRIALS, str(side)))
@@ -132,8 +132,9 @@ def numbers(other: Path) -> Result:
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """Return the largest relative difference of two numbers of equal places; infinite where texts
-    differ.
+    """Return the largest relative difference between corresponding numbers.
+
+    It is infinite if texts differ.
     """
     if isinstance(ours, Mapping):
         return max((difference(ours[key], theirs.get(key)) for key in ours), default=0.0)
@@ -147,8 +148,9 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def throughput(other: Path, *, turns: int = 5) -> Result:
-    """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target:
-    0.97.
+    """Measure images trained per CPU second, in turns.
+
+    The ratio is that of the worst setting. Target: 0.97.
     """
     rows = []
     for setting in SETTINGS:

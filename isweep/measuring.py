@@ -180,7 +180,7 @@ def measure(
         request = MeasureRequest(
             source=str(images),
             labels=_label_file(labels),
-            said=_source_options(own),
+            own_options=_source_options(own),
             class_pair=pair,
             train_sizes=sizes,
             image_size=image_size,

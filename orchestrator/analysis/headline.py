@@ -148,7 +148,7 @@ def answer_of(
         return Answer(question=question, reason=few_ways(estimate))
     test = None
     if estimate.std_error:
-        test = TTest(std_error=estimate.std_error, degrees=degrees)
+        test = TTest(std_error=estimate.std_error, degrees=degrees, smallest_p=estimate.smallest_p)
     return Answer(
         question=question,
         value=estimate.value,

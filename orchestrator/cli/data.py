@@ -86,7 +86,12 @@ def init(
         )
     has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(
-        source, sweep_file, domain=domain, gpu=has_gpu, said=answers.by_key(), root=place.paths.root
+        source,
+        sweep_file,
+        domain=domain,
+        gpu=has_gpu,
+        own_options=answers.by_key(),
+        root=place.paths.root,
     )
     sweep_file.write_text(text, encoding="utf-8")
     # Without a slash, a name would mean a sweep of the root.
@@ -333,7 +338,7 @@ def measure(
 
     request = MeasureRequest(
         source=source,
-        said=answers.by_key(),
+        own_options=answers.by_key(),
         settings=method.settings(),
         **vars(images),
         **vars(reading),

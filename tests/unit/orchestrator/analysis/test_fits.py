@@ -141,7 +141,8 @@ def test_measures_equal_up_to_rounding_explain_nothing():
     )
     fits = explored(table)
     assert fits.headline().reason == (
-        "1/d and the domain label do not vary enough, or only together, to tell coefficients apart"
+        "1/d and the domain label vary too little, or only together, so their slopes are not "
+        "identified"
     )
     sharpness = fit_height(prepare(table).points, fits.sharpness_scale, ("log_sharpness",))
     assert sharpness.reason == "log K_F does not vary enough over these datasets"

@@ -246,7 +246,7 @@ def ask(file):
         ),
         ("train_size,accuracy,dataset\n50,.7,a\n100,.8,b\n", "more than one dataset: a, b. Keep"),
         ("train_size,accuracy\n50,\n100,\n", "None of the 2 rows of the table has an accuracy"),
-        ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column accuracy"),
+        ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column with the name accuracy"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_by_its_line(text, reason, tmp_path):
@@ -363,7 +363,7 @@ def test_a_repeated_row_counts_once(tmp_path):
     rows = "train_size,test_loss,seed\n50,0.7,0\n50,0.7,0\n50,0.6,1\n100,0.5,0\n"
     report = csv(tmp_path, rows)
     assert [point.num_trainings for point in report.curves[0].points] == [2, 1]
-    assert report.remarks[0].startswith("1 rows repeat another one. A repeated row counts once")
+    assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If they are")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_several_seeds_give_the_difference_an_interval():
     low, high = single.best[-1].difference
     assert low < np.log(1.152 / 0.79) < high
     assert low > 0
-    assert "By seeds, the networks differ: losses are 1." in single.best_line
+    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in single.best_line
 
 
 def test_the_best_network_may_depend_on_n():
@@ -201,7 +201,7 @@ def test_stored_predictions_say_whether_the_best_network_is_surely_best():
         single.best_line
     )
     assert "only small_cnn is right on 20, only resnet_tiny on 0" in single.best_line
-    assert single.test_set_line.endswith("both tried on the same ones.")
+    assert single.test_set_line.endswith("with both networks tested on the same images.")
     assert "--set predictions=true" in one_dataset(rows).test_set_line
 
 

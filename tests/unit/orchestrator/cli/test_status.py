@@ -132,7 +132,7 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     other = Workspace.open("demo", root)
     other.record()
     damage(workspace.sweep_paths.sweep_file)
-    whole_in = "The sweep 'smoke' cannot be read as it was last run: "
+    whole_in = "The stored file of the sweep 'smoke' cannot be read: "
     code, out, err = run("status")
     assert code == 2
     assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)
