@@ -21,7 +21,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import NetworkSpec, TrialSpec
-from tasks.trials.isolation import contained, deterministic, trial_memory
+from tasks.trials.isolation import deterministic, fixed_torch_state, trial_memory
 from tasks.trials.models import PixelModel
 from tasks.trials.records import CONTEXT_BYTES, EpochRecord
 from tasks.trials.training import train
@@ -101,7 +101,7 @@ class Bench:
         """Run a block as a trial with a share of the GPU runs: memory, settings, determinism."""
         with (
             trial_memory(self.device, share),
-            contained(0, self.device),
+            fixed_torch_state(0, self.device),
             deterministic(self.device),
         ):
             yield

@@ -31,7 +31,7 @@ from orchestrator.machine.gpus import compute_capability
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.specs import RecipeSpec
-from tasks.trials.isolation import contained, deterministic, seeded, trial_memory
+from tasks.trials.isolation import deterministic, fixed_torch_state, seeded, trial_memory
 from tasks.trials.models import PixelModel, build_model
 from tasks.trials.training import as_pixels, autocast, has_batch_norm, record_graph, train
 
@@ -284,7 +284,7 @@ def run(case: Case, device: torch.device) -> Verdict:
     trainings: list[TrainingComparison] = []
     error_text = ""
     try:
-        with trial_memory(device), contained(0, device), deterministic(device):
+        with trial_memory(device), fixed_torch_state(0, device), deterministic(device):
             arithmetic += compare_with_cpu(case, device)
             # Graphs of wrong numbers would be compared with wrong numbers.
             if not any(comparison.problem for comparison in arithmetic):

@@ -26,7 +26,7 @@ from orchestrator.results.storage import Content, Folder, Storage, StoredFile, o
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.finding import Finding
-from tasks.trials.records import KeptFile
+from tasks.trials.records import TrialFile
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class ResultStore:
 
     # Files of trials.
 
-    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> TrialFile:
         """Store a file of a trial, and return its checksum and size."""
         checksum = hashlib.sha256(data)
         content = data
@@ -224,9 +224,9 @@ class ResultStore:
             # No record has a checkpoint's checksum: it is written before its training has a result.
             content = checksum.digest() + data
         self._files.write(self._file_path(kind, trial_id), content)
-        return KeptFile(sha256=checksum.hexdigest(), num_bytes=len(data))
+        return TrialFile(sha256=checksum.hexdigest(), num_bytes=len(data))
 
-    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """Return a stored file of a trial.
 
         Args:
@@ -271,7 +271,7 @@ class ResultStore:
         except (SetupError, OSError) as error:
             log.warning("the checkpoint of %s is not removed: %s", trial_id, error)
 
-    def damaged_files(self, kind: FileKind, expected: Mapping[str, KeptFile]) -> set[str]:
+    def damaged_files(self, kind: FileKind, expected: Mapping[str, TrialFile]) -> set[str]:
         """Return the ids of trials whose file is gone or damaged.
 
         Args:

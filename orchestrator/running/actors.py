@@ -21,7 +21,7 @@ from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.messages import EpochReport, Note, WorkerMessage
 from search_spaces.errors import SetupError
-from tasks.trials.records import EpochRecord, EpochScore, KeptFile
+from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Beginnings of environment variables that name object stores and open them."""
@@ -230,7 +230,7 @@ class ArtifactStore:
         )
         self.actor.__ray_ready__.remote()  # so that the driver knows its address, to end it
 
-    def put(self, kind: FileKind, trial_id: str, content: bytes) -> KeptFile | str:
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
         """Store a file; a text says why that was not possible, which costs no result."""
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
@@ -239,9 +239,9 @@ class ArtifactStore:
                 "not answer"
             )
             self._messages.publish(Note(trial_id, text))
-        return cast("KeptFile | str", ray.get(call))
+        return cast("TrialFile | str", ray.get(call))
 
-    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
         return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 

@@ -77,7 +77,7 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             earlier.result,
             earlier.lacks(assignment.spec),
             task.device,
-            keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
+            store_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
         )
     except CorruptStoreError as error:
         log.warning("%s is trained again: %s", trial_id, error)
@@ -97,13 +97,13 @@ def _train(task: TrialTask) -> TrialResult:
         publisher = task.messages.publisher(trial_id)
         on_epoch = publisher.epoch_ended
         on_score = publisher.score_evaluated
-    keep_weights = None
-    keep_predictions = None
+    store_weights = None
+    store_predictions = None
     checkpoints = None
     if files is not None:
         if assignment.keep_weights:
-            keep_weights = partial(files.put, FileKind.WEIGHTS, trial_id)
-        keep_predictions = partial(files.put, FileKind.PREDICTIONS, trial_id)
+            store_weights = partial(files.put, FileKind.WEIGHTS, trial_id)
+        store_predictions = partial(files.put, FileKind.PREDICTIONS, trial_id)
         checkpoints = Checkpoints(
             partial(files.checkpoint, trial_id), partial(files.put, FileKind.CHECKPOINT, trial_id)
         )
@@ -114,8 +114,8 @@ def _train(task: TrialTask) -> TrialResult:
         task.device,
         on_epoch=on_epoch,
         on_score=on_score,
-        keep=keep_weights,
-        keep_predictions=keep_predictions,
+        store_weights=store_weights,
+        store_predictions=store_predictions,
         checkpoints=checkpoints,
         pretrained=pretrained.get(assignment.spec.network.model.pretrained_key),
     )

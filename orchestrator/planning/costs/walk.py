@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from orchestrator.planning.costs.kernels import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
-from tasks.trials.isolation import contained
+from tasks.trials.isolation import fixed_torch_state
 from tasks.trials.models import build_model, depends_on_pixels, num_parameters, one_line
 from tasks.trials.records import EVALUATION_PASS
 from tasks.trials.training import Step
@@ -103,7 +103,7 @@ def walk_network(
     network = _Network(model, recipe, channels, image_size, num_outputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with contained():
+        with fixed_torch_state():
             module = _build_fake(network, mode)
             with mode:
                 return _walk(network, module, WHITE)
@@ -204,13 +204,13 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     """
     for brightest in (WHITE, BLACK):
         try:
-            with contained():
+            with fixed_torch_state():
                 return _walk(network, network.build(), brightest)
         except (Exception, SystemExit) as raised:
             failure = raised
     if not depends_on_pixels(error):
         raise failure
-    with contained():
+    with fixed_torch_state():
         module = network.build()
     num_weights = num_parameters(module)
     num_pixels = math.prod(network.shape)
