@@ -1,11 +1,10 @@
-"""Results tables of known laws and nulls, hostile ones among them: what reports are judged on,
-blind.
+"""Simulated results tables of known laws and of no law, on which the reports are tested.
 
-Nothing here uses the analysis, its simulation or its synthetic tables, so that no mistake of theirs
-is shared. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + own height
-and slope of the dataset + effects of pair, model and training subset + error, c being the mean of
-log N, so that what happens along N and what happens between datasets are set apart. d is the one at
-the largest N; the estimate that the table shows grows with N, as estimates do.
+Nothing here uses the analysis, its simulation or its synthetic tables, so an error there cannot
+hide here. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + height and
+slope of the dataset + effects of pair, model and training subset + error. c is the mean of log N,
+so effects along N and effects between datasets are separate. d is its value at the largest N. The
+estimate in the table grows with N, as real estimates do.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def share(count: int, num: int) -> dict[str, float]:
-    """A share with its exact (Clopper-Pearson) 95 % bounds."""
+    """Return a share with its exact (Clopper-Pearson) 95 % bounds."""
     bounds = stats.binomtest(count, num).proportion_ci(0.95, method="exact")
     numbers = {"share": count / num, "low": float(bounds.low), "high": float(bounds.high)}
     return {**{name: round(value, 4) for name, value in numbers.items()}, "tables": num}
@@ -35,30 +34,35 @@ GROWTH = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One kind of table: its shape, its law, its errors and what is wrong with it.
+    """One kind of table: its shape, its law, its errors and its defects.
 
     Attributes:
-        datasets: (domain, number of class pairs) of each.
-        exponent: e above; the law's value is 1.
-        on_d: b_d; on_sharpness: b_K; on_label: b_label; on_gain: slope of attacks' gain on
-            standardised K_F.
-        slope_std: of a dataset's own exponent around ``exponent``.
-        heavy: errors of datasets, subsets and trials by Student's t with 2 degrees of freedom.
-        medical_spread: factor on the medical datasets' own heights.
-        collinear: log K_F is a straight line in 1/d.
-        lost: cells are missing: ``high`` those of high loss, ``sizes`` small N of high d, large N
-            of low d.
-        outlier: one medical dataset has eight times the K_F of the others.
-        long_range: one dataset alone has two decades of N more.
-        shift: added to all log losses, towards or beyond guessing.
-        bend: how losses that a shift takes there stay below guessing, softly or at once.
-        measure_error: relative error of d, and three times that of K_F.
-        noise_spread: standard deviation, between datasets, of the log size of single trainings'
+        name: Name of the kind in results.
+        datasets: Domain and number of class pairs of each dataset.
+        sizes: Train sizes.
+        exponent: e of the formula; the law's value is 1.
+        on_d: b_d of the formula.
+        on_sharpness: b_K of the formula.
+        on_label: b_label of the formula.
+        on_gain: Slope of the loss that attacks add on standardized K_F.
+        slope_std: Standard deviation of the exponents of datasets around ``exponent``.
+        heavy: Whether the errors of datasets, subsets and trials have Student's t distribution with
+            2 degrees of freedom.
+        medical_spread: Factor on the heights of medical datasets.
+        collinear: Whether log K_F is a linear function of 1/d.
+        lost: Which cells are missing: ``high`` for cells of high loss, ``sizes`` for small N of
+            high d and large N of low d.
+        outlier: Whether one medical dataset has eight times the K_F of the others.
+        long_range: Whether one dataset has two more decades of N.
+        shift: Constant added to all log losses; large values bring losses to chance level.
+        bend: How shifted losses stay below chance level: smoothly or abruptly.
+        measure_error: Relative error of d; the relative error of K_F is three times as large.
+        noise_spread: Standard deviation, between datasets, of the log of the size of the trainings'
             errors.
-        floor: of the losses, as a share of what each dataset has at the first N; curves bend
-            towards it.
-        wander: step of a dataset's own random walk from each N to the next, so that errors of
-            neighbouring N are alike.
+        floor: Floor of the losses, as a share of the loss of each dataset at the first N.
+        wander: Standard deviation of the steps of a random walk along N, which correlates errors of
+            neighboring N.
+        models: Names of the networks.
     """
 
     name: str
@@ -154,32 +158,35 @@ RAGGED = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """A table, the one dataset that was kept back from it, and true d and log K_F of that."""
+    """A simulated table, and the rows of one dataset that was left out of the table."""
 
     table: pd.DataFrame
     kept_back: pd.DataFrame
 
 
 def draw(world: World, rng: np.random.Generator) -> Drawn:
-    """Draw the table of a world, with one dataset more (of the last one's domain) that is kept
-    back.
+    """Draw the table of a world, and one more dataset that is left out of the table.
+
+    The left-out dataset has the domain of the last dataset.
     """
     kinds = (*world.datasets, (world.datasets[-1][0], 1))
     rows = pd.concat(
         [_dataset(world, j, *kind, rng) for j, kind in enumerate(kinds)], ignore_index=True
     )
     names = rows["dataset"].unique()
-    known = np.log(rows["label_sharpness"]).groupby(rows["dataset"]).mean()
-    gain = world.on_gain * rows["dataset"].map((known - known.mean()) / known.std())
+    mean_log_sharpness = np.log(rows["label_sharpness"]).groupby(rows["dataset"]).mean()
+    gain = world.on_gain * rows["dataset"].map(
+        (mean_log_sharpness - mean_log_sharpness.mean()) / mean_log_sharpness.std()
+    )
     of_datasets = dict(zip(names, rng.normal(0, 1, len(names)), strict=True))
     for epsilon in (2, 8):
         rows[f"fgsm_{epsilon}_loss_gain"] = (
             10 + gain + rows["dataset"].map(of_datasets) + rng.normal(0, 1, len(rows))
         )
     rows["trial_id"] = [f"t{k:05d}" for k in range(len(rows))]
-    back = rows["dataset"] == names[-1]
-    table = rows[~back].sample(frac=1, random_state=int(rng.integers(2**31)))
-    return Drawn(_without(table, world.lost), rows[back])
+    is_left_out = rows["dataset"] == names[-1]
+    table = rows[~is_left_out].sample(frac=1, random_state=int(rng.integers(2**31)))
+    return Drawn(_without(table, world.lost), rows[is_left_out])
 
 
 def _errors(world: World, rng: np.random.Generator, std: float, size: int) -> Array:
@@ -247,16 +254,17 @@ def _dataset(
 
 
 def _falling(fall: Array, floor: float) -> Array:
-    """Log of a loss that falls by a power of N towards a floor, a share of what it is at the first
-    N.
-    """
+    """Return the log of a loss that falls as a power of N towards a floor."""
     if not floor:
         return -fall
     return np.asarray(np.log((1 - floor) * np.exp(fall[0] - fall) + floor) - fall[0])
 
 
 def _loss(log_loss: Array, world: World, rng: np.random.Generator) -> Array:
-    """Around 0.1 nat; with a shift, bent so that no loss is far beyond guessing."""
+    """Return losses of about 0.1 nat.
+
+    With a shift, losses are bent so that none is far above chance level.
+    """
     loss = np.exp(log_loss - 2.3 + world.shift)
     share = loss / np.log(2)
     if not world.shift or world.bend == "none":

@@ -1,18 +1,22 @@
-"""Dimension of sets that nothing was tuned on: images of random decoders, deformed digits, curved
-sheets.
+"""Accuracy of estimates of dimension on sets that were not used for tuning.
 
-The calibration's families and constants are older than these sets (tasks/measures/calibration.py,
-frozen), but for the interval's width: it was widened after a first look, to what simulated families
-left out ask for. So `--fresh` makes the sets anew with other seeds, and two families more that are
-younger than both: DCGAN generators as initialised, and rendered balls. Decoders: N(0, 1) latents, a
-linear layer to 4 × 4, upsampling and 3 × 3 convolutions with random weights and leaky ReLU, grey
-images of 32 and 64 pixels in bytes. Deformations: real 8 × 8 digits, magnified, moved along random
-smooth displacement fields. Sheets: x_j = sin(w_j · u + b_j) of uniform u, curved everywhere;
-tangled: three of them in the same space, which cross. The goal: mean relative error at most 0.10,
-90 % intervals that hold the truth in 85 to 95 %.
+The sets are images of random decoders, deformed digits and curved sheets. The calibration's
+families and constants are older than these sets (tasks/measures/calibration.py, frozen), except the
+width of the interval. The width was enlarged after a first result, to the width that left-out
+simulated families need. Therefore `--fresh` makes the sets again with other seeds, and adds two
+families that are newer than both: DCGAN generators with initial weights, and rendered balls.
 
-Beside our estimators, written here from its paper: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in
-its plain form: E ln ln(T2/T1) = −γ − ln d).
+- Decoders: N(0, 1) latents, a linear layer to 4 × 4, upsampling and 3 × 3 convolutions with random
+  weights and leaky ReLU. They give gray images of 32 and 64 pixels, as bytes.
+- Deformations: real 8 × 8 digits, enlarged and moved along random smooth displacement fields.
+- Sheets: x_j = sin(w_j · u + b_j) with uniform u, curved everywhere. Tangled sheets are three
+  sheets in one space that intersect.
+
+The goals are a mean relative error of at most 0.10, and 90 % intervals that contain the truth in 85
+to 95 % of the sets.
+
+For comparison, L2N2 is written here from its paper (Ong, Bobrowski, Reinert & Skraba 2026, in its
+plain form: E ln ln(T2/T1) = −γ − ln d).
 
 Usage: python benchmarks/dimension_blind.py blind [--json] [--draws 2] [--num-points 500 1750]
 """
@@ -41,7 +45,7 @@ NEW = ("generator", "rendered balls")
 
 
 def decoder_images(num: int, latent: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, side, side)`` uint8 images of one random decoder."""
+    """Return uint8 images ``(num, side, side)`` of one random decoder."""
     import torch
     from torch.nn import functional as f
 
@@ -59,8 +63,9 @@ def decoder_images(num: int, latent: int, side: int, rng: np.random.Generator) -
 
 
 def deformed_digits(num: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 32, 32)`` uint8: one real digit, moved along ``dimension`` smooth displacement
-    fields.
+    """Return uint8 images ``(num, 32, 32)`` of one real digit, deformed.
+
+    The digit is moved along ``dimension`` smooth displacement fields.
     """
     from sklearn.datasets import load_digits
 
@@ -72,17 +77,17 @@ def deformed_digits(num: int, dimension: int, rng: np.random.Generator) -> np.nd
     fields *= 3 / fields.std()
     grid = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij")).astype(float)
     amounts = rng.uniform(-1, 1, size=(num, dimension)) / dimension**0.5
-    moved = [
+    deformed = [
         ndimage.map_coordinates(
             template, grid + np.tensordot(row, fields, 1), order=3, mode="nearest"
         )
         for row in amounts
     ]
-    return np.round(255 * np.clip(np.stack(moved), 0, 1)).astype(np.uint8)
+    return np.round(255 * np.clip(np.stack(deformed), 0, 1)).astype(np.uint8)
 
 
 def sheets(num: int, dimension: int, rng: np.random.Generator, *, number: int = 1) -> np.ndarray:
-    """``(num, 4 d + 10)`` float64 points on ``number`` curved sheets in the same space."""
+    """Return float64 points ``(num, 4 d + 10)`` on ``number`` curved sheets in one space."""
     columns, parts = 4 * dimension + 10, []
     for part in np.array_split(np.arange(num), number):
         turns = rng.normal(size=(dimension, columns)) * 2.5 / dimension**0.5
@@ -92,8 +97,9 @@ def sheets(num: int, dimension: int, rng: np.random.Generator, *, number: int = 
 
 
 def generator_images(num: int, latent: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 32, 32)`` uint8 of a DCGAN generator as initialised: transposed convolutions, batch
-    norm.
+    """Return uint8 images ``(num, 32, 32)`` of a DCGAN generator with initial weights.
+
+    The generator consists of transposed convolutions and batch norm.
     """
     import torch
     from torch import nn
@@ -117,10 +123,10 @@ def generator_images(num: int, latent: int, rng: np.random.Generator) -> np.ndar
 
 
 def rendered_balls(num: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 48, 48)`` uint8: a quarter as many shaded balls, each with place (2), size and
-    brightness.
+    """Return uint8 images ``(num, 48, 48)`` of shaded balls.
 
-    Lit from a corner, later balls hide earlier ones, edges are smooth over a pixel or two.
+    There is one ball for every four dimensions: place (2), size and brightness. The light comes
+    from a corner, later balls hide earlier ones, and edges are smooth over one or two pixels.
     """
     side = 48
     rows, columns = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
@@ -145,7 +151,7 @@ def rendered_balls(num: int, dimension: int, rng: np.random.Generator) -> np.nda
 
 
 def sets(num: int, draws: int, *, fresh: bool = False) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Name, true dimension and points of every set."""
+    """Yield the name, the true dimension and the points of every set."""
     for draw in range(draws):
         rng = np.random.default_rng([20261127 if fresh else 20261126, num, draw])
         for side in SIDES:
@@ -163,7 +169,11 @@ def sets(num: int, draws: int, *, fresh: bool = False) -> Iterator[tuple[str, in
 
 
 def l2n2(distances: np.ndarray) -> float:
-    """``distances``: ``(num, k)`` to the nearest, in order."""
+    """Return the estimate of L2N2.
+
+    Args:
+        distances: Sorted distances to the nearest neighbors, ``(num, k)``.
+    """
     return float(np.exp(-np.euler_gamma - np.log(np.log(distances[:, 1] / distances[:, 0])).mean()))
 
 
@@ -182,17 +192,17 @@ def estimates(points: np.ndarray) -> dict[str, Any]:
 
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean relative error of each estimator, and how often the interval held the truth."""
+    """Return the mean relative error of each estimator, and the coverage of the interval."""
     names = [
         name for name in rows[0] if name not in ("set", "num_points", "true", "interval", "notes")
     ]
     errors = {
         name: float(np.mean([abs(row[name] / row["true"] - 1) for row in rows])) for name in names
     }
-    held = [row["interval"][0] <= row["true"] <= row["interval"][1] for row in rows]
-    bounds = share(sum(held), len(held))
+    is_covered = [row["interval"][0] <= row["true"] <= row["interval"][1] for row in rows]
+    bounds = share(sum(is_covered), len(is_covered))
     warned = sum(bool(row["notes"]) for row in rows)
-    missed = sum(not ok and not row["notes"] for ok, row in zip(held, rows, strict=True))
+    missed = sum(not ok and not row["notes"] for ok, row in zip(is_covered, rows, strict=True))
     return {
         "sets": len(rows),
         "coverage": bounds["share"],
@@ -207,8 +217,9 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def blind(
     *, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: bool = False
 ) -> Result:
-    """Mean relative error of each estimator on these sets; ``fresh``: other seeds, and two families
-    more.
+    """Measure the relative error of each estimator on these sets.
+
+    ``fresh`` uses other seeds and adds two families.
     """
     # Simulations hang on their arguments alone, and are the same for all sets of one size.
     keep = functools.cache(calibration.simulate_one)

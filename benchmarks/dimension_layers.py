@@ -92,7 +92,7 @@ NETWORKS: dict[str, tuple[Callable[..., Any], Callable[[], nn.Sequential]]] = {
 
 
 def train(network: nn.Sequential, inputs: Tensor, labels: Tensor) -> float:
-    """Train on random batches; returns the accuracy on all points."""
+    """Train on random batches, and return the accuracy on all points."""
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(TRAINING_STEPS):
         batch = torch.randint(len(inputs), (BATCH_SIZE,))
@@ -104,7 +104,7 @@ def train(network: nn.Sequential, inputs: Tensor, labels: Tensor) -> float:
 
 
 def ranks(function: Callable[[Tensor], Tensor], latent: Tensor) -> tuple[float, float]:
-    """Return the mean rank of the Jacobian over points, and that without thin directions."""
+    """Return two means over points: the rank of the Jacobian, and its rank without thin directions."""
 
     def flat(point: Tensor) -> Tensor:
         return function(point[None]).flatten()
@@ -123,7 +123,7 @@ def ranks(function: Callable[[Tensor], Tensor], latent: Tensor) -> tuple[float, 
 def measure_layers(
     make: Callable[[Tensor], Tensor], network: nn.Sequential, latent: Tensor
 ) -> list[Result]:
-    """Return rank and estimates of the input and of every layer."""
+    """Return the rank and the estimates of dimension of the input and of each layer."""
     rows = []
     for depth in range(len(network) + 1):
         head = network[:depth]
@@ -143,7 +143,7 @@ def measure_layers(
 
 
 def layers(*, num_points: int = 1000, seeds: int = 2) -> Result:
-    """Rank of the Jacobian and estimates of dimension, layer by layer."""
+    """Measure the rank of the Jacobian and the estimates of dimension of each layer."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     rows: list[Result] = []
@@ -176,10 +176,10 @@ def rounded(rows: list[Result]) -> list[Result]:
 
 
 def summary(rows: list[Result]) -> Result:
-    """How far estimates are from the rank, and how often they move where it does not.
+    """Return the errors of the estimates, and how often they change along layers without the rank.
 
-    A layer counts if its rank is the same at all points. Dead units of the bottleneck make some
-    that are not; they are in the rows.
+    A layer counts if its rank is the same at all points. The rank may differ between points because
+    of dead units of the bottleneck. The rows contain such layers, too.
     """
     of_one_rank = [row for row in rows if row["rank"] == int(row["rank"])]
     groups: dict[str, list[Result]] = {}

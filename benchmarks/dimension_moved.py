@@ -1,10 +1,9 @@
-"""``isweep run dimension-moved``: its images, its power, and its table.
+"""Numbers of ``isweep run dimension-moved``: its images, its power and its table.
 
-``moved`` prints the numbers that the fifth registration asks for, from the committed table, and
-``longer`` those of the sixth; ``--keep CSV`` first takes the columns that they need out of a table of
-``isweep results --csv``.
-``images`` measures d and K_F of the sweep's images by level, without any training. ``drawn`` states
-the power: how often each verdict is reached on tables that are drawn from known laws.
+``moved`` prints the numbers of the fifth registration from the committed table, and ``longer``
+those of the sixth. ``--keep CSV`` first copies the needed columns from a table of ``isweep results
+--csv``. ``images`` measures d and K_F of the sweep's images by level, without training. ``drawn``
+computes the power: the share of tables, drawn from known laws, with each verdict.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def longer(*, keep: Path | None = None) -> Result:
 
 
 def _keep(table: Path | None, path: Path) -> None:
-    """Take the columns that the numbers need out of a table of results, if one is given."""
+    """Copy the needed columns from a table of results, if there is one."""
     if table is None:
         return
     rows = pd.read_csv(table)[COLUMNS].sort_values(["dataset", "model", "train_size", "seed"])
@@ -68,7 +67,7 @@ def _keep(table: Path | None, path: Path) -> None:
 
 
 def verdict(answers: Any) -> str:
-    """Return the registration's verdict on the power γ of d."""
+    """Return the registered verdict on the power γ of d."""
     not_none = answers["power of d against 0"]["adjusted_p"] <= 0.05
     not_law = answers["power of d against 1"]["adjusted_p"] <= 0.05
     if not_none and not_law:
@@ -79,7 +78,7 @@ def verdict(answers: Any) -> str:
 
 
 def predicts(answers: Any) -> str:
-    """Return the registration's verdict on the prediction of unseen pairs."""
+    """Return the registered verdict on the prediction of unseen pairs."""
     gain = answers["b/d less one slope, new pairs"]
     if gain["adjusted_p"] > 0.05:
         return OPEN
@@ -87,8 +86,9 @@ def predicts(answers: Any) -> str:
 
 
 def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> Result:
-    """Measure the images of all pairs by level; with several ``copies`` every picture is there so
-    many times with other values of the factors.
+    """Measure the images of all pairs by level.
+
+    With ``copies`` above 1, each picture occurs so often, with different values of the factors.
     """
     digits = mnist5k()
     settings = MeasureSettings(estimators=("mle",), sharpness_sample=None)
@@ -100,8 +100,8 @@ def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> R
             varied = [vary(digits.pixels[at], level, seed) for seed in range(copies)]
             pixels = np.stack(
                 [
-                    to_prepared(one, image_size=image_size, channels=1)
-                    for one in np.concatenate(varied)
+                    to_prepared(picture, image_size=image_size, channels=1)
+                    for picture in np.concatenate(varied)
                 ]
             )
             labels = np.tile(digits.labels[at] == int(pair[1]), copies).astype(int)
@@ -134,7 +134,7 @@ MEAN_SLOPE = 0.28
 
 
 def draw(power: float, rng: np.random.Generator) -> LevelTable:
-    """Draw a table in which a curve's slope goes with d^(-power)."""
+    """Draw a table in which the slope of a curve is proportional to d^(-power)."""
     classes = np.array([[int(name) for name in pair] for pair in PAIRS])
 
     def effect(of_class: float, of_pair: float) -> np.ndarray:
@@ -152,7 +152,7 @@ def draw(power: float, rng: np.random.Generator) -> LevelTable:
 
 
 def drawn(num_tables: int = 300, *, seed: int = 0) -> Result:
-    """Count the verdicts on tables of known laws."""
+    """Count the verdicts on tables drawn from known laws."""
     powers = {"slope as 1/d": 1.0, "slope as d^-0.5": 0.5, "one slope": 0.0}
     result: Result = {"num_tables": num_tables}
     for number, (name, power) in enumerate(powers.items()):
@@ -163,11 +163,11 @@ def drawn(num_tables: int = 300, *, seed: int = 0) -> Result:
 
 
 def counts(tables: list[LevelTable], power: float) -> Result:
-    """Return how often tables lead to each verdict, and how their intervals of γ do."""
+    """Return the share of tables with each verdict, and the coverage of the intervals of γ."""
     answers = [table.answers() for table in tables]
-    verdicts = Counter(verdict(one) for one in answers)
-    predictions = Counter(predicts(one) for one in answers)
-    bounds = [one["power of d against 0"] for one in answers]
+    verdicts = Counter(verdict(table_answers) for table_answers in answers)
+    predictions = Counter(predicts(table_answers) for table_answers in answers)
+    bounds = [table_answers["power of d against 0"] for table_answers in answers]
     return {
         **{name: verdicts[name] / len(tables) for name in (LAW_HOLDS, ONE_SLOPE, NEITHER, OPEN)},
         **{name: count / len(tables) for name, count in predictions.items() if name != OPEN},

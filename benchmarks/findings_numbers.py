@@ -1,7 +1,8 @@
-"""Every number of ``docs/findings.md``, from the committed tables, with numpy alone.
+"""All numbers of ``docs/findings.md``, computed from the committed tables with numpy only.
 
-Nothing of the product is imported: the definitions are those of ``docs/preregistration.md``,
-written anew. ``python benchmarks/findings_numbers.py`` prints them as JSON.
+This script imports nothing of the product. It implements the definitions of
+``docs/preregistration.md`` a second time. ``python benchmarks/findings_numbers.py`` prints the
+numbers as JSON.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ Rows = list[dict[str, str]]
 
 
 def read(path: Path) -> Rows:
-    """Rows of a compressed or plain CSV as text."""
+    """Return the rows of a compressed or plain CSV file as text."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def t_tail(t: float, degrees: int) -> float:
-    """Two-sided tail of Student's t: Simpson's rule on the density, after tan u = t / √degrees."""
+    """Return the two-sided tail probability of Student's t.
+
+    The density is integrated by Simpson's rule, after the substitution tan u = t / √degrees.
+    """
     u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 2_001)
     return float(_simpson(np.cos(u) ** (degrees - 1), u) / _both_tails(degrees))
 
@@ -51,7 +55,7 @@ def _simpson(values: np.ndarray, at: np.ndarray) -> float:
 
 @cache
 def t_quantile(degrees: int) -> float:
-    """The value that 2.5 % of Student's t lie above."""
+    """Return the 97.5 % quantile of Student's t."""
     low, high = 0.0, 1000.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -60,13 +64,17 @@ def t_quantile(degrees: int) -> float:
 
 
 def share_no_class(classes: np.ndarray) -> np.ndarray:
-    """Return which two pairs ``(pairs, pairs)`` have no class in common, for ``(pairs, 2)``."""
+    """Return which pairs of class pairs have no class in common, ``(pairs, pairs)``.
+
+    Args:
+        classes: The two classes of each pair, ``(pairs, 2)``.
+    """
     equal = classes[:, None, :, None] == classes[None, :, None, :]
     return ~equal.any((2, 3))
 
 
 def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[str, float]:
-    """A number with its 95 % interval and p-value."""
+    """Return a number with its 95 % interval and p-value."""
     reach = t_quantile(degrees) * error
     return {
         "value": value,
@@ -78,7 +86,7 @@ def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[
 
 
 def adjusted(family: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Numbers of a family with Holm's adjustment of their p-values."""
+    """Return the numbers of a family with Holm-adjusted p-values."""
     names = sorted(
         (name for name in family if "p" in family[name]), key=lambda name: family[name]["p"]
     )
@@ -90,7 +98,7 @@ def adjusted(family: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 
 class PairTable:
-    """The points of one set: means over seeds, all or those named, by pair, network and N."""
+    """The points of one set by pair, network and N: means over all seeds, or over the given seeds."""
 
     def __init__(self, name: str, seeds: str = "") -> None:
         rows = [row for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
@@ -132,17 +140,17 @@ class PairTable:
         self.log_delta = np.log([float(measured[p]["mean_unlike_distance"]) for p in self.pairs])
 
     def without(self, name: str) -> PairTable:
-        """The table without the pairs of one class."""
-        kept = np.flatnonzero((self.classes != name).all(1))
+        """Return the table without the pairs of one class."""
+        kept_pairs = np.flatnonzero((self.classes != name).all(1))
         table = copy(self)
         for key, value in vars(self).items():
             if isinstance(value, np.ndarray):
-                setattr(table, key, value[kept])
-        table.pairs = [self.pairs[k] for k in kept]
+                setattr(table, key, value[kept_pairs])
+        table.pairs = [self.pairs[k] for k in kept_pairs]
         return table
 
     def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
-        """A function of places of pairs, with its scatter when a class is left out."""
+        """Return a function of the pairs, with its jackknife error over classes."""
         names = np.unique(self.classes)
         without = np.array([of(np.flatnonzero((self.classes != name).all(1))) for name in names])
         value, num = of(np.arange(len(self.pairs))), len(names)
@@ -150,7 +158,7 @@ class PairTable:
         return judged(value, error, num - 1, null)
 
     def exponent(self, d: np.ndarray, models=slice(None), sizes=slice(None), null: float = 0.0):
-        """Exponent b of N^(-b/d)."""
+        """Return the exponent b of N^(-b/d)."""
         y, x = self.curves(models, sizes)
 
         def fitted(at):
@@ -160,15 +168,17 @@ class PairTable:
         return self.jackknifed(fitted, null)
 
     def curves(self, models=slice(None), sizes=slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """Log loss and −log N, centred in every curve."""
+        """Return log loss and −log N, centered within each curve."""
         y, x = self.loss[:, models, sizes], -np.log(np.array(self.sizes, dtype=float))[sizes]
         return y - y.mean(2, keepdims=True), x - x.mean()
 
     def on_sharpness(
         self, response, d, models=slice(None), sizes=slice(None), beside=None, of: int = 0
     ) -> dict[str, float]:
-        """Slope of a response's mean over networks and N on log K_F, at equal 1/d and what stands
-        beside; ``of``: the place of another column whose slope is asked.
+        """Return the slope of a mean response on log K_F, given 1/d and other columns.
+
+        The response is averaged over networks and N. ``beside`` contains the other columns. ``of``
+        is the index of another column whose slope is returned.
         """
         height = response[:, models][:, :, sizes].mean((1, 2))
         columns = np.column_stack(
@@ -182,7 +192,10 @@ class PairTable:
         return self.jackknifed(slope)
 
     def on_distance(self, response: np.ndarray) -> dict[str, float]:
-        """Return the slope of a response's mean over networks and N on log δ, at equal 1/d."""
+        """Return the slope of a mean response on log δ, given 1/d.
+
+        The response is averaged over networks and N.
+        """
         height = response.mean((1, 2))
         columns = np.column_stack([self.log_delta, 1 / self.d, np.ones(len(self.d))])
 
@@ -192,17 +205,18 @@ class PairTable:
         return self.jackknifed(slope)
 
     def num_classes(self, width: float) -> dict[str, float]:
-        """How many classes an interval of the exponent of this width takes: by how much the
-        exponents of two pairs differ that share a class, and that share none, scaled to the
-        jackknife's width for ten classes.
+        """Return the number of classes for which the interval of the exponent has a given width.
+
+        It is computed from the differences between exponents of pairs with a common class, and of
+        pairs without one. The result is scaled to the width of the jackknife for ten classes.
         """
         y, x = self.curves()
         slopes = self.d * (x * y).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
-        one, two = np.triu_indices(len(slopes), 1)
-        shared = (self.classes[one, :, None] == self.classes[two, None, :]).any((1, 2))
-        apart = (slopes[one] - slopes[two]) ** 2 / 2
-        of_class = max(0.0, float(apart[~shared].mean() - apart[shared].mean()))
-        of_pair = max(0.0, float(apart[~shared].mean()) - 2 * of_class)
+        first, second = np.triu_indices(len(slopes), 1)
+        shared = (self.classes[first, :, None] == self.classes[second, None, :]).any((1, 2))
+        half_squares = (slopes[first] - slopes[second]) ** 2 / 2
+        of_class = max(0.0, float(half_squares[~shared].mean() - half_squares[shared].mean()))
+        of_pair = max(0.0, float(half_squares[~shared].mean()) - 2 * of_class)
 
         def expected(num: int) -> float:
             return float(
@@ -223,17 +237,16 @@ class PairTable:
         }
 
     def num_classes_without_one(self, width: float) -> list[float]:
-        """The smallest and the largest number of classes that the same rule asks for when one class
-        is left out.
-        """
+        """Return the smallest and the largest number of classes by the same rule without one class."""
         names = np.unique(self.classes)
         result = [self.without(str(name)).num_classes(width)["classes"] for name in names]
         return [min(result), max(result)]
 
     def free_of_scale(self, log_length: np.ndarray, log_delta: np.ndarray) -> dict[str, float]:
-        """Slope of log(length / δ) on log(K_F δ) at equal 1/d, with δ the mean distance to the
-        nearest unlike image: K_F and lengths are counted in units of δ, so that a factor on all
-        pixels moves neither.
+        """Return the slope of log(length / δ) on log(K_F δ), given 1/d.
+
+        δ is the mean distance to the nearest image of the other class. K_F and lengths are measured
+        in units of δ, so a factor on all pixels changes neither.
         """
         height = log_length.mean((1, 2)) - log_delta
         columns = np.column_stack([self.log_k + log_delta, 1 / self.d])
@@ -245,8 +258,10 @@ class PairTable:
         return self.jackknifed(slope)
 
     def fitted(self) -> dict[str, dict[str, float]]:
-        """What ``isweep fit`` asks, with δ of the training images at the largest N, as d and K_F.
-        The slope of log R̂ in pixel units is not tested: units alone give it −1.
+        """Return the numbers of ``isweep fit``.
+
+        δ, like d and K_F, is that of the training images at the largest N. The slope of log R̂ in
+        pixel units is not tested, because the units alone make it −1.
         """
         beside = {"beside": self.log_delta[:, None]}
         tested = {
@@ -263,8 +278,9 @@ class PairTable:
         return adjusted(tested) | {"log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d)}
 
     def explained(self, log_response: np.ndarray) -> dict[str, float]:
-        """Share of the variance between pairs (R²) that 1/d explains together with log K_F, with
-        log δ, and with both.
+        """Return the share R² of the variance between pairs that 1/d explains with other columns.
+
+        The other columns are log K_F, log δ, and both.
         """
         height = log_response.mean((1, 2))
         columns = {
@@ -275,12 +291,12 @@ class PairTable:
         shares = {}
         for name, regressors in columns.items():
             design = np.column_stack([*regressors, 1 / self.d, np.ones(len(self.d))])
-            rest = height - design @ np.linalg.lstsq(design, height, rcond=None)[0]
-            shares[name] = float(1 - (rest**2).sum() / ((height - height.mean()) ** 2).sum())
+            residuals = height - design @ np.linalg.lstsq(design, height, rcond=None)[0]
+            shares[name] = float(1 - (residuals**2).sum() / ((height - height.mean()) ** 2).sum())
         return shares
 
     def after(self) -> dict[str, dict[str, float]]:
-        """What was asked after the data were seen."""
+        """Return the numbers that were defined after the data were seen."""
         of_class = (self.classes[:, :, None] == np.unique(self.classes)).any(1).astype(float)
         nearest = {"beside": self.nearest[:, None]}
         large = np.flatnonzero(self.loss.mean((1, 2)) > np.median(self.loss.mean((1, 2))))
@@ -316,14 +332,15 @@ class PairTable:
         }
 
     def rivals(self) -> dict[str, dict[str, float]]:
-        """Squared error of each rule on pairs whose classes it has not seen, over that of flat
-        curves.
+        """Return the squared error of each rule on pairs of unseen classes.
+
+        It is divided by the squared error of flat curves.
         """
         y, x = self.curves()
-        one, d = np.ones(len(self.pairs)), 1 / self.d
+        constant, d = np.ones(len(self.pairs)), 1 / self.d
         rules = {
-            "one slope for all pairs": (one, True),
-            "no fall": (0 * one, False),
+            "one slope for all pairs": (constant, True),
+            "no fall": (0 * constant, False),
             "1/d": (d, False),
             "4/d": (4 * d, False),
             f"s/d, s = {SMOOTHNESS:g}": (SMOOTHNESS * d, False),
@@ -336,25 +353,32 @@ class PairTable:
             factors, fitted = rule
             errors = []
             for k in at:
-                seen = at[self.apart[k, at]]
+                training_pairs = at[self.apart[k, at]]
                 slope = factors[k]
                 if fitted:
-                    along = factors[seen, None, None] * x
+                    along = factors[training_pairs, None, None] * x
                     slope = (
-                        slope * (along * y[seen]).sum() / (along**2 * np.ones_like(y[seen])).sum()
+                        slope
+                        * (along * y[training_pairs]).sum()
+                        / (along**2 * np.ones_like(y[training_pairs])).sum()
                     )
                 errors.append(((y[k] - slope * x) ** 2).sum())
             return float(np.sum(errors) / (y[at] ** 2).sum())
 
         common = rules["one slope for all pairs"]
-        result = {name: {"share": share(rule, np.arange(len(one)))} for name, rule in rules.items()}
+        result = {
+            name: {"share": share(rule, np.arange(len(constant)))} for name, rule in rules.items()
+        }
         for name, rule in rules.items():
             if rule is not common:
                 result[name] |= self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
         return adjusted(result)
 
     def turned(self) -> dict[str, dict[str, float]]:
-        """Slopes on log K_F with the smallest N, one network, or MLE for d left out."""
+        """Return the slopes on log K_F in sensitivity analyses.
+
+        They leave out the smallest N, use one network, or use the maximum-likelihood d.
+        """
         ways = {"without the smallest N": (self.d, slice(None), slice(1, None))}
         ways |= {f"{name} alone": (self.d, [k], slice(None)) for k, name in enumerate(self.models)}
         ways["TwoNN for d"] = (self.twonn, slice(None), slice(None))
@@ -366,7 +390,7 @@ class PairTable:
         }
 
     def answers(self) -> dict[str, dict[str, float]]:
-        """The registered questions of one number each, adjusted for their number."""
+        """Return the registered single-number questions with adjusted p-values."""
         return adjusted(
             {
                 "exponent": self.exponent(self.d),
@@ -378,7 +402,7 @@ class PairTable:
         )
 
     def numbers(self) -> dict[str, object]:
-        """All of this set."""
+        """Return all numbers of this set."""
         return {
             "trials": self.num_trials,
             "spread": {
@@ -413,7 +437,7 @@ class PairTable:
 
 
 def kind(world: str) -> str:
-    """What a world's images are."""
+    """Return the kind of images of a world."""
     of = world.partition("_")[0]
     return {"mnist": "MNIST", "digits": "UCI digits"}.get(
         of, "generated" if of[1:].isdigit() else "other images"
@@ -421,8 +445,9 @@ def kind(world: str) -> str:
 
 
 def interventions(*names: str) -> dict[str, object]:
-    """Change of log loss and log R̂ per unit of log K_F: means over worlds, and without each digit
-    in turn.
+    """Return the changes of log loss and log R̂ per unit of log K_F.
+
+    They are means over worlds, also without each digit in turn.
     """
     rows = [
         row for name in names for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"
@@ -439,40 +464,40 @@ def interventions(*names: str) -> dict[str, object]:
         "loss": defaultdict(list),
         "r_hat": defaultdict(list),
     }
-    passed = tried = 0
+    num_passed = num_conditions = 0
     for dataset, row in sorted(measured.items()):
         world, arm = dataset.rsplit("_", 1)
         if arm == "base":
             continue
-        tried += 1
+        num_conditions += 1
         base = measured[f"{world}_base"]
-        moved = np.log(float(row["label_sharpness"]) / float(base["label_sharpness"]))
-        held = np.log(float(row["d_data_mle"]) / float(base["d_data_mle"]))
-        if abs(moved) < np.log(2) or abs(held) >= 0.05:
+        sharpness_change = np.log(float(row["label_sharpness"]) / float(base["label_sharpness"]))
+        dimension_change = np.log(float(row["d_data_mle"]) / float(base["d_data_mle"]))
+        if abs(sharpness_change) < np.log(2) or abs(dimension_change) >= 0.05:
             continue
-        passed += 1
-        both = [
+        num_passed += 1
+        log_losses = [
             _mean(cells[of, model, size], "loss")
             for of, model, size in cells
             if of in (dataset, f"{world}_base")
         ]
-        height[world] = float(np.mean(both))
+        height[world] = float(np.mean(log_losses))
         for response, by_world in worlds.items():
             changes = []
-            for (of, model, size), mine in cells.items():
+            for (of, model, size), condition_rows in cells.items():
                 if of != dataset or (f"{world}_base", model, size) not in cells:
                     continue
-                theirs = cells[f"{world}_base", model, size]
-                if _mean(theirs, "loss") >= np.log(CHANCE):
+                base_rows = cells[f"{world}_base", model, size]
+                if _mean(base_rows, "loss") >= np.log(CHANCE):
                     continue
-                changes.append(_mean(mine, response) - _mean(theirs, response))
+                changes.append(_mean(condition_rows, response) - _mean(base_rows, response))
             changes = [change for change in changes if np.isfinite(change)]
             if changes:
-                by_world[world].append(float(np.mean(changes)) / moved)
+                by_world[world].append(float(np.mean(changes)) / sharpness_change)
     result: dict[str, object] = {
         "trials": len(rows),
-        "arms": tried,
-        "passed": passed,
+        "arms": num_conditions,
+        "passed": num_passed,
         "by_world": {},
     }
     for response, by_world in worlds.items():
@@ -508,7 +533,7 @@ NETWORKS = {
 
 
 class TrainingWorlds:
-    """Worlds whose conditions move training images alone, by the fourth registration."""
+    """The worlds whose conditions change only training images (fourth registration)."""
 
     def __init__(self, *names: str) -> None:
         self.rows: dict[tuple[str, str, int], dict[str, str]] = {}
@@ -531,7 +556,7 @@ class TrainingWorlds:
         self.counted = [world for world in self.worlds if self._counts(world)]
 
     def _moved(self, world: str) -> tuple[float, float]:
-        """Δ log K_F and Δ log d of the training images at the largest N."""
+        """Return Δ log K_F and Δ log d of the training images at the largest N."""
         base, near = (
             self.rows[f"{world}_{name}", self.models[0], self.largest] for name in ("base", "near")
         )
@@ -546,7 +571,10 @@ class TrainingWorlds:
         return abs(sharpness) >= np.log(2) and abs(dimension) < 0.05
 
     def pairs(self, world: str, models: tuple[str, ...] = ()) -> list[tuple[dict, dict]]:
-        """The networks of a base and of its condition, where the base has learned something."""
+        """Return the rows of base and condition for each network and N.
+
+        A pair counts only if the base has learned something.
+        """
         result = []
         for model, size in self.of_dataset[f"{world}_base"]:
             base = self.rows[f"{world}_base", model, size]
@@ -560,7 +588,7 @@ class TrainingWorlds:
     def slopes(
         self, response: str, trained: str, tested: str, models: tuple[str, ...] = ()
     ) -> dict[str, float]:
-        """Change of a logged response per unit of Δ log K_F in each world that counts."""
+        """Return the change of a log response per unit of Δ log K_F in each counted world."""
         result = {}
         for world in self.counted:
             changes = []
@@ -574,7 +602,7 @@ class TrainingWorlds:
         return result
 
     def shares(self) -> dict[str, float]:
-        """Median share of the bases' test loss that lies on the images the condition moves."""
+        """Return the median share of the bases' test loss on images that the condition changes."""
         in_base, in_moved = [], []
         for world in self.counted:
             for base, _ in self.pairs(world) + self._at_chance(world):
@@ -595,7 +623,7 @@ class TrainingWorlds:
         ]
 
     def numbers(self) -> dict[str, object]:
-        """All of these worlds."""
+        """Return all numbers of these worlds."""
         result: dict[str, object] = {
             "trials": self.num_rows,
             "worlds": len(self.worlds),
@@ -639,7 +667,7 @@ NUM_TEST = 100
 
 
 def logged(row: dict[str, str], response: str, tested: str) -> float:
-    """Logarithm of a network's response on the base's test images, or on the condition's."""
+    """Return the log of a network's response on the test images of the base or of the condition."""
     columns = {"loss": "test_loss", "error": "test_accuracy", "r_hat": "r_hat_pred"}
     column = columns[response]
     if tested == "condition":
@@ -652,7 +680,10 @@ def logged(row: dict[str, str], response: str, tested: str) -> float:
 
 
 def concluded(slopes: dict[str, float]) -> dict[str, object]:
-    """Mean over worlds, the wider of the two intervals, and what the fourth registration concludes."""
+    """Return the mean over worlds, the wider of two intervals, and the conclusion.
+
+    The conclusion follows the fourth registration.
+    """
     result = over(slopes)
     by_t, by_digit = [result["low"], result["high"]], result["by digit"]
     low, high = max(by_t, by_digit, key=lambda ends: float(ends[1] - ends[0]))  # type: ignore
@@ -664,8 +695,9 @@ def concluded(slopes: dict[str, float]) -> dict[str, object]:
 
 
 def over(slopes: dict[str, float]) -> dict[str, object]:
-    """Mean over worlds by t, and beside it the interval by a jackknife over the digits that they
-    share.
+    """Return the mean over worlds with its t interval and its jackknife interval.
+
+    The jackknife is over the digits that worlds share.
     """
     values = np.array(list(slopes.values()))
     mean, num = float(values.mean()), len(values)
@@ -684,14 +716,17 @@ def over(slopes: dict[str, float]) -> dict[str, object]:
 
 
 def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
-    """The jackknife's width over that of t, and what it is where worlds of the same slopes share
-    nothing.
+    """Return the width of the jackknife interval divided by the width of the t interval.
+
+    The second number is this ratio for worlds with the same slopes that share nothing.
     """
     values = np.array(list(slopes.values()))
-    kept = np.array([[digit not in _digits(world) for world in slopes] for digit in "0123456789"])
+    remains = np.array(
+        [[digit not in _digits(world) for world in slopes] for digit in "0123456789"]
+    )
 
     def ratio(of: np.ndarray) -> float:
-        scatter = (((kept @ of) / kept.sum(1) - of.mean()) ** 2).sum()
+        scatter = (((remains @ of) / remains.sum(1) - of.mean()) ** 2).sum()
         plain = t_quantile(len(of) - 1) * of.std(ddof=1) / np.sqrt(len(of))
         return float(t_quantile(9) * np.sqrt(0.9 * scatter) / plain)
 
@@ -705,9 +740,9 @@ def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
 
 
 def _digits(world: str) -> str:
-    """Digits that a world of real images shows, of MNIST or of the UCI set."""
-    of, _, shown = world.partition("_")
-    return shown if of in ("mnist", "digits") else ""
+    """Return the digits in a world of real images, of MNIST or of the UCI set."""
+    source, _, digits = world.partition("_")
+    return digits if source in ("mnist", "digits") else ""
 
 
 def _mean(rows: Rows, response: str) -> float:
@@ -722,10 +757,11 @@ LAW, COMMON, HARDER = "b/d, b fitted", "one slope for all curves", "slope by how
 
 
 class LevelTable:
-    """The points of ``dimension-moved``: log losses ``(pairs, levels, sizes)``, means over seeds.
+    """The points of ``dimension-moved``, with log losses averaged over seeds.
 
-    A curve is one pair at one level. Every rule of a curve's slope is fitted by least squares to
-    centred curves, which is the same as ordinary least squares on the curves' own slopes.
+    The log losses are an array ``(pairs, levels, sizes)``. A curve is one pair at one level. Every
+    rule of a curve's slope is fitted by least squares to centered curves. This is the same as
+    ordinary least squares on the slopes of the curves.
     """
 
     def __init__(
@@ -743,27 +779,28 @@ class LevelTable:
         self.square = (y**2).sum(axis=2)
 
     def rules(self) -> dict[str, tuple[np.ndarray, bool]]:
-        """Return each rule's regressors ``(pairs, levels, terms)`` and whether they are fitted."""
-        one = np.ones_like(self.d)
+        """Return the regressors ``(pairs, levels, terms)`` of each rule, and if they are fitted."""
+        constant = np.ones_like(self.d)
         by_level = np.broadcast_to(np.eye(self.d.shape[1]), (*self.d.shape, self.d.shape[1]))
         return {
-            COMMON: (one[..., None], True),
-            "no fall": (0 * one[..., None], False),
+            COMMON: (constant[..., None], True),
+            "no fall": (0 * constant[..., None], False),
             "1/d": (1 / self.d[..., None], False),
             "4/d": (4 / self.d[..., None], False),
             LAW: (1 / self.d[..., None], True),
-            HARDER: (np.stack([one, self.height], axis=2), True),
+            HARDER: (np.stack([constant, self.height], axis=2), True),
             "a slope for each level": (by_level, True),
         }
 
     def share(
         self, rule: str, at: np.ndarray, *, other_levels: bool = False, equal: bool = True
     ) -> float:
-        """Squared error of a rule on curves whose classes it has not seen, over that of flat
-        curves: within each level, then the mean over levels, which also weigh alike in the fit.
+        """Return the squared error of a rule on curves of unseen classes.
 
-        With ``other_levels`` a rule has not seen the curve's level either. Without ``equal`` all
-        curves weigh alike, so that levels with steep curves weigh most.
+        The error is divided by that of flat curves within each level, and then averaged over
+        levels. Levels have equal weights in the fit, too. With ``other_levels``, the rule has not
+        seen the level of the curve either. Without ``equal``, all curves have equal weights, so
+        levels with steep curves have more influence.
         """
         terms, fitted = self.rules()[rule]
         num_levels = self.d.shape[1]
@@ -771,14 +808,16 @@ class LevelTable:
         errors = np.zeros(num_levels)
         every = range(num_levels)
         for pair in at:
-            seen = at[self.apart[pair, at]]
+            training_pairs = at[self.apart[pair, at]]
             weights = np.ones(terms.shape[2])
             for level in every:
                 if fitted and (other_levels or level == 0):
                     levels = [k for k in every if not other_levels or k != level]
-                    known = terms[seen][:, levels] * scale[levels][:, None]
-                    slopes = (self.slope[seen][:, levels] * scale[levels]).ravel()
-                    weights = np.linalg.lstsq(known.reshape(slopes.size, -1), slopes, rcond=None)[0]
+                    regressors = terms[training_pairs][:, levels] * scale[levels][:, None]
+                    slopes = (self.slope[training_pairs][:, levels] * scale[levels]).ravel()
+                    weights = np.linalg.lstsq(
+                        regressors.reshape(slopes.size, -1), slopes, rcond=None
+                    )[0]
                 slope = terms[pair, level] @ weights
                 gained = slope * (2 * self.slope[pair, level] - slope)
                 errors[level] += self.square[pair, level] - gained * self.spread
@@ -786,16 +825,20 @@ class LevelTable:
         return float(weighted)
 
     def power_of_d(self, at: np.ndarray) -> float:
-        """Return γ of slopes that go with d^(−γ), from the levels' means: least squares of
-        log(mean slope) on log d. It is 1 by the law, 0 for one slope.
+        """Return γ of slopes that are proportional to d^(−γ).
+
+        It is the least-squares slope of log(mean slope) on log d over levels. It is 1 under the
+        law, and 0 for a common slope.
         """
         slope = np.log(np.maximum(self.slope[at].mean(axis=0), 1e-3))
         log_d = np.log(self.d[at]).mean(axis=0)
         return -float(np.polyfit(log_d, slope, 1)[0])
 
     def power_at_equal_height(self, at: np.ndarray) -> float:
-        """Return γ where a curve's slope may also go exponentially with its height (its mean log
-        loss); by Gauss and Newton's method, where levels weigh alike.
+        """Return γ if slopes may also depend exponentially on the height of a curve.
+
+        The height is the mean log loss. The fit uses the Gauss-Newton method, with equal weights of
+        levels.
         """
         log_d, height = np.log(self.d[at]).ravel(), self.height[at].ravel()
         terms = np.column_stack([np.ones(log_d.size), log_d - log_d.mean()])
@@ -805,17 +848,17 @@ class LevelTable:
         weights = np.array([np.log(max(slope.mean(), 1e-3)), -self.power_of_d(at), 0.0])
         for _ in range(60):
             fitted = np.exp(terms @ weights)
-            columns, rest = terms * (fitted * scale)[:, None], (slope - fitted) * scale
-            step = np.linalg.lstsq(columns, rest, rcond=None)[0]
+            columns, residuals = terms * (fitted * scale)[:, None], (slope - fitted) * scale
+            step = np.linalg.lstsq(columns, residuals, rcond=None)[0]
             weights = weights + step / max(1.0, float(np.abs(step).max()))
         return float(-weights[1])
 
     def exponents(self, at: np.ndarray) -> np.ndarray:
-        """Return b of N^(−b/d) for each level by itself."""
+        """Return b of N^(−b/d) for each level separately."""
         return (self.slope[at] / self.d[at]).sum(axis=0) / (1 / self.d[at] ** 2).sum(axis=0)
 
     def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
-        """A function of places of pairs, with its scatter when a class is left out."""
+        """Return a function of the pairs, with its jackknife error over classes."""
         names = np.unique(self.classes)
         value = of(np.arange(len(self.pairs)))
         without = np.array([of(np.flatnonzero((self.classes != name).all(1))) for name in names])
@@ -823,11 +866,14 @@ class LevelTable:
         return judged(value, error, len(names) - 1, null)
 
     def gain(self, rule: str, over: str, **how: bool) -> dict[str, float]:
-        """Difference of two rules' shares of error: below 0 where ``rule`` predicts better."""
+        """Return the difference of two rules' shares of error.
+
+        It is below 0 if ``rule`` predicts better than ``over``.
+        """
         return self.jackknifed(lambda at: self.share(rule, at, **how) - self.share(over, at, **how))
 
     def answers(self) -> dict[str, dict[str, float]]:
-        """The four registered numbers that decide, adjusted for their number."""
+        """Return the four registered numbers that decide, with adjusted p-values."""
         return adjusted(
             {
                 "b/d less one slope, new pairs": self.gain(LAW, COMMON),
@@ -840,7 +886,7 @@ class LevelTable:
         )
 
     def stays(self) -> dict[str, dict[str, float]]:
-        """log(b of a level / b of level 0): 0 by the law."""
+        """Return log(b of a level / b of level 0), which is 0 under the law."""
 
         def ratio(at: np.ndarray, level: int) -> float:
             b = np.maximum(self.exponents(at), 1e-3)
@@ -854,7 +900,7 @@ class LevelTable:
         )
 
     def rivals(self) -> dict[str, dict[str, float]]:
-        """Shares of every rule, and each compared with one slope for all."""
+        """Return the share of error of each rule, and its difference from a common slope."""
         every = np.arange(len(self.pairs))
         result = {name: {"share": self.share(name, every)} for name in self.rules()}
         for name in result:
@@ -865,7 +911,7 @@ class LevelTable:
         return adjusted(result)
 
     def numbers(self) -> dict[str, object]:
-        """All of this table but its sensitivities."""
+        """Return all numbers of this table except its sensitivity analyses."""
         by_level = [
             self.jackknifed(lambda at, k=level: float(self.exponents(at)[k]))
             for level in range(self.d.shape[1])
@@ -895,13 +941,16 @@ TEST_IMAGES_OF_LEVELS = 340
 
 
 def log_error(row: dict[str, str]) -> float:
-    """Log of the test error, with half an image more, so that it is defined without any error."""
+    """Return the log of the test error.
+
+    Half an image is added, so the logarithm exists without errors.
+    """
     wrong = round((1 - float(row["test_accuracy"])) * TEST_IMAGES_OF_LEVELS)
     return float(np.log((wrong + 0.5) / (TEST_IMAGES_OF_LEVELS + 1)))
 
 
 def log_loss(row: dict[str, str]) -> float:
-    """Log of the test loss."""
+    """Return the log of the test loss."""
     return float(np.log(float(row["test_loss"])))
 
 
@@ -914,9 +963,15 @@ def level_table(
     d: str = "mle",
     levels: str = "0246",
 ) -> LevelTable:
-    """Return the points of rows of ``dimension-moved``: of log loss or log error, of one seed or
-    all, without the ``skip`` smallest train sizes, with another estimator of d, or at some levels
-    alone.
+    """Return the points of rows of ``dimension-moved``.
+
+    Args:
+        rows: Rows of the table of results.
+        response: Function that returns log loss or log error of a row.
+        seed: The only seed to use; None for all.
+        skip: Number of smallest train sizes to leave out.
+        d: Column of the estimate of d.
+        levels: Levels to use.
     """
     done = [row for row in rows if row["status"] == "done" and row["seed"].startswith(seed)]
     cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
@@ -944,7 +999,7 @@ def level_table(
 
 
 def dimension_moved(rows: Rows) -> dict[str, object]:
-    """All numbers of the fifth registration, and how the deciding ones turn."""
+    """Return all numbers of the fifth registration, with sensitivity analyses."""
     seeds = sorted({row["seed"] for row in rows})
     ways = {f"seed {seed} alone": {"seed": seed} for seed in seeds if len(seeds) > 1}
     ways |= {"without the smallest N": {"skip": 1}, "TwoNN for d": {"d": "twonn"}}
@@ -963,7 +1018,7 @@ def dimension_moved(rows: Rows) -> dict[str, object]:
 
 
 def trained_longer(short: Rows, long: Rows) -> dict[str, object]:
-    """All numbers of the sixth registration."""
+    """Return all numbers of the sixth registration."""
     shorter, longer = level_table(short, seed="0"), level_table(long)
     accuracy: dict[str, list[float]] = defaultdict(list)
     for row in long:
@@ -981,13 +1036,13 @@ def trained_longer(short: Rows, long: Rows) -> dict[str, object]:
 
 
 def numbers() -> dict[str, object]:
-    """All numbers."""
+    """Return all numbers."""
     result: dict[str, object] = {}
     for name in PAIRS:
         table, first = PairTable(name), PairTable(name, "0")
         result[name] = table.numbers() | {"seed 0": first.answers() | {"rivals": first.rivals()}}
-        if others := table.seeds.replace("0", ""):
-            again = PairTable(name, others)
+        if other_seeds := table.seeds.replace("0", ""):
+            again = PairTable(name, other_seeds)
             result[name] |= {"other seeds": again.answers() | again.after()}
     sweeps = ("interventions_many", "interventions_digits")
     result |= {name: interventions(name) for name in sweeps} | {

@@ -1,8 +1,7 @@
-"""What a newcomer waits for: the demo from its command to its report, the help, and a look at a
-sweep.
+"""Waiting times of a new user: the demo, the help, and the status of a sweep.
 
-``python benchmarks/front.py demo`` takes minutes; ``looks --root ROOT`` wants a root in which the
-demo ran.
+``python benchmarks/front.py demo`` takes minutes. ``looks --root ROOT`` needs a root in which the
+demo has run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ISWEEP = (sys.executable, "-m", "orchestrator.cli")
 
 
 def demo() -> Result:
-    """`isweep run demo` in a fresh root, by the clock, and again when all of it is done."""
+    """Measure the wall time of `isweep run demo` in a new root, and of a second run."""
     with tempfile.TemporaryDirectory(prefix="isweep-demo-") as root:
         first, again = (
             seconds(*ISWEEP, "run", "demo", "--quiet", "--root", root)["wall"] for _ in range(2)
@@ -33,8 +32,9 @@ def demo() -> Result:
 
 
 def looks(*, root: str = "isweep-root", repeats: int = 9) -> Result:
-    """Processor time of `isweep --help` and of `isweep status` beside other commands' help, taking
-    turns.
+    """Measure the processor time of `isweep --help` and `isweep status`.
+
+    The help of other commands is measured in turns with them.
     """
     sides = {
         "isweep --help": (*ISWEEP, "--help"),
@@ -62,7 +62,7 @@ def looks(*, root: str = "isweep-root", repeats: int = 9) -> Result:
 
 
 def seconds(*command: str) -> dict[str, float]:
-    """Seconds of a command, by the clock and of its processes."""
+    """Return the wall time and the processor time of a command, in seconds."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"COLUMNS": "80"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

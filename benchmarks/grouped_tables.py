@@ -1,11 +1,11 @@
-"""How often `isweep fit TABLE` claims a relation on tables that hold none, and finds one that is.
+"""Error rates and power of `isweep fit TABLE` on simulated tables.
 
-``nulls`` draws tables of known designs without a relation and counts tables with any claim, at
-both levels, after Holm. Designs of scatter have a slope within groups: there only the claims
-between groups are false. ``powers`` does the same with a slope. ``panels`` fits Grunfeld's panel.
-Everything is drawn here, without the analysis, and table *k* of a design is always the same. In
-``results/grouped_tables.json``, ``before`` are the same tables fitted by commit 11d42bf1, which
-left groups out (CR3) with 1 / Σ share² − 1 degrees of freedom.
+``nulls`` draws tables of known designs without a relation. It counts the tables with any claim, at
+both levels, after Holm's correction. Designs of scatter have a slope within groups, so only claims
+between groups are false there. ``powers`` does the same for tables with a slope. ``panels`` fits
+Grunfeld's panel. All tables are drawn here, without the analysis, and table *k* of a design is
+always the same. In ``results/grouped_tables.json``, ``before`` has the results of commit 11d42bf1
+on the same tables. That commit used a jackknife (CR3) with 1 / Σ share² − 1 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def rows(
     heavy: bool = False,
     memory: float = 0.0,
 ) -> pd.DataFrame:
-    """Draw rows whose groups differ in height of both columns.
+    """Draw rows of groups with different heights of both columns.
 
     Args:
         rng: Source of random numbers.
-        slope: Slope within groups that is the same in all of them.
-        sizes: Rows of each group.
+        slope: Common slope within groups.
+        sizes: Number of rows of each group.
         scales: Standard deviation of x within each group.
-        slopes: Standard deviation of the groups' own slopes.
-        noises: Standard deviation of y's error in each group.
-        heavy: Whether errors have two degrees of freedom.
-        memory: Correlation of a row's x and error with those of the row before.
+        slopes: Standard deviation of the deviations of the groups' slopes from ``slope``.
+        noises: Standard deviation of the error of y in each group.
+        heavy: Whether errors have Student's t distribution with 2 degrees of freedom.
+        memory: Correlation of the x and the error of a row with those of the row before.
     """
     num_groups = len(sizes)
     group = np.repeat(np.arange(num_groups), sizes)
@@ -107,7 +107,10 @@ def heteroscedastic(rng: Rng, slope: float) -> pd.DataFrame:
 def small_groups(
     rng: Rng, slope: float, num_groups: int = 30, size: int = 3, within: float = 1.0
 ) -> pd.DataFrame:
-    """Draw groups of few rows: a slope within them, and ``slope`` between their true means."""
+    """Draw groups of few rows.
+
+    ``within`` is the slope within groups, and ``slope`` is the slope between their true means.
+    """
     group = np.repeat(np.arange(num_groups), size)
     true_mean, height = rng.normal(size=(2, num_groups))
     inside, error = rng.normal(size=(2, len(group)))
@@ -129,23 +132,23 @@ def crossed(
     numeric: bool = False,
     heights: float = 1.0,
 ) -> pd.DataFrame:
-    """Draw groups × values of a column, whose shocks to x and y are the same in every group.
+    """Draw groups × values of a crossing column, whose shocks to x and y are equal in all groups.
 
     Args:
         rng: Source of random numbers.
         slope: Slope at equal group and value.
-        num_groups: Groups.
-        num_values: Values of the crossing column.
-        shock: Standard deviation of shocks to x and y, independent of each other.
-        slopes: Standard deviation of slopes that belong to a value.
+        num_groups: Number of groups.
+        num_values: Number of values of the crossing column.
+        shock: Standard deviation of the shocks to x and y, which are independent of each other.
+        slopes: Standard deviation of the slopes of values.
         missing: Share of combinations without a row.
-        repeats: Rows per combination.
-        numeric: Whether values are whole numbers, as years are.
+        repeats: Number of rows per combination.
+        numeric: Whether the values are whole numbers, as years are.
         heights: Standard deviation of the groups' heights.
     """
     group, value = (codes.ravel() for codes in np.indices((num_groups, num_values)))
-    kept = rng.random(len(group)) >= missing
-    group, value = group[kept].repeat(repeats), value[kept].repeat(repeats)
+    is_present = rng.random(len(group)) >= missing
+    group, value = group[is_present].repeat(repeats), value[is_present].repeat(repeats)
     shocks = rng.normal(size=(2, num_values)) * shock
     offsets = heights * rng.normal(size=(2, num_groups))
     inside, error = rng.normal(size=(2, len(group)))
@@ -162,7 +165,7 @@ def crossed(
 
 
 def of_name(rng: Rng, slope: float) -> pd.DataFrame:
-    """Draw a column that belongs to the crossing value, as a network's size belongs to it."""
+    """Draw a column that is a function of the crossing value, as size is a function of a network."""
     table = crossed(rng, slope)
     size = dict(zip(table["name"].unique(), rng.normal(size=20), strict=True))
     return table.assign(x=table["name"].map(size))
@@ -208,7 +211,7 @@ DESIGNS = WEIGHTS | SCATTER | CROSSING
 
 
 def fit(table: pd.DataFrame, design: Design) -> GroupedFit:
-    """Fit a table from a file, as a user would; 17 digits keep every number."""
+    """Write a table to a file with all digits, and fit the file as a user would."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         table.to_csv(path, index=False)
@@ -216,7 +219,7 @@ def fit(table: pd.DataFrame, design: Design) -> GroupedFit:
 
 
 def _claimed(name: str, slope: float, seed: int) -> list[bool]:
-    """Draw and fit one table: whether a claim on x is made within groups, and between them."""
+    """Draw and fit one table. Return whether there is a claim on x within and between groups."""
     drawn, design = DESIGNS[name]
     table = drawn(np.random.default_rng([seed, *name.encode()]), slope)
     result = fit(table[[*design.columns, *({"name"} & set(table))]], design)
@@ -224,7 +227,7 @@ def _claimed(name: str, slope: float, seed: int) -> list[bool]:
 
 
 def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[str, Result]:
-    """Return shares of tables with a claim, by design and level."""
+    """Return the shares of tables with a claim, by design and level."""
     rates: dict[str, Result] = {}
     with ProcessPoolExecutor(jobs) as pool:
         for name in names:
@@ -240,13 +243,17 @@ def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[
 
 
 def nulls(tables: int = 400, jobs: int = 2) -> Result:
-    """Count claims on tables that hold no relation (between groups, of those with scatter)."""
+    """Count claims on tables without a relation.
+
+    Tables with scatter have no relation between groups.
+    """
     return {"tables": tables, "claimed": claim_rates([*DESIGNS], 0.0, tables, jobs)}
 
 
 def powers(tables: int = 200, jobs: int = 2, slope: float = 0.6) -> Result:
-    """Count claims on tables that hold a slope within groups (between them, of those with
-    scatter).
+    """Count claims on tables with a slope within groups.
+
+    Tables with scatter have the slope between groups.
     """
     return {
         "tables": tables,
@@ -256,7 +263,7 @@ def powers(tables: int = 200, jobs: int = 2, slope: float = 0.6) -> Result:
 
 
 def panels() -> Result:
-    """Fit Grunfeld's panel, which statsmodels ships, with its year left out of the table."""
+    """Fit Grunfeld's panel, which statsmodels contains, with and without its column of years."""
     import statsmodels.api as sm
 
     table = sm.datasets.grunfeld.load_pandas().data

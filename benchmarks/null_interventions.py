@@ -1,9 +1,10 @@
-"""How often the rules for interventions on training images conclude what is false, and what is true.
+"""Rates of false and of true conclusions of the rules for interventions on training images.
 
-A world's slope of log loss on log K_F is drawn: the true one, plus scatter of worlds, of which a
-part belongs to the digits that it shows, plus the scatter of its networks as between two seeds of
-the first sweeps. The product's own judgement of the 115 worlds of ``interventions-training`` and
-``interventions-digits-training`` follows. ``python benchmarks/null_interventions.py`` prints
+The slope of log loss on log K_F of each world is drawn. It is the sum of the true slope, of scatter
+between worlds, and of scatter between networks. A part of the scatter between worlds belongs to the
+digits of a world. The scatter between networks is that between two seeds of the first sweeps. Then
+the product's rules are applied to the 115 worlds of ``interventions-training`` and
+``interventions-digits-training``. ``python benchmarks/null_interventions.py`` prints
 ``benchmarks/results/interventions_training_drawn.json``.
 """
 
@@ -33,19 +34,19 @@ NUM_COUNTED = 94
 
 
 def shown_digits() -> dict[str, tuple[str, ...]]:
-    """Return the digits that each world of both sweeps shows; none for other images."""
+    """Return the digits of each world of both sweeps; none for worlds of other images."""
     return {
-        one.base_name: one.images.digit_classes
+        arm.base_name: arm.images.digit_classes
         for name in SWEEPS
-        for one in load_sweep(name).experiment_datasets()
-        if one.target == "base"
+        for arm in load_sweep(name).experiment_datasets()
+        if arm.target == "base"
     }
 
 
 def drawn(
     shows: dict[str, tuple[str, ...]], slope: float, scatter: float, rng: np.random.Generator
 ) -> Effect:
-    """Draw the slopes of the worlds that count, and judge their mean."""
+    """Draw the slopes of the worlds that count, and apply the rules to their mean."""
     digits = rng.normal(0, scatter * np.sqrt(DIGIT_SHARE / 2), 10)
     of_networks = NETWORK_STD * np.sqrt(2 / NUM_PAIRS) / LOG_K_F_MOVED
     counted = rng.choice(sorted(shows), NUM_COUNTED, replace=False).tolist()
@@ -66,7 +67,7 @@ def drawn(
 
 
 def conclusions(slope: float, scatter: float, num_tables: int, seed: int = 0) -> dict[str, float]:
-    """Return how often each conclusion is drawn where the slope is this one."""
+    """Return the share of tables with each conclusion for a given true slope."""
     rng, shows = (
         np.random.default_rng([seed, round(100 * slope), round(100 * scatter)]),
         shown_digits(),
@@ -91,7 +92,7 @@ def conclusions(slope: float, scatter: float, num_tables: int, seed: int = 0) ->
 
 
 def main() -> None:
-    """Print the shares."""
+    """Print the shares as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-tables", type=int, default=4000)
     num_tables = parser.parse_args().num_tables

@@ -1,4 +1,4 @@
-"""Trials beside each other on GPUs: what an order costs."""
+"""Effect of the order of trials that share GPUs on the total time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NUM_WAVES = 6
 
 
 def order(*, preset: str = "paper", gpu: str = "h100") -> Result:
-    """How long a grid takes, in replayed minutes: longest first against the order of the plan and
-    waves.
+    """Compute the time of a grid for three orders, in replayed minutes.
 
-    All orders are replayed on the same predicted costs and shares, so what differs is the order
-    alone; the lower bound is what no order can beat. Waves: groups of whole datasets, each waiting
-    for the last trial of the one before. Then the hours of the whole grid on one GPU of each model
-    that has bfloat16. No GPU was measured.
+    The orders are longest first, the order of the plan, and waves. All orders use the same
+    predicted costs and shares, so only the order differs. No order can be faster than the lower
+    bound. Waves are groups of whole datasets, and each wave waits for the last trial of the wave
+    before. The result also has the hours of the whole grid on one GPU of each model with bfloat16.
+    No GPU was measured.
     """
     rows = replayed(preset, gpu)
     study = next(row for row in rows if row["num_gpus"] == 64)
@@ -63,7 +63,7 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
 
 
 def hours(preset: str) -> list[dict[str, Any]]:
-    """Predict the grid's hours on one GPU: one trial at a time, sharing it, and by plain steps."""
+    """Predict the hours of the grid on one GPU: one trial at a time, shared, and by plain steps."""
     trials = plan_sweep(load_sweep(preset)).trials
     rows = []
     for gpu in (gpu for gpu in GPU_MODELS.values() if gpu.bfloat16):

@@ -1,13 +1,15 @@
-"""How far is the power that `isweep power` states from that of a real sweep's analysis?
+"""Difference between the power that `isweep power` states and the power of the real analysis.
 
-`isweep power` draws tables of a design's shape and answers them by the functions of the real
+`isweep power` draws tables with the shape of a design and answers them by functions of the real
 analysis. Two things are simpler there: no loss is at chance level, and the question on attacks
-counts as a test that finds nothing. Here the same tables are drawn, written as results tables (a
-row per trial), and go the whole way of `isweep fit`: :func:`fit_scaling_laws`. So both sides answer
-the same draws, and what differs is due to the two simplifications, or to an error.
+counts as a test without an effect. Here the same tables are drawn and written as results tables,
+with one row per trial. They are then analyzed as by `isweep fit`, with :func:`fit_scaling_laws`.
+Both sides answer the same tables, so a difference comes from the two simplifications, or from an
+error.
 
-Conditions: losses clear of chance level and no attacks, where both sides must agree table by table;
-attacks whose cost goes with K_F by r = 0.8; and a share of the losses at chance level.
+There are three conditions: losses clear of chance level without attacks, attacks with a correlation
+of 0.8 between added loss and K_F, and a share of the losses at chance level. Under the first
+condition, both sides must agree for each table.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ SEED = 20261201
 
 @dataclass(frozen=True)
 class Condition:
-    """What a drawn table has that `isweep power` leaves out.
+    """The properties of a drawn table that `isweep power` omits.
 
     Attributes:
-        name: Its name in the result.
-        share_at_chance: Share of the losses that lie at chance level.
-        correlation: Correlation of what attacks cost with log K_F over datasets of a domain; None
-            without attacks.
+        name: Name of the condition in the result.
+        share_at_chance: Share of the losses at chance level.
+        correlation: Correlation between the loss that attacks add and log K_F, over datasets of a
+            domain; None without attacks.
     """
 
     name: str
@@ -66,7 +68,7 @@ CONDITIONS = (
 def results_table(
     design: Design, drawn: DrawnTable, condition: Condition, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Return a drawn table as a sweep's results: a row per trial."""
+    """Return a drawn table as the results of a sweep, with one row per trial."""
     log_losses = drawn.log_loss - drawn.log_loss.max() + np.log(CLEAR_LOSS)
     if condition.share_at_chance:
         highest = np.quantile(log_losses, 1 - condition.share_at_chance)
@@ -102,7 +104,7 @@ def results_table(
 def _gains(
     design: Design, drawn: DrawnTable, correlation: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return what an attack adds to each loss: a part by log K_F, and a part of each dataset."""
+    """Return the loss that an attack adds to each point: a part from log K_F, and a random part."""
     sharpness = pd.Series(drawn.log_sharpness)
     by_domain = sharpness.groupby(np.array(design.medical))
     standard = (sharpness - by_domain.transform("mean")) / by_domain.transform("std")
@@ -123,7 +125,7 @@ def power_differences(
     designs: tuple[str, ...] = tuple(DESIGNS),
     conditions: tuple[str, ...] = tuple(condition.name for condition in CONDITIONS),
 ) -> Result:
-    """Compare the stated power with the share of real analyses that decide, on the same draws."""
+    """Compare the stated power with the share of real analyses that decide, on the same tables."""
     rows = []
     for name in designs:
         num_natural, num_medical = DESIGNS[name]
@@ -149,7 +151,7 @@ def _compared(
     number: int,
     num_tables: int,
 ) -> list[Result]:
-    """Return a row per question: how often each side decides it, and how often they differ."""
+    """Return one row per question: how often each side decides it, and how often they differ."""
     datasets = [(f"natural{k}", c.NATURAL, 1) for k in range(num_natural)]
     datasets += [(f"medical{k}", c.MEDICAL, 1) for k in range(num_medical)]
     design = Design(datasets, NETWORKS, TRAIN_SIZES, has_attacks=condition.correlation is not None)

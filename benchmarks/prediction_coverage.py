@@ -1,14 +1,14 @@
-"""Do the 90 % intervals of predictions hold datasets and train sizes that were left out, and how
-much does a pilot shorten them?
+"""Coverage of the 90 % intervals of predictions, and the gain from a pilot.
 
-Published numbers: every dataset left out of the prior in turn, its loss at the largest N predicted,
-for every model with readable losses; without and with a pilot (its losses at smaller sizes). Then
-the same with the largest N left out of the prior as well, so that N is extrapolated. Predictions of
-one dataset by several models are no independent cases, so the datasets that were missed are named.
-Drawn tables (`blind_tables.py`, which shares no code with the analysis): the same for a dataset
-kept back. Shares have their exact (Clopper-Pearson) 95 % bounds. The other side is the interval
-that knows nothing of the dataset (model and N alone).
+For the published numbers, each dataset is left out of the prior in turn. Its loss at the largest N
+is predicted for each model with readable losses, without and with a pilot (its losses at smaller
+sizes). Then the largest N is left out of the prior as well, so N is extrapolated. Predictions of
+one dataset by several models are not independent, so the result lists the datasets whose loss was
+outside the interval.
 
+For simulated tables (`blind_tables.py`, which shares no code with the analysis), the left-out
+dataset is predicted likewise. Shares have exact (Clopper-Pearson) 95 % bounds. The other side is
+the interval that ignores the dataset, and uses only model and N.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ DRAWN = (
 
 
 class Outcome(NamedTuple):
-    """How one prediction did.
+    """The result of one prediction.
 
     Attributes:
-        dataset: The dataset that was left out.
-        held: Whether the interval held the loss.
-        shorter: By which share it was shorter than one that knows nothing of the dataset.
+        dataset: Name of the left-out dataset.
+        held: Whether the interval contains the loss.
+        shorter: Share by which the interval is shorter than the interval that ignores the dataset.
         error: Error of the predicted log loss.
-        error_informed, error_plain: The same with d_data and K_F, and without them.
+        error_informed, error_plain: Error of the prediction with and without d_data and K_F.
     """
 
     dataset: str
@@ -71,16 +71,16 @@ def points_of(table: pd.DataFrame) -> pd.DataFrame:
 def predicted(
     others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = False
 ) -> dict[str, Outcome]:
-    """Predict a dataset's loss at its largest N from other datasets and its smaller N.
+    """Predict the loss of a dataset at its largest N from other datasets and its smaller N.
 
-    ``extrapolate`` leaves that N out of the other datasets too.
+    With ``extrapolate``, the largest N of the other datasets is left out, too.
     """
     mine = mine.dropna(subset=["log_loss"]).sort_values("train_size")
     if len(mine) < 2:
         return {}
     last = mine.iloc[-1]
-    known = others[others["train_size"] < last["train_size"]] if extrapolate else others
-    growth = growth_of(known, SCALE)
+    prior_points = others[others["train_size"] < last["train_size"]] if extrapolate else others
+    growth = growth_of(prior_points, SCALE)
     forecasts: dict[str, Outcome] = {}
     for kind, size in PILOTS.items():
         if isinstance(growth, str) or len(mine) <= max(size, 1):
@@ -91,14 +91,14 @@ def predicted(
         value, reach = curve.at(last["train_size"])
         shorter = curve.shorter(last["train_size"])
         if reach is not None and shorter is not None:
-            held = bool(abs(value - last["log_loss"]) <= reach)
+            is_covered = bool(abs(value - last["log_loss"]) <= reach)
             errors = [value - last["log_loss"]]
             for informed in (True, False):
-                other = GrowthCurve(
+                variant = GrowthCurve(
                     growth, last["d_reference"], last["label_sharpness"], pilot, informed=informed
                 )
-                errors.append(other.moments(last["train_size"])[0] - last["log_loss"])
-            forecasts[kind] = Outcome(str(last["dataset"]), held, shorter, *errors)
+                errors.append(variant.moments(last["train_size"])[0] - last["log_loss"])
+            forecasts[kind] = Outcome(str(last["dataset"]), is_covered, shorter, *errors)
     return forecasts
 
 
@@ -129,8 +129,9 @@ def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]
 def summary(
     forecasts: list[dict[str, Outcome]], *, named: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Coverage by kind of pilot; ``named``: with the datasets of the published study that were
-    missed.
+    """Return the coverage by kind of pilot.
+
+    With ``named``, the published datasets outside their intervals are listed.
     """
     result: dict[str, dict[str, Any]] = {}
     for kind in PILOTS:
@@ -153,9 +154,7 @@ def summary(
 
 
 def prediction_coverage(*, tables: int = 200) -> Result:
-    """How often intervals hold the loss: published datasets left out, and drawn tables of each
-    world.
-    """
+    """Measure the coverage of intervals for left-out published datasets and for simulated tables."""
     ours = {
         "published, a dataset left out": summary(published(extrapolate=False), named=True),
         "published, a dataset and the largest N left out": summary(

@@ -1,28 +1,30 @@
-"""How well are learning curves extrapolated, beside the methods that others use?
+"""Accuracy of extrapolated learning curves, in comparison with other methods.
 
-Every curve's largest train size is foretold from its first 3, 4 and 5 sizes, by a prior that was fitted
-without the *set* that the curve belongs to. Its shares of the plain fits and the widening of its
-intervals are chosen inside the other sets, each of which is left out in turn once more, so nothing is
-chosen on the set that is foretold. Sets: all pairs of classes of the UCI digits, MNIST and
-Fashion-MNIST; the losses that the study published; and three learners of LCDB (``pip install lcdb``).
-"Alone" knows one network's points; "ours" also knows those of the other networks on the same images, up
-to the same train size. Rivals get one network's points:
+The score at the largest train size of each curve is predicted from its first 3, 4 and 5 sizes. The
+prior is fitted without the *set* of the curve. The shares of the plain fits and the widening of the
+intervals come from the other sets, by a nested leave-one-out, so nothing is tuned on the predicted
+set. The sets are: all pairs of classes of the UCI digits, MNIST and Fashion-MNIST; the losses that
+the study published; and three learners of LCDB (``pip install lcdb``). "Alone" uses the points of
+one network. "Ours" also uses the points of other networks on the same images, up to the same train
+size. Rivals use the points of one network:
 
 - last value: no change;
 - power law: a line in logarithms (M1 of Alabdulmohsin, Neyshabur & Zhai 2022);
-- M2: a power law above a floor, and M3: one that bends at small N, both fitted to log losses;
-- pow3: a power law above a floor by least squares of the loss itself.
+- M2: a power law above a floor, and M3: a power law that bends at small N, both fitted to log
+  losses;
+- pow3: a power law above a floor, by least squares of the loss itself.
 
-Scores: root mean squared error of log loss; share of needed train sizes within a factor of two, of
-*all* cases; coverage of 90 % intervals with exact 95 % bounds, by set and by third of the last loss.
+The scores are the root mean squared error of log loss, the share of needed train sizes within a
+factor of two (of *all* cases), and the coverage of 90 % intervals with exact 95 % bounds, by set
+and by third of the last loss.
 
-Bounds say what could be reached at all:
+Bounds show the best possible result:
 
-- noise: how far the largest size's loss lies from a line through all points of its curve, itself among
-  them. Who knew the true line would still be so far off.
-- best mix: the convex mean of all methods that suits the foretold losses best, chosen on these.
-- needed size of the whole curve: where M2, fitted to all points, the largest size among them, reaches
-  the loss that was measured there.
+- noise: the distance of the loss at the largest size from a line through all points of its curve. A
+  prediction from the true line would have this error.
+- best mix: the best weighted mean of all methods, chosen in hindsight on the predicted losses.
+- needed size of the whole curve: the size at which M2, fitted to all points, reaches the loss
+  measured at the largest size.
 - by chance: the probability that a perfect 90 % interval covers 86 to 94 % of so few curves.
 
 ``python benchmarks/prediction_rivals.py --json > benchmarks/results/prediction_rivals.json``
@@ -73,7 +75,7 @@ Rival = Callable[[Array, Array, float], float]
 
 
 def last_value(sizes: Array, log_losses: Array, size: float) -> float:
-    """Expect no change."""
+    """Predict no change."""
     return float(log_losses[-1])
 
 
@@ -120,7 +122,7 @@ RIVALS: dict[str, Rival] = {
 
 
 def foretold(curves: Sequence[Curve], prior: CurvePrior) -> list[dict[str, Any]]:
-    """Return what ours and every rival expect at the largest size of every curve."""
+    """Return the predictions of our method and of each rival at the largest size of each curve."""
     cases = cases_of(curves, PILOT_SIZES, last_only=True)
     fit = GridFit(CurveArrays(cases.pilots, "loss"), prior)
     return [_foretold(case, cases, fit) for case in cases.cases]
@@ -159,15 +161,15 @@ def _foretold(case: Case, cases: Cases, fit: GridFit) -> dict[str, Any]:
 
 
 def middle_size(curve: LearningCurve, score: float) -> float:
-    """Return the median N of the curves that reach a score at all, as the product answers."""
+    """Return the median of the N at which a curve reaches a score, if it reaches the score at all."""
     reachable = curve.probability_met(score, LARGEST_TRAIN_SIZE)
     return curve.size_for(score, assurance=reachable / 2, limit=np.inf)
 
 
 def noise_of(curve: Curve) -> float:
-    """Return how far the last loss lies from a line through the whole curve, its leverage undone.
+    """Return the studentized residual of the last loss from a line through the whole curve.
 
-    Its mean square is the variance of one loss around a straight curve (a studentized residual).
+    Its mean square is the variance of one loss around a straight curve.
     """
     log_sizes = np.log([point.train_size for point in curve.points])
     log_losses = np.log([point.score for point in curve.points])
@@ -178,7 +180,10 @@ def noise_of(curve: Curve) -> float:
 
 
 def size_error_of_whole_curve(curve: Curve) -> float:
-    """Return log(N/N_true) where M2 of all points reaches the last loss; inf if it does nowhere."""
+    """Return log(N/N_true), with N from M2 fitted to all points of the curve.
+
+    Returns inf if M2 does not reach the last loss.
+    """
     sizes = np.array([point.train_size for point in curve.points])
     log_losses = np.log([point.score for point in curve.points])
 
@@ -192,12 +197,12 @@ def size_error_of_whole_curve(curve: Curve) -> float:
 
 
 def population_of(source: str) -> str:
-    """Return whether a set is one of class pairs, published, or LCDB's."""
+    """Return whether a set has class pairs, published losses, or curves of LCDB."""
     return source if source in (LCDB, PUBLISHED) else "class pairs"
 
 
 def rivals() -> Result:
-    """Foretell every curve without its set, and score all methods."""
+    """Predict each curve without its set, and score all methods."""
     curves = all_curves("loss")
     sets = calibration_sets(curves)
     choices = [*((name,) for name in sets), *combinations(sets, 2)]
@@ -230,7 +235,7 @@ def rivals() -> Result:
 
 
 def errors_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return root mean squared errors and shares of needed sizes within a factor of two."""
+    """Return root mean squared errors, and shares of needed sizes within a factor of two."""
     rows = []
     for (population, num_points), cases in table.groupby(["population", "points"]):
         row: dict[str, Any] = {"population": population, "points": num_points}
@@ -253,12 +258,12 @@ def errors_of(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def error_of(cases: pd.DataFrame, name: str) -> float:
-    """Return a method's root mean squared error of log loss."""
+    """Return the root mean squared error of log loss of a method."""
     return float(np.sqrt(((cases[name] - cases["truth"]) ** 2).mean()))
 
 
 def ratio_interval(cases: pd.DataFrame, rival: str) -> list[float]:
-    """Return the 90 % bootstrap interval of our error over a rival's; images are drawn."""
+    """Return the 90 % bootstrap interval of our error divided by a rival's. Images are resampled."""
     generator = np.random.default_rng(0)
     squares = pd.DataFrame(
         {
@@ -273,17 +278,19 @@ def ratio_interval(cases: pd.DataFrame, rival: str) -> list[float]:
 
 
 def error_of_best_mix(cases: pd.DataFrame) -> float:
-    """Return the error of the convex mean of all methods that is best on these very cases."""
+    """Return the error of the weighted mean of all methods that is best on these cases."""
     methods = cases[["ours", *RIVALS]].to_numpy()
     truth = cases["truth"].to_numpy()
-    one = 1e3  # weighs the condition that shares add up to 1
-    shares, _ = nnls(np.vstack([methods, one * np.ones(methods.shape[1])]), np.append(truth, one))
+    constraint = 1e3  # weighs the condition that shares add up to 1
+    shares, _ = nnls(
+        np.vstack([methods, constraint * np.ones(methods.shape[1])]), np.append(truth, constraint)
+    )
     return float(np.sqrt(((methods @ shares - truth) ** 2).mean()))
 
 
 def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return coverage of 90 % intervals by left-out set, and by third of the last loss."""
-    held = (table["low"] <= table["truth"]) & (table["truth"] <= table["high"])
+    """Return the coverage of 90 % intervals by left-out set, and by third of the last loss."""
+    is_covered = (table["low"] <= table["truth"]) & (table["truth"] <= table["high"])
     thirds = table.groupby(["population", "points"])["level"].transform(
         lambda levels: pd.qcut(levels, 3, labels=False)
     )
@@ -291,18 +298,18 @@ def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     width = np.exp((table["high"] - table["low"]) / 2)
     rows = []
     for kind, keys in (("set", table["set"]), ("third", table["population"] + ", " + names)):
-        for (name, num_points), index in held.groupby([keys, table["points"]]).groups.items():
-            num_held, num = int(held[index].sum()), len(index)
+        for (name, num_points), index in is_covered.groupby([keys, table["points"]]).groups.items():
+            num_covered, num = int(is_covered[index].sum()), len(index)
             rows.append(
                 {
                     "by": kind,
                     "name": name,
                     "points": num_points,
                     "curves": num,
-                    "coverage": num_held / num,
-                    "low": float(beta.ppf(0.025, num_held, num - num_held + 1)),
-                    "high": float(beta.ppf(0.975, num_held + 1, num - num_held))
-                    if num_held < num
+                    "coverage": num_covered / num,
+                    "low": float(beta.ppf(0.025, num_covered, num - num_covered + 1)),
+                    "high": float(beta.ppf(0.975, num_covered + 1, num - num_covered))
+                    if num_covered < num
                     else 1.0,
                     "half width": float(width[index].median()),
                     "by chance": chance_of_goal(num),
@@ -312,13 +319,13 @@ def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def chance_of_goal(num: int) -> float:
-    """Return the probability that 90 % intervals cover 86 to 94 % of so many independent cases."""
+    """Return the probability that perfect 90 % intervals cover 86 to 94 % of ``num`` cases."""
     low, high = np.ceil(LEAST_COVERAGE * num - 1e-9), np.floor(MOST_COVERAGE * num + 1e-9)
     return float(binom.cdf(high, num, 0.9) - binom.cdf(low - 1, num, 0.9))
 
 
 def by_chance(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the probability that all sets with 3 and 4 points meet the goal by chance."""
+    """Return the probability that perfect intervals meet the goal in all sets with 3 and 4 points."""
     by_set = [row for row in rows if row["by"] == "set" and row["points"] < 5]
     return float(np.prod([row["by chance"] for row in by_set]))
 

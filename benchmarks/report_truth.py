@@ -1,13 +1,13 @@
-"""What does a report claim of tables whose truth is known, and how often do intervals hold it?
+"""Error rates of the claims in reports, and coverage of their intervals, on tables of known truth.
 
-Tables are drawn by `blind_tables.py`, which shares no code with the analysis, and go the whole way
-of a report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sentences; a claim
-is false where nothing is, or where it names the wrong direction. Every share has its exact
-(Clopper-Pearson) 95 % bounds. The other side is what the same sentences would claim without
+Tables are drawn by `blind_tables.py`, which shares no code with the analysis. They are analyzed as
+for a report, by `fit_scaling_laws` and `findings`. Claims are read from the finished sentences. A
+claim is false if there is no effect, or if its direction is wrong. Every share has exact
+(Clopper-Pearson) 95 % bounds. The other side is the claims of the same sentences without
 adjustment: any headline question with p ≤ 0.05.
 
-Forecasts are made of every fourth table. ``--into FILE`` adds worlds to a result; those in it are
-not drawn.
+Predictions are made for every fourth table. ``--into FILE`` adds worlds to a result. Worlds that
+are already in the result are not drawn again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CLAIM_KEYS = {
 
 
 def true_claims(world: World) -> dict[str, set[str]]:
-    """Return what may be said of a world, by claim: directions that are true."""
+    """Return the claims that are true of a world, with their directions."""
 
     def signs(value: float) -> set[str]:
         return {"rises"} if value > 0 else {"falls"} if value < 0 else set()
@@ -73,7 +73,7 @@ def true_claims(world: World) -> dict[str, set[str]]:
 
 
 def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Read the claims out of the finished sentences."""
+    """Return the claims in the finished sentences."""
     text = " ".join(finding.answer for finding in findings(fits))
     for claim, pattern in SENTENCES.items():
         for match in re.finditer(pattern, text):
@@ -81,9 +81,7 @@ def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 
 
 def wrong_verdicts(drawn: Drawn, world: World) -> int:
-    """Count verdicts of the ledger of claims that are not true of a world: what it reproduces, or
-    refutes.
-    """
+    """Count the verdicts of the ledger of claims that are false for a world."""
     truth = {"Fig. 2a": world.on_d, "Eq. 2": world.on_sharpness, "Thm 3": world.on_gain}
     truth["Thm 1"] = world.exponent - 1
     if not world.on_sharpness and not world.on_d:
@@ -101,7 +99,7 @@ def wrong_verdicts(drawn: Drawn, world: World) -> int:
 def intervals_of(
     fits: ScalingFits, world: World
 ) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
-    """Yield the 95 % intervals that the sentences show, each with the true value."""
+    """Yield the 95 % intervals in the sentences, each with the true value."""
     exponent = fits.exponent().estimate("exponent")
     if exponent is not None:
         yield "exponent · d", exponent.interval, world.exponent
@@ -117,9 +115,9 @@ def intervals_of(
 
 
 def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
-    """Yield whether 90 % intervals hold the loss of a dataset that no fit has seen.
+    """Yield whether 90 % intervals contain the loss of a dataset that no fit has used.
 
-    The forecast is for its largest N, from pilots of its smaller sizes.
+    The loss at its largest N is predicted from pilots of its smaller sizes.
     """
     mine = drawn.kept_back[drawn.kept_back["model"] == "a"].sort_values("train_size")
     last = mine.iloc[-1]
@@ -147,9 +145,7 @@ def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
 
 
 def judge(request: tuple[str, int]) -> tuple[str, Result]:
-    """Draw tables of a world and count false claims, true ones, and intervals that hold the
-    truth.
-    """
+    """Draw tables of a world. Count false and true claims, and intervals that contain the truth."""
     name, num = request
     seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
     counts: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
@@ -192,17 +188,17 @@ def judge(request: tuple[str, int]) -> tuple[str, Result]:
 def report_truth(
     *, tables: int = 200, world: tuple[str, ...] = (), workers: int = 1, into: Path | None = None
 ) -> Result:
-    """Judge reports on so many tables of each world, or of those named."""
+    """Test reports on ``tables`` tables of each world, or of the given worlds."""
     ours = json.loads(into.read_text(encoding="utf-8"))["ours"] if into and into.exists() else {}
-    wanted = [one.name for one in WORLDS if not world or one.name in world]
-    left = [(name, tables) for name in wanted if name not in ours]
+    names = [candidate.name for candidate in WORLDS if not world or candidate.name in world]
+    left = [(name, tables) for name in names if name not in ours]
     with Pool(workers) as pool:
         for name, counts in pool.imap_unordered(judge, left):
             ours[name] = counts
             if into:
-                whole = {"name": "report_truth", **result(ours), "environment": environment()}
+                document = {"name": "report_truth", **result(ours), "environment": environment()}
                 into.write_text(
-                    json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                    json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
             if "--json" not in sys.argv:
                 show({name: counts})
@@ -210,10 +206,16 @@ def report_truth(
 
 
 def selection(*, tables: int = 30) -> Result:
-    """Count false claims of attacks, and any, on tables of noise with two models: today, and with
-    the interval of the largest correlation not adjusted for its selection.
+    """Count false claims about attacks, and any false claims, on tables of noise with two models.
+
+    This is done with the interval of the largest correlation adjusted for its selection, as today,
+    and without this adjustment.
     """
-    worlds = [replace(one, models=("a", "b")) for one in WORLDS if one.name.startswith("noise")]
+    worlds = [
+        replace(candidate, models=("a", "b"))
+        for candidate in WORLDS
+        if candidate.name.startswith("noise")
+    ]
     squashed = World(name="noise, losses at guessing", shift=2.0, models=("a", "b"))
     counts: Counter[str] = Counter()
     for world in (*worlds, squashed, squashed, squashed):
@@ -241,7 +243,7 @@ def selection(*, tables: int = 30) -> Result:
 
 
 def _claimed_before(fits: ScalingFits) -> bool:
-    """Return whether attacks were claimed by the interval of one correlation, chosen or not."""
+    """Return whether attacks were claimed by the unadjusted interval of one correlation."""
     claim = fits.answer(headline.ATTACKS)
     if claim.adjusted_p is None or claim.adjusted_p > LEVEL:
         return False
@@ -256,7 +258,7 @@ def _correlation_of(fit: AttackFit) -> float:
 
 
 def result(ours: dict[str, Result]) -> Result:
-    """Return the shares of every world, and of worlds together."""
+    """Return the shares of each world, and of several worlds together."""
     ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
     nulls = {name: counts for name, counts in ours.items() if name.startswith("noise")}
     of_all = together(ours)
@@ -277,7 +279,7 @@ def result(ours: dict[str, Result]) -> Result:
 
 
 def together(ours: dict[str, Result]) -> dict[str, dict[str, Any]]:
-    """Return the shares over the tables of several worlds, with their exact bounds."""
+    """Return the shares over the tables of several worlds, with exact bounds."""
     counts: dict[tuple[str, str], list[int]] = {}
     for of_world in ours.values():
         for part, rows in of_world.items():

@@ -1,4 +1,4 @@
-"""What running a sweep costs besides training: a trial, and a look at many results."""
+"""Costs of a sweep besides training: of one trial, and of commands on many results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TARGET_S = 0.1
 
 
 def make_plan(num_trials: int, seed: int) -> SweepPlan:
-    """Return a plan of no-op trials."""
+    """Return a plan of trials without work."""
     fields = {
         "name": "overhead",
         "models": ("small_mlp",),
@@ -71,20 +71,20 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
 
 
 class MemoryLog(Progress):
-    """Notes the driver's resident memory whenever a trial is done."""
+    """A monitor that stores the driver's resident memory after each trial."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: list[int] = []
 
     def trial_finished(self, trial_id: str, status: str) -> None:
-        """A trial has its result."""
+        """Store the memory after a trial."""
         super().trial_finished(trial_id, status)
         self.bytes.append(psutil.Process().memory_info().rss)
 
     @property
     def growth(self) -> float:
-        """Bytes per trial."""
+        """Return the growth of memory in bytes per trial."""
         first = len(self.bytes) // 10
         return (self.bytes[-1] - self.bytes[first]) / max(1, len(self.bytes) - 1 - first)
 
@@ -92,7 +92,7 @@ class MemoryLog(Progress):
 def drive(
     plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress
 ) -> float:
-    """Seconds of a sweep of no-op trials."""
+    """Return the seconds of a sweep of trials without work."""
     paths, stored = RootPaths.at(folder).make(), StoredResults.read(str(folder / "store"))
     start = time.perf_counter()
     run = RunContext(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
@@ -102,25 +102,27 @@ def drive(
 
 
 def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = False) -> Result:
-    """What a trial costs besides training, stored and tracked, beside a plain Tune function trial.
+    """Measure the cost of a trial besides training, against a plain Tune function trial.
 
-    Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm workers, each result
-    written to the store and to MLflow (SQLite). Theirs: a Tune function trainable that reports
-    once, with Tune's defaults. Both on the same private two-CPU cluster; the time is wall time over
-    trials. The no-op trial's own work (network, two evaluations, d_repr, attacks) is taken off.
-    What the driver's memory grows by per trial is seen over the long sweep (``--trials 2000``),
-    between the result a tenth of the way and the last. With ``dashboard`` the first tasks have
-    names, for each of which Ray keeps series.
+    Ours are trials with ``epochs: 0`` in the product's own sweep on warm workers. Each result is
+    written to the store and to MLflow (SQLite). Theirs is a Tune function trainable that reports
+    once, with Tune's defaults. Both run on the same private cluster of two CPUs. The time is wall
+    time divided by the number of trials. The trial's own work (network, two evaluations, d_repr,
+    attacks) is subtracted. The growth of the driver's memory per trial is measured over the long
+    sweep (``--trials 2000``), between the result after a tenth of the trials and the last. With
+    ``dashboard``, the first tasks have names, and Ray stores series for each name.
     """
     with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=dashboard) as cluster:
-        folder, few, memory = Path(name), max(8, trials // 8), MemoryLog()
+        folder, num_few, memory = Path(name), max(8, trials // 8), MemoryLog()
         uri = f"sqlite:///{folder / 'mlflow.db'}"
         tracker = Tracker(lambda: SweepRuns(connect_mlflow(uri), Page("overhead"), None, None))
-        drive(make_plan(few, 0), cluster, folder, tracker, Progress())  # imports and first workers
+        drive(
+            make_plan(num_few, 0), cluster, folder, tracker, Progress()
+        )  # imports and first workers
         # The start of a Tune experiment and its workers is paid once per sweep, not per trial: the
         # slope.
-        short = drive(make_plan(few, 1_000), cluster, folder, tracker, Progress())
-        long = drive(make_plan(trials + few, 10_000), cluster, folder, tracker, memory)
+        short = drive(make_plan(num_few, 1_000), cluster, folder, tracker, Progress())
+        long = drive(make_plan(trials + num_few, 10_000), cluster, folder, tracker, memory)
         tracker.close("FINISHED")
         records = StoredResults.read(str(folder / "store")).trials.values()
         work = float(np.median([record.finished_at - record.started_at for record in records]))
@@ -145,7 +147,7 @@ def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = Fal
 
 
 def plain_tune(folder: Path, num_trials: int) -> float:
-    """Seconds per trial of a plain Tune function trial."""
+    """Return the seconds per trial of a plain Tune function trial."""
     from ray import tune
 
     def trial(config: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ print(json.dumps({"code": code, **seconds, "bytes": peak}), file=sys.stderr)
 
 
 def sweep_file(folder: Path, num_cells: int) -> str:
-    """Write a sweep of ``num_cells`` cells; returns its path."""
+    """Write a sweep with ``num_cells`` trials, and return its path."""
     document = {
         "name": "many",
         "models": ["small_mlp", "resnet18"],
@@ -192,7 +194,7 @@ def sweep_file(folder: Path, num_cells: int) -> str:
 
 
 def result(seed: int) -> TrialResult:
-    """Return a result with as many numbers as a trial of the paper's grid has."""
+    """Return a result with as many numbers as a trial of the paper's grid."""
     attacks = [
         AttackRecord(
             method="fgsm",
@@ -226,7 +228,7 @@ def result(seed: int) -> TrialResult:
 
 
 def fill(sweep: str, root: Path) -> None:
-    """Store a result for every cell."""
+    """Store a result for every trial."""
     workspace = Workspace.open(sweep, str(root))
     workspace.paths.make()
     workspace.record()
@@ -254,8 +256,9 @@ def fill(sweep: str, root: Path) -> None:
 
 
 def command(*words: str) -> dict[str, Any]:
-    """Run a command of ``isweep`` in a process of its own; returns its seconds, peak bytes and exit
-    code.
+    """Run an ``isweep`` command in its own process.
+
+    Returns its seconds, peak bytes and exit code.
     """
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *words, "--json"],
@@ -274,10 +277,11 @@ def command(*words: str) -> dict[str, Any]:
 
 
 def looks(*, cells: int = 50_000) -> Result:
-    """`isweep status` and `isweep plan` over a store of many results, with and without its index.
+    """Time `isweep status` and `isweep plan` over a store of many results.
 
-    A first look that reads every record, as every look did before there was an index, and the looks
-    after it. The records are as large as those of the paper's grid, and are sealed by the product.
+    Both are timed with and without the index. The first command reads every record, as all commands
+    did before there was an index. Later commands use the index. The records are as large as those
+    of the paper's grid, and have checksums of the product.
     """
     with tempfile.TemporaryDirectory(prefix="isweep-look-") as folder:
         root, sweep = Path(folder, "root"), sweep_file(Path(folder), cells)
@@ -288,14 +292,14 @@ def looks(*, cells: int = 50_000) -> Result:
         first = command("status", *places)
         later = {name: command(name, *places) for name in ("status", "plan")}
         began = time.perf_counter()
-        known = len(OutlineIndex(index).read())
+        num_known = len(OutlineIndex(index).read())
         return {
             "ours": later,
             "theirs": {"every record read": first},
             "ratio": first["seconds"] / later["status"]["seconds"],
             "cells": cells,
             "index_bytes": index.stat().st_size,
-            "index_known": known,
+            "index_known": num_known,
             "index_seconds": time.perf_counter() - began,
         }
 

@@ -1,7 +1,6 @@
-"""The search of learning rates, replayed on stored trainings: how good its rates are, and what it
-costs.
+"""Quality and cost of the search of learning rates, replayed on stored trainings.
 
-``table`` makes the trainings (``tests/data/search_table.csv``), ``policy`` replays searches on
+``table`` makes the trainings (``tests/data/search_table.csv``), and ``policy`` replays searches on
 them.
 """
 
@@ -42,7 +41,7 @@ random."""
 
 
 def cells_of(table: Table, tune: TuneSpec) -> dict[CombinationKey, Combination]:
-    """Return the cells of a table, on the demo's own recipe."""
+    """Return the cells of a table, with the demo's own recipe."""
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))
     return {cell.key: cell for cell in combinations_to_tune(plan) if cell.key in table}
@@ -51,7 +50,7 @@ def cells_of(table: Table, tune: TuneSpec) -> dict[CombinationKey, Combination]:
 def search(
     table: Table, sampler: Sampler, budget: float, seed: int
 ) -> dict[CombinationKey, CombinationOutcome]:
-    """Return what one search finds."""
+    """Return the result of one search."""
     # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
     tune = TuneSpec(
         batch_size=(32,), budget=budget, seeds=SEEDS_OF_TABLE, sampler=sampler, seed=seed
@@ -66,7 +65,10 @@ def measure(
     seeds: int,
     processes: int,
 ) -> list[dict[str, Any]]:
-    """Return a row per sampler, of ``seeds`` searches; ``processes`` of them at the same time."""
+    """Return one row per sampler, from ``seeds`` searches.
+
+    ``processes`` searches run at the same time.
+    """
     rows = []
     for name in samplers:
         # Forked anew: a worker has the table already.
@@ -104,13 +106,14 @@ def measure(
 def policy(
     *, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2
 ) -> Result:
-    """Regret and cost of the search, against the grid and other searches.
+    """Measure the regret and the cost of the search, against the grid and other searches.
 
-    Regret is the validation loss of the chosen rate, mean over its seeds, less that of the best of
-    25 rates, in nat. Costs are shares: of the search, of one training at each rate; of everything,
-    finalists included, of all trainings of the table. ``median_regret`` is the median over seeds of
-    the median over cells. The best of 25 rates is itself the luckiest of 25 means of three
-    trainings, so the means are too high where trainings of one rate differ much.
+    Regret is the validation loss of the chosen rate, averaged over its seeds, minus that of the
+    best of 25 rates, in nat. Costs are shares: the search as a share of one training at each rate,
+    and everything, including finalists, as a share of all trainings of the table. ``median_regret``
+    is the median over seeds of the median over cells. The best of 25 rates is selected by chance as
+    well, from 25 means of three trainings. The mean regret is therefore too high where trainings of
+    one rate differ much.
     """
     known = read_table(table)
     ours, *theirs = measure(known, ("tpe", "random"), budget, seeds, processes)
@@ -130,8 +133,9 @@ HEADER = ["model", "subset", "learning_rate", "seed", "chance_loss", "losses"]
 
 
 def networks() -> Iterator[NetworkSpec]:
-    """Every training of the table: seed by seed, so that a table cut short is a whole one of fewer
-    seeds.
+    """Return all trainings of the table, seed by seed.
+
+    In this order, an incomplete table is a complete table of fewer seeds.
     """
     plan = plan_sweep(load_sweep("demo", {"models": MODELS}))
     cells = [
@@ -155,12 +159,12 @@ def subset_name(subset: SubsetSpec) -> str:
 
 
 def table(*, path: Path = TABLE, root: str = "isweep-root") -> Result:
-    """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds; 15 minutes
-    of a core.
+    """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds.
 
-    Every row is one training of ``isweep tune``'s own kind (validation split of the training
-    images, no test image): validation loss after each epoch, ``-`` from a divergence on. Goes on
-    where it was stopped. ``root`` is where datasets are prepared.
+    This takes 15 minutes on one core. Each row is one training as in ``isweep tune``, with a
+    validation split of the training images and no test image. It has the validation loss after each
+    epoch, and ``-`` after a divergence. An interrupted run continues where it stopped. ``root`` is
+    the root of prepared datasets.
     """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.subsets import load_validation

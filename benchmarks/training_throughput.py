@@ -1,15 +1,15 @@
-"""How much CPU time an image costs in training: ours against a plain loop over image files.
+"""CPU time per image in training: ours against a plain loop over image files.
 
-Theirs decodes and resizes every image of every epoch from a PNG file, as the released code of Konz
-& Mazurowski does, and trains in float32 with PyTorch's defaults. Ours decodes once, at preparation,
-and trains on rows of one tensor, channels last, in the precision that the study's recipe names
-(bfloat16; float32 for the demo's network), in a process that keeps its freed pages. "in memory" is
-the plain loop without files: what is left of the ratio when decoding costs nothing.
+Theirs decodes and resizes every image in every epoch from a PNG file, as the released code of Konz
+& Mazurowski does. It trains in float32 with PyTorch's defaults. Ours decodes once, during
+preparation. It trains on rows of one tensor, channels last, in the precision of the study's recipe
+(bfloat16; float32 for the demo's network), in a process that does not return freed pages to the
+system. "in memory" is the plain loop without files. It shows the ratio if decoding costs nothing.
 
-Each side has a process of its own, with one thread, as trials do. They take turns, and each turn of
-ours is divided into the turn of theirs beside it, so that other work on the machine meets both; the
-median of these ratios counts. Networks are built before. Seconds are those a process computed; on a
-GPU they are wall time.
+Each side has its own process with one thread, as trials have. The sides take turns, and each turn
+of ours is compared with the turn of theirs next to it, so that other load on the machine affects
+both. The median of these ratios counts. Networks are built before the timing. Seconds are processor
+time of the process, and wall time on a GPU.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ from tasks.trials.training import to_device, train
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: network, image side, side of the PNG files, images, batch, epochs, our precision,
-    the goal.
+    """One row of the benchmark.
+
+    The fields are the network, image side, side of the PNG files, number of images, batch size,
+    epochs, our precision and the target.
     """
 
     model: str
@@ -58,7 +60,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As printed."""
+        """Return the name for printing."""
         return (
             f"{self.model}, {self.image_size} px from {self.png_size} px PNG, batch "
             f"{self.batch_size}"
@@ -76,7 +78,7 @@ SETTINGS = (
 
 
 class PngFiles(Dataset):
-    """Decode and resize at every access."""
+    """A dataset that decodes and resizes a PNG file at every access."""
 
     def __init__(self, paths: list[Path], labels: torch.Tensor, image_size: int) -> None:
         self.paths, self.labels, self.image_size = paths, labels, image_size
@@ -93,7 +95,10 @@ class PngFiles(Dataset):
 
 
 def write_images(folder: Path, setting: Setting) -> tuple[list[Path], torch.Tensor]:
-    """Smooth shapes with some noise: PNGs that compress about as well as radiographs do."""
+    """Write PNG files of smooth shapes with some noise.
+
+    They compress about as well as radiographs.
+    """
     generator = np.random.default_rng(0)
     paths = []
     for index in range(setting.num_images):
@@ -113,7 +118,7 @@ def network(setting: Setting, device: str) -> nn.Module:
 
 
 def plain(batches: Callable[[], Any], setting: Setting, device: str) -> Callable[[], None]:
-    """Train as a tutorial does: float32, PyTorch's own memory layout and optimiser defaults."""
+    """Train as a tutorial does: in float32, with PyTorch's default memory layout and optimizer."""
     model = network(setting, device).to(memory_format=torch.contiguous_format).train()
 
     def turn() -> None:
@@ -128,7 +133,7 @@ def plain(batches: Callable[[], Any], setting: Setting, device: str) -> Callable
 
 
 def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], None]:
-    """Return the work of one turn of ``name``."""
+    """Return a function that does one turn of the side ``name``."""
     paths = sorted(Path(folder).glob("*.png"))
     files = PngFiles(paths, torch.arange(len(paths)) % 2, setting.image_size)
     loader = DataLoader(files, batch_size=setting.batch_size, shuffle=True)
@@ -207,8 +212,9 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
 
 
 def training_throughput(*, device: str = "cpu", turns: int = 3, only: str = "") -> Result:
-    """Images per second of all settings, or of models whose name holds ``only``; the ratio is the
-    first's.
+    """Measure images per second for all settings, or for models whose name contains ``only``.
+
+    The ratio is that of the first setting.
     """
     rows = [measure(setting, device, turns) for setting in SETTINGS if only in setting.model]
     return {

@@ -1,8 +1,7 @@
-"""Trials of this checkout against those of another revision: the same numbers, as many images a
-second.
+"""Trials of this checkout against trials of another revision: equal numbers and equal speed.
 
-``python benchmarks/trial_revisions.py numbers CHECKOUT``. Both sides run in one go, on one thread
-of a CPU.
+``python benchmarks/trial_revisions.py numbers CHECKOUT`` runs both sides in turns, on one thread of
+a CPU.
 """
 
 from __future__ import annotations
@@ -107,11 +106,10 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def numbers(other: Path) -> Result:
-    """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at
-    most.
+    """Compare weights, losses, d_repr and attacks of both sides bit by bit.
 
-    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose
-    and is left out.
+    If they differ, the largest difference is reported. There are five trainings on seeded images.
+    The ratio is the share of equal numbers. PGD was changed on purpose and is left out.
     """
     ours, theirs = (
         json.loads(_output(side, sys.executable, "-c", TRIALS, str(side)))
@@ -134,8 +132,9 @@ def numbers(other: Path) -> Result:
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """Return the largest relative difference of two numbers of equal places; infinite where texts
-    differ.
+    """Return the largest relative difference between corresponding numbers.
+
+    It is infinite if texts differ.
     """
     if isinstance(ours, Mapping):
         return max((difference(ours[key], theirs.get(key)) for key in ours), default=0.0)
@@ -149,8 +148,9 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def throughput(other: Path, *, turns: int = 5) -> Result:
-    """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target:
-    0.97.
+    """Measure images trained per CPU second, in turns.
+
+    The ratio is that of the worst setting. Target: 0.97.
     """
     rows = []
     for setting in SETTINGS:

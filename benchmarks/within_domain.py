@@ -1,16 +1,15 @@
-"""What all pairs of a set's classes say of the law, and how often this analysis is right on drawn
-tables.
+"""Fits of all class pairs of a set, and error rates of this analysis on simulated tables.
 
-``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``.
-``--keep CSV`` first takes the columns that the fit needs out of a table of ``isweep results
---csv``, and out of the images below ``--root`` the tails of their covariance spectra. ``drawn``:
-the same fit on tables of known laws and nulls, drawn here without the analysis: two-way effects of
-classes on heights, slopes, d and K_F. ``interventions`` fits the committed worlds; ``figure`` and
-``worlds-figure`` draw those of docs/findings.md.
+``within-domain`` fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``.
+``--keep CSV`` first copies the needed columns from a table of ``isweep results --csv``, and
+computes the tails of the covariance spectra from the images below ``--root``. ``drawn`` makes the
+same fit on tables of known laws and of no law. They are drawn here, without the analysis, with
+two-way class effects on heights, slopes, d and K_F. ``interventions`` fits the committed worlds.
+``figure`` and ``worlds-figure`` draw the figures of docs/findings.md.
 
-``add-delta``: measures the training images of every pair again, without training, and adds δ to the
-committed table. First prepare the set: ``isweep prepare digits --sweep digit-pairs --root DIR``.
-``level``: how often ``isweep fit`` claims something of class pairs where nothing is.
+``add-delta`` measures the training images of every pair again, without training, and adds δ to the
+committed table. Prepare the set first: ``isweep prepare digits --sweep digit-pairs --root DIR``.
+``level`` computes how often ``isweep fit`` makes a claim on class pairs without an effect.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ TAIL = (5, 40)
 def within_domain(
     preset: str = "digit-pairs", *, keep: Path | None = None, root: str = ""
 ) -> Result:
-    """Fit a preset's pairs."""
+    """Fit the class pairs of a preset."""
     stem = RESULTS / preset.replace("-", "_")
     table_path = stem.with_suffix(".csv.gz")
     if keep:
@@ -73,7 +72,7 @@ def within_domain(
 
 
 def save(rows: pd.DataFrame, path: Path) -> None:
-    """Write a table with five digits, in the same bytes each time."""
+    """Write a table with five digits. The bytes are always the same."""
     compression = {"method": "gzip", "mtime": 0}
     rows.to_csv(path, index=False, float_format="%.5g", compression=compression)
 
@@ -82,10 +81,10 @@ MEASURED = ("label_sharpness", "d_data_mle", "d_data_twonn")
 
 
 def add_delta(preset: str = "digit-pairs", *, root: Path) -> Result:
-    """Add δ to a committed table, from the training images that its trials had.
+    """Add δ to a committed table, from the training images of its trials.
 
-    These are those images only if K_F and d, measured again beside δ, are what the table holds, to
-    its five digits. Else nothing is written.
+    To check that the images are the same, K_F and d are measured again, too. If they differ from
+    the table in its five digits, nothing is written.
     """
     path = RESULTS / f"{preset.replace('-', '_')}.csv.gz"
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -103,7 +102,7 @@ def add_delta(preset: str = "digit-pairs", *, root: Path) -> Result:
 
 
 def measured_again(preset: str, root: Path) -> pd.DataFrame:
-    """Return the measures of every pair at every train size, by both."""
+    """Return the measures of each pair at each train size."""
     workspace = Workspace.open(preset, str(root))
     rows = {}
     for spec in workspace.plan.measures:
@@ -125,10 +124,10 @@ def interventions(preset: str = "interventions-digits") -> Result:
 
 
 def training_interventions(*, keep: tuple[Path, ...] = ()) -> Result:
-    """Fit the worlds of both sweeps that move training images alone, together.
+    """Fit the worlds of both sweeps that change only training images, together.
 
-    ``keep`` first takes the columns that the fit needs out of tables of ``isweep results --csv``,
-    in the order of :data:`TRAINING_PRESETS`.
+    ``keep`` first copies the needed columns from tables of ``isweep results --csv``, in the order
+    of :data:`TRAINING_PRESETS`.
     """
     columns = [name for name in COLUMNS if name not in ("accuracy_drop", "d_data_twonn")]
     for preset, path in zip(TRAINING_PRESETS, keep, strict=bool(keep)):
@@ -163,9 +162,10 @@ def training_interventions(*, keep: tuple[Path, ...] = ()) -> Result:
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
-    """Return of every pair the α of its images' covariance spectrum, where eigenvalue k falls as
-    k^-(1 + α), and the mean distance of an image to the nearest one of the other class, with pixels
-    from 0 to 1.
+    """Return two measures of each pair's images, with pixels from 0 to 1.
+
+    The first is α of their covariance spectrum, whose eigenvalue k falls as k^-(1 + α). The second
+    is the mean distance of an image to the nearest image of the other class.
     """
     workspace = Workspace.open(preset, root, as_run=True)
     (spec,) = workspace.plan.prepared
@@ -185,9 +185,7 @@ def tails(preset: str, root: str) -> pd.DataFrame:
 
 
 def figure() -> Result:
-    """Draw, at equal 1/d, log R̂ and log loss of every pair over log K_F, for each of the three
-    sets.
-    """
+    """Draw log R̂ and log loss of each pair against log K_F at equal 1/d, for the three sets."""
     import findings_numbers
     import matplotlib.pyplot as plt
 
@@ -211,9 +209,7 @@ def figure() -> Result:
 
 
 def worlds_figure() -> Result:
-    """Draw what log loss and log R̂ did in each world per unit of log K_F, by the kind of its
-    images.
-    """
+    """Draw the change of log loss and log R̂ per unit of log K_F in each world, by kind of images."""
     import findings_numbers
     import matplotlib.pyplot as plt
 
@@ -238,7 +234,7 @@ def worlds_figure() -> Result:
 
 
 def training_worlds_figure() -> Result:
-    """Draw what log loss and log R̂ did in each world, by which images were moved."""
+    """Draw the change of log loss and log R̂ in each world, by the images that were changed."""
     import findings_numbers
     import matplotlib.pyplot as plt
 
@@ -266,16 +262,17 @@ def training_worlds_figure() -> Result:
 
 
 def saved(sheet: Any, name: str, *tables: Path) -> Result:
-    """Save a figure of the findings, and in it which tables it shows, to which a test holds it."""
+    """Save a figure of the findings, with the checksums of its tables.
+
+    A test compares the checksums with the tables.
+    """
     path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{name}.png"
     sheet.savefig(path, dpi=100, metadata={"Source": source(*tables)})
     return {"figure": path.name}
 
 
 def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Result:
-    """Fit drawn tables: how often something false is established, and how often the truth is
-    found.
-    """
+    """Fit drawn tables, and count false claims and true claims."""
     result: Result = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(result)])
@@ -334,9 +331,10 @@ LEVEL_DESIGNS = {
 
 
 def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Result:
-    """Draw tables of class pairs in which response and columns are independent sums of class
-    effects, and count claims of ``isweep fit TABLE --groups first --groups second``. ``theirs`` is
-    the jackknife over classes alone, on the same tables.
+    """Count claims of ``isweep fit TABLE`` on tables of class pairs without an effect.
+
+    The groups are the two classes of a pair. Response and columns are independent sums of class
+    effects. ``theirs`` is the jackknife over classes alone, on the same tables.
     """
     ours, theirs = {}, {}
     for name in designs or LEVEL_DESIGNS:
@@ -351,7 +349,7 @@ def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = (
 def _claimed(
     num_classes: int, num_columns: int, num_repeats: int, rng: np.random.Generator
 ) -> tuple[bool, bool]:
-    """Return whether a drawn table yields any claim: today, and by the jackknife alone."""
+    """Return whether a drawn table yields a claim, with today's test and with the jackknife alone."""
     pairs = np.repeat([*combinations(range(num_classes), 2)], num_repeats, axis=0)
     columns = {
         name: rng.normal(size=num_classes)[pairs].sum(axis=1) + rng.normal(0, 0.1, len(pairs))
@@ -395,7 +393,7 @@ WORLDS = {
 def draw(
     world: dict[str, dict[str, float]], rng: np.random.Generator, num_classes: int = 10
 ) -> pd.DataFrame:
-    """Draw a table: six sizes over a factor 20, two networks, two seeds."""
+    """Draw a table with six sizes over a factor of 20, two networks and two seeds."""
     truth, spread = world["truth"], world["spreads"]
     pairs = np.array([*combinations(range(num_classes), 2)])
     sizes = np.geomspace(20, 400, 6).round()

@@ -1,7 +1,8 @@
-"""The ceiling that chance level puts on losses, and which points are clear of it.
+"""Detection of a ceiling of losses at chance level, and selection of points below the ceiling.
 
-A network that learned nothing has the chance loss, whatever N, d and K_F are: curves are flat
-there, and slopes too small by an unknown amount. Over-fitted networks pass that loss freely.
+A network that learned nothing has the chance loss, whatever N, d and K_F are. Curves are flat at
+this loss, so slopes are too small by an unknown amount. The losses of over-fitted networks can be
+larger.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Largest share of the points that may lie at chance level before it is a ceiling."""
+"""Largest share of points at chance level without a ceiling. With a larger share there is one."""
 WELL_BEYOND = 1.05
-"""Share of the chance loss from which on a loss has passed the ceiling."""
+"""Loss, as a share of the chance loss, from which a point counts as beyond the ceiling."""
 MIN_POINTS_AT_CEILING = 2
-"""Points that make a ceiling: one alone may be one training that failed."""
+"""Smallest number of points of a ceiling, because a single point may be one failed training."""
 CLEAR_SHARE = 1 / 3
-"""A curve whose geometric mean is below this share of the chance loss is clear of the ceiling. A
-loss that bends towards it as x → tanh x, or 1 − exp(−x), has lost 7 or 19 % of its slope there."""
+"""Largest geometric mean of a curve's losses, as a share of the chance loss, that is clear of the
+ceiling. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 % of its
+slope."""
 
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
-    """Return whether points pile up at chance level, so that it holds the others down."""
+    """Return whether so many points are at chance level that losses have a ceiling there."""
     rows_with_loss = rows[rows[LOG_LOSS].notna()]
     weights = rows_with_loss[WEIGHT]
     is_beyond = reaches(rows_with_loss[OF_CHANCE_LOSS], WELL_BEYOND)
@@ -48,7 +50,7 @@ def has_ceiling(rows: pd.DataFrame) -> bool:
 
 
 def why_flattened(rows: pd.DataFrame) -> str:
-    """Return why slopes over these points would be too small, or an empty text."""
+    """Return the reason why slopes over these points would be too small; empty without one."""
     if not has_ceiling(rows):
         return ""
     num_at_chance = int(rows[AT_CHANCE_LEVEL].sum())
@@ -60,8 +62,11 @@ def why_flattened(rows: pd.DataFrame) -> str:
 
 
 def why_constant(rows: pd.DataFrame, within: str = "") -> str:
-    """Return that losses are the same everywhere, or in every group ``within``; else an empty
-    text.
+    """Return a reason if losses do not vary; else an empty text.
+
+    Args:
+        rows: Points with log losses.
+        within: Column of groups within which losses are compared; all points if empty.
     """
     values = rows[LOG_LOSS]
     keys = rows[within] if within else pd.Series(0, index=rows.index)
@@ -72,10 +77,10 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
 
 
 def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of curves that are clear of the ceiling if there is one, else all.
+    """Return the points of curves that are clear of the ceiling; all points if there is none.
 
-    Curves are chosen by their mean over N, which says nothing of errors in their slope. Of each the
-    points after its last one at chance level stay.
+    Curves are selected by their mean over N, because a mean is independent of errors in the slope.
+    From each selected curve, only points after its last point at chance level remain.
     """
     if not has_ceiling(rows):
         return rows
@@ -90,14 +95,14 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
 def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Return the points at train sizes above chance level.
 
-    Left out are, of every dataset and class pair, all N up to the last at which its models are at
-    chance level on average; and of every curve all N up to the last diverged trial. A loss cannot
-    stay far above chance level, so a curve starts flat there. Whole N go, by means over models:
-    dropping single high losses would flatten the rest.
+    A curve is flat while its loss is at chance level. For each dataset and class pair, all N up to
+    the last N with a mean loss of its models at chance level are removed. For each curve, all N up
+    to its last diverged trial are removed. Whole train sizes are removed, because removing only the
+    points with high losses would flatten the remaining curves.
 
     Args:
         points: The points.
-        full: All trials, diverged ones too.
+        full: All trials, including diverged ones.
     """
     loss_is_high = reaches(points[OF_CHANCE_LOSS])
     is_over_confident = loss_is_high & ~(points[AT_CHANCE_LEVEL] > 0)

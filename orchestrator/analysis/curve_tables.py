@@ -1,7 +1,7 @@
-"""Read and check a table of results of one dataset, one row per training, for learning curves.
+"""Reading and checking of a table of results for learning curves: one dataset, one training a row.
 
-The table is a user's CSV file or a sweep's own. Every cell that is used is checked: a wrong one is
-named by its line and column, and nothing is guessed.
+The table is a user's CSV file or the table of a sweep. Every used cell is checked. An error message
+contains the line and the column of the wrong cell.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.analysis.learning_curves import (
     Metric,
 )
 from orchestrator.analysis.prediction_inputs import separator_of
-from search_spaces.errors import ConfigError, DataError, nearest
+from search_spaces.errors import ConfigError, DataError, nearest, plural
 
 METRIC_WORDS: Mapping[Metric, str] = {
     "loss": "test loss",
@@ -35,24 +35,23 @@ SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
     "accuracy": ("test_accuracy", "accuracy"),
     "auroc": ("auc", "auroc", "test_auc"),
 }
-"""Names under which a table may hold each score, the sweep's own first."""
+"""Accepted column names of each score, first the name in the table of a sweep."""
 COMPLEMENTS: Mapping[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
-"""Scores that add up to 1."""
+"""For a score s, the score that is 1 − s."""
 LARGEST_DISAGREEMENT = 0.0051
-"""Difference between two columns of one score, or of a score and its complement, that rounding to
-two digits explains."""
+"""Largest difference between two columns of the same score. Rounding to two digits explains it."""
 SIZE_COLUMNS = ("train_size", "N", "n")
 TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
 STATUS_COLUMN, SEED_COLUMN, CLASSES_COLUMN = "status", "seed", "num_classes"
 MODEL_COLUMN, PAIR_COLUMN = "model", "class_pair"
 TRAINING_COLUMNS = (MODEL_COLUMN, "recipe", PAIR_COLUMN, SEED_COLUMN)
-"""Columns that, with the train size, tell one training from another."""
+"""Columns that identify a training, together with the train size."""
 POSITIVES_COLUMN = "num_positives"
-"""Test images of the class that an AUROC tells from the rest."""
+"""Column of the number of test images of the positive class of an AUROC."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
-"""Columns of which one learning curve has one value: others make it another experiment."""
+"""Columns that must have a single value in a table of learning curves."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
-"""A number such as 1.000, which is one thousand in half of the world and one in the other half."""
+"""Pattern of a number such as 1.000, which means 1000 in some countries and 1 in others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,11 @@ class CheckedTable:
     """The usable rows of a table of results.
 
     Attributes:
-        rows: One row per training with the columns of the table, and ``size``, ``score``,
-            ``tested`` (images of the test set), ``positives`` (those of an AUROC's class) and
-            ``classes``; the last three are NaN if unknown.
-        remarks: What was left out, in sentences.
+        rows: One row per training with the columns of the table, and in addition ``size``,
+            ``score``, ``tested`` (number of test images), ``positives`` (number of test images of
+            the positive class of an AUROC) and ``classes`` (number of classes). The last three are
+            NaN if unknown.
+        remarks: Sentences on rows that were left out.
     """
 
     rows: pd.DataFrame
@@ -71,10 +71,12 @@ class CheckedTable:
 
 
 def read_curve(path: Path) -> pd.DataFrame:
-    """Read a CSV file of results, with commas, tabs, or a spreadsheet's semicolons and 0,5.
+    """Read a CSV file of results with commas, tabs or semicolons.
+
+    With semicolons, decimal commas (0,5) are accepted, as spreadsheets in many countries write.
 
     Returns:
-        The table as text; names of columns are stripped and in lower case.
+        The table as text, with column names in lower case and without outer spaces.
 
     Raises:
         ConfigError: If the file cannot be read as a table.
@@ -100,19 +102,19 @@ def read_curve(path: Path) -> pd.DataFrame:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(
-            f"{path} has more than one column {', '.join(repeated)}",
-            hint="Rename one of the columns",
+            f"{path} has more than one column with the name {', '.join(repeated)}",
+            hint="Rename columns until all names differ",
         )
     table = table.set_axis(names, axis=1)
     return table if separator != ";" else _with_decimal_points(table)
 
 
 def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a spreadsheet's table with 0,5 written as 0.5.
+    """Return a table with decimal points instead of decimal commas.
 
     Raises:
-        DataError: If a cell beside decimal commas reads 1.000, so that its point separates
-            thousands.
+        DataError: If a table with decimal commas contains a cell such as 1.000, whose point may
+            separate thousands.
     """
     has_comma = table.apply(lambda cells: cells.str.fullmatch(r"\s*-?\d+,\d+\s*").fillna(False))
     if has_comma.to_numpy().any():
@@ -126,43 +128,34 @@ def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
 def checked_table(
     table: pd.DataFrame, metric: Metric, num_test_images: int | None = None
 ) -> CheckedTable:
-    """Return the usable rows of a table, each with its train size and score as numbers.
+    """Return the usable rows of a table, with train sizes and scores as numbers.
 
     Args:
-        table: Columns of train size and score, optionally status, model, class pair, seed, number
-            of classes and size of the test set.
-        metric: The score that is asked.
-        num_test_images: Images of the test set, in place of what the table says.
+        table: A table with columns of train size and score. Optional columns are status, model,
+            class pair, seed, number of classes and size of the test set.
+        metric: The score to use.
+        num_test_images: Number of test images for all rows; None for the column of the table.
 
     Raises:
-        DataError: If a value is no number or out of range, two scores of a row contradict each
-            other, a training has two results, or rows of unlike trainings are mixed.
+        DataError: If a value is no number or out of range, if two scores of a row contradict each
+            other, if a training has two results, or if the table mixes several datasets.
     """
     if not pd.api.types.is_integer_dtype(table.index):
-        table = table.reset_index(drop=True)  # errors name lines by the index
+        table = table.reset_index(drop=True)  # Error messages compute line numbers from the index.
     size_column = _column(table, SIZE_COLUMNS, "train size")
     scores = _scores(table, metric)
     is_done = pd.Series(True, index=table.index)
     if STATUS_COLUMN in table:
         is_done = table[STATUS_COLUMN].fillna("done").eq("done")
     is_usable = is_done & scores.notna()
-    remarks = []
-    if num_left_out := int((~is_usable).sum()):
-        remarks.append(
-            f"Left out: {num_left_out} of {len(table)} rows, which have no {METRIC_WORDS[metric]}."
-        )
-    if not is_usable.any():
-        raise DataError(
-            f"None of the {len(table)} rows of the table has {with_article(metric)}",
-            hint="Fill in the scores",
-        )
+    remarks = _left_out_remarks(is_done, is_usable, metric)
     rows = table[is_usable].copy()
     rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
     if rows["size"].isna().any():
         line = int(rows.index[rows["size"].isna()][0]) + 2
         raise DataError(
             f"Line {line} of the table has a score, but no {size_column}",
-            hint=f"Fill in the {size_column}, or drop the line",
+            hint=f"Fill in the {size_column}, or remove the line",
         )
     rows["score"] = scores[is_usable]
     rows["tested"] = _test_sizes(rows, num_test_images)
@@ -182,7 +175,7 @@ def checked_table(
             lambda value: value >= 1,
         )
     elif metric == "auroc":
-        # Over several classes an AUROC is a mean of one class against the rest.
+        # With several classes, an AUROC is the mean over one-against-rest AUROCs.
         rows["positives"] = np.floor(rows["tested"] / rows["classes"])
     for name in MIXED_COLUMNS:
         if varies(rows, name):
@@ -215,8 +208,8 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     remarks: tuple[str, ...] = ()
     if num_copies := int(is_copy.sum()):
         remarks = (
-            f"{num_copies} rows repeat another one. A repeated row counts once: give each training "
-            f"its seed in a column {SEED_COLUMN} if they are different trainings.",
+            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are different "
+            f"trainings, write the seed of each training into a column {SEED_COLUMN}.",
         )
     if SEED_COLUMN in unique and unique[SEED_COLUMN].notna().all():
         keys = [name for name in TRAINING_COLUMNS if name in unique]
@@ -234,7 +227,9 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
 
 
 def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
-    """Return a score per row, NaN if its cell is empty; errors are 1 − accuracy, and back.
+    """Return the score of each row; NaN for an empty cell.
+
+    Error rates are computed from accuracies, and accuracies from error rates.
 
     Raises:
         DataError: If two columns of a row contradict each other.
@@ -260,7 +255,7 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
             raise DataError(
                 f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, and "
                 f"{name} is {cell}",
-                hint=f"Correct the line, or leave out the column {name}",
+                hint=f"Correct the line, or remove the column {name}",
             )
         scores = scores.fillna(repeated)
     return scores
@@ -276,10 +271,16 @@ def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
 def _numbers(
     cells: pd.Series, column: str, rule: str, is_allowed: Callable[[float], bool]
 ) -> pd.Series:
-    """Return cells as numbers, NaN where they are empty.
+    """Return cells as numbers, and NaN for empty cells.
+
+    Args:
+        cells: Cells of one column.
+        column: Name of the column.
+        rule: Description of an allowed number, for the error message.
+        is_allowed: Return whether a number is allowed.
 
     Raises:
-        DataError: If a cell is no number, or not allowed; it names the line of the file.
+        DataError: If a cell is no number, or a number that is not allowed.
     """
     is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
     numbers = pd.to_numeric(cells, errors="coerce")
@@ -305,29 +306,29 @@ def _thousands_error(cell: str, row: int, column: str) -> DataError:
     plain = text.replace(".", "")
     return DataError(
         f"Line {row + 2} of the table has {column} {text!r}, whose point may separate thousands",
-        hint=f"Write {plain} or {text.split('.')[0]}, whichever is meant",
+        hint=f"Write {plain} or {text.split('.')[0]}, depending on what you mean",
     )
 
 
 def metric_of(table: pd.DataFrame) -> Metric:
-    """Return the first score that a table holds: loss, error, accuracy or AUROC.
+    """Return the first score of loss, error, accuracy and AUROC for which a table has a column.
 
     Raises:
-        DataError: If it holds none.
+        DataError: If the table has no such column.
     """
     for metric in METRICS:
         if any(name in table for name in SCORE_COLUMNS[metric]):
             return metric
-    known = ", ".join(names[0] for names in SCORE_COLUMNS.values())
+    accepted = ", ".join(names[0] for names in SCORE_COLUMNS.values())
     present = ", ".join(map(str, table.columns[:12]))
     raise DataError(
         f"The table has no column of scores, only {present}",
-        hint=f"Give the column of scores one of the names {known}",
+        hint=f"Rename the column of scores to one of {accepted}",
     )
 
 
 def curve_points(rows: pd.DataFrame) -> list[CurvePoint]:
-    """Return a point per row of :class:`CheckedTable`."""
+    """Return one point for each row of a :class:`CheckedTable`."""
     points = []
     columns = ["size", "score", "tested", "positives"]
     for size, score, tested, positives in rows[columns].to_numpy(dtype=float).tolist():
@@ -343,17 +344,39 @@ def curve_points(rows: pd.DataFrame) -> list[CurvePoint]:
 
 
 def with_article(metric: Metric) -> str:
-    """Return a score's name with its article, such as "an accuracy"."""
+    """Return the name of a score with its article, for example "an accuracy"."""
     return f"{'a' if metric == 'loss' else 'an'} {METRIC_WORDS[metric]}"
 
 
 def varies(rows: pd.DataFrame, name: str) -> bool:
-    """Return whether a table has a column with more than one value."""
+    """Return whether a table has the column ``name`` with more than one value."""
     return name in rows and rows[name].nunique(dropna=False) > 1
 
 
 def _is_size(value: float) -> bool:
     return 1 <= value < LARGEST_TRAIN_SIZE and value == int(value)
+
+
+def _left_out_remarks(is_done: pd.Series, is_usable: pd.Series, metric: Metric) -> list[str]:
+    """Return a remark on unusable rows; empty if all rows are usable.
+
+    Raises:
+        DataError: If no row is usable.
+    """
+    required = with_article(metric)
+    hint = "Fill in the scores"
+    reasons = f"no {METRIC_WORDS[metric]}"
+    if not is_done.all():
+        required = f"the status done and {required}"
+        hint = "Wait until trials are done, or fill in the scores"
+        reasons = f"{reasons}, or the status is not done"
+    num_rows = len(is_usable)
+    if not is_usable.any():
+        raise DataError(f"None of the {num_rows} rows of the table has {required}", hint=hint)
+    num_left_out = int((~is_usable).sum())
+    if not num_left_out:
+        return []
+    return [f"Left out: {num_left_out} of {num_rows} rows ({reasons})."]
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
@@ -364,5 +387,5 @@ def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
     present = ", ".join(columns[:12])
     raise DataError(
         f"The table has no column of the {content}, only {present}",
-        hint=f"{nearest(names[0], columns)}Name the column {names[0]}",
+        hint=f"{nearest(names[0], columns)}Rename the column to {names[0]}",
     )

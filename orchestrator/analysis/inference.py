@@ -1,10 +1,10 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife, wild cluster bootstrap.
 
 Points of one dataset are not independent: 66 points of 11 datasets carry the information of about
-11. So the dataset is the unit. Points are averaged within datasets, or whole datasets are left out
-(jackknife) or exchanged (permutation).
+11 points. The replicates are therefore datasets. Points are averaged within datasets, or whole
+datasets are left out (jackknife) or permuted.
 
-Shape letters: n points, G datasets, q terms, B rearrangements or draws, m responses.
+Shape letters: n points, G datasets, q regressors, B permutations or draws, m responses.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ Codes = NDArray[Any]
 Interval = tuple[float, float]
 
 LEVEL = 0.05
-"""Level of every test; intervals are of 1 − LEVEL."""
+"""Level of every test. Intervals have the confidence 1 − LEVEL."""
 MAX_EXACT = 200_000
-"""All rearrangements are tried up to this number; beyond it, drawn ones stand for them."""
+"""Largest number of permutations that are all tried; of more, a random sample is used."""
 NUM_DRAWN = 9_999
-"""Rearrangements or draws that stand for all, besides the one at hand."""
+"""Size of a random sample of permutations or draws, without the observed order."""
 MIN_DATASETS = 3
-"""Two datasets give one difference, and one difference has no scatter."""
+"""Smallest number of datasets for an interval. With two there is one difference, so no scatter."""
 MIN_CLASSES = 5
-"""Fewer classes that replicates share are too few to leave one out."""
+"""Smallest number of shared classes for a jackknife over classes."""
 MIN_RCOND = 1e-10
-"""Relative tolerance below which what varies of a regressor is rounding."""
+"""Relative size below which the variation of a regressor is rounding."""
 MAX_CONDITION = 1e8
-"""Largest condition number of a design whose slopes are taken to be identified."""
+"""Largest condition number of a design matrix whose slopes count as identified."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
-"""Webb's six weights (2023): with few clusters two weights leave too few different draws."""
-FEWEST_FOR_SIGNS = 8
-"""Datasets from which on signs alone are drawn; below, Webb's weights."""
-MOST_FOR_ALL_SIGNS = 12
-"""Datasets up to which all sign patterns are tried."""
+"""Webb's six weights (2023). With few clusters, two weights would give too few different draws."""
+MIN_DATASETS_FOR_SIGNS = 8
+"""Smallest number of datasets with random signs as weights. Fewer datasets get Webb's weights."""
+MAX_DATASETS_FOR_ALL_SIGNS = 12
+"""Largest number of datasets for which all sign patterns are tried."""
 MAX_TESTS_OF_A_FAMILY = 5
-"""Tests of the headline family: criticals of the largest correlation are given for 1 to so many."""
+"""Number of tests of the headline family, and of levels with a critical value of a correlation."""
 MIN_DATASETS_OF_A_CORRELATION = 4
-"""Three points lie near a line too often."""
+"""Smallest number of datasets for a correlation. Three points often lie near a line by chance."""
 
 
 class Sums(NamedTuple):
-    """Sums of each dataset for a slope within curves, which is Σxy / Σx².
+    """Sums of each dataset for a slope within curves. The slope is Σxy / Σx².
 
     Attributes:
-        names: Datasets, ``(G,)``.
-        xx: Σx² of each, ``(G,)``.
-        xy: Σxy of each, ``(G,)``.
+        names: Names of the datasets, ``(G,)``.
+        xx: Σx² of each dataset, ``(G,)``.
+        xy: Σxy of each dataset, ``(G,)``.
     """
 
     names: list[str]
@@ -69,9 +69,9 @@ class Permutation(NamedTuple):
     """The result of a permutation test.
 
     Attributes:
-        p_value: Share of the rearrangements that are as extreme as the one at hand.
-        num_orders: Rearrangements that were tried.
-        is_complete: Whether these are all.
+        p_value: Share of the permutations whose statistic is at least as extreme as the observed.
+        num_orders: Number of permutations that were tried.
+        is_complete: Whether all possible permutations were tried.
     """
 
     p_value: float
@@ -80,12 +80,12 @@ class Permutation(NamedTuple):
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Return a quantile of t; ``scipy.stats`` calls the same, and takes a second to import."""
+    """Return a quantile of t, without ``scipy.stats``, whose import takes a second."""
     return float(special.stdtrit(degrees, share))
 
 
 def t_interval(value: float, std_error: float, degrees: float) -> Interval:
-    """Return the 95 % interval by t."""
+    """Return the 95 % t interval."""
     half_width = t_quantile(1 - LEVEL / 2, degrees) * std_error
     return value - half_width, value + half_width
 
@@ -93,7 +93,7 @@ def t_interval(value: float, std_error: float, degrees: float) -> Interval:
 def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
     """Return two-sided p-values of t = value / standard error.
 
-    If nothing scatters (an error of exactly 0), p is 0, or 1 for a value of 0.
+    If a standard error is exactly 0, the p-value is 1 for a value of 0, and 0 for any other value.
     """
     values = np.asarray(values)
     std_errors = np.asarray(std_errors)
@@ -104,10 +104,9 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
 
 
 def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
-    """Return mean, standard error and 95 % t interval.
+    """Return the mean, its standard error and its 95 % t interval.
 
-    Error and interval are None below three values, or if all are equal: then nothing is known of
-    the scatter.
+    The error and the interval are None for fewer than three values, or if all values are equal.
     """
     mean = float(values.mean())
     num_values = len(values)
@@ -119,7 +118,7 @@ def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p-values for their number by Holm's method (1979); None was not tested."""
+    """Return Holm-adjusted p-values (1979). An entry of None is no test and stays None."""
     adjusted = list(p_values)
     tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
     largest = 0.0
@@ -130,16 +129,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def members(codes: Codes) -> tuple[list[str], csr_array]:
-    """Return the sorted names of codes (n,), and the matrix (names, n) that sums over each."""
+    """Return the sorted names of codes (n,), and their indicator matrix (names, n).
+
+    The product of the matrix and a column is the sum of the column over each name.
+    """
     names, code = np.unique(codes, return_inverse=True)
     ones = np.ones(len(code))
     return [str(name) for name in names], csr_array((ones, (code, np.arange(len(code)))))
 
 
-def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
-    """Return columns (n, k) less their means of the same code.
+def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array:
+    """Return columns (n, k) minus their means over rows of the same code.
 
-    Residuals below 1e-13 of a column's largest value are rounding, and become 0.
+    Residuals below 1e-13 of a column's largest value are rounding errors and are set to 0.
     """
     _, member = members(codes)
     if weights is None:
@@ -153,19 +155,19 @@ def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points to one effect per dataset, at equal cell: two-way fixed effects.
+    """Reduce points to one effect per dataset at equal cells, by two-way fixed effects.
 
     Each column is regressed on indicators of datasets and cells by weighted least squares.
 
     Args:
         values: Columns, ``(n, k)``.
-        cells: Code of what must be equal, as model and train size, ``(n,)``.
-        groups: Dataset, ``(n,)``.
-        weights: Weights, ``(n,)``.
+        cells: Code of the cell of each point, for example its model and train size, ``(n,)``.
+        groups: Dataset of each point, ``(n,)``.
+        weights: Weight of each point, ``(n,)``.
 
     Returns:
-        Sorted names, and effects ``(G, k)`` that sum to zero; None if the datasets share no cells,
-        directly or through others.
+        Sorted names of the datasets, and effects ``(G, k)`` that sum to zero. None if datasets
+        share no cells, directly or through other datasets.
     """
     _, in_cell = members(cells)
     names, in_group = members(groups)
@@ -177,9 +179,9 @@ def dataset_effects(
     group_weights = weight_of.sum(axis=0)
     share = weight_of / group_weights
     laplacian = np.diag(weight_of.sum(axis=1)) - weight_of @ share.T
-    # The Laplacian is singular in the constant direction, which is filled in: a pseudo-inverse may
-    # take that eigenvalue's rounding (1e-16) for a number and divide by it. A single cell has no
-    # other direction.
+    # The Laplacian is singular in the constant direction. A constant matrix is added to fill that
+    # direction: a pseudo-inverse may mistake the rounding error of the zero eigenvalue (1e-16) for
+    # a value and divide by it. With a single cell, the constant is the only direction.
     num_cells = len(weight_of)
     filling = laplacian.diagonal().mean() if num_cells > 1 else 1.0
     weighted = weights[:, None] * values
@@ -196,8 +198,8 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     """Regress y (G,) on x (G, q) with an intercept, by ordinary least squares.
 
     Returns:
-        Slopes ``(q,)``, their standard errors and the degrees of freedom; None if the slopes are
-        not identified.
+        Slopes ``(q,)``, their standard errors ``(q,)`` and the degrees of freedom. None if the
+        slopes are not identified.
     """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
@@ -219,18 +221,18 @@ def permutation_test(
 ) -> Permutation | None:
     """Test the slope on x in a regression of y on x and covariates, by permutation within blocks.
 
-    The statistic is |t|. The test is exact if no covariate varies within blocks. Else residuals of
-    the fit on the covariates are permuted (Freedman & Lane 1983), which is exact only
-    asymptotically.
+    The statistic is |t|. The test is exact if no covariate varies within blocks. Otherwise the
+    residuals of a fit on the covariates are permuted (Freedman & Lane 1983). That test is exact
+    only asymptotically.
 
     Args:
         y: Response, ``(G,)``.
         x: Regressor, ``(G,)``.
-        covariates: What is held equal, ``(G, q)``.
-        blocks: Block of each dataset.
+        covariates: Other regressors, ``(G, q)``.
+        blocks: Name of the block of each dataset.
 
     Returns:
-        None if x or y do not vary beside the covariates.
+        The result; None if x or y is a linear combination of the covariates.
     """
     reduced = np.column_stack([np.ones(len(y)), covariates])
     basis, _ = np.linalg.qr(reduced)
@@ -244,13 +246,14 @@ def permutation_test(
     num_low = int(is_low.sum())
     is_binary = covariates.shape[1] == 0 and (is_low | is_high).all() and len(set(blocks)) == 1
     if is_binary and comb(len(y), num_low) <= MAX_EXACT:
-        # For a binary regressor it is enough to try which datasets have the lower value.
+        # For a binary regressor, different orders give the same statistic. It is enough to try all
+        # choices of the datasets with the lower value.
         subsets = np.array(list(combinations(range(len(y)), num_low)))
         sums = np.abs(y_residual[subsets].sum(axis=1))
         is_extreme = sums >= abs(y_residual[is_low].sum()) * (1 - 1e-9)
         return Permutation(float(np.mean(is_extreme)), len(sums), is_complete=True)
     orders, is_complete = rearrangements(tuple(blocks))
-    # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
+    # Permuted residuals are projected again: they need not be orthogonal to the covariates.
     projections = np.square(y_residual[orders] @ np.column_stack([basis, x_residual]))
     lengths = y_residual @ y_residual - projections[:, :-1].sum(axis=1)
     x_length = float(x_residual @ x_residual)
@@ -263,19 +266,20 @@ def permutation_test(
 def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -> float | None:
     """Return the p-value of a slope over class pairs by permuting the classes of the regressor.
 
-    A jackknife over classes is slightly liberal if one regressor and the response are both sums of
-    class effects: 6 % false claims with ten classes. A permutation of classes keeps what pairs that
-    share a class have in common (quadratic assignment; Krackhardt 1988). It is exact without
-    covariates; with them residuals of x are permuted (Dekker, Krackhardt & Snijders 2007).
+    A jackknife over classes is slightly liberal if a regressor and the response are both sums of
+    class effects: with ten classes, 6 % of its claims are false. A permutation of classes preserves
+    the dependence between pairs that share a class (quadratic assignment; Krackhardt 1988). The
+    permutation is exact without covariates. With covariates, residuals of x are permuted (Dekker,
+    Krackhardt & Snijders 2007).
 
     Args:
-        y: Response of every pair, ``(U,)``.
-        x: Regressor, ``(U,)``.
-        covariates: What is held equal, ``(U, q)``.
-        classes: Codes from 0 of the two classes of every pair, ``(U, 2)``.
+        y: Response of each pair, ``(U,)``.
+        x: Regressor of each pair, ``(U,)``.
+        covariates: Other regressors, ``(U, q)``.
+        classes: Codes of the two classes of each pair, counted from 0, ``(U, 2)``.
 
     Returns:
-        Two-sided p-value; None if x or y do not vary beside the covariates.
+        The two-sided p-value; None if x or y is a linear combination of the covariates.
     """
     held_equal, _ = np.linalg.qr(np.column_stack([np.ones(len(y)), covariates]))
     y_residual = y - held_equal @ (held_equal.T @ y)
@@ -283,7 +287,7 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     if x_residual @ x_residual <= 1e-20 * (x @ x) or not y_residual.any():
         return None
     num_classes = int(classes.max()) + 1
-    by_classes = np.zeros((num_classes, num_classes))  # a pair that is missing counts as average
+    by_classes = np.zeros((num_classes, num_classes))  # 0, the mean residual, for missing pairs
     first, second = classes.T
     by_classes[first, second] = x_residual
     by_classes[second, first] = x_residual
@@ -297,9 +301,9 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
 
 @lru_cache(maxsize=32)
 def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
-    """Return orders (B, G) of datasets within blocks, and whether they are all.
+    """Return permutations (B, G) of datasets within blocks, and whether these are all.
 
-    The present order comes first. As 16-bit integers the largest table takes some 4 MB a dataset.
+    The observed order comes first. A table of 16-bit integers takes up to 0.4 MB per dataset.
     """
     names = np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
@@ -319,16 +323,17 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
 
 
 class MaxCorrelation(NamedTuple):
-    """Correlations of several responses with one column, and what their number costs.
+    """Correlations of several responses with one column, adjusted for the number of responses.
 
     Attributes:
-        r: Correlation of each response, ``(m,)``; NaN below four datasets.
-        adjusted_p: One-sided p of those tested, adjusted for their number; NaN for the others.
-        num_rearrangements: Permutations that p is made of.
-        critical: Half width of simultaneous 95 % intervals of those tested, in standard errors of
-            Fisher's z: 1.96 for one response, more for the largest of several.
-        criticals: Standard errors that the largest exceeds in a share of 0.05 / k of the
-            permutations, for k = 1, 2, …; empty if none is tested.
+        r: Correlation of each response, ``(m,)``; NaN for fewer than four datasets.
+        adjusted_p: One-sided p-value of each tested response, adjusted for the number of tested
+            responses, ``(m,)``; NaN for the others.
+        num_rearrangements: Number of permutations.
+        critical: Half width of simultaneous 95 % intervals of the tested correlations, in standard
+            errors of Fisher's z: 1.96 for one response, more for several.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
+            for k = 1, 2, …. Levels that no permutation can reach are missing.
     """
 
     r: Array
@@ -341,30 +346,30 @@ class MaxCorrelation(NamedTuple):
 def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
 ) -> MaxCorrelation:
-    """Correlate responses with x within blocks, and adjust those tested for their number.
+    """Correlate responses with x within blocks, and test the largest correlation against 0.
 
-    Max-statistic p-values (Westfall & Young 1993), one-sided: only a rise with x counts. The same
-    permutation of x is used for all responses, so that their dependence is kept.
+    The p-values are one-sided and use the largest correlation (Westfall & Young 1993). All
+    responses get the same permutation of x, which preserves the dependence between them.
 
     Args:
-        responses: Responses, ``(G, m)``; NaN where there is none.
+        responses: Responses, ``(G, m)``; NaN for missing values.
         x: Regressor, ``(G,)``.
-        blocks: Block of each dataset.
-        tested: Columns that are tested.
+        blocks: Name of the block of each dataset.
+        tested: Indices of the responses that are tested.
     """
     orders, _ = rearrangements(tuple(blocks))
     correlations = np.full(responses.shape[1], np.nan)
     largest_r = np.full(len(orders), -1.0)
     largest_z = np.full(len(orders), -np.inf)
     num_tested = 0
-    permuted_x: dict[bytes, Array] = {}  # by which datasets have a response
+    permuted_x: dict[bytes, Array] = {}  # by the mask of datasets with a response
     for k, response in enumerate(responses.T):
         is_known = np.isfinite(response)
         known_blocks = np.array(blocks)[is_known]
         if len(known_blocks) < MIN_DATASETS_OF_A_CORRELATION:
             continue
         columns = np.column_stack([response, x])[is_known]
-        residuals = centred(columns, known_blocks)
+        residuals = centered(columns, known_blocks)
         lengths = np.linalg.norm(residuals, axis=0)
         if (lengths <= 1e-12 * np.abs(columns).max(axis=0)).any():
             continue
@@ -374,7 +379,7 @@ def max_correlation_test(
             continue
         key = is_known.tobytes()
         if key not in permuted_x:
-            residual_x = centred(x[orders][:, is_known].T, known_blocks)
+            residual_x = centered(x[orders][:, is_known].T, known_blocks)
             lengths_of_x = np.linalg.norm(residual_x, axis=0)
             permuted_x[key] = residual_x / np.maximum(lengths_of_x, 1e-300)
         permuted_r = y_unit @ permuted_x[key]
@@ -391,50 +396,51 @@ def max_correlation_test(
         critical = max(critical, float(np.quantile(largest_z, 1 - LEVEL / 2)))
     criticals: tuple[float, ...] = ()
     if num_tested:
-        shares = 1 - LEVEL / np.arange(1, MAX_TESTS_OF_A_FAMILY + 1)
-        criticals = tuple(np.quantile(largest_z, shares).tolist())
+        levels = LEVEL / np.arange(1, MAX_TESTS_OF_A_FAMILY + 1)
+        is_reachable = levels * len(orders) >= 1
+        criticals = tuple(np.quantile(largest_z, 1 - levels[is_reachable]).tolist())
     return MaxCorrelation(correlations, adjusted_p, len(orders), critical, criticals)
 
 
 def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:
-    """Return Fisher's z of correlations within blocks, in units of its standard error."""
+    """Return Fisher's z of correlations within blocks, divided by its standard error."""
     degrees = max(num_datasets - num_blocks - 2, 0)
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     return np.asarray(z * np.sqrt(degrees))
 
 
 def jackknife_error(value: float, left_out: Array) -> float:
-    """Return the standard error (CR3; Bell & McCaffrey 2002) of a value from its refits.
+    """Return the jackknife standard error (CR3; Bell & McCaffrey 2002) of an estimate.
 
     Args:
-        value: The value.
-        left_out: The value without each dataset, ``(G,)``.
+        value: The estimate.
+        left_out: The estimate without each dataset, ``(G,)``.
     """
     num = len(left_out)
     return float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum()))
 
 
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
-    """Reduce points to what a slope within curves needs of each dataset.
+    """Return the sums of each dataset for a slope of y on x within curves.
 
     Args:
         y: Response, ``(n,)``.
         x: Regressor, ``(n,)``.
-        curves: Curve of each point; both are centred within it.
+        curves: Curve of each point. y and x are centered within curves.
         groups: Dataset of each point.
-        weights: Weights, ``(n,)``.
+        weights: Weight of each point, ``(n,)``.
     """
     names, member = members(groups)
-    x_residual, y_residual = centred(np.column_stack([x, y]), curves, weights).T
+    x_residual, y_residual = centered(np.column_stack([x, y]), curves, weights).T
     xx = member @ (weights * x_residual * x_residual)
     xy = member @ (weights * x_residual * y_residual)
     return Sums(names, xx, xy)
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
-    """Return the restricted wild cluster bootstrap-t p-value of a slope within curves.
+    """Return the p-value of a slope within curves by the restricted wild cluster bootstrap-t.
 
-    Cameron, Gelbach & Miller (2008). It needs at least three datasets.
+    The method is that of Cameron, Gelbach & Miller (2008). It needs at least three datasets.
 
     Args:
         sums: Σx² and Σxy of each dataset.
@@ -452,19 +458,29 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     observed_residuals = scores - scores.sum() * shares
     observed_total = abs(float(scores.sum()))
     spread = float(np.sqrt((observed_residuals**2).sum()))
-    if spread <= 0:  # nothing scatters: as for t, p is 0, or 1 for a total of 0
+    if spread <= 0:  # No scatter: as for t, p is 1 for a total of 0, and 0 for any other total.
         return float(observed_total <= 0)
     return float(np.mean(t_values >= observed_total / spread * (1 - 1e-9)))
 
 
 @lru_cache(maxsize=16)
 def wild_draws(size: int) -> Array:
-    """Return draws (B, G) of weights for so many datasets.
+    """Return draws (B, G) of bootstrap weights for ``size`` datasets.
 
-    All sign patterns for 8 to 12 datasets, drawn ones beyond, and Webb's weights below eight.
+    For 8 to 12 datasets these are all sign patterns, and for more datasets random signs. For fewer
+    than 8 datasets, Webb's weights are drawn.
     """
-    if FEWEST_FOR_SIGNS <= size <= MOST_FOR_ALL_SIGNS:
+    if MIN_DATASETS_FOR_SIGNS <= size <= MAX_DATASETS_FOR_ALL_SIGNS:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
     rng = np.random.default_rng([0, size, 6])
-    weights = WEBB if size < FEWEST_FOR_SIGNS else np.array([-1.0, 1.0])
+    weights = WEBB if size < MIN_DATASETS_FOR_SIGNS else np.array([-1.0, 1.0])
     return np.vstack([np.ones(size), rng.choice(weights, (NUM_DRAWN, size))])
+
+
+def smallest_wild_p(size: int) -> float:
+    """Return the smallest p-value that :func:`wild_cluster_p` can give for ``size`` datasets.
+
+    A draw with equal weights for all datasets gives the observed |t|, so it always counts.
+    """
+    has_equal_weights = np.ptp(wild_draws(size), axis=1) == 0
+    return float(has_equal_weights.mean())

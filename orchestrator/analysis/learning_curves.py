@@ -1,19 +1,20 @@
-"""Extrapolate one learning curve: the score at N images, and the images that a target needs.
+"""Extrapolation of one learning curve: the score at N images, and the images for a target score.
 
 A curve is a loss that falls with N towards a floor,
 
-    loss(N) = level · (floor + (1 − floor) · (N / N₀)^(−rate)),
+    loss(N) = level · (floor + (1 − floor) · (N / N₀)^(−rate)).
 
-where N₀ is the largest train size measured, ``level`` the loss there, and ``floor`` the share of it
-that no number of images removes. The level is free. Rate and floor start from a prior that was
-fitted to the learning curves of other datasets and ships with the package
-(``learning_curve_prior.json``, written by ``benchmarks/learning_curve_prior.py``), so three train
-sizes suffice. Networks that were trained on the same images are siblings: a part of their rate and
-floor is the images' own, so each curve learns from the others. The posterior is a sum over a grid:
-no sampling, the same answer every time.
+N₀ is the largest measured train size, and ``level`` is the loss at N₀. ``floor`` is the share of
+the level that remains for any number of images. The level has a flat prior. Rate and floor have a
+prior from the learning curves of other datasets, so three train sizes suffice. The prior ships with
+the package as ``learning_curve_prior.json``, written by ``benchmarks/learning_curve_prior.py``.
 
-Two plain fits of the curve itself, a power law and one with a floor, take a fixed share in the
-expected score. Their errors differ from the posterior's, so the mean is closer than each.
+Networks that were trained on the same images are siblings. Their rates and floors are correlated,
+so the fit of each curve also uses its siblings. The posterior is a sum over a fixed grid, without
+random draws, so the same points always give the same answer.
+
+The expected score is a weighted mean of three fits: this posterior, a power law, and a power law
+with a floor. The errors of the three differ, so the mean is more accurate than each of them.
 
 Scores that rise (accuracy, AUROC) are extrapolated as 1 − score.
 """
@@ -40,41 +41,42 @@ Metric = Literal["loss", "error", "accuracy", "auroc"]
 
 METRICS: tuple[Metric, ...] = ("loss", "error", "accuracy", "auroc")
 RISING_METRICS: tuple[Metric, ...] = ("accuracy", "auroc")
-"""Scores of which more is better. They are extrapolated as 1 − score."""
+"""Scores for which higher is better. They are extrapolated as 1 − score."""
 MIN_SIZES = 2
-"""Train sizes that a curve needs. With two, the answer is mostly the prior's."""
+"""Smallest number of train sizes of a curve. With two sizes, the prior determines most of the fit.
+"""
 MIN_SIZES_FOR_SIMPLE_FITS = 3
-"""Train sizes from which the two plain fits take their share: through two sizes they are exact and
-say nothing of noise."""
+"""Smallest number of train sizes for the two plain fits. With two sizes, both fit exactly, and
+noise cannot be estimated."""
 INTERVAL_LEVEL = 0.90
-"""Share of cases that an interval is meant to hold."""
+"""Probability that an interval contains the true value."""
 NORMAL_QUANTILE = 1.645
-"""Standard deviations to either side that hold 90 % of a normal distribution."""
+"""Half width of the central 90 % of a normal distribution, in standard deviations."""
 DEFAULT_ASSURANCE = 0.80
-"""Probability with which a target is to be met (pmsims, arXiv 2603.23688)."""
+"""Probability with which a target should be met (pmsims, arXiv 2603.23688)."""
 MAX_EXTRAPOLATION = 32.0
-"""Scores at train sizes beyond this multiple of the largest one measured get no number: the curves
-that the prior was fitted to span a factor of up to 32."""
+"""Largest train size with a prediction, as a multiple of the largest measured one. The curves
+behind the prior span a factor of up to 32."""
 LARGEST_TRAIN_SIZE = 1e12
-"""No dataset has so many images."""
+"""Upper limit of a number of images. No dataset has so many."""
 LEAST_ERRORS = 1e-9
-"""Share of errors that stands for none in a target."""
+"""Share of errors that replaces 0 in a target, because the logarithm of 0 is infinite."""
 FLAT_GAIN = 0.05
-"""A curve has flattened if twice the images would lower its loss by less than this share."""
+"""Share of the loss. A curve is flat if twice the images would lower the loss by less than this."""
 
 PRIOR_DEGREES = 4
-"""Degrees of freedom that the prior's scatter between seeds counts for beside the curve's own."""
+"""Weight of the prior's variance between seeds, in degrees of freedom."""
 STEEPEST_RISE = 60.0
-"""Logarithm that stands for any larger rise of a loss towards small N, so that none overflows."""
+"""Upper limit of the logarithm of a loss ratio at small N, so that its exponential is finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Points at which a posterior is summed, in standard deviations of the prior.
+    """Grid points over which a posterior is summed.
 
     Attributes:
-        rate_steps: Steps of log(rate), ``(num_rates,)``.
-        floor_steps: Steps of logit(floor), ``(num_floors,)``.
+        rate_steps: Steps of log(rate), in standard deviations of the prior, ``(num_rates,)``.
+        floor_steps: Steps of logit(floor), in standard deviations of the prior, ``(num_floors,)``.
         scale_steps: Logarithms of factors on all errors of one curve, ``(num_scales,)``.
     """
 
@@ -87,19 +89,20 @@ FINE_GRID = Grid(np.linspace(-2.6, 2.6, 27), np.linspace(-2.6, 2.6, 23), np.lins
 COARSE_GRID = Grid(
     np.linspace(-2.4, 2.4, 13), np.linspace(-2.4, 2.4, 11), np.linspace(-2.4, 1.6, 6)
 )
-"""The grid with which priors are fitted: a fifth of the points, and nearly the same posterior."""
+"""The grid for fits of priors. It has about a quarter of the points of :data:`FINE_GRID`, and gives
+nearly the same posterior."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One or more trainings at one train size.
+    """The mean score of one or more trainings at one train size.
 
     Args:
         train_size: Number of training images.
-        score: Mean score of the trainings: log loss in nat, or a share in [0, 1].
-        num_trainings: How many trainings (seeds) the score is a mean of.
-        num_test_images: Size of the test set. None leaves its noise to the prior.
-        num_positives: Images of the class that an AUROC tells from the rest. None takes half of the
+        score: Mean score of the trainings: a loss in nat, or a share in [0, 1].
+        num_trainings: Number of trainings (seeds) behind the mean.
+        num_test_images: Size of the test set. If None, no noise of the test set is added.
+        num_positives: Number of test images of the positive class of an AUROC. If None, half of the
             test set.
     """
 
@@ -112,26 +115,28 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePrior:
-    """Expectations of a new learning curve from those of other datasets.
+    """The prior of a new learning curve, fitted to learning curves of other datasets.
 
     Attributes:
-        log_rate_mean, log_rate_sd: Normal distribution of log(rate).
-        logit_floor_mean, logit_floor_sd: Normal distribution of logit(floor).
-        log_noise, noise_by_level: The standard deviation of log loss between seeds is
-            exp(log_noise + noise_by_level · log loss): small losses scatter more.
-        log_misfit: Logarithm of the standard deviation by which true curves leave the formula.
-        log_drift: Logarithm of the standard deviation by which they leave it per e-fold of N.
+        log_rate_mean, log_rate_sd: Mean and standard deviation of log(rate), which is normal.
+        logit_floor_mean, logit_floor_sd: Mean and standard deviation of logit(floor), which is
+            normal.
+        log_noise, noise_by_level: Coefficients of the standard deviation of log loss between seeds:
+            exp(log_noise + noise_by_level · log loss).
+        log_misfit: Logarithm of the standard deviation of true curves around the formula.
+        log_drift: Logarithm of the standard deviation of true curves around the formula that is
+            added for each factor of e between N and N₀.
         log_scale_sd: Standard deviation of the logarithm of a factor on all errors of one curve.
-        rate_by_level, floor_by_level: How much log(rate) and logit(floor) rise per unit of the mean
-            log loss of the measured points.
-        rate_sharing, floor_sharing: Correlation of log(rate), and of logit(floor), between networks
+        rate_by_level, floor_by_level: Slopes of log(rate) and logit(floor) on the mean log loss of
+            the measured points.
+        rate_sharing, floor_sharing: Correlations of log(rate) and of logit(floor) between networks
             that were trained on the same images.
-        test_sharing: Share of the test set's noise that all trainings have in common, since they
-            are tried on the same images. It moves a whole curve, and none of its points alone.
-        power_law_share, floored_share: Shares of the two plain fits in the expected score.
-        widening: Factors on the half width of intervals, with which they hold 90 % of the curves of
-            sets that the prior has not seen: for up to three train sizes, for four, for five, ….
-        sources: The sets of curves that the prior was fitted to.
+        test_sharing: Share of the test set's noise variance that all trainings have in common,
+            because they use the same test images. Common noise moves a whole curve.
+        power_law_share, floored_share: Weights of the two plain fits in the expected score.
+        widening: Factors on the half width of intervals, for up to three train sizes, for four, for
+            five, …. With them, intervals cover 90 % of the curves of sets outside the prior.
+        sources: Names of the sets of curves behind the prior.
     """
 
     log_rate_mean: float
@@ -172,7 +177,7 @@ class CurvePrior:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its 90 % interval. An end that the curve does not bound is infinite."""
+    """An estimate with its 90 % interval. An end without a bound is infinite."""
 
     value: float
     low: float
@@ -181,7 +186,7 @@ class Estimate:
 
 @cache
 def shipped_prior(metric: Metric) -> CurvePrior:
-    """Return the prior that ships with the package, for a loss or for shares of errors."""
+    """Return the prior that ships with the package: one for losses, and one for error rates."""
     text = resources.files(__package__).joinpath("learning_curve_prior.json").read_text("utf-8")
     key = "loss" if metric == "loss" else "error"
     fields = json.loads(text)[key]
@@ -191,18 +196,20 @@ def shipped_prior(metric: Metric) -> CurvePrior:
 
 
 class CurveArrays:
-    """Learning curves as arrays, one row per curve, with what does not depend on a prior.
+    """Measured learning curves as arrays, with one row per curve.
+
+    ``num_sizes`` is the number of train sizes of the longest curve. Shorter curves are padded.
 
     Attributes:
-        points: The measured points of every curve, one per train size, rising.
-        largest_sizes: N₀ of every curve, ``(num_curves,)``.
-        log_ratios: log(N / N₀), ``(num_curves, num_sizes)``; 0 beyond a curve's own sizes.
-        log_losses: ``(num_curves, num_sizes)``.
-        is_measured: 1 at a curve's own sizes and 0 beyond, ``(num_curves, num_sizes)``.
-        num_trainings: Trainings that a log loss is a mean of, ``(num_curves, num_sizes)``.
-        test_variances: Variance of log loss by the finite test set, ``(num_curves, num_sizes)``.
-        seed_squares, seed_degrees: Scatter of log loss between trainings of one size, and its
-            degrees of freedom, ``(num_curves,)``.
+        points: The points of each curve, one per train size, sorted by train size.
+        largest_sizes: N₀ of each curve, ``(num_curves,)``.
+        log_ratios: log(N / N₀), and 0 in the padding, ``(num_curves, num_sizes)``.
+        log_losses: Log losses, ``(num_curves, num_sizes)``.
+        is_measured: 1 for measured points and 0 for padding, ``(num_curves, num_sizes)``.
+        num_trainings: Number of trainings behind each log loss, ``(num_curves, num_sizes)``.
+        test_variances: Variance of log loss from the finite test set, ``(num_curves, num_sizes)``.
+        seed_squares, seed_degrees: Sum of squares of log loss between trainings of one size, and
+            its degrees of freedom, ``(num_curves,)``.
     """
 
     def __init__(self, curves: Sequence[Sequence[CurvePoint]], metric: Metric) -> None:
@@ -231,15 +238,17 @@ class CurveArrays:
 
 
 class GridFit:
-    """The fit of every rate and floor of a grid to each of some curves.
+    """The fit of every rate and floor of a grid to each of several curves.
 
     Attributes:
-        rates: ``(num_curves, num_rates, 1)``.
-        floors: Shares of the level at N₀, ``(num_curves, 1, num_floors)``.
-        log_levels: Best level of every rate and floor, ``(num_curves, num_rates, num_floors)``.
-        level_variances: Variance of a level, before the factor on all errors, ``(num_curves,)``.
-        log_likelihood: ``(num_curves, num_rates, num_floors, num_scales)``; the level is integrated
-            out, its prior being flat.
+        rates: Rates of the grid, ``(num_curves, num_rates, 1)``.
+        floors: Floors of the grid, as shares of the level, ``(num_curves, 1, num_floors)``.
+        log_levels: Log of the best level for each rate and floor, ``(num_curves, num_rates,
+            num_floors)``.
+        level_variances: Variance of the log of a level, before the factor on all errors,
+            ``(num_curves,)``.
+        log_likelihood: Log likelihood with the level integrated out under its flat prior,
+            ``(num_curves, num_rates, num_floors, num_scales)``.
     """
 
     def __init__(self, curves: CurveArrays, prior: CurvePrior, grid: Grid = FINE_GRID) -> None:
@@ -263,7 +272,7 @@ class GridFit:
         precisions = curves.is_measured / variances
         total_precisions = precisions.sum(axis=1)
         self.level_variances = 1 / total_precisions
-        # One train size after the other: all at once would need much more memory.
+        # Compute one train size after the other: all at once would need much more memory.
         residuals = [
             curves.log_losses[:, column, None, None] - self.log_shapes(curves.log_ratios[:, column])
             for column in range(curves.log_ratios.shape[1])
@@ -288,26 +297,29 @@ class GridFit:
         self._messages: dict[int, Array] = {}
 
     def log_shapes(self, log_ratios: Array) -> Array:
-        """Return log(loss(N) / level) at log(N / N₀), a number per curve.
+        """Return log(loss(N) / level) for each curve, rate and floor.
+
+        Args:
+            log_ratios: log(N / N₀) of each curve, ``(num_curves,)``.
 
         Returns:
-            ``(num_curves, num_rates, num_floors)``.
+            An array ``(num_curves, num_rates, num_floors)``.
         """
         rises = np.minimum(-self.rates * log_ratios[:, None, None], STEEPEST_RISE)
         return np.asarray(np.log(self.floors + (1 - self.floors) * np.exp(rises)))
 
     def noise_variance(self, curve: int, log_loss: float) -> float:
-        """Return the variance of log loss between seeds of one curve at a level of log loss.
+        """Return the variance of log loss between seeds of one curve at a given log loss.
 
-        The scatter that the curve itself shows is weighed with the prior's, which counts as
-        :data:`PRIOR_DEGREES` degrees of freedom.
+        It is the mean of the curve's own variance and the prior's variance, weighted by degrees of
+        freedom. The prior has :data:`PRIOR_DEGREES` degrees of freedom.
         """
         expected = PRIOR_DEGREES * self.prior.noise_variance(log_loss)
         squares = expected + self.curves.seed_squares[curve]
         return float(squares / (PRIOR_DEGREES + self.curves.seed_degrees[curve]))
 
     def posterior(self, curve: int, siblings: Sequence[int] = ()) -> Array:
-        """Return the weights of one curve's grid, ``(num_rates, num_floors, num_scales)``.
+        """Return the posterior weights of the grid, ``(num_rates, num_floors, num_scales)``.
 
         Args:
             curve: Index of the curve.
@@ -321,9 +333,10 @@ class GridFit:
     def _log_prior(self, siblings: Sequence[int]) -> Array:
         """Return the log prior of rate and floor, ``(num_rates, num_floors)``, given siblings.
 
-        A network's step of log(rate) is √ρ · u + √(1 − ρ) · e, where u is common to all networks of
-        the same images and e its own; ρ is ``rate_sharing``. The same holds for the floor. The
-        siblings' curves give u a posterior, which is carried over to this network.
+        A network's step of log(rate) is √ρ · u + √(1 − ρ) · e, with ρ = ``rate_sharing``. The step
+        u is common to all networks on the same images, and e belongs to one network. The floor has
+        the same model. The curves of the siblings give a posterior of u, which becomes a part of
+        the prior of this network.
         """
         rate_steps, floor_steps = self.grid.rate_steps, self.grid.floor_steps
         log_common = -0.5 * rate_steps[:, None] ** 2 - 0.5 * floor_steps[None, :] ** 2
@@ -335,7 +348,9 @@ class GridFit:
         return np.asarray(np.log(self._to_rates.T @ common @ self._to_floors + 1e-300))
 
     def _message(self, sibling: int) -> Array:
-        """Return what one curve says of its images' own steps: ``(num_rates, num_floors)``."""
+        """Return the log likelihood of the common steps from one curve, ``(num_rates,
+        num_floors)``.
+        """
         if sibling not in self._messages:
             log_likelihood = self.log_likelihood[sibling]
             likelihood = np.exp(log_likelihood - log_likelihood.max())
@@ -349,16 +364,16 @@ class LearningCurve:
     """The posterior of one learning curve.
 
     Args:
-        points: Finished trainings, at two train sizes or more. Points of one train size are
+        points: Finished trainings at two or more train sizes. Points of one train size are
             averaged.
-        metric: What the scores are.
-        prior: The prior of rate and floor; None takes the shipped one.
-        siblings: Points of other networks that were trained on the same images, a sequence per
-            network. Those with fewer than two train sizes are left out.
+        metric: The kind of the scores.
+        prior: The prior of rate and floor; None for the shipped prior.
+        siblings: Points of other networks that were trained on the same images, one sequence per
+            network. Networks with fewer than two train sizes are left out.
 
     Raises:
-        DataError: If there are fewer than two train sizes, a score is out of range, or a score is
-            perfect and the size of its test set unknown.
+        DataError: If there are fewer than two train sizes, if a score is out of range, or if a
+            score is perfect and the size of its test set is unknown.
 
     Example:
         >>> sizes, accuracies = (60, 120, 240), (0.71, 0.78, 0.83)
@@ -396,11 +411,11 @@ class LearningCurve:
 
     @classmethod
     def of_fit(cls, fit: GridFit, curve: int, siblings: Sequence[int] = ()) -> LearningCurve:
-        """Return the posterior of one curve of a fit of many.
+        """Return the posterior of one curve from a fit of many curves.
 
         Args:
-            fit: The fit, which :func:`GridFit` makes for many curves at once.
-            curve: Index of the curve in it.
+            fit: The fit of all curves.
+            curve: Index of the curve in the fit.
             siblings: Indices of curves of other networks on the same images.
         """
         posterior = cls.__new__(cls)
@@ -420,29 +435,32 @@ class LearningCurve:
         self._level_variance = float(fit.level_variances[curve])
 
     def score_at(self, train_size: float, *, num_test_images: int | None = None) -> Estimate:
-        """Return the score that one more training at this train size would have.
+        """Predict the score of one more training at a train size.
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set; None leaves its noise to the prior.
+            num_test_images: Size of the test set. If None, no noise of the test set is added.
         """
         logs = self.log_estimate_at(train_size, num_test_images=num_test_images)
         value, first, second = (self._as_score(loss) for loss in (logs.value, logs.low, logs.high))
         return Estimate(value=value, low=min(first, second), high=max(first, second))
 
     def log_estimate_at(self, train_size: float, *, num_test_images: int | None = None) -> Estimate:
-        """Return the log loss that one more training would have, or the log of its errors.
+        """Predict the log loss, or the log error rate, of one more training at a train size.
 
-        The value is the mean, which has the smallest squared error. Arguments as of
-        :meth:`score_at`.
+        The value is the posterior mean, which has the smallest expected squared error.
+
+        Args:
+            train_size: Number of training images.
+            num_test_images: Size of the test set. If None, no noise of the test set is added.
         """
         means, variances = self._predictive(train_size)
         expected = float((self._grid_weights * means).sum())
         tail = (1 - INTERVAL_LEVEL) / 2
         below = expected - self._quantile(means, variances, tail)
         above = self._quantile(means, variances, 1 - tail) - expected
-        # The widening is for what is unknown of the curve. The test set's noise is known, and
-        # counts in full: the answer is meant for all images, not for those of one test set.
+        # The widening corrects the uncertainty of the curve. The noise of the test set is known and
+        # needs no widening. All of it is added, also the common part.
         widening = self.prior.widening_of(len(self.points))
         noise = NORMAL_QUANTILE * np.sqrt(self.test_variance_at(expected, num_test_images))
         return Estimate(
@@ -452,8 +470,9 @@ class LearningCurve:
         )
 
     def test_variance_at(self, log_loss: float, num_test_images: int | None) -> float:
-        """Return the variance of log loss, at a level of it, by a test set; 0 if its size is
-        unknown.
+        """Return the variance of log loss from a finite test set at a given log loss.
+
+        Returns 0 for a loss, or if the size of the test set is unknown.
         """
         if num_test_images is None or self.metric == "loss":
             return 0.0
@@ -466,7 +485,7 @@ class LearningCurve:
         return test_variance(point, self.metric)
 
     def log_density_at(self, point: CurvePoint) -> float:
-        """Return the log density of a further point's log loss: how well the curve foretold it."""
+        """Return the predictive log density of the log loss of another point."""
         means, variances = self._predictive(point.train_size, point.num_trainings)
         expected = float((self._grid_weights * means).sum())
         test_variance = self.test_variance_at(expected, point.num_test_images)
@@ -478,7 +497,7 @@ class LearningCurve:
         return float(np.log((self._weights * densities).sum() + 1e-300))
 
     def probability_met(self, target: float, train_size: float) -> float:
-        """Return the probability that the curve, without noise, meets a target score at N."""
+        """Return the probability that the curve without noise meets a target score at N."""
         means = self._means(train_size)
         # The drift is part of the curve; noise and misfit at N itself are not.
         distance = min(np.log(train_size / self.largest_size), np.log(MAX_EXTRAPOLATION))
@@ -493,12 +512,15 @@ class LearningCurve:
         assurance: float = DEFAULT_ASSURANCE,
         limit: float = MAX_EXTRAPOLATION,
     ) -> float:
-        """Return the smallest N whose curve meets a target with a probability; inf if none does.
+        """Return the smallest N at which the curve meets a target with a given probability.
 
         Args:
             target: Score to reach.
-            assurance: Probability with which it is to be reached, above 0 and below 1.
-            limit: Largest N that is looked at, as a multiple of the largest train size.
+            assurance: Probability with which the target should be met, above 0 and below 1.
+            limit: Largest N of the search, as a multiple of the largest measured train size.
+
+        Returns:
+            The number of images; inf if the target is not met up to the limit.
         """
         low, high = self.points[0].train_size, 2 * self.largest_size
         if self.probability_met(target, low) >= assurance:
@@ -518,7 +540,7 @@ class LearningCurve:
 
     @property
     def rate(self) -> Estimate:
-        """Local rate at N₀: the share by which the loss falls for one per cent more images."""
+        """Local rate at N₀: the percentage by which the loss falls for 1 % more images."""
         floors = self.fit.floors[self._curve]
         local = ((1 - floors) * self.fit.rates[self._curve]).ravel()
         weights = self._grid_weights.ravel()
@@ -544,18 +566,19 @@ class LearningCurve:
         return np.asarray(np.log(floors + (1 - floors) * np.exp(rises)))
 
     def _means(self, train_size: float) -> Array:
-        """Return log losses at N for every rate and floor, moved towards the two plain fits."""
+        """Return log losses at N for each rate and floor, shifted towards the two plain fits."""
         means = self.fit.log_levels[self._curve] + self._log_shape(train_size)
         if not (self.prior.power_law_share or self.prior.floored_share):
             return np.asarray(means)
-        # Beyond the range the plain fits would fall for ever: their share stays as it is there.
+        # Beyond the range of extrapolation the plain fits would fall without end, so the shift
+        # stays the one at the end of the range.
         within = min(train_size, MAX_EXTRAPOLATION * self.largest_size)
         inside = self.fit.log_levels[self._curve] + self._log_shape(within)
         expected = float((self._grid_weights * inside).sum())
         return np.asarray(means + self._shift(within, expected))
 
     def _shift(self, train_size: float, expected: float) -> float:
-        """Return by how much the plain fits move the expected log loss at a train size."""
+        """Return the shift of the expected log loss at a train size by the plain fits."""
         if len(self.points) < MIN_SIZES_FOR_SIMPLE_FITS:
             return 0.0
         sizes = np.array([point.train_size for point in self.points])
@@ -572,7 +595,7 @@ class LearningCurve:
     def _predictive(self, train_size: float, num_trainings: int = 1) -> tuple[Array, Array]:
         """Return means ``(num_rates, num_floors)`` and variances ``(num_scales,)`` of log loss.
 
-        They are those of trainings that an endless test set is tried on.
+        Both are for an infinitely large test set.
         """
         means = self._means(train_size)
         expected = float((self._grid_weights * means).sum())
@@ -607,8 +630,8 @@ class LearningCurve:
 
 
 def _transitions(steps: Array, sharing: float) -> Array:
-    """Return the probability of a network's step (columns) given the images' own (rows)."""
-    # A step of the grid is the sharpest distribution that the grid can show.
+    """Return the probability of a network's step (columns) given the common step (rows)."""
+    # The grid cannot represent a distribution that is narrower than one step.
     own_sd = max(np.sqrt(1 - sharing), steps[1] - steps[0])
     distances = (steps[None, :] - np.sqrt(sharing) * steps[:, None]) / own_sd
     density = np.exp(-0.5 * distances**2)
@@ -616,7 +639,7 @@ def _transitions(steps: Array, sharing: float) -> Array:
 
 
 def merged_by_size(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
-    """Return one point per train size, rising: the mean score of its trainings."""
+    """Return one point per train size, with the mean score of its trainings, sorted by size."""
     merged = []
     for size in sorted({point.train_size for point in points}):
         same = [point for point in points if point.train_size == size]
@@ -645,7 +668,7 @@ class SumOfSquares:
 
 
 def _scatter_within_sizes(points: Sequence[CurvePoint], metric: Metric) -> SumOfSquares:
-    """Return the squares of log losses around the mean of their train size."""
+    """Return the sum of squares of log losses around the mean of their train size."""
     total, degrees = 0.0, 0
     for size in {point.train_size for point in points}:
         logs = [log_loss_of(point, metric) for point in points if point.train_size == size]
@@ -655,7 +678,7 @@ def _scatter_within_sizes(points: Sequence[CurvePoint], metric: Metric) -> SumOf
 
 
 def log_of_score(score: float, metric: Metric) -> float:
-    """Return the logarithm of a loss, or of the share of errors that a score leaves.
+    """Return the logarithm of a loss, or of the error rate for other scores.
 
     Raises:
         DataError: If the score is out of its range.
@@ -676,15 +699,19 @@ def log_of_score(score: float, metric: Metric) -> float:
 
 
 def _errors_of(score: float, metric: Metric) -> float:
-    """Return the share of errors that a score leaves."""
+    """Return the error rate of a score."""
     return 1 - score if metric in RISING_METRICS else score
 
 
 def log_loss_of(point: CurvePoint, metric: Metric) -> float:
-    """Return the logarithm of a point's loss; half an error stands in for none.
+    """Return the logarithm of a point's loss, or of its error rate for other scores.
+
+    If the size of the test set is known, the error rate is (errors + 0.5) / (images + 1). Its
+    logarithm then exists even without errors.
 
     Raises:
-        DataError: If the score is out of its range, or perfect with an unknown test set.
+        DataError: If the score is out of its range, or if it is perfect and the size of the test
+            set is unknown.
     """
     if metric == "loss":
         return log_of_score(point.score, metric)
@@ -701,11 +728,11 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
 
 
 def test_variance(point: CurvePoint, metric: Metric) -> float:
-    """Return the variance of log(errors) that a finite test set causes.
+    """Return the variance of the log error rate from a finite test set.
 
-    All trainings share the test set, so more seeds do not make it smaller. For a share of errors e
-    of n images it is (1 − e) / (n e), the binomial variance of log e. For AUROC it is the variance
-    of Hanley & McNeil (1982), from the numbers of images in and outside the class.
+    All trainings share the test set, so more seeds do not reduce this variance. For an error rate e
+    on n images, the variance is (1 − e) / (n e), the binomial variance of log e. For an AUROC, it
+    is the variance of Hanley & McNeil (1982), divided by (1 − AUROC)².
     """
     if metric == "loss" or point.num_test_images is None:
         return 0.0
@@ -720,8 +747,8 @@ def auroc_variance(area: float, point: CurvePoint) -> float:
 
     Args:
         area: The AUROC.
-        point: Says how many test images there are, and how many of the class. If the latter is not
-            known, it is taken to be half of them.
+        point: A point with the number of test images, and of test images of the positive class. If
+            the second number is unknown, half of the test images are counted as positive.
     """
     total = point.num_test_images or 2
     positives = max(1, min(point.num_positives or total // 2, total - 1))

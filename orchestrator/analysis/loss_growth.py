@@ -1,11 +1,12 @@
 """A mixed model of log loss: the fall of losses with N over the datasets of a sweep.
 
-    log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h + s (log N − centre) + e
+    log L = a_model + b₁ (−(log N − center) / d) + b₂ / d + b₃ log K_F + h + s (log N − center) + e
 
-Every dataset has a height h and a slope s of its own; log N is centred, so that no unit matters.
-Variances are those of restricted maximum likelihood (Patterson & Thompson 1971). The plain prior
-has log N in place of the three terms of d and K_F. Which of the two is used is decided by how well
-each predicts datasets that were left out, for every number of pilot points on its own.
+Each dataset has a random height h and a random slope s. log N is centered, so the unit of N does
+not matter. The variances are estimated by restricted maximum likelihood (Patterson & Thompson
+1971). This model gives the informed prior. The plain prior has one term in log N instead of the
+three terms in d and K_F. The prior that predicts left-out datasets better is used. This choice is
+made separately for each number of pilot points.
 
 Shape letters: n points, p fixed effects, G datasets.
 """
@@ -50,44 +51,48 @@ from orchestrator.results.columns import (
 from search_spaces.errors import DataError, plural, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
-"""Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
+"""Names of the terms −(log N − center) / d (informed prior) and log N − center (plain prior)."""
 HEIGHT_TERMS: Mapping[str, str] = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F"}
-"""Columns that may decide the height of a dataset's losses, and how sentences call them."""
+"""Columns of the regressors of the height, with their names in sentences."""
 MIN_DATASETS_FOR_HEIGHT = 5
-"""Datasets from which d_data and K_F may decide the height: each of them costs a dataset."""
+"""Smallest number of datasets for a regression of the height on d_data and K_F. Each regressor
+costs one degree of freedom."""
 MIN_DATASETS_FOR_INTERVAL = 3
-"""Datasets from which an interval is given: two say nothing of how datasets scatter."""
+"""Smallest number of datasets for an interval: two are too few to estimate their scatter."""
 LEVEL = 0.90
-"""Share of cases that an interval is meant to hold."""
+"""Probability that an interval contains the true loss."""
 MIN_SPARE_POINTS = 3
-"""Points of a sweep beyond the effects of its models and N."""
+"""Smallest number of points of a sweep, in addition to one for each model and one for N."""
 MAX_PILOT_POINTS = 6
-"""Pilot points up to which priors are compared; more points are treated as so many."""
+"""Largest number of pilot points for which priors are compared. The result for this number is also
+used for larger pilots."""
 MAX_CURVES = 30
-"""Curves of a dataset on which its prediction is tried: of 45 class pairs every second one."""
+"""Largest number of curves of a left-out dataset that are predicted. Of 45 class pairs, every
+second one is used."""
 MAX_CONDITION = 1e7
-"""Condition number beyond which the terms of a fit cannot be told apart."""
+"""Largest condition number of a design matrix whose terms count as identified."""
 LOG_RATIO_RANGE = (-14.0, 9.0)
-"""Logarithms of the ratios of variances that are searched; the lower end stands for 0."""
+"""Searched range of the logarithm of a ratio of variances. The lower end means a ratio of 0."""
 RATIO_STEPS, RATIO_ROUNDS = 13, 4
-"""Points per axis of the grid of ratios, and how often it closes in on the best of them."""
+"""Number of points per axis of the grid of ratios, and number of grids, each around the best point
+of the one before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Expectations of a dataset that a sweep does not hold.
+    """A prior for the losses of a new dataset, fitted to the datasets of a sweep.
 
     Attributes:
         terms: Names of the fixed effects after the mean intercept.
-        values: Fixed effects, ``(1 + num_terms,)``, the mean intercept first.
-        covariance: Their covariance, ``(1 + num_terms, 1 + num_terms)``.
+        values: Fixed effects, with the mean intercept first, ``(1 + num_terms,)``.
+        covariance: Covariance of the fixed effects, ``(1 + num_terms, 1 + num_terms)``.
         residual_variance: Variance of the log loss of one point.
-        height_variance, slope_variance: Variances of a dataset's own height and slope.
-        degrees_of_freedom: Datasets that are left for the variances.
-        stretch: How much further off left-out datasets were than the prior says, by number of pilot
-            points from 0 on.
-        log_scores: Mean log density of the losses of left-out datasets, by number of pilot points;
-            higher is better. Empty if no dataset could be left out.
+        height_variance, slope_variance: Variances of the random height and slope of a dataset.
+        degrees_of_freedom: Degrees of freedom of the variances between datasets.
+        stretch: Factors on the half width of intervals, by number of pilot points from 0. They come
+            from the errors of the predictions for left-out datasets.
+        log_scores: Mean log density of the losses of left-out datasets, by number of pilot points
+            from 0. Higher is better. Empty if no dataset could be left out.
     """
 
     terms: tuple[str, ...]
@@ -103,21 +108,21 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """The fall of a sweep's losses with N.
+    """The fits of the fall of a sweep's losses with N.
 
     Attributes:
-        num_datasets: Datasets of the fit.
-        centre: Mean of log N, around which slopes turn.
-        informed: The prior that knows d_data and K_F.
-        plain: The prior that knows neither.
-        scale: The scale on which K_F was measured.
+        num_datasets: Number of datasets of the fit.
+        center: Mean of log N, which is subtracted from log N.
+        informed: The prior with terms in d_data and K_F.
+        plain: The prior without d_data and K_F.
+        scale: The scale of K_F.
         ranges: Smallest and largest N, d_data and K_F of the fit, by column.
-        num_classes: Largest number of classes, whose chance level bounds losses.
-        doubts: What to doubt, in sentences without their end.
+        num_classes: Largest number of classes, from which chance level is computed.
+        doubts: Warnings, as sentences without a final period.
     """
 
     num_datasets: int
-    centre: float
+    center: float
     informed: Prior
     plain: Prior
     scale: SharpnessScale
@@ -126,10 +131,10 @@ class Growth:
     doubts: tuple[str, ...] = ()
 
     def measures_help(self, num_pilot: int) -> bool:
-        """Return whether left-out datasets are predicted better with d_data and K_F.
+        """Return whether d_data and K_F improve the predictions for left-out datasets.
 
         Args:
-            num_pilot: Number of pilot points of the dataset that is asked for.
+            num_pilot: Number of pilot points of the new dataset.
         """
         last = min(len(self.informed.log_scores), len(self.plain.log_scores)) - 1
         if last < 0:
@@ -139,15 +144,16 @@ class Growth:
 
 
 class GrowthCurve:
-    """Log loss against N of one dataset: a prior, moved by the dataset's own pilot.
+    """The posterior of log loss against N for one dataset, given a prior and a pilot.
 
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: K_F of the dataset, on the scale of the sweep. If one of the two is None,
-            neither enters.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is None,
+            neither is used.
         pilot: Small trainings on the dataset.
-        informed: Whether d_data and K_F enter; None lets left-out datasets decide.
+        informed: Whether d_data and K_F are used. If None, they are used if they improve the
+            predictions for left-out datasets.
     """
 
     def __init__(
@@ -177,7 +183,7 @@ class GrowthCurve:
             self._condition_on(pilot)
 
     def _condition_on(self, pilot: Sequence[PilotPoint]) -> None:
-        """Take over the posterior of a linear Gaussian model, given the pilot."""
+        """Replace the prior by the posterior of a linear Gaussian model, given the pilot."""
         design = np.array([self.design_row(point.train_size) for point in pilot])
         log_losses = np.log([point.test_loss for point in pilot])
         noise = np.eye(len(pilot)) * self.prior.residual_variance
@@ -187,8 +193,8 @@ class GrowthCurve:
         self.covariance = self.covariance - gain @ design @ self.covariance
 
     def design_row(self, train_size: float) -> Array:
-        """Return the regressors at a train size: effects, then the dataset's height and slope."""
-        log_size = float(np.log(train_size)) - self.growth.centre
+        """Return the regressors at a train size: first the fixed effects, then the random ones."""
+        log_size = float(np.log(train_size)) - self.growth.center
         regressors = {SLOPE: log_size}
         if self.d_data is not None and self.label_sharpness is not None:
             regressors[EXPONENT] = -log_size / self.d_data
@@ -197,15 +203,15 @@ class GrowthCurve:
         return np.array([1.0, *(regressors[name] for name in self.prior.terms), 1.0, log_size])
 
     def moments(self, train_size: float) -> tuple[float, float]:
-        """Return mean and variance of the log loss of one training, before any stretch."""
+        """Return the mean and the variance of the log loss of one training, without stretch."""
         row = self.design_row(train_size)
         variance = float(row @ self.covariance @ row) + self.prior.residual_variance
         return float(row @ self.mean), max(variance, 0.0)
 
     def at(self, train_size: float) -> tuple[float, float | None]:
-        """Return log loss and the half width of its interval for one training.
+        """Return the predicted log loss of one training, and the half width of its interval.
 
-        With fewer than three datasets the half width is None.
+        The half width is None if the fit has fewer than three datasets.
         """
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
@@ -215,13 +221,16 @@ class GrowthCurve:
         return log_loss, float(stretch * quantile * np.sqrt(variance))
 
     def shorter(self, train_size: float) -> float | None:
-        """Return by which share the interval is shorter than one that ignores the dataset."""
-        ignorant = GrowthCurve(self.growth, self.d_data, self.label_sharpness, informed=False)
-        theirs = ignorant.at(train_size)[1]
-        ours = self.at(train_size)[1]
-        if not theirs or ours is None:
+        """Return the share by which d_data, K_F and the pilot shorten the interval.
+
+        A negative share means a longer interval. Returns None without an interval.
+        """
+        plain = GrowthCurve(self.growth, self.d_data, self.label_sharpness, informed=False)
+        plain_half_width = plain.at(train_size)[1]
+        half_width = self.at(train_size)[1]
+        if not plain_half_width or half_width is None:
             return None
-        return 1 - ours / theirs
+        return 1 - half_width / plain_half_width
 
 
 def fit_growth(
@@ -231,18 +240,18 @@ def fit_growth(
     domain: str | None = None,
     arms: Sequence[Arm] = (),
 ) -> Growth:
-    """Fit what predictions start from: the losses of a sweep.
+    """Fit the fall of losses with N in a sweep, as a prior for predictions.
 
     Args:
         table: Results of a sweep.
-        model: One model of it, or ``pooled`` for all of them together.
-        domain: ``natural`` or ``medical``, where that can be fitted; else all datasets are used,
-            with a doubt.
-        arms: Copies of datasets in experiments, which are left out.
+        model: Name of one model of the sweep; ``pooled`` for all models together.
+        domain: ``natural`` or ``medical``. If the datasets of this domain allow no fit, all
+            datasets are used and a warning is added.
+        arms: Changed copies of datasets in experiments, which are left out.
 
     Raises:
         ConfigError: If the model or domain is unknown.
-        DataError: If the sweep has too little for a fit.
+        DataError: If the sweep has too few results for a fit.
     """
     if domain is not None and domain not in DOMAINS:
         raise unknown_name("domain", domain, DOMAINS)
@@ -252,7 +261,7 @@ def fit_growth(
         raise unknown_name("fitted model", model, (*models, POOLED))
     doubts = []
     if model == POOLED and len(models) > 1:
-        doubts.append("the fit takes losses of all models together, which differ")
+        doubts.append("the fit uses the losses of all models together, and models differ")
     reason = ""
     for subset in (*([domain] if domain else []), ALL):
         growth = growth_of(select(ready.points, model, subset), ready.scale)
@@ -264,24 +273,24 @@ def fit_growth(
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
     raise DataError(
         f"The sweep allows no prediction: {reason}",
-        hint="Add datasets (`isweep datasets` lists them) and train sizes, or name a sweep with "
-        "both, such as demo",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes, or use a sweep with "
+        "several of both, such as demo",
     )
 
 
 def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
-    """Return the priors of these points, or why they cannot be fitted.
+    """Return the priors fitted to points, or the reason why they cannot be fitted.
 
     Args:
-        points: Points of one model, or of several together.
-        scale: Scale of their K_F; unless it is one, K_F stays out.
+        points: Points of one model, or of several models together.
+        scale: Scale of K_F. If there are several scales, K_F is not used.
     """
     measures = [LOG_SHARPNESS, LABEL_SHARPNESS] if scale.comparable else []
     rows = points.dropna(subset=[LOG_LOSS, D_REFERENCE, *measures])
     reason = why_no_growth(rows)
     if reason:
         return reason
-    # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
+    # Class pairs of one dataset are averaged, because they are not independent datasets.
     columns = [LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE, *HEIGHT_TERMS, D_DATA_MLE, LABEL_SHARPNESS]
     means = rows.groupby([MODEL, DATASET, DATA_MODE, TRAIN_SIZE])[columns].mean().reset_index()
     num_datasets = means[DATASET].nunique()
@@ -312,13 +321,13 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
 
 
 def why_no_growth(rows: pd.DataFrame) -> str:
-    """Return why points with losses and measures allow no fit, or an empty text."""
+    """Return the reason why points allow no fit; an empty text if there is none."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"only {num_datasets} of at least 2 datasets has losses and measures"
+        return f"only {num_datasets} of at least 2 datasets has losses, d_data and K_F"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
-        return f"there are only {len(rows)} of at least {num_needed} points"
+        return f"there are only {plural(len(rows), 'point')}, and a fit needs {num_needed}"
     reason = why_constant(rows)
     if reason:
         return reason
@@ -328,9 +337,10 @@ def why_no_growth(rows: pd.DataFrame) -> str:
 
 
 def _height_choices(num_datasets: int, scale: SharpnessScale) -> list[list[str]]:
-    """Return which measures may decide the height, the most telling choice first.
+    """Return the sets of regressors of the height in the order in which they are tried.
 
-    What is the same for all datasets, or goes only with the other measure, says nothing of it.
+    A set may not be identified, because a regressor is constant or depends on the other one. Then
+    the next set is tried.
     """
     if num_datasets < MIN_DATASETS_FOR_HEIGHT:
         return [[]]
@@ -346,42 +356,51 @@ def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tup
     missing = [words for name, words in HEIGHT_TERMS.items() if name not in height]
     if missing:
         names = " and ".join(missing)
-        doubts.append(f"{names} could not be related to the height of the loss")
+        doubts.append(f"the effect of {names} on the height of the loss could not be estimated")
     if num_datasets < MIN_DATASETS_FOR_INTERVAL:
         doubts.append(f"with {plural(num_datasets, 'dataset')} no interval can be given")
     return tuple(doubts)
 
 
 def _fit_both(means: pd.DataFrame, height: Sequence[str], scale: SharpnessScale) -> Growth | None:
-    """Fit the informed and the plain prior; None where their terms are not identified."""
-    num_datasets, centre = means[DATASET].nunique(), float(means[LOG_TRAIN_SIZE].mean())
+    """Fit the informed and the plain prior. Returns None if their terms are not identified."""
+    num_datasets, center = means[DATASET].nunique(), float(means[LOG_TRAIN_SIZE].mean())
     if num_datasets < 2 or means[TRAIN_SIZE].nunique() < 2:
         return None
-    informed = _fit_prior(means, (EXPONENT, *height), centre)
-    plain = _fit_prior(means, (SLOPE,), centre)
+    informed = _fit_prior(means, (EXPONENT, *height), center)
+    plain = _fit_prior(means, (SLOPE,), center)
     if informed is None or plain is None:
         return None
     return Growth(
-        num_datasets=num_datasets, centre=centre, informed=informed, plain=plain, scale=scale
+        num_datasets=num_datasets, center=center, informed=informed, plain=plain, scale=scale
     )
 
 
-def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
-    """Fit fixed effects, the mean intercept first, and variances; None if terms go together."""
-    log_sizes = rows[LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
+def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], center: float) -> Prior | None:
+    """Fit the fixed effects and variances of one prior.
+
+    Args:
+        rows: Points, averaged over class pairs.
+        terms: Names of the fixed effects after the mean intercept.
+        center: Mean of log N.
+
+    Returns:
+        The prior; None if the terms are not identified.
+    """
+    log_sizes = rows[LOG_TRAIN_SIZE].to_numpy(dtype=float) - center
     by_size = {
         EXPONENT: -log_sizes / rows[D_REFERENCE].to_numpy(dtype=float),
         SLOPE: log_sizes,
     }
     models, codes = np.unique(rows[MODEL].to_numpy(dtype=str), return_inverse=True)
-    # Contrasts of models, so that the first column is their mean.
+    # Models enter as contrasts, so the first column is their mean intercept.
     contrasts = np.vstack([np.eye(len(models) - 1), -np.ones(len(models) - 1)])[codes]
     columns = []
     for name in terms:
         columns.append(by_size[name] if name in by_size else rows[name].to_numpy(dtype=float))
     x = np.column_stack([np.ones(len(rows)), *columns, contrasts])
     sizes = np.sqrt((x**2).mean(axis=0))
-    # A column of zeros (K_F = 1 everywhere) has no size to be divided by.
+    # A column of zeros (log K_F if K_F is 1 everywhere) cannot be scaled.
     if (sizes == 0).any() or np.linalg.cond(x / sizes) > MAX_CONDITION:
         return None
     _, groups = np.unique(rows[DATASET].to_numpy(dtype=str), return_inverse=True)
@@ -408,9 +427,9 @@ class MixedEstimates:
 
     Attributes:
         values: Fixed effects, ``(p,)``.
-        covariance: Their covariance, ``(p, p)``.
+        covariance: Covariance of the fixed effects, ``(p, p)``.
         residual_variance: Variance of one point.
-        ratios: Variances of height and slope over the residual variance, ``(2,)``.
+        ratios: Variances of height and slope, divided by the residual variance, ``(2,)``.
     """
 
     values: Array
@@ -420,9 +439,10 @@ class MixedEstimates:
 
 
 def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> MixedEstimates:
-    """Return the estimates of y on x with random effects z of every group.
+    """Estimate a mixed model of y on x with random effects z of each group.
 
-    The two ratios of variances are the best of a grid of logarithms that closes in.
+    The two ratios of variances come from a search over grids of their logarithms. Each grid is
+    finer than the one before, and lies around its best point.
 
     Args:
         x: Fixed regressors, ``(n, p)``.
@@ -441,7 +461,10 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
     smallest_residual = 1e-14 * max(float(y @ y) / len(y), 1e-300)
 
     def criterion(log_ratios: Array) -> tuple[Array, Array, Array, Array]:
-        """−2 log likelihood of B pairs of ratios, fixed effects, (X'WX)⁻¹ and residual variance."""
+        """Return estimates for each of B pairs of ratios.
+
+        These are −2 log likelihood, fixed effects, (X'WX)⁻¹ and the residual variance.
+        """
         root = np.exp(log_ratios / 2)[:, None, :]
         inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
         middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
@@ -469,18 +492,18 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
 
 
 def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) -> pd.DataFrame:
-    """Return how far off both priors are for datasets that they were not fitted to.
+    """Return the errors of both priors for datasets that they were not fitted to.
 
-    The largest N of every curve is predicted from its smallest sizes.
+    The loss at the largest N of a curve is predicted with a pilot of the smallest N of this curve.
 
     Args:
         rows: Points of all datasets.
-        refits: The priors of all other datasets, by dataset.
+        refits: The priors fitted without one dataset, by name of this dataset.
 
     Returns:
-        A row per curve, number of pilot points and prior: ``dataset``, ``is_informed``, ``size``
-        (number of pilot points), ``square`` (of the error, over its predicted variance) and
-        ``log_variance``.
+        One row for each curve, number of pilot points and prior. The columns are ``dataset``,
+        ``is_informed``, ``size`` (number of pilot points), ``square`` (squared error, divided by
+        its predicted variance) and ``log_variance`` (log of the predicted variance).
     """
     trials = []
     columns = [TRAIN_SIZE, LOG_LOSS, D_REFERENCE, LABEL_SHARPNESS]
@@ -508,10 +531,10 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
 
 
 def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
-    """Return a prior with its stretch and its score, by number of pilot points.
+    """Return a prior with its stretch and its score for each number of pilot points.
 
-    Intervals are stretched to the root mean square of errors over predicted standard errors, and
-    never shortened. The score is the mean log density with that stretch. Datasets weigh the same.
+    The stretch is the root mean square of error / predicted standard error, but at least 1. The
+    score is the mean log density after this stretch. All datasets have the same weight.
     """
     if trials.empty:
         return prior

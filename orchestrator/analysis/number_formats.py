@@ -1,4 +1,4 @@
-"""Numbers, p-values, intervals and lists of names as text for people."""
+"""Formats of numbers, p-values, intervals and lists of names in sentences."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from orchestrator.analysis.inference import Interval
 from search_spaces.errors import plural
 
 LARGE = 1e3
-"""Numbers from here on are written whole, with commas."""
+"""Numbers of at least this size are written without decimals and with commas."""
 HUGE = 1e7
-"""Numbers from here on are written with a power of ten."""
+"""Numbers of at least this size are written with a power of ten."""
 SMALL = 1e-4
-"""Numbers below this are written with a power of ten. K_F of images lies above: one notation a
-column."""
+"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of K_F
+has a single notation."""
 SMALLEST_P = 1e-3
-"""Smaller p-values are given as a bound."""
+"""Smaller p-values are written as ``< 0.001``."""
 MAX_FIGURES = 8
-"""Figures to which the ends of an interval are compared."""
+"""Largest number of significant figures of the ends of an interval."""
 
 
 def listing(names: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def number(value: float | None, figures: int = 3) -> str:
-    """Return a number to so many figures; empty for None and NaN."""
+    """Return a number with ``figures`` significant figures; empty for None and NaN."""
     if value is None or pd.isna(value):
         return ""
     if LARGE <= abs(value) < HUGE:
@@ -45,7 +45,7 @@ def number(value: float | None, figures: int = 3) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Return a p-value to two figures; a small one as a bound."""
+    """Return a p-value with two significant figures, or ``< 0.001``; empty for None."""
     if value is None:
         return ""
     if value < SMALLEST_P:
@@ -60,17 +60,17 @@ def p_equals(value: float) -> str:
 
 
 def adjusted_p_equals(value: float, num_tests: int) -> str:
-    """Return ``adjusted p = 0.02 over 5 tests``: corrected for so many, by Holm."""
+    """Return a Holm-adjusted p-value in words: ``adjusted p = 0.02 over 5 tests``."""
     return f"adjusted {p_equals(value)} over {plural(num_tests, 'test')}"
 
 
 def per_cent_of(level: float) -> str:
-    """Return a level as ``1 %`` or ``0.56 %``, to two figures."""
+    """Return a level in per cent with two significant figures: ``1 %`` or ``0.56 %``."""
     return f"{number(100 * level, 2)} %"
 
 
 def interval(bounds: Interval | None) -> str:
-    """Return an interval, to the figures that separate its ends; a dash for None."""
+    """Return an interval with as many figures as its ends need to differ; a dash for None."""
     if bounds is None:
         return "–"
     for figures in range(3, MAX_FIGURES + 1):
@@ -86,7 +86,7 @@ def percent(share: float) -> str:
 
 
 def in_hundred(share: float) -> str:
-    """Return a share as a count of 100: ``6 of 100``; small ones as ``fewer than 1 of 100``."""
+    """Return a share as a count: ``6 of 100``, or ``fewer than 1 of 100``."""
     count = round(100 * share)
     if count == 0:
         return "fewer than 1 of 100"

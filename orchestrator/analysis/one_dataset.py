@@ -1,9 +1,13 @@
-"""Answers of a sweep of one dataset: the best network, the learning curve, the test set it needs.
+"""Answers of a sweep of one dataset: best network, learning curves, robustness and test set size.
 
-The study's four questions compare datasets, so one dataset cannot answer them. It can answer which
-network does best at each train size and how sure that is, how losses fall, what twice the images
-would bring, how robust networks are at each size, how large a test set must be to tell two networks
-apart, and where the dataset stands among the published ones.
+The study's four questions compare datasets, so a sweep of one dataset cannot answer them. It can
+answer other questions:
+
+- Which network has the lowest loss at each train size, and how certain is this?
+- How do losses fall with N, and what would twice the images gain?
+- How much does an attack raise the loss at each train size?
+- How many test images would show a difference between the two best networks?
+- How high is the intrinsic dimension, compared with the published datasets?
 """
 
 from __future__ import annotations
@@ -38,23 +42,28 @@ from search_spaces.errors import DataError, plural
 from search_spaces.published import read_published
 
 MIN_SEEDS_FOR_INTERVAL = 3
-"""Seeds of one train size from which the difference of two networks gets an interval."""
+"""Smallest number of seeds for an interval of the difference between two networks."""
 SIGNIFICANCE_LEVEL = 0.05
-"""p-value up to which a difference on the test images is called detected."""
+"""Largest p-value with which a difference on the test images counts as detected."""
 ROBUSTNESS_BUDGET = 8.0
-"""Largest attack that is reported, in 1/255 of the pixel range: beyond it images look changed."""
+"""Largest epsilon of a reported attack, in 1/255 of the pixel range. Larger changes are visible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestNetwork:
-    """The two networks of lowest mean test loss at one train size.
+    """The two networks with the lowest mean test losses at one train size.
 
     Attributes:
-        difference: Log of the ratio of their losses (runner-up over best), by seed paired; its 95 %
-            interval where there are three seeds or more.
-        paired: How they differ on the same test images; None if predictions are not stored.
-        test_images_needed: Images of a test set on which their accuracies would be told apart in 8
-            of 10 studies; None where they are equal.
+        train_size: Train size N.
+        model: Name of the network with the lowest loss.
+        loss: Mean test loss of this network, in nat.
+        runner_up: Name of the network with the second lowest loss.
+        runner_up_loss: Mean test loss of the second network, in nat.
+        difference: 95 % interval of the log of the ratio of losses (runner-up over best), paired by
+            seed; None with fewer than three seeds.
+        paired: Comparison on the same test images; None if predictions are not stored.
+        test_images_needed: Number of test images with which 8 of 10 studies would detect the
+            difference of the accuracies; None if the accuracies are equal or missing.
     """
 
     train_size: int
@@ -69,7 +78,14 @@ class BestNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobustnessAtSize:
-    """How much an attack raises the mean test loss of one network at one train size, in nat."""
+    """The mean loss that an attack adds for one network at one train size.
+
+    Attributes:
+        model: Name of the network.
+        train_size: Train size N.
+        attack: Name of the attack with its epsilon.
+        loss_gain: Mean test loss under attack minus mean test loss, in nat.
+    """
 
     model: str
     train_size: int
@@ -82,12 +98,13 @@ class OneDataset:
     """The answers of a sweep of one dataset.
 
     Attributes:
-        best: The best network per train size, rising; empty if there is one network alone.
+        dataset: Name of the dataset.
+        best: The best network at each train size, sorted by size; empty with a single network.
         curves: The learning curve of each network.
-        robustness: Loss gains under the strongest small attack, by network and train size.
-        d_data: Intrinsic dimension at the largest train size that has it.
-        num_seeds: Seeds of the sweep.
-        why_no_curves: Reason that there are no learning curves.
+        robustness: Added loss under the strongest small attack, for each network and train size.
+        d_data: Intrinsic dimension at the largest train size with a value.
+        num_seeds: Number of seeds of the sweep.
+        why_no_curves: The reason why there are no learning curves; empty if there are some.
     """
 
     dataset: str
@@ -100,7 +117,7 @@ class OneDataset:
 
     @property
     def best_line(self) -> str:
-        """Say which network does best, where, and by how much at the largest train size."""
+        """The best network at each train size, and its lead at the largest one, as sentences."""
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
@@ -124,35 +141,36 @@ class OneDataset:
             is_detected = last.difference[0] > 0
             detected = "the networks differ" if is_detected else "no difference is detected"
             sentences.append(
-                f"By seeds, {detected}: losses are {low} to {high} times apart (95 % interval)."
+                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} times "
+                f"that of {last.model} (95 % interval)."
             )
         else:
             sentences.append(
-                f"With {plural(self.num_seeds, 'seed')}, another training could change this; "
-                f"{MIN_SEEDS_FOR_INTERVAL} seeds give it an interval."
+                f"With {plural(self.num_seeds, 'seed')}, another training could change this. Train "
+                f"{MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
             )
         return " ".join(sentences)
 
     @property
     def test_set_line(self) -> str:
-        """Say how many test images tell the two best networks apart."""
+        """The number of test images that shows a difference between the two best networks."""
         last = self.best[-1]
         if last.test_images_needed is None:
             return ""
         lead = (
-            f"To tell {last.model} from {last.runner_up} by accuracy in 8 of 10 studies, a test "
-            f"set needs about {number(last.test_images_needed)} images"
+            f"To detect the difference in accuracy between {last.model} and {last.runner_up} in 8 "
+            f"of 10 studies, a test set needs about {number(last.test_images_needed)} images"
         )
         if last.paired is not None:
-            return f"{lead}, both tried on the same ones."
+            return f"{lead}, with both networks tested on the same images."
         return (
-            f"{lead}; fewer if both err on the same ones. To compare them image by image, store "
-            "predictions: isweep run SWEEP --set predictions=true."
+            f"{lead}. Fewer suffice if both networks err on the same images. To compare them image "
+            "by image, store predictions: isweep run SWEEP --set predictions=true."
         )
 
     @property
     def robustness_line(self) -> str:
-        """Say how much the attack raises the loss at the smallest and at the largest train size."""
+        """The loss that the attack adds at the smallest and at the largest train size."""
         parts = []
         for model in sorted({at_size.model for at_size in self.robustness}):
             of_model = [at_size for at_size in self.robustness if at_size.model == model]
@@ -166,20 +184,20 @@ class OneDataset:
 
     @property
     def dimension_line(self) -> str:
-        """Say where the dataset's intrinsic dimension stands among the published ones."""
+        """The dataset's intrinsic dimension in comparison with the published datasets."""
         if self.d_data is None:
             return ""
         published = published_dimensions()
         num_below = sum(value < self.d_data for value in published)
         return (
             f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
-            f"{len(published)} published datasets. The study's law expects images of a higher "
-            "dimension to need more of them for the same loss; isweep measure compares K_F too."
+            f"{len(published)} published datasets. By the study's law, datasets of higher "
+            "dimension need more images for the same loss. isweep measure also compares K_F."
         )
 
 
 def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
-    """Say whether the two networks differ on the test images of the sweep."""
+    """Return sentences on the comparison of two networks on the test images of the sweep."""
     low, high = (number(bound) for bound in paired.loss_interval)
     p_value = f"McNemar's p = {paired.p_value:.2g}"
     is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
@@ -193,7 +211,7 @@ def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
 
 
 def published_dimensions() -> list[float]:
-    """Return d_data of the published datasets, each at its largest train size."""
+    """Return d_data of each published dataset at its largest train size."""
     largest: dict[str, tuple[int, float]] = {}
     for row in read_published("d_data"):
         at_size = int(row["train_size"]), float(row["d_data"])
@@ -202,13 +220,12 @@ def published_dimensions() -> list[float]:
 
 
 def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) -> OneDataset | None:
-    """Return what a table of one dataset answers; None for several datasets or class pairs.
+    """Return the answers of a table of one dataset; None for several datasets or class pairs.
 
     Args:
         table: One row per finished training, with the columns of a sweep's table.
-        predictions: One row per training and test image, as
-            :func:`orchestrator.results.rows.predictions_table` returns it; None if none are
-            stored.
+        predictions: One row per training and test image, as returned by
+            :func:`orchestrator.results.rows.predictions_table`; None without stored predictions.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
@@ -240,18 +257,18 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 
 def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) -> BestNetwork | None:
-    """Return the two best networks of one train size; None if there is only one network.
+    """Return the comparison of the two best networks of one train size; None with one network.
 
     Args:
         rows: Trainings of one train size.
-        predictions: Stored predictions of the sweep.
+        predictions: Stored predictions of the sweep; None without any.
     """
     means = rows.groupby(MODEL)[TEST_LOSS].mean().sort_values()
     if len(means) < 2:
         return None
     best, runner_up = (str(name) for name in means.index[:2])
     train_size = int(rows[TRAIN_SIZE].iloc[0])
-    seeds = rows[SEED].fillna(0)  # a table that is not a sweep's may name none
+    seeds = rows[SEED].fillna(0)  # A user's table may lack seeds.
     by_seed = np.log(rows[TEST_LOSS]).groupby([seeds, rows[MODEL]]).mean().unstack()
     differences = (by_seed[runner_up] - by_seed[best]).dropna().to_numpy(dtype=float)
     accuracies = rows.groupby(MODEL)[TEST_ACCURACY].mean()
@@ -278,7 +295,7 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 
 def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
-    """Return loss gains by network and train size, under the strongest attack up to 8/255."""
+    """Return the loss that the strongest attack up to 8/255 adds, by network and train size."""
     columns = [
         column
         for column in attack_columns(map(str, rows))
@@ -302,7 +319,7 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
 
 
 def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
-    """Return the mean of a measure at the largest train size that has it."""
+    """Return the mean of a column at the largest train size with a value; None without values."""
     if column not in rows:
         return None
     measured = rows[rows[column].notna()]
@@ -313,7 +330,10 @@ def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
 
 
 def _interval(differences: Sequence[float]) -> Interval | None:
-    """Return the 95 % t interval of a mean over seeds, where there are enough that scatter."""
+    """Return the 95 % t interval of a mean over seeds.
+
+    Returns None for fewer than three seeds, or if all differences are equal.
+    """
     values = np.asarray(differences)
     if len(values) < MIN_SEEDS_FOR_INTERVAL or values.std() == 0:
         return None

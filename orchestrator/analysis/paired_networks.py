@@ -1,8 +1,9 @@
-"""Two networks compared on the same test images: accuracy by McNemar's test, loss by the bootstrap.
+"""Comparison of two networks on the same test images, by McNemar's test and the bootstrap.
 
-A sweep with ``predictions: true`` stores every network's logits of each test image. Both networks
-then see the same images, so what is common to an image cancels, and a much smaller test set tells
-them apart than if each had its own.
+McNemar's test compares the accuracies. The bootstrap gives an interval of the difference of losses.
+A sweep with ``predictions: true`` stores each network's logits for each test image. In a
+comparison on the same images, differences between images cancel. It therefore needs a much smaller
+test set than a comparison on different images.
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from orchestrator.analysis.inference import Interval
 Array = NDArray[np.float64]
 
 ALPHA, POWER = 0.05, 0.80
-"""Level and power of the comparison that a test set is sized for: 8 of 10 studies detect it."""
+"""Level and power for which the size of a test set is computed: 8 of 10 studies detect it."""
 BOOTSTRAPS = 2000
-"""Resamples of the test images; the ends of a 95 % interval then move by some 2 % of its width."""
+"""Number of resamples of the test images. The ends of a 95 % interval then have an error of about
+2 % of the width of the interval."""
 LABEL_COLUMN, IMAGE_COLUMN, LOGIT_PREFIX = "label", "image", "logit_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedComparison:
-    """How two networks differ on the same test images, at one train size.
+    """The differences between two networks on the same test images, at one train size.
 
     Attributes:
-        num_images: Test images that both networks have predictions of.
-        num_seeds: Trainings of each network that are paired by seed.
-        only_first_right, only_second_right: Pairs of predictions, over images and seeds, where only
-            one network is right.
-        accuracy_difference: Accuracy of the first network minus that of the second.
+        num_images: Number of test images with predictions of both networks.
+        num_seeds: Number of seeds with trainings of both networks.
+        only_first_right, only_second_right: Number of predictions, over images and seeds, for which
+            only this network is right.
+        accuracy_difference: Accuracy of the first network minus accuracy of the second network.
         p_value: McNemar's exact p-value over images. With several seeds, an image counts once, for
             the network that is right more often.
         loss_difference: Mean test loss of the second network minus that of the first, in nat.
-        loss_interval: Its 95 % bootstrap interval over test images, for these very trainings.
-        images_needed: Size of a test set that tells the accuracies apart in 8 of 10 studies. None
-            if they are equal.
+        loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does not
+            include the variation between trainings.
+        images_needed: Number of test images with which 8 of 10 studies would detect the difference
+            of the accuracies. None if the accuracies are equal.
     """
 
     num_images: int
@@ -57,7 +60,12 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """Scores of one network per training and test image, ``(num_seeds, num_images)``."""
+    """Scores of one network for each training and test image.
+
+    Attributes:
+        is_right: 1 if the prediction is right, else 0, ``(num_seeds, num_images)``.
+        losses: Loss in nat, ``(num_seeds, num_images)``.
+    """
 
     is_right: Array
     losses: Array
@@ -66,16 +74,17 @@ class ImageScores:
 def paired_comparison(
     first: pd.DataFrame, second: pd.DataFrame, *, seed_column: str = "seed"
 ) -> PairedComparison | None:
-    """Return how two networks differ on the images and seeds that both have predictions of.
+    """Compare two networks on the images and seeds with predictions of both.
 
     Args:
-        first: Predictions of the first network at one train size: a row per seed and test image
-            with ``seed``, ``image``, ``label`` and a ``logit_0``, … per class.
-        second: Those of the second network.
+        first: Predictions of the first network at one train size, with one row per seed and test
+            image. The columns are ``seed``, ``image``, ``label`` and ``logit_0``, …, one per class.
+        second: Predictions of the second network, likewise.
         seed_column: Name of the column of seeds.
 
     Returns:
-        The comparison, or None if they share no seed or no image.
+        The comparison. None if the networks have no common seed or image, or if a training has no
+        prediction of a common image.
     """
     seeds = sorted(set(first[seed_column]) & set(second[seed_column]))
     images = sorted(set(first[IMAGE_COLUMN]) & set(second[IMAGE_COLUMN]))
@@ -107,7 +116,7 @@ def paired_comparison(
 def _image_scores(
     predictions: pd.DataFrame, seeds: list[object], images: list[object], seed_column: str
 ) -> ImageScores | None:
-    """Return a network's scores by seed and image; None if a training lacks an image."""
+    """Return the scores of a network by seed and image; None if a prediction is missing."""
     logit_columns = [name for name in predictions if str(name).startswith(LOGIT_PREFIX)]
     logits = predictions[logit_columns].dropna(axis=1, how="all").to_numpy(dtype=float)
     labels = predictions[LABEL_COLUMN].to_numpy(dtype=int)
@@ -137,7 +146,7 @@ def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
 
 
 def bootstrap_interval(differences: Array) -> Interval:
-    """Return the 95 % percentile interval of a mean over images, by a fixed stream of draws."""
+    """Return the 95 % percentile bootstrap interval of a mean over images, with a fixed seed."""
     generator = np.random.default_rng(0)
     num = len(differences)
     means = [differences[generator.integers(0, num, num)].mean() for _ in range(BOOTSTRAPS)]
@@ -146,13 +155,16 @@ def bootstrap_interval(differences: Array) -> Interval:
 
 
 def paired_test_size(discordant_share: float, difference: float) -> int | None:
-    """Return how many test images McNemar's test needs to detect a difference of accuracies.
+    """Return the number of test images with which McNemar's test detects a difference.
 
-    n = (z₁₋α⸝₂ √ψ + z_power √(ψ − δ²))² / δ², where ψ is the share of images on which only one
-    network is right and δ the difference (Connor 1987).
+    n = (z₁₋α⸝₂ √ψ + z_power √(ψ − δ²))² / δ² (Connor 1987).
+
+    Args:
+        discordant_share: Share ψ of images on which only one network is right.
+        difference: Difference δ of the accuracies.
 
     Returns:
-        The number of images, or None if the difference is 0.
+        The number of images; None if the difference is 0.
     """
     if difference == 0:
         return None
@@ -162,14 +174,14 @@ def paired_test_size(discordant_share: float, difference: float) -> int | None:
 
 
 def independent_test_size(first: float, second: float) -> int | None:
-    """Return how many test images tell two accuracies apart if networks err independently.
+    """Return the number of test images with which a difference of two accuracies is detected.
 
-    n = (z₁₋α⸝₂ + z_power)² (p₁ (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)², the usual size for two
-    independent proportions. Both networks see the same images, whose errors usually go together, so
-    McNemar's test needs no more.
+    The errors of the two networks are assumed to be independent: n = (z₁₋α⸝₂ + z_power)²
+    (p₁ (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)². On the same images, errors are usually positively
+    correlated. McNemar's test then needs fewer images.
 
     Returns:
-        The number of images, or None if an accuracy is missing or both are equal.
+        The number of images; None if an accuracy is missing or both accuracies are equal.
     """
     if pd.isna(first) or pd.isna(second) or first == second:
         return None

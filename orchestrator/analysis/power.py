@@ -1,12 +1,12 @@
-"""Power of a planned sweep by simulation: draw tables from a known truth, and answer them.
+"""Power of a planned sweep by simulation: tables are drawn from a known truth and analyzed.
 
-The drawn tables have the plan's shape, and their answers come from the analysis of a real one
-(:func:`headline_answers`): the same regressions, permutations and correction. Two things are
-simpler. No loss is at chance level, so that all N are above it and the two fits of the exponent are
-one. And the question on attacks, where the plan has attacks, counts in the correction as a test
-that finds nothing. Both are said beside the numbers.
+The simulated tables have the shape of the plan. Their answers come from the analysis of a real
+table (:func:`headline_answers`), with the same regressions, permutations and correction. Two things
+are simpler. First, no simulated loss is at chance level, so the two fits of the exponent are the
+same. Second, if the plan has attacks, the question on attacks counts in the correction as a test
+without an effect. The printed power mentions both.
 
-Shape letters: n points, G datasets, q terms.
+Shape letters: n points, G datasets, q regressors.
 """
 
 from __future__ import annotations
@@ -54,52 +54,52 @@ from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 
 WORLD_STD = 0.8
-"""Spread of the slope between worlds of an experiment, as in the first one that was run."""
+"""Standard deviation of the slope between base datasets, as in our first experiment."""
 TRIAL_STD = 0.3
-"""Spread of single trainings in log loss, as in the published residuals."""
+"""Standard deviation of log loss between trainings, as in the published residuals."""
 MIN_DATASETS = 3
-"""Datasets of a design: two give one difference, which has no spread."""
+"""Smallest number of datasets of a design. With two, the scatter between them is unknown."""
 MIN_WORLDS = 3
-"""Worlds of an experiment, for the same reason."""
+"""Smallest number of base datasets of an experiment, for the same reason."""
 GROWTH_REFERENCE = 1000.0
-"""Train size at which an estimate of d is taken to be right."""
+"""Train size at which simulated estimates of d have no bias."""
 EASIER = (
-    "The simulation assumes that no loss is at chance level; such losses lower the power. The "
-    "question on attacks counts as a test that finds nothing."
+    "The simulation assumes that no loss is at chance level. Such losses lower the power. The "
+    "question on attacks counts as a test without an effect."
 )
 NO_CLAIM_BETWEEN_WORLDS = (
-    "isweep fit makes no claim of what holds between worlds: they share images. Each condition is "
-    "compared with its own base."
+    "isweep fit makes no claim about differences between base datasets, because they share images. "
+    "It compares each condition with its base dataset."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """The model that decides the losses of a simulated table.
+    """The model from which the losses of a simulated table are drawn.
 
     log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors. The standard
-    deviations are of the published residuals: most of what is unexplained belongs to datasets.
+    deviations come from the published residuals, in which the variance between datasets is largest.
 
     Attributes:
-        exponent: Exponent of N times d.
+        exponent: Exponent b of the fall N^(−b/d).
         sharpness: Slope on log K_F.
         d_slope: Slope on d.
-        dataset_std: Spread of log losses between datasets.
-        pair_std: Between class pairs of a dataset.
-        model_std: Between models on one dataset.
-        subset_std: Between train sizes of one class pair.
-        trial_std: Between trainings.
-        model_mean_std: Between models over all datasets.
+        dataset_std: Standard deviation of log loss between datasets.
+        pair_std: Standard deviation of log loss between class pairs of a dataset.
+        model_std: Standard deviation of log loss between models on one dataset.
+        subset_std: Standard deviation of log loss between train sizes of one class pair.
+        trial_std: Standard deviation of log loss between trainings.
+        model_mean_std: Standard deviation of log loss between models over all datasets.
         lowest_d: Smallest d of a dataset.
         highest_d: Largest d of a dataset.
-        pair_d_std: Spread of log d between class pairs of a dataset.
-        d_error: Error of log d.
-        d_growth: Growth of log d per unit of log N: estimates grow with the number of points.
-        sharpness_mean: Mean of log K_F.
-        sharpness_std: Spread of log K_F between datasets.
-        pair_sharpness_std: Between class pairs of a dataset.
-        sharpness_error: Error of log K_F.
-        sharpness_gap: log K_F of medical datasets less that of natural ones.
+        pair_d_std: Standard deviation of log d between class pairs of a dataset.
+        d_error: Standard deviation of the error of log d.
+        d_growth: Growth of estimated log d per unit of log N.
+        sharpness_mean: Mean of log K_F of natural datasets.
+        sharpness_std: Standard deviation of log K_F between datasets.
+        pair_sharpness_std: Standard deviation of log K_F between class pairs of a dataset.
+        sharpness_error: Standard deviation of the error of log K_F.
+        sharpness_gap: Mean log K_F of medical datasets minus that of natural ones.
     """
 
     exponent: float = 1.0
@@ -125,11 +125,11 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEffect:
-    """A part of the law whose power can be simulated.
+    """An effect whose power can be simulated: the law, or a part of the law.
 
     Attributes:
-        truth: What decides the losses then.
-        questions: Keys of the questions whose claim is true then.
+        truth: The model of the losses.
+        questions: Keys of the questions whose claim is true under this model.
     """
 
     truth: Truth
@@ -142,17 +142,19 @@ EFFECTS = {
     "exponent": SimulatedEffect(Truth(sharpness=0.0), (EXPONENT.key,)),
     "d_data": SimulatedEffect(Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (DIMENSION.key,)),
 }
-"""The law itself, or a part of it alone."""
+"""Effects by name: the whole law, or one part of the law."""
 
 
 class Design:
-    """The shape of a sweep: all datasets at all models and train sizes, as codes of points (n,).
+    """The shape of a sweep, with all combinations of datasets, models and train sizes.
+
+    The points are stored as arrays of codes, ``(n,)``.
 
     Attributes:
         datasets: Name, domain and number of class pairs of each dataset.
         models: Names of the networks.
         train_sizes: Train sizes.
-        has_attacks: Whether networks are attacked, which makes one more question.
+        has_attacks: Whether networks are attacked, which adds one question.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Design:
 
     @property
     def num_subsets(self) -> int:
-        """Class pairs of all datasets."""
+        """Number of class pairs of all datasets."""
         return int(self.subset.max()) + 1
 
 
@@ -203,12 +205,12 @@ class DrawnTable:
 
 
 def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnTable:
-    """Draw one table of a design's shape from a truth."""
+    """Draw one table with the shape of a design from a model of the losses."""
     num_models = len(design.models)
     num_sizes = len(design.train_sizes)
 
     def shared(std: float, codes: NDArray[np.intp]) -> Array:
-        """Return normal errors that points of one code share."""
+        """Return normal errors that are equal for points with the same code."""
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
     d_of_datasets = rng.uniform(truth.lowest_d, truth.highest_d, len(design.domains))
@@ -241,10 +243,10 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
 
 
 def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[AnyFit]:
-    """Draw one table and fit what the headline questions are answered from, but for attacks.
+    """Draw one table, and make all fits of the headline questions except the one on attacks.
 
-    If the t test finds nothing, no permutation is tried: a p-value above the level may be too
-    small.
+    If the p-value of a t test is above 0.05, its permutation test is skipped. The larger p-value of
+    the two counts, so the decision stays the same.
     """
     table = draw_table(design, truth, rng)
     num_sizes = len(design.train_sizes)
@@ -284,7 +286,7 @@ def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[A
 
 
 def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tuple[Answer, ...]:
-    """Draw one table and answer its questions; that on attacks counts as one that finds nothing."""
+    """Draw one table and answer its questions. A question on attacks gets a p-value of 1."""
     answers = headline_answers(drawn_fits(design, truth, rng))
     if not design.has_attacks:
         return answers
@@ -295,15 +297,18 @@ def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPower:
-    """Power of an experiment to tell the slope of log loss on log K_F from none and from the law's.
+    """Power of an experiment to distinguish the slope of log loss on log K_F from 0 and from 1.
+
+    A slope of 1 is that of the law.
 
     Attributes:
         slope: The true slope.
-        num_worlds: Worlds in which K_F is moved.
-        from_none: Share of experiments whose interval leaves 0 out.
-        from_law: Share of those whose interval leaves the law's 1 out.
-        half_width: Half the length of the interval.
-        num_classes: Classes of the jackknife that makes the interval; 0 if it is t over worlds.
+        num_worlds: Number of base datasets with a condition that changes K_F.
+        from_none: Share of experiments whose interval excludes 0.
+        from_law: Share of experiments whose interval excludes 1.
+        half_width: Half of the width of the interval.
+        num_classes: Number of classes of the jackknife behind the interval; 0 if the interval is a
+            t interval over base datasets.
     """
 
     slope: float
@@ -315,19 +320,18 @@ class ExperimentPower:
 
     @property
     def sentence(self) -> str:
-        """The power in words, by the interval that ``isweep fit`` gives the slope."""
-        interval_by = "by t over worlds"
+        """The power in words, for the interval that ``isweep fit`` computes."""
+        method = "a t interval over base datasets"
         if self.num_classes:
-            interval_by = (
-                f"by the jackknife over the {self.num_classes} classes that worlds share, which is "
-                "wider than t over worlds"
+            method = (
+                f"by the jackknife over the {self.num_classes} classes that base datasets share, "
+                "which is wider than the t interval over base datasets"
             )
         return (
-            f"Power, if losses follow K_F with slope {self.slope:g} and every condition passes its "
-            f"gate: with {self.num_worlds} worlds in which only K_F is moved, "
-            f"{in_hundred(self.from_none)} such experiments tell the slope from 0, and "
-            f"{in_hundred(self.from_law)} from the law's 1. The interval is about "
-            f"±{self.half_width:.2f}, {interval_by}."
+            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} and "
+            f"every condition passes its checks: {in_hundred(self.from_none)} such experiments "
+            f"distinguish the slope from 0, and {in_hundred(self.from_law)} distinguish it from "
+            f"the law's 1. The interval is about ±{self.half_width:.2f}, {method}."
         )
 
 
@@ -336,16 +340,16 @@ class Power:
     """Power of a design on the headline questions.
 
     Attributes:
-        effect: Name of the effect that is simulated.
-        num_datasets: Datasets of the design.
-        num_trials: Trials of the plan; points of a design without one.
-        num_tables: Tables that were drawn; shares have a standard error of ``0.5 / √num_tables`` at
-            most.
-        alone: Question -> share of the tables with p ≤ 0.05 before correction.
-        adjusted: Question -> share of the tables that decide it, after Holm's correction.
-        has_attacks: Whether attacks count in the correction.
-        gpu_hours: What the plan costs.
-        experiment: Power of the plan's experiment.
+        effect: Name of the simulated effect.
+        num_datasets: Number of datasets of the design.
+        num_trials: Number of trials of the plan; number of points for a design without a plan.
+        num_tables: Number of simulated tables. The standard error of each share is at most
+            ``0.5 / √num_tables``.
+        alone: Share of the tables with p ≤ 0.05 before correction, by key of the question.
+        adjusted: Share of the tables that decide a question after Holm's correction, by its key.
+        has_attacks: Whether the question on attacks counts in the correction.
+        gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
+        experiment: Power of the plan's experiment; None without one.
     """
 
     effect: str
@@ -359,7 +363,7 @@ class Power:
     experiment: ExperimentPower | None = None
 
     def lines(self) -> list[str]:
-        """Return lines for a plan: how often each question about the effect is decided."""
+        """Return the share of sweeps that decide each question about the effect, as lines."""
         if self.experiment:
             return [self.experiment.sentence, NO_CLAIM_BETWEEN_WORLDS]
         keys = list(self.adjusted)
@@ -381,13 +385,13 @@ class Power:
         return float(0.5 / self.num_tables**0.5)
 
     def table(self) -> Table:
-        """Return how often every question is decided."""
+        """Return the share of simulated tables that decide each question, as a table."""
         cost = ""
         if self.gpu_hours is not None:
             cost = f", {amount(self.gpu_hours)} GPU-hours"
         notes = [
-            f"Share of {self.num_tables} drawn tables; standard error at most "
-            f"{self._standard_error:.1%}.",
+            f"The numbers are shares of {self.num_tables} simulated tables. Their standard error "
+            f"is at most {self._standard_error:.1%}.",
             EASIER,
         ]
         untested = []
@@ -395,7 +399,7 @@ class Power:
             if key not in self.alone and key != ATTACKS.key:
                 untested.append(words)
         if untested:
-            notes.append(f"With these datasets cannot be tested: {'; '.join(untested)}.")
+            notes.append(f"These datasets do not allow a test of: {'; '.join(untested)}.")
         if self.experiment:
             notes.append(NO_CLAIM_BETWEEN_WORLDS)
         rows = []
@@ -414,7 +418,7 @@ class Power:
 
 
 ESTIMANDS = {question.key: question.estimand for question in QUESTIONS}
-"""Question -> the number that decides it."""
+"""The number that decides a question, by key of the question."""
 
 
 def power(
@@ -425,17 +429,18 @@ def power(
     num_tables: int = 400,
     seed: int = 0,
 ) -> Power:
-    """Simulate a design's own analysis.
+    """Estimate the power of a design by simulation.
 
     Args:
         design: The shape of the sweep.
-        effect: A name of :data:`EFFECTS`.
-        truth: What decides the losses, in place of the effect's own.
-        num_tables: Tables that are drawn.
-        seed: Seed of the draws.
+        effect: A name in :data:`EFFECTS`.
+        truth: Model of the losses; None for the model of the effect.
+        num_tables: Number of simulated tables.
+        seed: Seed of the simulation.
 
     Raises:
-        ConfigError: If the effect is unknown, or there are fewer than three datasets or no table.
+        ConfigError: If the effect is unknown, if there are fewer than three datasets, or if
+            ``num_tables`` is below 1.
     """
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
@@ -447,7 +452,8 @@ def power(
         )
     if num_tables < 1:
         raise ConfigError(
-            f"num_tables is {num_tables}, so no table is drawn", hint="Set num_tables to 1 or more"
+            f"num_tables is {num_tables}, so no table is simulated",
+            hint="Set num_tables to 1 or more",
         )
     if truth is None:
         truth = EFFECTS[effect].truth
@@ -477,13 +483,19 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> ExperimentPower:
-    """Return the power of an experiment if every arm moves K_F by the least factor.
+    """Return the power of an experiment if each condition changes K_F by the smallest factor.
 
-    As in ``isweep fit`` the interval is the wider one of t over worlds and of a jackknife over the
-    classes that worlds share.
+    As in ``isweep fit``, the interval is the wider one of two: the t interval over base datasets,
+    and a jackknife over the classes that base datasets share.
+
+    Args:
+        arms: The conditions of the experiment.
+        num_models: Number of networks.
+        num_sizes: Number of train sizes.
+        effect: A name in :data:`EFFECTS`.
 
     Raises:
-        ConfigError: If there are fewer than three worlds in which K_F is moved.
+        ConfigError: If fewer than three base datasets have a condition that changes K_F.
     """
     of_sharpness = [arm for arm in arms if arm.moves == "sharpness"]
     shows = {arm.world: arm.shows for arm in of_sharpness}
@@ -491,13 +503,14 @@ def experiment_power(
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
         raise ConfigError(
-            f"The experiment moves K_F in {plural(num_worlds, 'world')}, and power needs at least "
-            f"{MIN_WORLDS}",
-            hint="Add worlds to the sweep",
+            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), and "
+            f"power needs at least {MIN_WORLDS}",
+            hint="Add base datasets to worlds in the sweep file",
         )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
-    # An arm's change has the error of its own trainings and of its base's, which arms share.
+    # The change of a condition has the error of its own trainings and of those of its base dataset.
+    # The conditions of one base dataset share the second error.
     base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
     error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
@@ -506,7 +519,7 @@ def experiment_power(
     widening, num_classes = _jackknife_widening([*shows.values()])
     over_classes = t_quantile(1 - LEVEL / 2, max(1, num_classes - 1)) * error * widening
     if num_classes and over_classes > over_worlds:
-        # The jackknife's error varies little beside the mean's own scatter between experiments.
+        # The jackknife error varies little between experiments, so it is treated as constant.
         return ExperimentPower(
             slope=slope,
             num_worlds=num_worlds,
@@ -529,12 +542,17 @@ def experiment_power(
 
 
 def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
-    """Return the expected standard error of a jackknife over classes, in units of that of the mean
-    over worlds, and the number of classes; no classes if too few can be left out.
+    """Return the factor by which a jackknife over classes widens the standard error of the mean.
 
-    Worlds are independent, so the mean without one class, of n' of the n worlds, differs from the
-    mean by a variance of 1/n' − 1/n. A world leaves with each of its classes: with two classes a
-    world the jackknife counts it twice.
+    Base datasets are independent. If n' of n base datasets remain without a class, the mean without
+    this class differs from the mean by a variance of 1/n' − 1/n. A base dataset is left out with
+    each of its classes. With two classes per base dataset, the jackknife counts it twice.
+
+    Args:
+        shows: Classes of each base dataset.
+
+    Returns:
+        The factor and the number of classes; 1 and 0 classes if too few classes can be left out.
     """
     num_worlds = len(shows)
     names = {name for world_classes in shows for name in world_classes}
@@ -552,16 +570,16 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
-    """Return how often a normal estimate lies further from 0 than the half width."""
+    """Return the probability that a normal estimate is further from 0 than the half width."""
     above = special.ndtr((mean - half_width) / std_error)
     below = special.ndtr((-mean - half_width) / std_error)
     return float(above + below)
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return a plan's shape, as if no trial were missing.
+    """Return the shape of a plan, as if all combinations were planned.
 
-    A dataset without a domain counts as natural. Of an experiment only the bases count.
+    A dataset without a domain counts as natural. In an experiment, only base datasets count.
     """
     copies = {arm.prepared_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
@@ -583,13 +601,13 @@ def design_of(plan: SweepPlan) -> Design:
 def planned_power(
     plan: SweepPlan, *, effect: str = "law", num_tables: int = 200, seed: int = 0
 ) -> Power:
-    """Simulate the analysis of a plan: what it could detect, and at how many GPU-hours.
+    """Estimate the power of a plan by simulation, and its cost in GPU-hours.
 
     Args:
         plan: The plan.
-        effect: A name of :data:`EFFECTS`.
-        num_tables: Tables that are drawn.
-        seed: Seed of the draws.
+        effect: A name in :data:`EFFECTS`.
+        num_tables: Number of simulated tables.
+        seed: Seed of the simulation.
     """
     design = design_of(plan)
     gpu = GPU_MODELS[DEFAULT_GPU]

@@ -1,4 +1,4 @@
-"""A question about one dataset, answered from the fits of a sweep of others."""
+"""Prediction for a new dataset from the fits of a sweep of other datasets."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ def predict_sweep(
     train_size: float | None,
     target_loss: float | None,
 ) -> tuple[Prediction, Pilot | None]:
-    """Return the loss to expect at a train size, or the images that a target needs.
+    """Predict the loss at a train size, or the number of images for a target loss.
 
-    Given numbers go before measured ones, and these before the pilot's. A pilot answers without
-    d_data and K_F, too. The fits are made, and the pilot is read or trained, only when it is known
-    that they help.
+    ``d_data`` and ``label_sharpness`` replace measured values, and measured values replace those of
+    the pilot. With a pilot, a prediction is possible without d_data and K_F. ``growth`` and
+    ``pilot`` are called only after the other inputs were checked, because they may take long.
 
     Args:
-        record: A measurement of the dataset as ``isweep measure --json`` writes it, or empty.
-        growth: Fits how losses fall with N in the sweep.
-        pilot: Reads or trains small trainings on the dataset itself.
+        record: A measurement of the dataset in the format of ``isweep measure --json``, or empty.
+        growth: Function that fits the fall of losses with N in the sweep.
+        pilot: Function that reads or trains the pilot: small trainings on the new dataset.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: Its K_F, on the scale of the sweep.
-        train_size: N at which the loss is asked.
-        target_loss: Test loss in nat whose N is asked.
+        label_sharpness: K_F of the dataset, on the scale of the sweep.
+        train_size: N of the predicted loss; None for a target loss.
+        target_loss: Test loss in nat for which N is predicted; None for a train size.
 
     Returns:
-        The prediction, whose warning says what was left out of the pilot, and the pilot.
+        The prediction, with warnings on trainings left out of the pilot, and the pilot.
 
     Raises:
-        SweepError: If a number is missing or out of range, or the sweep has too little for a fit.
+        SweepError: If a number is missing or out of range, or if the sweep has too few results for
+            a fit.
     """
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
@@ -55,7 +56,7 @@ def predict_sweep(
         numbers["label_sharpness"] = label_sharpness
     if pilot is None or record:
         _check_complete(numbers)
-    fits = growth()  # first: no pilot makes up for a sweep
+    fits = growth()  # Before the pilot: without fits of the sweep, a pilot is of no use.
     if label_sharpness is None:
         check_scale(record, fits.scale)
     trained = None if pilot is None else pilot()
@@ -84,7 +85,7 @@ def predict_sweep(
 
 
 def _check_complete(numbers: Mapping[str, float]) -> None:
-    """Raise a ConfigError that names the numbers which are missing."""
+    """Raise an error if d_data or K_F is missing."""
     missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
     if missing:
         raise ConfigError(

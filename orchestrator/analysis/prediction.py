@@ -1,8 +1,8 @@
-"""From a sweep of several datasets to one that it does not hold: loss at N, or N for a target loss.
+"""Prediction for a new dataset from a sweep of other datasets: loss at N, or N for a target loss.
 
-The fits of :mod:`orchestrator.analysis.loss_growth` give the answer. A pilot, a few small trainings
-on the dataset itself, moves it. What is uncertain is said with a bound rather than not at all,
-unless the interval of a loss spans more than a factor of 10,000.
+Predictions come from the fits of :mod:`orchestrator.analysis.loss_growth`, and from a pilot: a few
+small trainings on the new dataset. An uncertain prediction is reported with its interval. Only if
+the interval of a loss spans more than a factor of 10,000, no value is reported.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.results.columns import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
 
 LARGEST_TRAIN_SIZE = 1e15
-"""Train sizes beyond this are reported as "no size": no dataset has so many images."""
+"""Upper limit of a predicted train size. No dataset has so many images."""
 SIZE_STEPS = 3001
-"""Train sizes between 1 and the largest at which an interval is looked up: 1.2 % apart."""
+"""Number of train sizes at which an interval is computed, from 1 to the largest, in steps of 1.2 %.
+"""
 WIDEST_ANSWER = 1e4
-"""Factor between the ends of an interval beyond which a loss is not given."""
+"""Largest factor between the ends of the interval of a loss. No loss is reported beyond it."""
 WORTHWHILE_GAIN = 0.30
-"""Share by which an interval must be shorter than one that ignores the dataset. Below it, a pilot
-is advised."""
+"""Share by which d_data and K_F should shorten an interval. If they do not, a pilot is recommended.
+"""
 FAR_FACTOR = 2.0
-"""A pilot's N is far from a sweep's if it is beyond the sweep's range by more than this factor."""
+"""Factor beyond the range of a sweep's train sizes from which a pilot's N causes a warning."""
 
 OpenInterval = tuple[float | None, float | None]
-"""An interval of which an end may be open."""
+"""An interval, with None for an end without a bound."""
 
 
-class CannotBeTold(Exception):
-    """A fit does not allow an answer, for the reason given."""
+class NoPredictionError(Exception):
+    """A fit does not allow a prediction, for the reason in the message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,12 @@ class Prediction:
 
     Attributes:
         quantity: ``loss`` or ``train_size``.
-        value: The prediction; None where it cannot be told.
-        interval: Its 90 % interval, of which an end may be open; None where there is none.
-        extrapolating: Whether a number lies outside of what the sweep holds.
-        warning: What a reader should know, in sentences without their end.
-        shorter: By which share the interval, of log loss, is shorter than one that ignores the
-            dataset.
+        value: The prediction; None if no prediction is possible.
+        interval: 90 % interval, with None for an end without a bound; None without an interval.
+        extrapolating: Whether N, d_data or K_F lies outside the range of the sweep.
+        warning: Warnings, separated by semicolons and without a final period.
+        shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss; None
+            without a bounded interval.
         num_pilot: Number of pilot points.
     """
 
@@ -66,14 +67,14 @@ class Prediction:
     num_pilot: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prediction with its value under the name of its quantity."""
+        """Return the fields as a dict, with the value under the name of its quantity."""
         fields = asdict(self)
         if self.interval is not None:
             fields["interval"] = list(self.interval)
         return {fields.pop("quantity"): fields.pop("value"), **fields}
 
     def lines(self) -> list[str]:
-        """Return the answer in words, and what a reader should know of it."""
+        """Return the prediction and its warnings as sentences."""
         name, unit = "number of images", "images"
         if self.quantity == "loss":
             name, unit = "test loss", "nat"
@@ -113,21 +114,24 @@ def predict(
     pilot: Sequence[PilotPoint] = (),
     measures_are_comparable: bool = True,
 ) -> Prediction:
-    """Predict the loss at a train size, or the images that a target loss needs.
+    """Predict the loss at a train size, or the number of images for a target loss.
+
+    Exactly one of ``train_size`` and ``target_loss`` must be given.
 
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset (maximum likelihood).
-        label_sharpness: K_F of the dataset, on the fitted scale. If one of the two is None, neither
-            is used.
-        train_size: N at which the loss is asked.
-        target_loss: Test loss in nat whose N is asked; exactly one of the two is given.
-        pilot: Small trainings on the dataset itself.
-        measures_are_comparable: False if d_data was measured at a much smaller N than the sweep's.
-            Its estimates rise with N, so d_data and K_F then stay out.
+        label_sharpness: K_F of the dataset, on the scale of the fit. If d_data or K_F is None,
+            neither is used.
+        train_size: N of the predicted loss.
+        target_loss: Test loss in nat for which N is predicted.
+        pilot: Small trainings on the new dataset.
+        measures_are_comparable: False if d_data was measured at a much smaller N than in the sweep.
+            Estimates of d rise with N, so d_data and K_F are then not used.
 
     Raises:
-        ConfigError: If a number is out of its range, or not exactly one question is asked.
+        ConfigError: If a number is out of range, or if not exactly one of train size and target
+            loss is given.
     """
     check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
     points = _merged(pilot)
@@ -139,7 +143,7 @@ def predict(
             value, interval = size_for(curve, float(target_loss or 0.0))
         else:
             value, interval = loss_at(curve, train_size)
-    except CannotBeTold as error:
+    except NoPredictionError as error:
         reasons.append(f"no prediction: {error}")
     size = value if train_size is None else train_size
     outside = _outside(growth, size, d_data, label_sharpness, curve.is_informed)
@@ -167,7 +171,7 @@ def predict(
 
 
 def _merged(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
-    """Return one point per train size, rising: the geometric mean of its losses."""
+    """Return one point per train size, with the geometric mean of its losses, sorted by size."""
     log_losses: dict[float, list[float]] = {}
     for point in pilot:
         log_losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
@@ -177,45 +181,47 @@ def _merged(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
 
 
 def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | None]:
-    """Return the loss of one training and its interval.
+    """Return the predicted loss of one training and its interval.
 
     Raises:
-        CannotBeTold: If the loss is beyond any number, or its interval too wide to say anything.
+        NoPredictionError: If the loss is too large or too small for a float, or if its interval is
+            too wide.
     """
     log_loss, half_width = curve.at(train_size)
     if abs(log_loss) > np.log(LARGEST_VALUE):
         exponent = log_loss / np.log(10)
-        raise CannotBeTold(f"with these numbers, the fit gives a loss of 10^{exponent:.0f}")
+        raise NoPredictionError(f"with these numbers, the fit gives a loss of 10^{exponent:.0f}")
     if half_width is None:
         return float(np.exp(log_loss)), None
     low, high = log_loss - half_width, log_loss + half_width
     if 2 * half_width > np.log(WIDEST_ANSWER):
-        # Written by its exponents: the bounds themselves may lie beyond any number.
+        # The text contains exponents only, because the bounds may exceed the largest float.
         ends = " and ".join(f"10^{end / np.log(10):.1f}" for end in (low, high))
         reason = f"the loss could lie between {ends}, {_too_wide(curve, train_size)}"
-        raise CannotBeTold(reason)
+        raise NoPredictionError(reason)
     return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
 
 
 def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | None]:
     """Return the train size at which the loss reaches a target, and its interval.
 
-    An end of the interval that no train size reaches is open, and the value is given all the same.
+    If a bound of the loss reaches the target at no train size, that end of the interval is None.
 
     Raises:
-        CannotBeTold: If the loss does not fall, or reaches the target at no number or at any.
+        NoPredictionError: If the loss does not fall with N, if it does not reach the target, or if
+            it is below the target at every N.
     """
     first, last = (curve.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
     slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
     if slope >= 0:
-        raise CannotBeTold("in this fit the loss does not fall with N")
+        raise NoPredictionError("in this fit the loss does not fall with N")
     log_size = (np.log(target) - first) / slope
     if log_size > np.log(LARGEST_TRAIN_SIZE):
-        raise CannotBeTold(f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed")
+        raise NoPredictionError(f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed")
     if log_size <= 0:
         smallest = f"the smallest fitted is {curve.growth.ranges[TRAIN_SIZE][0]:.0f} images"
-        raise CannotBeTold(
-            f"this fit has the loss at or below {target:.3g} at every size; {smallest}"
+        raise NoPredictionError(
+            f"the loss is at or below {target:.3g} at every train size in this fit; {smallest}"
         )
     value = float(np.exp(log_size))
     if curve.at(1.0)[1] is None:
@@ -226,14 +232,17 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         log_loss, half_width = curve.at(size)
         lows.append(log_loss - (half_width or 0.0))
         highs.append(log_loss + (half_width or 0.0))
-    # The lower ends of the losses reach the target first: they bound N from below.
+    # The lower ends of the losses reach the target at a smaller N: they give the lower bound of N.
     return value, (_first_below(sizes, lows, target), _first_below(sizes, highs, target))
 
 
 def _first_below(
     sizes: Sequence[float], log_losses: Sequence[float], target: float
 ) -> float | None:
-    """Return the first train size at which a loss reaches a target; None if none or all do."""
+    """Return the first train size at which the loss is at most the target, by interpolation.
+
+    Returns None if this holds for no train size, or already for the first one.
+    """
     above = np.array(log_losses) - np.log(target)
     is_reached = above <= 0
     if not is_reached.any() or is_reached[0]:
@@ -245,7 +254,12 @@ def _first_below(
 
 
 def advice(curve: GrowthCurve, train_size: float) -> list[str]:
-    """Return which pilot would shorten an interval: that depends on its train sizes alone."""
+    """Return a sentence on the smallest pilot that would shorten the interval enough.
+
+    The sentence may also be that no pilot would. It is missing if there is a pilot already, or if
+    the interval is short enough. The width of an interval depends on the pilot's train sizes, and
+    not on its losses.
+    """
     shorter = curve.shorter(train_size)
     if curve.num_pilot or shorter is None or shorter >= WORTHWHILE_GAIN:
         return []
@@ -254,7 +268,7 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     smallest, largest = curve.growth.ranges[TRAIN_SIZE]
     last = max(smallest, min(largest, train_size / 2))
     for num_points in range(1, MAX_PILOT_POINTS + 1):
-        # Trainings of one size would share their images: a pilot has as many sizes as trainings.
+        # Each training has another size, because trainings of one size would share their images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
         pilot = [PilotPoint(size, 1.0) for size in sizes]
@@ -280,7 +294,7 @@ def _too_wide(curve: GrowthCurve, train_size: float) -> str:
 
 
 def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) -> list[str]:
-    """Return why d_data and K_F do not enter, if they do not."""
+    """Return the reason why d_data and K_F are not used; empty if they are used."""
     if curve.is_informed:
         return []
     if curve.d_data is None or curve.label_sharpness is None:
@@ -291,10 +305,12 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
             "rise with N, so d_data and K_F are not used"
         ]
     if not growth.plain.log_scores:
-        return ["too few datasets to try whether d_data and K_F help, so they are not used"]
+        return [
+            "there are too few datasets to test whether d_data and K_F improve predictions, so "
+            "neither is used"
+        ]
     return [
-        "datasets that were left out are predicted no better with d_data and K_F, so they are not "
-        "used"
+        "d_data and K_F do not improve the predictions for left-out datasets, so they are not used"
     ]
 
 
@@ -305,7 +321,7 @@ def _outside(
     label_sharpness: float | None,
     is_informed: bool,
 ) -> list[str]:
-    """Return which numbers lie outside of the fitted ranges; unused ones do not count."""
+    """Return a sentence for each used number outside the range of the fit."""
     values = {TRAIN_SIZE: size}
     if is_informed:
         values |= {D_DATA_MLE: d_data, LABEL_SHARPNESS: label_sharpness}
@@ -319,7 +335,7 @@ def _outside(
 
 
 def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
-    """Return what to doubt of a pilot."""
+    """Return the warnings on a pilot."""
     low, high = growth.ranges[TRAIN_SIZE]
     far_sizes, at_chance = [], []
     for point in points:
@@ -336,7 +352,8 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if at_chance:
         losses = ", ".join(at_chance)
         doubts.append(
-            f"the pilot's test loss {losses} is at chance level or above, which says little"
+            f"the pilot's test loss {losses} is at chance level or above, so it hardly improves "
+            "the prediction"
         )
     if points and points[-1].test_loss > points[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")

@@ -1,4 +1,4 @@
-"""What a prediction starts from: a pilot's losses, and the two numbers of a measured record."""
+"""Inputs of a prediction: the losses of a pilot, and d_data and K_F of a measured record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RECORD_HINT = "Write a record with `isweep measure SOURCE --json > record.json`"
 
 @dataclass(frozen=True, slots=True)
 class PilotPoint:
-    """A small training on the user's own data: its train size (images) and test loss (nat)."""
+    """One small training on the new dataset: its train size (images) and test loss (nat)."""
 
     train_size: float
     test_loss: float
@@ -47,13 +47,13 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Small trainings on the user's own data.
+    """Small trainings on the new dataset.
 
     Attributes:
-        points: Mean losses by train size, rising.
-        d_data, label_sharpness: Measures at the largest train size that has them.
-        notes: What was left out, in sentences without their end.
-        d_data_size: Train size at which d_data was measured; None if that is not known.
+        points: Train sizes with their mean losses, sorted by train size.
+        d_data, label_sharpness: d_data and K_F at the largest train size with such a value.
+        notes: Sentences, without a final period, on trainings that were left out.
+        d_data_size: Train size at which d_data was measured; None if unknown.
     """
 
     points: tuple[PilotPoint, ...]
@@ -63,21 +63,19 @@ class Pilot:
     d_data_size: float | None = None
 
     def measures_suit(self, largest_size: float) -> bool:
-        """Return whether d_data was measured at about as many images as a sweep's.
+        """Return whether d_data was measured at a train size close enough to the sweep's.
 
-        Estimates rise with N, so one of far fewer images would predict too steep a fall.
+        Estimates of d rise with N. An estimate from far fewer images would therefore predict too
+        steep a fall of the loss.
 
         Args:
-            largest_size: The largest N of the sweep, at which its own d_data is taken.
+            largest_size: Largest N of the sweep. The sweep's d_data is measured at this N.
         """
         return self.d_data_size is None or self.d_data_size >= largest_size / 2
 
 
 def is_pilot_table(path: Path) -> bool:
-    """Return whether a file is a CSV file of results rather than a table of images.
-
-    The first line of results names train_size or test_loss.
-    """
+    """Return whether a file is a CSV file of results, with a column train_size or test_loss."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -90,18 +88,18 @@ def separator_of(path: Path) -> str:
 
     Raises:
         OSError: If the file cannot be opened.
-        UnicodeDecodeError: If it is not in UTF-8.
+        UnicodeDecodeError: If the file is not in UTF-8.
     """
     with path.open(encoding="utf-8-sig") as file:
         return max(",;\t", key=file.readline().count)
 
 
 def read_separated(path: Path) -> pd.DataFrame:
-    """Read a table with commas, tabs, or a spreadsheet's semicolons and 0,5.
+    """Read a table with commas or tabs, or with semicolons and decimal commas (0,5).
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If it is no table, or not in UTF-8.
+        ValueError: If the file is no table, or not in UTF-8.
     """
     separator = separator_of(path)
     decimal = "," if separator == ";" else "."
@@ -109,10 +107,10 @@ def read_separated(path: Path) -> pd.DataFrame:
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results, with commas, tabs or semicolons.
+    """Read a pilot from a CSV file of results with commas, tabs or semicolons.
 
     Raises:
-        ConfigError: If the file is no pilot of this model.
+        ConfigError: If the file cannot be read, or has no usable training of this model.
     """
     try:
         table = read_separated(path)
@@ -129,12 +127,12 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
     Args:
         table: One row per training.
-        model: The predicted model; ``pooled`` takes the only one of the table.
-        where: How messages call the table.
+        model: Name of the predicted model; ``pooled`` for the only model of the table.
+        where: Name of the table in error messages.
 
     Raises:
-        ConfigError: If columns or the model are missing, or the pilot is of several models or
-            datasets, or holds no finite loss above 0.
+        ConfigError: If columns or the model are missing, if the pilot has several models or
+            datasets, or if it has no finite loss above 0.
         DataError: If a value of the table is impossible.
     """
     missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
@@ -163,7 +161,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if rows.empty:
         raise ConfigError(
             f"The pilot {where} has no training with a finite loss above 0",
-            hint="Train the pilot longer",
+            hint="Check the column test_loss. If trainings diverged, train again with a smaller "
+            "learning rate",
         )
     num_lost = num_rows - len(rows)
     if num_lost:
@@ -180,14 +179,14 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
 
 def _largest_size(rows: pd.DataFrame, name: str) -> float | None:
-    """Return the largest train size that has a measure."""
+    """Return the largest train size with a value in column ``name``; None without values."""
     if name not in rows or rows[name].isna().all():
         return None
     return float(rows.loc[rows[name].notna(), TRAIN_SIZE].max())
 
 
 def _at_largest_size(rows: pd.DataFrame, name: str) -> float | None:
-    """Return the mean over class pairs of a measure at the largest train size that has it."""
+    """Return the mean of column ``name`` at the largest train size with a value."""
     size = _largest_size(rows, name)
     if size is None:
         return None
@@ -195,10 +194,10 @@ def _at_largest_size(rows: pd.DataFrame, name: str) -> float | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the JSON that ``isweep measure --json`` wrote.
+    """Read a record from a JSON file written by ``isweep measure --json``.
 
     Raises:
-        ConfigError: If the file is no such record.
+        ConfigError: If the file cannot be read, or has no d_data.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -214,9 +213,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return ``d_data`` (maximum likelihood) and ``label_sharpness``, as far as a record has
-    them.
-    """
+    """Return the usable ones of ``d_data`` (maximum likelihood) and ``label_sharpness``."""
     d_data = record.get("d_data")
     sharpness = record.get("label_sharpness")
     numbers = {
@@ -227,7 +224,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
     for name, number in numbers.items():
         if isinstance(number, Mapping):
             number = number.get("value")
-        # A boolean passes for an integer, and whole numbers of JSON have no largest one.
+        # In Python, a boolean is an integer. Integers in JSON can be larger than any float.
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         if abs(number) < LARGEST_VALUE:
@@ -236,7 +233,10 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
-    """Refuse a K_F on another scale than a sweep's only one, or on none; plain numbers pass.
+    """Check that the K_F of a record has the same scale as the K_F of a sweep.
+
+    Nothing is checked if the record gives K_F as a plain number, if the sweep has several scales,
+    or if the scale of the sweep is unknown.
 
     Raises:
         ConfigError: If the scales differ.
@@ -268,10 +268,11 @@ def check_numbers(
     target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:
-    """Check a question and its numbers. Measures that are None are not checked.
+    """Check the inputs of a prediction. d_data and K_F may be None.
 
     Raises:
-        ConfigError: If not exactly one question is asked, or a number is out of range.
+        ConfigError: If there is not exactly one of train size and target loss, or if a number is
+            out of range.
     """
     if (train_size is None) == (target_loss is None):
         problem = "The prediction has both a train size and a target loss"
@@ -280,9 +281,10 @@ def check_numbers(
         raise ConfigError(problem, hint="Give a train size or a target loss")
     for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
         if measure is not None:
-            _check_number(name, measure, "Measure the dataset first")
+            _check_number(name, measure, "Measure the dataset with `isweep measure SOURCE`")
     for point in pilot:
-        _check_number("pilot train size", point.train_size, "Give the size that was trained on")
+        hint = "Give the number of training images"
+        _check_number("pilot train size", point.train_size, hint)
         hint = "Give the test loss of a finished training"
         _check_number("pilot loss", point.test_loss, hint)
     if target_loss is None:
@@ -292,7 +294,7 @@ def check_numbers(
 
 
 def _check_number(name: str, value: Any, hint: str) -> None:
-    """Raise a ConfigError unless a value is a number in range, and whole if it counts images."""
+    """Raise a ConfigError unless a value is a number in range, and whole if it is a train size."""
     least, most = 1 / LARGEST_VALUE, LARGEST_VALUE
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     if not is_number or not least < value < most:

@@ -1,8 +1,8 @@
-"""A sweep beside others: the published study's numbers, and a second sweep.
+"""Comparison of a sweep with the published study, and with a second sweep.
 
-A quantity agrees with the published one if it lies within a factor of it: what the published value
-can be read to, plus what repeats of the study itself vary by. Data modes are scored apart
-(docs/faults.md).
+A quantity agrees with the published value if their ratio is at most a given factor. The factor
+covers the error of reading values from figures and the variation between repeats of the study. Each
+data mode has its own scores (docs/faults.md).
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from orchestrator.results.columns import (
 from search_spaces.errors import DataError
 
 GAIN = "fgsm_2_loss_gain"
-"""Column of the published loss gains under attack; the epsilon is taken to be 2/255."""
+"""Column of the published loss gains under attack. We assume an epsilon of 2/255."""
 OF_SUBSET = (DATASET, TRAIN_SIZE)
 OF_TRAINING = (MODEL, DATASET, TRAIN_SIZE)
 CELL = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE]
-"""Columns that name what two sweeps are compared on."""
+"""Columns of a cell. Two sweeps are compared on the cells that both have."""
 MAX_NAMED = 5
-"""Cells that do not agree and are named."""
+"""Largest number of disagreeing cells with their names in a table."""
 
 
 def published_table() -> pd.DataFrame:
     """Return one row per published (model, dataset, train size), as a results table.
 
-    A loss that cannot be read from the figures is missing. ``d_repr_mle`` is from Fig. 5,
-    ``d_repr_twonn`` from Fig. 4; of natural datasets d_data is the mean over models. Eleven rows
-    hold the FGSM loss gains, of an unstated model and N. K_F is taken to be of three channels for
-    CIFAR-10, SVHN and ImageNet.
+    A loss that cannot be read from the figures is missing. ``d_repr_mle`` comes from Fig. 5, and
+    ``d_repr_twonn`` from Fig. 4. For natural datasets, d_data is the mean over models. Eleven rows
+    contain the FGSM loss gains, whose model and N the study does not state. We assume that K_F was
+    measured on three channels for CIFAR-10, SVHN and ImageNet.
     """
     return read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
@@ -63,10 +63,10 @@ class Quantity:
     """A published quantity.
 
     Attributes:
-        name: What it is called.
-        column: Its column.
-        key: Columns that name its cells.
-        factor: Factor by which ours may differ.
+        name: Name of the quantity in tables.
+        column: Column of the quantity.
+        key: Columns that identify its cells.
+        factor: Largest ratio between our value and the published value that counts as agreement.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Score:
 
     Attributes:
         quantity: Name of the quantity.
-        data_mode: The mode.
-        num_published: Published cells.
-        num_compared: Those that the sweep has too.
-        num_agreeing: Those that agree.
-        tolerance: Factor by which they may differ.
-        median_ratio: Ours over theirs; None if nothing is compared.
+        data_mode: Data mode of the trials.
+        num_published: Number of published cells.
+        num_compared: Number of published cells that the sweep has, too.
+        num_agreeing: Number of compared cells that agree.
+        tolerance: Largest ratio that counts as agreement.
+        median_ratio: Median of our value divided by the published value; None without cells.
         apart: Names of the cells that do not agree.
     """
 
@@ -111,7 +111,10 @@ class Score:
 
 
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
-    """Score a results table (a partial one too) against every published quantity, by data mode."""
+    """Compare a results table with every published quantity, for each data mode.
+
+    The table may be incomplete.
+    """
     finished, _ = finished_trials(table)
     published = published_table()
     finished = finished.assign(**{DATA_MODE: finished.get(DATA_MODE, "")})
@@ -123,15 +126,15 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
 
 
 def _score(rows: pd.DataFrame, published: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
-    """Score one quantity."""
-    theirs = _geometric_means(published, quantity)
-    ratios = (_geometric_means(rows, quantity) / theirs).dropna()
+    """Compare one quantity of one data mode with the published values."""
+    published_means = _geometric_means(published, quantity)
+    ratios = (_geometric_means(rows, quantity) / published_means).dropna()
     log_ratios = np.abs(np.log(ratios.to_numpy(dtype=float)))
     is_apart = log_ratios > np.log(quantity.factor) * (1 + 1e-9)
     return Score(
         quantity=quantity.name,
         data_mode=mode,
-        num_published=len(theirs),
+        num_published=len(published_means),
         num_compared=len(ratios),
         num_agreeing=int((~is_apart).sum()),
         tolerance=quantity.factor,
@@ -141,7 +144,7 @@ def _score(rows: pd.DataFrame, published: pd.DataFrame, quantity: Quantity, mode
 
 
 def _geometric_means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
-    """Return the geometric mean of the positive values of every cell."""
+    """Return the geometric mean of the positive values of each cell."""
     values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
     logs = pd.Series(np.log(values.where(values > 0))).dropna()
     keys = [table.loc[logs.index, name] for name in quantity.key]
@@ -149,7 +152,7 @@ def _geometric_means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
 
 
 def _cell_name(key: object) -> str:
-    """Return the name of a cell, ``vgg13-mnist-500``."""
+    """Return the name of a cell, for example ``vgg13-mnist-500``."""
     parts = key if isinstance(key, tuple) else (key,)
     texts = [f"{part:.15g}" if isinstance(part, float) else str(part) for part in parts]
     return "-".join(texts)
@@ -160,8 +163,8 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees if ours is within the factor of the published value; cells that are not in "
-        "this sweep are not counted.",
+        "A cell agrees if our value and the published value differ by at most the factor. Only "
+        "cells of this sweep are compared.",
         scores,
         {
             "data mode": "data_mode",
@@ -177,7 +180,7 @@ def score_table(scores: Sequence[Score]) -> Table:
 
 
 def _apart(score: Score) -> str:
-    """Name the first cells that do not agree, and count the others."""
+    """Return the names of the first cells that do not agree, and the number of others."""
     text = ", ".join(score.apart[:MAX_NAMED])
     num_others = len(score.apart) - MAX_NAMED
     if num_others > 0:
@@ -187,13 +190,14 @@ def _apart(score: Score) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The difference of one quantity between two sweeps, datasets counting once.
+    """The difference of one quantity between two sweeps. Each dataset has the same weight.
 
     Attributes:
-        quantity: Its column.
-        num_cells: Cells that both sweeps have.
-        num_datasets: Their datasets.
-        ratio: The second over the first; of an accuracy the difference.
+        quantity: Column of the quantity.
+        num_cells: Number of cells that both sweeps have.
+        num_datasets: Number of datasets of these cells.
+        ratio: Value of the second sweep divided by that of the first. For an accuracy, the value of
+            the second sweep minus that of the first.
         interval: 95 % interval over datasets.
     """
 
@@ -209,12 +213,12 @@ class SweepComparison:
     """Two sweeps compared on the cells that both have.
 
     Attributes:
-        first: Name of the first.
-        second: Name of the second.
-        changes: Changes of every quantity.
-        num_only_first: Cells that only the first has.
-        num_only_second: Cells that only the second has.
-        notes: What was left out.
+        first: Name of the first sweep.
+        second: Name of the second sweep.
+        changes: The change of each quantity.
+        num_only_first: Number of cells that only the first sweep has.
+        num_only_second: Number of cells that only the second sweep has.
+        notes: Sentences, without a final period, on trials and quantities left out.
     """
 
     first: str
@@ -227,10 +231,11 @@ class SweepComparison:
     def table(self) -> Table:
         """Return the comparison as a table of text."""
         sentences = [
-            "Ratio of geometric means, of accuracies the difference of means: over the seeds of a "
-            "cell first, each dataset counting once. 95 % intervals are over datasets.",
-            f"{self.num_only_first} cells are only in {self.first}, {self.num_only_second} only in "
-            f"{self.second}.",
+            "The table shows ratios of geometric means, and for accuracies differences of means. "
+            "Means are over the seeds of a cell, then over the cells of a dataset, then over "
+            "datasets. The 95 % intervals are over datasets.",
+            f"{self.num_only_first} cells are only in {self.first}, and {self.num_only_second} "
+            f"only in {self.second}.",
         ]
         sentences += [f"{note}." for note in self.notes]
         return laid_out(
@@ -255,10 +260,15 @@ COMPARED = (TEST_LOSS, TEST_ACCURACY, D_DATA_MLE, LABEL_SHARPNESS, D_REPR_MLE, D
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two tables on the cells (model, dataset, class pair, train size) of both.
+    """Compare two tables on the cells (model, dataset, class pair, train size) that both have.
+
+    Args:
+        first: Results of the first sweep, with one row per trial.
+        second: Results of the second sweep, likewise.
+        names: Names of the two sweeps.
 
     Raises:
-        DataError: If they share no cell.
+        DataError: If the tables have no cell in common.
     """
     notes = []
     finished = []
@@ -270,10 +280,10 @@ def compare(
     scales = [_scales_of(rows) for rows in finished]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(LABEL_SHARPNESS)
-        scales_by_sweep = [
-            f"{' and '.join(of)} in {name}" for name, of in zip(names, scales, strict=True)
-        ]
-        notes.append(f"K_F is not compared: it was measured on {listing(scales_by_sweep)}")
+        scales_by_sweep = []
+        for name, sweep_scales in zip(names, scales, strict=True):
+            scales_by_sweep.append(f"{' and '.join(sweep_scales)} in {name}")
+        notes.append(f"K_F is not compared, because its scale is {listing(scales_by_sweep)}")
     cells_of_first, cells_of_second = (_cells(rows, quantities) for rows in finished)
     shared = cells_of_first.index.intersection(cells_of_second.index).sort_values()
     if len(shared) == 0:
@@ -299,13 +309,13 @@ def compare(
 
 
 def _scales_of(rows: pd.DataFrame) -> list[str]:
-    """Return the recorded scales of K_F."""
+    """Return the names of the recorded scales of K_F."""
     scales = sharpness_scale(rows, "ignore").scales
     return [scale for scale, _ in scales if UNRECORDED not in scale]
 
 
 def _change(quantity: str, differences: pd.Series) -> Change:
-    """Average differences over the cells of a dataset, and then over datasets."""
+    """Return the mean of differences, first over the cells of a dataset and then over datasets."""
     by_dataset: Array = differences.groupby(level=DATASET).mean().to_numpy(dtype=float)
     if len(by_dataset) == 0:
         return Change(quantity, 0, 0, None, None)
@@ -319,7 +329,7 @@ def _change(quantity: str, differences: pd.Series) -> Change:
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Average seeds: logarithms of what is compared by its ratio, accuracies as they are."""
+    """Return the mean over seeds of each cell, of accuracies and of the logs of other columns."""
     columns = [name for name in quantities if name in table]
     rows = split_by_recipe(table.assign(**{CLASS_PAIR: table.get(CLASS_PAIR, "")}))
     compared_by_ratio = [name for name in columns if name != TEST_ACCURACY]

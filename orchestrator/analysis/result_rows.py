@@ -1,4 +1,4 @@
-"""Rows of a table of results: select some, or average over seeds."""
+"""Selection of rows of a table of results, and averages over seeds."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMBINATION = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
-"""Columns that trials which differ only by their seed share."""
+"""Columns with equal values for all trials that differ only in their seed."""
 
 
 def select_rows(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
-    """Return the rows of a table that have given values.
+    """Return the rows of a table that have the given values.
 
     Args:
-        table: A row per trial.
-        wanted: Value by column.
+        table: One row per trial.
+        wanted: Required value of each column, by name of the column.
 
     Raises:
-        ConfigError: No row has one of the values.
+        ConfigError: If a value does not occur in its column.
     """
     for column, value in wanted.items():
         texts = table[column].map(_text)
         text = _text(value)
         if text not in set(texts):
-            known = table[column].dropna().unique().tolist()
-            raise unknown_name(f"{column.replace('_', ' ')} of these results", text, known)
+            values = table[column].dropna().unique().tolist()
+            raise unknown_name(f"{column.replace('_', ' ')} of these results", text, values)
         table = table[texts == text]
     return table
 
@@ -41,8 +41,8 @@ def _text(value: object) -> str:
 
 
 def average_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per combination: means over its seeds, and their number (``num_seeds``)."""
-    from pandas.api.types import is_float_dtype  # takes a second
+    """Return one row per combination, with means over seeds and their number ``num_seeds``."""
+    from pandas.api.types import is_float_dtype  # The import takes a second.
 
     columns = [name for name in COMBINATION if name in table]
     numbers = [name for name in table if is_float_dtype(table[name]) and name not in columns]

@@ -1,7 +1,7 @@
 """Plain fits of one learning curve, without a prior: a power law, and a power law with a floor.
 
 Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai 2022,
-arXiv 2209.06640). Each is minimized over a fixed grid, so the same curve has the same fit.
+arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RATES = np.linspace(0.02, 3.0, 60)
-"""Powers of N that are tried."""
+"""Rates of the grid: powers of 1 / N."""
 FLOOR_SHARES = np.concatenate([[0.0], np.linspace(0.02, 0.995, 50)])
-"""Floors that are tried, as shares of the smallest loss."""
+"""Floors of the grid, as shares of the smallest loss."""
 
 
 def power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
-    """Return the log loss at a train size on the line through a curve in logarithms.
+    """Return the log loss at a train size, from a straight line through log loss against log N.
 
     Args:
         sizes: Train sizes of the curve, ``(num_sizes,)``.
-        log_losses: Their log losses, ``(num_sizes,)``.
-        train_size: N at which the log loss is asked.
+        log_losses: Log losses of the curve, ``(num_sizes,)``.
+        train_size: N of the predicted log loss.
     """
     coefficients = np.polyfit(np.log(sizes), log_losses, 1)
     return float(np.polyval(coefficients, np.log(train_size)))
 
 
 def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
-    """Return the log loss at a train size on the curve factor · N^(−rate) + floor.
+    """Return the log loss at a train size, from the fitted curve factor · N^(−rate) + floor.
 
-    Args: as of :func:`power_law`.
+    Args:
+        sizes: Train sizes of the curve, ``(num_sizes,)``.
+        log_losses: Log losses of the curve, ``(num_sizes,)``.
+        train_size: N of the predicted log loss.
     """
     losses = np.exp(log_losses)
     log_powers = -RATES * np.log(sizes)[:, None]  # (num_sizes, num_rates)

@@ -1,4 +1,4 @@
-"""Performing a trial in a worker: training a network, or measuring more on a stored one."""
+"""Running a trial in a worker: train a network, or add measurements to a stored network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TrialTask:
     """A trial in its worker, with everything that it needs.
 
     Attributes:
-        assignment: what the worker was given.
+        assignment: the driver's assignment.
         data: the trial's images.
-        device: the device that it computes on, and how.
+        device: the device, and how the trial computes on it.
         files: stores weights, predictions and checkpoints; None stores none.
-        messages: tells the driver of epochs; None tells nobody.
+        messages: sends epochs to the driver; None sends none.
         pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
     """
 
@@ -41,18 +41,23 @@ class TrialTask:
 
 
 class Performed(NamedTuple):
-    """The result of a trial; ``trained`` is False if a stored network was measured."""
+    """The result of a trial.
+
+    Attributes:
+        result: the result.
+        trained: True if a network was trained; False if a stored network was measured.
+    """
 
     result: TrialResult | SearchResult
     trained: bool
 
 
 Perform = Callable[[TrialTask], Performed]
-"""Performs a trial; a sweep and a search have one each."""
+"""Function that runs a trial; sweeps and searches have different ones."""
 
 
 def perform_trial(task: TrialTask) -> Performed:
-    """Train and measure a network; measure a stored one if only measurements are missing."""
+    """Train and measure a network. If only measurements are missing, measure the stored network."""
     result = _measure_stored(task)
     if result is not None:
         return Performed(result, trained=False)
@@ -60,7 +65,7 @@ def perform_trial(task: TrialTask) -> Performed:
 
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:
-    """Return an earlier result with what it lacked; None if its network is not stored."""
+    """Return an earlier result with its missing measurements; None if its network is not stored."""
     assignment = task.assignment
     files = task.files
     earlier = assignment.earlier

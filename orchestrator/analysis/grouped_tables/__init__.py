@@ -1,1 +1,1 @@
-"""Slopes within and between the groups of any table: read it, fit it, say what it shows."""
+"""Slopes within and between the groups of a user's table: reading, fits and sentences."""

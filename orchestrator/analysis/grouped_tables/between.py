@@ -1,10 +1,12 @@
 """Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
 
-The interval is the wider one of least squares and HC2 (CR2 of single effects), the p-value the
-larger one of a permutation of groups and of HC2. Over pairs of classes the interval is that of a
-jackknife over classes, and the p-value the larger one of it and of a permutation of classes.
-Effects are means of few rows: they carry a part of the rows' own scatter, and with it of the slope
-within groups. A claim must hold without it.
+The interval is the wider one of least squares and HC2 (CR2 with one effect per cluster). The
+p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the interval
+comes from a jackknife over classes. Their p-value is the larger one of the jackknife and of a
+permutation of classes.
+
+Effects are means of few rows. They contain a part of the scatter of rows, and with it a part of the
+slope within groups. A claim must also hold after this part is removed.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.number_formats import listing
 
 MAX_PERMUTED = 1_000
-"""Most groups of a permutation test: with more of them it says what t says, and takes 1 GB."""
+"""Largest number of groups of a permutation test. With more groups, the test agrees with the t
+test and takes 1 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class BetweenSlope:
 
     Attributes:
         slope: The slope, in standard units.
-        scatter: None if the column does not vary within groups.
+        scatter: Scatter in the means; None if the column does not vary within groups.
     """
 
     slope: Slope
@@ -83,7 +86,7 @@ def between_slopes(data: StandardRows) -> Iterator[BetweenSlope]:
 
 
 def unit_effects(data: StandardRows, kind: Codes) -> Array | None:
-    """Return one effect per unit of response and columns, ``(U, 1 + q)``, at equal kinds.
+    """Return the effects of the units on response and columns at equal kinds, ``(U, 1 + q)``.
 
     Returns None if units share no kinds, directly or through other units.
     """
@@ -96,14 +99,14 @@ def unit_effects(data: StandardRows, kind: Codes) -> Array | None:
 
 
 def _combined(kind: Codes, codes: Codes) -> Codes:
-    """Return codes of the combinations of two codes."""
+    """Return one code for each combination of two codes, ``(n,)``."""
     combinations = np.column_stack([kind, codes])
     _, combined = np.unique(combinations, axis=0, return_inverse=True)
     return combined.reshape(-1)
 
 
 def _why_none(data: StandardRows, effects: Array | None) -> str:
-    """Say why there is no slope between groups."""
+    """Return the reason why there is no slope between groups."""
     design = data.design
     if effects is None:
         return f"groups share no {listing(design.within)}"
@@ -120,9 +123,9 @@ def _confirmed(
     check: EffectsFit | None,
     place: int,
 ) -> Slope:
-    """Return a slope with the larger p of itself and of a fit at equal crossing values.
+    """Return a slope with the larger p-value of two fits: itself, and one at equal crossing values.
 
-    The p-value is 1 if that fit has none, or a slope of the other sign.
+    If the second fit has no p-value, or a slope of the other sign, the p-value is 1.
     """
     if slope.p_value is None or slope.value is None:
         return slope
@@ -142,8 +145,8 @@ class EffectsFit:
     Attributes:
         table: Response, columns and intercept, one row per unit, ``(U, q + 2)``.
         values: Slopes, ``(q,)``.
-        errors: Their standard errors by least squares, ``(q,)``.
-        degrees: Degrees of freedom of these.
+        errors: Standard errors of the slopes by least squares, ``(q,)``.
+        degrees: Degrees of freedom of the standard errors.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class EffectsFit:
 
     @classmethod
     def of(cls, data: StandardRows, effects: Array | None) -> EffectsFit | None:
-        """Fit effects; None if there are none or the slopes are not identified."""
+        """Fit effects. Returns None without effects, or if the slopes are not identified."""
         if effects is None:
             return None
         response = effects[:, 0]
@@ -177,7 +180,12 @@ class EffectsFit:
         return cls(data, effects, estimates)
 
     def slope(self, place: int, name: str) -> BetweenSlope:
-        """Estimate the slope on one column, or say why nothing can be concluded from it."""
+        """Estimate the slope on one column, with its interval and p-value if they exist.
+
+        Args:
+            place: Index of the column in the table, from 1.
+            name: Name of the column.
+        """
         num_units = len(self.table)
         value = float(self.values[place - 1])
         error = float(self.errors[place - 1])
@@ -213,7 +221,7 @@ class EffectsFit:
         return BetweenSlope(replace(judged, p_value=largest), scatter)
 
     def _refits(self, place: int) -> dict[str, float]:
-        """Refit the slope without each group, as far as it is then defined."""
+        """Refit the slope without each group. A group is missing if its refit is not identified."""
         num_terms = len(self.values) + 1
         refits = {}
         for group, products in zip(self.groups.names, self._by_group, strict=True):
@@ -231,7 +239,7 @@ class EffectsFit:
         return MIN_RCOND * float(self._total[place, place])
 
     def _permuted(self, place: int) -> float | None:
-        """Return the p-value of a permutation of groups; None if it can never reach 0.05."""
+        """Return the p-value of a permutation of groups; None if no p of 0.05 can be reached."""
         response = self.table[:, 0]
         columns = self.table[:, 1:-1]
         remaining = np.delete(columns, place - 1, axis=1)
@@ -245,7 +253,7 @@ class EffectsFit:
         return p_value
 
     def _classes_permuted(self, place: int) -> float | None:
-        """Return the p-value of a permutation of classes; None if units are no pairs of classes."""
+        """Return the p-value of a permutation of classes; None unless units are class pairs."""
         classes = self.groups.classes_of_pairs
         if classes is None or len(self.table) > MAX_PERMUTED:
             return None
@@ -254,7 +262,7 @@ class EffectsFit:
         return class_permutation_p(self.table[:, 0], columns[:, place - 1], remaining, classes)
 
     def _variance(self, place: int, refits: dict[str, float]) -> Variance:
-        """Return the variance over groups: HC2, or a jackknife where groups cross."""
+        """Return the variance of a slope: HC2, or a jackknife over groups if groups cross."""
         response = self.table[:, 0]
         fitted = least_squares(response, self.table[:, 1:], place - 1)
         if not self.groups.crossed:
@@ -274,7 +282,7 @@ class EffectsFit:
         slope: Slope,
         variance: Variance,
     ) -> MeanScatter | None:
-        """Return the scatter in the groups' means; None if the column has none within groups."""
+        """Return the scatter in the groups' means; None if the column is constant within groups."""
         column = self.table[:, place]
         spread = len(column) * float(column.var())
         share = float(self._scatter[place, place]) / spread
@@ -289,7 +297,8 @@ class EffectsFit:
         plain_error = jackknife_error(float(self.values[place - 1]), refits)
         corrected_variance = estimate.error**2
         if plain_error > 0:
-            # A jackknife is wide; the correction widens the usual error as it widens the jackknife.
+            # A jackknife error is wide. The usual error is therefore scaled by the factor by which
+            # the correction widens the jackknife error.
             corrected_variance *= variance.value / plain_error**2
         corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))
@@ -304,7 +313,7 @@ class EffectsFit:
 
 
 def _wider(first: Interval, second: Interval | None) -> Interval:
-    """Return the interval from the lower of two lower ends to the higher of two higher ends."""
+    """Return the smallest interval that contains two intervals."""
     if second is None:
         return first
     low = min(first[0], second[0])

@@ -1,10 +1,12 @@
 """Variance of one least-squares coefficient when rows of one cluster depend on each other.
 
-CR2, the bias-reduced linearisation of Bell & McCaffrey (2002), with Satterthwaite's degrees of
-freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018), on plain arrays. The working model is
-that of independent rows with equal variance: under it CR2 is unbiased, whatever weight a cluster
-has. Intercepts that lie within clusters may be absorbed by centring: CR2 stays the same
-(Pustejovsky & Tipton 2018, theorem 2). Shape letters: n rows, p columns, C clusters, B draws.
+The method is CR2, the bias-reduced linearization of Bell & McCaffrey (2002), with Satterthwaite's
+degrees of freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018). The working model assumes
+independent rows with equal variance. Under this model CR2 is unbiased, whatever the weights of the
+clusters are. Intercepts within clusters may be removed by centering, which does not change CR2
+(Pustejovsky & Tipton 2018, theorem 2).
+
+Shape letters: n rows, p columns, C clusters, B draws.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ import numpy as np
 from orchestrator.analysis.inference import Array, Codes, wild_draws
 
 MIN_SINGULAR = 1e-12
-"""Smallest eigenvalue of a matrix of products, as a share of the largest, that is no rounding."""
+"""Eigenvalues of a matrix of products below this share of the largest count as 0 (rounding)."""
 MIN_SHARE_LEFT = 1e-8
-"""Smallest share of a direction that the fit must leave to a cluster's residuals. A direction with
-less is determined by that cluster alone, and its residuals are zero."""
+"""Smallest share of a direction that must remain in a cluster's residuals after the fit. Below
+this share, the cluster alone determines the direction, and its residuals are zero."""
 ROUNDING = 1e-9
-"""Relative difference of two t values that are equal but for rounding."""
+"""Relative difference below which two t values count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """Variance of an estimate, and the degrees of freedom of a t test with it."""
+    """The variance of an estimate, and the degrees of freedom of a t test with this variance."""
 
     value: float
     degrees: float
@@ -35,14 +37,14 @@ class Variance:
 
 @dataclass(frozen=True, slots=True)
 class Coefficient:
-    """One coefficient of a least-squares fit, with what its variance needs.
+    """One coefficient of a least-squares fit, with the arrays for its variance.
 
     Attributes:
         value: The coefficient.
-        columns: Regressors, centred within what was absorbed, ``(n, p)``.
+        columns: Regressors, centered within units if units have intercepts, ``(n, p)``.
         inverse: Pseudo-inverse of ``columns' columns``, ``(p, p)``.
-        direction: What varies of the coefficient's column beside the others, ``(n,)``.
-        residuals: ``(n,)``.
+        direction: Residuals of the coefficient's column regressed on the other columns, ``(n,)``.
+        residuals: Residuals of the response, ``(n,)``.
     """
 
     value: float
@@ -77,11 +79,12 @@ def least_squares(response: Array, columns: Array, place: int) -> Coefficient:
 def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
     """Return the CR2 variance of a coefficient and Satterthwaite's degrees of freedom.
 
-    A cluster's residuals are shrunk by the fit. CR2 stretches them by ``(I − H)^(−1/2)``, where H
-    is the cluster's block of the hat matrix. The variance is then a sum over clusters of squares
-    of linear forms in the errors, and Satterthwaite matches its first two moments to a χ².
+    The fit shrinks the residuals of a cluster. CR2 stretches them by ``(I − H)^(−1/2)``, where H
+    is the cluster's block of the hat matrix. The variance is then a sum over clusters of squared
+    linear forms in the errors. Satterthwaite's method matches the first two moments of this sum to
+    a χ² distribution.
 
-    Under the working model the forms of clusters g and h have the covariance ``P[g, h] =
+    Under the working model, the forms of clusters g and h have the covariance ``P[g, h] =
     lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are needed.
     """
     weights = fitted.direction / fitted.variation
@@ -139,16 +142,16 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
 
 
 def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Variance:
-    """Return what rows with one crossing value add to the variance, at least 0.
+    """Return the variance that dependence between rows with one crossing value adds, at least 0.
 
-    This is the third term of two-way clustering (Cameron, Gelbach & Miller 2011): the variance with
-    clusters by crossing value, less the one with clusters by unit and crossing value, which the
-    clusters by group count already.
+    In two-way clustering (Cameron, Gelbach & Miller 2011), this is the variance with clusters by
+    crossing value, minus the variance with clusters by unit and crossing value. The second variance
+    is subtracted because clusters by group already include it.
     """
     by_value = cr2_variance(fitted, crossing)
     num_values = len(np.unique(crossing))
     degrees = min(by_value.degrees, num_values - 1.0)
-    # Units' intercepts, which are absorbed, take out the mean over values.
+    # The intercepts of units were removed by centering, and with them the mean over values.
     variance = by_value.value * _small_sample(num_values)
 
     pairs = np.column_stack([units, crossing])
@@ -162,12 +165,12 @@ def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Varia
 
 
 def _small_sample(num_clusters: int) -> float:
-    """Return the usual correction of a variance for the number of clusters."""
+    """Return the usual factor C / (C − 1) by which a variance of few clusters is corrected."""
     return num_clusters / max(1, num_clusters - 1)
 
 
 def total_variance(parts: Sequence[Variance]) -> Variance:
-    """Add independent variances up, with Satterthwaite's degrees of freedom of their sum."""
+    """Return the sum of independent variances, with Satterthwaite's degrees of freedom."""
     variance = 0.0
     spread = 0.0
     for part in parts:
@@ -180,15 +183,15 @@ def total_variance(parts: Sequence[Variance]) -> Variance:
 
 
 def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
-    """Return the p-value of a coefficient of 0 by the restricted wild cluster bootstrap-t.
+    """Test a coefficient against 0 by the restricted wild cluster bootstrap-t, and return p.
 
-    Residuals of the fit without the coefficient's column are multiplied by one random sign (or one
-    of Webb's six numbers) per cluster, and everything is refitted (Cameron, Gelbach & Miller 2008).
-    Refits need only sums over clusters, so that a draw costs no pass over the rows.
+    The residuals of the fit without the coefficient's column are multiplied by one random sign per
+    cluster, or by one of Webb's six weights. Then everything is fitted again (Cameron, Gelbach &
+    Miller 2008). Refits use only sums over clusters, so a draw needs no pass over the rows.
 
     Args:
         fitted: The coefficient.
-        clusters: Codes from 0, ``(n,)``.
+        clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
     restricted = fitted.residuals + fitted.value * direction
@@ -213,7 +216,7 @@ def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
 
 
 def _sums(clusters: Codes, values: Array) -> Array:
-    """Add values up, ``(n, …)``, by cluster, ``(C, …)``."""
+    """Return the sums of values, ``(n, …)``, over each cluster, ``(C, …)``."""
     num_clusters = int(clusters.max()) + 1
     sums = np.zeros((num_clusters, *values.shape[1:]))
     np.add.at(sums, clusters, values)

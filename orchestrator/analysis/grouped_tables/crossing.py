@@ -1,9 +1,9 @@
-"""Columns that a design does not name and whose values recur over groups.
+"""Detection of crossing columns: columns outside the design whose values recur over groups.
 
-A table of datasets × models, fitted with ``--groups dataset`` alone, takes the rows of one model
-for independent. They are not: a model that is good on one dataset is good on most. Of drawn tables
-whose models share such a shock, and nothing else, 22 to 53 in 100 gave a false claim while
-datasets alone were counted (``benchmarks/results/grouped_tables.json``).
+Consider a table of datasets × models, fitted with ``--groups dataset`` alone. Such a fit assumes
+that rows of one model are independent. They are not: a model that is good on one dataset is good on
+most datasets. In simulated tables whose only effect is such a dependence, 22 to 53 of 100 fits made
+a false claim if only datasets counted (``benchmarks/results/grouped_tables.json``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 
 @dataclass(frozen=True, slots=True)
 class CrossingColumn:
-    """A column that is not named in the design and whose values recur over most groups.
+    """A column outside the design whose values recur over most groups.
 
     Attributes:
         name: Name of the column.
-        num_recurring: Groups of which at least half of the rows have a recurring value.
-        num_groups: All groups.
+        num_recurring: Number of groups in which at least half of the rows have a recurring value.
+        num_groups: Number of all groups.
     """
 
     name: str
@@ -36,14 +36,14 @@ class CrossingColumn:
     num_groups: int
 
     def warning(self, design: Design) -> str:
-        """Say what recurs, what the fit makes of it, and what to do."""
+        """Return the warning: the recurring column, its effect on claims, and what to do."""
         groups = plural(self.num_groups, listing(design.groups))
         if len(design.groups) > 1:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
-            f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Name {self.name} "
-            "in --groups or --within. Until then a claim must also hold if rows of one "
-            f"{self.name} depend on each other. If {self.name} is a measurement, drop the column."
+            f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Add {self.name} "
+            f"to --groups or --within. Without it, a claim must also hold if rows with "
+            f"the same {self.name} are dependent. If {self.name} is a measurement, drop the column."
         )
 
 
@@ -52,15 +52,16 @@ def crossing_columns(
     rows: pd.DataFrame,
     design: Design,
 ) -> Iterator[CrossingColumn]:
-    """Find the columns that recur over most groups and vary within most of them.
+    """Yield the columns whose values recur over most groups and vary within most groups.
 
-    A text recurs if two groups have it. A whole number recurs if more than half of the groups have
-    it: counts agree by chance. Other numbers are measurements.
+    A text recurs if at least two groups contain it. A whole number recurs only if more than half of
+    the groups contain it, because equal counts also occur by chance. Other numbers are taken for
+    measurements and never recur.
 
     Args:
         cells: All columns of the table as text, fitted rows only.
         rows: The columns of the design for the same rows, numbers as float64.
-        design: What is asked of the table.
+        design: Columns of the fit.
     """
     units = rows.groupby(list(design.groups)).ngroup()
     named_or_reported: list[pd.Series] = []
@@ -86,13 +87,13 @@ def crossing_columns(
 
 
 def _is_whole_number(labels: pd.Series) -> bool:
-    """Return whether every cell that is not empty holds a whole number."""
+    """Return whether every cell is empty or contains a whole number."""
     filled = labels[labels != ""]
     return all(_WHOLE_NUMBER.fullmatch(text) for text in filled.unique())
 
 
 def _num_recurring_groups(labels: pd.Series, units: pd.Series) -> int:
-    """Count the groups of which at least half of the rows have a value that recurs."""
+    """Return the number of groups in which at least half of the rows have a recurring value."""
     filled = labels[labels != ""]
     num_units_of = units[filled.index].groupby(filled).nunique()
     numbers = pd.to_numeric(filled, errors="coerce")
@@ -108,20 +109,20 @@ def _num_recurring_groups(labels: pd.Series, units: pd.Series) -> int:
 
 
 def _varies_within_most(labels: pd.Series, units: pd.Series) -> bool:
-    """Return whether more than half of the groups have two values or more."""
+    """Return whether more than half of the groups have at least two different values."""
     num_values = labels.groupby(units).nunique()
     share_varying = (num_values > 1).mean()
     return bool(share_varying > 0.5)
 
 
 def _is_function_of(labels: pd.Series, keys: pd.Series) -> bool:
-    """Return whether rows with one key always have one label."""
+    """Return whether rows with the same key always have the same label."""
     num_values = labels.groupby(keys).nunique()
     return bool((num_values <= 1).all())
 
 
 def _is_monotone_copy(labels: pd.Series, numbers: pd.Series) -> bool:
-    """Return whether labels are the same quantity in another unit, as N is of log N."""
+    """Return whether labels are a strictly monotone function of numbers, as N is of log N."""
     if not _is_whole_number(labels) or (labels == "").any():
         return False
     pairs = pd.DataFrame({"label": labels.astype(float), "number": numbers})

@@ -1,4 +1,4 @@
-"""The question that is asked of a table: which column is explained by which, and what repeats."""
+"""The design of a fit: the columns of a table that are response, regressors and groups."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ LEVELS: tuple[Level, Level] = ("within", "between")
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """The columns of a question, each with its part in it.
+    """The roles of a table's columns in a fit.
 
     Attributes:
-        response: Column of numbers that is explained.
-        on: Columns of numbers that explain it, each at equal values of the others.
-        groups: Columns whose values say which rows belong together. Several are crossed.
-        within: Columns that must be equal for two rows to be compared.
+        response: Column of the response.
+        on: Columns of the regressors. Each slope is at equal values of the other regressors.
+        groups: Columns that assign rows to groups. Several columns make crossed groups.
+        within: Columns of conditions. Only rows with equal values in these columns are compared.
     """
 
     response: str
@@ -27,12 +27,12 @@ class Design:
 
     @property
     def numeric(self) -> tuple[str, ...]:
-        """Columns that must hold numbers."""
+        """Columns whose cells must be numbers."""
         return (self.response, *self.on)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Columns that hold names, whatever they look like."""
+        """Columns whose cells are names, even if they look like numbers."""
         return (*self.groups, *self.within)
 
     @property

@@ -1,4 +1,4 @@
-"""A table fitted within and between its groups, with the pooled correlation beside it."""
+"""Fit of a table within and between its groups, with the pooled correlation for comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.analysis.answers import holm_adjusted
 from orchestrator.analysis.grouped_tables.between import between_slopes
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation, pooled_correlations
-from orchestrator.analysis.grouped_tables.rows import standardise
+from orchestrator.analysis.grouped_tables.rows import standardize
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.sentences import answer, pooled_answer
 from orchestrator.analysis.grouped_tables.slopes import Slope
@@ -25,16 +25,16 @@ TERMINAL_WIDTH = 80
 
 @dataclass(frozen=True, slots=True)
 class GroupedFit:
-    """Slopes of a table within and between its groups, and what a reader has to know beside them.
+    """The result of a fit of a table within and between its groups.
 
     Attributes:
-        design: The question.
-        num_rows: Rows that were fitted.
-        num_groups: Units: groups, or combinations of several columns of groups.
-        slopes: One per column and level.
-        scatter: Scatter of rows in the groups' means, of columns that vary within groups.
-        pooled: Correlation over all rows as if independent, one per column.
-        remarks: Sentences on rows left out, suspicious values and unnamed columns.
+        design: Columns of the fit.
+        num_rows: Number of fitted rows.
+        num_groups: Number of units: groups, or combinations of several columns of groups.
+        slopes: One slope for each column and level.
+        scatter: Scatter of rows in the groups' means, for columns that vary within groups.
+        pooled: Correlation over all rows, computed as if rows were independent, for each column.
+        remarks: Sentences on rows left out, suspicious values and crossing columns.
     """
 
     design: Design
@@ -53,7 +53,7 @@ class GroupedFit:
         raise KeyError((level, on))
 
     def sentence(self, on: str) -> str:
-        """Say what is claimed of one column at each level, and nothing else."""
+        """Return the sentences on the slopes of one column."""
         within = self.find("within", on)
         between = self.find("between", on)
         scatter = None
@@ -63,11 +63,11 @@ class GroupedFit:
         return answer(self.design, self.num_groups, within, between, scatter)
 
     def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
-        """Say what the pooled correlation is, and what it mixes."""
+        """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
         return pooled_answer(self.design, self.num_rows, self.num_groups, pooled)
 
     def lines(self) -> Iterator[str]:
-        """Yield what a terminal shows."""
+        """Yield the sentences and remarks as lines for a terminal."""
         texts = [self.sentence(on) for on in self.design.on]
         texts += [self.why_pooled_misleads(pooled) for pooled in self.pooled]
         texts += self.remarks
@@ -75,7 +75,7 @@ class GroupedFit:
             yield from wrap(text, TERMINAL_WIDTH, subsequent_indent="  ", break_long_words=False)
 
     def to_json(self) -> dict[str, object]:
-        """Return all numbers, with the sentences."""
+        """Return all numbers, verdicts and sentences, ready for JSON."""
         document = asdict(self)
         for entry, slope in zip(document["slopes"], self.slopes, strict=True):
             entry["verdict"] = slope.verdict
@@ -84,7 +84,7 @@ class GroupedFit:
 
 
 def fit_user_table(table: UserTable, design: Design) -> GroupedFit:
-    """Fit a table that was read from a user's file."""
+    """Fit a table from a user's file, and add the remarks of its reading."""
     crossing = [column.name for column in table.crossing]
     fit = fit_groups(table.rows, design, crossing=crossing)
     remarks = table.remarks + fit.remarks
@@ -98,16 +98,17 @@ def fit_groups(
     crossing: Sequence[str] = (),
     pairs: bool = False,
 ) -> GroupedFit:
-    """Fit rows within groups and between them.
+    """Fit rows within groups and between groups.
 
     Args:
-        table: Rows with the columns of the design and the crossing ones.
-        design: The question.
-        crossing: Columns that recur over groups and are not named: a claim must also hold when
-            rows of one value are taken for dependent.
-        pairs: Whether all columns of groups name the same things, as both classes of a pair do.
+        table: Rows with the columns of the design and the crossing columns.
+        design: Columns of the fit.
+        crossing: Columns outside the design whose values recur over groups. A claim must also hold
+            if rows with the same value are dependent.
+        pairs: Whether all columns of groups contain names of the same kind, for example both
+            classes of a pair.
     """
-    data = standardise(table, design, crossing, pairs)
+    data = standardize(table, design, crossing, pairs)
     factors = dict(zip(design.on, data.units_per_slope.tolist(), strict=True))
     slopes = []
     for within in within_slopes(data):

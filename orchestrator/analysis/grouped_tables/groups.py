@@ -1,4 +1,4 @@
-"""Groups of rows, the replicates that intervals count, and units, their combinations.
+"""Groups of rows and units, which are combinations of groups. Groups are the replicates.
 
 With one column of groups, units and groups are the same. Groups may also cross: a pair of classes
 is one unit and belongs to two groups. Shape letters: n rows, U units, G groups.
@@ -21,12 +21,12 @@ from search_spaces.errors import ConfigError, plural
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Groups of one kind: those of one column, or of all places of a pair.
+    """Groups of one kind: groups of one column, or of both columns of a pair.
 
     Attributes:
-        is_of_kind: Whether a group is one of them, ``(G,)``.
-        num_places: Columns that hold them.
-        num_in_smallest_place: Names in the column that holds fewest.
+        is_of_kind: Whether a group is of this kind, ``(G,)``.
+        num_places: Number of columns with groups of this kind.
+        num_in_smallest_place: Number of groups in the column with the fewest groups.
     """
 
     is_of_kind: NDArray[np.bool_]
@@ -35,7 +35,12 @@ class _Kind:
 
     @classmethod
     def of(cls, places: pd.DataFrame, names: Codes) -> _Kind:
-        """Collect the groups of one kind from the columns that hold them."""
+        """Collect the groups of one kind from their columns.
+
+        Args:
+            places: The columns with groups of this kind.
+            names: Names of all groups, ``(G,)``.
+        """
         names_of_kind = set(places.to_numpy().ravel())
         is_of_kind = np.array([name in names_of_kind for name in names.tolist()])
         num_places = places.shape[1]
@@ -46,16 +51,17 @@ class _Kind:
 class Groups:
     """The units of rows, and the groups that each unit belongs to.
 
-    A name is of its own column, unless two columns are places of one pair, as the first and second
-    class are. ``remarks`` says where two columns share names, and how that was understood.
+    Equal names in two columns mean different groups, unless the columns are the two places of a
+    pair, for example the first and second class.
 
     Attributes:
+        remarks: Sentences on names that two columns share, and whether they mean the same group.
         unit: Index of each row's unit, ``(n,)``.
-        unit_names: Names of the units, U of them.
+        unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
         crossed: Whether units are combinations of several columns.
-        classes_of_pairs: Codes of both groups of every unit, ``(U, 2)``, if the table itself shows
-            that two columns are the places of one pair; else None.
+        classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the values of two
+            columns show that they are the places of a pair; else None.
     """
 
     def __init__(
@@ -69,7 +75,8 @@ class Groups:
         Args:
             table: Rows with the columns of groups.
             columns: Columns of groups.
-            pairs: Whether all columns name the same things, as both classes of a pair do.
+            pairs: Whether all columns contain names of the same kind, for example both classes of
+                a pair.
         """
         labels = table[list(columns)].astype(str)
         self.remarks: list[str] = []
@@ -79,7 +86,7 @@ class Groups:
                 if pairs or _are_places_of_one_pair(labels, earlier, column):
                     kind_of[column] = kind_of[earlier]
                     break
-        labels = self._tell_names_apart(labels, kind_of)
+        labels = self._with_distinct_names(labels, kind_of)
         rows = np.sort(labels.to_numpy(str), axis=1)
         units, unit = np.unique(rows, axis=0, return_inverse=True)
         self.unit = unit.reshape(-1)
@@ -94,7 +101,7 @@ class Groups:
             (ones, (places.ravel(), unit_of_place)),
             shape=(len(self.names), num_units),
         )
-        """A matrix that is 1 where a group holds a unit, ``(G, U)``."""
+        """A matrix ``(G, U)`` that is 1 if a unit belongs to a group, and else 0."""
         self._members.sum_duplicates()
         self._members.data = np.minimum(self._members.data, 1.0)
         self._kinds = []
@@ -104,34 +111,34 @@ class Groups:
         are_places = len(columns) == 2 and len(self._kinds) == 1 and not pairs
         self.classes_of_pairs: Codes | None = places if are_places else None
 
-    def _tell_names_apart(
+    def _with_distinct_names(
         self,
         labels: pd.DataFrame,
         kind_of: dict[str, str],
     ) -> pd.DataFrame:
-        """Put the column before a name that two columns of different kinds share."""
-        told_apart = labels.copy()
+        """Prefix names that columns of different kinds share with the name of their column."""
+        distinct = labels.copy()
         for first, second in combinations(labels.columns, 2):
             shared = set(labels[first]) & set(labels[second])
             if not shared:
                 continue
-            understood = "the same group. If they are not, write other names in one column."
+            meaning = "the same group. If they are not, write other names in one column."
             if kind_of[first] != kind_of[second]:
-                understood = (
+                meaning = (
                     "different groups. If they are the same, swap values until each column "
-                    "holds nearly all names."
+                    "contains nearly all names."
                 )
                 for name in labels.columns:
                     if kind_of[name] in (kind_of[first], kind_of[second]):
-                        prefixed = f"{kind_of[name]} " + told_apart[name]
-                        is_shared = told_apart[name].isin(shared)
-                        told_apart[name] = told_apart[name].mask(is_shared, prefixed)
+                        prefixed = f"{kind_of[name]} " + distinct[name]
+                        is_shared = distinct[name].isin(shared)
+                        distinct[name] = distinct[name].mask(is_shared, prefixed)
             names = plural(len(shared), "name")
-            self.remarks.append(f"{names} in both {first} and {second} are read as {understood}")
-        return told_apart
+            self.remarks.append(f"{names} in both {first} and {second} are read as {meaning}")
+        return distinct
 
     def sums(self, of_units: Array) -> Array:
-        """Add up what units have, ``(U, …)``, by group, ``(G, …)``."""
+        """Return the sums over the units of each group, ``(G, …)``, of values ``(U, …)``."""
         if not self.crossed:
             return of_units
         flat = of_units.reshape(len(of_units), -1)
@@ -140,14 +147,15 @@ class Groups:
         return sums.reshape(shape)
 
     def degrees(self, carried: Array) -> float:
-        """Return degrees of freedom of a jackknife over crossed groups, for the scarcest kind.
+        """Return the degrees of freedom of a jackknife over crossed groups.
 
-        Groups of one column count as ``1 / Σ share²`` groups of equal weight, less one (Carter,
-        Schnepel & Steigerwald 2017). Classes of pairs count as the smaller number of names in a
-        place of the pair.
+        They are the smallest over all kinds of groups. Groups of one column count as
+        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald 2017).
+        Classes of pairs count as the smaller of two numbers: the classes minus one, and the names
+        in the shorter column of the pair.
 
         Args:
-            carried: How much of the regressor's variation each group carries, ``(G,)``.
+            carried: Each group's part of the variation of the regressor, ``(G,)``.
         """
         degrees = []
         for kind in self._kinds:
@@ -166,10 +174,11 @@ class Groups:
 def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bool:
     """Return whether two columns are the two places of a pair.
 
-    They share nearly all names (each may lack one, or a fifth), and nothing is paired with itself.
+    Such columns share nearly all names: each may lack one name, or a fifth of the names. No name is
+    paired with itself.
 
     Raises:
-        ConfigError: A pair stands in both orders, which would be two units.
+        ConfigError: If the table contains a pair in both orders, which would be two units.
     """
     first_names = set(labels[first])
     second_names = set(labels[second])
@@ -188,7 +197,7 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     for a, b in pairs:
         if (b, a) in pairs:
             raise ConfigError(
-                f"{first} and {second} hold a pair in both orders: {a} and {b}, {b} and {a}",
+                f"{first} and {second} contain a pair in both orders: {a} and {b}, {b} and {a}",
                 hint="Write each pair in one order. If the columns do not name pairs, use other "
                 "names in one column",
             )

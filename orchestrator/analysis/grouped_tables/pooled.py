@@ -1,4 +1,4 @@
-"""The correlation over all rows as if they were independent, and what it mixes."""
+"""The pooled correlation: over all rows of a table, as if rows were independent."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.analysis.grouped_tables.rows import StandardRows
-from orchestrator.analysis.inference import Array, centred, t_p_values
+from orchestrator.analysis.inference import Array, centered, t_p_values
 
 MIN_ROWS = 3
-"""Fewest rows that have a correlation: two lie on a line."""
+"""Smallest number of rows for a correlation: two points always lie on a line."""
 SMALLEST_SQUARE = 1e-300
-"""Unexplained share of a perfect correlation, so that its t is a number."""
+"""Smallest unexplained share 1 − r², so that the t value of a perfect correlation is finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class PooledCorrelation:
-    """Correlation over all rows as if independent, which counts every row as a replicate.
+    """A correlation over all rows that counts each row as a replicate.
 
     Attributes:
         on: The column.
         r: Pearson's correlation over all rows.
-        p_value: Its p-value if rows were independent.
-        shares: Shares of the spread of response and column that lie between groups.
-        by_group: Correlation within each group that has one.
+        p_value: p-value of r under the assumption that rows are independent.
+        shares: Shares of the variance of response and column that lie between groups.
+        by_group: Correlation within each group, for groups in which it is defined.
     """
 
     on: str
@@ -44,14 +44,14 @@ def pooled_correlations(data: StandardRows) -> Iterator[PooledCorrelation]:
 
 
 def _pooled_correlation(data: StandardRows, name: str, column: Array) -> PooledCorrelation:
-    """Correlate the response with one column, ``(n,)``, both of mean 0 and deviation 1."""
+    """Correlate the response with a column, both ``(n,)`` with mean 0 and standard deviation 1."""
     unit = data.groups.unit
     num_rows = len(column)
     r = float(data.response @ column) / num_rows
     unexplained = max(1 - r**2, SMALLEST_SQUARE)
     error = float(np.sqrt(unexplained / (num_rows - 2)))
     pair = np.column_stack([data.response, column])
-    response_within, column_within = centred(pair, unit).T
+    response_within, column_within = centered(pair, unit).T
     response_squares = np.bincount(unit, response_within**2)
     column_squares = np.bincount(unit, column_within**2)
     products = np.bincount(unit, response_within * column_within)

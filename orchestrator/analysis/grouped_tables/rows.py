@@ -1,4 +1,4 @@
-"""Rows of a table as standardised arrays, and the least squares that all slopes start from."""
+"""Rows of a table as standardized arrays, and the partial slope that all fits use."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orchestrator.analysis.grouped_tables.groups import Groups
 from orchestrator.analysis.inference import Array, Codes
 
 SMALLEST_NUMBER = 1e-100
-"""Divisor for a column of zeros."""
+"""Smallest divisor of a column. A column of zeros is divided by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandardRows:
-    """Rows of a design, each column of mean 0 and standard deviation 1. q columns, n rows.
+    """The n rows of a design, with q regressors of mean 0 and standard deviation 1.
 
     Attributes:
-        design: What is asked of the table.
-        response: ``(n,)``.
-        columns: Columns that explain it, ``(n, q)``.
-        units_per_slope: The response's unit per unit of each column, ``(q,)``.
-        kind: Code of each row's combination of ``within``, ``(n,)``.
+        design: Columns of the fit.
+        response: Response, of mean 0 and standard deviation 1, ``(n,)``.
+        columns: Regressors, ``(n, q)``.
+        units_per_slope: Factor from a standardized slope to one in the table's units, ``(q,)``.
+        kind: Code of each row's combination of the ``within`` columns, ``(n,)``.
         groups: Units and groups of the rows.
-        crossing: Codes, ``(n,)``, of each column that recurs over groups and is not named.
+        crossing: Codes of each crossing column, ``(n,)``, by name of the column.
     """
 
     design: Design
@@ -44,18 +44,18 @@ class StandardRows:
         return np.column_stack([self.response, self.columns])
 
 
-def standardise(
+def standardize(
     table: pd.DataFrame,
     design: Design,
     crossing: Sequence[str],
     pairs: bool,
 ) -> StandardRows:
-    """Return the rows of a table in standard units, with their groups and kinds as codes."""
+    """Return the rows of a table with standardized columns, and groups and kinds as codes."""
     kind = np.zeros(len(table), dtype=int)
     if design.within:
         kind = table.groupby(list(design.within)).ngroup().to_numpy()
     values = table[list(design.numeric)].to_numpy(dtype=float)
-    # Divided first: squares of numbers near 1e200 would not be finite.
+    # Divide by the largest number first: squares of numbers near 1e200 would not be finite.
     largest = np.abs(values).max(axis=0)
     largest = np.maximum(largest, SMALLEST_NUMBER)
     shares = values / largest
@@ -81,16 +81,16 @@ def partial_slope(
     place: int,
     smallest: float,
 ) -> tuple[float, Array]:
-    """Return the slope of column 0 on column ``place`` at equal others.
+    """Return the slope of column 0 on column ``place``, given all other columns.
 
     Args:
-        products: Sums of products of all columns.
-        place: Column that explains column 0, from 1.
-        smallest: Sum of squares below which what varies of the column is rounding.
+        products: Matrix of sums of products of all columns.
+        place: Index of the regressor, from 1.
+        smallest: Sum of squares below which the variation of the regressor is rounding.
 
     Returns:
-        The slope, NaN if the column hardly varies beside the others; and the weights of all
-        columns in what varies of it.
+        The slope, and the weights of all columns in the regressor's residual. The slope is NaN if
+        the regressor is nearly a linear combination of the other columns.
     """
     regressors = range(1, len(products))
     remaining = [column for column in regressors if column != place]
@@ -100,8 +100,8 @@ def partial_slope(
     overlaps = products[remaining, place]
     explained = np.linalg.lstsq(block, overlaps, rcond=1e-12)[0]
     weights[remaining] = -explained
-    varies = float(weights @ products[:, place])
-    if varies <= smallest:
+    variation = float(weights @ products[:, place])
+    if variation <= smallest:
         return np.nan, weights
-    goes_with = float(weights @ products[:, 0])
-    return goes_with / varies, weights
+    covariation = float(weights @ products[:, 0])
+    return covariation / variation, weights

@@ -1,4 +1,4 @@
-"""Sentences on a fitted table: what was found, how sure it is, and what limits it."""
+"""Sentences on the fit of a user's table: slopes, their uncertainty and their limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.analysis.number_formats import (
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
-"""Smallest share of scatter in the groups' means that is worth a sentence."""
+"""Smallest share of scatter in the groups' means for which a sentence is written."""
 
 
 def answer(
@@ -28,7 +28,7 @@ def answer(
     between: Slope,
     scatter: MeanScatter | None,
 ) -> str:
-    """Say what is claimed of one column, within groups first and then between them."""
+    """Return the sentences on one column: first within groups, then between groups."""
     texts = [
         _level(design, within, f"within one {listing(design.groups)}"),
         _level(design, between, f"between {_units(design, num_groups)}"),
@@ -39,19 +39,19 @@ def answer(
 
 
 def _units(design: Design, num_groups: int) -> str:
-    """Say how many groups there are, or combinations of several."""
+    """Return the number of groups, or of combinations of several columns of groups, in words."""
     if len(design.groups) > 1:
         return f"{num_groups:,} combinations of {listing(design.groups)}"
     return f"{num_groups:,} groups"
 
 
 def _level(design: Design, slope: Slope, place: str) -> str:
-    """Say what a slope shows at one level."""
+    """Return the sentences on the slope at one level."""
     start = f"{place[:1].upper()}{place[1:]}"
     if design.within:
         start = f"At equal {listing(design.within)}, {place}"
     if slope.value is None:
-        return f"{start}, nothing can be said of {slope.on}: {slope.reason}."
+        return f"{start}, the slope on {slope.on} cannot be estimated: {slope.reason}."
     if slope.is_significant:
         verb = "rises" if slope.value > 0 else "falls"
         claim = f"{design.response} {verb} with {slope.on}"
@@ -61,7 +61,7 @@ def _level(design: Design, slope: Slope, place: str) -> str:
 
 
 def _numbers(slope: Slope) -> str:
-    """Write the slope, the interval of a claim, and what decides."""
+    """Return the slope, the interval if there is a claim, and the adjusted p-value in words."""
     parts = [f"slope {number(slope.value)}"]
     if slope.is_significant:
         parts.append(f"95 % interval {interval(slope.interval)}")
@@ -75,12 +75,12 @@ def _numbers(slope: Slope) -> str:
 
 
 def _limits(slope: Slope) -> str:
-    """Say which slopes are possible where none is claimed, and which group matters most."""
+    """Return the slopes compatible with the data, and the effect of the most influential group."""
     text = ""
     if not slope.is_significant and slope.interval is not None and slope.detectable:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
-            f"data. At the verdict's level of {per_cent_of(slope.test_level)}, 80 of 100 such "
+            f"data. At a significance level of {per_cent_of(slope.test_level)}, 80 of 100 such "
             f"studies would detect a slope of {number(slope.detectable)}."
         )
     group = slope.most_influential
@@ -92,16 +92,16 @@ def _limits(slope: Slope) -> str:
 
 
 def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
-    """Say how much of the spread between groups is the scatter of rows within them."""
+    """Return the share of the variance between groups that comes from scatter, in words."""
     share = f"{scatter.share:.1%}" if scatter.share < 0.1 else f"{scatter.share:.0%}"
     text = (
-        f"Of the variance of {scatter.on} between {_units(design, num_groups)}, {share} is the "
-        "scatter of rows within them, divided by their number."
+        f"Of the variance of {scatter.on} between {_units(design, num_groups)}, {share} comes from "
+        "the scatter of rows within groups."
     )
     if scatter.slope is None:
-        return f"{text} That is too much to tell both apart, so nothing is claimed between groups."
+        return f"{text} With so much scatter, no claim is made between groups."
     return (
-        f"{text} Without it the slope between groups is {number(scatter.slope)} "
+        f"{text} Without this scatter, the slope between groups is {number(scatter.slope)} "
         f"(95 % interval {interval(scatter.interval)})."
     )
 
@@ -112,34 +112,34 @@ def pooled_answer(
     num_groups: int,
     pooled: PooledCorrelation,
 ) -> str:
-    """Say what the pooled correlation is, and what it mixes."""
+    """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
     response_share, column_share = (f"{share:.0%}" for share in pooled.shares)
     mixture = {
-        "0%": "it is nearly the slope within them",
-        "100%": "it is nearly the slope between them",
-    }.get(column_share, "it mixes both slopes")
+        "0%": "r shows almost only the relation within groups",
+        "100%": "r shows almost only the relation between groups",
+    }.get(column_share, "r mixes the relations within and between groups")
     return (
-        f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} "
-        f"({_small_p(pooled.p_value)}). That takes {plural(num_rows, 'row')} of "
-        f"{_units(design, num_groups)} for independent. Of the spread of {design.response} "
-        f"{response_share} and of {pooled.on} {column_share} lie between groups, so "
-        f"{mixture}.{_by_group(pooled)}"
+        f"Over all rows, the correlation r with {pooled.on} is {number(pooled.r)} "
+        f"({_small_p(pooled.p_value)}). This p counts the {plural(num_rows, 'row')} of "
+        f"{_units(design, num_groups)} as independent. {response_share} of the variance of "
+        f"{design.response} and {column_share} of the variance of {pooled.on} lie between groups, "
+        f"so {mixture}.{_by_group(pooled)}"
     )
 
 
 def _small_p(p: float) -> str:
-    """Write a p-value with its order of magnitude: pooled ones are often absurdly small."""
+    """Return a p-value in words, with its order of magnitude if it is below 0.001."""
     if p < 1e-300:
         return "p < 1e-300"
     return p_equals(p) if p >= 1e-3 else f"p = {p:.0e}"
 
 
 def _by_group(pooled: PooledCorrelation) -> str:
-    """Say from where to where correlations of single groups run."""
+    """Return the range of the correlations within single groups, in words."""
     if not pooled.by_group:
         return ""
     lowest = number(min(pooled.by_group.values()))
     highest = number(max(pooled.by_group.values()))
     if lowest == highest:
-        return f" Group by group r is {lowest}."
-    return f" Group by group r runs from {lowest} to {highest}."
+        return f" Within each group, r is {lowest}."
+    return f" Within single groups, r ranges from {lowest} to {highest}."

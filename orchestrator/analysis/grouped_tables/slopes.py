@@ -1,4 +1,4 @@
-"""A slope with its interval and p-value, as an estimate that text and JSON are made from."""
+"""The record of a slope of a user's table, with its interval and p-value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from orchestrator.analysis.law_fits.detection import TTest
 
 @dataclass(frozen=True, slots=True)
 class Slope(Tested):
-    """A slope of the response on a column, within groups or between them, at equal others.
+    """A slope of the response on a column, given the other columns.
 
     Attributes:
-        level: Within groups, or between them with one effect per group.
+        level: ``within`` groups, or ``between`` groups with one effect per group.
         on: The column.
-        num_groups: Groups that carry information.
-        degrees: Degrees of freedom of its t test; None without one.
+        num_groups: Number of groups that contribute to the slope.
+        degrees: Degrees of freedom of the t test; None without a t test.
     """
 
     level: Level
@@ -28,7 +28,7 @@ class Slope(Tested):
     degrees: float | None = None
 
     def times(self, factor: float) -> Slope:
-        """Return the slope in other units."""
+        """Return the record with its slope, interval and refits multiplied by a factor."""
         if self.value is None:
             return self
         bounds = None
@@ -39,7 +39,7 @@ class Slope(Tested):
         return replace(self, value=self.value * factor, interval=bounds, left_out=refits)
 
     def without_interval(self, reason: str) -> Slope:
-        """Return the slope as a number from which nothing is concluded."""
+        """Return the slope without interval and p-value, and with a reason for this."""
         return replace(self, interval=None, p_value=None, left_out={}, reason=reason)
 
     def with_variance(self, variance: Variance) -> Slope:
@@ -54,7 +54,7 @@ class Slope(Tested):
 
     @property
     def is_significant(self) -> bool:
-        """True if a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
+        """True if the adjusted p is at most 0.05 and the interval excludes 0."""
         return is_significant(self.adjusted_p, self.interval)
 
     @property
@@ -66,7 +66,7 @@ class Slope(Tested):
 
     @property
     def test(self) -> TTest | None:
-        """The t test with the standard error that its interval shows; None without one."""
+        """The t test, with the standard error computed from the interval; None without one."""
         if self.interval is None or self.degrees is None:
             return None
         low, high = self.interval
@@ -76,7 +76,7 @@ class Slope(Tested):
 
     @property
     def detectable(self) -> float | None:
-        """The slope that 80 of 100 such studies would detect, at the level of the verdict."""
+        """The smallest slope that 80 of 100 such studies would detect."""
         if self.test is None:
             return None
         return self.test.detectable(self.num_tests)

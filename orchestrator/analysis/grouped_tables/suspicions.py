@@ -1,4 +1,7 @@
-"""Values that are fitted as they stand and may be no measurement or no group of their own."""
+"""Warnings on suspicious values of a table: codes for missing values, sums and misspelled names.
+
+Rows with such values are fitted all the same.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ MISSING_CODES = (
     *_NINES,
     *(-nines for nines in _NINES),
 )
-"""Numbers that often stand for a missing value: survey codes, integer limits, netCDF's fills."""
+"""Numbers that often mean a missing value: survey codes, integer limits, netCDF's fill values."""
 SUMMARY_WORDS = frozenset(
     {
         *("all", "average", "avg", "gesamt", "mean", "median"),
         *("overall", "pooled", "subtotal", "sum", "total"),
     }
 )
-"""Words in the name of a row that sums up other rows."""
+"""Words that mark a row as the sum or mean of other rows."""
 MAX_SHOWN = 6
 """Largest number of spellings in a message."""
 _WORD = re.compile(r"[^\W_]+")
-"""Letters and digits together: "s2all" is one word that holds no "all"."""
+"""A word of letters and digits: "s2all" is one word and does not contain the word "all"."""
 
 
 def suspicions(rows: pd.DataFrame, design: Design) -> Iterator[str]:
-    """Warn of codes for missing values, rows that sum up others, and names that look alike."""
+    """Yield warnings on codes for missing values, rows of sums or means, and similar names."""
     for name in design.numeric:
         yield from _missing_codes(rows[name])
     for name in design.labels:
@@ -44,7 +47,7 @@ def suspicions(rows: pd.DataFrame, design: Design) -> Iterator[str]:
 
 
 def row_numbers(mask: pd.Series) -> str:
-    """Name the first three marked rows by their numbers; the first below the header is row 1."""
+    """Return the numbers of the first three marked rows. Row 1 is the first below the header."""
     numbers = np.flatnonzero(mask) + 1
     texts = [str(number) for number in numbers[:3]]
     if len(numbers) > 3:
@@ -54,9 +57,10 @@ def row_numbers(mask: pd.Series) -> str:
 
 
 def _missing_codes(values: pd.Series) -> Iterator[str]:
-    """Warn of a code that lies apart from all other numbers of a column.
+    """Yield a warning for each missing-value code that lies apart from the rest of its column.
 
-    Apart is further than their standard deviation from every other number, or alone below zero.
+    A code lies apart if its distance to every other number exceeds their standard deviation, or if
+    it is the only negative number.
     """
     for code in MISSING_CODES:
         is_code = np.isclose(values, code, rtol=1e-6, atol=0)
@@ -68,14 +72,14 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         is_only_negative = code < 0 <= remaining.min()
         if is_distant or is_only_negative:
             yield (
-                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')} "
-                f"and is fitted as a number. Leave the cell empty if {code:g} means that the value "
-                "is missing."
+                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. The "
+                f"fit uses it as a number. If {code:g} means that the value is missing, leave the "
+                "cell empty."
             )
 
 
 def _summary_rows(labels: pd.Series) -> Iterator[str]:
-    """Warn of labels that read like a sum or mean over other rows."""
+    """Yield a warning for each label that names a sum or mean over other rows."""
     for label, num_rows in labels.value_counts().items():
         words = set()
         for word in _WORD.findall(str(label).casefold()):
@@ -83,24 +87,27 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}, and is fitted like any other. Leave "
-                "these rows out if they sum up the rest."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other rows. "
+                "If they are sums or means of other rows, remove them."
             )
 
 
 def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
-    """Warn of labels that differ in case only, or are one number written in two ways."""
-    spellings: dict[object, list[str]] = {}
+    """Yield a warning if labels differ only in case, or are the same number in two spellings."""
+    spellings_by_key: dict[object, list[str]] = {}
     for label in sorted(labels.unique()):
         number = pd.to_numeric(label, errors="coerce")
         key: object = float(number)
         if pd.isna(number):
             key = label.casefold()
-        spellings.setdefault(key, []).append(label)
-    alike: list[str] = []
-    for same in spellings.values():
-        if len(same) > 1:
-            alike += same
-    if alike:
-        names = listing(sorted(alike)[:MAX_SHOWN])
-        yield f"Beware: {labels.name} holds {names}, which differ only in spelling."
+        spellings_by_key.setdefault(key, []).append(label)
+    similar: list[str] = []
+    for spellings in spellings_by_key.values():
+        if len(spellings) > 1:
+            similar += spellings
+    if similar:
+        names = listing(sorted(similar)[:MAX_SHOWN])
+        yield (
+            f"Beware: column {labels.name} contains {names}, which differ only in spelling. If "
+            "they mean the same, write them in one way."
+        )

@@ -1,7 +1,7 @@
-"""A user's table, read from a file and checked: what is left out, and what looks suspicious.
+"""Reading and checking of a user's table for a fit within and between groups.
 
-Numbers become float64; groups and ``within`` stay text, so that ids keep their zeros. Everything
-that is wrong is told in one :class:`ConfigError`, with the numbers of the rows.
+Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading zeros.
+One :class:`ConfigError` lists all problems, with the numbers of the rows.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ from search_spaces.errors import ConfigError, collect, nearest_path, plural, unk
 from tasks.sources.tables import READERS, TableError, read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
+"""Endings of the files that can be read."""
 SAVE_AS_CSV = "Save the table as CSV in UTF-8 with one line of column names"
 MAX_SHARE_LEFT_OUT = 0.05
-"""Largest share of rows that may lack a value or repeat another row. With more of them, the rows
-that remain may differ from those that are gone."""
+"""Largest share of rows that may be left out because of a missing value or an equal row. With a
+larger share, the remaining rows may differ from the removed ones."""
 MAX_MAGNITUDE = 1e100
-"""Larger numbers have no square in float64, nor have numbers smaller than its inverse."""
+"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other numbers
+are not finite, or 0, in float64."""
 MIN_ROUNDING_STEPS = 1e4
-"""Smallest standard deviation of a column in steps of float64 rounding at its largest value: a
-slope then keeps four digits."""
+"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value. A
+slope then has four correct digits."""
 MAX_KINDS_WITHIN = 200
-"""Largest number of combinations of ``within``: each is a column of the regression."""
+"""Largest number of combinations of the ``within`` columns. Each adds a column to the fit."""
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
-"""Cells that stand for a missing value, in lower case."""
+"""Texts of cells that mean a missing value, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserTable:
-    """The rows of a table that are fitted, and what a reader has to know of them.
+    """The rows of a user's table that are fitted, with remarks on them.
 
     Attributes:
         rows: The columns of the design, and the crossing columns as text.
-        remarks: Sentences on rows that were left out and on values that look suspicious.
-        crossing: Columns that the design does not name and whose values recur over groups.
+        remarks: Sentences on rows that were left out and on suspicious values.
+        crossing: Columns outside the design whose values recur over groups.
     """
 
     rows: pd.DataFrame
@@ -52,10 +54,10 @@ class UserTable:
 
 
 def read_user_table(path: Path, design: Design) -> UserTable:
-    """Read the columns of a design from a file of any kind in :data:`SUFFIXES`.
+    """Read the columns of a design from a file whose ending is in :data:`SUFFIXES`.
 
     Raises:
-        ConfigError: With every problem of the file and of its rows.
+        ConfigError: If the file or its rows cannot be used. The error lists every problem.
     """
     cells = _read_cells(path)
     _check_columns(cells, design, path.name)
@@ -93,16 +95,16 @@ def read_user_table(path: Path, design: Design) -> UserTable:
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
-    """Return all cells of a file as text, in columns of different names."""
+    """Return all cells of a file as text. Every column has another name."""
     if not path.is_file():
         if path.is_dir():
-            raise ConfigError(f"{path} is a folder", hint="Name a table in this folder")
+            raise ConfigError(f"{path} is a folder", hint="Give the path of a table in this folder")
         raise ConfigError(f"The table {path} does not exist", hint=nearest_path(path))
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(
-            f"{path.name} is not a kind of table that isweep reads",
-            hint=f"Give a file that ends with {', '.join(SUFFIXES)}",
+            f"{path.name} has no ending of a table that isweep can read",
+            hint=f"Give a file with one of these endings: {', '.join(SUFFIXES)}",
         )
     read, kind = READERS.get(suffix, (read_text, "UTF-8 text"))
     try:
@@ -110,7 +112,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
     except TableError as error:
         problem = "; ".join(map(str, error.args))
         raise ConfigError(f"{path.name}: {problem}", hint=SAVE_AS_CSV) from None
-    except Exception as error:  # readers raise almost anything on damaged files
+    except Exception as error:  # Readers raise many kinds of errors on damaged files.
         raise ConfigError(
             f"{path.name} cannot be read as {kind}: {error}", hint=SAVE_AS_CSV
         ) from None
@@ -120,8 +122,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ConfigError(
-            f"{path.name} has more than one column {listing(sorted(repeated))}",
-            hint="Rename one of the columns",
+            f"{path.name} has more than one column with the name {listing(sorted(repeated))}",
+            hint="Rename columns until all names differ",
         )
     lengths = pd.Series([len(line) for line in lines[1:]], dtype=int)
     is_uneven = lengths != len(names)
@@ -136,28 +138,30 @@ def _read_cells(path: Path) -> pd.DataFrame:
 
 
 def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
-    """Refuse a design that names a column twice, or one that the table does not have."""
+    """Raise an error if a design contains a column twice, or a column missing from the table."""
     table_names = [str(name) for name in cells.columns]
     absent = [name for name in design.columns if name not in table_names]
     collect(unknown_name(f"column of {file_name}", name, table_names) for name in absent)
     for name in design.columns:
         if design.columns.count(name) > 1:
             raise ConfigError(
-                f"The column {name} is named twice in response, on, groups and within",
-                hint="Name another column for one of the two",
+                f"The column {name} appears twice in response, on, groups and within",
+                hint="Replace it by another column in one of the two places",
             )
 
 
 def _reasons_left_out(
     named: pd.DataFrame, is_missing: pd.DataFrame, is_copy: pd.Series
 ) -> list[str]:
-    """Say how many rows are left out, and why, with the first of their numbers."""
+    """Return the number of rows left out for each reason, with their first row numbers."""
     masks = {}
     for name, mask in is_missing.items():
         spellings = named[name][mask].unique()
         texts = [repr(text) for text in spellings if text]
-        as_read = f", as {listing(texts)} reads" if texts else ""
-        masks[f"without {name}{as_read}"] = mask
+        spelled = ""
+        if texts:
+            spelled = f", because {listing(texts)} counts as missing"
+        masks[f"without {name}{spelled}"] = mask
     masks["equal to an earlier row in every column"] = is_copy
     return [
         f"{plural(int(mask.sum()), 'row')} {why} ({row_numbers(mask)})"
@@ -167,7 +171,7 @@ def _reasons_left_out(
 
 
 def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
-    """Report columns with cells that are neither a usable number nor missing."""
+    """Yield an error for each column with cells that are neither a usable number nor missing."""
     for name, mask in is_bad.items():
         if not mask.any():
             continue
@@ -182,37 +186,38 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
 
 
 def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigError]:
-    """Report a table of which too many rows would be left out."""
+    """Yield an error if too many rows would be left out."""
     share = 1 - is_fitted.mean()
     if share > MAX_SHARE_LEFT_OUT:
         yield ConfigError(
-            f"{share:.0%} of the rows would be left out, but at most {MAX_SHARE_LEFT_OUT:.0%} may "
-            f"be: {'; '.join(reasons)}",
-            hint="Drop these rows yourself if that is right. Otherwise add a column in which "
-            "repeated rows differ, or rename groups whose names mean a missing value",
+            f"{share:.0%} of the rows would be left out, more than the {MAX_SHARE_LEFT_OUT:.0%} "
+            f"allowed: {'; '.join(reasons)}",
+            hint="If these rows are wrong, remove them from the table. Otherwise add a column in "
+            "which equal rows differ, or rename groups whose names count as missing",
         )
 
 
 def _variation_faults(
     rows: pd.DataFrame, is_bad: pd.DataFrame, design: Design
 ) -> Iterator[ConfigError]:
-    """Report columns that vary too little, or too much, for a slope between their rows."""
+    """Yield an error for each column with too few groups or values, or too many combinations."""
     for name in design.groups:
         num_groups = rows[name].nunique()
         if num_groups < 2:
             yield ConfigError(
                 f"Column {name} has only {plural(num_groups, 'group')}, and a fit needs at least 2",
-                hint="Name a column whose rows belong together, such as dataset or patient",
+                hint="Choose a column whose values mark rows that belong together, for example "
+                "dataset or patient",
             )
     for name in design.numeric:
         if is_bad[name].any():
-            continue  # reported as no number
+            continue  # _number_faults reports these columns.
         values = rows[name]
         rounding_step = np.spacing(values.abs().max())
         if not values.std() > MIN_ROUNDING_STEPS * rounding_step:
             yield ConfigError(
                 f"Column {name} varies too little for a slope: its values agree in about 12 digits",
-                hint="Name another column. If the values differ in later digits, subtract a "
+                hint="Choose another column. If the values differ in later digits, subtract a "
                 "constant before you save the table",
             )
     num_kinds = 0
@@ -221,7 +226,7 @@ def _variation_faults(
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         yield ConfigError(
-            f"The columns of --within make {num_kinds:,} combinations, and at most "
-            f"{MAX_KINDS_WITHIN:,} can be fitted",
-            hint="Name columns with fewer different values",
+            f"The columns of --within have {num_kinds:,} combinations of values, and a fit can use "
+            f"at most {MAX_KINDS_WITHIN:,}",
+            hint="Choose columns with fewer different values",
         )

@@ -1,7 +1,8 @@
-"""Slopes within groups: an intercept per unit and per kind of ``within``, inference over groups.
+"""Slopes within groups, with an intercept for each unit and each combination of ``within``.
 
-The interval is by CR2 with Satterthwaite's degrees of freedom, the p-value by the restricted wild
-cluster bootstrap. Crossed groups have neither, and are left out one by one (jackknife, CR3).
+The replicates are groups. The interval is CR2 with Satterthwaite's degrees of freedom, and the
+p-value comes from the restricted wild cluster bootstrap. For crossed groups, a jackknife over
+groups (CR3) gives both.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from orchestrator.analysis.inference import (
     MIN_DATASETS,
     MIN_RCOND,
     Array,
-    centred,
+    centered,
     jackknife_error,
 )
 from orchestrator.analysis.number_formats import listing
 from search_spaces.errors import plural
 
 MIN_BOOTSTRAPPED = 6
-"""Fewest groups of a wild bootstrap: with five, few of its draws differ and its p is coarse."""
+"""Smallest number of groups for a wild bootstrap. With five groups its p-value is coarse, because
+few draws differ."""
 MAX_BOOTSTRAPPED = 200
-"""Most groups of a wild bootstrap: with more of them it agrees with CR2 and takes seconds."""
+"""Largest number of groups for a wild bootstrap. With more groups it agrees with CR2, and takes
+seconds."""
 MIN_SHARE_CARRIED = 1e-12
-"""A group with a smaller share of the regressor's variation than this has rounding only."""
+"""Share of the regressor's variation below which the variation of a group is rounding."""
 
 
 def within_slopes(data: StandardRows) -> Iterator[Slope]:
@@ -48,20 +51,20 @@ def within_slopes(data: StandardRows) -> Iterator[Slope]:
 
 
 class WithinFit:
-    """Products of all columns by group, from which a slope is refitted without any group.
+    """A fit within groups, with the products of its columns by group for refits.
 
     Attributes:
-        table: Response, columns and indicators of kinds, centred within units.
+        table: Response, columns and indicators of kinds, centered within units.
     """
 
     def __init__(self, data: StandardRows) -> None:
         self.data = data
         self.groups = data.groups
         unit = data.groups.unit
-        kinds = np.arange(1, data.kind.max() + 1)  # the unit's intercept is that of kind 0
+        kinds = np.arange(1, data.kind.max() + 1)  # Kind 0 has the intercept of the unit.
         indicators = data.kind[:, None] == kinds
         columns = np.column_stack([data.values, indicators])
-        self.table = centred(columns, unit)
+        self.table = centered(columns, unit)
         self._smallest = MIN_RCOND * len(unit)
         self._total = self.table.T @ self.table
         by_unit = np.argsort(unit, kind="stable")
@@ -71,7 +74,12 @@ class WithinFit:
         self._by_group = self.groups.sums(products)
 
     def slope(self, place: int, name: str) -> Slope:
-        """Estimate the slope on one column, or say why there is none."""
+        """Return the slope on one column, or the reason why it cannot be estimated.
+
+        Args:
+            place: Index of the column in the table, from 1.
+            name: Name of the column.
+        """
         value, weights = partial_slope(self._total, place, self._smallest)
         if not np.isfinite(value):
             reason = self._why_none(place, name)
@@ -101,7 +109,7 @@ class WithinFit:
         return self._judged_by_clusters(slope, place)
 
     def _why_none(self, place: int, name: str) -> str:
-        """Say why a column has no slope within groups."""
+        """Return the reason why a column has no slope within groups."""
         equal = ""
         if self.data.design.within:
             equal = f" at equal {listing(self.data.design.within)}"
@@ -111,12 +119,12 @@ class WithinFit:
         return f"{name} does not vary within groups{equal}"
 
     def _carried(self, direction: Array) -> Array:
-        """Return how much of the regressor's variation each group carries, ``(G,)``."""
+        """Return each group's part of the regressor's variation, ``(G,)``."""
         by_unit = np.bincount(self.groups.unit, direction**2)
         return self.groups.sums(by_unit.astype(float))
 
     def _refits(self, place: int, carried: Array) -> dict[str, float]:
-        """Refit the slope without each group that carries a part of it."""
+        """Refit the slope without each group that contributes to the regressor's variation."""
         is_carrying = carried > MIN_SHARE_CARRIED * carried.sum()
         refits = {}
         for group in np.flatnonzero(is_carrying):
@@ -131,7 +139,7 @@ class WithinFit:
         place: int,
         carried: Array,
     ) -> Slope:
-        """Return a slope within units of crossed groups with interval and p-value."""
+        """Add the interval and p-value of a jackknife over crossed groups."""
         degrees = self.groups.degrees(carried)
         if degrees < 1:
             largest = self.groups.names[carried.argmax()]
@@ -143,7 +151,7 @@ class WithinFit:
         return slope.with_variance(self._with_crossing(fitted, variance))
 
     def _judged_by_clusters(self, slope: Slope, place: int) -> Slope:
-        """Return a slope within the groups of one column with interval and p-value."""
+        """Add the CR2 interval and the bootstrap p-value for groups of one column."""
         unit = self.groups.unit
         fitted = self._fitted(place)
         by_group = cr2_variance(fitted, unit)
@@ -153,7 +161,7 @@ class WithinFit:
             return judged
         p_value = wild_bootstrap_p(fitted, unit)
         if variance is not by_group and judged.p_value is not None:
-            # The bootstrap draws by group and knows nothing of crossing columns.
+            # The bootstrap draws by group and does not include crossing columns.
             p_value = max(p_value, judged.p_value)
         return replace(judged, p_value=p_value)
 
@@ -164,7 +172,7 @@ class WithinFit:
         return least_squares(response, columns, place - 1)
 
     def _with_crossing(self, fitted: Coefficient, variance: Variance) -> Variance:
-        """Add what unnamed columns that recur over groups add to a variance."""
+        """Add the variance that comes from crossing columns."""
         parts = [variance]
         for codes in self.data.crossing.values():
             excess = excess_variance(fitted, codes, self.groups.unit)

@@ -11,7 +11,7 @@ import pandas as pd
 from orchestrator.analysis.inference import (
     MIN_DATASETS_OF_A_CORRELATION,
     Array,
-    centred,
+    centered,
     max_correlation_test,
 )
 from orchestrator.analysis.law_fits.estimates import Estimate, correlation_interval
@@ -25,7 +25,13 @@ from search_spaces.errors import plural
 
 @dataclass(frozen=True, slots=True)
 class AttackGain:
-    """The loss that one attack adds to one network, as dataset effects at equal N."""
+    """The loss that one attack adds to one network, on each dataset at equal N.
+
+    Attributes:
+        fit: Record of the fit, still without an estimate.
+        rows: Points with K_F and a loss under this attack.
+        gains: Added loss of each dataset: dataset effects at equal N, by name of the dataset.
+    """
 
     fit: AttackFit
     rows: pd.DataFrame
@@ -35,11 +41,19 @@ class AttackGain:
 def fit_attacks(
     points: pd.DataFrame, scale: SharpnessScale, models: Sequence[str]
 ) -> Iterator[AttackFit]:
-    """Correlate what attacks add to the loss with K_F, over datasets and within domains.
+    """Correlate the loss that attacks add with K_F, over datasets and within domains.
 
-    Gains and K_F are dataset effects at equal model and train size. p-values are adjusted over
-    attacks and networks. If K_F has several scales, only the datasets of the commonest one are
-    taken.
+    Added losses and K_F are dataset effects at equal model and train size. p-values are adjusted
+    for the number of attacks and networks. If K_F has several scales, only datasets of the most
+    common scale are used.
+
+    Args:
+        points: The points.
+        scale: Scales of K_F.
+        models: Names of the networks.
+
+    Yields:
+        One fit for each attack and network, and one for each attack over all networks.
     """
     variant = ""
     if not scale.comparable:
@@ -59,8 +73,9 @@ def fit_attacks(
 
 
 def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, pd.DataFrame]:
-    """Return the scale of K_F that most datasets have, and the points of those that have no
-    other.
+    """Return the name of the most common scale of K_F, and the points of its datasets.
+
+    Datasets that also have another scale are left out.
     """
     commonest, datasets = max(scale.scales, key=lambda entry: len(entry[1]))
     datasets_of_other_scales: set[str] = set()
@@ -71,7 +86,7 @@ def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[st
 
 
 def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> AttackGain | AttackFit:
-    """Return the gains of an attack on a network, or the fit that says why there are none."""
+    """Return the loss that an attack adds to a network; without one, a fit with the reason."""
     rows = complete_rows(points, model, ALL, (attack, LABEL_SHARPNESS))
     unfitted = AttackFit(
         model=model,
@@ -97,7 +112,7 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
 
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
-    """Yield the fits of all gains that were tried, tested together."""
+    """Test all correlations together, and yield the fit of each."""
     gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
@@ -112,7 +127,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             continue
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
-        # The largest of several correlations is chosen: so its interval holds for all at once.
+        # The answer reports the largest of several correlations, so intervals are simultaneous.
         critical = None if adjusted_p is None else test.critical
         estimate = Estimate(
             name="r",
@@ -122,6 +137,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             ),
             resampled_p=adjusted_p,
             num_resamples=test.num_rearrangements,
+            smallest_p=1 / test.num_rearrangements,
         )
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
@@ -135,10 +151,10 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
 
 
 def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
-    """Return K_F at equal model and N, and the domain, a row per dataset.
+    """Return K_F at equal model and N, and the domain, with one row per dataset.
 
-    K_F grows with N, so a plain mean would be larger where a dataset has larger train sizes. Where
-    datasets share no train size there is nothing but that mean.
+    K_F grows with N. A plain mean would therefore be larger for datasets with larger train sizes.
+    Only if datasets share no train size, the plain mean is returned.
     """
     rows = points.dropna(subset=[LABEL_SHARPNESS])
     about = rows.groupby(DATASET).agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"})
@@ -149,7 +165,7 @@ def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
-    """Return the correlation without each dataset, whose effects are taken anew without it."""
+    """Return the correlation without each dataset. The effects are estimated again each time."""
     attack = gain.fit.response
     correlations = {}
     for name in gain.gains.index:
@@ -161,8 +177,8 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
 
 
 def _correlation(rows: pd.DataFrame) -> float:
-    """Return Pearson's r of the gain with K_F within domains."""
+    """Return Pearson's r between the added loss and K_F within domains."""
     values: Array = rows[["gain", LABEL_SHARPNESS]].to_numpy(dtype=float)
-    residuals = centred(values, rows[DOMAIN].to_numpy(dtype=str))
+    residuals = centered(values, rows[DOMAIN].to_numpy(dtype=str))
     lengths = np.prod(np.linalg.norm(residuals, axis=0))
     return float(np.prod(residuals, axis=1).sum() / max(lengths, 1e-300))

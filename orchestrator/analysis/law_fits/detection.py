@@ -1,8 +1,8 @@
-"""How often a test detects an effect, at the level that a verdict needs.
+"""Power of the tests behind the verdicts, at the level that a verdict needs.
 
-A verdict needs an adjusted p of 0.05. Of a family of m tests, Holm's correction holds the smallest
-p-value against 0.05 / m. Powers, detectable effects and numbers of datasets are all for this level,
-the strictest of the family, and count both sides or one as the test itself does.
+A verdict needs an adjusted p of at most 0.05. In a family of m tests, Holm's correction compares
+the smallest p-value with 0.05 / m. Powers, detectable effects and numbers of datasets are computed
+for this level, the strictest of the family. They count the same sides as the test.
 """
 
 from __future__ import annotations
@@ -15,43 +15,70 @@ from scipy import special
 from orchestrator.analysis.inference import LEVEL, t_quantile
 
 MAX_NEEDED = 10_000
-"""Most datasets that a design is told to have; beyond that the effect is as good as none."""
-CERTAIN_SHIFT = 30.0
-"""Effects of more standard errors are always detected; scipy's noncentral t overflows there."""
-POWER_WANTED = 0.8
-"""Share of studies that should detect an effect, by which effects and datasets are given."""
+"""Largest number of datasets that a message recommends. No study collects more."""
+MAX_SHIFT = 1e9
+"""Largest detectable effect that is searched for, in standard errors."""
+TARGET_POWER = 0.8
+"""Power for which detectable effects and numbers of datasets are computed: 80 of 100 studies."""
+NORMAL_NODES, NORMAL_WEIGHTS = special.roots_hermitenorm(100)
+"""Gauss–Hermite nodes and weights of an average over a standard normal variable."""
 
 
 def verdict_level(num_tests: int) -> float:
-    """Return the level of the strictest test of a family: 0.05 over the number of its tests."""
+    """Return the strictest level of a family by Holm: 0.05 divided by the number of its tests."""
     return LEVEL / max(1, num_tests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTest:
-    """A two-sided t test of one number.
+    """A two-sided t test of one estimate.
 
     Attributes:
-        std_error: Standard error of the number.
+        std_error: Standard error of the estimate.
         degrees: Degrees of freedom.
+        smallest_p: Smallest p-value that the resampling behind the verdict can give; 0 if the
+            verdict uses the t test alone. No effect is detected at a stricter level.
     """
 
     std_error: float
     degrees: float
+    smallest_p: float = 0.0
 
     def power(self, effect: float, num_tests: int) -> float | None:
-        """Return the share of studies that detect an effect, as one of so many tests."""
-        return t_power(effect, self.std_error, self.degrees, verdict_level(num_tests))
+        """Return the share of studies that detect an effect in a family of ``num_tests`` tests.
+
+        Permutations and draws detect no more than the t test, so the true share may be smaller.
+        """
+        level = verdict_level(num_tests)
+        if self.smallest_p > level:
+            return 0.0
+        return t_power(effect, self.std_error, self.degrees, level)
 
     def detectable(self, num_tests: int) -> float | None:
-        """Return the effect that 80 of 100 studies detect, as one of so many tests."""
+        """Return the smallest effect that 80 of 100 studies detect.
+
+        Args:
+            num_tests: Tests of the family.
+
+        Returns:
+            The effect in units of the estimate. None if the standard error is 0, or if no effect
+            can be detected at the level.
+        """
         if not self.std_error:
             return None
-        low, high = 0.0, CERTAIN_SHIFT
+
+        def is_detected(shift: float) -> bool:
+            power = self.power(shift * self.std_error, num_tests)
+            return power is not None and power >= TARGET_POWER
+
+        low, high = 0.0, 1.0
+        while not is_detected(high):
+            low, high = high, 2 * high
+            if high > MAX_SHIFT:
+                return None
         for _ in range(50):
             middle = (low + high) / 2
-            power = self.power(middle * self.std_error, num_tests)
-            if power is not None and power >= POWER_WANTED:
+            if is_detected(middle):
                 high = middle
             else:
                 low = middle
@@ -63,11 +90,12 @@ class LargestCorrelation:
     """A one-sided test of the largest of several correlations over datasets.
 
     Attributes:
-        num_correlations: Correlations of which the largest is tested.
-        degrees: Datasets less those that domains and Fisher's z take.
-        interval_critical: Standard errors of z by which the interval reaches to each side.
-        criticals: Standard errors of z that the largest one exceeds by chance in 0.05 / k of all
-            permutations, for k = 1, 2, … tests of the family.
+        num_correlations: Number of correlations. The test is on the largest of them.
+        degrees: Number of datasets, minus the number of domains, minus 2. Fisher's z has the
+            variance 1 / ``degrees``.
+        interval_critical: Half width of the confidence interval, in standard errors of z.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
+            for k = 1, 2, … tests of the family. Levels that no permutation can reach are missing.
     """
 
     num_correlations: int
@@ -76,34 +104,53 @@ class LargestCorrelation:
     criticals: tuple[float, ...]
 
     def power(self, effect: float, num_tests: int) -> float | None:
-        """Return the share of studies in which one such correlation is detected.
+        """Return the share of studies that detect one such correlation.
 
-        Both the p-value and the interval must leave 0 out.
+        A correlation is detected if its p-value is small enough and its interval excludes 0.
 
         Args:
-            effect: The true correlation of one attack and network.
+            effect: True correlation of one attack and one network.
             num_tests: Tests of the family.
+
+        Returns:
+            The share. It is 0 if no permutation can reach the level, and None if there is no test.
         """
         if not self.criticals or self.degrees < 1:
             return None
-        critical = self.criticals[min(max(num_tests, 1), len(self.criticals)) - 1]
-        needed = max(critical, self.interval_critical)
+        place = max(num_tests, 1) - 1
+        if place >= len(self.criticals):
+            return 0.0
+        critical = max(self.criticals[place], self.interval_critical)
         shift = np.arctanh(effect) * np.sqrt(self.degrees)
-        return float(special.ndtr(shift - needed))
+        return float(special.ndtr(shift - critical))
 
 
 def t_power(
     effect: float, std_error: float | None, degrees: float, level: float = LEVEL
 ) -> float | None:
-    """Return how often a two-sided t test detects an effect; None without a standard error."""
-    if not std_error:
+    """Return the power of a two-sided t test.
+
+    Args:
+        effect: True distance of the estimate from its null value.
+        std_error: Standard error of the estimate.
+        degrees: Degrees of freedom.
+        level: Level of the test.
+
+    Returns:
+        The share of studies that detect the effect. None if the standard error is 0 or unknown,
+        or if there are no degrees of freedom.
+    """
+    if not std_error or degrees <= 0:
         return None
     shift = abs(effect) / std_error
-    if shift > CERTAIN_SHIFT:
-        return 1.0
     bound = t_quantile(1 - level / 2, degrees)
-    inside = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
-    return float(np.clip(1 - np.nan_to_num(inside), 0.0, 1.0))  # far out scipy's value is NaN
+    missed = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
+    if np.isnan(missed):
+        # scipy gives NaN for large shifts. Given the normal error of the estimate, the test
+        # detects the effect if χ² of the standard error is small enough: average over that error.
+        largest_chi2 = degrees * ((shift + NORMAL_NODES) / bound) ** 2
+        missed = np.average(special.chdtrc(degrees, largest_chi2), weights=NORMAL_WEIGHTS)
+    return float(np.clip(1 - missed, 0.0, 1.0))
 
 
 def datasets_needed(
@@ -114,20 +161,20 @@ def datasets_needed(
     *,
     level: float = LEVEL,
 ) -> int | None:
-    """Return how many datasets like these detect an effect in 8 of 10 studies.
+    """Return the number of datasets with which 80 of 100 studies detect an effect.
 
-    The standard error is taken to fall with the square root of the degrees of freedom.
+    The standard error is assumed to fall with the square root of the degrees of freedom.
 
     Args:
         effect: The effect, in units of the estimate.
-        std_error: Standard error of the estimate today.
-        num_datasets: Datasets today.
-        num_fitted: Coefficients that are fitted, with the intercept.
-        level: Level of the test: the strictest one that the correction asks for.
+        std_error: Standard error of the estimate with the present datasets.
+        num_datasets: Number of present datasets.
+        num_fitted: Number of fitted coefficients, including the intercept.
+        level: Level of the test: the strictest one of Holm's correction.
 
     Returns:
-        The number, at least today's; None without a standard error, or beyond
-        :data:`MAX_NEEDED`.
+        The number of datasets, at least the present number. None if the standard error is 0 or
+        unknown, or if the number would exceed :data:`MAX_NEEDED`.
     """
     degrees_today = num_datasets - num_fitted
     if not std_error or degrees_today < 1:
@@ -137,12 +184,15 @@ def datasets_needed(
         degrees = num - num_fitted
         error = std_error * np.sqrt(degrees_today / degrees)
         power = t_power(effect, error, degrees, level)
-        return power is not None and power >= POWER_WANTED
+        return power is not None and power >= TARGET_POWER
 
     if not detects(MAX_NEEDED):
         return None
     low, high = num_datasets, MAX_NEEDED
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if detects(middle) else (middle + 1, high)
+        if detects(middle):
+            high = middle
+        else:
+            low = middle + 1
     return low

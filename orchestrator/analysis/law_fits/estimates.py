@@ -1,4 +1,4 @@
-"""One number of a fit with its interval and p-values."""
+"""The record of one estimate of a fit, with its interval and p-values."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.results_tables.points import IS_MEDICAL
 
 STRONG = 0.8
-"""A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84."""
+"""Correlation whose power is computed. The study reports 0.84 for FGSM over eleven datasets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One number of a fit with its 95 % interval; datasets are the replicates throughout.
+    """One estimate of a fit with its 95 % interval; the replicates are datasets.
 
     Attributes:
-        name: A column of the points, ``exponent``, ``r`` or ``share``.
+        name: Name of the estimate: a column of the points, or for example ``exponent``, ``r`` or
+            ``share``.
         value: The estimate.
-        std_error: Its standard error; None where none is known.
-        interval: 95 % interval.
-        p_value: Two-sided p-value by t.
-        resampled_p: p-value by permutation of datasets or by the wild cluster bootstrap. Of ``r``
-            it is one-sided and adjusted for the number of attacks, epsilons and models.
-        num_resamples: Rearrangements or draws that ``resampled_p`` is made of.
-        exact: Whether all rearrangements were tried and datasets are exchangeable under the null.
-        left_out: The value without each dataset.
-        weights: Share of each dataset in the value.
+        std_error: Standard error of the estimate; None if it is unknown.
+        interval: 95 % confidence interval.
+        p_value: Two-sided p-value of a t test.
+        resampled_p: p-value by permutation of datasets or by the wild cluster bootstrap. The
+            p-value of ``r`` is one-sided and adjusted for the number of attacks, epsilons and
+            models.
+        num_resamples: Number of permutations or bootstrap draws behind ``resampled_p``.
+        smallest_p: Smallest value that ``resampled_p`` can have; 0 without resampling.
+        exact: Whether the permutation test is exact: all permutations were tried, and datasets are
+            exchangeable under the null hypothesis.
+        left_out: The estimate without each dataset, by name of the dataset.
+        weights: Weight of each dataset in the estimate; the weights sum to 1.
     """
 
     name: str
@@ -49,26 +53,25 @@ class Estimate:
     p_value: float | None = None
     resampled_p: float | None = None
     num_resamples: int = 0
+    smallest_p: float = 0.0
     exact: bool = False
     left_out: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
-        """The larger of both p-values: a claim needs both. None if neither is known."""
-        p_values_known = [p for p in (self.p_value, self.resampled_p) if p is not None]
-        return max(p_values_known, default=None)
+        """The larger of the two p-values, because a verdict needs both; None if neither exists."""
+        p_values = [p for p in (self.p_value, self.resampled_p) if p is not None]
+        return max(p_values, default=None)
 
     @property
     def is_tested(self) -> bool:
-        """True if datasets can be rearranged in enough ways for a p-value at the level."""
-        if self.p is None:
-            return False
-        return self.num_resamples == 0 or self.num_resamples >= 1 / LEVEL
+        """True if there is a p-value, and resampling can give one of at most 0.05."""
+        return self.p is not None and self.smallest_p <= LEVEL
 
     @property
     def influential(self) -> str | None:
-        """The dataset whose absence moves the value most; None if none can be left out."""
+        """The dataset without which the estimate changes most; None if there is no refit."""
         return most_influential(self.value, self.left_out)
 
 
@@ -81,18 +84,19 @@ def slope_estimates(
     tested: Collection[str],
     skip_permutation_above: float = 1.0,
 ) -> tuple[Estimate, ...] | None:
-    """Regress dataset effects on terms, by t and by permutation.
+    """Regress dataset effects on properties of the datasets, with t and permutation tests.
 
     Args:
         y: Response of each dataset, ``(G,)``.
-        x: Terms, ``(G, q)``.
-        terms: Their names.
-        blocks: Domain of each dataset: at equal domain only datasets of one can be exchanged.
-        tested: Terms that are tested by permutation too.
-        skip_permutation_above: p-value by t above which no permutation is tried.
+        x: Regressors, ``(G, q)``.
+        terms: Names of the regressors.
+        blocks: Domain of each dataset. If the domain is a regressor, only datasets of the same
+            domain are permuted.
+        tested: Names of the regressors that are also tested by permutation.
+        skip_permutation_above: p-value of the t test above which no permutation test is made.
 
     Returns:
-        One estimate a term; None if the slopes are not identified.
+        One estimate for each regressor; None if the slopes are not identified.
     """
     slopes = ols(y, x)
     if slopes is None:
@@ -124,7 +128,7 @@ def _with_permutation(
     terms: Sequence[str],
     blocks: Sequence[str],
 ) -> Estimate:
-    """Add the p-value of a permutation of datasets, within domains if the domain is a term."""
+    """Add the p-value of a permutation test, within domains if the domain is a regressor."""
     covariates = set(terms) - {estimate.name}
     places = blocks if IS_MEDICAL in covariates else [""] * len(y)
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
@@ -132,7 +136,13 @@ def _with_permutation(
         return estimate
     p, num_orders, is_complete = test
     is_exact = is_complete and covariates <= {IS_MEDICAL}
-    return replace(estimate, resampled_p=p, num_resamples=num_orders, exact=is_exact)
+    return replace(
+        estimate,
+        resampled_p=p,
+        num_resamples=num_orders,
+        smallest_p=1 / num_orders,
+        exact=is_exact,
+    )
 
 
 def correlation_interval(
@@ -142,12 +152,12 @@ def correlation_interval(
 
     Args:
         r: The correlation.
-        num_datasets: Datasets that it is over.
-        num_given: Variables that are held equal.
-        critical: Half width in standard errors of z, if it is not that of one correlation.
+        num_datasets: Number of datasets.
+        num_given: Number of variables that a partial correlation is conditioned on.
+        critical: Half width in standard errors of z; 1.96 if None.
 
     Returns:
-        The interval; None if no degree of freedom is left.
+        The interval; None if there are fewer than ``num_given`` + 4 datasets.
     """
     degrees = num_datasets - num_given - 3
     if degrees < 1:

@@ -1,4 +1,4 @@
-"""The exponent of N within datasets, times d: 1 is the law's bound, 0 no fall at all."""
+"""The exponent b of the fall N^(−b/d) within datasets: the law's bound is 1, no fall is 0."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from orchestrator.analysis.inference import (
     MIN_DATASETS,
     Sums,
     jackknife_error,
+    smallest_wild_p,
     t_interval,
     t_p_values,
     wild_cluster_p,
@@ -43,18 +44,23 @@ from orchestrator.results.columns import (
 from search_spaces.errors import plural
 
 ABOVE_CHANCE = "N above chance level"
-"""Variant of the exponent whose train sizes are all above chance level."""
+"""Variant of the exponent that uses only train sizes above chance level."""
 OTHER_D = {"TwoNN": D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
-"""Variant -> column of another estimate of d."""
+"""Column of each other estimate of d, by name of the variant."""
 
 
 def fit_exponents(
     points: pd.DataFrame, full: pd.DataFrame, dimension: str = ""
 ) -> tuple[ExponentFit, ExponentFit]:
-    """Return the exponent, and that of train sizes above chance level.
+    """Fit the exponent to all train sizes, and again to train sizes above chance level.
 
-    Curves are flat at chance level whatever their law, so a fall that is too slow must show at
-    train sizes above it too.
+    At chance level every curve is flat, whatever its law. A fall slower than the bound is therefore
+    claimed only if it is also found above chance level.
+
+    Args:
+        points: The points of the fit.
+        full: All points of the table, from which chance level is determined.
+        dimension: Column of d; the maximum-likelihood estimate if empty.
     """
     is_above = above_chance(clear_of_ceiling(points), full)
     return (
@@ -71,13 +77,13 @@ def fit_exponent(
     dimension: str = "",
     variant: str = "",
 ) -> ExponentFit:
-    """Fit log loss on −log N / d with an intercept per curve.
+    """Regress log loss on −log N / d, with an intercept for each curve.
 
     Args:
         points: The points.
-        model: One network, or all pooled.
-        subset: One domain, or both.
-        dimension: Column of d, taken at the largest N; by maximum likelihood if empty.
+        model: Name of one network, or ``pooled`` for all of them.
+        subset: Name of one domain, or ``all`` for both.
+        dimension: Column of d, read at the largest N; the maximum-likelihood estimate if empty.
         variant: Name of the choice of d or of points.
     """
     if dimension:
@@ -111,7 +117,7 @@ def _with_two_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _too_few(unfitted: ExponentFit, dimension: str) -> str:
-    """Say how many datasets have what an exponent needs."""
+    """Return the reason that too few datasets can be used for an exponent, with their number."""
     name = "_".join((dimension or D_DATA_MLE).split("_")[:2])
     if unfitted.variant in OTHER_D:
         name += f" by {unfitted.variant}"
@@ -121,10 +127,10 @@ def _too_few(unfitted: ExponentFit, dimension: str) -> str:
 
 
 def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
-    """Return a fit with the exponent that the sums of its datasets give.
+    """Return a fit with the exponent computed from the sums of its datasets.
 
-    The interval is by a jackknife over datasets and t, the p-value the larger one of that and of a
-    wild cluster bootstrap.
+    The standard error comes from a jackknife over datasets, and the interval from t. The p-value is
+    the larger one of the t test and of a wild cluster bootstrap.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())
@@ -140,6 +146,7 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
         p_value=p_of_zero,
         resampled_p=wild_cluster_p(sums),
         num_resamples=len(wild_draws(len(names))),
+        smallest_p=smallest_wild_p(len(names)),
         left_out=dict(zip(names, without_each.tolist(), strict=True)),
         weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
     )

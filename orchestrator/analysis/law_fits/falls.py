@@ -1,4 +1,4 @@
-"""Slopes of log loss on log N, dataset by dataset, and a count of those below 0."""
+"""Slopes of log loss on log N of each dataset, and the number of datasets whose loss falls."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from orchestrator.results.columns import DATASET, MODEL, TRAIN_SIZE
 
 
 def fit_fall(points: pd.DataFrame) -> FallFit:
-    """Return the slope of log loss on log N of each dataset, and in how many it is below 0.
+    """Estimate the slope of log loss on log N of each dataset, and test the signs of the slopes.
 
-    All curves with two train sizes count, also those near chance level, and no d is needed. The
-    class pairs of a dataset share one weight, and every dataset counts once.
+    All curves with at least two train sizes are used, including those at chance level. No
+    d_data is needed. The class pairs of a dataset together have the weight of one dataset. The mean
+    slope gives every dataset the same weight.
     """
     rows = complete_rows(points, POOLED, ALL, (LOG_LOSS, LOG_TRAIN_SIZE))
     rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
@@ -57,7 +58,12 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
 
 
 def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:
-    """Return the slope of log loss on log N within curves, of each dataset or curve."""
+    """Return the slope of log loss on log N within curves, for each dataset or each curve.
+
+    Args:
+        rows: Points with log loss and log N.
+        by: Column whose values get one slope each: the dataset or the curve.
+    """
     names, xx, xy = curve_sums(
         rows[LOG_LOSS].to_numpy(dtype=float),
         rows[LOG_TRAIN_SIZE].to_numpy(dtype=float),
@@ -70,9 +76,9 @@ def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:
 
 
 def sign_test_p(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
-    """Return the exact two-sided p-value of as many values below 0 as above; None without any.
+    """Return the p-value of an exact two-sided sign test of the median 0.
 
-    Values of exactly 0 have no sign and do not count.
+    Values of exactly 0 have no sign and are left out. Returns None if no value is left.
     """
     num_below = int((values < 0).sum())
     num_signed = num_below + int((values > 0).sum())

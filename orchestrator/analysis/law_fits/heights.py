@@ -1,4 +1,7 @@
-"""Heights of the losses: dataset effects at equal model and N, regressed on their properties."""
+"""Regression of heights on properties of the datasets.
+
+The height of a dataset is its effect on log loss at equal model and train size N.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,15 @@ from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN
 
 MAX_NAMES_LENGTH = 60
-"""Characters of dataset names in a reason; longer lists are left out."""
+"""Longest list of dataset names in a reason, in characters. Longer lists are left out."""
 
 
 def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = POOLED) -> HeightFit:
-    """Regress dataset effects on 1/d, log K_F and the domain, as far as they can be separated."""
+    """Regress heights on 1/d, log K_F and the domain.
+
+    log K_F is left out if it is constant or has several scales. The domain is left out if there is
+    only one.
+    """
     terms = dataset_properties(points, scale)
     rows = complete_rows(points, model, ALL, (LOG_LOSS, *terms))
     if rows[DOMAIN].nunique() > 1:
@@ -40,7 +47,7 @@ def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = PO
 
 
 def dataset_properties(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
-    """Return 1/d, and log K_F if it varies and may be compared over datasets."""
+    """Return the column of 1/d, and that of log K_F if K_F varies and has one scale."""
     if scale.comparable and points[LOG_SHARPNESS].nunique() > 1:
         return (INVERSE_D, LOG_SHARPNESS)
     return (INVERSE_D,)
@@ -54,17 +61,17 @@ def fit_height(
     model: str = POOLED,
     kind: Literal["headline", "height"] = "height",
 ) -> HeightFit:
-    """Regress dataset effects of log loss at equal model and N on terms.
+    """Regress heights on columns of the points.
 
-    The headline of all models is tested by permutation of datasets too, and fitted without each of
-    them. All fits take the same points: those that have the headline's columns.
+    The headline fit of all models has permutation tests in addition, and refits without each
+    dataset. All fits use the same points: those with all columns of the headline fit.
 
     Args:
         points: The points.
-        scale: Whether K_F may be compared.
-        terms: Columns that explain.
-        model: One network, or all pooled.
-        kind: ``headline`` for the fit that questions are answered from.
+        scale: Scales of K_F.
+        terms: Columns of the regressors.
+        model: Name of one network, or ``pooled`` for all of them.
+        kind: ``headline`` for the fit that answers the questions.
     """
     properties = dataset_properties(points, scale)
     columns = list(dict.fromkeys((LOG_LOSS, *terms, IS_MEDICAL, *properties)))
@@ -117,7 +124,10 @@ def fit_height(
 def _slopes_without_each(
     rows: pd.DataFrame, columns: Sequence[str], terms: Sequence[str], datasets: Sequence[str]
 ) -> dict[str, Array]:
-    """Return the slopes without each dataset, of those whose absence leaves them identified."""
+    """Return the slopes without each dataset, by name of the dataset.
+
+    A dataset is missing if the slopes without it are not identified.
+    """
     slopes_without: dict[str, Array] = {}
     for dataset in datasets:
         effects = effects_of(rows[rows[DATASET] != dataset], columns)
@@ -132,7 +142,7 @@ def _slopes_without_each(
 def _with_left_out(
     estimates: Sequence[Estimate], slopes_without: dict[str, Array]
 ) -> list[Estimate]:
-    """Add to every estimate its value without each dataset."""
+    """Add the refits without each dataset to every estimate."""
     completed = []
     for k, estimate in enumerate(estimates):
         values_without = {name: float(slopes[k]) for name, slopes in slopes_without.items()}
@@ -141,7 +151,7 @@ def _with_left_out(
 
 
 def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
-    """Say how many datasets there are of those that the fit needs, by name if they are few."""
+    """Return the reason that there are too few datasets, with their names if these are short."""
     if unfitted.num_datasets == 0:
         return "no point has all the numbers that this fit needs"
     names = listing(sorted(map(str, rows[DATASET].unique())))
@@ -152,10 +162,10 @@ def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
 
 
 def _not_identified(terms: Sequence[str], domains: Sequence[str]) -> str:
-    """Say why coefficients cannot be separated."""
+    """Return the reason that the coefficients are not identified."""
     names = listing([WORDS[name] for name in terms])
     if IS_MEDICAL in terms and len(set(domains)) < 2:
         return f"only {domains[0]} datasets: an offset between domains needs both"
     if len(terms) == 1:
         return f"{names} does not vary enough over these datasets"
-    return f"{names} do not vary enough, or only together, to tell coefficients apart"
+    return f"{names} vary too little, or only together, so their slopes are not identified"

@@ -1,6 +1,7 @@
-"""Records of fits, one kind each: what was fitted to which points, and the estimates or why none.
+"""Records of the fits of the law, one class for each kind of fit.
 
-A fit that could not be made has no estimates and a ``reason``.
+A record stores the points that were used and the estimates. A fit that was not possible has no
+estimates, and a ``reason``.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ Status = Literal["ok", "not_enough_data", "refused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The fields that all fits have in common.
+    """Base class of all fits, with their common fields.
 
     Attributes:
-        model: Name of the network; ``pooled`` for all of them, each with its own intercept.
-        subset: Domain of the datasets; ``all`` for both.
-        response: Column that is explained.
-        variant: Which d, which points or which scale of K_F, where it is not the usual one.
-        status: ``ok``, or why there is no estimate.
-        reason: The same in words.
-        num_datasets: Datasets with all numbers that the fit needs.
-        num_needed: Datasets that it takes.
-        num_points: Points of these datasets.
-        estimates: The numbers.
+        model: Name of the network; ``pooled`` for all networks together.
+        subset: Domain of the datasets; ``all`` for both domains.
+        response: Column of the response.
+        variant: Name of the choice of d, of points or of the scale of K_F; empty for the usual one.
+        status: ``ok``, ``not_enough_data`` or ``refused``.
+        reason: The reason in words why there is no estimate; empty if the status is ``ok``.
+        num_datasets: Number of datasets that have all numbers of the fit.
+        num_needed: Smallest number of datasets for this fit.
+        num_points: Number of points that have all numbers of the fit.
+        estimates: The estimates.
     """
 
     model: str = POOLED
@@ -44,7 +45,7 @@ class Fit:
     estimates: tuple[Estimate, ...] = ()
 
     def estimate(self, name: str) -> Estimate | None:
-        """Return the estimate called ``name``; None if the fit has none of it."""
+        """Return the estimate with this name; None if the fit has no such estimate."""
         for estimate in self.estimates:
             if estimate.name == name:
                 return estimate
@@ -53,11 +54,13 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeightFit(Fit):
-    """Dataset effects of log loss at equal model and N, regressed on properties of the datasets.
+    """A regression of heights on properties of the datasets.
+
+    The height of a dataset is its effect on log loss at equal model and N.
 
     Attributes:
         kind: ``headline`` for 1/d, log K_F and the domain label together; else ``height``.
-        terms: Columns of the points that explain the effects.
+        terms: Columns of the regressors.
     """
 
     kind: Literal["headline", "height"] = "height"
@@ -66,13 +69,13 @@ class HeightFit(Fit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExponentFit(Fit):
-    """Log loss on −log N / d within curves: 1 is the law's bound, 0 no fall.
+    """A regression of log loss on −log N / d within curves: the law's bound is 1, no fall is 0.
 
     Attributes:
         kind: ``exponent``.
-        num_curves: Curves with two train sizes and d.
-        num_at_chance: Curves left out because chance level holds their losses down.
-        bound_p: p-value of "not slower than the bound", which only a slower fall can contradict.
+        num_curves: Number of curves with d and at least two train sizes.
+        num_at_chance: Number of curves left out because of losses at chance level.
+        bound_p: p-value of the null hypothesis that the exponent is at least 1.
         by_dataset: The exponent of each dataset.
     """
 
@@ -85,15 +88,15 @@ class ExponentFit(Fit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallFit(Fit):
-    """Log loss on log N within the curves of each dataset; datasets count once.
+    """Slopes of log loss on log N within the curves of each dataset.
 
     Attributes:
         kind: ``fall``.
-        train_sizes: Smallest and largest train size.
-        num_models: Networks.
-        num_curves: Curves with two train sizes.
-        num_falling_curves: Curves of which the loss falls.
-        sign_p: Exact two-sided p-value of a sign test over datasets.
+        train_sizes: Smallest and largest train size of all curves.
+        num_models: Number of networks.
+        num_curves: Number of curves with at least two train sizes.
+        num_falling_curves: Number of curves with a slope below 0.
+        sign_p: Two-sided p-value of an exact sign test over datasets.
         by_dataset: Slope of log loss on log N of each dataset.
     """
 
@@ -107,19 +110,19 @@ class FallFit(Fit):
 
     @property
     def num_falling(self) -> int:
-        """Datasets of which the loss falls."""
+        """Number of datasets with a slope below 0."""
         return sum(slope < 0 for slope in self.by_dataset.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackFit(Fit):
-    """Correlation of the loss gained by an attack with K_F, within domains.
+    """A correlation between the loss that an attack adds and K_F, within domains.
 
     Attributes:
         kind: ``attack``.
-        interval_critical: Standard errors of Fisher's z by which its interval reaches to each side.
-        criticals: Standard errors that the largest correlation exceeds by chance at the levels
-            0.05 / k, for k = 1, 2, … tests of a family.
+        interval_critical: Half width of the confidence interval, in standard errors of Fisher's z.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
+            for k = 1, 2, … tests of a family. Levels that no permutation can reach are missing.
     """
 
     kind: Literal["attack"] = "attack"
@@ -129,12 +132,12 @@ class AttackFit(Fit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepresentationFit(Fit):
-    """A count of the points at which d_repr is at most d_data.
+    """The number of points at which d_repr is at most d_data.
 
     Attributes:
         kind: ``representation``.
-        num_held: Points at which it is.
-        by_dataset: Share of the points above, of each dataset that has any.
+        num_held: Number of points at which d_repr is at most d_data.
+        by_dataset: Share of the points with d_repr above d_data, for each dataset with such points.
     """
 
     kind: Literal["representation"] = "representation"

@@ -1,4 +1,4 @@
-"""Counts of d_repr ≤ d_data (Theorem 5, an approximate bound)."""
+"""The share of points with d_repr ≤ d_data, an approximate bound (Theorem 5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from orchestrator.results.columns import D_DATA_MLE, D_REPR_MLE, DATASET
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> RepresentationFit:
-    """Count how often d_repr ≤ d_data, both by maximum likelihood; datasets count once."""
+    """Estimate the share of points with d_repr ≤ d_data; every dataset has the same weight.
+
+    Both dimensions are maximum-likelihood estimates.
+    """
     rows = complete_rows(points, model, ALL, (D_DATA_MLE, D_REPR_MLE))
     unfitted = RepresentationFit(
         model=model, num_points=len(rows), num_datasets=rows[DATASET].nunique()

@@ -1,4 +1,4 @@
-"""The rows that a fit sees: points with all numbers that it needs, and one effect per dataset."""
+"""Selection of the points of a fit, and their reduction to one effect per dataset."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from orchestrator.analysis.results_tables.points import (
 from orchestrator.results.columns import DATASET, DOMAIN, MODEL, TRAIN_SIZE
 
 KEYS = (MODEL, DATASET, DOMAIN, TRAIN_SIZE, CELL, CURVE, WEIGHT, OF_CHANCE_LOSS, AT_CHANCE_LEVEL)
-"""Columns that every fit needs beside its own."""
+"""Columns that every fit needs in addition to its own."""
 
 
 def complete_rows(
     points: pd.DataFrame, model: str, subset: str, columns: Collection[str]
 ) -> pd.DataFrame:
-    """Return the points of a model and domain that have all of these columns."""
+    """Return the points of a model and domain without missing values in ``columns``."""
     names = list(dict.fromkeys([*KEYS, *columns]))
     return select(points[names], model, subset).dropna(subset=[*columns])
 
 
 def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Return the effects of columns at equal model and N, a row per dataset.
+    """Return the dataset effects of columns at equal model and N, with one row per dataset.
 
-    None if datasets share no model and train size, directly or through others.
+    Returns None if datasets share no model and train size, directly or through other datasets.
     """
     effects = dataset_effects(
         rows[[*columns]].to_numpy(dtype=float),

@@ -46,7 +46,7 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "loss",
             -999,
-            "loss is -999 in 3 rows and is fitted as a number",
+            "loss is -999 in 3 rows. The fit uses it as a number",
         ),
         ("d", -9999, "d is -9999 in 3 rows"),
         ("d", 999, "d is 999 in 3 rows"),
@@ -61,7 +61,7 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "dataset",
             "Total",
-            "dataset is Total in 3 rows, and is fitted like any other",
+            "dataset is Total in 3 rows. The fit uses them like other rows",
         ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
@@ -69,8 +69,8 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("dataset", "mean ± std", "dataset is mean ± std in 3 rows"),
         ("dataset", "macro-average", "dataset is macro-average in 3 rows"),
         ("dataset", "mean_of_all", "dataset is mean_of_all in 3 rows"),
-        ("dataset", "S1", "dataset holds S1 and s1, which differ only in spelling"),
-        ("model", "1.0", "model holds 1 and 1.0, which differ only in spelling"),
+        ("dataset", "S1", "dataset contains S1 and s1, which differ only in spelling"),
+        ("model", "1.0", "model contains 1 and 1.0, which differ only in spelling"),
     ],
 )
 def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
@@ -119,14 +119,14 @@ def test_numbers_that_only_look_like_codes_are_not_told(tmp_path, d):
 def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
     table = rows().assign(dataset=lambda own: own["dataset"].where(own.index >= num, "None"))
     table.to_csv(tmp_path / "own.csv", index=False)
-    told = rf"{num} rows without dataset, as 'None' reads \(rows 1, 2, 3"
+    message = rf"{num} rows without dataset, because 'None' counts as missing \(rows 1, 2, 3"
     if num > 3:
         with pytest.raises(
-            ConfigError, match=rf"{told}, ….*\. .*rename groups whose names mean a missing value"
+            ConfigError, match=rf"{message}, ….*\. .*rename groups whose names count as missing"
         ):
             read_user_table(tmp_path / "own.csv", PLAIN)
     else:
-        assert re.search(told, read_user_table(tmp_path / "own.csv", PLAIN).remarks[0])
+        assert re.search(message, read_user_table(tmp_path / "own.csv", PLAIN).remarks[0])
 
 
 def dummies(table, *names):
@@ -248,7 +248,7 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
         table["loss"].var(ddof=0) * len(table)
     )
     assert pooled.shares[0] == pytest.approx(between, rel=1e-9)
-    assert f"{len(table)} rows of 6 groups for independent" in fit.why_pooled_misleads(pooled)
+    assert f"{len(table)} rows of 6 groups as independent" in fit.why_pooled_misleads(pooled)
     two = fit_groups(table.drop_duplicates("dataset").head(2), PLAIN)
     assert two.pooled == ()  # two rows lie on a line
 
@@ -385,13 +385,17 @@ def test_columns_that_vary_only_together_between_groups_are_named():
     [
         (
             lambda t: t.assign(d=t["dataset"].str[1:].astype(float)),
-            "d 100% lie between groups, so it is nearly",
+            "100% of the variance of d lie between groups, so r shows almost only",
         ),
         (
             lambda t: t.assign(d=t["d"] - t.groupby("dataset")["d"].transform("mean")),
-            "d 0% lie between groups, so it is nearly the slope within them.",
+            "0% of the variance of d lie between groups, so r shows almost only the relation "
+            "within groups.",
         ),
-        (lambda t: t.assign(loss=2 * t["d"]), "so it mixes both slopes. Group by group r is 1."),
+        (
+            lambda t: t.assign(loss=2 * t["d"]),
+            "so r mixes the relations within and between groups. Within each group, r is 1.",
+        ),
     ],
 )
 def test_the_pooled_number_is_said_to_mix_only_what_it_mixes(change, words):
@@ -479,10 +483,10 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             b"loss,d,d,dataset\n1,2,3,4\n",
-            "t.csv has more than one column d",
+            "t.csv has more than one column with the name d",
         ),
         ("t.parquet", b"PAR1", r"t\.parquet cannot be read as a .*Parquet file"),
-        ("t.doc", b"x", "t.doc is not a kind of table that isweep reads"),
+        ("t.doc", b"x", "t.doc has no ending of a table that isweep can read"),
     ],
 )
 def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
@@ -545,7 +549,7 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     turned.loc[::2, ["first", "second"]] = table.loc[::2, ["second", "first"]].to_numpy()
     design = Design("y", ("x",), ("first", "second"))
     with pytest.raises(
-        ConfigError, match=r"first and second hold a pair in both orders: . and ., . and ."
+        ConfigError, match=r"first and second contain a pair in both orders: . and ., . and ."
     ):
         fit_groups(turned, design)
     one, other = fit_groups(table, design), fit_groups(turned, design, pairs=True)

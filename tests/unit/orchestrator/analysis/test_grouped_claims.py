@@ -54,12 +54,12 @@ def test_an_unnamed_column_that_recurs_over_groups_is_named_and_ids_and_copies_a
     fit = fitted(tmp_path, bench())
     assert [remark.partition(":")[0] for remark in fit.remarks] == ["Beware"] * 2
     assert fit.remarks[0].startswith(
-        "Beware: name recurs in 11 of 11 datasets. Name name in --groups or --within."
+        "Beware: name recurs in 11 of 11 datasets. Add name to --groups or --within."
     )
     assert fit.remarks[1].startswith("Beware: layer recurs in 11 of 11 datasets")
     # "s2all" is a word that holds no "all"; params follows from name; notes never recur.
     assert not any(
-        word in " ".join(fit.remarks) for word in ("Leave these rows out", "params", "note")
+        word in " ".join(fit.remarks) for word in ("sums or means of other rows", "params", "note")
     )
     assert "Beware: name recurs in 11 of 11 datasets" in " ".join(fit.lines())
 
@@ -162,7 +162,10 @@ def test_scatter_of_rows_in_the_means_of_groups_is_that_of_an_analysis_of_varian
     var_between = means["x"].var() - within.loc["x", "x"] / 5
     assert scatter.slope == pytest.approx(cov_between / var_between, rel=1e-9)
     said = fit.sentence("x")
-    assert f"Of the variance of x between 40 groups, {share:.0%} is the scatter of rows" in said
+    assert (
+        f"Of the variance of x between 40 groups, {share:.0%} comes from the scatter of rows"
+        in said
+    )
 
 
 def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
@@ -194,7 +197,7 @@ def test_scatter_that_hides_all_is_said_and_nothing_is_claimed():
     fit = fit_groups(table, Design("y", ("x",), ("g",)))
     assert fit.scatter[0].slope is None
     assert not fit.find("between", "x").is_significant
-    assert "too much to tell both apart, so nothing is claimed between groups" in fit.sentence("x")
+    assert "With so much scatter, no claim is made between groups" in fit.sentence("x")
 
 
 def grunfeld():

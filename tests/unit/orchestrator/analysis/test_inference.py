@@ -1,15 +1,16 @@
 """The engine of the fits against statsmodels, scipy, enumeration by hand, and its level under the
 null."""
 
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy import stats
+from scipy import integrate, stats
 from statsmodels.stats.multitest import multipletests
 
 from orchestrator.analysis.inference import (
+    WEBB,
     curve_sums,
     dataset_effects,
     holm,
@@ -18,12 +19,13 @@ from orchestrator.analysis.inference import (
     ols,
     permutation_test,
     rearrangements,
+    smallest_wild_p,
     t_interval,
     t_p_values,
     wild_cluster_p,
 )
-from orchestrator.analysis.law_fits.detection import t_power
-from orchestrator.analysis.law_fits.estimates import correlation_interval
+from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, t_power
+from orchestrator.analysis.law_fits.estimates import correlation_interval, slope_estimates
 from orchestrator.analysis.law_fits.exponents import with_exponent
 from orchestrator.analysis.law_fits.records import ExponentFit
 
@@ -260,6 +262,78 @@ def test_the_power_of_a_t_test_is_that_of_simulated_ones(effect, degrees):
     t = (rng.normal(effect, 1, 40_000)) / np.sqrt(rng.chisquare(degrees, 40_000) / degrees)
     found = np.mean(np.abs(t) > stats.t.ppf(0.975, degrees))
     assert t_power(effect, 1.0, degrees) == pytest.approx(found, abs=0.01)
+
+
+def power_by_integration(shift, degrees, level):
+    """The power of a two-sided t test, integrated over the error of the standard error."""
+    bound = stats.t.isf(level / 2, degrees)
+    ratio = stats.chi(degrees, scale=degrees**-0.5)
+
+    def density(s):
+        detected = stats.norm.sf(bound * s - shift) + stats.norm.cdf(-bound * s - shift)
+        return detected * ratio.pdf(s)
+
+    return integrate.quad(density, 0, 10, points=[min(shift / bound, 9.0)], limit=200)[0]
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 9])
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.05 / 9])
+@pytest.mark.parametrize("shift", [0.5, 8.0, 29.0, 31.0])
+def test_the_power_of_a_t_test_is_right_for_few_datasets_and_large_effects(shift, degrees, level):
+    """scipy's noncentral t is NaN there: with 1 degree, 8 standard errors are detected in 47 %."""
+    expected = power_by_integration(shift, degrees, level)
+    assert t_power(shift, 1.0, degrees, level) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 9])
+@pytest.mark.parametrize("num_tests", [1, 9])
+def test_the_detectable_effect_has_a_power_of_80_percent_however_few_the_datasets(
+    degrees, num_tests
+):
+    effect = TTest(std_error=2.0, degrees=degrees).detectable(num_tests)
+    power = power_by_integration(effect / 2.0, degrees, 0.05 / num_tests)
+    assert power == pytest.approx(0.8, abs=1e-6)
+
+
+def test_three_and_three_datasets_detect_nothing_at_1_percent_however_clear_the_effect():
+    """36 permutations within domains: the smallest p is 1/36, whatever the t test says."""
+    x = np.array([0.0, 1.0, 3.0, 0.0, 1.0, 3.0])
+    label = np.repeat([0.0, 1.0], 3)
+    y = 2 * x + label + np.array([0.0, 1e-3, 0.0, 1e-3, 0.0, 0.0])
+    terms = ("inverse_d", "is_medical")
+    regressors = np.column_stack([x, label])
+    blocks = ["natural"] * 3 + ["medical"] * 3
+    slope, _ = slope_estimates(y, regressors, terms, blocks, tested={"inverse_d"})
+    assert slope.p_value < 1e-6
+    assert slope.resampled_p == slope.smallest_p == pytest.approx(1 / 36)
+    test = TTest(std_error=1.0, degrees=3, smallest_p=slope.smallest_p)
+    assert test.power(1000.0, num_tests=5) == 0
+    assert test.detectable(num_tests=5) is None
+    assert test.power(1000.0, num_tests=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num", [3, 4, 8, 12])
+def test_the_smallest_p_of_the_wild_bootstrap_is_the_share_of_draws_with_one_weight(num):
+    weights = [-1.0, 1.0] if num >= 8 else WEBB
+    share = np.mean([len(set(draw)) == 1 for draw in product(weights, repeat=num)])
+    assert smallest_wild_p(num) == pytest.approx(share, abs=3e-3)
+    scores = 1 + 1e-3 * np.arange(num)
+    assert wild_cluster_p(([], np.ones(num), scores)) == pytest.approx(smallest_wild_p(num))
+
+
+def test_a_correlation_over_four_datasets_is_never_detected_as_one_of_two_tests():
+    """24 permutations: the smallest p is 1/24, above 0.05 / 2."""
+    rng = np.random.default_rng(0)
+    test = max_correlation_test(rng.normal(size=(4, 2)), rng.normal(size=4), [""] * 4, [0, 1])
+    assert len(test.criticals) == 1
+    correlation = LargestCorrelation(
+        num_correlations=2,
+        degrees=1,
+        interval_critical=test.critical,
+        criticals=test.criticals,
+    )
+    assert correlation.power(0.95, num_tests=1) > 0
+    assert correlation.power(0.95, num_tests=2) == 0
 
 
 def test_the_jackknife_of_a_slope_is_its_refits_and_its_interval_holds():

@@ -66,7 +66,9 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
 def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
     said = summary(fit_scaling_laws(table()))
     assert sum("NOT TESTABLE" in line for line in said) == 1
-    assert not any("1 medical dataset" in line or "No natural dataset" in line for line in said)
+    assert not any(
+        "1 medical dataset" in line or "There is no natural dataset" in line for line in said
+    )
 
 
 def test_several_seeds_give_the_difference_an_interval():
@@ -74,7 +76,7 @@ def test_several_seeds_give_the_difference_an_interval():
     low, high = single.best[-1].difference
     assert low < np.log(1.152 / 0.79) < high
     assert low > 0
-    assert "By seeds, the networks differ: losses are 1." in single.best_line
+    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in single.best_line
 
 
 def test_the_best_network_may_depend_on_n():
@@ -199,7 +201,7 @@ def test_stored_predictions_say_whether_the_best_network_is_surely_best():
         single.best_line
     )
     assert "only small_cnn is right on 20, only resnet_tiny on 0" in single.best_line
-    assert single.test_set_line.endswith("both tried on the same ones.")
+    assert single.test_set_line.endswith("with both networks tested on the same images.")
     assert "--set predictions=true" in one_dataset(rows).test_set_line
 
 

@@ -106,7 +106,7 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
     )
     clear = power(SMALL, truth=Truth(**{**EXACT, "trial_std": 0.001}), num_tables=20)
     assert clear.alone["exponent"] == 1.0
-    assert clear.table().note.startswith("Share of 20 drawn tables")
+    assert clear.table().note.startswith("The numbers are shares of 20 simulated tables")
 
 
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
@@ -146,7 +146,7 @@ def test_what_a_design_cannot_test_is_said():
     assert f"{text}: cannot be tested; exponent b of N^(−b/d)" in found.lines()[0]
     note = found.table().note
     assert (
-        f"cannot be tested: slope of log loss on 1/d, given K_F and the domain label; {text}."
+        f"do not allow a test of: slope of log loss on 1/d, given K_F and the domain label; {text}."
         in note
     )
     assert set(found.alone) == {"exponent", "exponent_below_bound"}
@@ -247,7 +247,7 @@ def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
 def test_an_experiment_of_two_worlds_is_refused():
     arms = [Arm(f"w{k}_flips", f"w{k}", "sharpness") for k in range(2)]
     with pytest.raises(
-        ConfigError, match=r"moves K_F in 2 worlds, and power needs at least 3\. Add worlds"
+        ConfigError, match=r"changes K_F of 2 base datasets .*needs at least 3\. Add base datasets"
     ):
         experiment_power(arms, num_models=1, num_sizes=2)
 

@@ -118,7 +118,7 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
     fits = fit_growth(synthetic_table(num_natural=6, num_medical=1), domain="medical")
     found = predict(fits, train_size=1000, **AT)
     assert (
-        "no fit for medical datasets (only 1 of at least 2 datasets has losses and measures"
+        "no fit for medical datasets (only 1 of at least 2 datasets has losses, d_data and K_F"
         in found.warning
     )
     assert "all datasets are used" in found.warning
@@ -131,7 +131,7 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
         (
             exact_table(num_natural=6),
             50.0,
-            "at or below 50 at every size; the smallest fitted is 500",
+            "at or below 50 at every train size in this fit; the smallest fitted is 500",
         ),
         (synthetic_table(size_slope=-1.0), 0.1, "does not fall with N"),
     ],
@@ -162,7 +162,7 @@ def test_k_f_of_1_everywhere_is_left_out_of_the_fit():
     growth = fit_growth(table)
     assert "label_sharpness" not in growth.informed.terms
     found = predict(growth, train_size=1000, d_data=10.0, label_sharpness=1.0)
-    assert "K_F could not be related to the height of the loss" in found.warning
+    assert "the effect of K_F on the height of the loss could not be estimated" in found.warning
 
 
 def test_d_data_and_k_f_enter_only_if_left_out_datasets_are_better_with_them():
@@ -332,7 +332,9 @@ def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, mis
     assert fits.informed.terms == terms
     found = predict(fits, train_size=1000, **AT)
     assert found.interval[0] < found.value < found.interval[1]
-    assert f"{missing} could not be related to the height of the loss" in found.warning
+    assert (
+        f"the effect of {missing} on the height of the loss could not be estimated" in found.warning
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -377,7 +379,7 @@ def test_too_few_datasets_give_a_value_without_an_interval():
 
 
 def test_no_fit_at_all_is_an_error_with_its_reason():
-    with pytest.raises(DataError, match="only 1 of at least 2 datasets has losses and measures"):
+    with pytest.raises(DataError, match="only 1 of at least 2 datasets has losses, d_data and K_F"):
         fit_growth(synthetic_table(num_natural=1, num_medical=0))
 
 
@@ -508,5 +510,5 @@ def test_no_unit_of_n_changes_a_prediction_of_few_datasets(num):
 def test_a_prediction_from_all_models_together_says_so():
     table = synthetic_table(models=("a", "b"), trial_std=0.1)
     together = predict(fit_growth(table), train_size=1000, **AT)
-    assert "the fit takes losses of all models together, which differ" in together.warning
+    assert "the fit uses the losses of all models together, and models differ" in together.warning
     assert "all models" not in predict(fit_growth(table, model="a"), train_size=1000, **AT).warning

@@ -133,7 +133,7 @@ def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
         "label_sharpness"
     }
     assert found.notes == (
-        "K_F is not compared: it was measured on 32×32 pixels, 1 channel, range 255 in small and "
+        "K_F is not compared, because its scale is 32×32 pixels, 1 channel, range 255 in small and "
         "64×64 pixels, 1 channel, range 255 in large",
     )
 

@@ -87,6 +87,6 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
 
 def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
-    with pytest.raises(ConfigError, match="Pretrained networks cannot be searched"):
+    with pytest.raises(ConfigError, match="A search cannot tune pretrained networks"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()
