@@ -46,14 +46,14 @@ SHARPNESS = Question(
 )
 EXPONENT = Question(
     key="exponent",
-    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
+    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
     claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
-    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
+    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,

@@ -145,6 +145,8 @@ def short_answer(
         opening = claim
     elif not answer.is_decided and not _leaves_null_out(answer):
         opening = if_undecided
+    if opening == NO_RELATION:
+        size = f"Estimate: {size[0].lower()}{size[1:]}"
     evidence = f"95 % interval{of_interval} {bounds}"
     if answer.adjusted_p is not None:
         evidence += f"; adjusted {p_equals(answer.adjusted_p)}{against}"
@@ -225,7 +227,7 @@ def power_sentence(answer: Answer) -> str:
     if answer.power is not None:
         by_chance = ""
         if answer.power < 2 * answer.test_level:
-            by_chance = " That is hardly more than chance."
+            by_chance = " That is hardly more often than without any effect."
         return (
             f"{level} {in_hundred(answer.power)} such studies would detect "
             f"{answer.question.power_of}.{by_chance}"
@@ -257,7 +259,7 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
     if without == number(answer.value):
         return ""
     if one_decides(answer):
-        return f"One {replicate} decides this: without {name}, {name_of_value} is {without}."
+        return f"This rests on one {replicate}: without {name}, {name_of_value} is {without}."
     return f"Without {name}, the most influential {replicate}, {name_of_value} is {without}."
 
 
