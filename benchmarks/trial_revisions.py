@@ -19,7 +19,7 @@ from typing import Any
 from harness import Result, run
 
 TRIALS = """
-import hashlib, json, sys
+import hashlib, inspect, json, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 from orchestrator.planning.plan import plan_sweep
@@ -51,7 +51,9 @@ for side, models, recipe in (
         images = draw.integers(0, 128, shape, np.uint8) + (60 * labels).astype(np.uint8)[:, None, None, None]
         data = TrialData(images[:45], labels[:45], images[45:], labels[45:], 2, "revisions")
         kept = []
-        result = run_trial(trial, data, keep=lambda weights: kept.append(weights) or "not kept")
+        # Older revisions call the argument `keep`.
+        store = "store_weights" if "store_weights" in inspect.signature(run_trial).parameters else "keep"
+        result = run_trial(trial, data, **{store: lambda weights: kept.append(weights) or "not kept"})
         got, name = result.model_dump(mode="json"), f"{trial.network.model.name} {recipe}"
         found[name] = {
             "weights": hashlib.sha256(kept[0]).hexdigest(),

@@ -1,18 +1,21 @@
-"""Run sweeps, measure images and read what was found, from notebooks and scripts.
+"""Run sweeps, measure images and read results, from notebooks and scripts.
 
 A first session::
 
     import isweep
 
     isweep.measure("./my-images", image_size=32)  # d_data and K_F, nothing is trained
-    sweep = isweep.run("demo")                    # or a sweep file's path, or a mapping
+    sweep = isweep.run("demo")                    # or the path of a sweep file, or a mapping
     sweep.table                                   # one row per trial, a DataFrame
     sweep.best(dataset="digits")                  # the best model at each train size
     sweep.report                                  # the page with all answers
 
-Functions: ``run``, ``open``, ``plan`` and ``tune`` work on a sweep. ``measure`` needs images only.
-``learning_curves`` and ``predict`` look ahead. ``compare``, ``claims`` and ``power`` judge sweeps.
-``help(isweep.run)`` and its like say what each takes, returns and raises.
+- ``run``, ``open``, ``plan`` and ``tune`` work on a sweep.
+- ``measure`` measures images.
+- ``learning_curves`` and ``predict`` predict scores and numbers of images.
+- ``compare``, ``claims`` and ``power`` evaluate sweeps.
+
+``help(isweep.run)`` prints the arguments and errors of a function.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Judge sweeps: against each other, against the study's claims, and by what they could detect."""
+"""Comparing sweeps, verdicts on the study's claims, and the power of a sweep."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def compare(
     Seeds are averaged first, and each dataset counts once.
 
     Args:
-        first: A sweep, or its name as :func:`isweep.open` takes it.
-        second: The other sweep; ratios are of this one over the first.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        first: A sweep, or its name or path, as in :func:`isweep.open`.
+        second: The other sweep. Ratios are of this sweep over the first.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
         The change of losses, accuracies and measures.
 
     Raises:
-        SweepError: If a sweep has no results, or no combination of model, dataset and train size
-            is in both.
+        SweepError: If a sweep has no results, or the sweeps share no combination of model, dataset
+            and train size.
 
     Example:
         >>> import isweep
@@ -87,7 +87,7 @@ class Claims(Displayed):
     """The study's numbered claims, each with a verdict.
 
     Attributes:
-        record: The ledger of claims, with how the sweep agrees with published numbers.
+        record: The claims, with a comparison of the sweep with published numbers.
     """
 
     record: Ledger
@@ -105,16 +105,16 @@ class Claims(Displayed):
 
 
 def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) -> Claims:
-    """Decide every numbered claim of the study, from a sweep or from the published numbers.
+    """Return a verdict on every numbered claim of the study, from a sweep or the published numbers.
 
     Args:
-        sweep: A sweep, or its name as :func:`isweep.open` takes it. None takes the numbers that
-            the study published.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        sweep: A sweep, or its name or path, as in :func:`isweep.open`. None for the published
+            numbers.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The claims. A claim needs an adjusted p-value of at most 0.05 and a 95 % interval that
-        excludes the null value.
+        The claims. A claim is decided only if its adjusted p-value is at most 0.05 and its 95 %
+        interval excludes the null value.
 
     Raises:
         SweepError: If the sweep has no results.
@@ -140,7 +140,7 @@ class Power(Displayed):
     """Chances that a planned sweep answers its questions.
 
     Attributes:
-        record: The share of simulated sweeps with an answer, by question.
+        record: The share of simulated sweeps that answer each question.
     """
 
     record: PowerRecord
@@ -168,20 +168,20 @@ def power(
     changes: Mapping[str, object] | None = None,
     root: str | Path | None = None,
 ) -> Power:
-    """Simulate how often a sweep's own analysis would detect an effect. Nothing is trained.
+    """Simulate how often the analysis of a sweep would detect an effect, without training.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-        effect: What is true in the simulation: ``law`` (all of it), or ``sharpness``,
+        effect: The effect that exists in the simulation: ``law`` (all parts), or ``sharpness``,
             ``exponent`` or ``d_data`` alone.
         num_tables: Number of simulated sweeps; the standard error of a share is at most
             ``0.5 / sqrt(num_tables)``.
         seed: Seed of the simulation.
         changes: Values that replace those of the source, by dotted key.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The share of simulated sweeps in which each question was answered.
+        For each question, the share of simulated sweeps that answer it.
 
     Raises:
         SweepError: If the sweep is invalid, or has fewer than three datasets.
@@ -200,7 +200,7 @@ def power(
 
 
 def _opened(sweep: Sweep | str, root: str | Path | None) -> Sweep:
-    """Return the sweep; a name or path is opened."""
+    """Return a sweep; open it if its name or path is given."""
     if isinstance(sweep, Sweep):
         return sweep
     return open(sweep, root=root)

@@ -1,4 +1,4 @@
-"""Extrapolate the learning curves of one dataset: the score at N, and the images a target needs."""
+"""Extrapolating the learning curves of one dataset: scores, and numbers of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LearningCurves(Displayed):
 
     Attributes:
         answers: One answer per network and class pair.
-        remarks: What a reader should know of them, one sentence each.
+        remarks: Remarks on excluded or doubtful results, one sentence each.
     """
 
     answers: tuple[CurveAnswer, ...]
@@ -36,7 +36,7 @@ class LearningCurves(Displayed):
         return "\n".join([*lines, *self.remarks])
 
     def displayed(self) -> pd.DataFrame:
-        """Return a row per curve: the score at N with its 90 % interval, and the images needed."""
+        """Return a row per curve: the score at N with its 90 % interval, and the needed images."""
         rows = []
         for curve in self.answers:
             rows.append(
@@ -68,20 +68,20 @@ def learning_curves(
     Args:
         results: A sweep of one dataset, a DataFrame with one row per training (``train_size`` and a
             score), or the path of a CSV file of such rows.
-        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]); None takes
-            the first of them that the results hold.
-        model: Answer for one network of the results; None for each of them. Networks on the same
-            images inform each other either way.
-        train_size: N whose score is asked; None for twice the largest train size.
-        target: Score to reach; None asks for no number of images.
-        assurance: Probability with which the target is to be met, between 0 and 1.
-        test_size: Images of the test set, for the noise of its scores; None leaves it to the prior.
+        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None for
+            the first of these in the results.
+        model: Name of one network of the results; None for an answer per network. The curves of
+            other networks on the same images are used in both cases.
+        train_size: N at which the score is predicted; None for twice the largest train size.
+        target: Score to reach; None predicts no number of images.
+        assurance: Probability of reaching the target, between 0 and 1.
+        test_size: Number of test images. It determines the noise of scores; None for the prior's.
 
     Returns:
-        An answer per network and class pair.
+        One answer per network and class pair.
 
     Raises:
-        SweepError: If a table holds no such score, or too few train sizes.
+        SweepError: If the results lack the score, or have too few train sizes.
 
     Example:
         >>> import isweep, pandas as pd

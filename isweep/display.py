@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 TERMINAL_COLUMNS = 80
-"""Characters of the narrowest usual terminal, at which a table is continued below."""
+"""Characters per line of a printed table; columns that do not fit are printed below."""
 
 
 class Displayed:
     """A result that a notebook shows as a sentence and a table."""
 
     def displayed(self) -> pd.DataFrame | None:
-        """Return the table that a notebook shows, or None if the sentence says everything."""
+        """Return the table that a notebook shows; None if it shows the sentence only."""
         return None
 
     def _repr_html_(self) -> str:
@@ -28,10 +28,10 @@ class Displayed:
 
 
 class PrintedTable(pd.DataFrame):
-    """A DataFrame that a terminal shows whole: columns that do not fit follow below the first.
+    """A DataFrame that is printed with all columns: those that do not fit are printed below.
 
-    Plain pandas replaces the middle columns by "..." there. What is computed from the table is a
-    plain DataFrame again.
+    A plain DataFrame shows "..." in place of the middle columns. Results computed from this table
+    are plain DataFrames.
     """
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class PrintedTable(pd.DataFrame):
 
 
 class CellFigure(Figure):
-    """A figure that a notebook shows although pyplot was never imported."""
+    """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
         with io.BytesIO() as file:

@@ -1,4 +1,4 @@
-"""Measure images of your own: arrays, folders and files give the same record."""
+"""Measuring your images in arrays, folders or files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tasks.remote import InlineExecutor
 
 @dataclass(frozen=True, repr=False)
 class Measurement(Measured, Displayed):
-    """Intrinsic dimension and label sharpness of a set of images, with everything around them."""
+    """Intrinsic dimension and label sharpness of a set of images, with their record."""
 
     @property
     def num_images(self) -> int:
-        """Number of images measured, duplicates included."""
+        """Number of measured images, including duplicates."""
         return self.record.sizes[-1].train_size
 
     @property
@@ -78,7 +78,7 @@ class Measurement(Measured, Displayed):
         return self.record.to_json()
 
     def plot_pair(self) -> Figure:
-        """Draw the two closest images with different labels, which attain K_F.
+        """Draw the two closest images with different labels, which determine K_F.
 
         The figure shows two of your images.
         """
@@ -103,7 +103,7 @@ class Measurement(Measured, Displayed):
 
 
 def _numbers_in_words(record: MeasureResult) -> list[str]:
-    """Return d_data with its standard error and K_F as text, or why one of them is undefined."""
+    """Return d_data with its standard error and K_F as text, or the reason why it is undefined."""
     words = []
     estimate = record.d_data.get("mle")
     if estimate is not None:
@@ -134,28 +134,28 @@ def measure(
     root: str | Path | None = None,
     **settings: Any,
 ) -> Measurement:
-    """Measure intrinsic dimension and label sharpness in this process; nothing is trained.
+    """Measure intrinsic dimension and label sharpness of images in this process.
 
     Args:
         images: Arrays of shape ``(num_images, channels, height, width)``, ``(num_images, height,
-            width[, channels])`` or ``(num_images, num_features)``. Floats must lie in [0, 1] or
-            [0, 255], or come with a ``pixel_range``. Or a path, or a dataset's name, as
-            ``isweep measure`` takes it.
+            width[, channels])`` or ``(num_images, num_features)``. Floats must be in [0, 1] or [0,
+            255], or need the setting ``pixel_range``. Or a path or the name of a dataset, as for
+            ``isweep measure``.
         labels: One number or text per image, ``(num_images,)``. None measures d_data only. For a
             ``.npy`` file, the path of a file of labels.
-        train_sizes: Sizes of nested, stratified subsets to measure besides all images (images).
-        class_pair: Names of the only two classes to measure.
-        image_size: Side in pixels to which image files are resized; None takes 224.
+        train_sizes: Sizes of nested, stratified subsets to measure too, in images.
+        class_pair: Names of two classes; only their images are measured.
+        image_size: Side in pixels to which image files are resized; None for 224.
         channels: 1 (gray) or 3 (color), for image files.
-        own: Answers that a folder or table of yours leaves open, as in a sweep file:
-            ``label_map``, ``label_columns``, ``layout``.
-        root: Folder in which prepared datasets are looked up; see :func:`isweep.run`.
+        own: Options on the labels and folders of your images, as in a sweep file: ``label_map``,
+            ``label_columns``, ``layout``.
+        root: Folder of prepared datasets; see :func:`isweep.run`.
         **settings: Fields of :class:`tasks.measures.records.MeasureSettings`, such as
             ``num_neighbors`` or ``seed``.
 
     Returns:
-        The measurement. ``d_data`` is a number of directions, ``label_sharpness`` is one over an
-        L2 distance of pixels in [0, 255].
+        The measurement. ``d_data`` is a number of directions. ``label_sharpness`` is 1 / distance,
+        an L2 distance of pixels in [0, 255].
 
     Raises:
         SweepError: If the images or labels cannot be read or measured, or a setting is unknown.
@@ -180,7 +180,7 @@ def measure(
         request = MeasureRequest(
             source=str(images),
             labels=_label_file(labels),
-            said=_source_options(own),
+            own_options=_source_options(own),
             class_pair=pair,
             train_sizes=sizes,
             image_size=image_size,
@@ -207,7 +207,7 @@ def measure(
 def _measure_arrays(
     images: npt.ArrayLike, labels: npt.ArrayLike | None, request: MeasureRequest
 ) -> Measurement:
-    """Measure arrays of images and their labels, which must be as many."""
+    """Measure an array of images with an array of as many labels."""
     image_array = one_array("Images", images)
     if labels is None:
         measured = measure_on_scale(LabeledImages(image_array), request, InlineExecutor())
@@ -226,7 +226,7 @@ def _measure_arrays(
 
 
 def _label_file(labels: object) -> Path | None:
-    """Return the path of a file of labels, the only kind of labels that a file of images has."""
+    """Return the path of a file of labels; a file of images has no other kind of labels."""
     if labels is None:
         return None
     if isinstance(labels, (str, Path)):
@@ -238,7 +238,7 @@ def _label_file(labels: object) -> Path | None:
 
 
 def _source_options(options: object) -> dict[str, Any]:
-    """Return the options that tell how to read a user's folder or table of images."""
+    """Return the options on the labels and folders of a user's images."""
     if options is None:
         return {}
     if isinstance(options, Mapping):
@@ -250,7 +250,7 @@ def _source_options(options: object) -> dict[str, Any]:
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
-    """Return a class pair as two names; classes that are numbers may be given as numbers."""
+    """Return a class pair as two names; numbers are converted to names."""
     if class_pair is None:
         return None
     names: list[object] = []
@@ -268,7 +268,7 @@ def root_text(root: object) -> str | None:
     """Return a root as text, or None for the default root.
 
     Raises:
-        ConfigError: If it is no path, or empty.
+        ConfigError: If the root is empty, or is not a path.
     """
     if root is None:
         return None

@@ -1,4 +1,4 @@
-"""Predict the loss on a new dataset from the fits of a sweep."""
+"""Predicting the loss on a new dataset from the fits of a sweep."""
 
 from __future__ import annotations
 
@@ -32,33 +32,34 @@ def predict(
     pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
 ) -> Prediction:
-    """Predict the test loss, or the images that a loss needs, on a dataset the sweep lacks.
+    """Predict the test loss on a new dataset, or the number of images that a test loss needs.
 
-    Ask for exactly one of ``train_size`` and ``target_loss``. For a sweep of one dataset, or for
-    results of your own, use :func:`isweep.learning_curves`.
+    Give either ``train_size`` or ``target_loss``. For a sweep of one dataset, or for your own
+    results, use :func:`isweep.learning_curves`.
 
     Args:
-        measured: A measurement of images with the sweep's side and channels, its JSON record, or
-            the path of that record. None if both numbers are given.
-        sweep: The sweep to predict from: a sweep, its fits, its table, or a name as
-            :func:`isweep.open` takes it. It needs at least two datasets and five points.
-        model: A model of the sweep; ``pooled`` takes all of them together.
-        domain: ``natural`` or ``medical``; None takes all datasets.
-        d_data: Intrinsic dimension, instead of the measured one.
-        label_sharpness: K_F per unit of pixel distance, instead of the measured one, on the
-            sweep's scale.
-        train_size: Number of training images; the answer is the test loss.
-        target_loss: Test loss to reach (nat); the answer is a number of images.
+        measured: A measurement of images with the image size and channels of the sweep, its JSON
+            record, or the path of that record. None with ``d_data`` and ``label_sharpness``.
+        sweep: The sweep with the results: a sweep, its fits, its table, or its name or path, as in
+            :func:`isweep.open`. It needs at least two datasets and five points.
+        model: A model of the sweep; ``pooled`` for all models together.
+        domain: ``natural`` or ``medical``; None for all datasets.
+        d_data: Intrinsic dimension, in place of the measured value.
+        label_sharpness: K_F per unit of pixel distance on the scale of the sweep, in place of the
+            measured value.
+        train_size: Number of training images; predicts the test loss.
+        target_loss: Test loss to reach (nat); predicts the number of images.
         pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test loss,
             or the path of a CSV file with these columns.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The prediction with its 90 % interval, for one training. Its ``value`` is None if the
-        interval is too wide to be of use; ``warning`` says why.
+        The prediction with its 90 % interval, for one training. If the interval is too wide to be
+        useful, ``value`` is None and ``warning`` has the reason.
 
     Raises:
-        SweepError: If a number is missing, or the sweep has too few datasets or another scale.
+        SweepError: If a number is missing, or if the sweep has too few datasets or another scale of
+            K_F.
 
     Example:
         >>> import isweep, pandas as pd
@@ -134,7 +135,7 @@ def predict(
 def _pilot(
     pilot: Sequence[tuple[float, float]] | str | Path, model: str
 ) -> Callable[[], Pilot] | None:
-    """Return a function that reads the pilot's losses, or None if there is no pilot."""
+    """Return a function that reads the losses of the pilot; None without a pilot."""
     from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint, read_pilot
 
     if isinstance(pilot, (str, Path)):

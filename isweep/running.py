@@ -1,4 +1,4 @@
-"""Run sweeps and searches of learning rates from Python."""
+"""Running sweeps and searches of learning rates from Python."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def run(
     progress: bool = True,
     **options: Any,
 ) -> Sweep:
-    """Run the trials of a sweep that have no result yet, then write the report.
+    """Run the trials of a sweep without a result, then write the report.
 
     The same call resumes a stopped run, extends a changed sweep and repairs a damaged one.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
-        progress: Print how far the run is.
+        progress: Whether to print the progress of the run.
         **options: Fields of :class:`orchestrator.RunOptions`, such as ``num_cpus`` (cores of this
             machine), ``address`` (of a running Ray cluster), ``device`` (``"auto"``, ``"cpu"`` or
-            ``"gpu"``) and ``tracking`` (False leaves MLflow out).
+            ``"gpu"``) and ``tracking`` (False to run without MLflow).
 
     Returns:
-        The sweep with its results. A trial that failed is in ``failures`` and raises nothing.
+        The sweep with its results. Failed trials are in ``failures`` and raise no error.
 
     Raises:
         SweepError: If the sweep is invalid, or the machine, the data or the cluster cannot be
@@ -66,15 +66,15 @@ def run(
 
 @dataclass(frozen=True, repr=False)
 class Tuned(Displayed):
-    """The recipe that a search of learning rates chose.
+    """The result of a search of learning rates: the chosen recipe.
 
-    A sweep uses it with ``changes={"recipe": tuned.recipe}``.
+    Use the recipe in a sweep with ``changes={"recipe": tuned.recipe}``.
 
     Attributes:
         table: One row per model and dataset, with the chosen values.
         recipe: Path of the recipe file.
         report: Path of the page about the search; None if no trial has a result.
-        problems: What went wrong, one sentence each.
+        problems: Problems of the search, one sentence each.
     """
 
     table: pd.DataFrame
@@ -102,14 +102,14 @@ def tune(
 ) -> Tuned:
     """Search learning rate, weight decay and batch size for each model and dataset of a sweep.
 
-    The search sees a validation split of the training images and no test image. The same call
-    resumes a stopped search, or extends one whose budget grew.
+    The search uses a validation split of the training images, and no test images. The same call
+    resumes a stopped search, or extends a search with a larger budget.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values that replace those of the source: ``{"tune.budget": 0.5}``.
-        progress: Print how far the search is.
+        progress: Whether to print the progress of the search.
         **options: Fields of :class:`orchestrator.RunOptions`, as for :func:`isweep.run`.
 
     Returns:
@@ -141,7 +141,7 @@ def tune(
 
 
 def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a caller named, checked as strictly as on the command line."""
+    """Return the options of a caller after the checks of the command line."""
     from orchestrator import RunOptions
 
     known_options = set(RunOptions.__dataclass_fields__) - {"root"}

@@ -1,4 +1,4 @@
-"""A sweep as one object: what is planned, what was found, and what it means."""
+"""A sweep as one object: its plan, its results and its fits."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 class Sweep(Displayed):
     """A sweep and its results below one root.
 
-    Results are read once and kept. Open the sweep again to see what was added since.
+    Results are read once. Open the sweep again to read newer results.
 
     Attributes:
-        workspace: The plan of the sweep, and where its results lie.
+        workspace: The plan of the sweep, and the paths of its results.
     """
 
     workspace: Workspace
@@ -92,18 +92,18 @@ class Sweep(Displayed):
         Means are over the class pairs and seeds that all models have.
 
         Args:
-            dataset: Keep this dataset only.
-            train_size: Keep this number of training images only.
-            model: Keep this model only, which is then the best one.
+            dataset: Use only this dataset.
+            train_size: Use only this number of training images.
+            model: Use only this model, which is then the best model.
             metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or another
-                score of the table. Losses and calibration errors rank upward, other scores
-                downward.
+                score of the table. The best loss or calibration error is the lowest; the best of
+                any other score is the highest.
 
         Returns:
-            One row per dataset and train size. ``runner_up`` is the next best model.
+            One row per dataset and train size. ``runner_up`` is the second best model.
 
         Raises:
-            SweepError: If there is no result, or a name is in no row.
+            SweepError: If there is no result, or no row has the given dataset, size or model.
 
         Example:
             >>> import isweep
@@ -138,14 +138,14 @@ class Sweep(Displayed):
 
     @property
     def report(self) -> Path:
-        """Path of ``report.html``, written anew; figures, results and fits lie in its folder."""
+        """Path of ``report.html``, which each access writes again, with its figures and fits."""
         from orchestrator.analysis.report import write_sweep_report
 
         self.results()
         return cast(Path, write_sweep_report(self.workspace, self.state))
 
     def results(self) -> pd.DataFrame:
-        """Return the table of results, which must have a row.
+        """Return the table of results, which has at least one row.
 
         Raises:
             SweepError: If no trial has a result yet.
@@ -166,7 +166,7 @@ class Sweep(Displayed):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of trials that are planned, done, failed and left."""
+        """Numbers of trials that are planned, done, failed and left."""
         planned = len(self.workspace.plan.trials)
         done = len(self.state.results)
         failed = len(self.state.failures)
@@ -189,7 +189,7 @@ class Fits(Displayed):
 
     Attributes:
         records: All fits, as :func:`orchestrator.fit_scaling_laws` returns them.
-        table: The results that were fitted.
+        table: The fitted results.
         arms: Conditions of an experiment; empty for other sweeps.
     """
 
@@ -244,18 +244,18 @@ class Fits(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class Plan(Displayed):
-    """The grid of a sweep, and what the trials that are left will cost.
+    """The grid of a sweep, and the estimated cost of the trials without a result.
 
     Attributes:
         table: One row per trial, with its ``status``.
-        estimate: Estimated time, memory and disk; ``estimate["text"]`` says it in words.
+        estimate: Estimated time, memory and disk. ``estimate["text"]`` is a sentence on them.
     """
 
     table: pd.DataFrame
     estimate: dict[str, Any]
 
     def summary(self) -> pd.DataFrame:
-        """Return one row per model and dataset: its number of trials, and how many are done."""
+        """Return one row per model and dataset: the numbers of planned and done trials."""
         rows = self.table.assign(done=self.table["status"] == CellStatus.DONE)
         groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
         return groups.agg(trials=("done", "size"), done=("done", "sum"))
@@ -269,16 +269,16 @@ class Plan(Displayed):
 def open(
     source: SweepSource, *, root: str | Path | None = None, storage: str | None = None
 ) -> Sweep:
-    """Return a sweep as it stands. Nothing is run or written.
+    """Open a sweep and its results, without running or writing anything.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-            A preset that ran is opened as it ran.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+            A preset that has run is opened as it last ran.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         storage: Folder or URL of the result store, if it is not below the root.
 
     Returns:
-        The sweep, with the results that are there.
+        The sweep with its stored results.
 
     Raises:
         SweepError: If there is no such sweep.
@@ -298,11 +298,11 @@ def plan(
     storage: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Plan a sweep: its grid, what is done, and what the rest will cost. Nothing is run.
+    """Plan a sweep without running it: its grid, done trials, and the cost of the others.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         storage: Folder or URL of the result store, if it is not below the root.
         changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
 

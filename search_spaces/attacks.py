@@ -62,7 +62,7 @@ class AttackPasses:
 
 @dataclass(frozen=True)
 class AttackMethod:
-    """One row of the table.
+    """One row of the table of attacks.
 
     Attributes:
         function: ``module:function`` that computes the attack.

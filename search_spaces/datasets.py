@@ -47,7 +47,7 @@ def _row(name: str) -> DatasetSpec:
 
 
 DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
-"""Dataset by the name that sweep files use."""
+"""Datasets by name, as in sweep files."""
 MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
 """Common fields of all generated or changed datasets of one kind, by kind."""
 
@@ -71,42 +71,42 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def own_dataset_spec(name: str, own: UserSourceSpec) -> DatasetSpec:
+def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
     """Return a row for a user's data.
 
-    If ``own`` has no class names, preparation reads them from the data.
+    If ``user_data`` has no class names, preparation reads them from the data.
     """
     return DatasetSpec(
-        domain=own.domain,
-        modality=own.modality,
-        channels=own.channels,
-        label_columns=own.label_columns,
-        layout=own.layout,
-        pixel_range=own.pixel_range,
+        domain=user_data.domain,
+        modality=user_data.modality,
+        channels=user_data.channels,
+        label_columns=user_data.label_columns,
+        layout=user_data.layout,
+        pixel_range=user_data.pixel_range,
         name=name,
-        title=own.title or name,
-        label_names=own.class_names,
-        source=own.kind,
-        description="own data",
-        terms="own data",
-        raw_layout="see docs/datasets.md, your own data",
-        groups="as given by the source",
-        label_map=tuple(sorted(own.label_map.items())),
+        title=user_data.title or name,
+        label_names=user_data.class_names,
+        source=user_data.kind,
+        description="user data",
+        terms="terms of the user data",
+        raw_layout="see docs/datasets.md",
+        groups="groups in the user data",
+        label_map=tuple(sorted(user_data.label_map.items())),
     )
 
 
 def made_dataset_spec(
-    name: str, made: GeneratedDatasetSpec, condition: DatasetParameters = ()
+    name: str, images: GeneratedDatasetSpec, condition: DatasetParameters = ()
 ) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 
     Args:
         name: the dataset's name in plans and results.
-        made: kind and parameters of the images.
+        images: kind and parameters of the images.
         condition: parameters that change the training images after the split.
     """
-    kind = MADE[made.from_]
-    parameters = _parameter_list(made.changed_parameters) or "default parameters"
+    kind = MADE[images.from_]
+    parameters = _parameter_list(images.changed_parameters) or "default parameters"
     description = f"{kind.description} ({parameters})"
     if condition:
         description += (
@@ -118,7 +118,7 @@ def made_dataset_spec(
             "name": name,
             "title": name,
             "description": description,
-            "dials": made.changed_parameters,
+            "dials": images.changed_parameters,
         }
     )
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 ID_HEX_DIGITS = 12
 """Hex digits of a hash in an id. The probability that two of a million ids are equal is 0.2 %."""
 VERSION_FIELD = "schema_version"
-"""The one field of a spec that is never left out."""
+"""Name of the field that the JSON of a spec always contains."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 

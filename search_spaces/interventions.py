@@ -100,8 +100,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images that are blended; those nearest to another class come first",
 )
-# The names of parameters are keys of sweep files. Some are short for what the text describes: bits,
-# frequency and draw.
+# Sweep files contain the names of these parameters, so the names cannot change. Names such as bits,
+# frequency and draw do not explain themselves; read the meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(

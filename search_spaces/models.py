@@ -29,7 +29,7 @@ _PAPER_SIZES = {
 PAPER_MODELS = tuple(_PAPER_SIZES)
 """The six networks of Konz & Mazurowski: torchvision's architectures with random weights."""
 LIBRARIES = ("torchvision", "timm")
-"""Libraries of which a sweep file can use every architecture."""
+"""Libraries whose architectures can all be used in a sweep file."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
             "pretrained weights",
             hint="Remove pretrained. If this is your own function, load the weights there",
         )
-    # A name has at most 64 characters. 52 leave room for the suffix.
+    # A name has at most 64 characters. The name before the suffix has at most 52.
     name = choice.name or f"{spec.name[:52]}_pretrained"
     return spec.model_copy(update={"name": name, "pretrained": True})
 

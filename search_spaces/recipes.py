@@ -42,7 +42,7 @@ _RELEASED = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the table.
+    """One row of the table of recipes.
 
     Attributes:
         about: description in one line, for people who choose a recipe.

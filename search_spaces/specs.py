@@ -28,9 +28,9 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# Each kind of result has a version. Increase it when results of this kind change, or the meaning of
-# a field of the spec, or a default (defaults are not hashed). Then all stored results of this kind
-# are computed again. Results of other kinds are not.
+# Each kind of result has a version. Increase the version when these results change, when the
+# meaning of a field of the spec changes, or when a default changes (defaults are not hashed). Then
+# all stored results of this kind are computed again. Results of other kinds are not.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 # Each row of search_spaces.attacks.ATTACKS lists the versions at which its numbers changed.
@@ -78,7 +78,7 @@ def check_range(limits: object) -> object:
     # If a limit is not a number, pydantic raises the error.
     is_not_rising = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_not_rising:
-        raise ValueError("must be two rising numbers, the smallest and the largest")
+        raise ValueError("must be two rising numbers: first the smallest value, then the largest")
     return tuple(limits)
 
 
@@ -287,13 +287,13 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
 
 def _check_method(name: str) -> str:
     if name not in ATTACKS:
-        known = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
-        raise ValueError(f"no attack has this name. {known}")
+        hint = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
+        raise ValueError(f"no attack has this name. {hint}")
     return name
 
 
 def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
-    """Return the parameters whose values differ from their defaults, after checking all.
+    """Check all parameters of attacks. Return those whose values differ from their defaults.
 
     Raises:
         ValueError: an attack or parameter is unknown, or a value is not allowed.
@@ -358,7 +358,7 @@ class AttackSpec(Spec):
         return ATTACKS[method].values(dict(changed))
 
     def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackMeasurement]:
-        """Return one measurement for each method and epsilon, sorted by method."""
+        """Return one measurement for each method and epsilon, grouped by method."""
         changed = dict(self.parameters)
         measurements: list[AttackMeasurement] = []
         for method in self.methods:
@@ -509,7 +509,7 @@ class SubsetSpec(Spec):
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """The share of distance ratios, the largest ones, that TwoNN leaves out."""
+        """The share of the distance ratios that TwoNN leaves out. These are the largest ratios."""
         if self.prepared.data_mode == "as_released":
             return 0.0
         return 0.1  # as in Facco et al. (2017)
@@ -640,7 +640,8 @@ Measurement = (
 class TrialSpec(Spec):
     """A trial: a network and its measurements after training.
 
-    A trial has the id and the seed of its network. So another measurement changes no network.
+    A trial has the id and the seed of its network. So an additional measurement does not change the
+    network.
     """
 
     network: NetworkSpec

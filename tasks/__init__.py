@@ -1,7 +1,7 @@
-"""The computation of one unit of the study: data preparation, measures, training, attacks.
-There is no sweep logic here.
+"""Single computations of a study: data preparation, measures, training and attacks.
 
-The names of ``__init__.pyi`` are imported when they are used, so that ``import tasks`` stays cheap.
+Sweeps are not known here. The names in ``__init__.pyi`` are imported when they are used, so that
+``import tasks`` is fast.
 """
 
 import lazy_loader

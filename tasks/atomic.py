@@ -1,8 +1,8 @@
-"""Atomic files: complete or absent, even after a crash or a power cut.
+"""Atomic files: after a crash or a power failure, a file is complete or does not exist.
 
 A temporary file is written in the same folder, flushed to the disk and renamed. Then the folder is
-flushed too, since a power cut loses a rename that is only in memory. Temporary files have random
-names, so two processes can write the same file; the later one wins.
+flushed too, because a power failure undoes a rename that is only in memory. Temporary files have
+random names. So two processes can write the same file; the content of the later one remains.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def replacing(
 ) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
-    After an error ``path`` is as it was.
+    After an error, ``path`` is unchanged.
 
     Args:
-        path: its folder is created if it is missing.
-        mode: permissions, of which the process's umask takes some.
-        durable: wait until the disk has the file. False is for files that a power cut may lose.
+        path: path of the file. A missing folder is created.
+        mode: permissions. The umask of the process removes some of them.
+        durable: True to wait until the file is on the disk; False for files that may be lost in a
+            power failure.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
@@ -42,13 +43,16 @@ def replacing(
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """Replace the file at ``path`` with ``data``, as :func:`replacing` does."""
+    """Replace the file at ``path`` with ``data``; see :func:`replacing`."""
     with replacing(path, durable=durable) as file:
         file.write(data)
 
 
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
-    """Write ``data`` unless ``path`` exists. Of several processes the first one wins."""
+    """Write ``data`` to ``path`` unless the file exists.
+
+    If several processes write at the same time, the content of the first one remains.
+    """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
         file.write(data)
@@ -61,26 +65,26 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
 
 
 def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Link the complete file ``draft`` as ``path`` unless ``path`` exists.
+    """Create a hard link from ``path`` to the complete file ``draft`` unless ``path`` exists.
 
     On a file system without hard links, ``draft`` is renamed to ``path``.
     """
     try:
         os.link(draft, path)
     except FileExistsError:
-        pass  # Another process was first, and its file may be in use.
+        pass  # Another process was first, and its file may be open.
     except OSError:
         os.replace(draft, path)
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's content. A pipe in its place reads as empty, and is not waited for."""
+    """Return the content of a file. If ``path`` is a pipe, return an empty content at once."""
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush a folder to the disk: the names of its files."""
+    """Flush a folder, which contains the names of its files, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,13 +93,13 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file as the ``opener`` of :func:`open`; a pipe in its place is not waited for."""
+    """Open a file for :func:`open`, of which it is the ``opener``. Do not wait if it is a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager
 def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open a temporary file in the folder of ``path``, and remove it afterwards."""
+    """Open a temporary file in the folder of ``path``. Remove the file afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -103,7 +107,7 @@ def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
         with os.fdopen(descriptor, "wb") as file:
             yield file, temporary
     except OSError as error:
-        # An error of writing, as on a full disk, does not name its file.
+        # An error while writing, for example on a full disk, does not contain the file name.
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -116,7 +120,10 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, after renaming it: an interruption leaves no half of it under its name."""
+    """Rename a folder and then remove it.
+
+    So an interruption never leaves an incomplete folder with the old name.
+    """
     renamed = folder.with_name(f".removed-{secrets.token_hex(4)}")
     folder.rename(renamed)
     shutil.rmtree(renamed)

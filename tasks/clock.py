@@ -1,4 +1,4 @@
-"""A clock and threads as an argument, so that a test of control logic can replace both."""
+"""A clock that is passed as an argument, so that a test can replace time and threads."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Callable
 
 
 class Clock:
-    """The machine's clocks, and the threads and conditions that wait by them."""
+    """The clocks of the machine, and threads and conditions that wait for a time."""
 
     def time(self) -> float:
-        """Return seconds since 1970 by the machine's clock, which may be set back."""
+        """Return seconds since 1970. The clock of the machine may be set back."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Return seconds since an arbitrary moment; they never go back."""
+        """Return seconds since an arbitrary moment. They never decrease."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for a number of seconds."""
         time.sleep(seconds)
 
     def condition(self) -> threading.Condition:
-        """Return a condition whose lock its holder may take again."""
+        """Return a condition with a reentrant lock."""
         return threading.Condition()
 
     def thread(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Return a thread that ends with its process."""
+        """Return a daemon thread, which ends when its process ends."""
         return threading.Thread(target=target, name=name, daemon=True)
 
 
 SYSTEM = Clock()
-"""The machine's own clock."""
+"""The clock of the machine."""

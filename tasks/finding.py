@@ -1,4 +1,4 @@
-"""The base class of every record that is stored."""
+"""The base class of all stored records."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Finding(BaseModel):
-    """A stored record: frozen, without unknown fields, NaN or infinity."""
+    """A stored record: frozen, without unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
-        """Return the record as JSON values; ``model_validate`` makes an equal one of them."""
+        """Return the record as JSON values. ``model_validate`` converts them to an equal record."""
         return self.model_dump(mode="json")
 
     def text(self) -> str:
-        """Return the record as JSON text; ``model_validate_json`` makes an equal one of it.
+        """Return the record as JSON text. ``model_validate_json`` converts it to an equal record.
 
         Raises:
-            ValueError: a number in it is not finite. Pydantic would write null for it.
+            ValueError: a number in the record is not finite. Pydantic would write null instead.
         """
         return json.dumps(self.plain(), allow_nan=False)

@@ -1,6 +1,6 @@
-"""Executors: the same calls as Ray tasks on a cluster, or in this process.
+"""Executors, which run the same calls either as Ray tasks on a cluster or in this process.
 
-This is the only module of the package that imports Ray.
+This is the only module of the package ``tasks`` that imports Ray.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from typing import Any
 from search_spaces.errors import SetupError, SweepError
 
 MAX_RETRIES = 3
-"""Attempts after the first. A worker may die for reasons outside the task (a spot node, the
-kernel's memory killer), but a task whose worker dies four times in a row is itself the reason."""
+"""Number of attempts after the first one. A worker can die for reasons outside the task: a spot
+node ends, or the kernel kills a process to free memory. If the worker of a task dies four times in
+a row, the task is probably the reason."""
 ENDING_S = 1.0
-"""Seconds that calls have to end by themselves before they are canceled."""
+"""Seconds until a running call is canceled, so that most calls end without being canceled."""
 PATIENCE_S = 60.0
-"""Seconds that calls wait for CPUs of other work before a note is printed."""
+"""Seconds that calls wait for CPUs which other work uses, before a note is printed."""
 
 
 class InlineExecutor:
-    """An executor that calls functions in this process, so that a debugger can step through.
+    """An executor that calls functions in this process, where a debugger can step through them.
 
     Args:
-        go_on: called before each call. It may raise to stop.
+        before_call: called before each call. It may raise an exception to stop.
 
     Attributes:
-        num_workers: calls that run at a time. Callers cut their work accordingly.
+        num_workers: number of calls that run at the same time. Callers divide their work by it.
     """
 
     num_workers = 1
 
-    def __init__(self, go_on: Callable[[], object] = lambda: None) -> None:
-        self._go_on = go_on
+    def __init__(self, before_call: Callable[[], object] = lambda: None) -> None:
+        self._before_call = before_call
 
     def labelled(self, label: str) -> Executor:
-        """Return an executor whose calls have ``label`` in their names, where names are shown."""
+        """Return an executor whose calls have ``label`` in their displayed names."""
         return self
 
     def share(self, value: Any) -> Any:
-        """Return a handle of a value that many calls take as an argument."""
+        """Return a handle of a value that is an argument of many calls."""
         return value
 
     def map_unordered(
@@ -58,12 +59,13 @@ class InlineExecutor:
         """Yield ``(index of the argument tuple, result)`` as calls finish.
 
         Args:
-            function: called with each argument tuple. Handles of :meth:`share` arrive as values.
-            argument_tuples: one tuple per call.
-            spread: spread the calls over the nodes of a cluster.
+            function: function to call with each argument tuple. A handle from :meth:`share` is
+                replaced by its value.
+            argument_tuples: one tuple for each call.
+            spread: True to distribute the calls over the nodes of a cluster.
         """
         for index, arguments in enumerate(argument_tuples):
-            self._go_on()
+            self._before_call()
             yield index, function(*arguments)
 
 
@@ -72,14 +74,15 @@ Executor = InlineExecutor
 
 
 class RayExecutor(InlineExecutor):
-    """An executor that runs calls as Ray tasks, on the cluster that ``ray.init`` has connected to.
+    """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
-        driver_node_only: run every task on this process's node: for tasks that read or write files
-            if the nodes share no file system. A node that was started without CPUs then uses those
-            of the machine.
-        nodes: ids of the nodes that tasks may run on; None for all.
-        note: called once per map if its tasks wait for CPUs of other work. Ray waits silently.
+        driver_node_only: True to run every task on the node of this process. It is for tasks that
+            read or write files if the nodes do not share a file system. If Ray was started without
+            CPUs on this node, tasks use the CPUs of the machine.
+        nodes: ids of the nodes on which tasks may run; None for all nodes.
+        note: called with a message if tasks wait for CPUs that other work uses, at most once for
+            each map. Ray itself prints nothing.
 
     Raises:
         SetupError: Ray is not connected.
@@ -110,7 +113,8 @@ class RayExecutor(InlineExecutor):
             self._placement = {"scheduling_strategy": _on_node(node)}
             num_cpus = num_cpus_by_node()[node]
             if num_cpus < 1:
-                # On a head without CPUs tasks would wait for ever, but only it has the files.
+                # Only this node has the files, but Ray was started without CPUs on it. A task that
+                # reserves a CPU would wait for ever.
                 self._placement["num_cpus"] = 0
                 num_cpus = len(os.sched_getaffinity(0))
         elif nodes is not None:
@@ -127,7 +131,7 @@ class RayExecutor(InlineExecutor):
         return labelled
 
     def share(self, value: Any) -> Any:
-        """Put a value into the object store. Tasks read numpy arrays of it without a copy."""
+        """Put a value into Ray's object store. Tasks read its numpy arrays without a copy."""
         import ray
 
         return ray.put(value)
@@ -139,19 +143,20 @@ class RayExecutor(InlineExecutor):
         *,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index, result)`` as calls finish, with at most ``num_workers`` calls running.
+        """Yield ``(index, result)`` as calls finish. At most ``num_workers`` calls run at a time.
 
-        Each call reserves one CPU, and has BLAS and torch limited to one thread.
+        Each call reserves one CPU. BLAS and torch are limited to one thread.
 
         Args:
-            function: importable on the workers.
-            argument_tuples: one tuple per call; read only as fast as calls finish.
-            spread: spread calls over the nodes, instead of filling the nearest node first, as Ray
-                does by default. It suits calls that take longer than sending their arguments.
+            function: function that workers can import.
+            argument_tuples: one tuple for each call. They are read only as fast as calls finish.
+            spread: True to distribute calls over the nodes; False for Ray's default, which uses the
+                nearest node first. True is faster if a call takes longer than sending its
+                arguments.
 
         Raises:
-            SweepError: a call raised it.
-            SetupError: a task's worker died ``MAX_RETRIES + 1`` times.
+            SweepError: a call raised this error.
+            SetupError: the worker of a task died ``MAX_RETRIES + 1`` times.
         """
         import ray
 
@@ -179,15 +184,15 @@ class RayExecutor(InlineExecutor):
                 finished, _ = ray.wait(list(in_flight), num_returns=1, timeout=timeout_s)
                 if not finished:
                     self._note(
-                        f"{task_name}: nothing came back for {PATIENCE_S:.0f} s. Each task asks "
-                        f"for 1 CPUs of {self._place}; where other work holds them, the tasks go "
-                        "on as soon as some are free."
+                        f"{task_name}: no task has finished for {PATIENCE_S:.0f} s. Each task "
+                        f"needs 1 CPU of {self._place}. If other work uses all CPUs, the tasks "
+                        "start as soon as a CPU is free."
                     )
                 timeout_s = None
                 for reference in finished:
                     yield in_flight.pop(reference), _get(reference, function.__name__)
         finally:
-            # An error, or a caller who stops early, must not leave tasks on the cluster.
+            # After an error, or if the caller stops early, no task may remain on the cluster.
             _end(list(in_flight))
 
     def _task_name(self, function: Callable[..., Any]) -> str:
@@ -195,10 +200,11 @@ class RayExecutor(InlineExecutor):
         return f"{self._label} {readable}".strip()
 
     def _note_after_s(self) -> float | None:
-        """Return after how many seconds a note is due; None if there are free CPUs.
+        """Return the seconds after which a note is printed; None if there are free CPUs.
 
-        It is called before the first task, since the tasks themselves hold CPUs later. Ray does not
-        know the free CPUs of a single node, so there a note is always due.
+        This method must be called before the first task, because tasks reserve CPUs. Ray cannot
+        report the free CPUs of a single node. So if tasks are limited to some nodes, a note is
+        always possible.
         """
         import ray
 
@@ -209,7 +215,7 @@ class RayExecutor(InlineExecutor):
 
 
 def num_cpus_by_node() -> dict[str, float]:
-    """Return the CPUs that each node of the connected cluster offers, by the node's id."""
+    """Return the number of CPUs of each node of the connected cluster, by node id."""
     import ray
 
     return {
@@ -218,7 +224,7 @@ def num_cpus_by_node() -> dict[str, float]:
 
 
 def _on_node(node: str) -> Any:
-    """Return Ray's scheduling strategy of a task that runs on one node, and on no other."""
+    """Return Ray's scheduling strategy for a task that may run only on this node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -227,7 +233,7 @@ def _on_node(node: str) -> Any:
 def nodes_that_see(path: Path) -> list[str]:
     """Return the ids of the nodes with CPUs on which ``path`` exists.
 
-    A node that does not answer within a minute is not among them.
+    Nodes that do not answer within :data:`PATIENCE_S` seconds are left out.
     """
     import ray
 
@@ -244,17 +250,17 @@ def nodes_that_see(path: Path) -> list[str]:
         ray.cancel(reference, force=True)
     seeing: list[str] = []
     for reference in answered:
-        with suppress(ray.exceptions.RayError):  # the node was lost meanwhile
+        with suppress(ray.exceptions.RayError):  # the node was lost in the meantime
             if ray.get(reference):
                 seeing.append(nodes[reference])
     return seeing
 
 
 def _end(calls: list[Any]) -> None:
-    """Cancel calls that do not end by themselves soon.
+    """Wait for :data:`ENDING_S` seconds, then cancel the calls that are still running.
 
-    Ray aborts this process if a call is canceled at the moment in which it ends: "Tried to
-    complete task that was not pending" (ray-project/ray#54798 fixes another cause of it).
+    If a call is canceled at the moment in which it ends, Ray aborts this process: "Tried to
+    complete task that was not pending" (ray-project/ray#54798 fixes another cause of this error).
     """
     import ray
 
@@ -266,7 +272,7 @@ def _end(calls: list[Any]) -> None:
 
 
 def _get(reference: Any, name: str) -> Any:
-    """Return a result, or raise the call's SweepError without Ray's wrapping."""
+    """Return the result of a call, or raise its SweepError without Ray's wrapper."""
     import ray
 
     try:
@@ -278,21 +284,21 @@ def _get(reference: Any, name: str) -> Any:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
         raise SetupError(
             f"The worker of the task {name!r} died {MAX_RETRIES + 1} times",
-            hint="Look for the kernel's memory killer in the node's log, and use smaller blocks or "
-            "fewer workers",
+            hint="Check the kernel log of the node for processes that were killed to free memory, "
+            "and use fewer workers",
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise SetupError(
             f"The task {name!r} needs more memory than its node has: {str(error).splitlines()[0]}",
-            hint="Use smaller blocks or fewer workers per node",
+            hint="Use fewer workers on each node",
         ) from error
 
 
 def _call_on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function with BLAS and torch limited to one thread: its task has reserved one CPU."""
+    """Call a function with BLAS and torch limited to one thread, because its task has one CPU."""
     from threadpoolctl import threadpool_limits
 
-    # Only if the worker has imported torch: to import it costs seconds.
+    # If the worker has not imported torch, torch is not imported here: that takes seconds.
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

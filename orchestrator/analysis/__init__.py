@@ -1,3 +1,4 @@
-"""Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or
-MLflow.
+"""Analysis of a results table: fits, predictions, figures and the report.
+
+The package imports no Ray, torch or MLflow.
 """

@@ -1,8 +1,8 @@
-"""The chain from a question to its verdict, which report, ``fit``, ``claims`` and JSON read.
+"""Questions, their answers and verdicts, for the report, ``fit``, ``claims`` and JSON.
 
-A :class:`Question` names one number, its null value and what the law expects. An :class:`Answer`
-adds the estimate, how sure it is, and the verdict. Whoever shows an answer takes its words from
-here, so two pages cannot disagree about it.
+A :class:`Question` defines a number, its null value and the expected side. An :class:`Answer` adds
+the estimate, its interval, p-values and power, and derives the verdict. All outputs use these
+objects, so that they cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, 
 
 Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
-"""A name of tests whose p-values are adjusted together; empty if they are not adjusted."""
+"""Name of a family of tests, whose p-values are adjusted together; empty without adjustment."""
 Alternative = Literal["two-sided", "rise", "slower"]
-"""On which side of the null value a result counts: on both, above it, or below it."""
+"""Side of the null value on which a result counts: both sides, above it, or below it."""
 NOTABLE_P = 0.1
-"""p before correction up to which a result looks like one, so that what decides it is said."""
+"""Largest p before correction at which the dataset that decides an estimate is printed."""
 DECISIVE_SHARE = 0.5
-"""Share of an estimate below which the value without one replicate shows that this one decides."""
+"""Share of an estimate. If the value without a replicate is below it, this replicate decides."""
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not testable")
-"""Verdicts of a table on a question; ``docs/glossary.md`` defines each."""
+"""Verdicts on a question; ``docs/glossary.md`` defines each."""
 
 
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
     """Return whether an estimate differs from its null value after correction.
 
-    Both must hold: the adjusted p-value is at most 0.05, and the interval leaves the null out. An
-    unknown p-value or interval decides nothing.
+    It does if the adjusted p-value is at most 0.05 and the interval excludes the null value. With
+    an unknown p-value or interval, return False.
     """
     if adjusted_p is None or interval is None or adjusted_p > LEVEL:
         return False
@@ -45,16 +45,16 @@ class Question:
 
     Attributes:
         key: Name in files and metrics.
-        text: The question as a person asks it.
+        text: The question in plain words.
         claim: The statement that a verdict supports or contradicts.
-        reverse: The statement that holds if the claim is contradicted.
+        reverse: The opposite statement, for a contradicted claim.
         estimand: The number that decides, in the words of the field.
-        null: Value of the number if nothing is there.
-        expected_sign: Side of the null on which the claim holds, 1 or −1.
-        power_of: The effect whose power is given.
+        null: Value of the number without an effect.
+        expected_sign: 1 if the claim expects a value above the null value, −1 if below.
+        power_of: The effect whose power is computed, in words.
         source: Number of the claim in the study.
-        published: What the study reports.
-        is_share: Whether the number is a share, shown in per cent.
+        published: The study's result.
+        is_share: Whether the number is a share, printed in per cent.
         alternative: On which side of the null value a result counts in the test.
     """
 
@@ -79,12 +79,12 @@ class Tested:
     Attributes:
         value: The estimate; None without one.
         interval: 95 % interval; None without one.
-        p_value: p of the null value, before correction; two-sided unless the question says other.
-        adjusted_p: The same after Holm's correction for the tests of its family.
-        num_tests: Tests of that family; 0 if p was not corrected.
-        family: Name of that family.
-        left_out: The estimate without each dataset, class or group.
-        reason: Why there is no estimate, or no test of it.
+        p_value: p against the null value before correction, with the sides of the question.
+        adjusted_p: p after Holm's correction for the tests of its family.
+        num_tests: Number of tests of the family; 0 without correction.
+        family: Name of the family.
+        left_out: Dataset, class or group -> the estimate without it.
+        reason: Why the number could not be estimated or tested; empty if it was.
     """
 
     value: float | None = None
@@ -97,25 +97,26 @@ class Tested:
     reason: str = ""
 
     def adjusted_among(self, adjusted_p: float | None, num_tests: int, family: Family) -> Self:
-        """Return it with its p after correction; unchanged if it was not tested."""
+        """Return a copy with the adjusted p; unchanged if the number was not tested."""
         if adjusted_p is None:
             return self
         return replace(self, adjusted_p=adjusted_p, num_tests=num_tests, family=family)
 
     @property
     def test_level(self) -> float:
-        """The level that its verdict needs: the strictest of its family by Holm."""
+        """The significance level for the power: Holm's strictest level in the family."""
         return verdict_level(self.num_tests)
 
     @property
     def most_influential(self) -> str | None:
-        """The dataset, class or group without which the estimate changes most; None without any."""
+        """The dataset, class or group without which the estimate changes most, or None."""
         return most_influential(self.value, self.left_out)
 
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
-        """Return whether a notable estimate rests on one dataset, class or group alone.
+        """Return whether a notable estimate depends on one dataset, class or group alone.
 
-        Without that one, the estimate changes its side of the null value, or more than halves.
+        It does if, without this one, the estimate is on the other side of the null value, or less
+        than half as far from it.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False
@@ -130,10 +131,11 @@ class Answer(Tested):
 
     Attributes:
         question: The question.
-        num_replicates: Datasets, or classes, that the interval is over.
-        effect: The effect ``question.power_of`` as a distance from the null value.
-        test: The test, by which power is reckoned; None if it has none.
-        note: A sentence on what limits the estimate.
+        num_replicates: Number of datasets or classes of the interval.
+        effect: The effect ``question.power_of`` as a distance from the null value; None if the
+            question has none.
+        test: The test, which determines the power; None without a test.
+        note: A sentence on a limit of the estimate.
     """
 
     question: Question
@@ -144,14 +146,14 @@ class Answer(Tested):
 
     @property
     def power(self) -> float | None:
-        """The share of such studies that would detect the effect, at the level of the verdict."""
+        """Power: the share of such studies that would detect the effect, at ``test_level``."""
         if self.effect is None or self.test is None:
             return None
         return self.test.power(self.effect, self.num_tests)
 
     @property
     def detectable(self) -> float | None:
-        """The effect that 80 of 100 such studies would detect, at the level of the verdict."""
+        """The effect that 80 of 100 such studies would detect, at ``test_level``."""
         if not isinstance(self.test, TTest):
             return None
         return self.test.detectable(self.num_tests)
@@ -168,12 +170,12 @@ class Answer(Tested):
 
     @property
     def statement(self) -> str:
-        """The claim, or its reverse if it is contradicted."""
+        """The claim; if it is contradicted, the opposite statement."""
         return self.question.reverse if self.verdict == "contradicted" else self.question.claim
 
     @property
     def is_decided(self) -> bool:
-        """True if the claim is supported or contradicted."""
+        """Whether the claim is supported or contradicted."""
         return self.verdict in ("supported", "contradicted")
 
 
@@ -182,7 +184,7 @@ AnyTested = TypeVar("AnyTested", bound=Tested)
 
 
 def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
-    """Return the name without which an estimate changes most; of equal ones the first by name."""
+    """Return the name without which an estimate changes most; the first by name in a tie."""
     if value is None or not left_out:
         return None
     changes = {name: abs(left_out[name] - value) for name in sorted(left_out)}
@@ -190,7 +192,7 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
 
 
 def holm_adjusted(tests: Sequence[AnyTested], family: Family) -> tuple[AnyTested, ...]:
-    """Adjust the p-values of a family of tests for the number of those that have one."""
+    """Return a family of tests with Holm-adjusted p-values; tests without p are not counted."""
     p_values = [tested.p_value for tested in tests]
     num_tests = len(p_values) - p_values.count(None)
     adjusted = []

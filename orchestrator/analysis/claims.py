@@ -1,10 +1,10 @@
-"""The ledger: every claim of the study, what decides it, what was published, and what a sweep says.
+"""The ledger: every claim of the study, with its published result and a sweep's answer.
 
-The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). They stand in two
-families of tests, each with a chance of at most 5 % of any false claim:
+The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
+families. In each family, the chance of any false verdict is at most 5 %:
 
-- A claim that is a headline question, or a question to class pairs, has the answer that report and
-  ``isweep fit`` show. Its p-value is Holm-adjusted over the tests of that answer's own family.
+- A claim that is a headline question or a question to class pairs has the same answer as in the
+  report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
 """
 
@@ -68,14 +68,17 @@ FAMILY_WORDS: dict[Family, str] = {
     "class pairs": "isweep fit",
     "ledger": "this ledger",
 }
-"""Family of tests -> where it is tested, in words."""
+"""Family of tests -> the command or document that shows these tests."""
 TERMINAL_WIDTH = 80
-"""Characters of a line of text."""
+"""Characters per line of text."""
 NOT_MEASURED = "not measured by a sweep"
+"""Reason of a claim on a number that a sweep does not measure."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
+"""Reason of a claim on several datasets, for a table of one dataset."""
 SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
+"""Reason of a claim on several datasets, for an experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports {} that no paper claims."
-"""Sentence on results of class pairs that are no numbered claim."""
+"""Sentence on supported relations of class pairs that are not a claim of the study."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -109,7 +112,7 @@ UNMEASURED = (
         reason=LAYERS,
     ),
 )
-"""Claims about numbers that no sweep has."""
+"""Claims on numbers that no sweep measures."""
 DOMAIN_GAP = Question(
     key="domain_gap",
     source="Fig. 2b",
@@ -137,21 +140,21 @@ COMPRESSION = Question(
     is_share=True,
 )
 GAP_OF_POWER = 1.0
-"""Difference of log losses whose power is given: a factor of 2.7."""
+"""Difference of log losses whose power is computed: a factor of 2.7."""
 SHARPNESS_GAP_OF_POWER = 0.5
-"""Difference of log K_F whose power is given: a factor of 1.6."""
+"""Difference of log K_F whose power is computed: a factor of 1.6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All claims, and how a sweep agrees with every published quantity.
+    """All claims, and a comparison of a sweep with every published quantity.
 
     Attributes:
         sweep: Name of the sweep.
         entries: The answer to each claim.
-        scores: Agreement with published quantities; empty if not compared.
-        left_out: Rows and values that were left out.
-        remarks: What a reader has to know before the claims.
+        scores: Agreement with published quantities; empty without a comparison.
+        left_out: Counts of excluded rows and values.
+        remarks: Sentences that are printed before the claims.
     """
 
     sweep: str
@@ -161,13 +164,13 @@ class Ledger:
     remarks: tuple[str, ...] = ()
 
     def tables(self) -> list[Table]:
-        """Return the claims, and the scorecard if there is one."""
+        """Return the table of claims, and the table of scores if there are any."""
         claims = laid_out(
             "claims",
             f"The study's claims against {self.sweep}",
-            "Supported or contradicted: the adjusted p is at most 0.05 (Holm) and the interval "
-            "leaves the null value out. Intervals are over datasets. Powers are for the strictest "
-            f"level of Holm. {FAMILIES}",
+            "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the interval "
+            "excludes the null value. Intervals are over datasets. Powers are for Holm's strictest "
+            f"level. {FAMILIES}",
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -189,9 +192,7 @@ class Ledger:
         return [claims, score_table(self.scores)]
 
     def lines(self) -> Iterator[str]:
-        """Yield what a terminal shows: how many claims have which verdict, and a claim at a
-        time.
-        """
+        """Yield lines for a terminal: the number of claims by verdict, then each claim."""
         verdicts = Counter(answer.verdict for answer in self.entries)
         counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
         texts = [f"{plural(len(self.entries), 'claim')}: {counts}.", *self.remarks]
@@ -200,8 +201,8 @@ class Ledger:
         if of_datasets:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
-                f"NOT TESTABLE  {sources}. Each is asked of several datasets. isweep fit says what "
-                "the class pairs of this one show."
+                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep fit` has "
+                "the answers of the class pairs of this dataset."
             )
         if any(answer.num_tests for answer in self.entries):
             texts.append(FAMILIES)
@@ -224,7 +225,7 @@ class Ledger:
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything, ready for ``json.dumps(allow_nan=False)``."""
+        """Return all claims and scores for ``json.dumps(allow_nan=False)``."""
         entries = []
         for answer in self.entries:
             entry = asdict(answer)
@@ -237,14 +238,14 @@ class Ledger:
 
 
 def why(answer: Answer) -> str:
-    """Return what limits the verdict if nothing is decided: the reason, or the power."""
+    """Return why nothing is decided: the reason, or the power of the test."""
     if answer.is_decided or answer.reason:
         return answer.reason
     return power_sentence(answer).rstrip(".")
 
 
 def verdict_with_limits(answer: Answer) -> str:
-    """Return the verdict with what limits it."""
+    """Return the verdict with its reason or power, and its note."""
     text: str = answer.verdict
     for limit in (why(answer), _note(answer)):
         if limit:
@@ -253,7 +254,7 @@ def verdict_with_limits(answer: Answer) -> str:
 
 
 def _note(answer: Answer) -> str:
-    """Return the claim's own note, or the value without the most influential replicate."""
+    """Return the note of the answer, or the value without the most influential replicate."""
     if answer.note:
         return answer.note
     replicate = "class" if answer.family == "class pairs" else "dataset"
@@ -261,14 +262,14 @@ def _note(answer: Answer) -> str:
 
 
 def _tests_of_family(answer: Answer) -> str:
-    """Return the number of tests of the claim's family, and where that is tested."""
+    """Return the number of tests of the claim's family, with the name of the family."""
     if not answer.family:
         return ""
     return f"{answer.num_tests} of {FAMILY_WORDS[answer.family]}"
 
 
 def claim_line(answer: Answer) -> str:
-    """Return verdict, claim, what was found and what limits it, as sentences."""
+    """Return sentences: verdict, claim, estimate, p-values, and the reason or power."""
     question = answer.question
     text = f"{answer.verdict.upper()}  {question.source} {question.claim}."
     if answer.value is not None:
@@ -277,10 +278,9 @@ def claim_line(answer: Answer) -> str:
         if answer.interval is not None:
             bounds = f" (95 % interval {shown_interval(answer)})"
         text += f" {_sentence(measured)}: {shown_value(answer)}{bounds}."
-    for sentence in p_sentences(answer):
-        tests = f"over {plural(answer.num_tests, 'test')}"
-        of_family = f"{tests} of {FAMILY_WORDS.get(answer.family, 'this ledger')}"
-        text += f" {sentence.replace(tests, of_family)}"
+    of_family = f" of {FAMILY_WORDS.get(answer.family, 'this ledger')}"
+    for sentence in p_sentences(answer, of_family):
+        text += f" {sentence}"
     for limit in (why(answer), _note(answer)):
         if limit:
             text += f" {_sentence(limit)}."
@@ -288,7 +288,7 @@ def claim_line(answer: Answer) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return text with a capital letter."""
+    """Return a text with a capital first letter."""
     return f"{text[:1].upper()}{text[1:]}"
 
 
@@ -316,12 +316,12 @@ def ledger(
 
     Args:
         table: One row per trial.
-        sweep: Its name.
-        compare: Whether to compare it with every published quantity too.
-        arms: Datasets of an experiment: its worlds share images, so no claim is testable.
+        sweep: Name of the sweep.
+        compare: Whether to compare the table with every published quantity too.
+        arms: Datasets of an experiment. Its worlds share images, so no claim is testable.
 
     Raises:
-        DataError: If the table lacks a column or contradicts itself.
+        DataError: If a column is missing, or its values contradict each other.
     """
     prepared = prepare(table, arms=arms)
     fits = fits_of(prepared)
@@ -357,14 +357,14 @@ def ledger(
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
-    """Return the entry of a table of one dataset: what cannot be tested is asked of several."""
+    """Return an entry for a table of one dataset; the reason of an untested one is PAIRS."""
     if not entry.reason:
         return entry
     return replace(entry, reason=PAIRS)
 
 
 def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
-    """Adjust the p-values of claims that have no family of their own, over all tests here."""
+    """Yield all entries; those without a family are adjusted over all tests of the ledger."""
     for entry, among_all in zip(entries, holm_adjusted(entries, "ledger"), strict=True):
         if entry.num_tests:
             yield entry
@@ -408,7 +408,7 @@ def _sharpness(fits: ScalingFits) -> Answer:
 
 
 def _domain_gap(fits: ScalingFits) -> Answer:
-    """Return whether medical datasets have a higher loss."""
+    """Return the answer on the loss of medical and natural datasets."""
     gap = fits.height(IS_MEDICAL)
     return answer_of(
         DOMAIN_GAP,
@@ -421,7 +421,7 @@ def _domain_gap(fits: ScalingFits) -> Answer:
 
 
 def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
-    """Return whether medical datasets have sharper labels."""
+    """Return the answer on K_F of medical and natural datasets."""
     rows_with_sharpness = prepared.full[prepared.full[LABEL_SHARPNESS] > 0]
     log_sharpness = np.log(rows_with_sharpness[LABEL_SHARPNESS])
     means = log_sharpness.groupby(
@@ -456,9 +456,10 @@ def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
 def _fall_with_size(
     prepared: Prepared, fits: ScalingFits, source: str, name: str, column: str
 ) -> Answer:
-    """Return whether the loss falls at least as fast as the bound: in units of 1/d the bound is 1.
+    """Return the answer on the fall of the loss with N against the bound, 1 in units of 1/d.
 
-    A fall that is slower has the p-value of the headline question, one that is faster that of t.
+    An exponent below 1 has the p-value of the headline question. An exponent above 1 has the
+    p-value of a t test.
     """
     question = Question(
         key=f"fall_by_{name}",
@@ -510,7 +511,7 @@ def _fall_with_size(
 
 
 def _attacks(fits: ScalingFits) -> Answer:
-    """Return the answer on robustness."""
+    """Return the answer on the loss gained by attacks."""
     answer = fits.answer(ATTACKS)
     scales = {fit.variant for fit in fits.attacks if fit.variant}
     scale = f" (K_F of {scales.pop()} alone)" if scales else ""
@@ -525,7 +526,7 @@ def _attacks(fits: ScalingFits) -> Answer:
 
 
 def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
-    """Yield the claims on K_F that the class pairs of one dataset decide, free of scale."""
+    """Yield the answers of class pairs that are claims of the study."""
     for slope in slopes:
         answer = pair_answer(slope)
         if not answer.question.source:
@@ -539,8 +540,7 @@ def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
 def _compression(fits: ScalingFits) -> Answer:
     """Return the answer on Theorem 5, an approximate bound.
 
-    What can be tested is that more than half of the points keep to it, and the claim says no more
-    than that.
+    The tested claim is that more than half of the points satisfy the bound.
     """
     fit = fits.representation()
     if fit.status != "ok":

@@ -1,10 +1,9 @@
 """Questions to the class pairs of one dataset, and the slope that answers each.
 
-Label sharpness K_F is one over a length, and the robustness radius R̂ is a length. If pairs differ
-in contrast alone, log R̂ falls on log K_F with slope −1, whatever networks do. So the question about
-robustness is asked free of scale: both are counted in units of δ, the mean distance of an image to
-the nearest image with another label. The slope in pixel units is shown beside it, and claims
-nothing.
+Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed in
+contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the question on
+robustness is free of scale: K_F and R̂ are in units of δ, the mean distance of an image to the
+nearest image with another label. The slope in pixel units is printed too, without a test.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ NO_DELTA = (
     "this table has no δ, the mean distance to the nearest unlike image "
     f"(column {MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
 )
-"""Reason of a question that needs δ, for a table that was measured before δ was a column."""
+"""Reason why a question on δ cannot be answered from a table without the column of δ."""
 ONE_SIZE = "there is only one train size; a curve needs at least two"
+"""Reason why the exponent cannot be estimated."""
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
-
-
+"""Reason why the slope in pixel units is not tested."""
 MIN_PAIRS = 3
-"""Class pairs from which on a correlation over them is given."""
+"""Smallest number of class pairs for a correlation over pairs."""
 LAW_RATE = 1.0
-"""Size of the slopes on log K_F that the law says, whose power is given."""
+"""Size of the law's slopes on log K_F, whose power is computed."""
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
@@ -63,16 +62,18 @@ DROP_AT_DELTA = f"{DROP} and δ"
 
 @dataclass(frozen=True, slots=True)
 class PairQuestion:
-    """A question to the class pairs of one dataset, and which columns of a pair answer it.
+    """A question to the class pairs of one dataset, with the columns of its slope.
 
     Attributes:
-        question: The question; its text is empty for a slope that is shown beside another one.
-        response: Column that is explained.
-        on: Regressors. The slope on the first one answers, at equal others.
-        factor: What the slope means for a step of its regressor, with ``{}`` for the number.
-        level: ``within`` a pair, over its train sizes; or ``between`` pairs, over their heights.
-        needs_delta: Whether δ enters.
-        is_claimed: Whether the slope is tested and may be claimed.
+        question: The question; its text is empty for a slope that belongs to another question.
+        response: Column of the response.
+        on: Columns of the regressors. The slope on the first one answers the question.
+        factor: Effect of a step of the regressor as a sentence, with ``{}`` for the number. It
+            has no full stop: an interval follows. Empty if the slope itself is printed.
+        level: ``within`` for slopes over the train sizes of a pair, ``between`` for slopes over
+            pairs.
+        needs_delta: Whether a column needs δ.
+        is_claimed: Whether the slope is tested.
     """
 
     question: Question
@@ -97,7 +98,7 @@ PAIR_QUESTIONS = {
         ),
         response="fall",
         on=("x",),
-        factor="Doubling N multiplies the loss by {}.",
+        factor="Doubling N multiplies the loss by {}",
         level="within",
     ),
     EXPONENT_BEYOND: PairQuestion(
@@ -122,7 +123,7 @@ PAIR_QUESTIONS = {
         ),
         response="loss",
         on=SHARPNESS_AND_D,
-        factor="Pairs with 10 % higher K_F have {} times the loss.",
+        factor="Pairs with 10 % higher K_F have {} times the loss",
     ),
     R_HAT_FREE: PairQuestion(
         Question(
@@ -138,7 +139,7 @@ PAIR_QUESTIONS = {
         ),
         response="r_hat_free",
         on=("k_free", "inverse_d"),
-        factor="Pairs with 10 % higher K_F·δ have {} times the R̂/δ.",
+        factor="Pairs with 10 % higher K_F·δ have {} times the R̂/δ",
         needs_delta=True,
     ),
     R_HAT: PairQuestion(
@@ -157,7 +158,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=SHARPNESS_AND_D,
-        factor="Pairs with 10 % higher K_F lost {}.",
+        factor="Pairs with 10 % higher K_F lost {}",
     ),
     DROP_ON_DELTA: PairQuestion(
         Question(
@@ -170,7 +171,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=("delta", "inverse_d"),
-        factor="Pairs 10 % further apart lost {}.",
+        factor="Pairs 10 % further apart lost {}",
         needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(
@@ -205,13 +206,13 @@ PAIR_QUESTIONS = {
         needs_delta=True,
     ),
 }
-"""Estimand -> question, in the order of the answers. Those at equal δ are one question in words."""
+"""Estimand -> question, in the order of the answers. One finding has all slopes at equal δ."""
 AT_DELTA = {LOSS_AT_DELTA: "log loss", R_HAT_AT_DELTA: "log R̂", DROP_AT_DELTA: "accuracy lost"}
-"""Estimand at equal δ -> what its response is called."""
+"""Estimand at equal δ -> name of its response."""
 
 
 def pair_answer(slope: Slope) -> Answer:
-    """Return what a slope over class pairs answers; one that is not claimed is not testable."""
+    """Return the answer of a slope over class pairs; an untested slope is not testable."""
     pair_question = PAIR_QUESTIONS[slope.on]
     reason = slope.reason
     if not pair_question.is_claimed:
@@ -236,12 +237,13 @@ def pair_answer(slope: Slope) -> Answer:
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask the class pairs of one dataset, if it is one and has five classes, what the law says.
+    """Return the slopes over the class pairs of one dataset.
 
-    Pairs that share a class share its images, so every number is computed anew without each class
-    (jackknife, t with classes − 1 degrees of freedom). The exponent has an intercept per pair and
-    network. Slopes on log K_F are of a pair's height at equal network and N, given 1/d; d, K_F and
-    δ are of the pair's largest N. p is Holm-adjusted over the slopes that may be claimed.
+    Returns no slope unless the points are of one dataset with at least five classes. Pairs that
+    share a class share images, so intervals are from a jackknife over classes (t with classes − 1
+    degrees of freedom). The exponent has an intercept per pair and network. Other slopes compare
+    pairs at equal network and N, given 1/d. d, K_F and δ are measured at the largest N of a pair.
+    The p-values of the tested slopes are Holm-adjusted together.
     """
     points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
     classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
@@ -262,8 +264,8 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
 
 
 def _columns(points: pd.DataFrame) -> pd.DataFrame:
-    """Return what the questions are asked of, a row per point; what was not measured is NaN."""
-    # Centred within every curve: the exponent has an intercept per pair and network.
+    """Return the columns of all questions, a row per point; unmeasured values are NaN."""
+    # Centering within every curve gives the exponent an intercept per pair and network.
     x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
@@ -284,9 +286,9 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def sharpness_with_delta(points: pd.DataFrame) -> float | None:
-    """Return r of log K_F with log δ over class pairs, at the largest N of each.
+    """Return the correlation of log K_F with log δ over class pairs, at the largest N of each pair.
 
-    None if fewer than three pairs have both, or one of them is constant.
+    Returns None if fewer than three pairs have K_F and δ, or if K_F or δ is the same for all pairs.
     """
     rows = pd.DataFrame({CLASS_PAIR: points[CLASS_PAIR]})
     for name in (LABEL_SHARPNESS, MEAN_UNLIKE_DISTANCE):
@@ -298,15 +300,15 @@ def sharpness_with_delta(points: pd.DataFrame) -> float | None:
 
 
 def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:
-    """Return the accuracy that each point loses to attacks, as a fraction: a mean over attacks."""
+    """Return the accuracy that each point loses to attacks, a fraction averaged over attacks."""
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
     return points[drops].mean(axis=1)
 
 
 def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
-    """Return the slope that answers a question, or why there is none.
+    """Return the slope of a question, or a slope with the reason why it cannot be estimated.
 
-    None if nothing was measured that it could be asked of.
+    Returns None if the measures of the question are missing.
     """
     within: tuple[str, ...] = ()
     if question.level == "between":

@@ -1,8 +1,9 @@
-"""Answers of one dataset's learning curves, in sentences: how good at N, and how many images.
+"""Answers of learning curves in sentences: the expected score at N, and the N of a target.
 
-The curves come from a sweep of one dataset or from a user's CSV file. One answer per network (and
-class pair): the curve so far, whether it flattens, what twice the images would bring, and the N at
-which a target is met with a stated probability. Networks on the same images inform each other.
+The curves come from a sweep of one dataset or from a user's CSV file. Each network and class pair
+has one answer: the measured curve, whether it has flattened, the score expected with more images,
+and the number of images that reaches a target with a given probability. Curves of other networks on
+the same images are used too.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ from orchestrator.analysis.number_formats import number
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
-"""Probabilities from which a curve is said to have flattened, or to go on falling."""
+"""Probability that a curve has flattened: at least the first is "flattened", at most the second
+"still improves"."""
 LEAST_SIZE_ASSURANCE = 0.1
-"""Probability of the smallest N that may reach a target: fewer images suffice in 1 of 10 cases."""
+"""Probability of the smallest N that is printed: fewer images suffice in 1 of 10 cases."""
 CHANCE_MARGIN = 0.05
-"""Share of chance level's loss or errors by which a score must be better, if the size of the test
-set is unknown."""
+"""Share of the loss or error at chance level by which a score must be better, if the size of the
+test set is unknown."""
 CHANCE_STANDARD_ERRORS = 2.0
-"""Standard errors of the test set by which a score must be better than chance level."""
+"""Number of standard errors of the test set by which a score must be better than chance level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,11 @@ class CurveQuestion:
     """A question to learning curves.
 
     Args:
-        metric: The score that is extrapolated.
-        train_size: N whose score is asked; None asks for twice the largest train size.
-        target: Score to reach; None asks for no number of images.
-        assurance: Probability with which the target is to be met.
-        test_size: Images of the test set; None leaves its noise to the prior.
+        metric: The extrapolated score.
+        train_size: N at which the score is predicted; None for twice the largest train size.
+        target: Score to reach; None predicts no number of images.
+        assurance: Probability with which the target should be reached, above 0 and below 1.
+        test_size: Number of test images; if None, the prior determines the noise of the test set.
     """
 
     metric: Metric = "loss"
@@ -83,11 +85,11 @@ class CurveQuestion:
         ):
             raise ConfigError(
                 f"train_size is {self.train_size!r}, which is not a number of images",
-                hint="Give a number of images, such as 500",
+                hint="Give a number of at least 1, such as 500",
             )
         if self.test_size is not None and not (_is_number(self.test_size) and self.test_size >= 2):
             raise ConfigError(
-                f"test_size is {self.test_size!r}, but a test set has 2 images or more",
+                f"test_size is {self.test_size!r}, but a test set has at least 2 images",
                 hint="Give the number of test images, such as 200",
             )
         if not 0 < self.assurance < 1:
@@ -99,7 +101,7 @@ class CurveQuestion:
             return
         if self.metric == "loss" and not self.target > 0:
             raise ConfigError(
-                f"The target loss is {self.target:g}, but a loss is above 0",
+                f"The target loss is {self.target:g}, but every loss is above 0",
                 hint="Give a loss that a network can reach, such as 0.3",
             )
         if self.metric != "loss" and not 0 < self.target < 1:
@@ -112,12 +114,12 @@ class CurveQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ChanceLevel:
-    """The score of a network that has learned nothing, where a curve is no better at any size.
+    """The score of a network that has learned nothing.
 
     Attributes:
-        score: That score.
-        num_classes: Number of classes that it holds for.
-        is_assumed: The table does not say how many classes there are, and two are assumed.
+        score: The score at chance level.
+        num_classes: Number of classes.
+        is_assumed: Whether the number of classes is unknown and two are assumed.
     """
 
     score: float
@@ -127,15 +129,15 @@ class ChanceLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeededImages:
-    """The images that a target needs.
+    """The number of images that a target needs.
 
     Attributes:
-        assured: N at which the target is met with the assurance; inf if that lies beyond the range
-            that is extrapolated to.
-        middle: Median N of the curves that reach the target at all; inf if none does.
+        assured: N that reaches the target with the requested probability; inf if that N is beyond
+            the range of extrapolation.
+        middle: Median N over the curves that reach the target; inf if none does.
         least: One-sided bound: with a probability of 90 % the target needs more images.
-        probability_reachable: Probability that some number of images reaches the target.
-        probability_at_limit: Probability that the target is met at the end of that range.
+        probability_reachable: Probability that any number of images reaches the target.
+        probability_at_limit: Probability that the largest N of the range reaches the target.
     """
 
     assured: float
@@ -150,16 +152,17 @@ class CurveAnswer:
     """The answers of one network's learning curve.
 
     Attributes:
-        name: The network, with its class pair where there are several.
-        points: The measured points, one per train size, rising.
-        asked_size: N of ``score``.
-        score: The score at ``asked_size``, with its interval.
-        rate: Local rate at the largest train size, with its interval.
+        name: The network, with its class pair if there are several pairs.
+        question: The question.
+        points: The measured points, one per train size, in rising order.
+        asked_size: N at which the score is predicted.
+        score: The predicted score at ``asked_size``, with its interval.
+        rate: Local rate of the curve at the largest train size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
-        images: How many images the target needs; None without a target, and at chance level.
-        chance: Chance level, if the curve is no better at any size.
-        num_siblings: Curves of other networks on the same images that informed this one.
-        prior_sources: The sets of curves that the prior was fitted to.
+        images: Number of images that the target needs; None without a target, and at chance level.
+        chance: Chance level, if no score is clearly better; else None.
+        num_siblings: Number of curves of other networks on the same images.
+        prior_sources: Sets of curves to which the prior was fitted.
     """
 
     name: str
@@ -176,16 +179,16 @@ class CurveAnswer:
 
     @property
     def largest_size(self) -> float:
-        """The largest train size measured."""
+        """The largest measured train size."""
         return self.points[-1].train_size
 
     @property
     def limit(self) -> float:
-        """The largest train size that is extrapolated to."""
+        """The largest train size of a prediction."""
         return self.largest_size * MAX_EXTRAPOLATION
 
     def to_json(self) -> dict[str, Any]:
-        """Return the answer as JSON; a number of images beyond the range is null."""
+        """Return the answer for JSON; a number of images beyond the range is None."""
         images = self.images
         return {
             "name": self.name,
@@ -233,7 +236,7 @@ class CurveAnswer:
             f"No {word} is clearly better than chance level, {number(chance.score)} for "
             f"{num_classes} classes. The network has learned nothing yet, and these results cannot "
             f"show whether more images would help.{doubt} Train with "
-            f"{number(2 * self.largest_size)} images next. If that score is at chance level too, "
+            f"{number(2 * self.largest_size)} images next. If the score stays at chance level, "
             "check the labels and the recipe."
         )
 
@@ -275,11 +278,11 @@ class CurveAnswer:
                 f"For {goal}: no number of images up to {number(self.limit)} reaches it {sure}. "
                 f"With {number(self.limit)} images the probability is {at_limit}."
             )
-            advice = f" Train with {number(2 * self.largest_size)} images next, and ask again."
+            advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
         return lead + self._guess(images) + advice
 
     def _guess(self, images: NeededImages) -> str:
-        """Return the middle guess and its lower bound, however uncertain they are."""
+        """Return sentences on the median N and its lower bound, also if they are uncertain."""
         never = (
             f" With a probability of {_percent(1 - images.probability_reachable)}, no number of "
             "images reaches it."
@@ -299,7 +302,7 @@ class CurveAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CurveReport:
-    """The answers of a table of results, and what was left out or doubtful on the way."""
+    """The answers of a table of results, with remarks on rows that were left out or doubtful."""
 
     curves: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
@@ -313,18 +316,18 @@ def answer(
     siblings: Sequence[Sequence[CurvePoint]] = (),
     chance: ChanceLevel | None = None,
 ) -> CurveAnswer:
-    """Return what one learning curve answers.
+    """Return the answer of one learning curve.
 
     Args:
-        points: Its trainings.
-        name: How sentences call it.
-        question: What is asked.
-        siblings: Trainings of other networks on the same images, a sequence per network.
-        chance: Chance level, if no point is better.
+        points: One point per training.
+        name: Name of the curve in sentences.
+        question: The question.
+        siblings: Trainings of other networks on the same images, one sequence per network.
+        chance: Chance level, if no point is clearly better; else None.
 
     Raises:
         DataError: If there are fewer than two train sizes, or a score is out of range.
-        ConfigError: If the asked train size lies too far ahead.
+        ConfigError: If the question's train size is beyond the range of extrapolation.
     """
     try:
         curve = LearningCurve(points, question.metric, siblings=siblings)
@@ -334,7 +337,7 @@ def answer(
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:
         raise ConfigError(
-            f"The learning curve of {name} reaches to {number(limit)} images "
+            f"The learning curve of {name} can be extrapolated to {number(limit)} images "
             f"({MAX_EXTRAPOLATION:g} times its largest train size), not to {number(asked_size)}",
             hint=f"Train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
@@ -372,24 +375,24 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
 
 
 def _without_gain(score: Estimate, points: Sequence[CurvePoint]) -> Estimate:
-    """Return the mean of the measured scores, with an interval that holds it."""
+    """Return the mean of the measured scores, with the interval extended to include it."""
     mean = float(np.mean([point.score for point in points]))
     return Estimate(value=mean, low=min(score.low, mean), high=max(score.high, mean))
 
 
 def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = None) -> CurveReport:
-    """Return an answer per network and class pair of a table, one row per training.
+    """Return an answer for each network and class pair of a table.
 
     Args:
-        table: Columns of train size and score, optionally model, class pair, seed, number of
-            classes and test size.
-        question: What is asked.
-        model: Answer for this network alone; the others inform it all the same.
+        table: One row per training, with columns of train size and score, and optionally of model,
+            class pair, seed, number of classes and test size.
+        question: The question.
+        model: Name of the only network to answer for. The others are still used as information.
 
     Raises:
-        ConfigError: If the table holds no network of that name.
-        DataError: If the table has no such columns, a value that is no number or out of range, no
-            finished training, or no curve of two train sizes.
+        ConfigError: If the table has no network of that name.
+        DataError: If the table lacks these columns, a value is not a number or out of range, no
+            training is finished, or no curve has two train sizes.
     """
     models = sorted({str(name) for name in table.get(MODEL_COLUMN, ())})
     if model is not None and model not in models:
@@ -426,7 +429,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
 
 @dataclass(frozen=True, slots=True)
 class _CurveRows:
-    """The rows of one curve: its name, the images that it shares with siblings, and its rows."""
+    """The rows of one curve, with its name and the class pair that its images show."""
 
     name: str
     images: str
@@ -448,14 +451,14 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
 
 
 def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
-    """Return chance level if no train size has a score that is clearly better, else None.
+    """Return chance level if no train size has a clearly better score, else None.
 
     If the number of classes is unknown, two are assumed. A curve is then at chance level only if
-    all its scores lie close to it, on both sides: that of ten classes may cross it.
+    all its scores are close to that of two classes: the curve of ten classes may cross it.
 
     Args:
-        rows: Rows of one curve, as of :func:`checked_table`.
-        metric: Their score.
+        rows: Rows of one curve from :func:`checked_table`.
+        metric: The metric of their scores.
     """
     class_counts = rows["classes"].dropna()
     is_assumed = class_counts.empty and metric != "auroc"
@@ -478,7 +481,7 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
 
 
 def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> float:
-    """Return by how much a score must be better than chance level to count as learned."""
+    """Return the distance from chance level beyond which a network has learned something."""
     num_test_images = float(np.min(list(tested)))
     if metric == "loss" or np.isnan(num_test_images):
         return CHANCE_MARGIN * (1 - level if metric in RISING_METRICS else level)
@@ -490,7 +493,7 @@ def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> flo
 
 
 def _has_learned(rows: pd.DataFrame) -> bool:
-    """Return whether accuracy or AUROC of a table are better than chance where its loss is not."""
+    """Return whether the accuracy or AUROC of a curve is better than chance."""
     for metric in ("accuracy", "auroc"):
         for name in SCORE_COLUMNS[metric]:
             if name in rows:
@@ -502,10 +505,10 @@ def _has_learned(rows: pd.DataFrame) -> bool:
 
 
 def _overconfident(name: str) -> str:
-    """Return the remark on losses at chance level of a network that has learned."""
+    """Return the remark on a network that has learned, but has losses at chance level."""
     return (
         f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network is over-confident, so its loss says little: ask for accuracy or AUROC."
+        "network is over-confident. Predict its accuracy or AUROC instead of its loss."
     )
 
 
@@ -516,7 +519,7 @@ def _is_number(value: object) -> bool:
 
 
 def _percent(share: float) -> str:
-    """Return a probability in per cent; none that is possible or uncertain rounds to 0 or 100."""
+    """Return a probability in per cent; below 0.5 % and above 99.5 % a bound is returned."""
     if share > 0.995:
         return "over 99%"
     return "under 1%" if share < 0.005 else f"{share:.0%}"

@@ -148,16 +148,7 @@ def checked_table(
     if STATUS_COLUMN in table:
         is_done = table[STATUS_COLUMN].fillna("done").eq("done")
     is_usable = is_done & scores.notna()
-    remarks = []
-    if num_left_out := int((~is_usable).sum()):
-        remarks.append(
-            f"Left out: {num_left_out} of {len(table)} rows, which have no {METRIC_WORDS[metric]}."
-        )
-    if not is_usable.any():
-        raise DataError(
-            f"None of the {len(table)} rows of the table has {with_article(metric)}",
-            hint="Fill in the scores",
-        )
+    remarks = _left_out_remarks(is_done, is_usable, metric)
     rows = table[is_usable].copy()
     rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
     if rows["size"].isna().any():
@@ -364,6 +355,28 @@ def varies(rows: pd.DataFrame, name: str) -> bool:
 
 def _is_size(value: float) -> bool:
     return 1 <= value < LARGEST_TRAIN_SIZE and value == int(value)
+
+
+def _left_out_remarks(is_done: pd.Series, is_usable: pd.Series, metric: Metric) -> list[str]:
+    """Return a remark on unusable rows; empty if all rows are usable.
+
+    Raises:
+        DataError: If no row is usable.
+    """
+    required = with_article(metric)
+    hint = "Fill in the scores"
+    reasons = f"no {METRIC_WORDS[metric]}"
+    if not is_done.all():
+        required = f"the status done and {required}"
+        hint = "Wait until trials are done, or fill in the scores"
+        reasons = f"{reasons}, or the status is not done"
+    num_rows = len(is_usable)
+    if not is_usable.any():
+        raise DataError(f"None of the {num_rows} rows of the table has {required}", hint=hint)
+    num_left_out = int((~is_usable).sum())
+    if not num_left_out:
+        return []
+    return [f"Left out: {num_left_out} of {num_rows} rows ({reasons})."]
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:

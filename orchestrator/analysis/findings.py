@@ -1,8 +1,7 @@
-"""The findings in plain words, written from the answers and never by hand.
+"""The findings in plain words, generated from the answers.
 
-A sentence claims something only where the answer's verdict is *supported* or *contradicted*. Else
-it says that no effect was detected, which effects are compatible with the data, and what would
-detect one.
+A sentence claims something only if the verdict of its answer is *supported* or *contradicted*. Any
+other answer shows the estimate with its interval, and the power of its test.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.law_fits.detection import verdict_level
 from orchestrator.analysis.number_formats import per_cent_of
 from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
@@ -29,16 +27,16 @@ from orchestrator.analysis.sentences.of_experiments import of_experiment
 from orchestrator.analysis.sentences.of_one_dataset import of_one_dataset
 from search_spaces.errors import plural
 
-MAX_SUMMARY_LINES = 70
-"""Lines that a terminal shows of a sweep; remarks beyond them are counted."""
+MAX_SUMMARY_LINES = 39
+"""Lines of a summary: with the line that names ``--all`` they fill a terminal of 40 lines."""
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
-    """Return what a table answers.
+    """Return the findings of a table, in the order of its questions.
 
-    Several datasets answer the study's questions; one dataset answers its own, and its class pairs
-    others; an experiment says what followed. What class pairs answer stands in place of what cannot
-    be tested.
+    Several datasets answer the study's questions. One dataset, its class pairs, and an experiment
+    each answer questions of their own. If class pairs answer, questions to several datasets that
+    cannot be tested are left out.
     """
     if fits.one_dataset is not None:
         return tuple(of_one_dataset(fits, fits.one_dataset))
@@ -52,108 +50,104 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     return (*of_pairs, *all_findings)
 
 
-def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
-    """Return the first screen: what was done, what was found, and what that means, a sentence
-    each.
-    """
+def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
+    """Return at most three sentences: what was trained, what was found, and what stayed open."""
+    by_verdict: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings(fits):
+        by_verdict[finding.verdict].append(finding)
+    decided = by_verdict["supported"] + by_verdict["contradicted"]
+    described = by_verdict["described"]
+    num_undecided = len(by_verdict["undecided"])
+    trained = _what_was_trained(fits)
+    if decided:
+        return trained, f"Found: {decided[0].claim}", _of_the_rest(decided[1:], num_undecided)
+    if num_undecided:
+        of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
+        return trained, *of_fall, _nothing_decided(num_undecided)
+    if described:
+        return trained, described[0].sentences[0], "These numbers are not tested."
+    return trained, "No question could be tested.", "Each answer says what to add to the sweep."
+
+
+def _what_was_trained(fits: ScalingFits) -> str:
+    """Return a sentence on the numbers of networks, trainings and datasets."""
     times = "once" if fits.num_used == 1 else f"{fits.num_used:,} times"
     data = plural(len(fits.datasets), "dataset")
     if fits.class_pairs:
         num_classes = max(slope.num_groups for slope in fits.class_pairs)
         data = f"pairs of the {num_classes} classes of {data}"
-    done = f"{plural(len(fits.models), 'kind')} of network trained {times} on {data}."
-    all_findings = findings(fits)
-    by_verdict: dict[str, list[Finding]] = defaultdict(list)
-    for finding in all_findings:
-        by_verdict[finding.verdict].append(finding)
-    decided = by_verdict["supported"] + by_verdict["contradicted"]
-    undecided = by_verdict["undecided"]
-    if decided:
-        result = f"Found: {decided[0].claim} {decided[0].size}".strip()
-        return done, result, _of_the_rest(decided[1:], undecided)
-    if undecided:
-        counted = plural(len(undecided), "question")
-        verb = "is" if len(undecided) == 1 else "are"
-        result = f"Nothing was decided: {counted} that could be tested {verb} undecided."
-        of_fall = [finding for finding in all_findings if finding.question == FALL_QUESTION]
-        if of_fall:
-            result = f"{of_fall[0].sentences[0]} {result}"
-        return (
-            done,
-            result,
-            "Undecided does not mean that there is no relation. Each answer gives the estimate "
-            "with its interval.",
-        )
-    described = by_verdict["described"]
-    if described:
-        return done, described[0].sentences[0], "Nothing here is tested; it describes these data."
+    verb = "was" if len(fits.models) == 1 else "were"
+    return f"{plural(len(fits.models), 'kind')} of network {verb} trained {times} on {data}."
+
+
+def _is_of_fall(finding: Finding) -> bool:
+    """Return whether a finding counts the datasets in which the loss fell."""
+    return finding.question == FALL_QUESTION
+
+
+def _nothing_decided(num_undecided: int) -> str:
+    """Return the sentence on a table whose tested questions are all undecided."""
+    if num_undecided == 1:
+        return "The one tested question is undecided: the data neither show nor exclude a relation."
     return (
-        done,
-        "No question could be tested.",
-        "Each answer says what to add to the sweep to test it.",
+        f"All {num_undecided} tested questions are undecided: the data neither show nor exclude "
+        "these relations."
     )
 
 
-def _of_the_rest(decided: Sequence[Finding], undecided: Sequence[Finding]) -> str:
-    """Say what else was found, and how many questions stay undecided."""
-    if decided:
-        return f"Also: {decided[0].claim}"
-    if undecided:
-        return f"{plural(len(undecided), 'other question')} stayed undecided."
+def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
+    """Return a sentence on the other decided findings, and on the undecided questions."""
+    if other_decided:
+        return f"Also: {other_decided[0].claim}"
+    if num_undecided:
+        verb = "is" if num_undecided == 1 else "are"
+        return f"{plural(num_undecided, 'other question')} {verb} undecided."
     return "No other question could be tested."
 
 
 def next_steps(fits: ScalingFits) -> tuple[str, ...]:
-    """Return what to do next, as its answers suggest: sentences in the imperative."""
+    """Return the next steps that the answers suggest, as sentences in the imperative."""
     steps = []
     slopes = {slope.on: slope for slope in fits.class_pairs}
     if DROP_ON_DELTA in slopes:
         if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
-            steps.append("Expect images that resemble another class to fail first.")
-        steps.append("Repeat it on another set before you rely on it.")
+            steps.append("Expect attacks to fool images first that resemble another class.")
+        steps.append("Repeat this sweep on another dataset before you rely on its answers.")
     elif any(answer.verdict == "undecided" for answer in fits.answers):
         needed = datasets_needed_for_sharpness(fits)
         if needed is not None:
             steps.append(f"To decide about K_F, plan about {needed:,} datasets.")
-        steps.append("Let `isweep power` count how often your sweep would decide.")
+        steps.append("Plan with `isweep power`, which estimates how often a sweep would decide.")
     steps.append("Measure your own images: `isweep measure ./my-images`.")
     steps.append(
-        "Ask how many you need: `isweep predict --curve results.csv --target-accuracy 0.9`."
+        "Predict how many you need: `isweep predict --curve results.csv --target-accuracy 0.9`."
     )
     return tuple(steps)
 
 
 def family(fits: ScalingFits) -> str:
-    """Say over how many tests the verdicts are adjusted, and that the rest is exploratory."""
+    """Return the number of tests that are adjusted together, and what that promises."""
     if fits.interventions:
-        return (
-            "Its worlds share images: no claim is made of what holds between them; see "
-            "docs/fits.md."
-        )
+        return "No claim is made about differences between base datasets: they share images."
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
-        return (
-            "Classes are the replicates: pairs share them. Intervals are by a jackknife over "
-            f"classes, each for itself. {_of_holm(tests)} δ is the mean distance of an image to "
-            "the nearest image of the other class."
-        )
+        return f"{_of_holm(tests)} Intervals are over classes, which pairs share."
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
-    return f"{_of_holm(tests)} Everything else here is exploratory."
+    return f"{_of_holm(tests)} Intervals are over datasets. Everything else here is exploratory."
 
 
 def _of_holm(tests: int) -> str:
-    """Say what the adjustment of a family promises, and at which level its powers are given."""
+    """Return a sentence on the chance of a false verdict among adjusted tests."""
     return (
         f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If each p is "
-        f"right, the chance of any false verdict is at most {per_cent_of(LEVEL)}. Powers are for "
-        f"the strictest level of Holm, {per_cent_of(verdict_level(tests))}."
+        f"right, the chance of any false verdict is at most {per_cent_of(LEVEL)}."
     )
 
 
 def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:
-    """Return the answers with their adjusted p-values: the one table that shows these."""
+    """Return the answers that have a p-value, for the table of adjusted p-values."""
     if fits.interventions:
         return ()
     if fits.class_pairs:
@@ -162,28 +156,38 @@ def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:
 
 
 def summary(
-    fits: ScalingFits, *, width: int = 80, most_lines: int = MAX_SUMMARY_LINES
+    fits: ScalingFits,
+    *,
+    width: int = 80,
+    most_lines: int = MAX_SUMMARY_LINES,
+    with_details: bool = False,
 ) -> list[str]:
-    """Return what a terminal shows.
+    """Return the lines that a terminal shows.
 
     Args:
         fits: The fits.
         width: Characters of a line.
-        most_lines: Lines; remarks beyond them are counted, an answer is never cut.
+        most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut.
+        with_details: Whether to show every detail and remark, whatever ``most_lines`` is.
     """
-    exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
-        lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
+        paragraphs = [finding.line]
+        if with_details:
+            paragraphs += [" ".join(finding.details), *finding.notes]
+        for paragraph in paragraphs:
+            lines += wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ")
     lines += wrap(family(fits), width)
     steps = " ".join(next_steps(fits)).replace("`", "")
     lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
-    remarks = [*fits.caveats, *exclusions]
+    exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
+    remarks = [*exclusions, *fits.caveats]
     for k, remark in enumerate(remarks):
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
         is_last = k + 1 == len(remarks)
-        if len(lines) + len(wrapped) > most_lines - (not is_last):
+        num_lines = len(lines) + len(wrapped) + (not is_last)
+        if num_lines > most_lines and not with_details:
             return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]
         lines += wrapped
     return lines

@@ -1,9 +1,12 @@
-"""All fits of one results table: the study's law, and what else a report shows.
+"""All fits of one results table.
 
-The law (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound on
-the test loss L after training on N images. **Exponent**: every curve keeps its own intercept, with
-one d per dataset and class pair. **Height**: 1/d enters beside log K_F by itself, since a covering
-argument has (V/N)^(1/d) with an unknown volume V.
+The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on N
+images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
+
+- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and class
+  pair one d.
+- Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's proof
+  has (V/N)^(1/d) with an unknown volume V.
 """
 
 from __future__ import annotations
@@ -57,31 +60,31 @@ from orchestrator.analysis.results_tables.sharpness_scale import (
 from orchestrator.results.columns import DATASET, DOMAINS, MODEL
 
 NO_FACTS = SweepFacts()
-"""Facts about a table that belongs to no sweep: none."""
+"""The facts about a table that belongs to no sweep."""
 EQUAL_UP_TO_ROUNDING = 1e-12
 """Relative difference below which two measures are the same number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
-    """All fits of one results table, with their answers and what limits them.
+    """All fits of one results table, with their answers and limits.
 
     Attributes:
-        num_trials: Rows of the table.
-        num_used: Rows with a usable loss.
-        num_points: Rows after averaging over seeds.
-        excluded: What was left out, and why.
-        datasets: What each dataset brought.
+        num_trials: Number of rows of the table.
+        num_used: Number of rows with a usable loss.
+        num_points: Number of points: rows averaged over seeds.
+        excluded: Counts of excluded rows and values, with the reasons.
+        datasets: Summary of each dataset.
         models: Names of the networks.
         sharpness_scale: Whether K_F may be compared over datasets.
         fits: All fits, also those that could not be made.
         answers: Answers to the headline questions.
-        num_at_chance_level: Points whose network learned nothing.
-        caveats: What cannot be concluded, in sentences.
+        num_at_chance_level: Number of points at chance level.
+        caveats: Sentences on what cannot be concluded.
         class_pairs: Slopes over the class pairs of one dataset.
-        interventions: What followed in an experiment.
-        one_dataset: What one dataset alone can answer.
-        asked_after_seeing: Keys of questions that were put after the data had been looked at.
+        interventions: Results of an experiment; None without one.
+        one_dataset: Answers of a table of one dataset; None with several.
+        asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
         sharpness_with_delta: r of log K_F with log δ over class pairs; None without class pairs.
     """
 
@@ -118,7 +121,7 @@ class ScalingFits:
         return HeightFit(terms=terms, reason=_no_trial(POOLED))
 
     def exponent(self, model: str = POOLED, subset: str = ALL, variant: str = "") -> ExponentFit:
-        """Return an exponent; ``variant`` names another d, or other points."""
+        """Return an exponent fit; ``variant`` selects another estimate of d, or other points."""
         for fit in self.fits:
             if isinstance(fit, ExponentFit) and (fit.model, fit.subset, fit.variant) == (
                 model,
@@ -143,7 +146,7 @@ class ScalingFits:
         return AttackFit(model=model, response=response, reason=_no_trial(model))
 
     def representation(self, model: str = POOLED) -> RepresentationFit:
-        """Return how often d_repr is at most d_data."""
+        """Return the share of points at which d_repr is at most d_data."""
         for fit in self.fits:
             if isinstance(fit, RepresentationFit) and fit.model == model:
                 return fit
@@ -151,7 +154,7 @@ class ScalingFits:
 
     @property
     def attacks(self) -> list[AttackFit]:
-        """The fits of single models that the question about attacks rests on."""
+        """The fits of single models, which answer the question on attacks."""
         return [fit for fit in self.fits if isinstance(fit, AttackFit) and fit.model != POOLED]
 
     @property
@@ -167,7 +170,7 @@ class ScalingFits:
         raise KeyError(question.key)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``json.dumps(allow_nan=False)`` takes, with the verdicts."""
+        """Return all fits and verdicts for ``json.dumps(allow_nan=False)``."""
         document = cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
         for entry, answer in zip(document["answers"], self.answers, strict=True):
             entry["verdict"] = answer.verdict
@@ -178,16 +181,14 @@ class ScalingFits:
 
 
 def _no_trial(model: str) -> str:
-    """Say that there is nothing to fit."""
+    """Return the reason that no usable trial of a model exists."""
     if model == POOLED:
         return "no usable trial"
     return f"no usable trial of {model}"
 
 
 def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
-    """Return the lowest and the highest d_data of datasets with losses; 1 and 1 if none is
-    known.
-    """
+    """Return the lowest and the highest d_data of datasets with losses; 1 and 1 without any."""
     values = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
     return min(values, default=1.0), max(values, default=1.0)
 
@@ -195,7 +196,7 @@ def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
 def doubling_slope(datasets: Sequence[DatasetSummary]) -> float | None:
     """Return the slope of log loss on 1/d at which the loss doubles over the range of d_data.
 
-    None if d_data is the same everywhere: then no slope does.
+    Returns None if d_data is the same for all datasets.
     """
     low, high = d_data_range(datasets)
     span = 1 / low - 1 / high
@@ -221,12 +222,12 @@ class Prepared:
     """A checked table and its points.
 
     Attributes:
-        full: All trials but an experiment's copies.
+        full: All trials, without the changed copies of an experiment.
         points: Trials averaged over seeds.
-        scale: The scale of K_F.
-        excluded: What was left out, and why.
-        num_trials: Rows of the table.
-        num_used: Rows with a usable loss.
+        scale: Whether K_F may be compared over datasets.
+        excluded: Counts of excluded rows and values, with the reasons.
+        num_trials: Number of rows of the table.
+        num_used: Number of rows with a usable loss.
     """
 
     full: pd.DataFrame
@@ -240,12 +241,12 @@ class Prepared:
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and reduce it to the points that fits and figures see.
+    """Check a table and average it to the points of fits and figures.
 
     Args:
         table: One row per trial.
         sharpness_policy: See :func:`fit_scaling_laws`.
-        arms: Datasets of an experiment; copies are left out, bases stay.
+        arms: Datasets of an experiment. Changed copies are excluded, base datasets are not.
     """
     full, unusable = normalise(table)
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
@@ -274,22 +275,22 @@ def fit_scaling_laws(
     predictions: pd.DataFrame | None = None,
     facts: SweepFacts = NO_FACTS,
 ) -> ScalingFits:
-    """Fit the study's law to a results table, and answer what it can answer.
+    """Fit the study's law to a results table, and answer its questions.
 
     Args:
         table: One row per trial, in the columns of ``docs/results-columns.md``.
         sharpness_policy: What to do if K_F was measured on several scales (side, channels, pixel
             range): ``refuse`` fits that compare it over datasets, or ``ignore`` the difference.
-        arms: Datasets of an experiment: changed copies are compared with their own base, and every
-            other fit takes the bases alone.
+        arms: Datasets of an experiment. Changed copies are compared with their own base; all other
+            fits use the base datasets alone.
         explore: Whether to fit single models, single domains and other estimates of d too. No
-            answer rests on these.
-        predictions: Predictions of each test image, if they are stored: they compare the networks
-            of one dataset.
+            answer uses these fits.
+        predictions: Stored predictions for each test image, which compare the networks of one
+            dataset; None without any.
         facts: Facts about the sweep that limit its answers.
 
     Raises:
-        DataError: If a column is missing, or contradicts itself.
+        DataError: If a column is missing, or its values contradict each other.
     """
     prepared = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     single = one_dataset(prepared.full, predictions)
@@ -306,7 +307,7 @@ def fit_scaling_laws(
 
 
 def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
-    """Fit points, all models together; with ``explore`` single models, domains and other d too."""
+    """Return all fits; ``explore`` adds single models, single domains and other estimates of d."""
     points = prepared.points
     scale = prepared.scale
     models = tuple(sorted(points[MODEL].unique()))

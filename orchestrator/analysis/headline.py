@@ -1,7 +1,7 @@
-"""The study's questions to a table of several datasets, answered from its fits.
+"""The study's questions to several datasets, and their answers from the fits.
 
-Five tests stand behind four questions: the exponent of N is tested against no fall, and against
-the law's bound. Their p-values are adjusted together (Holm).
+Four questions have five tests: the exponent of N is tested against no fall and against the law's
+bound. The five p-values are adjusted together (Holm).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ SHARPNESS = Question(
 )
 EXPONENT = Question(
     key="exponent",
-    text="Does one exponent b, as in N^(−b/d), describe the fall, and is it at least 1?",
+    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
     claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
-    text="Does one exponent b, as in N^(−b/d), describe the fall, and is it at least 1?",
+    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,
@@ -71,7 +71,7 @@ ATTACKS = Question(
 )
 QUESTIONS = (DIMENSION, SHARPNESS, EXPONENT, BELOW_BOUND, ATTACKS)
 LAW_SLOPE = 1.0
-"""Slope on log K_F, and exponent times d, that the law says."""
+"""The law's value of the slope on log K_F, and of the exponent times d."""
 
 
 def headline_answers(
@@ -85,10 +85,10 @@ def headline_answers(
 
     Args:
         fits: The fits.
-        why_no_sharpness: Why K_F cannot be compared, or an empty text.
-        doubling_slope: Slope on 1/d at which the loss doubles over the range of d_data, whose power
-            is given.
-        num_domains: Domains of the datasets.
+        why_no_sharpness: Why K_F cannot be compared; empty if it can.
+        doubling_slope: Slope on 1/d whose power is computed: with it, the loss doubles over the
+            range of d_data.
+        num_domains: Number of domains of the datasets.
     """
     headline = _find(fits, HeightFit, "headline")
     exponent = _find(fits, ExponentFit, "")
@@ -105,7 +105,7 @@ def headline_answers(
 
 
 def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
-    """Return the fit of all models and both domains; ``headline`` is a kind of heights."""
+    """Return the fit of a kind or variant to all models and both domains; None without one."""
     for fit in fits:
         if not isinstance(fit, kind) or (fit.model, fit.subset) != (POOLED, ALL):
             continue
@@ -115,7 +115,7 @@ def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | Non
 
 
 def few_ways(estimate: Estimate) -> str:
-    """Say that datasets can be rearranged in too few ways for a p-value at the level."""
+    """Return the reason that datasets have too few permutations for a p-value of 0.05."""
     ways = plural(estimate.num_resamples, "way")
     return f"datasets can be rearranged in {ways} only, too few for a p-value of {LEVEL:g}"
 
@@ -129,15 +129,15 @@ def answer_of(
     degrees: float = 0,
     reason: str = "",
 ) -> Answer:
-    """Return the answer of an estimate with its test, or why it cannot be tested.
+    """Return the answer of an estimate with its test, or the reason why there is none.
 
     Args:
         question: The question.
         estimate: The estimate; None if it could not be made.
-        num_datasets: Datasets that it is over.
-        effect: Distance from the null value whose power is given, in units of the estimate; None
-            gives no power.
-        degrees: Degrees of freedom of its t test.
+        num_datasets: Number of datasets of the estimate.
+        effect: Distance from the null value whose power is computed, in units of the estimate. None
+            for no power.
+        degrees: Degrees of freedom of the t test.
         reason: Why there is no estimate.
     """
     if estimate is None:
@@ -168,7 +168,7 @@ def _of_height(
     effect: float | None,
     why_not_measured: str,
 ) -> Answer:
-    """Answer a question about the height of losses."""
+    """Answer a question on the height of losses: the loss at equal N."""
     if not isinstance(fit, HeightFit):
         return Answer(question=question, reason="no usable trial")
     return answer_of(
@@ -198,8 +198,8 @@ def _of_exponent(fit: AnyFit | None) -> Answer:
 def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
     """Answer whether the loss falls more slowly than the bound allows.
 
-    The larger p-value of two fits counts, over all N and over those above chance level, where
-    curves cannot be flat for another reason. One that could not be made contradicts nothing.
+    The p-value is the larger one of two fits: over all N, and over all N above chance level, since
+    losses near chance level flatten curves. If a fit could not be made, its p-value is 1.
     """
     if not isinstance(fit, ExponentFit):
         return Answer(question=BELOW_BOUND, reason="no usable trial")
@@ -214,7 +214,7 @@ def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
 
 
 def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
-    """Return the fit of the largest correlation; else the one that has most datasets."""
+    """Return the fit of the largest correlation; without any, the fit of the most datasets."""
 
     def strength(fit: AttackFit) -> tuple[bool, float, int]:
         value = fit.estimates[0].value if fit.estimates else 0.0
@@ -224,7 +224,7 @@ def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
 
 
 def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
-    """Answer whether attacks gain more where labels are sharper, by the largest correlation."""
+    """Answer whether attacks raise the loss more at higher K_F, by the largest correlation."""
     best = strongest_attack(fits)
     if best is None:
         return Answer(question=ATTACKS, reason="no attack was run")
@@ -243,12 +243,15 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
 
 
 def num_tests(answers: Iterable[Answer]) -> int:
-    """Return how many answers have a p-value."""
+    """Return the number of answers that have a p-value."""
     return sum(answer.p_value is not None for answer in answers)
 
 
 def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) -> int | None:
-    """Return the datasets that detect an effect in 8 of 10 studies at Holm's strictest level."""
+    """Return the number of datasets with which 80 of 100 studies detect an effect; None if none.
+
+    The level is Holm's strictest.
+    """
     estimate = fit.estimate(name)
     if estimate is None or not np.isfinite(effect):
         return None

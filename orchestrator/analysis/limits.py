@@ -1,4 +1,4 @@
-"""Limits of a table: sentences on what it cannot show."""
+"""Sentences on what a table cannot show."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from search_spaces.datasets import ImageOrigin
 from search_spaces.errors import plural
 
 MIN_CONVINCING_DATASETS = 5
-"""Datasets of a domain below which a trend over them is a remark, not a finding."""
+"""Number of datasets of a domain below which a remark warns about statements on the domain."""
 MAX_NAMED = 4
-"""Datasets that a sentence names one by one."""
+"""Largest number of datasets that a sentence lists by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFacts:
-    """Facts about a sweep that limit its answers and stand in no table of results.
+    """Facts about a sweep that limit its answers and that no results table contains.
 
     Attributes:
-        asked_after_seeing: Keys of questions that were put after the images had been looked at.
+        asked_after_seeing: Keys of questions that were asked after somebody had seen the images.
         origins: Origins of images that are not independent, by dataset.
     """
 
@@ -48,18 +48,18 @@ class SweepFacts:
 
 
 def few_of_domain(domain: str, number: int) -> str:
-    """Say that so many datasets of a domain are too few to conclude from."""
+    """Return the sentence that so many datasets of a domain are too few."""
     verb = "is" if number == 1 else "are"
     counted = plural(number, f"{domain} dataset")
     return f"{counted} {verb} too few for a statement about {domain} datasets alone."
 
 
 def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
-    """Return what cannot be concluded from a table.
+    """Return sentences on what cannot be concluded from a table.
 
     Args:
-        full: All trials.
-        points: The points that are fitted.
+        full: All trials, a row each.
+        points: The fitted points, a row each.
     """
     return (
         *_at_chance_level(points),
@@ -72,7 +72,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
-    """Say how many losses are near that of guessing, and which networks separate the classes."""
+    """Count the losses near that of guessing, and the networks of these that separate classes."""
     rows_with_loss = points[points[LOG_LOSS].notna()]
     is_high = reaches(rows_with_loss[OF_CHANCE_LOSS])
     if not is_high.any():
@@ -80,10 +80,10 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
     is_over_confident = is_high & ~is_at_chance
     num_points = plural(len(rows_with_loss), "point")
+    of_two_classes = f"{AT_CHANCE_SHARE * np.log(2):.3f} of {np.log(2):.3f} for two classes"
     yield (
-        f"In {int(is_high.sum())} of {num_points} the loss is {AT_CHANCE_SHARE:g} ln n or more for "
-        f"n classes: {AT_CHANCE_SHARE * np.log(2):.3f} for two, where guessing costs "
-        f"{np.log(2):.3f}."
+        f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} of "
+        f"the loss of guessing ({of_two_classes})."
     )
     if is_over_confident.any():
         yield (
@@ -98,7 +98,7 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
 
 
 def _without_error(points: pd.DataFrame) -> Iterator[str]:
-    """Say that most networks make no error, so that their loss is about confidence alone."""
+    """Warn if most networks make no error: their loss measures confidence alone."""
     accuracies = points[TEST_ACCURACY].dropna()
     num_perfect = int((accuracies >= 1).sum())
     if 2 * num_perfect > len(accuracies):
@@ -109,7 +109,7 @@ def _without_error(points: pd.DataFrame) -> Iterator[str]:
 
 
 def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:
-    """Name the datasets of the affected points, if they are few."""
+    """Return the counts of affected points by dataset; empty if many datasets are affected."""
     counts = is_affected.groupby(rows_with_loss[DATASET]).agg(["sum", "size"])
     affected = counts[counts["sum"] > 0]
     if len(affected) > MAX_NAMED:
@@ -121,7 +121,7 @@ def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:
 
 
 def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Say which domains have too few datasets, or none; nothing of a table of one dataset."""
+    """Warn about domains with too few datasets or none, in a table of several datasets."""
     if full[DATASET].nunique() == 1:
         return
     num_datasets = points.groupby(DOMAIN)[DATASET].nunique()
@@ -130,17 +130,17 @@ def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
             yield few_of_domain(str(domain), int(number))
     for domain in DOMAINS:
         if domain not in num_datasets:
-            yield f"No {domain} dataset: nothing can be said about differences between domains."
+            yield f"There is no {domain} dataset, so domains cannot be compared."
 
 
 def limits_of_origins(
     origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
 ) -> tuple[str, ...]:
-    """Return which datasets are not independent of each other, and whose images are not.
+    """Return sentences on datasets, and on training and test images, that are not independent.
 
     Args:
         origins: Origin of the images, by dataset.
-        datasets: The datasets that are fitted.
+        datasets: The fitted datasets.
     """
     names_of: dict[str, list[str]] = defaultdict(list)
     cut = []
@@ -162,27 +162,29 @@ def limits_of_origins(
         texts.append(f"Training and test images come from the same few pictures: {listing(names)}.")
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
-        texts.append("No medical dataset here has several patients: nothing speaks about patients.")
+        texts.append(
+            "No medical dataset here has several patients, so no result is about patients."
+        )
     return tuple(texts)
 
 
 def _of_modes(full: pd.DataFrame) -> Iterator[str]:
-    """Say that trials of several data modes are fitted together."""
+    """Warn if trials of several data modes are fitted together."""
     modes = sorted(full[DATA_MODE].unique())
     if len(modes) > 1:
         yield f"Trials of several data modes ({listing(modes)}) are fitted together."
 
 
 def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
-    """Say where identical images have different labels."""
+    """Warn about datasets in which identical images have different labels."""
     conflicting = sorted(full.loc[full[NUM_CONFLICTS] > 0, DATASET].unique())
     if conflicting:
         names = listing(conflicting)
-        yield f"Identical images with different labels in {names}: there K_F has no finite value."
+        yield f"Identical images have different labels in {names}, so K_F is infinite there."
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Say that there is one model, one train size or one seed."""
+    """Warn if there is only one model, train size or seed."""
     counts = {
         "model": points[MODEL].nunique(),
         "train size": points[TRAIN_SIZE].nunique(),
@@ -190,4 +192,4 @@ def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     }
     single = [name for name, count in counts.items() if count == 1]
     if single:
-        yield f"There is only one {listing(single)}: another one could give other results."
+        yield f"There is only one {listing(single)}. Another one could give other results."

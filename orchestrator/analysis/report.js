@@ -19,7 +19,7 @@
     return link;
   };
 
-  /* Tables that stand in the page: a click on a heading sorts, a box above long ones filters. */
+  /* Tables of the page: a click on a heading sorts the rows; long tables have a filter box. */
   const valueOf = (text) => {
     const plain = text.replace(/−/g, "-").replace(/,(?=\d{3})/g, "").trim();
     const parsed = parseFloat(plain);
@@ -66,11 +66,11 @@
     }
   }
 
-  /* The table of trials: kept as data and shown in pages, so that 10,000 of them open at once. */
+  /* The table of trials shows one page of rows at a time, so that 10,000 trials load quickly. */
   const place = document.getElementById("trial-table");
   const data = JSON.parse(document.getElementById("trial-data").textContent);
   if (place && data.rows.length) {
-    /* A column of whole numbers shows them whole; any other shows four digits throughout. */
+    /* A column of whole numbers shows whole numbers; any other column shows four digits. */
     const formats = data.header.map((_, column) =>
       data.rows.every((row) => typeof row[column] !== "number" || Number.isInteger(row[column])) ? whole : measured);
     const lines = data.rows.map((row) => row.join(" ").toLowerCase());
@@ -133,7 +133,7 @@
     window.showTrials = (text) => { filter.value = text; apply(); place.scrollIntoView({ block: "start" }); };
   }
 
-  /* Figures: a point tells what it is and leads to its trials; a click elsewhere makes the figure large. */
+  /* Figures: a point shows its name and links to its trials; a click elsewhere enlarges the figure. */
   const tip = make("div", "", "tip");
   tip.hidden = true;
   document.body.append(tip);

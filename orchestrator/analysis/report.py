@@ -1,4 +1,4 @@
-"""The report: one HTML page that answers first, with figures, tables and fits beside it."""
+"""The report: an HTML page with answers, figures and tables, and files of results and fits."""
 
 from __future__ import annotations
 
@@ -64,26 +64,26 @@ from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
-"""Figures on the page's first screens; the others are folded."""
+"""Number of figures that the page shows open; the others are folded."""
 ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
-"""Columns by which rows are sorted."""
+"""Columns that determine the order of rows."""
 NOT_IN_METRIC_NAMES = re.compile(r"[^\w\-. :/]+")
-"""Characters that MLflow does not take in a metric's name."""
+"""Characters that MLflow does not accept in the name of a metric."""
 DERIVED = "DERIVED: "
-"""Mark of a description of a dataset that another one was made into."""
+"""Start of the description of a dataset that is derived from another one."""
 MAX_EXACT_INTEGER = 1e15
-"""Whole numbers below are shown as such."""
+"""Bound below which whole numbers are written without a decimal point."""
 
 
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return a row per planned trial with a result that holds.
+    """Return the results table: a row per planned trial that has a valid result.
 
     Args:
         workspace: The sweep.
-        rows: MLflow's rows; the result store's if None.
-        state: State of the result store, if it was read.
+        rows: Rows from MLflow; if None, rows of the result store.
+        state: State of the result store; read if None.
     """
     if rows is None:
         rows = (state or read_state(workspace)).rows()
@@ -93,7 +93,7 @@ def results_table(
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
-    """Return the datasets of the sweep's experiment; none if it has no worlds."""
+    """Return the datasets of the sweep's experiment; empty without an experiment."""
     arms = []
     for arm in workspace.plan.sweep.experiment_datasets():
         arms.append(
@@ -110,10 +110,9 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 
 
 def facts_of(workspace: Workspace) -> SweepFacts:
-    """Return what limits the answers of a sweep and stands in no table of results.
+    """Return the facts that limit the answers of a sweep and that no results table contains.
 
-    The origin of images is known of the datasets that packages ship, not of a user's own data that
-    have such a name.
+    The origins of images are those of bundled datasets. A user's dataset of the same name has none.
     """
     origins = {}
     for name, spec in workspace.plan.datasets.items():
@@ -126,13 +125,13 @@ def facts_of(workspace: Workspace) -> SweepFacts:
 def stored_predictions(
     workspace: Workspace, state: State, table: pd.DataFrame
 ) -> pd.DataFrame | None:
-    """Return the predictions of each test image of a sweep of one dataset, None if none are stored.
+    """Return the stored predictions for each test image; None if there are none.
 
-    With several datasets nothing compares them image by image, so they are not read.
+    Returns None for several datasets too: only networks of one dataset are compared image by image.
 
     Args:
         workspace: The sweep.
-        state: What its result store holds.
+        state: State of its result store.
         table: Its results table.
     """
     if table[DATASET].nunique() != 1:
@@ -144,15 +143,15 @@ def stored_predictions(
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
-    """Fit and write the report of what the result store has.
+    """Fit the stored results and write the report.
 
     Args:
         workspace: The sweep.
         state: State of its result store.
-        formats: Formats that figures are written in too.
+        formats: Further formats of figure files: ``pdf`` or ``png``.
 
     Returns:
-        The page; None without a result.
+        Path of the page; None without a result.
     """
     table = results_table(workspace, state=state)
     if table.empty:
@@ -182,7 +181,7 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
 
 
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
-    """Return what the report says about the sweep besides its numbers."""
+    """Return the facts about the sweep that the page shows: counts, failures, versions, cost."""
     sweep = workspace.plan.sweep
     records = state.records
     pages = read_run_pages(workspace.sweep_paths.run_pages)
@@ -222,7 +221,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
-    """Return metrics for a tracker: each dataset's best loss, and the p-values of questions."""
+    """Return metrics for MLflow: the best loss of each dataset, and the p-values of questions."""
     rows_with_loss = table.reindex(columns=[DATASET, TEST_LOSS]).dropna()
     metrics: dict[str, float] = {}
     for dataset, loss in rows_with_loss.groupby(DATASET)[TEST_LOSS].min().items():
@@ -239,15 +238,18 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
 def write_sweep_report(
     workspace: Workspace, state: State, figures: Sequence[str] = ()
 ) -> Path | None:
-    """Write a sweep's report and return its page, None without a result; SetupError where it may
-    not.
+    """Write the report of a sweep and return the path of its page; None without a result.
+
+    Raises:
+        SetupError: If a file of the report cannot be written.
     """
     try:
         return report_sweep(workspace, state, figures)
     except OSError as error:
         raise SetupError(
             f"The report {error.filename} cannot be written: {error.strerror}",
-            hint="Copy the root, or use `isweep results` and `isweep fit`, which write nothing",
+            hint="Copy the root to a folder that you may write to, or use `isweep fit`, which "
+            "writes nothing",
         ) from None
 
 
@@ -262,15 +264,15 @@ def write_report(
 ) -> Path:
     """Write the page, figures, results and ``fits.json``.
 
-    The same input gives the same bytes, and every file is replaced whole.
+    The same input always gives the same bytes. Every file is replaced atomically.
 
     Args:
         table: One row per trial.
-        fits: Its fits.
+        fits: The fits of the table.
         directory: Folder to write to.
         sweep: Name of the sweep.
-        summary: What :func:`report_summary` returns; all of it is optional.
-        formats: Formats that figures are written in too.
+        summary: Facts about the sweep from :func:`report_summary`; every entry is optional.
+        formats: Further formats of figure files: ``pdf`` or ``png``.
 
     Returns:
         Path of ``report.html``.
@@ -280,7 +282,7 @@ def write_report(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     prepared = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
-    # Only columns that the caller had: a column added as missing would pretend to be measured.
+    # Only the caller's columns are written: an added empty column would look like a measured one.
     data = prepared.full[list(table.columns)]
     write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
@@ -317,7 +319,7 @@ def write_report(
 
 
 def _of_trials(prepared: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of single trials, and counts that only the caller knows."""
+    """Return the trials, points, counts and code versions that the page shows."""
     from markupsafe import Markup
 
     full = prepared.full
@@ -357,7 +359,7 @@ def _template() -> Any:
     in_backticks = re.compile(r"`([^`]+)`")
 
     def with_code(text: str) -> Markup:
-        """Set what stands in backticks as names are set."""
+        """Return HTML in which text in backticks is code."""
         return Markup(in_backticks.sub(r"<code>\1</code>", str(escape(text))))
 
     environment.filters["words"] = with_code
@@ -366,7 +368,7 @@ def _template() -> Any:
 
 
 def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
-    """Return what each dataset is, with its train sizes and the shape of its images."""
+    """Return the table of datasets: description, train sizes and image shape."""
 
     def description_of(dataset: DatasetSummary) -> str:
         texts = about.get(dataset.dataset, {})
@@ -398,7 +400,7 @@ def _train_sizes(dataset: DatasetSummary) -> str:
 
 
 def _shape(dataset: DatasetSummary) -> str:
-    """Return side and channels of the images."""
+    """Return image size and number of channels as text."""
     if dataset.image_size is None or dataset.channels is None:
         return "not recorded"
     if not (dataset.image_size and dataset.channels):
@@ -407,7 +409,7 @@ def _shape(dataset: DatasetSummary) -> str:
 
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
-    """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
+    """Return a table of records with a column per key; numbers start at ``numeric_from``."""
     names: dict[str, str] = {}
     for record in records:
         names.update(zip(record, record, strict=True))
@@ -427,7 +429,7 @@ NUMBER_COLUMNS = (
     WALL_TIME_S,
 )
 SEEDS_SHARE = (MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE)
-"""Columns that trials of several seeds have in common."""
+"""Columns that are equal for trials that differ only in their seed."""
 
 
 def trial_data(
@@ -440,9 +442,9 @@ def trial_data(
 
     Args:
         full: One row per trial.
-        devices: Trial id -> what it ran on.
-        runs: Trial id -> its MLflow run.
-        pages: Prefix of the address of a run's page.
+        devices: Trial id -> the device of its training.
+        runs: Trial id -> id of its MLflow run.
+        pages: Beginning of the address of a run's page.
     """
     keys = [name for name in SEEDS_SHARE if name in full]
     order = [*keys, SEED] if SEED in full else keys
@@ -470,12 +472,12 @@ def trial_data(
 
 
 def _is_blank(values: pd.Series) -> bool:
-    """Return whether a column has no value at all."""
+    """Return whether all values of a column are missing or empty."""
     return bool(values.isna().all() or (values == "").all())
 
 
 def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
-    """Return the rows of a table as JSON takes them."""
+    """Return the rows of a table for JSON."""
     rows = []
     for row in table.itertuples(index=False, name=None):
         rows.append([_plain(value) for value in row])
@@ -483,13 +485,13 @@ def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
 
 
 def script_json(document: object) -> str:
-    """Return JSON that may stand inside a ``script`` element, whatever users named things."""
+    """Return JSON that is safe inside a ``script`` element, whatever names it contains."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _plain(value: Any) -> str | int | float | None:
-    """Return a value as JSON takes it: six figures, and infinities as text."""
+    """Return a value for JSON: a number of six figures, infinity as text, or None."""
     if isinstance(value, str):
         return value
     if pd.isna(value):

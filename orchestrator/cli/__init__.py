@@ -9,17 +9,17 @@ from typing import NoReturn
 
 def entry() -> NoReturn:
     """Run the ``isweep`` command and exit with its code."""
-    # With the default thresholds, a third of the time of a status of 50,000 trials is the garbage
-    # collector's.
+    # With the default thresholds, garbage collection takes a third of the time of `isweep status`
+    # with 50,000 trials.
     gc.set_threshold(100_000, 20, 20)
     try:
         from orchestrator.cli.app import main
 
         code = main()
-    except KeyboardInterrupt:  # during the import, before anything has begun
+    except KeyboardInterrupt:  # during the import, before the command starts
         sys.stderr.write("Stopped.\n")
         code = 130
-    # Everything is printed and stored. A signal now must not print a traceback.
+    # All results are printed and stored. A signal must not print a traceback now.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))

@@ -1,4 +1,4 @@
-"""Parse a command line, run its command and return an exit code."""
+"""Parsing of a command line, running of its command, and the exit code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C or another signal to stop, as shells use it."""
 EXIT_BUG = 4
-"""Exit code after an error that is no mistake of the user's and no fault of the machine."""
+"""Exit code after an error in isweep itself, not in the command line or the machine."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -123,18 +123,19 @@ SLOW = {
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""Commands that take seconds, which announce the wait in a pipe or file too."""
+"""Commands that take seconds: they print a line on the wait in a pipe or file too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Words after ``isweep``; None takes those of this process.
+        arguments: Words after ``isweep``; if None, those of this process.
 
     Returns:
-        The exit code: 0 done, 1 failed trials, 2 a mistake in the command or its files, 3 the
-        machine or a server, 4 a bug, 130 stopped.
+        The exit code: 0 without an error, 1 after failed trials, 2 after a mistake in the command
+        or its files, 3 after a problem of the machine or a server, 4 after a bug in isweep, and 130
+        after a stop.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def place_of(command: partial[int | None]) -> Place:
-    """Return the option group of a command that says where everything lies."""
+    """Return the options of a command on the root, the result store and MLflow."""
     for value in (*command.args, *command.keywords.values()):
         if isinstance(value, Place):
             return value
@@ -164,41 +165,46 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
     """Return the command of a command line with its options, ready to be called.
 
     Raises:
-        ConfigError: If the words are no valid command.
+        ConfigError: If the words are not a valid command.
     """
     if not arguments:
         raise ConfigError(
-            "The command line names no command", hint="See the commands with `isweep --help`"
+            "The command line has no command", hint="List the commands with `isweep --help`"
         )
     try:
         function, bound, _ = application().parse_args(
             arguments, print_error=False, exit_on_error=False
         )
     except CycloptsError as error:
-        raise explained(error, arguments) from None
+        raise parse_error(error, arguments) from None
     return partial(function, *bound.args, **bound.kwargs)
 
 
-def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
-    """Return the error for a command line that cannot be parsed, with the command for help."""
+def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
+    """Return the error for a command line that cannot be parsed, with a hint."""
     error.verbose = False
     for word in words:
         # Web pages replace hyphens by longer dashes.
         if re.match("[‐-―−]", word):
-            hint = "Type the option with plain hyphens (-): web pages show other dashes"
-            return ConfigError(f"{word} begins with a dash that is no hyphen", hint=hint)
+            hint = "Type the option with plain hyphens (-)"
+            return ConfigError(
+                f"{word} begins with a long dash instead of a hyphen, as text from web pages does",
+                hint=hint,
+            )
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
             hint = "Write options after the command"
-            return ConfigError(f"The option {words[0]} stands before the command", hint=hint)
+            return ConfigError(f"The option {words[0]} is before the command", hint=hint)
         if words[0] in ("resume", "continue"):
-            hint = "Type `isweep run SWEEP`: a run trains only what has no result yet"
+            hint = "Type `isweep run SWEEP`, which runs only the trials without a result"
             return ConfigError(f"There is no command {words[0]}", hint=hint)
         message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         unknown = " ".join(error.unused_tokens or ())
-        message = f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not take {unknown}"
+        message = (
+            f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not accept {unknown}"
+        )
     elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
         message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
@@ -237,9 +243,9 @@ def application() -> App:
 
 
 def _usage(function: Callable[..., int | None]) -> str | None:
-    """Return the usage line of a command whose first name may be left out, else None.
+    """Return the usage line of a command whose first argument is optional, else None.
 
-    The library would write ``[ARGS]`` there.
+    By default cyclopts prints ``[ARGS]`` for an optional argument.
     """
     first = next(iter(signature(function).parameters.values()))
     if first.kind != first.POSITIONAL_ONLY or first.default is first.empty:
@@ -248,16 +254,16 @@ def _usage(function: Callable[..., int | None]) -> str | None:
 
 
 class _App(App):
-    """The parser, which in bash also completes the names of files."""
+    """The parser, with completion of file names in bash."""
 
     def generate_completion(self, **options: Any) -> str:
-        """Return the script that teaches a shell to complete the commands."""
+        """Return the script with which a shell completes the commands."""
         script = super().generate_completion(**options)
         return script.replace("complete -F ", "complete -o default -F ")
 
 
 def _wait_text(function: Callable[..., int | None]) -> str:
-    """Return what to show while a command works; empty if it shows its own progress."""
+    """Return the text to show during a command; empty if the command shows its own progress."""
     for functions in COMMANDS.values():
         if function in functions:
             return functions[function][0]
@@ -265,7 +271,7 @@ def _wait_text(function: Callable[..., int | None]) -> str:
 
 
 def _display(function: Callable[..., int | None]) -> AbstractContextManager[None]:
-    """Return the display of a command while the user waits."""
+    """Return the display to show during a command."""
     text = _wait_text(function)
     if not text:
         return nullcontext()
@@ -284,12 +290,12 @@ def _run(command: partial[int | None]) -> int:
     except KeyboardInterrupt as stop:
         return _print_stop(str(stop))
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing is wrong, and nothing more can be printed.
+        # The reader of the pipe has ended (`| head`), which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         log.exception("the operating system refused")
-        return _print_error(_of_the_machine(error, place_of(command)))
+        return _print_error(_machine_error(error, place_of(command)))
     except Exception as error:
         if is_stop(error):
             log.exception("while stopping")
@@ -299,20 +305,20 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in the log below the root. Finished trials "
+                hint="Report the traceback, which is in isweep.log below the root. Finished trials "
                 "are kept",
             )
         )
         return EXIT_BUG
 
 
-def _of_the_machine(error: OSError, place: Place) -> SetupError:
+def _machine_error(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
         return SetupError(
-            f"The disk that holds {disk} is full ({reason})",
+            f"The disk of {disk} is full ({reason})",
             hint="Free some space and run the same command again. Finished trials are kept",
         )
     subject = error.filename or "an operation"
@@ -323,9 +329,9 @@ def _of_the_machine(error: OSError, place: Place) -> SetupError:
 
 
 def _print_stop(message: str) -> int:
-    """Print that a command was stopped and what is kept; return the exit code."""
+    """Print that a command was stopped and that results are kept; return the exit code."""
     if not message:
-        message = "Everything that was stored is kept. Run the same command again."
+        message = "All stored results are kept. Run the same command again to continue."
     stderr.print(f"[bold]Stopped.[/] {escape(message)}", soft_wrap=True)
     return EXIT_INTERRUPTED
 
@@ -333,7 +339,7 @@ def _print_stop(message: str) -> int:
 def _print_error(error: SweepError, command: partial[int | None] | None = None) -> int:
     """Print an error as one message and return its exit code.
 
-    The message is not folded, so that a command or path in it can be copied.
+    Lines are not wrapped: users copy commands and paths from messages.
     """
     text = without_secrets(str(error))
     if command is not None and stderr.is_terminal:
@@ -343,16 +349,16 @@ def _print_error(error: SweepError, command: partial[int | None] | None = None) 
 
 
 MAX_BYTES = 5_000_000
-"""Bytes of the root's log before it is rotated."""
+"""Size in bytes at which the root's log is rotated."""
 MAX_WAITING = 1000
-"""Log records that are kept until the root exists."""
+"""Number of log records kept in memory until the root exists."""
 
 
 @contextmanager
 def root_log(root: str | None) -> Iterator[None]:
-    """Send all logs and warnings of a block to the root's log, once there is a root."""
+    """Write all logs and warnings of a block to the root's log, as soon as the root exists."""
     handler: logging.Handler = logging.NullHandler()
-    with suppress(SweepError):  # the command itself reports what is wrong with the root
+    with suppress(SweepError):  # the command itself reports a wrong root
         handler = _RootLog(RootPaths.at(root).log)
     handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     top = logging.getLogger()
@@ -366,20 +372,20 @@ def root_log(root: str | None) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         top.removeHandler(handler)
-        with suppress(OSError):  # of the same full disk
+        with suppress(OSError):  # the disk may be full
             handler.close()
         top.setLevel(before)
 
 
 class _Discreet(logging.Formatter):
-    """A formatter that leaves secrets out of every line, also out of tracebacks."""
+    """A formatter that removes secrets from every line, also from tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 class _RootLog(logging.handlers.RotatingFileHandler):
-    """A log that is written once its folder exists, and whose errors stop no command."""
+    """A log that is written as soon as its folder exists; its errors stop no command."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
@@ -392,8 +398,8 @@ class _RootLog(logging.handlers.RotatingFileHandler):
             super().emit(self.waiting.popleft())
 
     def _open(self) -> TextIOWrapper:
-        """Open the file without waiting: a pipe of that name would wait for a reader."""
+        """Open the file without waiting: opening a named pipe would wait for a reader."""
         return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore errors: the log's disk may be full, and the terminal is for the user."""
+        """Ignore errors, such as a full disk: a traceback on the terminal would not help."""

@@ -1,4 +1,4 @@
-"""Commands to begin with: write a sweep file, list what it can name, and measure your images."""
+"""Commands on sweep files and images: write, list, prepare, measure and locate."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from orchestrator.cli.printing import (
     cell,
     emit,
     grid,
+    print_message,
     progress,
     stdout,
-    tell,
-    written,
+    write_file,
 )
 from search_spaces.errors import ConfigError, nearest_path
 
@@ -71,8 +71,8 @@ def init(
             digits.
         out: File to write (default: the source's name with .yaml, here).
         domain: Kind of images (default: guessed).
-        device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
-        answers: Answers that your images leave open.
+        device: Choose train sizes for a CPU or a GPU (default: for this machine).
+        answers: Options on labels and folders.
     """
     from orchestrator.planning.draft import draft_sweep
 
@@ -82,32 +82,37 @@ def init(
     if sweep_file.exists():
         raise ConfigError(
             f"{sweep_file} exists already",
-            hint=f"Name another file with --out, or remove {sweep_file}",
+            hint=f"Choose another file with --out, or remove {sweep_file}",
         )
     has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(
-        source, sweep_file, domain=domain, gpu=has_gpu, said=answers.by_key(), root=place.paths.root
+        source,
+        sweep_file,
+        domain=domain,
+        gpu=has_gpu,
+        own_options=answers.by_key(),
+        root=place.paths.root,
     )
     sweep_file.write_text(text, encoding="utf-8")
-    # A bare name would mean a sweep of the root.
+    # Without a slash, a name would mean a sweep of the root.
     path = str(sweep_file)
     if "/" not in path:
         path = f"./{path}"
     hints = [place.hint("plan", path), place.hint("run", path)]
     if not place.json:
-        tell(f"{text}\nWhat it will do: {hints[0]}\nDo it:           {hints[1]}")
+        print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
 
 def _stem(source: Path | None) -> str:
-    """Return the name of a sweep file for these images, without its ending."""
+    """Return the name of a sweep file for these images, without a suffix."""
     if source is None:
         return "first"
     return source.absolute().name.split(".")[0]
 
 
 def models(*, place: Place = Place()) -> None:
-    """List the networks that a sweep file can name."""
+    """List the networks for a sweep file."""
     from search_spaces.models import ABOUT, MODELS
 
     rows = [
@@ -119,12 +124,15 @@ def models(*, place: Place = Place()) -> None:
         }
         for row in MODELS.values()
     ]
-    more = "Also: torchvision:NAME, timm:NAME, or a function of your own; see docs/trials.md."
+    more = (
+        "Further networks are torchvision:NAME, timm:NAME, or your own function. See "
+        "docs/trials.md."
+    )
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
 def recipes(*, place: Place = Place()) -> None:
-    """List the training recipes that a sweep file can name, with those that isweep tune wrote."""
+    """List the training recipes for a sweep file, also those that isweep tune has written."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
@@ -142,10 +150,11 @@ def recipes(*, place: Place = Place()) -> None:
             }
         )
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
-        about = f"found by isweep tune: {path}"
+        about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
+        "Change a recipe in the sweep file, such as recipe: {from: demo, epochs: 40}. See "
+        "docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -176,10 +185,10 @@ def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) 
 
 
 def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
-    """Print for each dataset its task, its terms, the files it needs and whether it is prepared.
+    """Print the task, terms and files of each dataset, and whether it is prepared.
 
     Args:
-        name: This dataset only.
+        name: Print this dataset only.
     """
     from orchestrator.planning.dataset_rows import list_datasets
 
@@ -211,10 +220,10 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset that isweep datasets lists, or one of your own in the sweep of --sweep.
+        name: A dataset that isweep datasets lists, or your own dataset in the sweep of --sweep.
         raw: Folder of the raw download.
-        montage: Draw examples of each label into this file (shows images).
-        sweep: Take image size, channels and data mode from this sweep (default paper).
+        montage: Draw example images of each label into this file.
+        sweep: Use the image size, channels and data mode of this sweep (default paper).
     """
     from orchestrator.running.prepare_one import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
@@ -239,13 +248,13 @@ class MethodOptions:
     """Options of the measures.
 
     Attributes:
-        num_neighbors: k of the maximum-likelihood estimate (default 20).
+        num_neighbors: Number of neighbors of the maximum-likelihood estimate (default 20).
         estimators: Names of estimators of d_data, e.g. mle twonn (default: mle twonn gride).
-        sharpness_sample: Images per sample for K_F (default 1000; 0 for all).
-        pixel_range: Lowest and highest value that pixels of float arrays can have.
+        sharpness_sample: Number of images per sample for K_F (default 1000; 0 for all).
+        pixel_range: Lowest and highest possible pixel value of float arrays.
         dtype: Type of the matrix products (default float32).
         device: cpu, or a torch device for the matrix products (default cpu).
-        calibrate: Correct the dimension's bias by simulation.
+        calibrate: Correct the bias of d_data by simulation.
         seed: Seed of every random choice (default 0).
     """
 
@@ -259,13 +268,13 @@ class MethodOptions:
     seed: Annotated[int, whole(0)] = 0
 
     def settings(self) -> MeasureSettings:
-        """Return the settings that the measures take."""
+        """Return the settings of the measures."""
         from search_spaces.specs import DEFAULT_ESTIMATORS
         from tasks.measures.records import MeasureSettings
 
         if self.sharpness_sample == 1:
             raise ConfigError(
-                "--sharpness-sample is 1, and one image has no neighbor",
+                "--sharpness-sample is 1, but a single image has no neighbor",
                 hint="Give at least 2, or 0 for all images",
             )
         values = {
@@ -282,12 +291,13 @@ class ImageOptions:
     """Options that choose the images to measure.
 
     Attributes:
-        labels: Labels for a .npy: a .npy, or text with one per image.
-        raw: Raw download, for a dataset's name.
-        class_pair: Names of the only two classes to measure.
-        train_sizes: Nested sizes to measure besides all images.
-        image_size: Resize to this side (image files: 224).
-        channels: 1 (default) or 3.
+        labels: Labels of the images of a .npy file: another .npy file, or a text file with one
+            label per line.
+        raw: Folder of the raw download, if SOURCE is the name of a dataset.
+        class_pair: Names of two classes; only their images are measured.
+        train_sizes: Numbers of images to measure too, as nested subsets.
+        image_size: Resize images to this side in pixels (default for image files: 224).
+        channels: Number of channels: 1 (default) or 3.
     """
 
     labels: File = None
@@ -314,11 +324,11 @@ def measure(
     """Measure d_data and label sharpness of your own images.
 
     Args:
-        source: Folder of class folders, table of paths, arrays, shards, prepared folder, or a
-            dataset's name; docs/datasets.md lists all kinds.
-        show_pair: Draw the pair that attains K_F into this file (shows your images).
-        address: Running Ray cluster.
-        num_cpus: CPUs to use; 1 (default) runs without Ray.
+        source: Folder with a folder per class, table of paths, file of arrays, shards, prepared
+            folder, or name of a dataset. All kinds are in docs/datasets.md.
+        show_pair: Draw the two images that determine K_F into this file.
+        address: Address of a running Ray cluster.
+        num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.
     """
     from orchestrator.measuring.pair_figure import draw_pair
     from orchestrator.measuring.published import describe, measured_document
@@ -328,7 +338,7 @@ def measure(
 
     request = MeasureRequest(
         source=source,
-        said=answers.by_key(),
+        own_options=answers.by_key(),
         settings=method.settings(),
         **vars(images),
         **vars(reading),
@@ -341,7 +351,7 @@ def measure(
     with connected as cluster:
         executor: Executor = InlineExecutor()
         if cluster is not None:
-            # The source and the prepared images lie on this node.
+            # The source and the prepared images are on this node.
             executor = RayExecutor(driver_node_only=not cluster.local)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
@@ -349,7 +359,7 @@ def measure(
 
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         draw_pair(figure, measured)
-        written(show_pair, lambda path: figure.savefig(path, format="png"))
+        write_file(show_pair, lambda path: figure.savefig(path, format="png"))
     lines = [*_measured_lines(measured), *describe(measured)]
     if stdout.is_terminal:
         lines = [_with_names(line, source, place) for line in lines]
@@ -357,14 +367,17 @@ def measure(
 
 
 def _with_names(part: Shown, source: str, place: Place) -> Shown:
-    """Return a line with the names of files behind their hashes; other output as it is."""
+    """Return a line with file names added to their hashes; return other output unchanged."""
     if isinstance(part, str):
         return with_file_names(part, [source], place)
     return part
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:
-    """Yield what was read, left out and doubtful, where a wrong label shows first, then numbers."""
+    """Yield lines on read, excluded and doubtful images, then the table of measures.
+
+    The lines come first, because a wrong label shows in them.
+    """
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
     if measured.preparation is not None:
@@ -397,20 +410,20 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     sharpness_of_all = record.label_sharpness
     if sharpness_of_all is None:
         yield (
-            "Label sharpness is not measured, because the images have no labels. Give a file of "
-            "labels with --labels."
+            "Label sharpness is not measured, because the images have no labels. To measure it, "
+            "give a file of labels with --labels."
         )
     elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
         yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
 
 
 def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
-    """Say how K_F of many images was taken, since it is no maximum over all of them."""
+    """Return a sentence on K_F of many images, which is a mean over samples."""
     samples = sharpness.sample_values
     line = (
-        f"K_F of {num_images:,} images is the mean of the maxima of {len(samples)} samples of "
-        f"{sharpness.num_images:,} images ({min(samples):.4g} to {max(samples):.4g}), as in the "
-        "study."
+        f"K_F of {num_images:,} images is the mean of {len(samples)} maxima, one from each sample "
+        f"of {sharpness.num_images:,} images, as in the study. The maxima are {min(samples):.4g} "
+        f"to {max(samples):.4g}."
     )
     if sharpness.pair_value is not None:
         line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."
@@ -429,11 +442,11 @@ def locate(
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> None:
-    """Find the file that a message is about, with the key of the root.
+    """Print the name of the file that a message refers to by a hash or a row.
 
     Args:
-        message: The message, or the part of it that matters: 16 hex digits, or 'row 12'.
-        raw: Folder or file that was read.
+        message: The message, or the hash (16 hex digits) or row ('row 12') in it.
+        raw: Folder or file of the images.
     """
     from tasks.sources.base import HASH_PATTERN, KEY_FILE
     from tasks.sources.locate import locate as locate_file
@@ -443,14 +456,14 @@ def locate(
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            f"{key_folder / KEY_FILE} does not exist, and only the key in it can trace a hash",
-            hint="Name the root that made the hash with --root or ISWEEP_ROOT",
+            f"{key_folder / KEY_FILE} does not exist, but its key is needed to find a hash",
+            hint="Give the root of the command that printed the hash, with --root or ISWEEP_ROOT",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
         raise ConfigError(
-            f"No row or file of {raw} belongs to {message!r}",
-            hint="Give the row number or the hash of the message, with the --raw and --root of the "
+            f"No row or file of {raw} matches {message!r}",
+            hint="Give the row number or the hash of the message, and the --raw and --root of the "
             "command that printed it",
         )
     emit(place, {"file": name}, name)

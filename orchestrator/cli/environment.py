@@ -1,4 +1,4 @@
-"""Commands about the root, the pages that it serves, and the machine."""
+"""Commands on the root, MLflow's page and the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import Address, File, Place, whole, writable
-from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
+from orchestrator.cli.printing import cell, emit, grid, print_message, stderr, stdout
 from search_spaces.errors import ConfigError, nearest, unknown_name
 
 
@@ -34,33 +34,35 @@ def ls(*, place: Place = Place()) -> None:
             place,
             rows,
             table,
-            f"All of this is in {root}. Remove a sweep or prepared data with `{remove}`.",
+            f"The root is {root}. Remove a sweep or prepared data with `{remove}`.",
         )
     else:
         begin = place.hint("run", "demo")
-        emit(place, rows, f"There is nothing in {root} yet. Start with `{begin}`.")
+        emit(place, rows, f"The root {root} is empty. Start with `{begin}`.")
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
-    """Ask, and remove a sweep with its results, or prepared data, from the root.
+    """Remove a sweep with its results, or prepared data, from the root, after a question.
 
     Args:
         name: Name of a sweep or of prepared data, as isweep ls prints it.
-        yes: Do not ask.
+        yes: Remove without a question.
     """
     from orchestrator.machine.root_contents import list_root, remove_from_root
 
     if place.storage:
         raise ConfigError(
-            f"`isweep rm` removes from the root only, but --storage {place.storage} is given",
-            hint="Remove the sweep's folder in that store yourself",
+            f"`isweep rm` removes only from the root, not from --storage {place.storage}",
+            hint="Remove the sweep's folder in that store with the tools of the store",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:
         hint = f"See `{place.hint('ls')}`"
         if removable:
-            hint = f"{nearest(name, removable)}Name one of {', '.join(removable)}. {hint}"
-        raise ConfigError(f"{place.paths.root} has nothing called {name!r} to remove", hint=hint)
+            hint = f"{nearest(name, removable)}Choose one of {', '.join(removable)}. {hint}"
+        raise ConfigError(
+            f"The root {place.paths.root} has no sweep or prepared data named {name!r}", hint=hint
+        )
     row = removable[name]
     description = f"{row['what']} {name}"
     if row["about"]:
@@ -68,7 +70,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"There is no terminal on which to ask whether {name} is to be removed",
+                f"isweep cannot ask before it removes {name}, because there is no terminal",
                 hint=f"Add --yes to remove {name} without a question",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
@@ -88,11 +90,11 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine until Ctrl-C, with an address for each question.
+    """Serve MLflow's page on this machine until Ctrl-C, and print links to useful views.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
-        port: Port of 127.0.0.1 (default: 5000, or any free one).
+        port: Port of 127.0.0.1 (default: 5000, or a free port).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
     from orchestrator.results.mlflow_server import PORT, find_sweep_pages, free_port, serve_pages
@@ -102,7 +104,7 @@ def ui(
     names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
         raise ConfigError(
-            f"MLflow has nothing to show: {paths.mlflow_database} does not exist",
+            f"MLflow has no runs, because {paths.mlflow_database} does not exist",
             hint="Run a sweep first",
         )
     if sweep is not None and sweep not in names:
@@ -115,24 +117,24 @@ def ui(
             for name in names:
                 pages |= find_sweep_pages(address, name)
             if port is None and not address.endswith(f":{PORT}"):
-                tell(f"Port {PORT} is in use, so MLflow's page has another port.")
+                print_message(f"Port {PORT} is in use, so MLflow's page has another port.")
             document = {"address": address, "pages": pages}
             emit(place, document, f"MLflow: {address}", _page_lines(pages))
             if not place.json:
-                tell("Press Ctrl-C to end MLflow's page.")
+                print_message("Press Ctrl-C to stop MLflow's page.")
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("MLflow's page has ended. All runs are kept.") from None
+        raise KeyboardInterrupt("MLflow's page has stopped. All runs are kept.") from None
 
 
 def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yield the addresses of MLflow's pages, by sweep and question."""
     if not pages:
         yield (
-            "MLflow has no run of a sweep. Send the results of a sweep with `isweep reconcile "
-            "SWEEP`."
+            "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run `isweep "
+            "reconcile SWEEP`."
         )
     for name, address_by_question in pages.items():
         yield name
@@ -141,13 +143,13 @@ def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
-    """Check machine, cluster, storage, MLflow, versions and security, and print each fix.
+    """Check machine, cluster, storage, MLflow, versions and security, and print fixes.
 
-    Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
+    The exit code is 3 if a check fails, and 2 if only the launch file is wrong.
 
     Args:
-        address: Also check this Ray cluster, each of its nodes by a task that runs there.
-        launch: Also check this file for `ray up`, before it starts anything.
+        address: Also check this Ray cluster, by a task on each of its nodes.
+        launch: Also check this launch file before you run `ray up` with it.
     """
     from orchestrator.machine.doctor import LAUNCH_FILE, run_checks
 
@@ -201,14 +203,14 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Measure correctness, time and memory of this machine's GPUs, in some minutes each.
+    """Check correctness, time and memory of this machine's GPUs, in some minutes each.
 
-    Writes one file per GPU, which names neither the machine nor you. Plans of this root read it
-    from then on, and it is what to send back. Exit code 1 when a part fails.
+    The command writes one file per GPU, without names of machines or users. Plans of this root use
+    these files. The exit code is 1 if a part fails.
 
     Args:
-        device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
-        into: Where the files go, instead of the root's gpu folder.
+        device: Number of one GPU to check (default: all GPUs), or cpu to try the command.
+        into: Folder for the files (default: the root's gpu folder).
     """
     from orchestrator.machine.gpu_check import check, devices
 
@@ -216,9 +218,11 @@ def gpu_check(
     files = []
     has_passed = True
     for one_device in devices(device):
-        path, is_ok = check(one_device, folder, tell)
+        path, is_ok = check(one_device, folder, print_message)
         files.append(str(path))
         has_passed = has_passed and is_ok
-    lines = (f"{path}: send this file back, or keep it for plans" for path in files)
+    lines = (
+        f"{path}: plans use this file. Send it back if somebody asked for it." for path in files
+    )
     emit(place, {"files": files, "ok": has_passed}, lines)
     return int(not has_passed)

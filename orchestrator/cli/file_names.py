@@ -1,7 +1,7 @@
-"""Names of files in place of hashes, on the terminal of whoever owns the files.
+"""File names next to their hashes in messages on a terminal.
 
-Messages, logs and records hold keyed hashes of file names, because names may contain patients.
-Their owner has the files and the key, so a terminal can show the name beside the hash.
+Messages, logs and records have keyed hashes instead of file names, because names may identify
+patients. A user who has the files and the key sees the names too.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from orchestrator.cli.options import Place
 from search_spaces.errors import SweepError
 
 MAX_NAMED = 3
-"""Hashes of a message that are named: each one takes a listing of the folder."""
+"""Largest number of hashes with names in a message; each name needs a listing of the folder."""
 TABLES = (".yaml", ".yml")
-"""Endings of sweep files, which hold no images themselves."""
+"""Suffixes of sweep files, which contain no images."""
 
 
 def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str:
-    """Return a message in which the name of a file follows its hash.
+    """Return a message with file names added after their hashes.
 
     Args:
         text: The message.
-        arguments: Arguments of the command; those that are paths or sweeps are searched.
-        place: Where the root and its key lie.
+        arguments: Arguments of the command. Paths and sweeps among them are searched for files.
+        place: Options of the command on the root, which contains the key.
 
     Returns:
-        The message, unchanged if the key or the file is not here.
+        The message; unchanged if the key or the file is not on this machine.
     """
     from tasks.sources.base import HASH_PATTERN
 
@@ -44,7 +44,7 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
 
 
 def has_key(place: Place) -> bool:
-    """Return whether the key is here by which the root's hashes were made."""
+    """Return whether this machine has the key of the root's hashes."""
     from tasks.sources.base import KEY_FILE, KEY_VARIABLE
 
     if os.environ.get(KEY_VARIABLE):
@@ -53,7 +53,7 @@ def has_key(place: Place) -> bool:
 
 
 def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | None:
-    """Return the name of the file with this hash in one of the sources, or None."""
+    """Return the name of the file with this hash in one of the sources; None without one."""
     from tasks.sources.locate import locate
 
     key_folder = place.paths.root / "prepared"
@@ -68,7 +68,7 @@ def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | Non
 
 
 def _image_sources(arguments: Iterable[object], place: Place) -> list[Path]:
-    """Return the folders and files of images that the arguments of a command name."""
+    """Return the folders and files of images among the arguments of a command."""
     sources = []
     for argument in arguments:
         if not isinstance(argument, (str, Path)):
@@ -82,7 +82,7 @@ def _image_sources(arguments: Iterable[object], place: Place) -> list[Path]:
 
 
 def _sources_of_sweep(name: str, place: Place) -> list[Path]:
-    """Return the paths of the user's own datasets in a sweep; none if it is no sweep."""
+    """Return the paths of the user's datasets in a sweep; empty if there is no such sweep."""
     try:
         datasets = place.open(name).plan.sweep.datasets
     except (SweepError, OSError):

@@ -1,4 +1,4 @@
-"""Commands that look ahead: predict a score or a number of images, and the power of a sweep."""
+"""Commands that predict scores, numbers of images and the power of a sweep."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ CURVES = Group("One dataset alone", sort_key=3)
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PilotOptions:
-    """Options about a few small trainings on the data that the prediction is for.
+    """Options on a pilot: a few small trainings on the data of the prediction.
 
     Attributes:
-        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now
-            as the sweep trains. Or a CSV file of finished trainings (columns train_size and
+        pilot: Your images (a folder, a file or a dataset's name). isweep trains --model on them
+            with the sweep's recipe. Or a CSV file of finished trainings (columns train_size and
             test_loss).
         pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
-        pilot_test_size: Test images of the pilot (default: as many as the sweep's).
+        pilot_test_size: Number of test images of the pilot (default: as in the sweep).
     """
 
     pilot: Annotated[str | None, NAMED, Parameter(group=PILOT, metavar="SOURCE")] = None
@@ -62,17 +62,17 @@ class PilotOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
-    """Options about the learning curves of one dataset.
+    """Options on the learning curves of one dataset.
 
     Attributes:
         curve: A CSV file of your results, one row per training: train_size and a score
-            (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size.
-            Needs no sweep.
+            (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size. No
+            sweep is needed.
         target_error: Error rate to reach, between 0 and 1.
         target_accuracy: Accuracy to reach, between 0 and 1.
         target_auroc: AUROC to reach, between 0 and 1.
-        assurance: Probability with which the target is to be reached (default 0.8).
-        test_size: Images of your test set, for the noise of its scores.
+        assurance: Probability of reaching the target (default 0.8).
+        test_size: Number of images of your test set, which determines the noise of its scores.
     """
 
     curve: Annotated[File, Parameter(group=CURVES)] = None
@@ -85,11 +85,11 @@ class CurveOptions:
 
 @dataclass(frozen=True)
 class Goal:
-    """A size whose score is wanted, and a loss to reach.
+    """The goal of a prediction: a train size or a target loss.
 
     Attributes:
-        train_size: Number of training images; None if no size was named.
-        target_loss: Test loss (nat); None if no loss was named.
+        train_size: Number of training images; None if it was not given.
+        target_loss: Test loss in nat; None if it was not given.
     """
 
     train_size: int | None
@@ -112,20 +112,20 @@ def predict(
     alone: CurveOptions = CurveOptions(),
     work: Work = Work(),
 ) -> None:
-    """Print the score to expect at a size, and the size that a target needs.
+    """Predict the score at a train size, and the train size that a target needs.
 
-    A sweep of one dataset, or a CSV file of results (--curve), answers from its own learning
-    curves. A sweep of several datasets answers for a dataset that it does not hold, from that
-    dataset's d_data and K_F, or from a pilot.
+    For a sweep of one dataset, or a CSV file of results (--curve), the prediction extrapolates the
+    learning curves. For a sweep of several datasets, the prediction is for a new dataset. It uses
+    d_data and K_F of the new dataset, or a pilot.
 
     Args:
-        model: A model of the sweep; pooled (default) for all of them together.
+        model: A model of the sweep, or pooled (default) for all models together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: A record that isweep measure --json wrote, or images to measure now. Gives both
-            numbers.
-        train_size: How many images you train on.
+        measured: A record that isweep measure --json wrote, or images to measure now. It replaces
+            --d-data and --label-sharpness.
+        train_size: Number of training images.
         target_loss: Test loss to reach (nat).
     """
     from orchestrator.analysis.curve_tables import read_curve
@@ -138,8 +138,8 @@ def predict(
         return
     if not sweep:
         raise ConfigError(
-            "The prediction is given neither a sweep nor a learning curve",
-            hint="Name a sweep, or give a file of results with --curve results.csv",
+            "The prediction needs a sweep or a learning curve, but none is given",
+            hint="Give the name of a sweep, or a file of results with --curve results.csv",
         )
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
@@ -160,7 +160,7 @@ def predict(
     record: Mapping[str, Any] = {}
     if measured is not None:
         if not measured.endswith(".json"):
-            growth()  # reports a wrong name before anything is measured
+            growth()  # raises an error for a wrong name before images are measured
         record = _record(measured, (d_data, label_sharpness), sweep, work)
     pilot = _pilot(sweep, trained, model, domain, work)
     numbers = {
@@ -174,7 +174,7 @@ def predict(
 
 
 def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bool) -> None:
-    """Check that a file of results is not given beside what it takes the place of."""
+    """Check that --curve is not given together with a sweep or options of sweeps."""
     if not sweep and not has_options_of_sweeps:
         return
     conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
@@ -194,7 +194,7 @@ def _print_prediction(
     basis: str,
     work: Work,
 ) -> None:
-    """Print what a sweep of several datasets predicts for another one."""
+    """Print the prediction of a sweep of several datasets for a new dataset."""
     from orchestrator.analysis.predict_sweep import predict_sweep
 
     prediction, pilot = predict_sweep(record, growth, pilot_source, **numbers)
@@ -205,10 +205,10 @@ def _print_prediction(
 
 
 def _check_one_goal(goal: Goal) -> None:
-    """Require exactly one of a train size and a target loss for a new dataset."""
+    """Check that either a train size or a target loss is given for a new dataset."""
     if goal.train_size is None and goal.target_loss is None:
         raise ConfigError(
-            "The prediction for a new dataset has no goal",
+            "The prediction for a new dataset needs a train size or a target loss",
             hint="Give --train-size N, or --target-loss LOSS",
         )
     if goal.train_size is not None and goal.target_loss is not None:
@@ -219,7 +219,7 @@ def _check_one_goal(goal: Goal) -> None:
 
 
 def _check_no_curve_options(alone: CurveOptions) -> None:
-    """Refuse options of learning curves for a prediction that uses none."""
+    """Check that no option of learning curves is given for a new dataset."""
     if alone != CurveOptions():
         raise ConfigError(
             "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size are "
@@ -229,7 +229,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
 
 
 def _pilot_lines(pilot: Pilot | None) -> list[str]:
-    """Return the losses of a pilot in words."""
+    """Return a line on the losses of a pilot; empty without a pilot."""
     from orchestrator.analysis.number_formats import number
 
     if pilot is None or not pilot.points:
@@ -239,7 +239,7 @@ def _pilot_lines(pilot: Pilot | None) -> list[str]:
 
 
 def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> CurveQuestion:
-    """Return the question about learning curves; the target decides the score."""
+    """Return the question to learning curves; its metric is that of the given target."""
     from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.curve_tables import metric_of
 
@@ -268,7 +268,7 @@ def _print_curves(
     model: str,
     work: Work,
 ) -> None:
-    """Print the answers of the learning curves of one dataset, network by network."""
+    """Print the answers of the learning curves of one dataset, one per network."""
     from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(options, goal, table)
@@ -334,11 +334,11 @@ def _record(
     """Return the measures of a dataset.
 
     Args:
-        source: A record that ``isweep measure --json`` wrote, or images to measure now at the
-            sweep's side and channels.
-        numbers: d_data and K_F, if they were given.
-        sweep: Sweep on whose scale images are measured.
-        work: Where everything lies.
+        source: A record that ``isweep measure --json`` wrote, or images to measure now, at the
+            image size and channels of the sweep.
+        numbers: d_data and K_F from the command line; None for each that was not given.
+        sweep: Name of the sweep.
+        work: Options of the command.
     """
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.measuring.request import MeasureRequest
@@ -366,11 +366,12 @@ def power(
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
 ) -> None:
-    """Simulate how often the analysis of a sweep would answer its questions; train nothing.
+    """Simulate how often the analysis of a sweep would answer its questions, without training.
 
     Args:
-        effect: What is true in the simulation: the whole law (default), or one part of it.
-        num_tables: Simulated sweeps (default 200). A share has a standard error of 0.5 / √N.
+        effect: The effect that exists in the simulation: the law (default), or one part of it.
+        num_tables: Number N of simulated sweeps (default 200). The standard error of a share is at
+            most 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
     from orchestrator.analysis.power import planned_power

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def whole(least: int, below: int = 2**63) -> Parameter:
-    """Return a parser of whole numbers from ``least`` up to, and without, ``below``."""
+    """Return a parser of whole numbers that are at least ``least`` and less than ``below``."""
 
     def check(text: str) -> int:
         try:
@@ -31,7 +31,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
         except ValueError:
             hint = ""
             if "," in text:
-                hint = ". Write blanks between numbers, not commas"
+                hint = ". Separate numbers by spaces, not commas"
             raise ValueError(f"is {text!r}, which is not a whole number{hint}") from None
         if value < least:
             raise ValueError(f"is {value}, but must be at least {least}")
@@ -45,7 +45,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
     """Return a parser of finite numbers from ``least`` to ``most``.
 
-    A ``share`` may be written in percent, as ``1%``.
+    If it is a ``share``, the number may be written in percent, such as ``1%``.
     """
 
     def check(text: str) -> float:
@@ -68,7 +68,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
 def ending(*endings: str) -> Parameter:
     """Return a parser of the path of a file to write, which must have one of these endings.
 
-    So a slip of the hand does not overwrite a file of another kind.
+    Without the check, a typing error could overwrite a file of another kind.
     """
 
     def check(word: str) -> Path:
@@ -86,10 +86,10 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
 
     Args:
         path: File to write later.
-        into_new: Make its folder if there is none.
+        into_new: Whether to create its folder if there is none.
 
     Raises:
-        ConfigError: If it cannot be written.
+        ConfigError: If the file cannot be written.
     """
     try:
         if into_new:
@@ -100,13 +100,13 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
             TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}", hint="Name a file in another folder"
+            f"{path} cannot be written: {error.strerror}", hint="Choose a file in another folder"
         ) from None
     return path
 
 
 def _each(check: Callable[[str], object], **more: Any) -> Parameter:
-    """Return a parser that applies ``check`` to the value of an option, or to each of several."""
+    """Return a parser that applies ``check`` to each value of an option."""
 
     def convert(hint: object, tokens: Sequence[Token]) -> object:
         values = tuple(check(token.value) for token in tokens)
@@ -118,7 +118,7 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 
 
 def _named(text: str) -> str:
-    # An empty value is usually a shell variable that is not set. It does not mean the default.
+    # An empty value usually comes from an unset shell variable, and does not mean the default.
     if not text.strip():
         raise ValueError("is empty. Give a value, or leave the option out")
     return text
@@ -127,8 +127,8 @@ def _named(text: str) -> str:
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "holds a password, which every user of the machine can read on a command line. "
-            "Export MLFLOW_TRACKING_URI=URI instead"
+            "contains a password, and every user of the machine can read command lines. Set the "
+            "environment variable MLFLOW_TRACKING_URI instead"
         )
     return text
 
@@ -144,7 +144,7 @@ File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FI
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
-_SWEEP = "Name of a preset or of a sweep of the root (as it last ran), or path of a sweep file."
+_SWEEP = "Name of a preset, name of a sweep of the root (as it last ran), or path of a sweep file."
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
@@ -158,10 +158,10 @@ Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE"
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Options of every command: where everything lies, and how to print.
+    """Options of every command on the root, the result store, MLflow and the output.
 
     Attributes:
-        root: Folder of everything (default: $ISWEEP_ROOT or ./isweep-root).
+        root: Folder of all data and results (default: $ISWEEP_ROOT or ./isweep-root).
         storage: Folder or URL of the result store (default: below the root).
         mlflow_uri: MLflow store (default: $MLFLOW_TRACKING_URI, then SQLite below the root).
         json: Print data as JSON on stdout.
@@ -184,7 +184,7 @@ class Place:
 
         Args:
             sweep: Name or path of the sweep.
-            as_run: If a preset of this name ran, open it as it ran.
+            as_run: Whether to open a preset as it last ran, if it has run.
             changes: Values that replace those of the sweep, by dotted key.
         """
         from orchestrator.planning.workspace import Workspace
@@ -192,9 +192,9 @@ class Place:
         return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
 
     def hint(self, command: str, *words: str) -> str:
-        """Format a command to type next, for the same places, quoted for a shell.
+        """Return a command line with the same root, store and MLflow, quoted for a shell.
 
-        Passwords are left out.
+        Passwords are removed.
         """
         options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
         line = ["isweep", command, *words]
@@ -205,12 +205,12 @@ class Place:
 
 
 def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
-    """Return the values by name of words of the form ``NAME=VALUE``.
+    """Return a dictionary of words of the form ``NAME=VALUE``.
 
     Args:
-        flag: The option, for messages.
+        flag: Name of the option, for messages.
         values: The words.
-        form: The form that is expected, for messages.
+        form: The expected form, for messages.
         example: A valid word, for messages.
 
     Raises:
@@ -235,13 +235,13 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class OwnOptions:
-    """Answers that a folder or table of your images leaves open.
+    """Options on the labels and folders of your images.
 
     Attributes:
-        label_map: Class of each label as it is written, e.g. CAT=cat. Write a negative number as
+        label_map: Class of each label in your files, e.g. CAT=cat. Write a negative number as
             --label-map=-1=NAME.
-        label_columns: A table's column of labels, or one column of 0 and 1 for each class.
-        layout: Order of class and patient folders, outermost first.
+        label_columns: The table's column of labels, or one column of 0 and 1 for each class.
+        layout: Order of class folders and patient (group) folders, outermost first.
     """
 
     label_map: Annotated[Names, Parameter(metavar="WRITTEN=CLASS...")] = ()
@@ -249,7 +249,7 @@ class OwnOptions:
     layout: Literal["class/group", "group/class"] | None = None
 
     def by_key(self) -> dict[str, Any]:
-        """Return the options that were given, by the keys of ``own`` in a sweep file."""
+        """Return the given options under the keys of ``own`` in a sweep file."""
         label_map = pairs("--label-map", self.label_map, "WRITTEN=CLASS", "CAT=cat 0.0=0")
         answers = {**vars(self), "label_map": label_map}
         return {name: value for name, value in answers.items() if value}
@@ -261,9 +261,9 @@ class ReadingOptions:
     """Options of commands that read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, or be copies
-            with another label, as 0.01 or 1% (default 0.1%). One unusable file is always allowed
-            unless this is 0.
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or copies with
+            another label, such as 0.01 or 1% (default 0.1%). One unusable file is always allowed,
+            except with 0.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -275,11 +275,11 @@ class Work(ReadingOptions, Place):
     """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
-        num_cpus: CPUs of the private Ray cluster.
-        device: auto uses the GPUs that the cluster has now. gpu waits for an autoscaled GPU.
-        dashboard: Serve the private cluster's Ray dashboard.
-        tracking: Use MLflow.
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node.
+        num_cpus: Number of CPUs of the private Ray cluster.
+        device: auto uses the GPUs that the cluster has now. gpu waits for a GPU of the autoscaler.
+        dashboard: Serve the Ray dashboard of the private cluster.
+        tracking: Send results to MLflow.
         quiet: Show no progress.
     """
 
@@ -291,7 +291,7 @@ class Work(ReadingOptions, Place):
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
-        """Return where and how to run, with the folder of each dataset's raw download."""
+        """Return the options of a run, with the folder of each dataset's raw download."""
         from orchestrator.machine.cluster import RunOptions
 
         folders = {name: Path(folder) for name, folder in raw.items()}
@@ -305,7 +305,7 @@ class SweepWork(Work):
     """Options of commands that run a sweep's remaining trials.
 
     Attributes:
-        raw: Raw download of a dataset. Repeat the option for several datasets.
+        raw: Folder of the raw download of a dataset. Repeat the option for several datasets.
     """
 
     raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = ()
@@ -317,7 +317,7 @@ class SweepWork(Work):
         return self.options(pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist"))
 
     def again(self, command: str, sweep: str) -> str:
-        """Format the command that continues where this one was stopped."""
+        """Return the command line that continues this command after a stop."""
         words = [sweep]
         for change in self.changes:
             words += ["--set", change]

@@ -1,4 +1,4 @@
-"""Printing of commands: data on stdout, everything else on stderr."""
+"""Output of commands: data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Shown = str | Table | Text
-"""A piece of output for people: a line, or something that rich lays out."""
+"""A piece of output for people: a line, or a rich table or text."""
 
 
 class _Data(Console):
-    """The console of data."""
+    """The console of stdout."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise for ``main``, which does not count a reader that went away as a failure.
+        """Raise an error that ``main`` catches: a closed pipe is no failure.
 
-        Rich would exit with 1.
+        By default, rich exits with 1.
         """
         raise BrokenPipeError
 
 
 class _Messages(Console):
-    """The console of messages."""
+    """The console of stderr."""
 
     def on_broken_pipe(self) -> None:
-        """Fall silent: a run of days must not end because nobody reads its messages."""
-        log.warning("nobody reads the messages any more; those that matter are in this log")
+        """Print no further messages: a closed pipe must not end a run of several days."""
+        log.warning("The reader of stderr has ended. Important messages are in this log.")
         self.quiet = True
-        # Other libraries that write to the closed stream must not end the run either.
+        # Writes of other libraries to the closed stream must not end the run either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 PIPE_WIDTH = 200
-"""Characters per line in a pipe or file, where no terminal would cut or fold a line."""
+"""Characters per line in a pipe or file, which wraps no lines."""
 
 
 def _open_standard_streams() -> None:
     """Open standard streams that the caller closed (`>&-`) on the null device.
 
-    Otherwise the next file that is opened, such as a database, gets the number of the stream and
-    whatever Ray's processes print.
+    Otherwise the next opened file, such as a database, would have the stream's number, and Ray's
+    processes would print into it.
     """
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)
@@ -72,13 +72,13 @@ def _open_standard_streams() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        # Under cron a stream may be ASCII, and messages have signs such as ±.
+        # Under cron a stream may be ASCII, but messages contain characters such as ±.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return the width of a stream that is no terminal; None lets rich find a terminal's."""
+    """Return the width of a pipe or file; None for a terminal, whose width rich reads."""
     if stream.isatty() or "COLUMNS" in os.environ:
         return None
     return PIPE_WIDTH
@@ -90,14 +90,14 @@ stdout = _Data(highlight=False, emoji=False, width=_width(sys.stdout))
 
 
 def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> None:
-    """Print a document as JSON with ``--json``, else its form for people.
+    """Print a document as JSON with ``--json``, else the output for people.
 
     Args:
         place: The options of the command.
-        document: What ``--json`` prints.
-        outputs: Output for people, printed in this order. Iterables are read only if shown.
+        document: The data for ``--json``.
+        outputs: Output for people, in this order. Iterables are consumed only if they are printed.
     """
-    waited()
+    end_waiting()
     if place.json:
         sys.stdout.write(f"{json.dumps(document, indent=1, allow_nan=False)}\n")
         return
@@ -110,25 +110,25 @@ def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> N
 
 
 WIDE = 10_000
-"""Characters of a terminal wide enough for any table, to find the width that a table needs."""
+"""Characters per line when the needed width of a table is measured."""
 
 
 def _print_part(part: Shown) -> None:
-    """Print one piece of output so that no word or number is broken."""
+    """Print one piece of output without breaking words or numbers."""
     if isinstance(part, str):
-        # Not through rich, which would fold a long path.
-        sys.stdout.write(f"{_folded(part)}\n")
+        # Rich would break long paths, so it does not print lines.
+        sys.stdout.write(f"{_wrapped(part)}\n")
     elif isinstance(part, Text):
-        stdout.print(Text(_folded(part.plain), spans=part.spans), soft_wrap=True)
+        stdout.print(Text(_wrapped(part.plain), spans=part.spans), soft_wrap=True)
     elif Measurement.get(stdout, stdout.options.update_width(WIDE), part).minimum <= stdout.width:
         stdout.print(part)
     else:
-        rows = "\n".join(_in_words(part))
-        sys.stdout.write(f"{_folded(rows)}\n")
+        rows = "\n".join(_rows_as_lines(part))
+        sys.stdout.write(f"{_wrapped(rows)}\n")
 
 
-def _in_words(table: Table) -> Iterator[str]:
-    """Yield the rows of a table that is too wide, with each value after its column's name."""
+def _rows_as_lines(table: Table) -> Iterator[str]:
+    """Yield the rows of a table as lines, with the name of its column before each value."""
     if table.title:
         yield str(table.title)
     headers = [str(column.header) for column in table.columns]
@@ -141,11 +141,11 @@ def _in_words(table: Table) -> Iterator[str]:
 
 
 COPIED = re.compile("^[./].*|`[^`]*`|(?<=: )isweep [^;,)]*")
-"""A path, or a command in backquotes or after a colon: text that people copy."""
+"""Text that people copy: a path, or a command in backquotes or after a colon."""
 
 
-def _folded(text: str) -> str:
-    """Break lines between words at a terminal's width, but not inside what people copy."""
+def _wrapped(text: str) -> str:
+    """Wrap lines at the width of the terminal, but not inside paths and commands."""
     if stdout.width == PIPE_WIDTH:
         return text
     wrapper = TextWrapper(stdout.width, break_long_words=False, break_on_hyphens=False)
@@ -153,7 +153,7 @@ def _folded(text: str) -> str:
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
         wrapper.subsequent_indent = " " * (2 + indent)
-        # A zero byte holds the words of copied text together.
+        # Zero bytes replace the spaces of copied text, so that it is not wrapped.
         unbroken = COPIED.sub(lambda match: match[0].replace(" ", "\0"), line)
         lines.append(wrapper.fill(unbroken).replace("\0", " "))
     return "\n".join(lines)
@@ -164,12 +164,12 @@ _waits: list[Progress] = []
 
 @contextmanager
 def waiting(text: str, *, slow: bool) -> Iterator[None]:
-    """Show on a terminal what the user waits for, with a clock, until the block or :func:`emit`.
+    """Show a text and the elapsed time on a terminal, until the block or :func:`emit`.
 
-    A pipe or file gets one line if the command is ``slow``, and nothing else.
+    In a pipe or file, print one line if the command is ``slow``.
     """
     if slow and not stderr.is_terminal:
-        tell(f"{text} …")
+        print_message(f"{text} …")
     columns = (
         SpinnerColumn("line"),
         TextColumn("{task.description}", markup=False),
@@ -182,11 +182,11 @@ def waiting(text: str, *, slow: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        waited()
+        end_waiting()
 
 
-def waited() -> None:
-    """End the display of :func:`waiting`, because there is something to read."""
+def end_waiting() -> None:
+    """End the display of :func:`waiting`, before output is printed."""
     while _waits:
         _waits.pop().stop()
 
@@ -195,13 +195,13 @@ def progress(work: Work) -> RunProgress:
     """Return the display of a run's progress, which prints nothing with ``--quiet``."""
     from orchestrator.running.progress import Progress as RunProgress
 
-    waited()  # the run has a display of its own
+    end_waiting()  # the run has a display of its own
     if work.quiet:
         return RunProgress(console=None)
     return RunProgress(console=stderr)
 
 
-def tell(text: str) -> None:
+def print_message(text: str) -> None:
     """Print one line on stderr."""
     stderr.print(escape(text), soft_wrap=True)
 
@@ -243,7 +243,7 @@ def report_tables(*tables: ReportTable) -> Iterator[Shown]:
             yield table.note
 
 
-def written(path: Path, write: Callable[[Path], object], counted: str = "") -> None:
-    """Write a file that the user named, and print its path."""
+def write_file(path: Path, write: Callable[[Path], object], counted: str = "") -> None:
+    """Write a file whose path is an option of the command, and print the path."""
     write(path)
-    tell(f"wrote {counted}{path}")
+    print_message(f"wrote {counted}{path}")

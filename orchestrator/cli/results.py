@@ -18,7 +18,7 @@ from orchestrator.cli.printing import (
     grid,
     report_tables,
     stdout,
-    written,
+    write_file,
 )
 from orchestrator.cli.stored_results import (
     read_fit_inputs,
@@ -48,9 +48,9 @@ SHORT = {
 }
 """Short names of columns, which tables show and --where and --sort accept."""
 TRIAL_COLUMNS = ("model", "dataset", "class_pair", "train_size")
-"""Columns that say which training a row is."""
+"""Columns that identify a trial, except for its seed."""
 NUMBER_COLUMNS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
-"""Columns of numbers that a terminal shows; files have all of them."""
+"""Columns of numbers that a terminal shows; files have all columns."""
 BEST_COLUMNS = (
     "dataset",
     "model",
@@ -79,13 +79,14 @@ OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
 @Parameter(name="*", group=ROWS)
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    """Options that choose and order rows.
+    """Options that select and sort rows.
 
     Attributes:
-        where: Keep rows with this value, e.g. dataset=digits. Repeat the option for more columns.
-        sort: Order rows by this column, e.g. loss, smallest first.
+        where: Show only rows with this value, e.g. dataset=digits. Repeat the option for more
+            columns.
+        sort: Sort rows by this column, e.g. loss, smallest first.
         mean: Show means over seeds, one row for each model, dataset and size.
-        best: Show the model of lowest mean test loss and the next, for each dataset and size.
+        best: Show the best model and the runner-up by mean test loss, for each dataset and size.
         search: Show the trials of isweep tune instead.
     """
 
@@ -96,7 +97,7 @@ class RowOptions:
     search: Annotated[bool, ONE_VIEW] = False
 
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of a table that these options choose, in their order."""
+        """Return the selected rows of a table, sorted."""
         from orchestrator.analysis.result_rows import average_over_seeds, select_rows
         from orchestrator.analysis.tables.of_trials import best_models
 
@@ -114,7 +115,7 @@ class RowOptions:
         return table
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
-        """Yield a table of rows, and how many losses are no better than chance."""
+        """Yield a table of rows, and a line on the number of losses at chance level."""
         from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
 
         if self.best:
@@ -145,7 +146,7 @@ class RowOptions:
 
 
 def _column(name: str, table: pd.DataFrame) -> str:
-    """Return the column of a table that a name or short name means."""
+    """Return the column of a table with this name or short name."""
     columns = [str(column) for column in table.columns]
     if name in columns:
         return name
@@ -175,8 +176,8 @@ def results(
     Args:
         csv: Write all columns into this CSV file instead.
         parquet: Write all columns into this Parquet file instead.
-        predictions: Write every network's logits of the test images as Parquet instead, one row per
-            trial and image. The sweep needs predictions: true.
+        predictions: Write the logits of all networks on the test images into this Parquet file
+            instead, one row per trial and image. The sweep file needs predictions: true.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -191,9 +192,9 @@ def results(
     table = chosen.select(table)
     counted_rows = f"{plural(len(table), 'row')} to "
     if csv is not None:
-        written(csv, lambda path: write_csv(table, path), counted_rows)
+        write_file(csv, lambda path: write_csv(table, path), counted_rows)
     if parquet is not None:
-        written(parquet, lambda path: table.to_parquet(path, index=False), counted_rows)
+        write_file(parquet, lambda path: table.to_parquet(path, index=False), counted_rows)
     if (csv is not None or parquet is not None) and not place.json:
         return
     rows = json_rows(table)
@@ -201,7 +202,7 @@ def results(
 
 
 def _write_predictions(sweep: str, file: Path, place: Place) -> None:
-    """Write every network's logits of the test images into a Parquet file."""
+    """Write the logits of all networks on the test images into a Parquet file."""
     from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
@@ -212,7 +213,7 @@ def _write_predictions(sweep: str, file: Path, place: Place) -> None:
     num_trials = table["trial_id"].nunique()
     counted = plural(len(table), "prediction")
     counted_rows = f"{counted} of {num_trials} of {plural(len(records), 'trial')} to "
-    written(file, lambda path: table.to_parquet(path, index=False), counted_rows)
+    write_file(file, lambda path: table.to_parquet(path, index=False), counted_rows)
     document = {"predictions": str(file), "rows": len(table), "trials": num_trials}
     emit(place, document, ())
 
@@ -238,11 +239,11 @@ class TableOptions:
     """Options for fitting a table of your own.
 
     Attributes:
-        response: Column of numbers to explain.
-        on: Column of numbers that explains the response. Repeat the option for more columns.
-        groups: Column that says which rows belong together, e.g. dataset. Given twice, the groups
-            are crossed, as pairs of classes are.
-        within: Column that must be equal for rows to be compared, e.g. model. Repeat the option
+        response: Column of the response, a number.
+        on: Column of a regressor, a number. Repeat the option for more columns.
+        groups: Column of the group of each row, e.g. dataset. Give the option twice for crossed
+            groups, such as the two classes of a pair.
+        within: Compare only rows with equal values in this column, e.g. model. Repeat the option
             for more columns.
         figure: Draw the fit into this file: .svg, .pdf or .png.
     """
@@ -272,11 +273,11 @@ class TableOptions:
         if self.figure:
             from orchestrator.analysis.figures.of_groups import draw_groups
 
-            written(self.figure, draw_groups(table.rows, grouped_fit).savefig)
+            write_file(self.figure, draw_groups(table.rows, grouped_fit).savefig)
 
 
 MAX_ANSWER_WIDTH = 80
-"""Characters per line of answers in words; longer lines are hard to read."""
+"""Largest number of characters per line of an answer; longer lines are hard to read."""
 
 
 def fit(
@@ -288,10 +289,10 @@ def fit(
     from_store: FromStore = False,
     place: Place = Place(),
 ) -> None:
-    """Fit the scaling laws and print the answers, or fit any table within and between groups.
+    """Fit the scaling laws of a sweep and print the answers, or fit your own table.
 
     Args:
-        all_: Print every fit as tables, also those that no answer rests on.
+        all_: Print the details of each answer, and every fit as a table.
     """
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
@@ -310,14 +311,14 @@ def fit(
         predictions=inputs.predictions,
         facts=inputs.facts,
     )
-    answers = summary(fits, width=min(MAX_ANSWER_WIDTH, stdout.width))
     document = fits.to_json()
-    if not all_:
+    width = min(MAX_ANSWER_WIDTH, stdout.width)
+    answers = summary(fits, width=width, with_details=all_)
+    if all_:
+        tables = report_tables(seen_table(fits), *fit_tables(fits))
+        emit(place, document, answers, tables, not_fitted(fits))
+    else:
         emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
-        return
-    exclusions = (f"Left out: {rows}." for rows in fits.excluded)
-    tables = report_tables(seen_table(fits), *fit_tables(fits))
-    emit(place, document, answers, tables, not_fitted(fits), fits.caveats, exclusions)
 
 
 def report(
@@ -331,7 +332,7 @@ def report(
     """Write the report with its figures and print its path.
 
     Args:
-        figures: Write the figures in this format too. Repeat the option for both formats.
+        figures: Also write the figures in this format. Repeat the option for both formats.
     """
     from orchestrator.analysis.report import write_sweep_report
 
@@ -352,8 +353,8 @@ def compare(
 
     if first == second:
         raise ConfigError(
-            f"The sweep {first} is to be compared with itself",
-            hint="Name two sweeps: `isweep status` lists those of the root",
+            f"The sweep {first} cannot be compared with itself",
+            hint="Give two different sweeps: `isweep status` lists those of the root",
         )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
@@ -371,23 +372,25 @@ def claims(
     from_store: FromStore = False,
     place: Place = Place(),
 ) -> None:
-    """Answer every claim of the study: supported, contradicted, undecided or not testable.
+    """Print a verdict on every claim of the study.
+
+    The verdicts are supported, contradicted, undecided and not testable.
 
     Args:
-        published: Use the study's own published numbers instead of a sweep's.
-        markdown: Write the claims as Markdown too, and how the sweep agrees with every published
-            quantity.
-        latex: Write them as LaTeX too.
+        published: Use the study's published numbers instead of a sweep.
+        markdown: Also write the claims as Markdown into this file, with a comparison of the sweep
+            with every published quantity.
+        latex: Also write both as LaTeX into this file.
     """
     from orchestrator.analysis.claims import ledger
     from orchestrator.analysis.published import published_table
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        problem = "The claims are given neither a sweep nor --published"
+        problem = "The claims need a sweep or --published, but none is given"
         if sweep is not None:
-            problem = f"The claims are given both the sweep {sweep} and --published"
-        raise ConfigError(problem, hint="Name a sweep, or give --published")
+            problem = f"The sweep {sweep} and --published are given together"
+        raise ConfigError(problem, hint="Give the name of a sweep, or --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:
@@ -395,7 +398,7 @@ def claims(
         verdicts = ledger(table, sweep=sweep, arms=arms)
     emit(place, verdicts.to_json(), verdicts.lines())
     if markdown is not None:
-        written(markdown, lambda path: path.write_text(verdicts.markdown(), encoding="utf-8"))
+        write_file(markdown, lambda path: path.write_text(verdicts.markdown(), encoding="utf-8"))
     if latex is not None:
         text = "\n".join(map(to_latex, verdicts.tables()))
-        written(latex, lambda path: path.write_text(text, encoding="utf-8"))
+        write_file(latex, lambda path: path.write_text(text, encoding="utf-8"))

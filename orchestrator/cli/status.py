@@ -1,4 +1,4 @@
-"""The command ``isweep status``: where sweeps stand, and what happened to one trial."""
+"""The command ``isweep status``: progress of sweeps, and the history of one trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.options import Place, Sweep
-from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell, waited
+from orchestrator.cli.printing import cell, emit, end_waiting, grid, print_message, stderr, stdout
 from search_spaces.errors import ConfigError, SweepError, collect, nearest
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 COUNTS = ("planned", "done", "failed", "running", "pending")
 MAX_NAMED = 3
-"""Trials of one failure that are named; the others are counted."""
+"""Largest number of trials that a line on a failure lists; further trials are counted."""
 MAX_LOG_LINES = 20
-"""Lines of the last attempt's log that are printed; the document has the path of the log."""
+"""Largest number of printed lines of the last attempt's log; ``--json`` has its path."""
 WATCH_INTERVAL_S = 2
 """Seconds between two updates of `isweep status --watch`."""
 
@@ -56,7 +56,7 @@ def status(
         _watch(lambda: sweep_status(workspace))
     if not workspace.paths.root.is_dir():
         start = place.hint("run", sweep)
-        tell(
+        print_message(
             f"The root {workspace.paths.root} does not exist. Start with `{start}`, or name "
             "another root with --root or ISWEEP_ROOT."
         )
@@ -65,7 +65,7 @@ def status(
 
 
 def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
-    """Refuse options that need the name of a sweep."""
+    """Check that no option is given that needs the name of a sweep."""
     if trial_id is not None:
         raise ConfigError(
             "--trial is given without a sweep",
@@ -79,7 +79,7 @@ def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
 
 
 def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
-    """Yield the state of one sweep in words."""
+    """Yield lines on the state of one sweep."""
     yield _counts_text(document, (*COUNTS, "diverged"))
     yield from running_lines(document)
     yield from grouped_failures(document["failures"])
@@ -87,7 +87,7 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
         trial_id = document["failures"][0]["trial_id"]
         yield f"Traceback and log of one trial: {command} --trial {trial_id}"
     if document["stale"]:
-        yield f"Results of other data, which the next run replaces: {document['stale']}"
+        yield f"Results of outdated data, which the next run replaces: {document['stale']}"
     for item in document["unreadable"]:
         yield f"Not used: {item['path']} ({item['reason']})"
     if document["foreign"]:
@@ -112,7 +112,7 @@ def _print_all(place: Place) -> None:
             workspace = place.open(name)
             documents.append({"sweep": workspace.plan.sweep.name, **sweep_status(workspace)})
         except SweepError as error:
-            # A damaged sweep hides no other sweep.
+            # The other sweeps are printed although one is damaged.
             errors.append(error)
     table = grid("sweep", *COUNTS)
     active = []
@@ -130,7 +130,7 @@ def _print_all(place: Place) -> None:
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield one line per kind and message of failure with its trials, most frequent first."""
+    """Yield a line per kind and message of failures, with its trials, the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for failure in failures:
         key = (failure["kind"], failure["message"])
@@ -155,33 +155,33 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
-    """Show counts and running trials until no run works on the sweep.
+    """Show counts and running trials until the run of the sweep ends.
 
-    A pipe or file gets one line whenever they change, on stderr, since stdout is for data.
+    In a pipe or file, print a line on stderr after each change: stdout is for data.
     """
-    waited()  # this display replaces that of the wait
+    end_waiting()  # ends the display of the command
     display = Live(console=stdout, transient=True, auto_refresh=False)
     last_line = ""
     try:
         with display if stdout.is_terminal else nullcontext():
             while True:
                 document = read_status()
-                # stderr falls silent when nobody reads it any more.
+                # stderr is quiet if its reader has ended.
                 if not document["now"] or stderr.quiet:
                     return
                 line = f"{_counts_text(document, COUNTS)}  {document['now']}"
                 if stdout.is_terminal:
-                    display.update(watched(document), refresh=True)
+                    display.update(run_display(document), refresh=True)
                 elif line != last_line:
-                    tell(line)
+                    print_message(line)
                 last_line = line
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Only this display has ended. The run goes on.") from None
+        raise KeyboardInterrupt("Only this display has ended. The run continues.") from None
 
 
-def watched(document: Mapping[str, Any]) -> Text:
-    """Return the display of a run, whose lines are folded: the time left stands at their end."""
+def run_display(document: Mapping[str, Any]) -> Text:
+    """Return the display of a run, with wrapped lines: the remaining time is at their end."""
     return Text("\n".join([_counts_text(document, COUNTS), *running_lines(document)]))
 
 
@@ -191,7 +191,7 @@ def _counts_text(document: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
-    """Yield what happened to one trial: attempts, nodes, endings, and the end of its log."""
+    """Yield lines on one trial: attempts, nodes, failures, and the end of its log."""
     yield f"{history['trial_id']}: {history['status']}"
     if not history["events"]:
         yield history["unreadable"] or "No attempt at this trial is recorded."
@@ -215,7 +215,7 @@ def _full_id(workspace: Workspace, text: str) -> str:
     """Return the id of the trial whose id begins or ends with a text.
 
     Raises:
-        ConfigError: If no trial has it, or several do.
+        ConfigError: If the id of no trial, or of several trials, begins or ends with it.
     """
     trial_ids = workspace.plan.trials_by_id
     if text in trial_ids:
@@ -225,11 +225,11 @@ def _full_id(workspace: Workspace, text: str) -> str:
         return matches[0]
     if not matches:
         hint = f"{nearest(text, trial_ids)}List the ids with `isweep plan --all`"
-        raise ConfigError(f"No trial of the sweep has an id with {text!r}", hint=hint)
+        raise ConfigError(f"No trial id of the sweep begins or ends with {text!r}", hint=hint)
     listed = ", ".join(matches[:3])
     if len(matches) > 3:
-        listed += " …"
+        listed += " and others"
     raise ConfigError(
-        f"The text {text} of --trial is in the ids of {len(matches)} trials: {listed}",
-        hint="Write more of the id",
+        f"--trial {text} is the beginning or end of {len(matches)} trial ids: {listed}",
+        hint="Type more of the id",
     )

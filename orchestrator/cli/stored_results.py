@@ -1,4 +1,4 @@
-"""Read the results of a sweep for a command, and print what its table does not show."""
+"""Reading the results of a sweep for a command, with messages on missing results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import tell
+from orchestrator.cli.printing import print_message
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def read_table(
     sweep: str, place: Place, *, from_store: bool
 ) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
-    """Return the results table of a sweep, with at least one row, and the arms of an experiment.
+    """Return the results table of a sweep, which has a row, and the arms of an experiment.
 
     The arguments and errors are those of :func:`read_results`.
     """
@@ -33,13 +33,13 @@ def read_table(
 
 @dataclass(frozen=True)
 class FitInputs:
-    """The results that a sweep's fits need.
+    """The inputs of a sweep's fits.
 
     Attributes:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
         facts: Facts about the sweep that limit its answers.
-        predictions: The prediction of each test image, if the sweep stored them.
+        predictions: Stored predictions for each test image; None without any.
     """
 
     table: pd.DataFrame
@@ -49,7 +49,7 @@ class FitInputs:
 
 
 def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
-    """Return the results that a sweep's fits need, with at least one row.
+    """Return the inputs of a sweep's fits; the results table has a row.
 
     The arguments and errors are those of :func:`read_results`.
     """
@@ -66,21 +66,21 @@ def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and the records of its store, of which there is at least one.
+    """Return a sweep and the state of its result store, which has at least one result.
 
     Args:
         sweep: Name or path of the sweep.
-        place: Where everything lies.
-        from_store: Do not compare the numbers with MLflow's.
+        place: Options of the command on the root, the result store and MLflow.
+        from_store: Whether to skip the comparison with MLflow.
 
     Raises:
-        ConfigError: If there is no result yet.
+        ConfigError: If the sweep has no result yet.
     """
     from orchestrator.results.state import read_state
 
     workspace = place.open(sweep)
     state = read_state(workspace)
-    tell_what_is_absent(sweep, workspace, state, place)
+    print_what_is_missing(sweep, workspace, state, place)
     if not (state.results or state.partial):
         raise no_results(sweep, workspace, place)
     if not from_store:
@@ -88,10 +88,10 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
     return workspace, state
 
 
-def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
-    """Print what no row shows: unreadable results, why d_data is blank, and the trials left."""
+def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
+    """Print unreadable results, reasons for missing d_data, and the number of trials left."""
     for item in state.unreadable:
-        tell(f"Not used: {item.path} ({item.reason})")
+        print_message(f"Not used: {item.path} ({item.reason})")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:
@@ -99,17 +99,19 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: P
             if estimate and estimate.value is None:
                 reasons.add((size.train_size, estimate.reason))
     for train_size, reason in sorted(reasons):
-        tell(f"There is no d_data at N = {train_size}: {reason}")
+        print_message(f"There is no d_data at N = {train_size}: {reason}")
     num_planned = len(workspace.plan.trials)
     num_done = len(state.results)
     if num_done < num_planned and (num_done or state.partial):
         num_left = num_planned - num_done
         run = place.hint("run", sweep)
-        tell(f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`.")
+        print_message(
+            f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`."
+        )
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
-    """Print where MLflow differs from the store, whose numbers are used either way."""
+    """Print differences between MLflow and the result store, whose numbers are used."""
     from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
 
@@ -117,24 +119,24 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
-        tell(
-            f"The results are not compared with MLflow. {error} The results shown are those "
+        print_message(
+            f"The results cannot be compared with MLflow. {error} The command uses the results "
             "of the result store."
         )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
-        tell(sentence)
+        print_message(sentence)
 
 
 def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
-    """Return the error for a sweep without results, with the command that helps."""
+    """Return the error for a sweep without results, with a command as hint."""
     from orchestrator.running.progress import read_run
 
     problem = f"Sweep {sweep!r} has no results yet"
     hint = f"Run `{place.hint('run', sweep)}`"
     if read_run(workspace) is not None:
-        problem += ", but a run is under way"
-        hint = f"See `{place.hint('status', sweep)}`"
+        problem += ", but it is running"
+        hint = f"Watch the run with `{place.hint('status', sweep)}`"
     elif not workspace.paths.root.is_dir():
         problem += f", and the root {workspace.paths.root} does not exist"
     return ConfigError(problem, hint=hint)

@@ -1,4 +1,4 @@
-"""The state of a sweep, and the history of one trial, as documents for ``isweep status``."""
+"""The state of a sweep and the history of a trial, as dictionaries for ``isweep status``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.trials.records import TrialStatus
 
 def sweep_status(workspace: Workspace) -> dict[str, Any]:
     """Return the state of a sweep: counts, running trials, failures and costs."""
-    # Running trials are read before results. A trial that ends in between then counts once.
+    # Running trials are read before results, so a trial that ends in between is counted once.
     run = read_run(workspace)
     now = ""
     seconds_left = None
@@ -57,7 +57,7 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
         trial_id: Full id of the trial.
 
     Returns:
-        Its attempts, nodes, failures and logs as a document, and the log of its last attempt.
+        Its attempts, nodes, failures and logs as a dictionary, and the log of its last attempt.
     """
     state = read_state(workspace, running_trials(workspace), quick=True)
     store = ResultStore(workspace.results_url)

@@ -18,9 +18,9 @@ from orchestrator.cli.printing import (
     cell,
     emit,
     grid,
+    print_message,
     progress,
     report_tables,
-    tell,
 )
 from orchestrator.cli.status import grouped_failures
 from orchestrator.cli.stored_results import no_results
@@ -32,26 +32,28 @@ if TYPE_CHECKING:
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Run the trials that have no result yet, and print the path of the report."""
+    """Run the trials without a result, and print the path of the report."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
     display = progress(work)
     again = work.again("run", sweep)
-    _tell_which(sweep, work, "run")
+    _warn_about_changed_file(sweep, work, "run")
     changes = read_changes(work.changes)
     try:
         summary = run_sweep(sweep, work.run_options, progress=display, changes=changes)
     except KeyboardInterrupt:
-        stored = "Nothing was lost"
+        stored = "All stored results are kept"
         if display.planned:
             stored = f"{display.done} of {plural(display.planned, 'trial')} are kept"
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
-        tell(line)
-    _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
+        print_message(line)
+    _print_missing_updates(summary.num_behind, work.hint("reconcile", sweep))
     planned = plural(summary.planned, "trial")
-    tell(f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left.")
+    print_message(
+        f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left."
+    )
     document: dict[str, object] = {
         "planned": summary.planned,
         "done": summary.done,
@@ -77,22 +79,22 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
     options = work.run_options
     again = work.again("tune", sweep)
-    _tell_which(sweep, work, "tune")
+    _warn_about_changed_file(sweep, work, "tune")
     changes = read_changes(work.changes)
     try:
         summary = tune_sweep(sweep, options, progress=progress(work), changes=changes)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Finished trials are kept. Continue with `{again}`.") from None
     for problem in summary.problems:
-        tell(problem)
-    _tell_behind(summary.num_behind, again)
+        print_message(problem)
+    _print_missing_updates(summary.num_behind, again)
     paths = [str(path) for path in (summary.report, summary.recipe) if path is not None]
     emit(work, summary.document(), report_tables(outcome_table(summary.combinations, BRIEF)), paths)
     return summary.exit_code
 
 
-def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
-    """Warn that a name means the sweep as it last ran if ./NAME.yaml differs from it."""
+def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
+    """Warn if the sweep as it last ran differs from the file ./NAME.yaml."""
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.planning.written_files import preset_names
 
@@ -103,36 +105,38 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
         as_run = load_sweep(work.paths.sweep(sweep).sweep_file)
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
-            tell(
-                f"{sweep} means the sweep as it last ran, and ./{file} differs. Run ./{file} with "
-                f"`{hint}`."
+            print_message(
+                f"{sweep} means the sweep as it last ran, but ./{file} is different. To use the "
+                f"file, run `{hint}`."
             )
 
 
-def _tell_behind(num_updates: int, command: str) -> None:
-    """Print how many updates MLflow misses, and the command that sends them."""
+def _print_missing_updates(num_updates: int, command: str) -> None:
+    """Print the number of updates that MLflow lacks, and the command that sends them."""
     if num_updates:
-        tell(f"MLflow lacks {plural(num_updates, 'update')}. Send the updates with `{command}`.")
+        print_message(
+            f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`."
+        )
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send stored results that MLflow lacks, and close runs that have ended."""
+    """Send results that MLflow lacks to MLflow, and close runs that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
     workspace = place.open(sweep)
     if not workspace.paths.root.is_dir() and not StoredResults.read(workspace.results_url).trials:
         raise no_results(sweep, workspace, place)
-    counts = reconcile_sweep(workspace, place.mlflow_uri, tell)
+    counts = reconcile_sweep(workspace, place.mlflow_uri, print_message)
     emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 MAX_GPUS = 100_000
-"""GPUs to plan for at most; no sweep has more trials, and more GPUs would only take memory."""
+"""Largest number of GPUs of a plan; no sweep has more trials."""
 MAX_UNPREPARED = 5
-"""Datasets without preparation that are named; the others are counted."""
+"""Largest number of unprepared datasets in a list; further ones are counted."""
 MAX_DISTINCT = 3
-"""Distinct values of a column that are all printed; of more, the first and the last."""
+"""Largest number of distinct values that are all printed; of more, a range is printed."""
 
 
 def plan(
@@ -145,12 +149,13 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the trials of a sweep, what is done, and what the rest will cost.
+    """Show the trials of a sweep, those that are done, and the cost of the others.
 
     Args:
         all_: Print one line per trial instead of one per dataset.
-        gpu: Model of GPU to plan for (default: those of this machine, if any).
-        gpus: Number of GPUs (default: those of this machine, else as many as a trial asks for).
+        gpu: GPU model to plan for (default: the GPUs of this machine, if any).
+        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one trial
+            needs).
     """
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run
@@ -175,7 +180,7 @@ def plan(
 
 
 def _num_done(rows: Iterable[Mapping[str, Any]]) -> int:
-    """Return how many trials or measures are done."""
+    """Return the number of trials or measures that are done."""
     from orchestrator.planning.plan import CellStatus
 
     return sum(row["status"] == CellStatus.DONE for row in rows)
@@ -216,7 +221,7 @@ def _count_table(run_plan: RunPlan) -> Shown:
 
 
 def _summary_lines(run_plan: RunPlan) -> Iterator[str]:
-    """Yield the range of each axis of the grid, and how many trials and measures are done."""
+    """Yield the range of each axis of the grid, and the numbers of done trials and measures."""
     columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
     ranges = []
     for title, name in columns.items():
@@ -239,7 +244,7 @@ def _range_text(values: Sequence[object]) -> str:
 
 
 def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what stands in the way of a run on this machine now."""
+    """Yield lines on the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import this_machine, trial_resources
     from tasks.sources.base import format_counts
 
@@ -256,7 +261,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         num_files = f"{item['unopened']:,}"
         yield (
             f"{item['dataset']} is not prepared: {num_files} files are listed, but not opened. "
-            f"Open the files with `{measure}` or `isweep run`."
+            f"To check the files, run `{measure}` or `isweep run`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:

@@ -1,1 +1,1 @@
-"""The machines that a sweep runs on: their GPUs, nodes, processes, locks and faults."""
+"""The machines that a sweep runs on: their GPUs, cluster nodes, processes, locks and problems."""

@@ -1,6 +1,6 @@
-"""Connect to Ray: to a private cluster on this machine by default, or to one that is running.
+"""Connection to Ray: a private cluster on this machine by default, or a running cluster.
 
-Settings that Ray reads from the environment are all set here.
+This module sets all environment variables that change Ray's behavior.
 """
 
 from __future__ import annotations
@@ -34,74 +34,80 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-"""Older ones run the code of anyone who reaches them."""
+"""Oldest version of Ray. Older ones run the code of anyone who reaches their ports."""
 LARGEST_PORT = 65_535
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the head of a running cluster may take to accept a connection."""
 LOOK_EVERY_S = 2.0
+"""Seconds between two checks whether Ray's servers answer."""
 HEAD_ANSWER_TIMEOUT_S = 2.0
+"""Seconds that a server may take to accept a connection during such a check."""
 PRIVATE_PATIENCE_S = 4.0
-"""Seconds of silence after which a private cluster is lost. Its processes never come back, and one
-that is merely busy accepts connections."""
+"""Seconds without an answer after which a private cluster counts as lost. Its dead processes are
+not restarted, and a busy process still accepts connections."""
 SHARED_PATIENCE_S = 120.0
-"""The same for a shared cluster: a network heals, an operator starts it again."""
+"""Seconds without an answer after which a shared cluster counts as lost. In this time the
+connection may return, or an operator may restart the cluster."""
 WARN_AFTER_S = 30.0
+"""Seconds without an answer after which a warning is logged."""
 DISCONNECT_S = 10.0
 """Seconds that Ray may take to disconnect from a lost cluster."""
 TOO_SLOW = "timed out during startup"
-"""Ray's words if its own node took more than 30 s, as on a busy machine. No setting changes that
-limit."""
+"""Part of Ray's message if its node took more than 30 s to start, as on a busy machine. No setting
+changes this limit."""
 START_ATTEMPTS = 3
+"""Attempts to start a private cluster on a machine that is too busy."""
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.queue
-    # Ray ends a driver whose head is silent for so long; ours is ended before.
+    # Ray ends a driver if the head does not answer for 300 s. isweep ends it earlier itself.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
-    # A head that does not answer is asked once; 20 times would take minutes.
+    # One request to a head that does not answer; 20 requests would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",
-    # A process per CPU that mostly nobody needs.
+    # Do not start a process for each CPU, because most of them are never used.
     "RAY_prestart_worker_first_driver": "0",
-    # Errors of trials that end with the sweep are for nobody's terminal.
+    # Do not print errors of trials that are still running when the sweep ends.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Without a bound, a task killed for memory is retried for ever.
+    # Without this limit, Ray retries a task that it killed for memory forever.
     "RAY_task_oom_retries": "2",
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Old-style output prints nothing at verbose=0; the new one prints a box all the same.
+    # Tune's old output prints nothing at verbose=0; its new output always prints a box.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # Ctrl-C is ours: Tune's handler would wait for running trials to finish.
+    # isweep handles Ctrl-C: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
-    # Nothing is ever restored from Tune's own state.
+    # Save Tune's state rarely, because isweep never restores it.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Trials are suggested one by one; this many may wait for their worker.
+    # Largest number of trials that Tune has received and that wait for a worker.
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
 }
 _LOCAL_ONLY = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's documented switch: every port on loopback
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray documents this: all ports on loopback
     "RAY_AUTH_MODE": "token",
 }
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that cannot change a result: its place and its means.
+    """Options of a run that cannot change a result, such as its folder and its cluster.
 
     Attributes:
-        root: folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: folder or URL of the result store; None keeps it below the root.
-        address: running Ray cluster; None starts a private one.
-        num_cpus: CPUs of the private cluster.
+        root: folder of all files; None uses ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: folder or URL of the result store; None puts the store below the root.
+        address: address of a running Ray cluster; None starts a private cluster.
+        num_cpus: number of CPUs of the private cluster.
         device: see :func:`trial_resources`.
         dashboard: whether the private cluster serves its dashboard.
-        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
-        tracking: False keeps MLflow out of it.
+        mlflow_uri: address of MLflow; None uses ``$MLFLOW_TRACKING_URI``, or else a SQLite file
+            below the root.
+        tracking: False does not use MLflow.
         raw: folders of raw downloads by dataset, for datasets that are not prepared yet.
-        max_skipped_share: largest share of a dataset's files that may be unusable.
+        max_skipped_share: largest share of a dataset's files that may be unusable, 0 to 1.
     """
 
     root: str | None = None
@@ -116,21 +122,21 @@ class RunOptions:
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one while nothing has started yet."""
+        """Raise a ConfigError for an invalid address before anything starts."""
         if self.address is not None:
             _HeadAddress.parse(self.address)
 
 
 @dataclass(frozen=True)
 class _HeadAddress:
-    """Host and port of a Ray head; both are empty for ``auto``."""
+    """Host and port of a Ray head."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, address: str) -> _HeadAddress | None:
-        """Return the address; None for ``auto``."""
+        """Return host and port of an address; None for ``auto``."""
         if address == "auto":
             return None
         host, _, port = address.rpartition(":")
@@ -145,10 +151,10 @@ class _HeadAddress:
 
 
 def reached(address: str) -> str:
-    """Return an address that answers, with its host's name looked up for gRPC.
+    """Check that a Ray head answers, and return its address with an IP address for gRPC.
 
     Raises:
-        SetupError: it does not answer. Ray itself would wait.
+        SetupError: the head does not answer. Ray itself would wait.
     """
     head = _HeadAddress.parse(address)
     if head is None:
@@ -168,7 +174,7 @@ def reached(address: str) -> str:
 
 
 def answers(host: str, port: int) -> bool:
-    """Return whether somebody listens there."""
+    """Return whether a server accepts connections at a host and port."""
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
             return True
@@ -178,10 +184,16 @@ def answers(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a command is connected to.
+    """The cluster to which a command is connected.
 
-    Amounts are logical ones, over all nodes; the object store is the smallest of any node. It is
-    ``local`` if the command started it.
+    Attributes:
+        num_cpus: CPUs of all nodes, as Ray counts them.
+        num_gpus: GPUs of all nodes, as Ray counts them.
+        num_nodes: number of live nodes.
+        object_store_bytes: size of the smallest object store of any node.
+        dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
+        local: whether the command started the cluster.
+        memory_bytes: memory of all nodes that Ray may assign.
     """
 
     num_cpus: float
@@ -197,9 +209,13 @@ class Cluster:
 class Resources:
     """The resources of one trial.
 
-    A GPU share of 0 means no GPU; 0 bytes ask Ray for no memory. ``fast`` and ``micro_batches`` are
-    those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches pass the network whole, or
-    ``micro_batch`` images at once.
+    Attributes:
+        num_cpus: number of CPUs.
+        num_gpus: share of a GPU, or number of GPUs; 0 for none.
+        memory_bytes: bytes of memory to request from Ray; 0 requests none.
+        fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
+        micro_batches: see :class:`~search_spaces.sweeps.ResourceSpec`.
+        micro_batch: largest number of images in a forward pass; None for whole batches.
     """
 
     num_cpus: float
@@ -210,27 +226,27 @@ class Resources:
     micro_batch: int | None = None
 
     def as_ray(self) -> dict[str, float]:
-        """Return the request in Ray Tune's words."""
+        """Return the request in Ray Tune's form, by name of the resource."""
         amounts = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
         return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def num_threads(self) -> int:
-        """Torch threads of the trial's process: its whole CPUs, at least one."""
+        """Number of torch threads of the trial's process: one for each whole CPU, at least one."""
         return max(1, int(self.num_cpus))
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
-    """Return what each trial asks for on a cluster.
+    """Return the resources that each trial requests on a cluster.
 
     Args:
-        spec: the sweep's request.
-        cluster: where trials run.
-        device: ``auto`` uses GPUs if the cluster has some now; ``gpu`` asks for them even so, for
-            clusters that grow on demand; ``cpu`` never does.
+        spec: resources in the sweep file.
+        cluster: the cluster that runs the trials.
+        device: ``auto`` uses GPUs if the cluster has some now. ``gpu`` requests GPUs in any case,
+            for clusters that grow on demand. ``cpu`` never uses GPUs.
 
     Raises:
-        ConfigError: a private cluster has less than a trial asks for.
+        ConfigError: a private cluster has less than a trial requests.
         SetupError: NVIDIA's driver does not answer.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
@@ -242,14 +258,14 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         return request
     if device != "cpu" and not cluster.num_gpus:
         check_driver()
-    # A private cluster never grows: such a trial would wait for ever, silently.
+    # A private cluster never grows: such a trial would wait forever without a message.
     for name in ("num_cpus", "num_gpus", "memory_bytes"):
         requested = getattr(request, name)
         available = getattr(cluster, name)
         if requested > available:
             cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"A trial asks for resources.{name}: {requested:,.15g}, but this machine has "
+                f"A trial requests resources.{name}: {requested:,.15g}, but this machine has "
                 f"{available:,.15g}",
                 hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
             )
@@ -257,9 +273,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the largest private cluster that this machine could give.
+    """Return the largest private cluster that could run on this machine, without its GPUs.
 
-    Nothing is started, and no GPUs are looked for.
+    This starts nothing.
     """
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Cluster(
@@ -282,25 +298,25 @@ def connect(
     token_file: Path | None = None,
     job: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
-    """Connect to Ray for the duration of a ``with`` block.
+    """Connect to Ray during a ``with`` block.
 
     Args:
-        address: of a running cluster; None starts a private one on loopback, with its own temporary
-            folder and token, that ends with the block.
-        num_cpus: CPUs of the private cluster; None takes all that this process may use.
+        address: address of a running cluster. None starts a private cluster on loopback, with its
+            own temporary folder and token, which ends with the block.
+        num_cpus: CPUs of the private cluster; None uses all CPUs of this process.
         dashboard: whether the private cluster serves its dashboard.
-        token_file: where to write the private cluster's token (mode 600), for opening its
-            dashboard.
-        job: what Ray's dashboard says of this driver's job, by key.
+        token_file: file for the private cluster's token (mode 600), which opens the dashboard.
+        job: texts about this driver's job for Ray's dashboard, by key.
 
     Raises:
-        SweepError: Ray does not answer, start or accept us, or has known holes.
+        SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
     """
-    # Ray takes a child of process 1 for an orphan, which it ends silently if its raylet is gone.
+    # Without RAY_RAYLET_PID, Ray may end this process if its parent is process 1 and its raylet is
+    # gone.
     os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Tune logs errors of trials that were tried again and are done; ours are logged elsewhere.
+    # Tune also logs errors of trials whose retry succeeded; isweep logs errors itself.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     head = None if address is None else reached(address)
     with contextlib.ExitStack() as stack:
@@ -338,7 +354,8 @@ def _imported_ray() -> Any:
 
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
         raise SetupError(
-            f"Ray {ray.__version__} runs code of anyone who reaches it; 2.56 or later does not",
+            f"Ray {ray.__version__} runs the code of anyone who reaches its ports; Ray 2.56 and "
+            "later do not",
             hint="Run `pip install -U 'ray[default,tune]'`",
         )
     _read_settings_again()
@@ -347,10 +364,10 @@ def _imported_ray() -> Any:
 
 
 def _gpu_settings() -> dict[str, int]:
-    """Return the number of GPUs of a private cluster, unless Ray may count them itself.
+    """Return Ray's setting for the number of GPUs of a private cluster; empty lets Ray count them.
 
-    Ray counts slices (MIG) as their one GPU, counts one where ``CUDA_VISIBLE_DEVICES=-1`` hides
-    all, and hangs with a driver that hangs.
+    Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
+    GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.
     """
     if is_logical():
         return {}
@@ -362,7 +379,13 @@ def _gpu_settings() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Server:
-    """A process of Ray that must accept connections."""
+    """A process of Ray that must accept connections.
+
+    Attributes:
+        description: text for messages.
+        host: host of its port.
+        port: the port.
+    """
 
     description: str
     host: str
@@ -370,9 +393,10 @@ class _Server:
 
 
 class _ServerCheck:
-    """Checks, time after time, whether Ray's servers answer.
+    """Repeated check whether Ray's servers answer.
 
-    Checks are counted, not hours: the driver may itself have been stopped.
+    The time without an answer is counted in checks, because the driver itself may be stopped for a
+    while.
     """
 
     def __init__(self, servers: Mapping[str, _Server], patience_s: float) -> None:
@@ -382,8 +406,8 @@ class _ServerCheck:
         self._has_warned = False
 
     def __call__(self) -> SetupError | None:
-        """Return why the cluster is lost, or None."""
-        # Connections to a stopped process are accepted.
+        """Check the servers once; return an error if the cluster is lost, else None."""
+        # A stopped process still accepts connections, so it is detected in another way.
         child = processes.stopped_child()
         stopped = "" if child is None else child.name
         silent = [
@@ -404,7 +428,8 @@ class _ServerCheck:
             return SetupError(
                 f"{server.description} at {server.host}:{server.port} has not answered for "
                 f"{self._silent_s:.0f} s",
-                hint="Run the same command again when the cluster works; finished trials are kept",
+                hint="Repair or restart the cluster, and run the same command again; finished "
+                "trials are kept",
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
             self._has_warned = True
@@ -417,7 +442,7 @@ class _ServerCheck:
         return None
 
     def _kill_stopped_servers(self) -> None:
-        """Kill stopped processes of Ray, for which a shutdown would wait."""
+        """Kill stopped processes of Ray, because a shutdown would wait for them."""
         child = processes.stopped_child()
         while child is not None and child.name in self._servers:
             os.kill(child.pid, signal.SIGKILL)
@@ -428,12 +453,12 @@ class _ServerCheck:
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     """Watch the head and this node's raylet during a block, then disconnect.
 
-    Ray itself would wait for them.
+    If one of them is lost, Ray itself would wait.
     """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     this_node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    # By the names of their processes.
+    # The keys are the names of the processes.
     servers = {
         "gcs_server": _Server("The head of the Ray cluster", host, int(port)),
         "raylet": _Server(
@@ -455,16 +480,16 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster in a folder that goes with the block.
+    """Start a private cluster for a block, in a temporary folder.
 
-    If the machine was too busy, it is started again.
+    If the start fails because the machine is too busy, it is tried again.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with ray_folders.private_folder() as folder:
-            tempfile.gettempdir()  # this process keeps its own, which it looks up once
+            tempfile.gettempdir()  # Python reads TMPDIR only once, so it is read before the change
             try:
-                # Ray's dashboard and its workers are killed at the end. Their temporary files would
-                # stay for ever outside the folder.
+                # Ray's dashboard and workers are killed at the end. Outside this folder, their
+                # temporary files would never be removed.
                 with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
@@ -474,15 +499,15 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
                     continue
                 raise SetupError(
                     f"Ray did not start on this machine: {reason}",
-                    hint="Run the same command again when the machine is less busy, or look for "
-                    "other causes with `isweep doctor`",
+                    hint="If the machine is busy, end other programs and run the same command "
+                    "again. Run `isweep doctor` to look for other causes",
                 ) from error
             yield context
             return
 
 
 def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
-    """Connect to a running cluster, with Ray's errors in words."""
+    """Connect to a running cluster; raise a SetupError with a hint if Ray fails."""
     try:
         return ray.init(**settings)
     except Exception as error:
@@ -491,11 +516,11 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
             "Set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token "
             '("Tokens" in docs/cluster.md)'
         )
-        # Ray says itself if there is no token. A refused one stands only in its error's cause.
+        # Ray's message mentions a missing token. A refused token is only in the error's cause.
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
             raise SetupError(
-                f"The Ray cluster at {typed_address} refused this machine's token, or there is "
-                "none",
+                f"The Ray cluster at {typed_address} refused this machine's token, or this machine "
+                "has no token",
                 hint=token_hint,
             ) from None
         if isinstance(error, ray.exceptions.AuthenticationError):
@@ -505,8 +530,8 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
             ) from None
         raise SetupError(
             f"The Ray cluster at {typed_address} did not accept this machine: {reason}",
-            hint="Run isweep on a node of the cluster, with the cluster's version of Ray. The port "
-            "of the head is 6379 by default, and 8265 is the dashboard's",
+            hint="Run isweep on a node of the cluster, with the cluster's version of Ray. Type the "
+            "port of the head (6379 by default), not that of the dashboard (8265 by default)",
         ) from None
 
 
@@ -528,7 +553,7 @@ def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
 
 @contextlib.contextmanager
 def _local_environment(token_file: Path | None) -> Iterator[None]:
-    """Set what keeps a private cluster private, and write its token for the block."""
+    """Set the variables that make a cluster private during a block, and write its token."""
 
     def remove() -> None:
         if token_file is not None:
@@ -550,15 +575,15 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-"""Codes of colors in what Ray prints."""
+"""Color codes in Ray's output."""
 
 
 def _keep_off_the_terminal() -> None:
-    """Write what Ray would print about its processes to the log.
+    """Write Ray's messages about its processes to the log, not to the terminal.
 
-    Of a lost raylet it prints the last 40 lines of that process's log, with codes of colors.
+    If a raylet is lost, Ray prints the last 40 lines of that process's log with color codes.
     """
-    # Private: with a Ray that lacks it, these lines are on the terminal.
+    # Private: if a Ray lacks this module, these lines appear on the terminal.
     with contextlib.suppress(ImportError, AttributeError):
         worker: Any = importlib.import_module("ray._private.worker")
 
@@ -571,11 +596,11 @@ def _keep_off_the_terminal() -> None:
 
 
 def _read_settings_again() -> None:
-    """Make Ray, which may have been imported earlier, read the environment as it is now."""
-    # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
+    """Make Ray read the present environment, because it may have been imported earlier."""
+    # Private: if a Ray lacks these modules, a notebook must import isweep before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
-        # This order is Ray's own (its authentication tests): mode first, then the cached token.
+        # The order of Ray's own authentication tests: first the mode, then the cached token.
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
     with contextlib.suppress(ImportError, AttributeError):

@@ -1,7 +1,7 @@
 """The checks of ``isweep doctor``: this machine, the nodes of a cluster, a launch file.
 
-Each check gives what was found and, if something is wrong, what to do. One that fails stops no
-other.
+Each check reports a result and, if something is wrong, what to do. All checks run, even if some
+fail.
 """
 
 from __future__ import annotations
@@ -27,24 +27,30 @@ from orchestrator.results.storage import Folder, open_storage
 from search_spaces.errors import SweepError
 
 MIN_FREE_BYTES = 5 * 2**30
-"""Free disk space that a sweep's records, weights and Ray's logs want."""
+"""Free disk space, in bytes, for a sweep's records, weights and Ray's logs."""
 ANSWER_TIMEOUT_S = 60.0
-"""Seconds that the nodes of a cluster may take to look at themselves."""
+"""Seconds that the nodes of a cluster may take to check themselves."""
 INSTALL_HINT = "Run `make wheel` and `ray up`, which install the same versions everywhere"
 SILENT_HINT = (
-    "Run the same check again, for a first answer may be slow. If the node stays silent, read its "
-    "logs, or remove the node from the cluster"
+    "Run the same check again, because the first answer may be slow. If the node does not answer "
+    "then either, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Beginning of the names of a launch file's checks: a mistake in it is the user's, not the
-machine's."""
+"""Beginning of the names of a launch file's checks. A failure there is a mistake of the user, not a
+problem of the machine."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
-"""File systems on which SQLite's locks fail."""
+"""File systems on which SQLite's locks do not work."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check: whether all is well, what was found, and what to do otherwise."""
+    """The outcome of a check.
+
+    Attributes:
+        ok: whether the check succeeded.
+        detail: what the check detected, as text.
+        fix: what the user can do if the check failed; may be empty.
+    """
 
     ok: bool
     detail: str
@@ -52,9 +58,10 @@ class Outcome:
 
 
 class Check(TypedDict):
-    """A check as the command prints it. ``fix`` is empty if all is well.
+    """A check in the form that the command prints.
 
-    ``node`` is a cluster's node as it describes itself.
+    ``fix`` is empty if the check succeeded. ``node`` describes a cluster's node; other checks lack
+    it.
     """
 
     name: str
@@ -71,14 +78,15 @@ def run_checks(
     storage: str | None = None,
     launch: Path | None = None,
 ) -> list[Check]:
-    """Run all checks.
+    """Run all checks and return them in order.
 
     Args:
-        root: folder of everything.
-        mlflow_uri: MLflow store.
-        address: running cluster, whose nodes are checked one by one; None tries a private one.
-        storage: result store; None checks none.
-        launch: file for ``ray up``; None checks none.
+        root: folder of all files; None for the default root.
+        mlflow_uri: address of MLflow; None for the default one.
+        address: address of a running cluster, whose nodes are all checked. None starts a private
+            cluster.
+        storage: folder or URL of a result store; None checks none.
+        launch: launch file for ``ray up``; None checks none.
     """
     nodes: list[Check] = []
 
@@ -110,13 +118,13 @@ def run_checks(
 
 
 def _checked(name: str, check: Callable[[], Outcome]) -> Check:
-    """Run a check; an exception is an outcome too."""
+    """Run a check; return an exception as the outcome of a failed check."""
     try:
         outcome = check()
     except SweepError as error:
         outcome = Outcome(False, error.problem, error.hint)
     except Exception as error:
-        fix = "Correct what the message names, and run the same check again"
+        fix = "Correct the error in this message, and run the same check again"
         outcome = Outcome(False, f"{type(error).__name__}: {error}", fix)
     fix = "" if outcome.ok else outcome.fix
     return {"name": name, "ok": outcome.ok, "detail": outcome.detail, "fix": fix}
@@ -154,7 +162,7 @@ def _of_problems(problems: Iterable[Problem]) -> Outcome:
 def _root(root: str | None) -> Outcome:
     paths = RootPaths.at(root)
     check_outlasts_ray(paths.root, "root", "--root")
-    # Checking makes nothing: a root that is not made yet is as good as the folder it would lie in.
+    # The check makes no folder. If the root does not exist, its nearest parent folder is checked.
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
         return Outcome(
@@ -164,7 +172,8 @@ def _root(root: str | None) -> Outcome:
     if kind in NETWORK_FILE_SYSTEMS:
         return Outcome(
             False,
-            f"{paths.root} is on a network file system ({kind}), where SQLite's locks fail",
+            f"{paths.root} is on a network file system ({kind}), where MLflow's SQLite file cannot "
+            "be locked",
             "Use an MLflow server with --mlflow-uri, or choose another folder with --root",
         )
     free = shutil.disk_usage(base).free
@@ -177,7 +186,7 @@ def _root(root: str | None) -> Outcome:
 
 
 def _file_system(folder: Path) -> str:
-    """Return the type of the file system on which a folder lies."""
+    """Return the type of a folder's file system."""
     mounts = []
     for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
         _, mount_point, kind, *_ = line.split()
@@ -188,7 +197,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _result_store(url: str) -> Outcome:
-    """Write, list and remove a file as a run would."""
+    """Write, list and remove a file in a result store, as a run does."""
     files = open_storage(url)
     if isinstance(files, Folder):
         folders = (Path(files.base), *Path(files.base).parents)
@@ -232,7 +241,7 @@ def _launch_file(path: Path) -> list[Check]:
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
-        detail = "no mistake was detected; no provider was asked"
+        detail = "no mistake was detected; the check does not contact the provider"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
     checks: list[Check] = []
     for mistake in mistakes:
@@ -242,13 +251,13 @@ def _launch_file(path: Path) -> list[Check]:
 
 @dataclass(frozen=True)
 class NodeAnswer:
-    """A node's report about itself, or the reason why there is none.
+    """A node's report about itself, or the reason why the report is missing.
 
     Attributes:
-        gpus: its GPUs.
-        versions: versions by package; empty if it is silent.
-        free_disk_bytes: bytes that may be written where Ray's files lie.
-        silence: why there is no report; None if there is one.
+        gpus: GPUs of the node.
+        versions: versions by package; empty if the report is missing.
+        free_disk_bytes: bytes that can be written to the folder of Ray's files.
+        silence: why the report is missing; None if it is there.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
@@ -258,7 +267,11 @@ class NodeAnswer:
 
 
 def check_nodes() -> list[Check]:
-    """Check every node of the connected cluster by a task that runs there, the head first."""
+    """Check every node of the connected cluster by a task on that node.
+
+    Returns:
+        The checks, that of the head first, then sorted by name.
+    """
     nodes = ask_nodes(look_here)
     checks = []
     for reference, answer in _answers(nodes):
@@ -267,7 +280,7 @@ def check_nodes() -> list[Check]:
 
 
 def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
-    """Yield what each node answers as soon as it does, and at the end those that do not."""
+    """Yield the answer of each node when it arrives, and at the end the nodes without an answer."""
     import ray
 
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -281,7 +294,7 @@ def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
             yield reference, _answer(reference)
     for reference in waiting:
         ray.cancel(reference, force=True)
-        silence = Problem(f"the node gave no answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
+        silence = Problem(f"the node did not answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
         yield reference, NodeAnswer(silence=silence)
 
 
@@ -290,7 +303,7 @@ def _answer(reference: Any) -> NodeAnswer:
 
     try:
         answer: NodeAnswer = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
+    except ray.exceptions.RayTaskError as error:  # a traceback, whose last line is the reason
         reason = str(error).strip().splitlines()[-1]
         return NodeAnswer(silence=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
     except ray.exceptions.RayError as error:
@@ -300,17 +313,22 @@ def _answer(reference: Any) -> NodeAnswer:
 
 
 def look_here() -> NodeAnswer:
-    """Return what this node has; runs as a task there."""
+    """Return this node's report about itself; runs as a task on the node."""
     import ray
 
-    # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
+    # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     return NodeAnswer(describe(), versions_here(), writable_bytes(session))
 
 
 def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
-    """Return the check of a node by its answer and Ray's record of it."""
+    """Return the check of a node.
+
+    Args:
+        answer: the node's report about itself.
+        node: Ray's record of the node.
+    """
     resources = node["Resources"]
     gpus = replace(answer.gpus, offered=resources.get("GPU", 0.0))
     row = {
@@ -359,9 +377,9 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
 
 
 def writable_bytes(folder: Path) -> int:
-    """Return the bytes that may be written in a folder.
+    """Return the bytes that can be written to a folder.
 
-    There are none on a disk that turned read-only, as broken ones do.
+    This is 0 if the folder is read-only; Linux makes broken disks read-only.
     """
     if not os.access(folder, os.W_OK):
         return 0
@@ -369,7 +387,7 @@ def writable_bytes(folder: Path) -> int:
 
 
 def versions_here() -> dict[str, str]:
-    """Return versions by package; that of isweep has the commit that every record will claim."""
+    """Return versions by package. The version of isweep is the one that records contain."""
     return {
         "isweep": provenance().code_version,
         "ray": metadata.version("ray"),

@@ -1,6 +1,6 @@
-"""The networks, images and settings with which a GPU check measures: those of the paper's trials.
+"""The networks, images and settings of ``isweep gpu-check``: those of the paper's trials.
 
-On a CPU (``--device cpu``) a small network stands in, which tries the check itself.
+On a CPU (``--device cpu``) a small network replaces them, to test the check itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import NetworkSpec, TrialSpec
-from tasks.trials.isolation import contained, deterministic, trial_memory
+from tasks.trials.isolation import deterministic, fixed_torch_state, trial_memory
 from tasks.trials.models import PixelModel
 from tasks.trials.records import CONTEXT_BYTES, EpochRecord
 from tasks.trials.training import train
@@ -29,19 +29,20 @@ from tasks.trials.training import train
 CPU_IMAGE_SIZE = 16
 BATCHES_PER_EPOCH = 10
 WARM_UP_EPOCHS = 4
-"""Epochs before times count: three warm-up steps and the capture lie in the first."""
+"""Number of first epochs whose times are ignored. The first of them contains three warm-up steps
+and the capture."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A device to measure, and the trials that it is measured for.
+    """A device to measure, with the networks and settings of the trials.
 
     Attributes:
         device: the GPU, or a CPU.
         models: names of the networks.
         image_size: side of the images in pixels.
-        half: whether trials compute in bfloat16.
-        graphs: names of the networks whose trials take captured graphs.
+        half: whether trials train in bfloat16.
+        graphs: names of the networks whose trials use captured graphs.
     """
 
     device: torch.device
@@ -57,21 +58,21 @@ class Bench:
 
     @property
     def slow_part_models(self) -> tuple[str, ...]:
-        """A network with batch norm and one without, for parts that take long."""
+        """Networks for slow parts of the check: one with batch norm, and one without."""
         return ("resnet18", "vgg16") if self.on_gpu else self.models
 
     @property
     def trials(self) -> tuple[TrialSpec, ...]:
-        """The trials whose hours are predicted: the paper's, on a CPU the demo's."""
+        """The trials whose hours are predicted: those of the paper, or on a CPU of the demo."""
         return grid(self.on_gpu, self.half)
 
     def trial(self, model: str) -> TrialSpec:
-        """Return the largest trial of a network."""
+        """Return the trial of a network with the most training images."""
         of_model = [trial for trial in self.trials if trial.network.model.name == model]
         return max(of_model, key=lambda trial: trial.network.train_size)
 
     def network(self, model: str) -> NetworkSpec:
-        """Return the network of the largest trial."""
+        """Return the network of the trial with the most training images."""
         return self.trial(model).network
 
     def batch_size(self, model: str) -> int:
@@ -79,13 +80,13 @@ class Bench:
         return self.network(model).recipe.batch_size
 
     def self_test_cases(self) -> tuple[Case, ...]:
-        """Return what the self-test trains: each network as its trials do."""
+        """Return the cases of the self-test: each network with the settings of its trials."""
         if not self.on_gpu:
             return SMALL_CASES
         return tuple(Case.of_network(self.network(model)) for model in self.models)
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
-        """Return images of noise with one channel, and labels, on the device."""
+        """Return images of random noise with one channel, and labels, on the device."""
         images, labels = self_test.noise(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 
@@ -98,25 +99,25 @@ class Bench:
 
     @contextmanager
     def as_trials(self, share: float | None = None) -> Iterator[None]:
-        """Run a block as a trial with a share of the GPU runs: memory, settings, determinism."""
+        """Run a block with the memory limit and settings of a trial with a share of the GPU."""
         with (
             trial_memory(self.device, share),
-            contained(0, self.device),
+            fixed_torch_state(0, self.device),
             deterministic(self.device),
         ):
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU that leaves so much for tensors, at most all of it."""
+        """Return the share of the GPU that has ``tensor_bytes`` for tensors; at most 1."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 
     def reserved_bytes(self) -> int:
-        """Return the bytes that this process holds on the GPU for tensors."""
+        """Return the bytes of GPU memory that this process has reserved for tensors."""
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
     def failure_kind(self, work: Callable[[], object], share: float | None = None) -> str:
-        """Return the kind of failure that work within a share ends in; empty if it succeeds."""
+        """Run ``work`` within a share of the GPU; return the kind of its failure, or empty."""
         try:
             with self.as_trials(share):
                 work()
@@ -135,7 +136,7 @@ class Bench:
         graphs: bool = False,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> list[float]:
-        """Train a network from its start and return the seconds of each epoch."""
+        """Train a new network, and return the seconds of each epoch."""
         recipe = self.network(model).recipe.model_copy(update={"epochs": num_epochs})
         history = train(
             self.built(model),
@@ -150,9 +151,9 @@ class Bench:
         return [record.seconds for record in history]
 
     def step_seconds(self, model: str, duration_s: float, *, graphs: bool) -> list[float]:
-        """Return the mean seconds of a training step, epoch by epoch, for some seconds.
+        """Train for ``duration_s`` seconds; return the mean seconds of a step, for each epoch.
 
-        Full batches only; the first epochs are left out.
+        All batches are full, and the first epochs are ignored.
         """
         images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
         first_epochs = self.train(model, images, labels, WARM_UP_EPOCHS + 2, graphs=graphs)
@@ -163,13 +164,13 @@ class Bench:
     def rate(
         self, model: str, duration_s: float, wait_for_start: Callable[[], None], *, graphs: bool
     ) -> float:
-        """Return the images per second of a training during a window of time.
+        """Return the images per second of a training during a period of time.
 
         Args:
-            model: a network's name.
-            duration_s: seconds of the window.
-            wait_for_start: called once all is warm; the window begins when it returns.
-            graphs: whether steps are captured.
+            model: name of the network.
+            duration_s: length of the period in seconds.
+            wait_for_start: called after the first epochs; the period starts when it returns.
+            graphs: whether steps are captured as graphs.
         """
         images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
         ends: list[float] = []
@@ -189,14 +190,14 @@ class Bench:
 
 
 class _WindowOver(Exception):
-    """The window of a measured rate is over."""
+    """Raised to end the training when the measured period is over."""
 
 
 @cache
 def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
-    """Return the paper's trials, for a CPU the demo's.
+    """Return the trials of the paper, or for a CPU those of the demo.
 
-    A GPU without bfloat16 trains them in float32, as it must.
+    For a GPU without bfloat16, the paper's trials are in float32.
     """
     changes = {}
     if on_gpu and not half:
@@ -206,7 +207,7 @@ def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
 
 
 def bench_of(device: str, *, half: bool = True, graphs: Set[str] = frozenset()) -> Bench:
-    """Return the bench of a device: ``cuda`` or ``cpu``."""
+    """Return the bench for a device, which is ``cuda`` or ``cpu``."""
     if device == "cpu":
         return Bench(torch.device(device), ("small_cnn",), CPU_IMAGE_SIZE)
     return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half, graphs)

@@ -1,9 +1,9 @@
-"""``isweep gpu-check``: what a GPU really does, part by part, in one file to send back.
+"""``isweep gpu-check``: measure a GPU in several parts, and write the results to one file.
 
-Each part runs in a process of its own, which sees one GPU or slice (MIG), so that none stops the
-next; :mod:`orchestrator.machine.gpu_check_parts` holds the parts. On a CPU (``--device cpu``) the
-parts that need no GPU run in small, in this process. The file names neither the machine nor its
-user.
+Each part runs in a separate process with one GPU or slice (MIG), so that a failed part does not
+stop the next one. Most parts are in :mod:`orchestrator.machine.gpu_check_parts`. On a CPU
+(``--device cpu``) the parts that need no GPU run with small networks in this process. The file
+contains neither the name of the machine nor that of its user, so it can be sent to the developers.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from tasks.atomic import write_atomic
 
 PART_TIMEOUT_S = 600.0
 PAIR_WINDOW_S = 8.0
-"""Seconds in which processes that share the GPU are counted, all in the same window."""
+"""Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
-"""A process computes without MPS if it finds no socket where CUDA looks."""
+"""Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 
 def pairs(bench: Bench) -> Measurements:
-    """Measure images per second of several processes on one GPU, with MPS if it runs, and without.
+    """Measure images per second of several processes on one GPU, without MPS and, if it runs, with.
 
-    With MPS first: a GPU in exclusive mode takes no process without it.
+    MPS comes first, because on a GPU in exclusive mode processes without MPS fail.
     """
     runs_mps = gpus.mps_runs()
     yield "mps", runs_mps
@@ -70,9 +70,9 @@ def pairs(bench: Bench) -> Measurements:
 
 
 def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
-    """Return images per second by number of processes, and the gain of two over one.
+    """Return images per second by number of processes, and the ratio of two processes to one.
 
-    If some processes fail, what was measured before stays, with the error.
+    If some processes fail, the result contains the earlier measurements and the error.
     """
     row: dict[str, Any] = {}
     numbers = (1, 2, 4) if bench.on_gpu else (1, 2)
@@ -88,7 +88,7 @@ def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float], str]:
-    """Measure processes in the same window of time; return their rates, or an error."""
+    """Measure several processes in the same period; return their images per second, or an error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [
@@ -104,7 +104,7 @@ def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float],
 
 
 def _release(processes: Iterable[subprocess.Popen[str]], folder: Path) -> None:
-    """Let all processes begin once each is warm, or one has ended."""
+    """Let all processes start to count when each is ready, or when one has ended."""
     processes = list(processes)
     deadline = time.monotonic() + PART_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -116,7 +116,13 @@ def _release(processes: Iterable[subprocess.Popen[str]], folder: Path) -> None:
 
 
 def rate(bench: Bench, model: str, ready: str) -> Measurements:
-    """Measure a training's images per second, from when all processes beside it are warm."""
+    """Measure a training's images per second, after all other processes are ready.
+
+    Args:
+        bench: the device.
+        model: name of the network.
+        ready: path of the file that this process makes when it is ready, without its suffix.
+    """
     ready_file = Path(ready).with_suffix(".ready")
 
     def wait_for_others() -> None:
@@ -151,18 +157,18 @@ GPU_ONLY = ("gpu", "context")
 
 
 def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
-    """Check a GPU, or the CPU, and write down what each part found.
+    """Check a GPU or the CPU, and write the result of each part to a JSON file.
 
-    Until it is complete the file is called ``.unfinished``: a check that is cut short replaces no
-    earlier one.
+    Until the check is complete, the file ends with ``.unfinished``. So an interrupted check does
+    not replace an earlier file.
 
     Args:
-        gpu: what is checked; None is the CPU.
-        folder: where the file goes.
+        gpu: the GPU; None checks the CPU.
+        folder: folder of the file.
         say: prints a line.
 
     Returns:
-        The file, and whether no part failed.
+        Path of the file, and whether all parts succeeded.
     """
     name, short_id, device = "CPU", "cpu", "cpu"
     variables: dict[str, str] = {}
@@ -183,7 +189,8 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
                 result = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"The results so far are in {unfinished}. The next check starts from the beginning."
+                f"The check was stopped. Its results so far are in {unfinished}. The same command "
+                "starts again from the first part."
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
@@ -198,7 +205,15 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a part, on a GPU in a process of its own. No exception leaves this function."""
+    """Run a part and return its result; an exception becomes a part of the result.
+
+    On a GPU all parts except ``summary`` run in a separate process.
+
+    Args:
+        part: name of the part.
+        device: ``cuda`` or ``cpu``.
+        earlier: results of the earlier parts, by name.
+    """
     start = time.perf_counter()
     error = ""
     values: dict[str, Any] = {}
@@ -222,9 +237,9 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
-    # Not -m: Ray's workers must be able to import the module by its name.
+    # Without -m, because Ray's workers must be able to import this module by its name.
     code = f"from {__name__} import main; main()"
-    group = None if part == "rate" else 0  # a rate belongs to its part's group
+    group = None if part == "rate" else 0  # a `rate` process belongs to the group of its part
     return subprocess.Popen(
         [sys.executable, "-c", code, part, device, ",".join(sorted(graphs)), *arguments],
         stdout=subprocess.PIPE,
@@ -235,7 +250,7 @@ def _start_part(
 
 
 def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
-    """Return what a process had measured when it ended or its time was up, and why it failed."""
+    """Wait for a process; return its values, and the reason if it failed or took too long."""
     error = ""
     try:
         output, error_output = process.communicate(timeout=PART_TIMEOUT_S)
@@ -252,7 +267,7 @@ def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
 
 
 def _last_values(output: str) -> dict[str, Any]:
-    """Return the last complete line of JSON that a part printed."""
+    """Return the values in the last complete line of JSON in a part's output."""
     for line in reversed(output.splitlines(keepends=True)):
         if line.startswith("{") and line.endswith("}\n"):
             values: dict[str, Any] = json.loads(line)
@@ -261,18 +276,18 @@ def _last_values(output: str) -> dict[str, Any]:
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
-    """End a part's process and what it started, which would compute beside the next part."""
+    """Kill a part's process and its children, because they would disturb the next part."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     kill_process(process)
 
 
 def nameless(values: Any) -> Any:
-    """Return values as JSON has them, without paths and the names of the machine and its user."""
+    """Return values as JSON types, without paths and without the names of machine and user."""
     text = json.dumps(values, default=str).replace("\\n", " ")
     host = socket.gethostname()
     names = {host, host.partition(".")[0]}
-    with contextlib.suppress(OSError, KeyError):  # containers may run as a user without a name
+    with contextlib.suppress(OSError, KeyError):  # in containers the user may have no name
         names.add(getpass.getuser())
     for name in sorted(filter(None, names), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
@@ -280,13 +295,13 @@ def nameless(values: Any) -> Any:
 
 
 def devices(number: str | None) -> list[Gpu | None]:
-    """Return what is checked.
+    """Return the devices to check.
 
     Args:
-        number: of a GPU that torch reaches, ``cpu``, or None for all GPUs.
+        number: number of a GPU that torch reaches, or ``cpu``; None for all GPUs.
 
     Returns:
-        GPUs; None stands for the CPU.
+        The GPUs, or None for the CPU.
 
     Raises:
         ConfigError: no GPU has this number.
@@ -299,20 +314,20 @@ def devices(number: str | None) -> list[Gpu | None]:
     if not by_number:
         raise SetupError(
             "torch reaches no GPU on this machine",
-            hint="Run `isweep doctor` to see why, or try the check with --device cpu",
+            hint="Run `isweep doctor` to see why. To only try the check itself, type --device cpu",
         )
     if number is None:
         return list(by_number.values())
     if number not in by_number:
         raise ConfigError(
             f"`--device {number}` is not the number of a GPU that torch reaches",
-            hint=f"Choose from {', '.join(by_number)}, or cpu",
+            hint=f"Type one of {', '.join(by_number)}, or cpu",
         )
     return [by_number[number]]
 
 
 def main() -> None:
-    """Run one part, or measure a network's rate, and print what it measures as JSON."""
+    """Run one part, or measure a network's images per second; print the values as JSON."""
     part, device, graphs, *arguments = sys.argv[1:]
     half = device == "cpu" or gpus.compute_capability() >= BFLOAT16_FROM
     bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))

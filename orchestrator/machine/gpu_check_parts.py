@@ -1,6 +1,7 @@
 """The parts of ``isweep gpu-check``: each measures one thing and yields names with values.
 
-What a part has yielded is kept, however it ends. A value ``fails`` lists, in words, what is wrong.
+The check stores all yielded values, even if the part fails later. The value ``fails`` is a list of
+texts about problems.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from tasks.trials.trial import run_trial
 Measurements = Iterator[tuple[str, Any]]
 
 STEP_SECONDS = 2.5
-"""Seconds of steps in one go; each path gets two, in turn, so that a GPU that heats up slows both.
-"""
+"""Seconds of one measurement of steps. Plain steps and graphs are measured twice in turn, so that
+a GPU that gets hot slows down both."""
 CPU_STEP_SECONDS = 0.05
 TRIAL_TIMEOUT_S = 600.0
 RAGGED_SIZES = (
@@ -62,8 +63,8 @@ RAGGED_SIZES = (
     (130, 257, 63),
     (2, 3, MAX_FEATURES),
 )
-"""Rows of both sides, and features, of products of bytes: around what torch demands on CUDA, 17
-rows and multiples of 8."""
+"""Sizes of byte products: rows of both matrices, and features. They are close to torch's limits on
+CUDA, which are 17 rows and multiples of 8."""
 FIELDS_AT_REST = (
     "driver_version",
     "vbios_version",
@@ -85,16 +86,16 @@ FIELDS_UNDER_LOAD = (
     "clocks_throttle_reasons.active",
     "clocks_event_reasons.active",
 )
-"""Fields that tell a throttled card from a slow kernel."""
+"""Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
 FLOAT32_ERROR = 1e-5
-"""Relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
+"""Largest relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
-"""Training images of the real trials. Two that are equal show what repeats to the last bit."""
+"""Training images of the real trials. Two equal trials show which results repeat exactly."""
 
 
 def host(bench: Bench) -> Measurements:
-    """Describe the machine."""
+    """Yield a description of the machine."""
     about = provenance()
     cpu_file = Path("/proc/cpuinfo")
     cpu_text = cpu_file.read_text(encoding="utf-8") if cpu_file.exists() else ""
@@ -117,14 +118,14 @@ def host(bench: Bench) -> Measurements:
 
 
 def _core_gflops() -> float:
-    """Return the rate of one core, which builds networks and measures representations."""
+    """Return the speed of one core in GFLOP/s; the core builds networks and measures images."""
     matrix = torch.ones(1024, 1024)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=1)
     return 2 * 1024**3 / timer.timeit(5).mean / 1e9
 
 
 def visible_gpu_list() -> tuple[Gpu, ...]:
-    """Return the GPUs and slices that torch reaches, as their own processes see them."""
+    """Return the GPUs and slices that torch reaches, each described by its own process."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is not None and not gpus.visible_gpus():
         return ()
@@ -139,9 +140,9 @@ def visible_gpu_list() -> tuple[Gpu, ...]:
 
 
 def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
-    """Return what ``nvidia-smi`` reports of a GPU, by field.
+    """Return the values of ``nvidia-smi`` for a GPU, by field.
 
-    Fields are asked one by one: a driver without one of them answers nothing at all to a list.
+    Each field has its own request, because a driver that lacks one field of a list prints nothing.
     """
     values = {}
     for field in fields:
@@ -152,7 +153,7 @@ def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
 
 
 def gpu(bench: Bench) -> Measurements:
-    """Describe the GPU at rest, and the model that plans are made with."""
+    """Yield a description of the idle GPU, and its model for plans."""
     (described,) = visible_gpu_list()
     yield from asdict(described).items()
     yield "nvidia_smi", smi_values(FIELDS_AT_REST + FIELDS_UNDER_LOAD, described.uuid)
@@ -163,8 +164,8 @@ def gpu(bench: Bench) -> Measurements:
 
 
 def context(bench: Bench) -> Measurements:
-    """Measure the bytes that a process holds besides its tensors, after a step of each network."""
-    # What others hold, while this process holds nothing.
+    """Measure the GPU memory of a process besides its tensors, after a step of each network."""
+    # This also measures the memory of other processes, before this process uses the GPU.
     (described,) = visible_gpu_list()
 
     def besides() -> int:
@@ -185,12 +186,15 @@ def context(bench: Bench) -> Measurements:
         largest = max(largest, bytes_besides)
         yield model, bytes_besides
     if largest > CONTEXT_BYTES:
-        words = f"a process holds {largest / 2**30:.2f} GiB besides its tensors"
-        yield "fails", [f"{words}, more than the {CONTEXT_BYTES / 2**30:.2f} GiB that are planned"]
+        words = f"a process uses {largest / 2**30:.2f} GiB besides its tensors"
+        yield "fails", [f"{words}, more than the {CONTEXT_BYTES / 2**30:.2f} GiB in plans"]
 
 
 def correctness(bench: Bench) -> Measurements:
-    """Compare with the CPU: first gradients, graphs, float32, FGSM, features, products of bytes."""
+    """Compare the GPU with the CPU: gradients, float32, FGSM, features and byte products.
+
+    The self-test also compares captured graphs with plain steps.
+    """
     fails = []
     tests: dict[str, dict[str, Any]] = {}
     for case in bench.self_test_cases():
@@ -216,7 +220,7 @@ def correctness(bench: Bench) -> Measurements:
         fails.append("signs of FGSM differ from the CPU's")
     if not features_error < 1e-3:
         fails.append("features differ from the CPU's")
-    products = list(wrong_products(bench))  # a GPU may have none at all
+    products = list(wrong_products(bench))  # raises an error if the GPU has no byte products
     yield "products_that_differ", products
     if products:
         fails.append("products of bytes differ from the CPU's")
@@ -226,7 +230,7 @@ def correctness(bench: Bench) -> Measurements:
 def float32_errors(bench: Bench) -> dict[str, float]:
     """Return the relative error of a matrix product and of a convolution in float32.
 
-    Torch's default for TensorFloat-32 is off for products and on for convolutions.
+    Both are needed: torch's default allows TensorFloat-32 in convolutions, but not in products.
     """
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
@@ -245,7 +249,7 @@ def float32_errors(bench: Bench) -> dict[str, float]:
 
 
 def _attack_and_features(bench: Bench) -> tuple[float, float]:
-    """Return the share of equal FGSM signs, and the relative error of features."""
+    """Return the share of FGSM signs that equal the CPU's, and the relative error of features."""
     small = replace(bench, image_size=32)
     model = small.built(bench.models[0])
     images, labels = small.images(16)
@@ -262,7 +266,7 @@ def _attack_and_features(bench: Bench) -> tuple[float, float]:
 
 
 def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
-    """Yield the sizes of products of bytes that differ from BLAS in float32, which is exact."""
+    """Yield the sizes of byte products that differ from the exact product by BLAS in float32."""
     draw = np.random.default_rng(0)
     product = choose_product(1e15)
     if bench.on_gpu:
@@ -273,7 +277,7 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
         right = draw.integers(-128, 128, (num_right, num_features), np.int8)
         left[0] = -128
         right[0] = -128
-        # Of rows with themselves only the diagonal and what lies above it is used.
+        # Of a product of rows with themselves, only the diagonal and the upper triangle are used.
         upper, exact_upper = (np.triu(of(left, left)) for of in (product, blas_product))
         is_right = np.array_equal(upper, exact_upper)
         if not (is_right and np.array_equal(product(left, right), blas_product(left, right))):
@@ -282,7 +286,10 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
 
 @contextmanager
 def load_sampled(uuid: str, after_s: float) -> Iterator[dict[str, str]]:
-    """Ask ``nvidia-smi`` once, in the middle of a block; the values are there when it ends."""
+    """Run ``nvidia-smi`` once during a block, after ``after_s`` seconds.
+
+    Yields a dictionary that contains the values when the block has ended.
+    """
     values: dict[str, str] = {}
     sampler = threading.Timer(after_s, lambda: values.update(smi_values(FIELDS_UNDER_LOAD, uuid)))
     sampler.start()
@@ -294,7 +301,7 @@ def load_sampled(uuid: str, after_s: float) -> Iterator[dict[str, str]]:
 
 
 def step_times(bench: Bench) -> Measurements:
-    """Measure the milliseconds of a training step: plain, by graphs, and not deterministic."""
+    """Measure the milliseconds of a training step: plain, with graphs, and non-deterministic."""
     duration = STEP_SECONDS if bench.on_gpu else CPU_STEP_SECONDS
     uuid = visible_gpu_list()[0].uuid if bench.on_gpu else ""
     fails = []
@@ -305,7 +312,7 @@ def step_times(bench: Bench) -> Measurements:
                 row[name] = value
                 yield model, row
         except Exception as error:
-            # The next network may run; what this one gave is kept.
+            # Continue with the next network, and store the values of this one so far.
             row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             fails.append(f"{model}: {row['error']}")
         yield model, row
@@ -327,13 +334,13 @@ def _step_rows(bench: Bench, model: str, duration: float, uuid: str) -> Measurem
             yield name, 1000 * statistics.median(seconds[name])
     if bench.on_gpu:
         with bench.as_trials():
-            torch.backends.cudnn.deterministic = False  # restored by the block
+            torch.backends.cudnn.deterministic = False  # the end of the block restores it
             free = bench.step_seconds(model, duration, graphs=False)
         yield "not_deterministic_ms", 1000 * statistics.median(free)
 
 
 def passes(bench: Bench) -> Measurements:
-    """Measure images per second in float32: evaluated 64 and 16 at once, and FGSM's gradient."""
+    """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM."""
     for model in bench.models:
         with bench.as_trials():
             network = bench.built(model)
@@ -356,7 +363,7 @@ def passes(bench: Bench) -> Measurements:
 
 
 def memory(bench: Bench) -> Measurements:
-    """Measure each network's peak beside its prediction, and the smallest share that it needs."""
+    """Measure each network's peak memory, its prediction, and the least share that it needs."""
     for model in bench.models:
         network = bench.network(model)
         predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
@@ -374,14 +381,14 @@ def memory(bench: Bench) -> Measurements:
         with bench.as_trials():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
-        # Plain steps: a capture that runs out of memory costs the process.
+        # With plain steps, because a capture that runs out of memory ends the process.
         works = partial(_small_trial, bench, model, graphs=False)
         row |= smallest_share(partial(bench.failure_kind, works), bench.share_of(1.25 * peak))
         yield model, row
 
 
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
-    """Train, evaluate and attack as a trial does, with a last batch as ragged as its own."""
+    """Train, evaluate and attack as a trial does, with a last batch of the same size."""
     network = bench.network(model)
     recipe = network.recipe.model_copy(update={"epochs": 5})
     num_images = 3 * recipe.batch_size + network.train_size % recipe.batch_size
@@ -398,11 +405,15 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
 
 
 def smallest_share(failure_kind: Callable[..., str], largest: float) -> dict[str, Any]:
-    """Find by bisection the smallest share, up to ``largest``, in which work succeeds.
+    """Search by bisection for the smallest share, up to ``largest``, in which some work succeeds.
 
     Args:
-        failure_kind: returns how work with a share fails; empty if it succeeds.
-        largest: share to begin with.
+        failure_kind: runs the work within a share; returns the kind of its failure, or empty.
+        largest: upper limit of the search.
+
+    Returns:
+        The smallest share that succeeded (None if none did), the largest share that failed, and the
+        kind of that failure.
     """
     succeeds: float | None = None
     fails_with = 0.0
@@ -420,7 +431,7 @@ def smallest_share(failure_kind: Callable[..., str], largest: float) -> dict[str
 
 
 def trial(bench: Bench) -> Measurements:
-    """Run real trials through Ray on a private cluster, all of a network in one process."""
+    """Run real trials with Ray on a private cluster; all trials of a network run in one process."""
     with connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(real_trials)
         for model in bench.slow_part_models:
@@ -428,7 +439,7 @@ def trial(bench: Bench) -> Measurements:
 
 
 def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
-    """Run trials of a network, two of them equal, and return what they took."""
+    """Run trials of a network, two of them equal; return their times, memory and scores."""
     sizes = TRIAL_SIZES if bench.on_gpu else (40, 40, 60)
     spec = bench.trial(model)
     rows = []
@@ -449,7 +460,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
 
 
 def faults(bench: Bench) -> Measurements:
-    """Let memory run out: what is that taken for, and does the next training run?"""
+    """Let memory run out in several ways; check the kinds of failure and the next training."""
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
     size = 2**44 if bench.on_gpu else 2**60
@@ -472,7 +483,7 @@ def faults(bench: Bench) -> Measurements:
     with bench.as_trials():
         yield "next_training_s", bench.train(model, images, labels, 1)[0]
     yield "left_bytes", bench.reserved_bytes()
-    if bench.on_gpu:  # the last thing that this process can do
+    if bench.on_gpu:  # last, because this process cannot use the GPU afterwards
         kinds["capture"] = bench.failure_kind(lambda: record_graph(allocate))
     fails = []
     for name, kind in kinds.items():
@@ -482,7 +493,7 @@ def faults(bench: Bench) -> Measurements:
 
 
 def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
-    """Conclude: whether all is well, whether trials share the GPU, the planner's row, the hours."""
+    """Yield the conclusions: the verdict, sharing of the GPU, its row for plans, and the hours."""
     values = {name: part["values"] for name, part in parts.items()}
     failed = [name for name, part in parts.items() if not part["ok"]]
     graphs = values.get("correctness", {}).get("graphs", [])
@@ -503,15 +514,16 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
     hours = measured_hours(bench.trials, times)
     if hours is not None:
-        # So that plans and runs expect what was measured, network by network.
+        # With these factors, plans and runs use the measured time of each network.
         yield "row", asdict(replace(row, network_factors=network_factors(bench.trials, times, row)))
     yield "hours", hours
     if hours is None:
-        yield "hours_note", "the hours are unknown: step_times, passes or trial measured too little"
+        note = "the hours are unknown, because step_times, passes or trial lacks a network"
+        yield "hours_note", note
 
 
 def _sharing(pairs: Mapping[str, Any]) -> Measurements:
-    """Yield the smallest measured gain by sharing, with and without MPS, and what it means."""
+    """Yield the smallest gain of two trials on a GPU, with and without MPS, and the decision."""
     gains = {}
     for way in ("without_mps", "with_mps"):
         measured = [row["gain"] for row in pairs.get(way, {}).values() if "gain" in row]
@@ -520,7 +532,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     yield "pair_gain_mps", gains["with_mps"]
     runs_mps = bool(pairs.get("mps"))
     gain = gains["with_mps"] if runs_mps else gains["without_mps"]
-    # As a run decides: without a measurement trials share a GPU where MPS runs.
+    # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
     shares = runs_mps if gain is None else gain >= PACKING_PAYS
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
 
@@ -528,7 +540,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
 def measured_row(
     bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
 ) -> GpuModel:
-    """Return the planner's row of the GPU, scaled by how fast its steps are beside the plan."""
+    """Return the GPU's row for plans, scaled by the measured over the predicted speed of steps."""
     speeds = []
     for model, step_ms in times.step_ms.items():
         interval = EAGER_INTERVAL_S
@@ -548,7 +560,7 @@ def measured_row(
 
 
 def print_measurements(measurements: Measurements) -> None:
-    """Print all values so far, as one line of JSON, whenever there are more."""
+    """Print all values so far as one line of JSON, after each new value."""
     values: dict[str, Any] = {}
     for name, value in measurements:
         values[name] = value
@@ -556,10 +568,10 @@ def print_measurements(measurements: Measurements) -> None:
 
 
 def wait_for_file(path: Path, timeout_s: float) -> None:
-    """Wait until a file is there.
+    """Wait until a file exists.
 
     Raises:
-        TimeoutError: it does not come.
+        TimeoutError: the file did not exist within the time.
     """
     deadline = time.monotonic() + timeout_s
     while not path.exists():

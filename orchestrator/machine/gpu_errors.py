@@ -1,7 +1,7 @@
-"""Errors of libraries that are known by their words: PyTorch, CUDA, cuDNN, Ray's memory killer.
+"""Errors of PyTorch, CUDA, cuDNN and Ray's memory killer, classified by their messages.
 
-These libraries have few types of exceptions, so that only words tell some of them apart. This table
-is the one place where words of theirs decide something.
+These libraries have few types of exceptions, so only the message distinguishes some errors. The
+program decides by a library's message only through this table.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from orchestrator.results.records import FailureKind
 
 @dataclass(frozen=True)
 class LibraryError:
-    """An error of a library, and the failure that it stands for.
+    """An error of a library, and the failure for which it counts.
 
     Attributes:
-        type_name: name of the exception's class, or of one of its bases.
-        words: text that the message contains; empty if the class says enough.
-        kind: the failure's cause.
-        ends_process: nothing that the process computes afterwards can be trusted.
-        memory: the memory that ran out.
-        device_lost: the GPU failed, and the trial's own code is not known to have broken it.
+        type_name: name of the exception's class, or of one of its base classes.
+        words: text that the message contains; empty if the class alone decides.
+        kind: cause of the failure.
+        ends_process: later results of the same process may be wrong, so the process must end.
+        memory: which memory ran out; empty if none did.
+        device_lost: the GPU failed, and the trial's code is not the known cause.
         capture_failed: a step could not be captured as a CUDA graph.
+        no_engine: cuDNN has no engine for an operation. Either the memory for its workspace was
+            missing, or cuDNN has no kernel for the operation on this GPU.
     """
 
     type_name: str
@@ -34,10 +36,11 @@ class LibraryError:
     memory: Literal["", "gpu", "machine"] = ""
     device_lost: bool = False
     capture_failed: bool = False
+    no_engine: bool = False
 
 
 LOST_WORKER = "lost worker"
-"""Stands for a class in rows about workers that are gone: Tune keeps only Ray's text about them."""
+"""Type name in rows about dead workers, for which Tune stores only Ray's text and no class."""
 
 
 def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
@@ -51,8 +54,8 @@ def _lost_device(type_name: str, words: str) -> LibraryError:
 
 
 LIBRARY_ERRORS = (
-    # Ours, of which the message repeats a library's; a graph's memory is lost to the process:
-    # pytorch#190308. If memory ran out, its kind changes: see library_error().
+    # isweep's own error about a failed capture. The graph's memory is never freed, so the process
+    # must end (pytorch#190308). If memory ran out, library_error() changes the kind.
     LibraryError(
         "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
     ),
@@ -61,26 +64,30 @@ LIBRARY_ERRORS = (
     LibraryError(
         LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"
     ),  # Ray's memory killer
-    # A GPU's memory; the process can go on.
+    # A GPU's memory; the process can continue.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
-    _gpu_memory(
-        "RuntimeError", "unable to find an engine", ends_process=False
-    ),  # no room for a workspace: pytorch#108645
+    LibraryError(
+        "RuntimeError",
+        "unable to find an engine",
+        FailureKind.OUT_OF_MEMORY,
+        memory="gpu",
+        no_engine=True,
+    ),  # as a rule no room for a workspace: pytorch#108645
     _gpu_memory(
         "RuntimeError", "NVML_SUCCESS ==", ends_process=False
-    ),  # slices (MIG), where NVML does not know who holds it: pytorch#112377
+    ),  # on slices (MIG), where NVML does not list the processes: pytorch#112377
     _gpu_memory(
         "RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False
-    ),  # cuBLAS and cuDNN allocate by themselves
+    ),  # cuBLAS and cuDNN allocate memory without PyTorch's allocator
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # A GPU's memory; the process is unusable. These come from loading modules, from making graphs
-    # and from pinned memory. The allocator, which tries again, is not involved.
+    # A GPU's memory; the process is unusable. These errors come from loading modules, capturing
+    # graphs and pinned memory, without PyTorch's allocator, which would try again.
     _gpu_memory(
         "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cublasCreate finds no room
+    ),  # cublasCreate gets no memory
     _gpu_memory(
         "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cudnnCreate finds no room
+    ),  # cudnnCreate gets no memory
     _gpu_memory(
         "RuntimeError", "CUDA error: out of memory", ends_process=True
     ),  # cudaErrorMemoryAllocation
@@ -94,12 +101,12 @@ LIBRARY_ERRORS = (
     _lost_device("DeferredCudaCallError", ""),
     LibraryError(
         "RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True
-    ),  # the trial's own code may be to blame, such as a label outside the classes
-    _lost_device("AcceleratorError", ""),  # CUDA keeps reporting an error until the process ends
+    ),  # the trial's own code may be the cause, such as a label outside the classes
+    _lost_device("AcceleratorError", ""),  # CUDA repeats this error until the process ends
     _lost_device("RuntimeError", "cudaGetDeviceCount()"),  # torch.cuda._lazy_init
     _lost_device("RuntimeError", "CUDA unknown error"),  # c10/cuda/CUDAFunctions.cpp
     _lost_device("RuntimeError", "No CUDA GPUs are available"),  # a node lost one: ray#37225
-    _lost_device("RuntimeError", "NVIDIA driver on your system"),  # the driver was exchanged
+    _lost_device("RuntimeError", "NVIDIA driver on your system"),  # the driver was updated
     _lost_device("RuntimeError", "CUDA error"),
     _lost_device("RuntimeError", "CUDA driver error"),
     _lost_device("RuntimeError", "HIP error"),
@@ -108,13 +115,13 @@ LIBRARY_ERRORS = (
     _lost_device("RuntimeError", "CUBLAS_STATUS"),
     _lost_device("RuntimeError", "CUDNN_STATUS"),
 )
-"""Errors of libraries; the first row that matches counts. A comment names what raises it."""
+"""Errors of libraries; the first matching row counts. A comment gives the origin of the error."""
 
 
 def library_error(error: BaseException) -> LibraryError | None:
     """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
     if type(error).__module__.startswith("ray."):
-        return None  # known by its class; one has the name of PyTorch's OutOfMemoryError
+        return None  # Ray's errors are classified by class; one is also named OutOfMemoryError
     type_names = {base.__name__ for base in type(error).__mro__}
     row = matching_row(type_names, str(error))
     if row is not None and row.capture_failed and _memory_ran_out(error.__cause__):
@@ -131,10 +138,10 @@ def matching_row(type_names: Collection[str], message: str) -> LibraryError | No
 
 
 def _memory_ran_out(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that led to it, means that memory ran out.
+    """Return whether memory ran out, according to an exception or its causes and contexts.
 
-    Ending a capture that broke may raise an error of its own. What broke the capture is then in
-    that error's context.
+    The end of a failed capture may raise an error of its own. Its context is then the error that
+    made the capture fail.
     """
     while error is not None:
         row = library_error(error)

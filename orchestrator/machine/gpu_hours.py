@@ -1,7 +1,7 @@
-"""The hours of a grid of trials, as the sum of what a GPU check measured.
+"""The hours of many trials on a GPU, computed from the times that ``isweep gpu-check`` measured.
 
-A trial takes its training steps, its images forward, its images forward and back to the pixels, and
-what the CPU does beside them. Each is a measured time; nothing is scaled from a data sheet.
+The time of a trial is the sum of four measured parts: training steps, evaluations, gradients with
+respect to pixels, and work on the CPU. No part is estimated from a data sheet.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
 
 FULL_SIZE = 1750
-"""Training images of the largest trial, with which the CPU's part is measured."""
+"""Training images of the largest trial, with which the work on the CPU is measured."""
 
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Times of each network on one GPU, by the network's name.
+    """Measured times on one GPU, by name of the network.
 
     Attributes:
-        step_ms: milliseconds of a training step, on the path that trials take.
-        evaluated_per_s: images per second forward, in float32.
-        gradients_per_s: images per second forward and back to the pixels, in float32.
+        step_ms: milliseconds of a training step, with graphs or plain as in trials.
+        evaluated_per_s: evaluated images per second, in float32.
+        gradients_per_s: images per second for gradients with respect to pixels, in float32.
         build_s: seconds to build a network and put its images on the GPU.
-        d_repr_s: seconds to measure the representation's dimension of :data:`FULL_SIZE` images.
+        d_repr_s: seconds to measure the dimension of :data:`FULL_SIZE` images' representations.
     """
 
     step_ms: Mapping[str, float] = field(default_factory=dict)
@@ -41,7 +41,12 @@ class MeasuredTimes:
 
     @classmethod
     def of_parts(cls, values: Mapping[str, Any], graphs: Collection[str]) -> MeasuredTimes:
-        """Return the times that the parts of a check measured, by part; missing ones are absent."""
+        """Return the times in the results of a GPU check; networks without a result are missing.
+
+        Args:
+            values: measured values of the check, by part.
+            graphs: names of the networks that train with captured graphs.
+        """
         steps = {}
         for model, row in values.get("step_times", {}).items():
             key = "graph_ms" if model in graphs else "eager_ms"
@@ -65,7 +70,7 @@ class MeasuredTimes:
         )
 
     def seconds(self, trial: TrialSpec) -> float | None:
-        """Return the seconds of a trial alone on the GPU; None if a time is missing."""
+        """Return the seconds of a trial that uses the GPU alone; None if a time is missing."""
         network = trial.network
         name = network.model.name
         relative = _relative(name, self.build_s)
@@ -73,7 +78,7 @@ class MeasuredTimes:
             return None
         cost = cost_of(network)
         num_batches = batch_passes(trial, cost)
-        # Distances between all pairs of images.
+        # The time grows with the number of pairs of images.
         d_repr_s = self.d_repr_s[relative] * (network.train_size / FULL_SIZE) ** 2
         return (
             num_batches.steps * self.step_ms[name] / 1000
@@ -85,7 +90,7 @@ class MeasuredTimes:
 
 
 def _relative(name: str, measured: Collection[str]) -> str | None:
-    """Return the measured network that stands for another one: itself, or one of its family."""
+    """Return the network whose measured times are used: itself, or another one of its family."""
     if name in measured:
         return name
     family = name.rstrip("0123456789")
@@ -96,7 +101,7 @@ def _relative(name: str, measured: Collection[str]) -> str | None:
 
 
 def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float | None:
-    """Return the hours of all trials, one after the other; None if a network was not measured."""
+    """Return the hours of all trials in sequence; None if a network was not measured."""
     seconds = []
     for trial in trials:
         trial_s = times.seconds(trial)
@@ -109,7 +114,7 @@ def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float
 def network_factors(
     trials: Collection[TrialSpec], times: MeasuredTimes, gpu: GpuModel
 ) -> tuple[tuple[str, float], ...]:
-    """Return the measured over the predicted time of all trials of each network, by its name."""
+    """Return, for each network, its name and the measured over the predicted time of its trials."""
     measured: dict[str, float] = {}
     predicted: dict[str, float] = {}
     for trial in trials:

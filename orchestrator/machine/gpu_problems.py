@@ -1,7 +1,6 @@
-"""Problems with a cluster's GPUs that prevent trials, found before anything starts.
+"""Problems with a cluster's GPUs that prevent trials, reported before anything starts.
 
-Only what no trial could do is refused. A GPU that draws a screen is a place to run, as long as the
-largest trial fits beside what others hold.
+A GPU with a screen is usable if the largest trial fits beside the memory of other processes.
 """
 
 from __future__ import annotations
@@ -23,23 +22,31 @@ from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
 MOST_HELD = 0.1
-"""Share of a GPU's memory from which on an out-of-memory error is blamed on other processes."""
+"""Share of a GPU's memory. If other processes use more, they count as the cause when memory runs
+out."""
 NODE_TIMEOUT_S = 120.0
 """Seconds that a node may take to describe its GPUs."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with a node, and what to do about it."""
+    """A problem with a node.
+
+    Attributes:
+        text: what is wrong, and where.
+        hint: what the user can do.
+    """
 
     text: str
     hint: str
 
 
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
-    """Return the GPUs of every node that offers some; empty if they are logical, or none.
+    """Return the GPUs of every node with GPUs; empty if GPUs are only for scheduling.
 
-    Of a private cluster only this machine is asked, which hands out ``num_gpus``.
+    Args:
+        num_gpus: number of GPUs that Ray assigns on a private cluster.
+        local: whether the cluster is private, so that this machine is its only node.
     """
     if gpus.is_logical():
         return []
@@ -52,7 +59,7 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
 
     nodes = []
     for reference, node in ask_nodes(gpus.describe, _offers_gpus).items():
-        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
+        with suppress(ray.exceptions.RayError):  # `isweep doctor` reports nodes without an answer
             described = ray.get(reference, timeout=NODE_TIMEOUT_S)
             nodes.append(replace(described, offered=node["Resources"]["GPU"]))
     return [node for node in nodes if not node.logical]
@@ -65,10 +72,14 @@ def _offers_gpus(node: dict[str, Any]) -> bool:
 def ask_nodes(
     question: Callable[[], object], is_asked: Callable[[dict[str, Any]], bool] = lambda node: True
 ) -> dict[Any, dict[str, Any]]:
-    """Start a task on every live node of the connected cluster.
+    """Start a task on every live node of the connected cluster, or on some of them.
+
+    Args:
+        question: function that runs on each node.
+        is_asked: returns whether a node gets the task, from Ray's record of the node.
 
     Returns:
-        Ray's record of each node by the reference of its answer.
+        Ray's record of each node, by the reference of the task's result.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -85,17 +96,17 @@ def ask_nodes(
 def refuse(
     nodes: Iterable[NodeGpus], trials: Collection[TrialSpec], *, share: float, alone: bool
 ) -> None:
-    """Refuse GPUs on which a trial of a sweep could not run.
+    """Raise an error if the trials of a sweep cannot run on these GPUs.
 
     Args:
-        nodes: the GPUs.
-        trials: what shall run there.
+        nodes: nodes with their GPUs.
+        trials: trials of the sweep.
         share: largest share of a GPU that a trial gets.
-        alone: whether nothing of ours runs there yet, so that all held memory is somebody else's.
+        alone: whether no trials of isweep run there yet, so that all used memory belongs to others.
 
     Raises:
         SetupError: a GPU cannot be used, or has too little free memory.
-        ConfigError: a GPU lacks the precision of a recipe.
+        ConfigError: a GPU does not support the precision of a recipe.
     """
     nodes = list(nodes)
     needed = largest_peak(trials) if alone else 0.0
@@ -113,9 +124,9 @@ def refuse(
 
 
 def largest_peak(trials: Iterable[TrialSpec]) -> float:
-    """Return the bytes that the largest trial is predicted to hold at its peak, with a margin.
+    """Return the predicted peak memory of the largest trial in bytes, with a margin.
 
-    Trials whose network cannot be counted are left out.
+    Trials are ignored if the memory of their network cannot be predicted.
     """
     peaks = [0.0]
     for trial in trials:
@@ -153,24 +164,24 @@ def _uuids(chosen: Iterable[Gpu]) -> str:
 
 
 def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> Iterator[Problem]:
-    """Yield what stands in the way of trials on a node's GPUs.
+    """Yield the problems that prevent trials on a node's GPUs.
 
     Args:
-        node: the GPUs.
+        node: the node and its GPUs.
         share: largest share of a GPU that a trial gets.
-        needed: bytes of free memory that a trial with a whole GPU needs; 0 asks for none.
+        needed: bytes of free memory that a trial with a whole GPU needs; 0 checks no memory.
     """
     prefix = f"node {node.node}"
     if node.error:
         yield Problem(
             f"{prefix}: torch did not list the GPUs: {node.error}",
-            f"Run `{Path(sys.executable).name} -c 'import torch'` there, and correct what it "
-            "reports",
+            f"Run `{Path(sys.executable).name} -c 'import torch'` on that node, and correct the "
+            "error that it prints",
         )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
-            f"{prefix}: a GPU is cut into slices (MIG), which Ray counts as one GPU",
+            f"{prefix}: a GPU is divided into slices (MIG), but Ray counts it as one GPU",
             "List the slices with `nvidia-smi -L`. Start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
             "resources.num_gpus: 1",
@@ -184,7 +195,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
 
 
 def _unreached(node: NodeGpus) -> Problem:
-    """Return the problem of a node whose torch reaches fewer GPUs than Ray hands out."""
+    """Return the problem of a node on which torch reaches fewer GPUs than Ray assigns."""
     build = f"built for CUDA {node.cuda}" if node.cuda else "built without CUDA"
     driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (
@@ -199,20 +210,25 @@ def _unreached(node: NodeGpus) -> Problem:
     return Problem(text, hint)
 
 
+def _torch_hint(capability: float) -> str:
+    """Return a hint on which torch has kernels for a GPU of this compute capability."""
+    if capability >= gpus.TURING:
+        return "Install the newest torch"
+    if capability >= gpus.MAXWELL:
+        return f"Install torch {gpus.LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
+    return "Use a newer GPU"
+
+
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
     usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
     hide = "hide this GPU with CUDA_VISIBLE_DEVICES"
     if usable:
         hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
-        hint = (
-            f"For a GPU older than Turing, install torch {gpus.LAST_CU126_TORCH} or earlier of "
-            "PyTorch's cu126 wheels. For a newer GPU than your torch knows, install a newer torch"
-        )
         yield Problem(
             f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
             "kernels",
-            f"{hint}. Otherwise {hide}",
+            f"{_torch_hint(gpu.capability)}, or {hide}",
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":
@@ -226,11 +242,11 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "resources.num_gpus: 1",
         )
-    # A trial that would not fit an empty GPU either gets plain steps or smaller batches.
+    # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
     needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
         yield Problem(
-            f": other processes hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
+            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
             f"the largest trial needs up to {needed / 2**30:.1f} GiB",
-            f"End the processes that `nvidia-smi` lists there, or {hide}",
+            f"End the processes that `nvidia-smi` lists on that node, or {hide}",
         )

@@ -1,7 +1,7 @@
 """The GPUs of this machine, as ``nvidia-smi``, NVML and torch describe them.
 
-``nvidia-smi`` answers quickly and knows what others hold; torch knows what a trial can reach. Torch
-is asked in a process of its own, so that this one holds no memory of a GPU.
+``nvidia-smi`` answers quickly and reports the memory that other processes use. Torch reports which
+GPUs a trial can use. Torch runs in a separate process, so that this process uses no GPU memory.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_like, gpu
 from search_spaces.errors import ConfigError, SetupError
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
-"""Variable that, set to 1 on every node, makes GPU shares mere numbers for scheduling: trials run
-on CPUs. For tests of packing."""
+"""Environment variable for tests of GPU sharing. If it is 1 on every node, GPUs are only numbers
+for Ray's scheduling, and trials run on CPUs."""
 OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
-"""Oldest branch of NVIDIA's driver by major version of CUDA, whose minor versions are compatible
+"""Oldest branch of NVIDIA's driver for each major version of CUDA, valid for all its minor versions
 (NVIDIA, "CUDA Compatibility", table 1)."""
 LAST_CU126_TORCH = "2.14"
 """Last torch with wheels for CUDA 12.6 (pytorch#190385)."""
+MAXWELL = 5.0
+"""Oldest compute capability for which PyTorch's cu126 wheels have kernels (its RELEASE.md)."""
+TURING = 7.5
+"""Oldest compute capability for which CUDA 13, and so the newest torch, has kernels."""
 BLACKWELL = 10.0
 """Compute capability from which on CUDA 12.6 has no kernels (PyTorch's RELEASE.md)."""
 HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
-"""Values of ``CUDA_VISIBLE_DEVICES`` by which people mean that no GPU be seen."""
+"""Values of ``CUDA_VISIBLE_DEVICES`` with which people hide all GPUs."""
 DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
-"""Folder in which Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without
-device files."""
+"""Folder of NVIDIA's library and nvidia-smi in Linux on Windows (WSL). It is often not on PATH, and
+there are no device files."""
 HINTS_BY_WORDS = {
     "stub library": "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
     "MPS client": (
@@ -51,13 +55,13 @@ HINTS_BY_WORDS = {
     ),
     "system not yet initialized": "Start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
 }
-"""Hints by CUDA's words for why torch reaches no GPU: cudaErrorStubLibrary, an MPS server
-that is gone, cudaErrorSystemNotReady."""
+"""Hints if torch reaches no GPU, by a part of CUDA's message. The messages belong to
+cudaErrorStubLibrary, to a dead MPS server, and to cudaErrorSystemNotReady."""
 IMPORT_TIMEOUT_S = 300.0
-"""Seconds that a process may take to import torch, which a network's file system delays."""
+"""Seconds that a process may take to import torch, which is slow on a network file system."""
 MPS_TIMEOUT_S = 5.0
 WARN_AFTER_S = 10.0
-"""Seconds without an answer from nvidia-smi before the terminal says what is waited for."""
+"""Seconds without an answer from nvidia-smi before a message is printed."""
 MIB = 2**20
 
 
@@ -66,15 +70,15 @@ class Gpu:
     """A GPU as its node describes it.
 
     Attributes:
-        name: the driver's.
-        uuid: GPU-..., or MIG-... for a slice, as ``CUDA_VISIBLE_DEVICES`` takes it.
-        memory_bytes: all of its memory.
-        held_bytes: memory that processes held when it was asked.
-        capability: CUDA's compute capability.
-        processors: streaming multiprocessors; 0 if torch was not asked.
-        compute_mode: ``Default``, or one that restricts who may use it.
-        mig: whether it is cut into slices (MIG), or is one.
-        has_kernels: whether the installed torch has kernels for it.
+        name: the driver's name of the GPU.
+        uuid: GPU-..., or MIG-... for a slice, in the form for ``CUDA_VISIBLE_DEVICES``.
+        memory_bytes: total memory of the GPU.
+        held_bytes: memory that processes used when the GPU was described.
+        capability: CUDA compute capability.
+        processors: number of streaming multiprocessors; 0 if unknown.
+        compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
+        mig: whether the GPU is divided into slices (MIG), or is a slice.
+        has_kernels: whether the installed torch has kernels for the GPU.
     """
 
     name: str
@@ -89,13 +93,14 @@ class Gpu:
 
     @property
     def memory_gib(self) -> float:
-        """All of its memory in GiB."""
+        """Total memory of the GPU in GiB."""
         return self.memory_bytes / 2**30
 
     def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
-        """Return the model of GPU to plan with.
+        """Return the model of GPU for plans.
 
-        ``checks`` are measurements, as :func:`read_checks` returns them.
+        Args:
+            checks: measurements by the driver's name of the GPU, see :func:`read_checks`.
         """
         return gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
 
@@ -107,16 +112,16 @@ class NodeGpus:
     Attributes:
         node: host name.
         gpus: the GPUs that torch reaches.
-        driver: version of NVIDIA's driver; empty without one.
-        torch: torch's version.
+        driver: version of NVIDIA's driver; empty if there is no driver.
+        torch: version of torch.
         cuda: the CUDA version that torch was built for; empty for a build without CUDA.
-        mps: whether NVIDIA's multi-process service runs, with which trials on one GPU compute at
-            the same time.
-        visible: Ray's ``CUDA_VISIBLE_DEVICES`` there.
-        offered: number of GPUs that Ray hands out there.
-        logical: whether its GPUs are for scheduling only.
-        complaint: why torch reaches none, in torch's words; empty if it reaches one.
-        error: why torch could not be asked there; empty if it answered.
+        mps: whether NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
+            compute at the same time.
+        visible: Ray's ``CUDA_VISIBLE_DEVICES`` on the node.
+        offered: number of GPUs that Ray assigns on the node.
+        logical: whether the node's GPUs are for scheduling only.
+        complaint: torch's message if it reaches no GPU; else empty.
+        error: why the process with torch failed; empty if it succeeded.
     """
 
     node: str
@@ -133,7 +138,12 @@ class NodeGpus:
 
 
 class GpuInUse(NamedTuple):
-    """The GPU that this process computes on: the driver's name for it, and its UUID."""
+    """The GPU that this process computes on.
+
+    Attributes:
+        name: the driver's name of the GPU.
+        uuid: UUID of the GPU or slice.
+    """
 
     name: str
     uuid: str
@@ -145,22 +155,25 @@ def is_logical() -> bool:
 
 
 def mps_runs() -> bool:
-    """Return whether NVIDIA's multi-process service answers; a dead one leaves its socket."""
+    """Return whether NVIDIA's multi-process service (MPS) answers on its socket.
+
+    The file of the socket is no proof, because it stays after the service has died.
+    """
     folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(MPS_TIMEOUT_S)
         try:
             client.connect(str(folder / "control"))
         except OSError as error:
-            # EPROTOTYPE: it listens, on another type of socket.
+            # EPROTOTYPE: the service listens on another type of socket.
             return error.errno == errno.EPROTOTYPE
     return True
 
 
 def ask_nvidia_smi(*options: str) -> ProgramOutput:
-    """Run ``nvidia-smi``; one that hangs once is not run again."""
+    """Run ``nvidia-smi`` and return its output; if it hangs once, do not run it again."""
     tool = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi")
-    warning = threading.Timer(WARN_AFTER_S, _say_what_is_waited_for)
+    warning = threading.Timer(WARN_AFTER_S, _print_that_we_wait)
     warning.daemon = True
     warning.start()
     answer = run_program(tool, *options)
@@ -170,43 +183,45 @@ def ask_nvidia_smi(*options: str) -> ProgramOutput:
     return answer
 
 
-def _say_what_is_waited_for() -> None:
+def _print_that_we_wait() -> None:
     print("Waiting for nvidia-smi", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
-    """Return the values of some fields for each GPU, in their order; no rows without a GPU.
+    """Return one row of values for each GPU; empty if there is no GPU.
 
-    ``fields`` are separated by commas, as ``nvidia-smi --help-query-gpu`` lists them.
+    Args:
+        fields: names from ``nvidia-smi --help-query-gpu``, separated by commas.
+        options: further options of ``nvidia-smi``.
     """
     query = ask_nvidia_smi(*options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     num_fields = fields.count(",") + 1
     rows = [[word.strip() for word in line.split(",")] for line in query.output.splitlines()]
-    # Other lines are warnings.
+    # Lines with another number of values are warnings.
     return [row for row in rows if len(row) == num_fields]
 
 
 def has_devices() -> bool:
-    """Return whether this machine has NVIDIA GPUs, by its kernel or by Windows below it."""
+    """Return whether this machine has NVIDIA GPUs, according to the kernel, or Windows for WSL."""
     return any(DEVICES.glob("nvidia[0-9]*")) or (WSL / "libcuda.so.1").exists()
 
 
 def driver_version() -> str:
-    """Return the version of this machine's NVIDIA driver; empty without one."""
+    """Return the version of this machine's NVIDIA driver; empty if there is no driver."""
     texts = [row[0] for row in nvidia_smi("driver_version")]
-    with suppress(OSError):  # the kernel's own record, if nvidia-smi fails
+    with suppress(OSError):  # the kernel's record, which exists even if nvidia-smi fails
         texts.append(DRIVER.read_text(encoding="utf-8"))
     version = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", "\n".join(texts))
     return version[0] if version else ""
 
 
 def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: float = 0.0) -> str:
-    """Return how to bring a driver and a torch together.
+    """Return a hint for a driver and a torch that do not work together.
 
     Args:
-        driver: version of the driver; empty without one.
-        cuda: version that torch was built for; None or empty for a torch without CUDA.
-        reason: torch's words for why it reaches no GPU.
+        driver: version of the driver; empty if there is no driver.
+        cuda: CUDA version that torch was built for; None or empty for a torch without CUDA.
+        reason: torch's message about why it reaches no GPU.
         capability: compute capability of the GPU; 0 if unknown.
     """
     for words, hint in HINTS_BY_WORDS.items():
@@ -220,15 +235,15 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
     if branch >= needed_branch:
-        return "Run `nvidia-smi`, and correct what it reports; the driver is new enough"
+        return "Run `nvidia-smi`, and correct the error that it prints; the driver is new enough"
     hint = (
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
         f"{driver})"
     )
     if branch >= OLDEST_DRIVER_BRANCH[12] and capability < BLACKWELL:
         hint += (
-            f", or a torch of PyTorch's cu126 wheels (up to {LAST_CU126_TORCH}), which works with "
-            "the present driver"
+            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
+            "work with the present driver"
         )
         if not capability:
             hint += ". These wheels have no kernels for RTX 50 and B200"
@@ -236,9 +251,9 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
 
 
 def visible_gpus() -> list[str] | None:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` names, or None if it is not set.
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set.
 
-    CUDA reads it up to the first word that names no GPU, and takes none if one stands twice.
+    CUDA reads the list up to the first invalid entry. It uses no GPU if one is listed twice.
     """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
@@ -250,11 +265,12 @@ def visible_gpus() -> list[str] | None:
 
 
 def gpus_here() -> list[Gpu]:
-    """Return this machine's visible GPUs, slices (MIG) one by one.
+    """Return this machine's visible GPUs and slices (MIG).
 
-    Torch takes seconds to start, so ``nvidia-smi`` decides if it can. It cannot if it says nothing
-    although the kernel has GPUs, of GPUs that the table of models lacks, of slices, and of numbers
-    if there are two kinds of GPU: it numbers GPUs in another order than CUDA.
+    Torch takes seconds to start, so ``nvidia-smi`` is used if possible. Torch is needed in four
+    cases: ``nvidia-smi`` prints nothing although the kernel has GPUs, the table of GPU models lacks
+    a GPU, a GPU has slices, or ``CUDA_VISIBLE_DEVICES`` has numbers and there are two kinds of GPU.
+    In the last case ``nvidia-smi`` numbers the GPUs in another order than CUDA.
     """
     names = visible_gpus()
     if is_logical() or names == []:
@@ -273,12 +289,12 @@ def gpus_here() -> list[Gpu]:
             return chosen
     if not (rows or has_devices()):
         return []
-    # If torch reaches none, those of nvidia-smi: a run then says why.
+    # If torch reaches no GPU, return those of nvidia-smi. A run then reports the reason.
     return list(describe(",".join(names or ())).gpus) or gpus
 
 
 def _chosen(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
-    """Return the named GPUs; None if only CUDA knows which ones the numbers mean."""
+    """Return the GPUs with these numbers or UUIDs; None if the order of the numbers is unknown."""
     if names is None:
         return gpus
     # CUDA reads up to the first number that no GPU has.
@@ -299,10 +315,10 @@ def slice_uuids() -> list[str]:
 def check_driver() -> None:
     """Check that NVIDIA's driver answers if the kernel has GPUs.
 
-    Trials would otherwise run on CPUs silently.
+    Without this check, trials would run on CPUs without a message.
 
     Raises:
-        ConfigError: ``CUDA_VISIBLE_DEVICES`` names no GPU of this machine.
+        ConfigError: ``CUDA_VISIBLE_DEVICES`` lists no GPU of this machine.
         SetupError: the driver does not answer.
     """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -324,14 +340,16 @@ def check_driver() -> None:
         f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
         f"{listing.error or 'no GPU is listed'}",
         hint="Restart the machine if the driver was updated since the last start. In a container, "
-        "ask for the capabilities compute,utility. Set CUDA_VISIBLE_DEVICES= to run on CPUs",
+        "request the driver capabilities compute,utility. To run on CPUs, set "
+        "CUDA_VISIBLE_DEVICES=",
     )
 
 
 def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
-    """Return the model of this machine's GPUs to plan with, and their number.
+    """Return the model of GPU for plans on this machine, and the number of GPUs.
 
-    Of several kinds it is the smallest, with the least capability of all.
+    If there are several kinds of GPU, the model is the one with the least memory, with the lowest
+    compute capability of all kinds.
     """
     checks = read_checks(folders)
     models = [gpu.model(checks) for gpu in gpus_here()]
@@ -343,16 +361,16 @@ def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
-    """Return the folders with records of ``isweep gpu-check``; the last, a root's own, counts."""
+    """Return the folders with records of ``isweep gpu-check``; those of the root count most."""
     return Path(__file__).parents[2] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
 def describe(visible: str | None = None) -> NodeGpus:
-    """Return this node's GPUs, as a process of its own sees them.
+    """Return this node's GPUs, as torch describes them in a separate process.
 
     Args:
-        visible: value of ``CUDA_VISIBLE_DEVICES``; None takes that of the raylet whose task this
-            is, because Ray hides GPUs from tasks without a share.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None uses the value of the
+            raylet that started this task, because Ray hides GPUs from tasks without a GPU share.
     """
     if visible is None:
         visible = _visible_to_parent()
@@ -377,7 +395,7 @@ def describe(visible: str | None = None) -> NodeGpus:
 
 
 def _describe_slices(names: list[str], visible: str) -> NodeGpus:
-    """Describe slices (MIG) one by one: CUDA shows a process the first one alone."""
+    """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
     with ThreadPoolExecutor() as pool:
         nodes = list(pool.map(describe, names))
     failing = (node for node in nodes if node.error or node.complaint)
@@ -387,7 +405,7 @@ def _describe_slices(names: list[str], visible: str) -> NodeGpus:
 
 
 def _visible_to_parent() -> str:
-    """Return ``CUDA_VISIBLE_DEVICES`` as this process's parent was started with it."""
+    """Return the value of ``CUDA_VISIBLE_DEVICES`` with which the parent process was started."""
     prefix = b"CUDA_VISIBLE_DEVICES="
     with suppress(OSError):
         variables = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
@@ -398,15 +416,16 @@ def _visible_to_parent() -> str:
 
 
 def print_gpus() -> None:
-    """Print, as JSON, what torch, NVML and ``nvidia-smi`` report of this node's GPUs."""
+    """Print the descriptions of this node's GPUs by torch, NVML and ``nvidia-smi`` as JSON."""
     rows = nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")
     rows_by_uuid = {row[0]: row for row in rows}
-    # Before this process holds anything there itself.
+    # Measured before this process uses GPU memory itself.
     bytes_held_in_slice = _held_in_slice()
     import torch
 
     complaint = why_no_gpu()
-    # Once it has begun, torch counts the GPUs that CUDA reaches; before, those that NVML lists.
+    # After why_no_gpu() has started CUDA, torch counts the GPUs that CUDA reaches. Before, it would
+    # count the GPUs that NVML lists.
     num_gpus = 0 if complaint else torch.cuda.device_count()
     gpus = []
     for index in range(num_gpus):
@@ -442,7 +461,7 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes that processes hold of the slice that this process sees; 0 if unknown."""
+    """Return the bytes that processes use of this process's slice; 0 if unknown."""
     from tasks.trials.isolation import NvmlGpu
 
     first = (visible_gpus() or [""])[0]
@@ -453,7 +472,7 @@ def _held_in_slice() -> int:
 
 
 def why_no_gpu() -> str:
-    """Return why torch reaches no GPU, in torch's words; empty if it reaches one."""
+    """Return torch's message if it reaches no GPU; empty if it reaches one."""
     import torch
 
     try:
@@ -466,7 +485,11 @@ def why_no_gpu() -> str:
 def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
     """Return whether torch has kernels for a GPU.
 
-    They are of its major version and no newer than it, or in a form that the driver compiles.
+    Args:
+        capability: compute capability of the GPU.
+        built_for: architectures of torch's kernels, such as ``sm_90`` and ``compute_90``. ``sm``
+            kernels run on GPUs of the same major version that are not older; the driver compiles
+            ``compute`` kernels for all newer GPUs.
     """
     for name in built_for:
         kind, _, number = name.partition("_")
@@ -495,7 +518,7 @@ def gpu_in_use() -> GpuInUse:
 
 
 def _uuid(properties: Any) -> str:
-    # Torch has no name for a slice that CUDA takes.
+    # Torch does not report the UUID of a slice in the form that CUDA needs.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
     if first.startswith("MIG-"):
         return first

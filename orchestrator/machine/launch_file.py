@@ -1,8 +1,7 @@
-"""Check a launch file for ``ray up`` before it starts anything that costs money.
+"""Checks of a launch file for ``ray up``, before machines start that cost money.
 
-Ray's schema and botocore's validation say what a field must be. Here is what they let pass and a
-sweep would pay for: places still to be filled in, files that do not travel, open ports, rights that
-are too wide, nodes and disks that stay.
+The checks use Ray's schema and botocore's validation. They also detect mistakes that these miss:
+unfilled places, missing files, open ports, too many rights, and nodes and disks that stay.
 """
 
 from __future__ import annotations
@@ -25,24 +24,28 @@ from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
-COMPARE_HINT = "Compare the file with cluster.yaml, or with those in clusters/, of the repository"
-TOKEN_HINT = 'Make a token as "Tokens" in docs/cluster.md says'
+COMPARE_HINT = (
+    "Compare the file with cluster.yaml, or with the files in clusters/, of isweep's repository"
+)
+TOKEN_HINT = 'Make a token with the commands under "Tokens" in docs/cluster.md'
 SECRET_HINT = (
-    "Remove the secret; copy a file of mode 600 by file_mounts, or give the machine a role"
+    "Remove the secret from this file. Copy it to the nodes as a file of mode 600 by file_mounts, "
+    "or give the machine a role"
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
-"""PyYAML reads as many in a second; the longest file of the repository has 6,000."""
+"""Largest size of a launch file. PyYAML reads this in a second; the longest launch file of the
+repository has 6,000 bytes."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
-"""Names in a folder that must not travel: a checkout, or a root, which may hold patients' images.
-"""
+"""Files and folders that show that their folder must not be copied to the nodes. It is a checkout,
+or a root, which may contain images of patients."""
 WHEEL_FOLDER = "~/isweep-dist"
 WHEEL_FILE = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
 SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
 SECRET_SET = re.compile(
     r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
 )
-"""A variable that a command sets to a secret's value, not to a file or another variable."""
+"""An environment variable that a command sets to a secret, not to a file or another variable."""
 READ_BY_OTHERS = 0o077
 """Permission bits of group and others."""
 
@@ -51,39 +54,44 @@ NEEDED = {
         Mistake(
             "auth.ssh_user",
             "the account to log in with is missing",
-            "Name the account, for example ubuntu",
+            "Write the account's name, for example ubuntu",
         ),
     ),
     "aws": (
-        Mistake("provider.region", "no region is named", "Name a region, for example us-east-1"),
+        Mistake("provider.region", "the region is missing", "Write a region, such as us-east-1"),
     ),
     "local": (
-        Mistake("provider.head_ip", "no head is named", "Name the machine where isweep runs"),
+        Mistake(
+            "provider.head_ip",
+            "the head is missing",
+            "Write the name of the machine on which isweep runs",
+        ),
         Mistake(
             "auth.ssh_private_key",
-            "the head needs a key to start workers",
-            "Name a key made for this cluster",
+            "the key is missing, which the head needs to start workers",
+            "Write the path of a key that was made for this cluster",
         ),
     ),
 }
-"""Keys whose absence ``ray up`` would notice late or not at all, by provider; empty for all."""
+"""Mistakes of missing keys that ``ray up`` reports late or not at all, by type of the provider. The
+empty type is for all providers."""
 PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": own_mistakes}
 
 
 def check_launch_file(path: Path) -> list[Mistake]:
-    """Return all mistakes in a launch file. Nothing is started and no provider is asked."""
+    """Return all mistakes in a launch file, without starting anything or contacting a provider."""
     config = _read(path)
     if isinstance(config, Mistake):
         return [config]
     mistakes = list(_schema_mistakes(config))
     if mistakes:
-        return mistakes  # the other checks would stumble over the same ones
+        return mistakes  # the other checks need a file that follows the schema
     for check in (_text_mistakes, _missing_keys, _file_mistakes, _command_mistakes):
         mistakes += check(config)
     provider_check = PROVIDER_CHECKS.get(config["provider"].get("type"))
     if provider_check is not None:
         mistakes += provider_check(config)
-    # Two node types with the same mistake show it once.
+    # Some mistakes occur several times, for example in two node types.
     return list(dict.fromkeys(mistakes))
 
 
@@ -91,7 +99,7 @@ def _read(path: Path) -> Config | Mistake:
     hint = "Name a launch file, for example cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
-        # Refuses a key that stands twice; Ray would take the last one.
+        # This parser rejects a key that occurs twice; Ray would use the last one.
         yaml = YAML(typ="safe", pure=True)
         yaml.version = (1, 1)  # as Ray reads it
         config = yaml.load(text)
@@ -101,20 +109,20 @@ def _read(path: Path) -> Config | Mistake:
         return Mistake("", error.problem, hint)
     except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).partition("To suppress")[0].split())
-        return Mistake("", f"{path} is not YAML: {reason}", "Correct the line")
+        return Mistake("", f"{path} is not YAML: {reason}", "Correct this line")
     if not isinstance(config, dict) or "cluster_name" not in config:
-        problem = f"{path} has no cluster_name, so it is no file for `ray up`"
-        return Mistake("", problem, "Begin with a copy of cluster.yaml")
+        problem = f"{path} has no cluster_name, so it is no launch file for `ray up`"
+        return Mistake("", problem, "Start from a copy of cluster.yaml")
     return config
 
 
 def _schema_mistakes(config: Config) -> Iterator[Mistake]:
-    """Compare the file with Ray's own schema, and with rules that ``ray up`` checks besides."""
+    """Yield differences from Ray's schema and from further rules of ``ray up``."""
     import jsonschema
 
     file = resources.files("ray.autoscaler") / "ray-schema.json"
     schema = json.loads(file.read_text(encoding="utf-8"))
-    # The schema does not know this key, which own machines have.
+    # The schema lacks this key, which clusters of the user's own machines have.
     schema_keys = {key: value for key, value in config.items() if key != "min_workers"}
     is_wrong = False
     for error in jsonschema.Draft7Validator(schema).iter_errors(schema_keys):
@@ -127,7 +135,7 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
         if not isinstance(source, str):
             place = f"file_mounts.{target}"
             problem = f"{source!r} is not a path"
-            yield Mistake(place, problem, "Name a file or folder of this machine")
+            yield Mistake(place, problem, "Write the path of a file or folder of this machine")
     is_cloud = config["provider"].get("type") in ("aws", "gcp")
     node_types = config.get("available_node_types") or ()
     head = config.get("head_node_type")
@@ -137,7 +145,7 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every value of a document with its key in dots."""
+    """Yield the dotted key and the value of each entry of a document."""
     yield place, value
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -148,16 +156,16 @@ def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _text_mistakes(config: Config) -> Iterator[Mistake]:
-    """Find places still to be filled in, and secrets, which ``ray up`` copies to the head."""
+    """Yield unfilled places, and secrets, because ``ray up`` copies the file to the head."""
     earlier_texts = set[str]()
     for place, value in _values(config):
         if not isinstance(value, str):
             continue
         unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
-        # Text behind an anchor of YAML is filled in once.
+        # A text with a YAML anchor occurs several times but is filled in once.
         if unfilled and value not in earlier_texts:
-            problem = f"this text must still be replaced by your own: {unfilled[0]}"
-            yield Mistake(place, problem, "Replace it as the comment with CHANGE says")
+            problem = f"this text is an example that you must replace: {unfilled[0]}"
+            yield Mistake(place, problem, "Follow the comment with CHANGE in the file")
         earlier_texts.add(value)
         if place.startswith("file_mounts."):
             continue
@@ -186,7 +194,7 @@ def _missing_keys(config: Config) -> Iterator[Mistake]:
 
 
 def _file_mistakes(config: Config) -> Iterator[Mistake]:
-    """Check the files that travel to the nodes."""
+    """Yield mistakes in the files that are copied to the nodes."""
     mounts = config.get("file_mounts") or {}
     if not any("token" in target for target in mounts):
         yield Mistake(
@@ -199,18 +207,18 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistake]:
-    """Check what travels to one place on the nodes.
+    """Yield mistakes in one file or folder that is copied to the nodes.
 
     Args:
         config: the launch file.
         target: path on a node.
-        source: path here, relative to where ``ray up`` is typed.
+        source: path on this machine, relative to the folder in which ``ray up`` is typed.
     """
     place = f"file_mounts.{target}"
     path = Path(source).expanduser()
     is_token = "token" in target
     if not path.exists():
-        wheel_hint = f"Run `make wheel` and `ray up` in the checkout; this folder is {Path.cwd()}"
+        wheel_hint = f"Run `make wheel` and `ray up` in the checkout, not in {Path.cwd()}"
         hint = TOKEN_HINT if is_token else wheel_hint
         yield Mistake(place, f"{source} does not exist", hint)
     elif is_token:
@@ -220,10 +228,10 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
         with suppress(OSError, UnicodeDecodeError):
             words = read_whole(path).decode().split()
         if len(words) != 1:
-            yield Mistake(place, "the file of the token is not one word of text", TOKEN_HINT)
+            yield Mistake(place, "the token's file must contain exactly one word", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
         problem = f"{source} is a checkout or a root, which may hold images of patients"
-        yield Mistake(place, problem, "Copy only dist/ here, and raw data by `ray rsync-up`")
+        yield Mistake(place, problem, "Write dist/ here, and copy raw data with `ray rsync-up`")
     elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
         yield from _wheel_mistakes(place, path)
         commands = str([config[name] for name in config if name.endswith("setup_commands")])
@@ -234,13 +242,13 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
 
 
 def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
-    """Check that the one wheel of isweep in a folder is of the version installed here."""
+    """Yield a mistake unless a folder has exactly one isweep wheel, of the installed version."""
     wheels = list(folder.glob("isweep-*.whl"))
     versions = [wheel.name.split("-")[1] for wheel in wheels]
     installed = metadata.version("isweep")
     if versions != [installed]:
-        wheels_text = f"wheels of isweep {', '.join(versions)}" if versions else "no wheel"
-        problem = f"{folder} has {wheels_text}, but isweep {installed} is installed here"
+        wheels_text = f"wheels of isweep {', '.join(versions)}" if versions else "no isweep wheel"
+        problem = f"{folder} has {wheels_text}, but this machine has isweep {installed}"
         yield Mistake(place, problem, WHEEL_HINT)
         return
     commit_in_wheel = "unknown"
@@ -250,14 +258,14 @@ def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
     commit = provenance().commit
     if commit and commit_in_wheel != commit:
         problem = (
-            f"{wheels[0]} was built from commit {commit_in_wheel[:12]}, but commit {commit[:12]} "
-            "is installed here"
+            f"{wheels[0]} was built from commit {commit_in_wheel[:12]}, but this machine has "
+            f"commit {commit[:12]}"
         )
         yield Mistake(place, problem, WHEEL_HINT)
 
 
 def _command_mistakes(config: Config) -> Iterator[Mistake]:
-    """Check the commands that start Ray."""
+    """Yield mistakes in the commands that start Ray."""
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         commands = config.get(name, ())
         start = next((command for command in commands if "ray start" in command), "")
@@ -269,7 +277,7 @@ def _command_mistakes(config: Config) -> Iterator[Mistake]:
             yield Mistake(name, "Ray is started without token mode", hint)
         is_head = name.startswith("head")
         if is_head and start and "--dashboard-host=127.0.0.1" not in start:
-            problem = "the dashboard, which runs code, may be reached from other machines"
+            problem = "other machines may reach the dashboard, which can run any code"
             yield Mistake(name, problem, "Add --dashboard-host=127.0.0.1 after `ray start`")
         if any("ray stop" in command for command in commands):
             problem = "`ray stop` ends every Ray process of the account"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
-"""Texts of the repository's launch files in places that must be filled in."""
+"""Texts in the repository's launch files that the user must replace."""
 
 Config = dict[str, Any]
-"""A launch file as YAML gives it."""
+"""A parsed launch file."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Mistake:
     """A mistake in a launch file.
 
     Attributes:
-        place: the key, with dots; empty if the problem names the file.
+        place: key in the file, with dots; empty if the problem concerns the whole file.
         problem: what is wrong there.
-        hint: what to do.
+        hint: what the user can do.
     """
 
     place: str
@@ -29,7 +29,7 @@ class Mistake:
 
     @property
     def text(self) -> str:
-        """Where the mistake is, and what is wrong."""
+        """The place of the mistake and the problem, as text."""
         if not self.place:
             return self.problem
         return f"{self.place}: {self.problem}"

@@ -1,4 +1,4 @@
-"""Checks of a launch file that depend on who provides the machines: AWS, Google, or their owner."""
+"""Checks of a launch file for one kind of provider: AWS, Google Cloud, or your own machines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from typing import Any
 from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
 
 HEAD_POLICY = Path("clusters/iam/head.json")
-"""Rights of the head on AWS, in the checkout place ``ray up`` is typed."""
+"""Policy with the rights of the head on AWS, in the checkout in which ``ray up`` is typed."""
 SSH_PORT = 22
 
 
 @dataclass(frozen=True)
 class NodeType:
-    """A node type of a cloud: its key in the file, what the provider is asked for, its role."""
+    """A node type of a cloud.
+
+    Attributes:
+        place: key of its configuration in the file, with dots.
+        request: configuration that Ray sends to the provider.
+        is_head: whether the head has this type.
+    """
 
     place: str
     request: dict[str, Any]
@@ -48,7 +54,7 @@ def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "max_workers",
             "no worker can start",
-            "Set max_workers, for example to 8, here and in a node type",
+            "Set max_workers, for example to 8, both here and in a node type of workers",
         )
     if config["provider"].get("cache_stopped_nodes", True):
         yield Mistake(
@@ -79,17 +85,18 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
-    """Yield what EC2 would refuse, by botocore's own description of it."""
+    """Yield the fields that EC2 would reject, according to botocore's description of EC2."""
     session = importlib.import_module("botocore.session").get_session()
     service = session.get_service_model("ec2")
     shape = service.operation_model("RunInstances").input_shape
     validator = importlib.import_module("botocore.validate").ParamValidator()
     fields = {"MinCount": 1, "MaxCount": 1} | node_type.request
-    fields.pop("SubnetIds", None)  # Ray takes it out before it asks EC2
+    fields.pop("SubnetIds", None)  # Ray removes this field from its request to EC2
     report = validator.validate(fields, shape).generate_report()
     for line in report.splitlines():
         problem = line.split(", must be one of")[0]
-        yield Mistake(node_type.place, problem, "Correct it, or run `pip install -U boto3`")
+        hint = "Correct this field. If EC2 accepts it, run `pip install -U boto3`"
+        yield Mistake(node_type.place, problem, hint)
 
 
 def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
@@ -99,35 +106,35 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head and market == "spot":
         yield Mistake(
             f"{place}.InstanceMarketOptions",
-            "the head is a spot instance: when AWS takes it back, the sweep ends and the root on "
-            "its disk is lost",
+            "the head is a spot instance. If AWS terminates it, the sweep ends and the root on its "
+            "disk is lost",
             "Use spot instances for workers only",
         )
     if not request.get("ImageId"):
         yield Mistake(
             f"{place}.ImageId",
-            "no image is named, so Ray chooses one",
-            "Name an image with Python 3.11 to 3.13",
+            "the image is missing, so Ray chooses one",
+            "Write the id of an image with Python 3.11 to 3.13",
         )
     if not request.get("IamInstanceProfile"):
         yield Mistake(
             f"{place}.IamInstanceProfile",
-            "no profile is named, so Ray gives the head full rights",
-            "Name a profile with the rights of clusters/iam/head.json",
+            "the profile is missing, so Ray gives the head full rights",
+            "Write the name of a profile with the rights of clusters/iam/head.json",
         )
     if not (request.get("SecurityGroupIds") or request.get("NetworkInterfaces")):
         yield Mistake(
             f"{place}.SecurityGroupIds",
-            "no security group is named, so Ray makes one that opens SSH to the world",
-            "Name your security group by its id: [sg-...]",
+            "the security group is missing, so Ray makes one that opens SSH to the internet",
+            "Write the id of your security group: [sg-...]",
         )
     devices = request.get("BlockDeviceMappings") or ()
     disks = [device["Ebs"] for device in devices if "Ebs" in device]
     if not disks:
         yield Mistake(
             f"{place}.BlockDeviceMappings",
-            "no disk is named, so the disk may not be encrypted",
-            "Name a disk with Encrypted: true",
+            "no disk is configured, so the disk may not be encrypted",
+            "Configure a disk with Encrypted: true",
         )
     elif not all(disk.get("Encrypted") for disk in disks):
         yield Mistake(
@@ -142,9 +149,9 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
 
 
 def _policy_mistakes(config: Config) -> Iterator[Mistake]:
-    """Compare the file with the head's policy in the checkout, which names cluster and region."""
+    """Yield differences from the head's policy in the checkout: name of the cluster, and region."""
     conditions: list[dict[str, str]] = []
-    with suppress(OSError, ValueError, KeyError, TypeError):  # AWS takes none that is broken
+    with suppress(OSError, ValueError, KeyError, TypeError):  # AWS rejects a broken policy itself
         statements = json.loads(HEAD_POLICY.read_text(encoding="utf-8"))["Statement"]
         for statement in statements:
             if "Condition" in statement:
@@ -158,14 +165,14 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
             if not UNFILLED.search(name):
                 yield Mistake(
                     place,
-                    f"this file has {value}, but {HEAD_POLICY} lets the head start and terminate "
-                    f"nodes of {name} only",
+                    f"the value is {value}, but with {HEAD_POLICY} the head can start and "
+                    f"terminate only nodes of {name}",
                     "Write the same name in both files, and in the policy of your AWS account",
                 )
 
 
 def gcp_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield the mistakes of a cluster on Google's cloud."""
+    """Yield the mistakes of a cluster on Google Cloud."""
     yield from _cloud_mistakes(config)
     for node_type in _node_types(config):
         yield from _gcp_node_mistakes(node_type)
@@ -187,8 +194,8 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if not networks or not all(is_named):
         yield Mistake(
             f"{place}.networkInterfaces",
-            "no subnet is named, so the project's default network is used, which opens SSH to the "
-            "world",
+            "the subnet is missing, so the project's default network is used, which opens SSH to "
+            "the internet",
             "Set subnetwork to your subnet",
         )
     scheduling = request.get("scheduling") or {}
@@ -200,15 +207,14 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head:
         yield Mistake(
             f"{place}.scheduling",
-            "the head is a spot machine: when Google takes it back, the sweep ends and the root on "
-            "its disk is lost",
+            "the head is a spot machine. If Google stops it, the sweep ends and the root on its "
+            "disk is lost",
             "Use spot machines for workers only",
         )
     if scheduling.get("instanceTerminationAction") != "DELETE":
         yield Mistake(
             f"{place}.scheduling",
-            "a spot machine that Google takes back is only stopped, so its disk stays and costs "
-            "money",
+            "Google stops spot machines without deleting them, so their disks stay and cost money",
             "Add instanceTerminationAction: DELETE",
         )
 
@@ -222,21 +228,22 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
         if config.get(name) != len(workers):
             yield Mistake(
                 name,
-                f"the value is {config.get(name)}, but worker_ips names {len(workers)} machines",
+                f"the value is {config.get(name)}, but worker_ips lists {len(workers)} machines",
                 f"Set {name}: {len(workers)}",
             )
     if len({head, *workers}) <= len(workers):
         yield Mistake(
             "provider",
-            "a machine is named twice",
-            "Name each machine once, and the head in head_ip only",
+            "a machine is listed twice",
+            "List each machine once, and the head only in head_ip",
         )
     commands = config.get("head_start_ray_commands", ())
     starts = [command for command in commands if "ray start" in command]
     if starts and not any("RAY_enable_autoscaler_v2=0" in command for command in starts):
         yield Mistake(
             "head_start_ray_commands",
-            "version 2 of Ray's autoscaler, the default, leaves out the last of your machines",
+            "Ray uses version 2 of its autoscaler by default, which never starts the last machine "
+            "of worker_ips",
             "Put RAY_enable_autoscaler_v2=0 before `ray start`",
         )
     for name in (head, *workers):
@@ -247,6 +254,6 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
         except OSError:
             yield Mistake(
                 "provider",
-                f"this machine has no address for the name {name}",
-                "Correct the name, or give the address",
+                f"this machine cannot look up the address of {name}",
+                "Correct the name, or write the machine's IP address",
             )

@@ -1,7 +1,7 @@
-"""One driver per root and per result store.
+"""Locks: only one driver at a time may use a root or a result store.
 
-A root has a lock file, which the operating system unlocks when its holder ends. An object store has
-no locks; there a driver holds a lease, a file that it renews.
+A root has a lock file, which the operating system unlocks when the locking process ends. An object
+store has no locks. There a driver writes a lease, which is a file that it renews regularly.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 LEASE_FILE = "driver-lease.json"
 RENEW_EVERY_S = 10.0
 EXPIRES_S = 60.0
-"""Seconds without a renewal after which a lease belongs to a driver that is gone."""
+"""Seconds without a renewal after which a lease counts as that of a dead driver."""
 LOOK_EVERY_S = 2.0
+"""Seconds between two checks of a lock file, and between two reads of another driver's lease."""
 LOCK_ATTEMPTS = 10
 LOCK_PAUSE_S = 0.02
-"""Seconds between two attempts: :func:`is_held` holds the lock for microseconds, which is no reason
-to give up."""
+"""Seconds between two attempts to lock a file. Further attempts are needed because :func:`is_held`
+locks the file for microseconds."""
 
 
 class InUseError(SetupError):
@@ -50,15 +51,17 @@ class InUseError(SetupError):
 def locked(
     workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
-    """Hold the locks of a sweep's root and of its result store, which two roots may share.
+    """Lock a sweep's root and its result store during a block.
+
+    The store has a lock of its own, because two roots may use the same store.
 
     Args:
         workspace: the sweep's root and store.
-        purpose: what the holder does, for those who find the lock taken.
-        say: prints what is waited for.
+        purpose: this command as text, for the message to other commands.
+        say: prints a message for the user during a wait.
 
     Raises:
-        SetupError: another command holds one of them.
+        SetupError: another command has locked the root or the store.
     """
     store_lock = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
@@ -72,7 +75,7 @@ def locked(
 
 
 def _root_name(identity: Path) -> str:
-    """Return what tells a root from every other one, also from its copies on other hosts."""
+    """Return a name that identifies a root, different also from its copies on other hosts."""
     try:
         if not identity.exists():
             write_atomic(str(identity), secrets.token_hex(8).encode())
@@ -80,24 +83,24 @@ def _root_name(identity: Path) -> str:
     except (OSError, ValueError) as error:
         raise SetupError(
             f"The id of the root cannot be read from or written to {identity}: {error}",
-            hint="Delete the file, and run the same command again: a new id is made",
+            hint="Delete the file, and run the same command again to make a new id",
         ) from None
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
-    """Hold a lock file during a block.
+    """Lock a file during a block.
 
-    Somebody may delete the file meanwhile, and a second command would make and lock another one.
-    So a thread looks whether the file is still there, and takes a new one at once.
+    If somebody deletes the file meanwhile, a second command could make and lock a new one. So a
+    thread checks that the file still exists; if it does not, the thread locks a new file at once.
 
     Args:
         path: the lock file.
-        purpose: what the holder does.
-        kind: what the lock is of, ``root`` or ``storage``.
+        purpose: this command as text, for the message to other commands.
+        kind: the locked thing, ``root`` or ``storage``, which is also the name of its option.
 
     Raises:
-        SetupError: another process holds it, or it cannot be locked.
+        SetupError: another process has locked the file, or it cannot be locked.
     """
     lock = _LockFile(path, purpose, kind)
     try:
@@ -109,7 +112,7 @@ def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
 
 
 class _LockFile:
-    """A lock file that this process holds; several files if some were deleted meanwhile."""
+    """A lock file, and the deleted lock files that this process still has open."""
 
     def __init__(self, path: Path, purpose: str, kind: str) -> None:
         self._path = path
@@ -117,10 +120,14 @@ class _LockFile:
         self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._files: list[TextIO] = []
         self._mutex = threading.Lock()
-        """Held while files change: one thread looks at them, another one releases them."""
+        """Locked while the list of files changes: one thread checks it, another one clears it."""
 
     def take(self) -> None:
-        """Lock the file at the path, or raise a SetupError."""
+        """Lock the file at the path.
+
+        Raises:
+            SetupError: another process has locked it, or it cannot be locked.
+        """
         file = self._open()
         self._files.append(file)
         if not self._lock(file):
@@ -137,7 +144,12 @@ class _LockFile:
         file.flush()
 
     def take_again(self) -> SetupError | None:
-        """Lock a new file if the locked one was deleted; return an error if another one did."""
+        """Lock a new file if the locked one was deleted.
+
+        Returns:
+            An error if the new file cannot be locked, for example because another command has
+            locked it; else None.
+        """
         with self._mutex:
             if not self._files or self._is_at_path():
                 return None
@@ -145,7 +157,7 @@ class _LockFile:
                 self.take()
             except SetupError as error:
                 return error
-            log.warning("The lock file %s was deleted; a new one is made and locked", self._path)
+            log.warning("The lock file %s was deleted. A new one was made and locked", self._path)
             return None
 
     def release(self) -> None:
@@ -157,7 +169,7 @@ class _LockFile:
             self._files.clear()
 
     def _is_at_path(self) -> bool:
-        """Return whether the file locked last is the one at the path."""
+        """Return whether the latest locked file is still at the path."""
         try:
             at_path = os.stat(self._path)
         except OSError:
@@ -171,7 +183,7 @@ class _LockFile:
         except OSError as error:
             raise SetupError(
                 f"The lock file {self._path} cannot be opened: {error.strerror or error}",
-                hint=f"Delete {self._path}, or correct the permissions",
+                hint=f"Delete {self._path}, or correct the permissions of its folder",
             ) from None
 
     def _lock(self, file: TextIO) -> bool:
@@ -194,13 +206,13 @@ class _LockFile:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file for :func:`open`. A link is an error: what it leads to would be emptied."""
+    """Open a file for :func:`open`, but no symbolic link, because its target would be emptied."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def is_held(path: Path) -> bool:
-    """Return whether some process holds the lock now."""
-    with contextlib.suppress(OSError):  # no lock, or none that could be held
+    """Return whether a process has locked the file now."""
+    with contextlib.suppress(OSError):  # there is no lock file, or it cannot be locked
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,7 +224,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the id of the process that holds the lock; None if nobody does or it is unknown."""
+    """Return the id of the process that has locked the file; None if there is none or unknown."""
     if not is_held(path):
         return None
     pid = _read_holder(path).get("pid")
@@ -226,7 +238,7 @@ def _read_holder(path: Path) -> dict[str, Any]:
 
 
 def _parse_holder(content: bytes) -> dict[str, Any]:
-    """Return what a holder wrote about itself; empty if that cannot be read."""
+    """Return the fields that the locking process wrote; empty if they cannot be read."""
     with contextlib.suppress(ValueError, RecursionError):
         fields = json.loads(content)
         return fields if isinstance(fields, dict) else {}
@@ -242,27 +254,32 @@ def _holder_text(fields: dict[str, Any], unknown: str) -> str:
 
 @dataclass(frozen=True)
 class _LeaseFile:
-    """A lease as it lies in the store: its fields, and the store's tag of this version."""
+    """A lease in the store.
+
+    Attributes:
+        fields: content of the file; empty if it cannot be read.
+        tag: the store's tag of this version of the file.
+    """
 
     fields: dict[str, Any]
     tag: str
 
 
 class Lease:
-    """A driver's lease of an object store, held during a ``with`` block.
+    """A driver's lease of an object store during a ``with`` block.
 
-    It is one file, which is only written over a version that is known to be there. So of many
-    drivers that start at once exactly one gets it. Whether its holder lives is seen from the file
-    changing, never from a clock: a lease that stays as it is for :data:`EXPIRES_S` belongs to a
-    driver that is gone. An earlier lease of the same ``name`` is dead, because the lock of its root
-    is held.
+    The lease is one file. A driver overwrites it only if the store still has the version that the
+    driver has read. So exactly one of several drivers that start at once gets the lease. A driver
+    counts as dead if its lease does not change for :data:`EXPIRES_S` seconds; times of other
+    machines are never compared. An earlier lease with the same ``name`` belongs to a dead driver,
+    because this process has locked the same root.
 
     Args:
-        url: the store.
-        name: identity of the root.
-        purpose: what the holder does.
-        say: prints what is waited for.
-        clock: of waits and renewals.
+        url: folder or URL of the store.
+        name: name of the root, see :func:`_root_name`.
+        purpose: this command as text, for the message to other commands.
+        say: prints a message for the user during a wait.
+        clock: source of the time for waits and renewals.
         interrupt: ends the main thread if the lease is lost.
     """
 
@@ -296,7 +313,7 @@ class Lease:
         self.watch = Watch("lease", RENEW_EVERY_S, self._renew_or_say_why, clock, interrupt)
 
     def __enter__(self) -> Watch:
-        """Take the lease and start to renew it."""
+        """Get the lease, and start the thread that renews it."""
         tag = None
         while tag is None:
             tag = self._files.put(self._path, self._content(), "create") or self._take_over()
@@ -308,7 +325,7 @@ class Lease:
         return self.watch.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        """Give the lease back."""
+        """Stop renewing, and delete the lease."""
         with self._writing:
             self.watch.end()
         try:
@@ -324,12 +341,12 @@ class Lease:
         self.watch.__exit__(*exception)
 
     def _take_over(self) -> str | None:
-        """Take the lease of a driver that is gone and return its tag.
+        """Replace the lease of a dead driver, and return the new tag.
 
-        Returns None if the lease is another driver's by now, or there is none.
+        Returns None if another driver was faster, or if there is no lease.
 
         Raises:
-            SetupError: the other driver lives.
+            SetupError: the other driver is alive.
         """
         try:
             lease = self._read()
@@ -342,8 +359,8 @@ class Lease:
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
         holder = _holder_text(lease.fields, "another command")
         self._say(
-            f"{self._url} is or was in use by {holder}. Waiting up to {EXPIRES_S:g} s to see "
-            "whether that command still runs"
+            f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:g} s to see "
+            "whether that command is still running"
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:
@@ -356,17 +373,17 @@ class Lease:
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
-        """Renew the lease; return why the driver must end if another one has it."""
+        """Renew the lease; return an error if another driver has taken it over."""
         try:
             is_ours = self._renew()
         except (SetupError, OSError) as error:
-            # A driver that starts elsewhere cannot look now either.
+            # No other driver can get the lease while the storage does not answer.
             if not self._away_since:
                 self._away_since = self._clock.monotonic()
                 reason = error.problem if isinstance(error, SetupError) else error
                 self._say(
-                    f"The storage does not answer: {reason}. Results of finished trials wait "
-                    "until the storage answers"
+                    f"The storage does not answer: {reason}. isweep stores the results of finished "
+                    "trials when it answers again"
                 )
             return None
         if self._away_since:
@@ -396,13 +413,13 @@ class Lease:
             return True
 
     def _tag_after_refusal(self) -> str | None:
-        """Return the lease's tag if it is this driver's although a renewal was refused."""
+        """Return the tag of this driver's lease after a refused renewal; None if it is lost."""
         try:
             lease = self._read()
         except FileNotFoundError:
-            # Whoever takes a lease over leaves one: files were lost.
+            # Another driver would have written its own lease, so somebody deleted the file.
             return self._files.put(self._path, self._content(), "create")
-        # Perhaps only the reply to an earlier renewal was lost.
+        # An earlier renewal may have succeeded although its reply was lost.
         if lease.fields.get("token") == self._token:
             return lease.tag
         return None

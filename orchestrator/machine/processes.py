@@ -1,7 +1,7 @@
-"""Programs that are asked a question, and what may go wrong: none is there, fails, or hangs.
+"""Running other programs, which may be missing, fail or hang.
 
-A program that waits in the kernel cannot be killed, as ``nvidia-smi`` with a broken driver. It is
-left behind, and nobody of this process or its children starts it again.
+A program that waits in the kernel cannot be killed. This happens to ``nvidia-smi`` with a broken
+driver. Such a process stays, and this process and its children do not start the program again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 ANSWER_TIMEOUT_S = 60.0
 """Seconds that a program may take to answer."""
 KILLED_WITHIN_S = 5.0
-"""Seconds that a killed process may take to end; one that waits in a driver never does."""
+"""Seconds that a killed process may take to end. A process that waits in a driver never ends."""
 STUCK_PROGRAMS_VARIABLE = "ISWEEP_STUCK"
-"""Names a process's stuck programs to its children."""
+"""Environment variable with the programs that hang, for the children of this process."""
 MAX_ERROR_CHARACTERS = 300
 
 STUCK_PROGRAMS = set(filter(None, os.environ.get(STUCK_PROGRAMS_VARIABLE, "").split(os.pathsep)))
-"""Programs that hung in the kernel, as they would every time."""
+"""Programs that hang in the kernel, and that are therefore not started again."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class ProgramOutput:
     """The output of a program.
 
     Attributes:
-        output: its standard output; empty if it failed.
-        error: why it failed, in one line; empty if it did not.
-        timed_out: whether it gave no answer in time.
+        output: standard output of the program; empty if it failed.
+        error: reason of the failure, in one line; empty if the program succeeded.
+        timed_out: whether the program did not end in time.
     """
 
     output: str
@@ -46,12 +46,12 @@ class ProgramOutput:
 def run_program(
     *command: str, visible: str = "", timeout_s: float = ANSWER_TIMEOUT_S
 ) -> ProgramOutput:
-    """Run a program and return what it printed, or why it failed. Nothing is raised.
+    """Run a program and return its output, or the reason why it failed; raise no error.
 
     Args:
         command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for it; empty shows it all GPUs.
-        timeout_s: seconds after which it is killed.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program; empty shows all GPUs.
+        timeout_s: seconds after which the program is killed.
     """
     program = command[0]
     if program in STUCK_PROGRAMS:
@@ -84,7 +84,7 @@ def _run(command: tuple[str, ...], variables: dict[str, str], timeout_s: float) 
         if not kill_process(process):
             STUCK_PROGRAMS.add(command[0])
         return ProgramOutput("", f"no answer in {timeout_s:g} s", timed_out=True)
-    except BaseException:  # a stop must not leave it behind
+    except BaseException:  # after Ctrl-C the process must not stay
         kill_process(process)
         raise
     if process.returncode == 0:
@@ -97,10 +97,10 @@ def _run(command: tuple[str, ...], variables: dict[str, str], timeout_s: float) 
 
 @contextlib.contextmanager
 def exit_codes_kept() -> Iterator[None]:
-    """Let this process see its children's exit codes during a block.
+    """Make the exit codes of child processes available during a block.
 
-    Ray ignores SIGCHLD in its workers, behind Python's back (ray#42992). The kernel then throws
-    exit codes away, and every child seems to end with 0. Only a main thread can change that.
+    Ray's workers ignore SIGCHLD, and Python does not notice it (ray#42992). The kernel then drops
+    exit codes, and every child seems to end with exit code 0. Only the main thread can change this.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     if not (is_main_thread and _ignores_sigchld()):
@@ -114,7 +114,7 @@ def exit_codes_kept() -> Iterator[None]:
 
 
 def _ignores_sigchld() -> bool:
-    """Return whether the kernel ignores SIGCHLD for this process; Python's record may differ."""
+    """Return whether this process ignores SIGCHLD, according to the kernel, not to Python."""
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         ignored = re.search(r"^SigIgn:\s*([0-9a-f]+)", status, re.MULTILINE)
@@ -124,7 +124,7 @@ def _ignores_sigchld() -> bool:
 
 
 def kill_process(process: subprocess.Popen[str]) -> bool:
-    """Kill a process and return whether it ended: nothing kills one that waits in a driver."""
+    """Kill a process; return whether it ended. A process that waits in a driver does not end."""
     process.kill()
     try:
         process.wait(KILLED_WITHIN_S)
@@ -135,7 +135,7 @@ def kill_process(process: subprocess.Popen[str]) -> bool:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables during a block, also for the processes that it starts."""
+    """Set environment variables during a block, also for processes that start in the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -150,7 +150,12 @@ def environment(**variables: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoppedChild:
-    """A child of this process that somebody stopped (SIGSTOP). Connections to it are accepted."""
+    """A child of this process that was stopped by SIGSTOP. The kernel still accepts connections.
+
+    Attributes:
+        pid: process id.
+        name: name of the program.
+    """
 
     pid: int
     name: str

@@ -1,7 +1,7 @@
-"""Temporary folders of private Ray clusters, and what a killed run leaves in them.
+"""Temporary folders of private Ray clusters, and their removal after a run was killed.
 
-Each private cluster has a folder of its own, which a run locks for as long as it lives. A folder
-whose lock is free belongs to a run that was killed: its processes are ended and it is removed.
+Each private cluster has its own folder, which its run locks until it ends. A folder without a
+locked file belongs to a killed run, so its processes are killed and the folder is removed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ log = logging.getLogger(__name__)
 
 PREFIX = "isweep-ray-"
 OWNER_FILE = "owner"
-"""File in the folder whose lock the run holds."""
+"""File in the folder that the run locks."""
 SESSIONS = "r"
-"""Folder for Ray's sessions; short, because paths of sockets have at most 107 characters."""
+"""Folder for Ray's sessions. Its name is short because paths of sockets are limited to 107
+characters."""
 RAY_TITLE = b"ray::"
-"""Beginning of the title of a Ray worker, which hides its command line."""
+"""Beginning of the title of a Ray worker, which replaces its command line."""
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
     """Make a folder that only this user can enter, and yield a folder in it for Ray.
 
-    Ray opens its own folder to everybody. The run holds a lock on a file in the outer one. Process
-    ids would not do: another container that shares the temporary folder has others.
+    Ray makes its own folder readable for everybody. The run locks a file in the outer folder. A
+    file with a process id would not be enough, because another container may use the same temporary
+    folder and has other process ids.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -46,7 +48,8 @@ def private_folder() -> Iterator[str]:
                 with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
                     yield str(folder / SESSIONS)
             finally:
-                # A process of Ray that is just starting would make the folder again, open to all.
+                # Remove it here: a Ray process that is just starting would make it again, readable
+                # for everybody.
                 THIS_MACHINE.remove(folder)
 
 
@@ -54,25 +57,25 @@ class RayFolders:
     """The folders of private clusters on this machine, and this user's processes in each."""
 
     def folders(self) -> Iterable[Path]:
-        """Return all folders, perhaps other users' too."""
+        """Return all folders of private clusters, including those of other users."""
         return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
 
     def is_abandoned(self, folder: Path) -> bool:
-        """Return whether a folder is this user's and no run holds its lock."""
+        """Return whether a folder belongs to this user and no run has locked it."""
         with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.fstat(owner.fileno()).st_uid == os.geteuid()
         return False
 
     def remove(self, folder: Path) -> None:
-        """Kill what still runs in a folder, then remove it.
+        """Kill the processes that belong to a folder, then remove the folder.
 
-        Ray's processes name the folder in their command line. Workers write a title over it, so
-        they are known by their open log files. A worker does not end with its raylet if process 1
-        leaves the dead raylet in its table, as in many containers.
+        The command lines of Ray's processes contain the folder. Workers replace their command line
+        by a title, so they are identified by their open log files. In many containers process 1
+        does not remove a dead raylet from its table; its workers then keep running.
         """
         for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended by now
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 if _belongs_to(process, folder):
                     os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +85,7 @@ THIS_MACHINE = RayFolders()
 
 
 def _belongs_to(process: Path, folder: Path) -> bool:
-    """Return whether a process is this user's and runs in a folder."""
+    """Return whether a process belongs to this user and to a private cluster's folder."""
     if process.stat().st_uid != os.geteuid():
         return False
     command = (process / "cmdline").read_bytes()
@@ -94,14 +97,14 @@ def _belongs_to(process: Path, folder: Path) -> bool:
 def _has_open_file(process: Path, folder: Path) -> bool:
     prefix = f"{folder.resolve()}/"
     for file in (process / "fd").iterdir():
-        with contextlib.suppress(OSError):  # it was closed by now
+        with contextlib.suppress(OSError):  # the file was closed meanwhile
             if os.readlink(file).startswith(prefix):
                 return True
     return False
 
 
 def remove_leftovers(machine: RayFolders = THIS_MACHINE) -> int:
-    """End the clusters of killed runs on this machine; return how many there were."""
+    """End the private clusters of killed runs on this machine; return their number."""
     abandoned = [folder for folder in machine.folders() if machine.is_abandoned(folder)]
     for folder in abandoned:
         machine.remove(folder)
@@ -110,12 +113,12 @@ def remove_leftovers(machine: RayFolders = THIS_MACHINE) -> int:
 
 
 def remove_orphans(paths: RootPaths) -> None:
-    """Remove what killed runs left on this machine and below a root whose lock this run holds."""
+    """Remove files of killed runs on this machine and below a root, which this run has locked."""
     remove_leftovers()
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)
     for draft in (paths.root / "prepared").glob(".*.*"):
-        # An interrupted preparation continues with its .parts.
+        # Keep .parts, with which an interrupted preparation continues.
         if draft.suffix != ".parts":
             shutil.rmtree(draft, ignore_errors=True)
     for draft in (*paths.root.glob(".*.tmp"), *paths.root.glob("sweeps/*/.*.tmp")):

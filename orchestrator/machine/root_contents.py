@@ -1,4 +1,4 @@
-"""``isweep ls`` and ``isweep rm``: the contents of a root, and the removal of a part of it."""
+"""``isweep ls`` and ``isweep rm``: list the parts of a root, and remove one of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class RootPart:
     """A sweep, prepared dataset, recipe or store of a root.
 
     Attributes:
-        what: what kind of part it is.
-        name: the names of removable parts differ.
+        what: kind of the part, as text.
+        name: name of the part; removable parts have different names.
         path: file or folder.
-        bytes: its size.
-        about: a note for people.
+        bytes: size in bytes.
+        about: note for people.
         removable: whether :func:`remove_from_root` may remove it.
     """
 
@@ -34,7 +34,7 @@ class RootPart:
 
     @classmethod
     def at(cls, what: str, path: Path, about: str = "", *, removable: bool = False) -> RootPart:
-        """Return the part that lies at a path."""
+        """Return the part of a root at a path, after measuring its size."""
         return cls(what, path.name, str(path), size_bytes(path), about, removable)
 
 
@@ -45,7 +45,7 @@ def size_bytes(path: Path) -> int:
 
 
 def list_root(paths: RootPaths) -> list[dict[str, Any]]:
-    """Return one row per part of a root."""
+    """Return one row for each part of a root."""
     parts = []
     for name in paths.sweep_names():
         folder = paths.sweep(name).folder
@@ -62,6 +62,10 @@ def list_root(paths: RootPaths) -> list[dict[str, Any]]:
 
 
 def remove_from_root(paths: RootPaths, folder: str) -> None:
-    """Remove a sweep or prepared data of a root on which nobody works."""
+    """Remove a sweep or prepared data of a root.
+
+    Raises:
+        SetupError: another command is using the root.
+    """
     with exclusive(paths.lock, f"isweep rm {Path(folder).name}"):
         remove_folder(Path(folder))

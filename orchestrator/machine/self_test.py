@@ -1,16 +1,16 @@
-"""The self-test of a GPU with one network: does it compute rightly, and may graphs be captured?
+"""The self-test of a GPU with one network: is it correct, and can trials use CUDA graphs?
 
-Two questions are asked, and a trial depends on them in different ways.
+The test has two parts.
 
-1. **Arithmetic.** The first loss and the first gradient of all weights are compared with float32 on
-   the CPU. All trainings on one GPU share its kernels, so only another device can show that a
-   kernel is wrong. A GPU that fails here must not be used.
-2. **Graphs.** The network is trained three times from the same start: by plain steps, by captured
-   graphs, and by plain steps again. The two plain trainings show the GPU's own noise. If graphs
-   differ by more, fail or are slower, trials take plain steps.
+1. **Arithmetic.** Compare the first loss and the first gradient of all weights with float32 on the
+   CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
+   kernel. A GPU that fails this part must not be used.
+2. **Graphs.** Train the network three times from the same start: with plain steps, with captured
+   graphs, and with plain steps again. The two plain trainings show how much the GPU varies between
+   equal trainings. If graphs differ by more, fail or are slower, trials use plain steps.
 
-``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a process of its own,
-because a capture that breaks can end its process. It prints the verdict as JSON.
+``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a separate process,
+because a failed capture can end its process. It prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -31,36 +31,40 @@ from orchestrator.machine.gpus import compute_capability
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.specs import RecipeSpec
-from tasks.trials.isolation import contained, deterministic, seeded, trial_memory
+from tasks.trials.isolation import deterministic, fixed_torch_state, seeded, trial_memory
 from tasks.trials.models import PixelModel, build_model
 from tasks.trials.training import as_pixels, autocast, has_batch_norm, record_graph, train
 
 NUM_EPOCHS = 6
-"""Epochs of each training. A ragged batch comes once an epoch; it is captured in the fourth epoch
-and replayed in two more."""
+"""Epochs of each training. The smaller last batch of an epoch is captured in the fourth epoch and
+replayed in the fifth and sixth."""
 LEARNING_RATE = 1e-4
 NOISE_FACTOR = 4.0
-"""Graphs may differ from plain steps by this many times the difference of two plain trainings."""
+"""Largest allowed ratio of two differences: of graphs from plain steps, and of two plain trainings.
+"""
 LEAST_LOSS_NOISE = 1e-5
-"""Difference of an epoch's loss that always passes: about a hundred roundings in float32."""
+"""Difference of an epoch's loss, in nat, that is always allowed: about 100 roundings in float32."""
 LEAST_WEIGHT_NOISE = 1e-6
-"""Difference of a weight that always passes: a hundredth of one Adam step at the learning rate."""
+"""Difference of a weight that is always allowed: a hundredth of an Adam step."""
 LEAST_SPREAD = 0.05
-"""Share of a plain epoch's seconds by which graphs may always be slower."""
+"""Share of a plain epoch's seconds by which epochs with graphs may always be slower."""
 DROPOUT_LOSS_TOLERANCE = 0.2
-"""Largest difference of the last epoch's loss, in nat, if dropout draws other numbers."""
+"""Largest difference of the last epoch's loss, in nat, between trainings with different dropout
+masks."""
 
 BATCH_NORM_IMAGES = 8
-"""Images of the compared gradient: over fewer, batch norm divides by noise."""
+"""Images for the compared gradient. With fewer images, batch norm divides by very small variances.
+"""
 PLAIN_IMAGES = 2
-"""The same for networks without batch norm, whose gradients cost a CPU ten times as much."""
+"""Images for the compared gradient of networks without batch norm, whose gradients take ten times
+as long on a CPU."""
 INNER_PRODUCT_CHUNK = 2**24
-"""Weights that become float64 at once, 128 MB: a VGG has 140 million of them."""
+"""Number of weights to convert to float64 at once, 128 MB; a VGG has 140 million weights."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The distance from float32 on the CPU that a sound device may have.
+    """Largest allowed differences of a device from float32 on the CPU.
 
     Attributes:
         loss: absolute difference of the first loss, in nat.
@@ -76,24 +80,28 @@ class Tolerance:
 
 
 FLOAT32_ERROR = 1e-4
-"""Relative error of a convolution that is still right in float32: cuDNN's Winograd kernels reach
-it."""
+"""Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The first loss of a network, in nat, and the gradients of its weights on the CPU."""
+    """The first loss and gradient of a network.
+
+    Attributes:
+        loss: loss of the first batch, in nat.
+        of_weights: gradient of each weight tensor, stored on the CPU.
+    """
 
     loss: float
     of_weights: list[Tensor]
 
     @property
     def norm(self) -> float:
-        """Euclidean norm over all weights."""
+        """Euclidean norm of the gradient over all weights."""
         return math.sqrt(_inner_product(self.of_weights, self.of_weights))
 
     def cosine(self, reference: Gradient) -> float:
-        """Return the cosine of the angle to another gradient; NaN if one is zero."""
+        """Return the cosine of the angle to another gradient; NaN if one of them is zero."""
         norms = self.norm * reference.norm
         if norms > 0:
             return _inner_product(self.of_weights, reference.of_weights) / norms
@@ -104,8 +112,8 @@ def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
     """Return the tolerance in float32 without TensorFloat-32.
 
     Args:
-        perturbed: loss and gradient on the CPU with weights that are off by :data:`FLOAT32_ERROR`.
-        expected: the same with the right weights.
+        perturbed: loss and gradient on the CPU with weights that :func:`_perturbed` changed.
+        expected: loss and gradient on the CPU with the original weights.
     """
     length_error = abs(perturbed.norm / expected.norm - 1)
     return Tolerance(
@@ -117,12 +125,13 @@ def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
 
 
 def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
-    """Return the tolerance in bfloat16, from the rounding that the CPU shows with this network.
+    """Return the tolerance in bfloat16, from the effect of rounding on the CPU with this network.
 
-    How far rounding turns a gradient depends on the network. At 224 pixels bfloat16 on the CPU has
-    a cosine with float32 of 0.92 for ResNet-18, 0.74 for ResNet-34, 0.13 for ResNet-50 and 0.88 to
-    0.93 for VGGs; norms agree within 3 % for all. So direction counts as far as it is known, and
-    length always. An H100 with a wrong kernel had a ratio of norms of 0.26 (pytorch#150700).
+    The effect of rounding on the gradient's direction depends on the network. At 224 pixels, the
+    cosine between bfloat16 and float32 on the CPU is 0.92 for ResNet-18, 0.74 for ResNet-34, 0.13
+    for ResNet-50 and 0.88 to 0.93 for VGGs. The norms differ by at most 3 % for all of them. So the
+    limit of the cosine depends on the network, and the limits of the norm do not. An H100 with a
+    wrong kernel had a ratio of norms of 0.26 (pytorch#150700).
     """
     return Tolerance(
         loss=0.02 + 3 * abs(rounded.loss - expected.loss),
@@ -133,7 +142,7 @@ def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
 
 
 def _least_cosine(cpu_cosine: float, margin: float) -> float:
-    """Return the lower limit of a cosine from that which an error on the CPU causes."""
+    """Return the lower limit of a cosine, from the cosine that rounding causes on the CPU."""
     if math.isnan(cpu_cosine):
         return -1.0
     return 1 - 2 * (1 - cpu_cosine) - margin
@@ -141,14 +150,16 @@ def _least_cosine(cpu_cosine: float, margin: float) -> float:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The first loss and gradient of a network on a device, beside those of float32 on the CPU.
+    """Comparison of a network's first loss and gradient on a device with float32 on the CPU.
 
     Attributes:
-        loss: on the device, in nat.
-        cpu_loss: in float32 on the CPU.
-        cosine: of the two gradients over all weights; 1 if they point the same way.
-        norm_ratio: of the gradient's norm on the device to that on the CPU.
-        tolerance: how far they may be apart.
+        model: name of the network.
+        precision: precision on the device.
+        loss: loss on the device, in nat.
+        cpu_loss: loss in float32 on the CPU, in nat.
+        cosine: cosine of the angle between the two gradients over all weights.
+        norm_ratio: norm of the gradient on the device, divided by that on the CPU.
+        tolerance: largest allowed differences.
     """
 
     model: str
@@ -161,7 +172,10 @@ class Arithmetic:
 
     @property
     def problem(self) -> str:
-        """A line about what is wrong; empty if nothing is. NaN is wrong."""
+        """The difference that is too large, as a line of text; empty if there is none.
+
+        NaN counts as too large.
+        """
         limits = self.tolerance
         subject = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
@@ -181,31 +195,32 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Difference:
-    """A largest difference between two trainings.
+    """Largest differences between trainings.
 
     Attributes:
-        noise: between the two plain trainings.
-        graphs: between the training by graphs and the first plain one.
+        noise: difference between the two plain trainings.
+        graphs: difference between the training with graphs and the first plain training.
     """
 
     noise: float
     graphs: float
 
     def exceeds(self, least_noise: float) -> bool:
-        """Return whether graphs differ by more than noise explains; NaN does."""
+        """Return whether graphs differ by more than noise explains; true for NaN."""
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
 
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """Three trainings of one network from the same start.
+    """Comparison of three trainings of one network from the same start.
 
     Attributes:
-        losses: difference of an epoch's loss, in nat.
-        weights: difference of a weight; None if the network draws random numbers in training.
+        model: name of the network.
+        losses: largest differences of an epoch's loss, in nat.
+        weights: largest differences of a weight; None if training draws random numbers.
         plain_s: seconds of an epoch of the first plain training.
         again_s: seconds of an epoch of the second plain training.
-        graph_s: seconds of an epoch by graphs, captures not counted.
+        graph_s: seconds of an epoch with graphs, without captures.
     """
 
     model: str
@@ -217,7 +232,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Why graphs do not give the numbers of plain steps; empty if they do."""
+        """How graphs change the results of plain steps, as text; empty if they do not."""
         if self.weights is None:
             if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
                 return (
@@ -238,7 +253,7 @@ class TrainingComparison:
 
     @property
     def slowness(self) -> str:
-        """Why graphs do not pay; empty if they do."""
+        """Text about graphs that are slower than plain steps; empty if they are not slower."""
         tolerance = max(abs(self.plain_s - self.again_s), LEAST_SPREAD * self.plain_s)
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
@@ -253,11 +268,11 @@ class Verdict:
     """The verdict of a self-test.
 
     Attributes:
-        wrong: what the GPU computes wrongly, in one line; empty if it computes rightly.
-        plain_because: why trials take plain steps, in one line; empty if they take graphs.
-        is_final: False if an error or another load of the GPU decided, so that it is worth
-            testing again later.
-        seconds: of the whole test.
+        wrong: what the GPU computes wrongly, in one line; empty if it computes correctly.
+        plain_because: why trials use plain steps, in one line; empty if they use graphs.
+        is_final: False if an error or other load on the GPU decided, so that a later test may have
+            another verdict.
+        seconds: duration of the whole test.
         arithmetic: comparisons with the CPU.
         trainings: comparisons of graphs with plain steps.
     """
@@ -271,12 +286,12 @@ class Verdict:
 
     @property
     def is_only_slow(self) -> bool:
-        """Whether graphs give the right numbers, and are only slower than plain steps."""
+        """Whether graphs compute correctly and are only slower than plain steps."""
         return bool(self.plain_because) and self.plain_because == _slowness_of(self.trainings)
 
 
 def run(case: Case, device: torch.device) -> Verdict:
-    """Test one network on a device. No exception leaves this function."""
+    """Test one network on a device; an exception becomes a part of the verdict."""
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
         case = replace(case, precision="float32")
@@ -284,9 +299,9 @@ def run(case: Case, device: torch.device) -> Verdict:
     trainings: list[TrainingComparison] = []
     error_text = ""
     try:
-        with trial_memory(device), contained(0, device), deterministic(device):
+        with trial_memory(device), fixed_torch_state(0, device), deterministic(device):
             arithmetic += compare_with_cpu(case, device)
-            # Graphs of wrong numbers would be compared with wrong numbers.
+            # If the device computes wrongly, a comparison of graphs on it is useless.
             if not any(comparison.problem for comparison in arithmetic):
                 trainings += compare_trainings(case, device)
                 error_text = frozen_dropout(device)
@@ -316,26 +331,26 @@ def _verdict(
 
 
 def _slowness_of(trainings: Sequence[TrainingComparison]) -> str:
-    """Return why graphs do not pay in some trainings; empty if they pay in all."""
+    """Return text about trainings that are slower with graphs; empty if there are none."""
     return "; ".join(filter(None, (comparison.slowness for comparison in trainings)))
 
 
 def compare_with_cpu(case: Case, device: torch.device) -> list[Arithmetic]:
-    """Compare the first loss and gradient with float32 on the CPU.
+    """Compare the first loss and gradient on a device with float32 on the CPU.
 
-    The device computes in float32, as evaluation and attacks do, and in bfloat16 if the recipe
-    trains in it. Float16 without scaling loses small gradients by itself, so its gradients show
-    nothing.
+    The device computes in float32, as evaluation and attacks do, and also in bfloat16 if the recipe
+    trains in bfloat16. Float16 is not compared: without scaling it loses small gradients on every
+    device.
     """
     model = built(case, dropout=0.0)
     num_images = BATCH_NORM_IMAGES if has_batch_norm(model) else PLAIN_IMAGES
     images, labels = noise(num_images, case.image_size, case.channels)
     if _draws(model, images):
-        # Stochastic depth, for example. In evaluation mode nothing is drawn.
+        # For example stochastic depth. In evaluation mode nothing is random.
         model.eval()
     expected = _gradient(model, images, labels, "float32")
     if not (math.isfinite(expected.loss) and 0 < expected.norm < math.inf):
-        return []  # this network shows nothing about a device
+        return []  # this network cannot be compared
     with _perturbed(model):
         perturbed = _gradient(model, images, labels, "float32")
     tolerances = {"float32": float32_tolerance(perturbed, expected)}
@@ -361,7 +376,7 @@ def compare_with_cpu(case: Case, device: torch.device) -> list[Arithmetic]:
 
 @contextmanager
 def _perturbed(model: PixelModel) -> Iterator[None]:
-    """Put the weights off by :data:`FLOAT32_ERROR` during a block."""
+    """Change each weight by a random relative error of :data:`FLOAT32_ERROR` during a block."""
     generator = torch.Generator().manual_seed(0)
     originals = [weight.detach().clone() for weight in model.parameters()]
     with torch.no_grad():
@@ -376,7 +391,7 @@ def _perturbed(model: PixelModel) -> Iterator[None]:
 
 
 def _draws(model: PixelModel, images: Tensor) -> bool:
-    """Return whether a network in training mode draws random numbers, by two CPU passes."""
+    """Return whether a network draws random numbers in training: compare two passes on the CPU."""
     with torch.no_grad():
         outputs = []
         for seed in (1, 2):
@@ -386,7 +401,7 @@ def _draws(model: PixelModel, images: Tensor) -> bool:
 
 
 def _gradient(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> Gradient:
-    """Return loss and gradient in the model's present mode."""
+    """Return loss and gradient of a batch, in the model's present mode (training or evaluation)."""
     model.zero_grad(set_to_none=True)
     with autocast(precision, images.device):
         logits = model(as_pixels(images))
@@ -410,10 +425,10 @@ def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 
 def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparison]:
-    """Compare graphs with plain steps: without dropout, and with the network's own dropout.
+    """Compare graphs with plain steps, without dropout and with the network's own dropout.
 
-    A graph draws other random numbers than plain steps do, which is no fault. So weights are
-    compared without dropout, and with it only losses are.
+    Graphs and plain steps draw different random numbers, which is no error. So weights are compared
+    only without dropout; with dropout only losses are compared.
     """
     images, labels = noise(case.num_images, case.image_size, case.channels)
     comparisons = [_compare(case, images, labels, device, dropout=0.0)]
@@ -437,7 +452,7 @@ class _Training:
 def _compare(
     case: Case, images: Tensor, labels: Tensor, device: torch.device, *, dropout: float | None
 ) -> TrainingComparison:
-    # The graphs come between the plain trainings, so that a load that grows is not theirs.
+    # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
     plain = _trained(case, images, labels, device, dropout, graphs=False)
     graphs = _trained(case, images, labels, device, dropout, graphs=True)
     again = _trained(case, images, labels, device, dropout, graphs=False)
@@ -447,7 +462,7 @@ def _compare(
     )
     weights = None
     if dropout is None or _draws(built(case, dropout), images[:PLAIN_IMAGES]):
-        # Only the last loss: the first ones hang on single draws.
+        # Only the last loss, because the first losses depend on few random numbers.
         losses = Difference(
             noise=abs(plain.losses[-1] - again.losses[-1]),
             graphs=_largest_difference(plain.losses[-1:], graphs.losses[-1:]),
@@ -476,7 +491,7 @@ def _trained(
     *,
     graphs: bool,
 ) -> _Training:
-    """Train from the fixed start; the seconds are of an epoch in which all is captured."""
+    """Train from the fixed start, and measure an epoch after all captures."""
     model = built(case, dropout)
     recipe = RecipeSpec.model_validate(
         {
@@ -498,11 +513,14 @@ def _trained(
 
 
 def _largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the largest difference; infinite if a training ended early, NaN if a value is NaN."""
+    """Return the largest difference of two series of losses.
+
+    It is infinite if one training ended early, and NaN if a loss is NaN.
+    """
     if len(first) != len(second):
         return math.inf
     differences = [abs(left - right) for left, right in zip(first, second, strict=True)]
-    # Not Python's max, which passes over NaN.
+    # Python's max() may ignore NaN.
     return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
@@ -515,7 +533,7 @@ def frozen_dropout(
     device: torch.device,
     record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph,
 ) -> str:
-    """Return why dropout in a replayed graph cannot be used; empty if each replay draws anew."""
+    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty."""
     if device.type != "cuda" and record is record_graph:
         return ""
     ones = torch.ones(10_000, device=device)
@@ -531,7 +549,7 @@ def frozen_dropout(
         replay()
         masks.append((dropped > 0).cpu())
     kept_share = float(torch.stack(masks).float().mean())
-    # Twenty times the standard error of 20,000 draws.
+    # 0.07 is twenty times the standard error of 20,000 draws.
     if torch.equal(*masks) or abs(kept_share - 0.5) > 0.07:
         return (
             "dropout in a captured graph repeats its random numbers, or keeps a share of "
@@ -541,7 +559,7 @@ def frozen_dropout(
 
 
 def noise(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """Return seeded images of noise and two labels in turn.
+    """Return images of random noise with a fixed seed, and alternating labels 0 and 1.
 
     Returns:
         Images ``(num_images, channels, side, side)`` uint8, and labels ``(num_images,)`` int64.
@@ -553,7 +571,10 @@ def noise(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor
 
 
 def built(case: Case, dropout: float | None = None) -> PixelModel:
-    """Return the case's network from a fixed start, on the CPU; None keeps its own dropout."""
+    """Return the case's network from a fixed start, on the CPU.
+
+    ``dropout`` replaces the network's own dropout, unless it is None.
+    """
     return build_model(
         case.model,
         num_outputs=2,
@@ -566,7 +587,7 @@ def built(case: Case, dropout: float | None = None) -> PixelModel:
 
 
 def main() -> None:
-    """Run the case that the command line gives, and print its verdict."""
+    """Run the case of the command line, and print the verdict as JSON."""
     device_name, case_text = sys.argv[1:]
     verdict = run(Case.from_json(case_text), torch.device(device_name))
     print(json.dumps(asdict(verdict)))  # noqa: T201

@@ -1,4 +1,4 @@
-"""The network that a GPU's self-test trains. Making a case needs no torch."""
+"""The network and settings of a GPU's self-test. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, NetworkSpec
 
 NUM_IMAGES = 100
-"""Images of the full batches: enough for three warm-up steps, a capture and replays."""
+"""Number of images in full batches: enough for three warm-up steps, a capture and replays."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network to test, as a trial would train it.
+    """A network to test, with the settings of a trial.
 
-    ``num_images`` leaves a ragged last batch. ``precision`` and ``optimizer`` are those of a
-    recipe.
+    Attributes:
+        model: the network.
+        batch_size: batch size of the recipe.
+        num_images: number of training images, so that the last batch is smaller than the others.
+        image_size: side of the images in pixels.
+        channels: number of channels of the images.
+        precision: precision of the recipe.
+        optimizer: optimizer of the recipe.
     """
 
     model: ModelSpec
@@ -33,7 +39,8 @@ class Case:
     def of_network(cls, network: NetworkSpec) -> Case:
         """Return the case for a trial's network.
 
-        A user's own network may draw numbers, or fail, in any way. A ResNet-18 stands for it.
+        For user-defined networks this is a ResNet-18, because they may draw random numbers or fail
+        in unknown ways.
         """
         recipe = network.recipe
         if network.model.library == "own":
@@ -52,7 +59,7 @@ class Case:
         )
 
     def to_json(self) -> str:
-        """Return the case as an argument of the test's process."""
+        """Return the case as JSON text, for the command line of the test's process."""
         return json.dumps(asdict(self) | {"model": self.model.model_dump_json()})
 
     @classmethod
@@ -67,4 +74,4 @@ SMALL_CASES = (
     Case(model_spec("resnet18"), 8, num_images=18, image_size=32),
     Case(model_spec("small_cnn"), 8, num_images=18, image_size=32),
 )
-"""Cases for a CPU, which has no graphs: they try the test itself."""
+"""Cases for a CPU, which has no CUDA graphs. They only test the self-test's own code."""

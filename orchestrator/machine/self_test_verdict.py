@@ -1,7 +1,7 @@
-"""The verdicts of self-tests, kept on each node, so that a GPU is tested once per network.
+"""The verdicts of self-tests, stored on each node, so that a GPU is tested once per network.
 
-A verdict holds for one GPU, driver, torch, version of this code and network. Processes of one node
-wait for each other, so a test runs once although several workers ask for it.
+A verdict is valid for one GPU, driver, version of torch, version of isweep, and network. Processes
+of one node wait for each other, so each test runs once although several workers need it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
 TIMEOUT_S = 300.0
-"""Seconds that a test may take: less than a trial may be silent before it counts as hung."""
+"""Seconds that a test may take: less than the time after which a silent trial counts as hung."""
 UNFINISHED_FOR_S = 600.0
-"""Seconds for which a verdict is believed that an error or another load of the GPU caused. Plain
-steps cost about a fifth more time, and a test takes less than a minute."""
+"""Seconds for which a verdict is valid that an error or other load on the GPU caused. In this time
+trials use plain steps, which take about a fifth longer; a test takes less than a minute."""
 
 
 @dataclass(frozen=True)
 class KeptVerdict:
-    """What a trial needs to know of a self-test; see :class:`~.self_test.Verdict`.
+    """The stored part of a self-test's verdict, see :class:`~.self_test.Verdict`.
 
     Attributes:
-        wrong: what the GPU computes wrongly; empty if it computes rightly.
-        plain_because: why trials take plain steps; empty if they take graphs.
-        is_final: whether the verdict is kept for good.
-        tested_at: Unix time of the test.
-        file: where the verdict is kept.
+        wrong: what the GPU computes wrongly; empty if it computes correctly.
+        plain_because: why trials use plain steps; empty if they use captured graphs.
+        is_final: whether the verdict stays valid; else a later test replaces it.
+        tested_at: time of the test in seconds since 1970.
+        file: file of the verdict.
     """
 
     wrong: str
@@ -52,19 +52,19 @@ class KeptVerdict:
 
     @property
     def is_valid(self) -> bool:
-        """Whether no new test is due."""
+        """Whether the verdict can be used without a new test."""
         return self.is_final or time.time() - self.tested_at < UNFINISHED_FOR_S
 
 
 _verdicts_of_this_process: dict[Path, KeptVerdict] = {}
-"""For a home that cannot be written: each process then tests once, and not before every trial."""
+"""Verdicts by file. If the home folder is read-only, each process tests a network only once."""
 
 
 def verdict_of(uuid: str, case: Case) -> KeptVerdict:
-    """Return the verdict for a GPU and a network: the kept one, or that of a new test."""
+    """Return the stored verdict for a GPU and a network, or the verdict of a new test."""
     about = provenance()
     versions = [uuid, gpus.driver_version(), about.packages.get("torch", ""), about.code_version]
-    # The batch size is that of the first trial: a search tries many with one network.
+    # The batch size is not part of the key: a search tries many batch sizes with one network.
     network = [case.model, case.image_size, case.channels, case.precision]
     key = fingerprint([*versions, *network])[:12]
     file = user_cache("gpus") / f"self-test-{uuid}-{case.model.name}-{key}.json"
@@ -88,7 +88,7 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock during a block. If the home cannot be written, the block runs without it."""
+    """Lock a file during a block. If the home folder is read-only, run the block without a lock."""
     file = None
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> KeptVerdict | None:
-    """Return the verdict in a file; None if there is none that can be read."""
+    """Return the verdict in a file; None if it is missing or cannot be read."""
     try:
         fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return KeptVerdict(
@@ -117,7 +117,7 @@ def _read(file: Path) -> KeptVerdict | None:
 
 
 def _tested(case: Case, file: Path) -> KeptVerdict:
-    """Run the self-test in a process of its own, on the GPU that this process sees."""
+    """Run the self-test in a separate process, on the GPU of this process."""
     program = run_program(
         sys.executable,
         "-m",
@@ -138,4 +138,4 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
             file=file,
         )
     reason = program.error or "the process printed nothing"
-    return KeptVerdict("", f"the self-test gave no verdict: {reason}", False, now, file)
+    return KeptVerdict("", f"the self-test ended without a verdict: {reason}", False, now, file)

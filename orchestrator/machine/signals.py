@@ -1,7 +1,6 @@
-"""How a driver is stopped: by a signal, or because something that it needs is gone.
+"""Stopping a driver: after a signal, or because a cluster or a lock was lost.
 
-A request to stop is never lost, and signals stay this process's own, whatever a library does to
-them.
+No request to stop is lost, and libraries cannot replace this process's signal handlers.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
-"""Seconds that the main thread may take to end by itself; it may hang in a call of Ray's."""
+"""Seconds that the main thread may take to end by itself; it may hang in a call of Ray."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
-"""Ends the main thread with an error, unless the event says that it has ended."""
+"""Function that ends the main thread with an error, unless the event is set, which means that the
+watched block has ended."""
 
 _stop_requested = threading.Event()
 _cleanups: list[Callable[[], object]] = []
-"""Called before the process is ended by force, the last one first."""
+"""Functions to call before the process is ended by force, the last one first."""
 
 
 def stop_on_signals() -> None:
-    """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
+    """Raise :class:`KeyboardInterrupt` on Ctrl-C, ``kill`` and a closed terminal from now on.
 
-    In a finaliser or a callback from C, Python prints an exception and forgets it. Then
-    :func:`raise_if_asked` raises it again, until :func:`stop_heard`.
+    If a finalizer or a callback from C raises an exception, Python prints it and continues. So
+    :func:`raise_if_asked` raises it again until :func:`stop_heard` is called.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -49,26 +49,27 @@ def stop_on_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number in STOP_SIGNALS:
-        # `nohup` ignores one, background jobs of a shell another, and that stays so.
+        # `nohup` and background jobs of a shell ignore some of these signals on purpose.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
 
 
 def raise_if_asked() -> None:
-    """Raise ``KeyboardInterrupt`` if a stop was requested and not answered yet."""
+    """Raise ``KeyboardInterrupt`` if a stop was requested and :func:`stop_heard` was not called."""
     if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
 def stop_heard() -> None:
-    """Record that the requested stop was answered."""
+    """Record that the program is stopping, so that later checks do not raise again."""
     _stop_requested.clear()
 
 
 def is_stop(error: BaseException | None) -> bool:
-    """Return whether an error is part of a stop.
+    """Return whether an error is the result of a stop.
 
-    So is every error while a stop is on its way: C code may lose the stop and raise its own error.
+    While a stop is requested, this is true for every error: C code may replace the
+    ``KeyboardInterrupt`` by its own error.
     """
     if _stop_requested.is_set():
         return True
@@ -81,7 +82,7 @@ def is_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def stop_held() -> Iterator[None]:
-    """Delay a stop to the end of a block. An interrupted import leaves half a module behind."""
+    """Delay a stop to the end of a block, because an interrupted import leaves a partial module."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,12 +108,12 @@ def stop_held() -> Iterator[None]:
 def own_signals(undo: Callable[[], object]) -> Iterator[None]:
     """Restore this process's signal handlers after a block that starts Ray.
 
-    Ray's subreaper setting ignores SIGCHLD, after which every ``subprocess`` of a driver seems to
-    end with 0. Its start takes SIGTERM, after which a polite request to stop would abort the
-    process.
+    Ray's subreaper setting makes a driver ignore SIGCHLD. Every ``subprocess`` then seems to end
+    with exit code 0. Ray also replaces the handler of SIGTERM, so that SIGTERM would abort the
+    process at once.
 
     Args:
-        undo: ends what a stop left half started, which would block the next start.
+        undo: ends a partly started Ray after a stop, because it would block the next start.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -129,7 +130,7 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Have ``cleanup`` called if the process must be ended by force during the block."""
+    """Call ``cleanup`` if the process must be ended by force during the block."""
     _cleanups.append(cleanup)
     try:
         yield
@@ -138,18 +139,18 @@ def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
 
 
 class Watch:
-    """A watchdog for a ``with`` block: a thread that ends the block if what it needs is gone.
+    """A thread that repeats a check during a ``with`` block, and ends the block if the check fails.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
         every_s: seconds between two checks.
-        look: returns why the block must end, or None.
-        clock: of the waits.
+        look: the check; it returns an error if the block must end, else None.
+        clock: source of the time.
         interrupt: ends the main thread; :func:`end_main_thread` by default.
 
     Attributes:
-        lost: why the block was ended; None if it was not.
-        ended: set once the block is over.
+        lost: the error that ended the block; None if there was none.
+        ended: event that is set when the block ends.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the checks; raise ``lost`` in place of the exception that ended the block."""
+        """End the checks. If one failed, raise its error in place of the block's exception."""
         self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error
@@ -204,7 +205,7 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another one; end the process if it does not react."""
+    """Interrupt the main thread from another thread; if it does not end, end the process."""
     _thread.interrupt_main()
     if ended.wait(END_WITHIN_S):
         return

@@ -1,1 +1,1 @@
-"""``isweep measure``: one image set, read from wherever it is, and its two numbers."""
+"""``isweep measure``: read one image set, and measure d_data and K_F."""

@@ -1,4 +1,4 @@
-"""Measure a file of arrays as it is stored, without resizing its images."""
+"""Measure a file of arrays without resizing its images."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from tasks.sources.base import format_counts
 from tasks.sources.detect import detect_own_kind
 
 MAX_HELD_BYTES = 2 << 30
-"""Largest file of arrays that is read into memory."""
+"""Size limit of a file of arrays that is read into memory, bytes."""
 ONLY_FOR_ARRAYS = frozenset({"label_map", "pixel_range"})
-"""Options of your own data that a file of arrays may have."""
+"""Options of your own data that are allowed for a file of arrays."""
 NUM_PROBED = 64
-"""Values of an image that are compared before all are: most images differ in one of them."""
+"""Number of an image's values that are compared first. Most images differ in one of them."""
 
 
 def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    """Measure a file of arrays as it is stored.
+    """Measure a file of arrays without resizing its images.
 
     Raises:
-        SweepError: The file, its labels, or an option does not fit.
+        SweepError: The file, its labels or an option cannot be used.
     """
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB; more than 2 GiB can only be "
-            "measured in blocks of resized images",
-            hint="Give --image-size, for example the side of the stored images",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but images of more than 2 GiB "
+            "are only measured after resizing",
+            hint="Add --image-size, for example the side of the stored images",
         )
-    unfit = sorted(set(request.said) - ONLY_FOR_ARRAYS)
+    unfit = sorted(set(request.own_options) - ONLY_FOR_ARRAYS)
     if unfit:
         raise ConfigError(
-            f"{path.name} is a file of arrays, which has no use for {options_text(unfit)}",
-            hint="Leave the option out",
+            f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
+            hint="Omit this option",
         )
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
     from tasks.sources.arrays import load_images  # imports more than a .npy needs
 
-    # The source checks declared sizes, labels and types before anything large is read.
+    # list_items checks the declared sizes, labels and types before large arrays are read.
     raw = raw_request(own_data)
     listing = source_for(kind).list_items(raw)
     images = load_images(ARRAY_FILES[path.suffix.lower()](raw), listing)
@@ -68,19 +68,19 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
 def _measure_npy(
     request: MeasureRequest, path: Path, own_data: UserSourceSpec, executor: Executor
 ) -> Measured:
-    """Measure a ``.npy``, whose labels are in a file beside it, if there are any."""
+    """Measure a ``.npy`` file. Labels, if there are any, are in another file."""
     images = _load_npy(path)
     if request.labels is None:
         return measure_on_scale(LabeledImages(images), request, executor)
     if not request.labels.exists():
         hint = f"Correct --labels. {nearest_path(request.labels)}".rstrip()
-        raise ConfigError(f"The file of labels {request.labels} does not exist", hint=hint)
+        raise ConfigError(f"The label file {request.labels} does not exist", hint=hint)
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
         raise DataError(
             f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} has "
             f"{plural(len(images), 'image')}",
-            hint="Give a file with one label per image by --labels",
+            hint="Set --labels to a file with one label per image",
         )
     return _measure_labeled(images, labels, range(len(images)), [], request, executor)
 
@@ -93,7 +93,7 @@ def _measure_labeled(
     request: MeasureRequest,
     executor: Executor,
 ) -> Measured:
-    """Measure images with labels; tell what was read of them."""
+    """Measure images with labels, and add lines that summarize the images."""
     lines = _set_lines(images, labels, groups)
     data = LabeledImages(images, labels.codes, labels.names)
     measured = measure_on_scale(data, request, executor)
@@ -101,26 +101,27 @@ def _measure_labeled(
 
 
 def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec:
-    """Return your own data as a sweep file has them.
+    """Return your own data as in a sweep file.
 
     Raises:
         ConfigError: An option has a wrong value.
     """
     fields = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     try:
-        return UserSourceSpec.model_validate({**fields, **request.said})
+        return UserSourceSpec.model_validate({**fields, **request.own_options})
     except ValidationError as error:
         raise invalid(error) from None
 
 
 def options_text(names: Iterable[str]) -> str:
-    """Return options as they are typed: ``--label-map, --layout``."""
+    """Return options as on a command line: ``--label-map, --layout``."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _load_npy(path: Path) -> Images:
     try:
-        # Mapped: a header that declares more than the file holds is refused before memory is taken.
+        # With mmap, a header that declares more data than the file has is an error before memory is
+        # allocated.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
@@ -130,26 +131,26 @@ def _load_npy(path: Path) -> Images:
 
 
 def _read_labels(path: Path, own_data: UserSourceSpec) -> Labels:
-    """Return the labels of a file: a ``.npy``, or text with one per line or all on one line."""
+    """Return the labels in a ``.npy`` file, or in a text file on one line or one per line."""
     is_array = path.suffix.lower() == ".npy"
     if is_array:
         values = _load_npy(path)
     else:
         from orchestrator.planning.plain_yaml import read_text  # imports ruamel
 
-        lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
+        lines = read_text(path, "label file", MAX_HELD_BYTES).rstrip().splitlines()
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         raise DataError(
-            f"{path.name} holds an array of type {values.dtype} and shape {values.shape}, not one "
-            "label per image",
-            hint="Save the labels as one row of numbers or text",
+            f"{path.name} has an array of type {values.dtype} and shape {values.shape} instead of "
+            "one label per image",
+            hint="Save the labels as a one-dimensional array of numbers or text",
         )
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)
 
 
 def _set_lines(images: Images, labels: Labels, groups: Sequence[object]) -> list[str]:
-    """Return lines that tell how many images and groups were read, and of which classes."""
+    """Return lines with the numbers of images and groups of each class."""
     images_of_class: dict[str, int] = {}
     groups_of_class: list[int] = []
     for code, name in enumerate(labels.names):
@@ -164,7 +165,7 @@ def _set_lines(images: Images, labels: Labels, groups: Sequence[object]) -> list
 
 
 def _count_blank(images: Images) -> int:
-    """Return the number of images whose pixels all have one value."""
+    """Return the number of images whose pixels all have the same value."""
     flat = images.reshape(len(images), -1)
     probed = flat[:, :: flat.shape[1] // NUM_PROBED or 1]
     candidates = flat[(probed == probed[:, :1]).all(axis=1)]

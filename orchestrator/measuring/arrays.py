@@ -21,21 +21,21 @@ from tasks.measures.records import MeasureResult
 from tasks.remote import Executor
 
 PREPARED_RANGE = (0.0, 255.0)
-"""Pixel values of black and white of all prepared images."""
+"""Pixel values of black and white in all prepared images."""
 MAX_NAMED = 20
-"""Classes that a message names."""
+"""Largest number of classes in a message."""
 
 
 def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
-    """Measure images in memory; the source of the request is not read.
+    """Measure images in memory. The source of the request is not used.
 
     Raises:
-        SweepError: The class pair, the train sizes or the images cannot be measured.
+        SweepError: The class pair, the train sizes or the images cannot be used.
     """
     if request.class_pair is not None:
         if data.labels is None:
             raise ConfigError(
-                "A class pair is given, but no labels", hint="Give labels too (`--labels FILE`)"
+                "A class pair is given, but no labels", hint="Add labels (`--labels FILE`)"
             )
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])
@@ -51,7 +51,13 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
 
 @dataclass(frozen=True)
 class _Scaled:
-    """Images on the scale of their pixels, and lines that tell which scale that is."""
+    """Images after scaling.
+
+    Attributes:
+        images: ``(num_images, ...)``, in [0, 255] if they were scaled.
+        lines: Lines for users that describe the type and the scale of the images.
+        is_scaled: True if the values were scaled to [0, 255].
+    """
 
     images: Images
     lines: list[str]
@@ -59,11 +65,10 @@ class _Scaled:
 
 
 def measure_on_scale(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
-    """Measure images in memory on the scale of their pixels, which ``taken`` tells.
+    """Measure images in memory after scaling them to [0, 255], as in a prepared dataset.
 
-    Floating-point images, and all images whose black and white are given, are brought to [0, 255],
-    as a preparation does. Whole numbers, and points ``(num_points, num_features)``, stay as they
-    are.
+    Only floating-point images, and images whose black and white are given, are scaled. Whole
+    numbers, and points ``(num_points, num_features)``, are measured as they are.
     """
     scaled = _to_scale(data.images, request.settings.pixel_range)
     if scaled.is_scaled:
@@ -74,14 +79,14 @@ def measure_on_scale(data: LabeledImages, request: MeasureRequest, executor: Exe
 
 
 def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
-    """Return images on the scale of their pixels.
+    """Scale images to [0, 255] if their scale is known.
 
     Args:
         images: ``(num_images, ...)``.
-        limits: Values of black and white; None if they were not given.
+        limits: Values of black and white. None if the user gave none.
     """
     # These import more than points need.
-    from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
+    from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
 
     kind = images.dtype.kind
     shape = "x".join(map(str, images.shape[1:]))
@@ -91,7 +96,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
     has_scale = kind in "uif"
     if limits is None:
         has_scale = kind == "f" and images.ndim > 2  # whole numbers may be on any scale
-    # Values that are not finite are refused by the measure itself.
+    # The measure itself raises an error for NaN and infinite values.
     if not has_scale or not images.size or not all(np.isfinite(image).all() for image in images):
         return _Scaled(images, [f"  {shape}, {values}: measured as stored"], is_scaled=False)
     chosen_limits, rule = choose_pixel_range("images", [images], limits)
@@ -102,7 +107,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         num_cut += bool(is_cut.any())
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:
-        lines.append(f"  doubtful: {CUT}, {num_cut:,}")
+        lines.append(f"  doubtful: {CLIPPED}, {num_cut:,}")
     return _Scaled(pixels, lines, is_scaled=True)
 
 
@@ -112,12 +117,12 @@ def with_pair(
     labels: Codes | None,
     names: Names,
 ) -> Measured:
-    """Return a measure with the closest pair of differently labelled images.
+    """Add the closest pair of images with different labels to a measure.
 
     Args:
         record: The measure.
-        read_rows: Returns images by their rows.
-        labels: ``(num_images,)`` class indices; None without labels.
+        read_rows: Function that returns the images in given rows.
+        labels: ``(num_images,)`` class indices. None for images without labels.
         names: Names of the classes, by index.
     """
     if labels is None:
@@ -140,11 +145,11 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
     Args:
         labels: ``(num_images,)`` class indices.
         names: Names of the classes, by index.
-        pair: The two classes. If one is no name, it is an index: labels 1, 2, 3 have the indices
-            0, 1, 2.
+        pair: The two classes, as names or else as indices. For labels 1, 2, 3 the indices are 0, 1,
+            2.
 
     Raises:
-        ConfigError: A class does not exist, or both are the same.
+        ConfigError: A class does not exist, or both classes are the same.
     """
     index_of_name = {name: index for index, name in enumerate(names)}
     index_of_text = {str(index): index for index in np.unique(labels).tolist()}
@@ -153,8 +158,8 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
         codes.append(index_of_name.get(name, index_of_text.get(name, -1)))
     if -1 in codes or codes[0] == codes[1]:
         known_classes = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
-        problem = f"The class pair {' '.join(pair)} names a class that the data do not have"
+        problem = f"The class pair {' '.join(pair)} has a class that the data do not have"
         if codes[0] == codes[1] != -1:
-            problem = f"The class pair {' '.join(pair)} names one class twice"
+            problem = f"The class pair {' '.join(pair)} has the same class twice"
         raise ConfigError(problem, hint=f"Choose two of these classes: {known_classes}")
     return np.flatnonzero(np.isin(labels, codes))

@@ -1,4 +1,4 @@
-"""Labels of arrays: numbers or text, in memory or in a file beside a ``.npy``."""
+"""Convert labels of arrays, numbers or text, to classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.base import RawRequest
 
 IN_MEMORY = UserSourceSpec(kind="npz", path="own", domain=None)
-"""Your own data of which nothing is known but its labels."""
+"""Description of data in memory, for functions that need your own data."""
 ANY_SIDE = 224
-"""Side of images in a request that only lists: it does not matter."""
+"""Side of images in a request that reads no images. Its value does not matter."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class Labels:
 def name_labels(
     written: Sequence[object], own_data: UserSourceSpec | None = None, first: int = 0
 ) -> Labels:
-    """Return the classes of labels as they are given.
+    """Return the classes of labels.
 
     Args:
-        written: A label per image: a number, text or bytes.
-        own_data: What labels of a file mean; None for labels in memory.
+        written: One label per image: a number, text or bytes.
+        own_data: Description of the data with the label map. None for labels in memory.
         first: Number of the first row in messages.
 
     Raises:
         DataError: A label is empty or ambiguous.
     """
-    # These import more than an array of numbers needs.
+    # imported here, because an array without labels does not need them
     from tasks.sources.own.class_names import sort_labels
-    from tasks.sources.own.labels import classes_of_rows
+    from tasks.sources.own.labels import find_classes
     from tasks.sources.own.rows import Rows
     from tasks.sources.tables import label_text
 
@@ -60,11 +60,11 @@ def name_labels(
         numbering=lambda _: f"the first row is {first}",
     )
     try:
-        labels = classes_of_rows(rows, raw_request(own_data or IN_MEMORY))
+        labels = find_classes(rows, raw_request(own_data or IN_MEMORY))
     except DataError as error:
         if own_data is not None:
             raise
-        hint = "Correct these labels, or leave the images with these labels out"
+        hint = "Correct these labels, or remove the images with these labels"
         raise DataError(error.problem, hint=hint) from None
     names = tuple(sort_labels(labels))
     index_of_name = {name: index for index, name in enumerate(names)}
@@ -72,6 +72,6 @@ def name_labels(
 
 
 def raw_request(own_data: UserSourceSpec) -> RawRequest:
-    """Return the request that lists your own data."""
+    """Return a request that lists your own data."""
     spec = PreparedSpec(dataset="own", image_size=ANY_SIDE, channels=1)
     return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))

@@ -1,4 +1,4 @@
-"""A figure of the two differently labelled images that are closest."""
+"""Draw the closest pair of images with different labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 
 def draw_pair(figure: Figure, measured: Measured) -> None:
-    """Draw the closest pair side by side, each image stretched to its own range.
+    """Draw the closest pair side by side. Each image is scaled to its own range of values.
 
     Raises:
-        DataError: There is no such pair, or its rows are no images.
+        DataError: There is no such pair, or the data are not images.
     """
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
-        raise DataError("No two images with different labels were measured, so no pair is drawn")
+        raise DataError(
+            "No pair can be drawn, because no two images with different labels were measured",
+            hint="Give images of at least two classes with their labels",
+        )
     panels = zip(
         figure.subplots(1, 2),
         sharpness.pair,
@@ -36,13 +39,16 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
 
 
 def _stretched(image: Images) -> Images:
-    """Return an image with channels last, and values from 0 to 1."""
+    """Return an image with its channels last, scaled to values from 0 to 1."""
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
         pixels = pixels.transpose(1, 2, 0)
     pixels = pixels.squeeze()
     if pixels.ndim < 2:
-        raise DataError(f"The pair consists of rows of {pixels.size} numbers, not of images")
+        raise DataError(
+            f"The pair cannot be drawn, because it has rows of {pixels.size} numbers, not images",
+            hint="Omit --show-pair",
+        )
     low = float(pixels.min())
     high = float(pixels.max())
     return (pixels - low) / ((high - low) or 1.0)

@@ -1,4 +1,4 @@
-"""Comparison of measured numbers with the study's datasets, in plain words."""
+"""Compare measured numbers with the published numbers of the study's datasets."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tasks.measures.records import MeasureResult
 from tasks.measures.sharpness import LabelSharpness, SharpnessConvention, conversion
 
 PUBLISHED_RANGE = (0.0, 255.0)
-"""Pixel values of black and white of the published label sharpness."""
+"""Pixel values of black and white in the published label sharpness."""
 PUBLISHED_SIDES = (224, 224)
-"""Size of the published images, pixels."""
+"""Height and width of the images in the published label sharpness, pixels."""
 THREE_CHANNELS = ("cifar10", "svhn", "imagenet")
-"""Published datasets with three channels; all others have one."""
+"""Published datasets with three channels. All other datasets have one channel."""
 
 
 def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
-    """Return a row for each of the study's eleven datasets, at the nearest train size.
+    """Return one row for each of the study's eleven datasets, at the nearest train size.
 
-    The label sharpness is converted to the convention of the record. It was published as a maximum
-    over some 2,000 sampled pairs of [0, 255] images of 224 x 224. It is None if the record does not
-    tell its pixel range or side.
+    The published label sharpness is a maximum over about 2,000 sampled pairs of images with 224 x
+    224 pixels in [0, 255]. It is converted to the pixel range, side and channels of the record. It
+    is None if the record does not have its pixel range or side.
     """
     size = record.sizes[-1].train_size
     nearest: dict[str, dict[str, str]] = {}
@@ -57,7 +57,7 @@ def _distance(row: dict[str, str], size: int) -> int:
 
 
 def _known_convention(sharpness: LabelSharpness | None) -> SharpnessConvention | None:
-    """Return in what a label sharpness was measured, or None if it cannot be converted."""
+    """Return the convention of a label sharpness, or None if it cannot be converted."""
     if sharpness is None:
         return None
     convention = sharpness.convention
@@ -74,7 +74,7 @@ def _factor(dataset: str, convention: SharpnessConvention) -> float:
 
 
 def describe(measured: Measured) -> list[str]:
-    """Return sentences that say what the two numbers mean."""
+    """Return sentences that compare the two numbers with published ones."""
     record = measured.record
     rows = published_rows(record)
     lines: list[str] = []
@@ -82,10 +82,10 @@ def describe(measured: Measured) -> list[str]:
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is "
-            f"{_level(below, len(rows))}: higher than {below} of the {len(rows)} published "
-            "datasets (at their train size nearest to yours). The law expects a higher dimension "
-            "to need more images for the same loss."
+            f"The intrinsic dimension {estimate.value:.1f} (mle, as in the study) is "
+            f"{_level(below, len(rows))}: higher than that of {below} of the {len(rows)} "
+            "published datasets, at their train size nearest to yours. By the law, a higher "
+            "dimension needs more images for the same loss."
         )
     sharpness = record.label_sharpness
     if sharpness is not None and sharpness.value is not None:
@@ -93,11 +93,11 @@ def describe(measured: Measured) -> list[str]:
         if published:
             below = sum(value < sharpness.value for value in published)
             lines.append(
-                f"Label sharpness {sharpness.value:.3g} is {_level(below, len(published))}: higher "
-                f"than {below} of the {len(published)} published values, rescaled to your pixel "
-                "range, side and channels. The law expects sharper labels to give a higher loss "
-                "and a model that is easier to fool. Published values come from a sample of "
-                "pairs, so read this as an order of magnitude."
+                f"The label sharpness {sharpness.value:.3g} is {_level(below, len(published))}: "
+                f"higher than {below} of the {len(published)} published values, converted to your "
+                "pixel range, side and channels. By the law, sharper labels give a higher loss "
+                "and a network that is easier to attack. Published values come from a sample of "
+                "pairs, so this comparison is only an order of magnitude."
             )
     return lines + list(record.notes)
 
@@ -107,11 +107,11 @@ def _level(below: int, total: int) -> str:
         return "low"
     if below / total > 2 / 3:
         return "high"
-    return "in the middle"
+    return "medium"
 
 
 def measured_document(measured: Measured) -> dict[str, Any]:
-    """Return what ``isweep measure --json`` prints."""
+    """Return the document for ``isweep measure --json``."""
     return {
         **measured.record.to_json(),
         "label_names": list(measured.label_names),

@@ -1,4 +1,4 @@
-"""Records of a measure: what to measure and how, and what was measured."""
+"""Request for a measure, and its result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy.typing as npt
 from tasks.measures.records import MeasureResult, MeasureSettings
 
 Images = npt.NDArray[Any]
+"""Images in memory, ``(num_images, ...)``, or one image."""
 Codes = npt.NDArray[np.int64]
+"""Class indices or row numbers."""
 Names = tuple[str, ...]
+"""Names of classes, or lines of text."""
 
 
 @dataclass(frozen=True)
@@ -21,26 +24,26 @@ class MeasureRequest:
     """A request to measure one set of images.
 
     Attributes:
-        source: A path, or a dataset's name.
-        labels: File of labels for a ``.npy`` (``.npy``, or text with one per line). Without labels
-            only the dimension is measured.
-        raw: Raw download, for a dataset's name.
-        said: Options of your own data: ``label_map`` (label as written -> class),
+        source: A path, or the name of a known dataset.
+        labels: Label file for a ``.npy`` file. It is a ``.npy`` file or text with one label per
+            line. Without labels only the intrinsic dimension is measured.
+        raw: Folder with the raw download of a known dataset.
+        own_options: Options of your own data: ``label_map`` (label in the data -> class),
             ``label_columns``, ``layout``.
-        class_pair: Only these two classes, by name. A number that is no name is an index in their
-            order.
+        class_pair: Names of the two classes to measure. None measures all classes. A number that is
+            not a name is an index of the classes.
         max_skipped_share: Largest share of image files that may be unusable.
-        train_sizes: Nested, stratified subsets to measure besides all images.
-        image_size: Side to resize to, pixels. None keeps arrays as they are, and takes
-            :data:`orchestrator.measuring.sources.DEFAULT_SIDE` for image files.
-        channels: 1 or 3, of image files.
+        train_sizes: Sizes of nested, stratified subsets to measure in addition to all images.
+        image_size: Side after resizing, pixels. None does not resize arrays, and resizes image
+            files to :data:`orchestrator.measuring.sources.DEFAULT_SIDE`.
+        channels: Number of channels of image files, 1 or 3.
         settings: Settings of the measures.
     """
 
     source: str
     labels: Path | None = None
     raw: Path | None = None
-    said: dict[str, Any] = field(default_factory=dict)
+    own_options: dict[str, Any] = field(default_factory=dict)
     class_pair: tuple[str, str] | None = None
     max_skipped_share: float = 0.001
     train_sizes: tuple[int, ...] = ()
@@ -55,8 +58,8 @@ class LabeledImages:
 
     Attributes:
         images: ``(num_images, ...)``.
-        labels: ``(num_images,)`` class indices; None without labels.
-        label_names: Names of the classes, by index; empty without labels.
+        labels: ``(num_images,)`` class indices. None for images without labels.
+        label_names: Names of the classes, by index. Empty for images without labels.
     """
 
     images: Images
@@ -66,16 +69,16 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured source.
+    """Result of measuring a source.
 
     Attributes:
-        record: The numbers.
-        pair_images: The two differently labelled images that are closest.
-        pair_labels: Their classes.
-        label_names: The classes that were measured, in their order; empty without labels.
-        preparation: Record of what was read and skipped; None for arrays.
-        taken: Lines that tell what was read of arrays: classes, what was left out, what is
-            doubtful.
+        record: The measured numbers.
+        pair_images: The closest pair of images with different labels.
+        pair_labels: Classes of these two images.
+        label_names: Names of the measured classes, in order. Empty for images without labels.
+        preparation: Record of the read and skipped images. None for arrays.
+        taken: Lines that describe the images of an array: classes, images that were left
+            out, and doubtful images.
     """
 
     record: MeasureResult

@@ -1,4 +1,4 @@
-"""Scratch folders of ``isweep measure``, which prepares images, measures them and removes them."""
+"""Temporary folders in which ``isweep measure`` prepares images before it measures them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = ".measure-"
-"""Beginning of the names of scratch folders: they are no prepared datasets."""
+"""Prefix of the names of temporary folders. It distinguishes them from prepared datasets."""
 NAMED_BY_PROCESS = re.compile(rf"\.*{re.escape(PREFIX)}(\d+)\b")
-"""Scratch folders of versions up to November 2026, which carry a process id and have no lock."""
+"""Pattern of temporary folders of versions before December 2026: with a process id, without a
+lock."""
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield the path of a scratch folder, and remove it and its parts afterwards.
+    """Yield the path of a temporary folder, and delete the folder and its parts afterwards.
 
-    Folders that killed processes left are removed first. A process holds a lock on a file beside
-    its folder, so that a folder whose lock is free belongs to nobody.
+    First, delete folders of killed processes. Each process locks a file next to its folder. If the
+    lock is free, the process has ended.
 
     Args:
-        parent: Folder of the prepared datasets. The key lies there by which hashed names of files
-            are found again.
+        parent: Folder of the prepared datasets. It also has the key for hashed file names.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
-    # The letter tells it from names of earlier versions, which are numbers.
+    # The letter x distinguishes the name from names of earlier versions, which have numbers.
     folder = parent / f"{PREFIX}x{secrets.token_hex(6)}"
     lock_file = folder.with_suffix(".lock")
     with lock_file.open("w") as lock:
@@ -43,7 +43,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders of processes that were killed."""
+    """Delete the temporary folders of processes that were killed."""
     for lock_file in parent.glob(f"{PREFIX}*.lock"):
         try:
             with lock_file.open("r+") as lock:
@@ -59,7 +59,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a scratch folder, and those that preparing makes beside it."""
+    """Delete a temporary folder, and the folders that the preparation creates next to it."""
     for path in folder.parent.glob(f".*{folder.name.lstrip('.')}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Read your own images, or a dataset, from wherever they are, and measure them."""
+"""Read your own images or a known dataset, and measure them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind
 
 DEFAULT_SIDE = 224
-"""Side of image files, pixels, if none is given: the study's."""
+"""Default side of resized images, pixels: the same as in the study."""
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
-    Image files are prepared in the root, and the prepared images are removed afterwards. The key of
-    hashed file names stays.
+    Image files are prepared below the root, and the prepared images are deleted afterwards. The key
+    for hashed file names is kept.
 
     Args:
-        request: What to measure and how.
-        executor: Reads images and computes distances.
+        request: The source and the settings.
+        executor: Executor that reads images and computes distances.
         paths: Paths below the root.
 
     Raises:
@@ -54,15 +54,15 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(error.problem, hint="Choose, for example, `--device cpu`") from None
     if request.settings.pixel_range is not None:
         limits = {"pixel_range": request.settings.pixel_range}
-        request = replace(request, said={**request.said, **limits})
+        request = replace(request, own_options={**request.own_options, **limits})
     path = Path(request.source)
     is_listed = request.source in DATASETS and not path.exists()
     is_prepared = (path / MARKER).exists()
-    if request.said and (is_listed or is_prepared):
+    if request.own_options and (is_listed or is_prepared):
         raise ConfigError(
-            f"{path.name} has fixed classes and pixels, so {options_text(request.said)} cannot be "
-            "used",
-            hint="Leave the option out, or name the original images",
+            f"{path.name} has fixed classes and pixels, so {options_text(request.own_options)} "
+            "cannot be used",
+            hint="Omit the option, or give the path of the original images",
         )
     if is_listed:
         dataset = dataset_spec(request.source)
@@ -79,7 +79,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if is_npy:
         raise ConfigError(
             f"{path.name} is a .npy file, whose images --image-size cannot resize",
-            hint="Save images and labels together as .npz, or leave --image-size out",
+            hint="Save images and labels together as .npz, or omit --image-size",
         )
     own_data = own_source(known_kind(path), path, request)
     return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
@@ -90,47 +90,50 @@ def _check_exists(path: Path, source: str) -> None:
         return
     if "://" in source:
         raise ConfigError(
-            f"{source} is a URL, and only files of this machine can be measured",
-            hint="Download it, then name the folder or file",
+            f"{source} is a URL, but only local files can be measured",
+            hint="Download the data, then give the path of the folder or file",
         )
     hint = (
-        f"Name a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
+        f"Give a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
         f"{nearest_path(path)}"
     )
-    raise ConfigError(f"{source} does not exist, and is no known dataset", hint=hint.rstrip())
+    raise ConfigError(
+        f"{source} is neither an existing path nor a known dataset", hint=hint.rstrip()
+    )
 
 
 def _check_options(
     request: MeasureRequest, path: Path, *, is_npy: bool, is_as_stored: bool
 ) -> None:
-    """Refuse options that the source has no use for."""
+    """Raise an error for options that cannot be used for the source."""
     if request.labels and not is_npy:
         raise ConfigError(
-            f"--labels is for a .npy file, and {path.name} is not one", hint="Leave --labels out"
+            f"--labels is only for .npy files, but {path.name} has another type",
+            hint="Omit --labels",
         )
     if request.raw:
         raise ConfigError(
-            f"--raw is for a known dataset, and {path.name} is a file or folder",
-            hint="Leave --raw out",
+            f"--raw is only for known datasets, but {path.name} is a file or folder",
+            hint="Omit --raw",
         )
     if is_as_stored and request.channels != 1:
         raise ConfigError(
             f"--channels cannot be used, because the images of {path.name} are measured as stored",
-            hint="Leave --channels out, or give --image-size too",
+            hint="Omit --channels, or add --image-size",
         )
 
 
 def known_kind(path: Path) -> str:
-    """Return the kind of own data that a file or folder is.
+    """Return the kind of your own data at a path.
 
     Raises:
-        ConfigError: It is of no known kind.
+        ConfigError: The path has no known kind of data.
     """
     kind = detect_own_kind(path)
     if kind is not None:
         return kind
     raise ConfigError(
-        f"{path.name} is no folder, table or file of arrays that isweep can read",
+        f"{path.name} is not a folder, table or file of arrays that isweep can read",
         hint=f"Use a .npy file, or one of these kinds: {own_kinds_text()}",
     )
 
@@ -142,16 +145,16 @@ def _prepare_and_measure(
     executor: Executor,
     paths: RootPaths,
 ) -> Measured:
-    """Prepare a dataset in a scratch folder and measure it, or one that is prepared already.
+    """Measure a dataset after preparing it in a temporary folder, if it is not prepared already.
 
     Args:
-        request: What to measure and how.
+        request: The source and the settings.
         dataset: The dataset.
-        raw: Its raw files; None for a dataset that a package brings.
-        executor: Reads images and computes distances.
+        raw: Raw files of the dataset. None for a dataset that comes with a package.
+        executor: Executor that reads images and computes distances.
         paths: Paths below the root.
     """
-    from tasks.prepared.prepare import prepare_dataset  # imports scipy, which arrays do without
+    from tasks.prepared.prepare import prepare_dataset  # imports scipy, which arrays do not need
 
     fields = {
         "dataset": dataset.name,
@@ -186,7 +189,7 @@ def _measure_prepared(
 ) -> Measured:
     settings = replace(request.settings, pixel_range=PREPARED_RANGE)
     if request.class_pair is None and not request.train_sizes:
-        # Read in blocks from the store: the images need not fit into memory.
+        # Read blocks of images, so that the images need not fit into memory.
         record = measure_nested(
             data, data.labels, [data.num_images], executor=executor, settings=settings
         )

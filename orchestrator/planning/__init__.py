@@ -1,1 +1,1 @@
-"""Sweep file to plan: what is to be done, where it lies, what it will cost."""
+"""From a sweep file to a plan: its trials, its folders and its estimated cost."""

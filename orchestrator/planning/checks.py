@@ -1,4 +1,4 @@
-"""Checks of what the images can give, before anything is prepared."""
+"""Check that the data of a sweep suffice, before a dataset is prepared."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 MAX_NAMED = 20
-"""Classes that a message names."""
+"""Largest number of classes in a message."""
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Labels, groups and splits of a dataset, known before its images are read.
+    """Labels, groups and splits of a dataset, without its pixels.
 
     Attributes:
         labels: ``(num_images,)`` class indices.
-        groups: ``(num_images,)`` group ids; an image without a group has one of its own.
-        splits: ``(num_images,)`` codes of given splits.
+        groups: ``(num_images,)`` group ids. An image without a group has a unique id.
+        splits: ``(num_images,)`` codes of the splits that the data define.
         label_names: Names of the classes, by index.
     """
 
@@ -47,17 +47,17 @@ class LabelCounts:
 
 
 Images = PreparedDataset | LabelCounts
-"""What is known of the images of a dataset: all, or only their labels."""
+"""The images of a dataset: with pixels, or labels only."""
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
-    """Return what the places and names of files tell, or None if they must be read to know."""
+    """Return the labels of a listing, or None if they are only known after reading the files."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
     groups = []
     for place, item in enumerate(listing.items):
-        # No group has a name that begins with NUL.
+        # The name of a group never begins with NUL.
         name = item.group or f"\0{place}"
         groups.append(group_ids.setdefault(name, len(group_ids)))
     return LabelCounts(
@@ -71,20 +71,20 @@ def count_labels(listing: Listing) -> LabelCounts | None:
 def check_feasible(
     workspace: Workspace, raw: Mapping[str, Path] | None = None
 ) -> dict[str, Listing]:
-    """Refuse a sweep whose data are absent, contradict themselves, or have too few images.
+    """Raise an error if the data of a sweep are absent, contradictory or too few.
 
-    Your own data that are not prepared yet are listed, which finds what is wrong with labels,
-    groups, splits and names of files. No image is opened.
+    If your own data are not prepared yet, list their files to check labels, groups, splits and file
+    names. No image is opened.
 
     Args:
         workspace: The sweep.
-        raw: Folders of your own data by dataset; those of the sweep if absent.
+        raw: Folders of your own data by dataset. For other datasets, the path of the sweep is used.
 
     Returns:
-        The listings that were made, by prepared id.
+        The new listings, by prepared id.
 
     Raises:
-        SweepError: All problems at once.
+        SweepError: The data have at least one problem. The message lists all problems.
     """
     plan = workspace.plan
     sources = _own_sources(workspace, raw or {})
@@ -118,9 +118,9 @@ def check_feasible(
 
 
 def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | None:
-    """Return the labels of a dataset that a package ships, or None for all others.
+    """Return the labels of a dataset with known numbers of images per class, or None.
 
-    At best, each of its images is its own group.
+    Every image is assumed to be its own group, which is the best case.
     """
     if not dataset.images_per_class or spec.dials:
         return None
@@ -130,7 +130,7 @@ def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | N
 
 
 def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[SweepError]:
-    """Return a problem if a sweep names other classes than its data have."""
+    """Return an error if the classes in a sweep differ from the classes of its data."""
     if dataset.label_names in ((), names):
         return []
     key = f"datasets.{dataset.name}.own.class_names"
@@ -145,12 +145,12 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
 
 
 def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
-    """Return a problem if the images cannot give the subset of a measure.
+    """Return an error if there are too few images for the subset of a measure.
 
     Args:
         measure: The measure of the subset, with its train sizes.
-        images: What is known of the images.
-        is_named: True if the classes were known when the sweep was planned.
+        images: The images, or their labels.
+        is_named: True if the names of the classes were known when the sweep was planned.
     """
     subset = measure.subset
     names = images.label_names
@@ -171,10 +171,9 @@ def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> lis
 
 
 def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
-    """Refuse a class pair of numbers that are names of other classes.
+    """Raise an error if a number in a class pair could mean an index or the name of a class.
 
-    If the classes have numbers as names, but not 0, 1, 2 and so on, a number could mean a name or
-    an index.
+    This is so if the names of the classes are numbers, but not 0, 1, 2 and so on.
     """
     are_indices = names == tuple(map(str, range(len(names))))
     are_numbers = all(name.lstrip("-").isdigit() for name in names)
@@ -182,14 +181,14 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         return
     first, second = subset.class_pair
     raise DataError(
-        f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}, which count "
-        f"classes from 0, but the classes are named {', '.join(names[:MAX_NAMED])}",
-        hint=f"Name classes as text, for example class_pairs: [['{names[0]}', '{names[1]}']]",
+        f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}. Numbers are "
+        f"indices from 0, but the names of the classes are numbers: {', '.join(names[:MAX_NAMED])}",
+        hint=f"Write class names in quotes, as in class_pairs: [['{names[0]}', '{names[1]}']]",
     )
 
 
 def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the paths of your own data by dataset, or refuse those that do not exist."""
+    """Return the paths of your own data by dataset. Raise an error if a path does not exist."""
     problems: list[SweepError] = []
     sources: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
@@ -198,7 +197,7 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
         path = raw.get(choice.name) or Path(choice.own.path)
         sources[choice.name] = path
         if choice.name not in raw and not path.exists():
-            hint = "Correct the path; a relative path starts at the folder of the sweep file. "
+            hint = "Correct the path. A relative path starts in the folder of the sweep file. "
             problems.append(
                 ConfigError(
                     f"datasets.{choice.name}.own.path does not exist: {choice.own.path}",
@@ -210,9 +209,9 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
 
 
 def names_key(root: Path | None) -> str:
-    """Return the key with which a root hashes names of files in messages.
+    """Return the key with which file names are hashed in messages.
 
-    ``isweep locate`` finds the files with it. Without a root that can be written there is no key.
+    ``isweep locate`` uses the key to find the files. Without a writable root there is no key.
     """
     if root is None or not os.access(root, os.W_OK):
         return UNKEYED
@@ -220,9 +219,9 @@ def names_key(root: Path | None) -> str:
 
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
-    """Return an error that names its dataset and classes: a sweep has several.
+    """Add the dataset and the classes to the message of a :class:`TooFewImagesError`.
 
-    All errors but a :class:`TooFewImagesError` name them already.
+    Other errors have them already, and are returned as they are.
     """
     if not isinstance(error, TooFewImagesError):
         return error

@@ -1,4 +1,4 @@
-"""``isweep datasets``: a row for each dataset of the table."""
+"""Rows of ``isweep datasets``: one for each dataset of the table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tasks.prepared.store import PreparedDataset
 
 
 def list_datasets(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
-    """Return a row per dataset: what it is, what it needs, and whether it is prepared.
+    """Return one row per dataset with its properties and its prepared datasets.
 
     Args:
-        root: The root whose prepared data count.
-        name: A dataset of the table; None for all.
+        root: The root with the prepared datasets.
+        name: Name of a dataset of the table. None for all datasets.
 
     Raises:
         ConfigError: The table has no such dataset.

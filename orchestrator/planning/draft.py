@@ -1,4 +1,4 @@
-"""``isweep init``: a first sweep file for a set of images, which runs as it is."""
+"""Write the first sweep file for your images, for ``isweep init``. It runs without changes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images for the test set; the largest that groups and splits allow is taken."""
+"""Shares of the images to try for the test set, in this order, until groups and splits allow
+one."""
 MAX_NAMED = 8
-"""Classes that a comment names."""
+"""Largest number of classes in a comment."""
 MAX_NAME = 64
-"""Characters of the name of a sweep or dataset."""
+"""Largest number of characters in the name of a sweep or dataset."""
 MAX_TRIED = 20
-"""Images that are tried until enough of them can be read."""
+"""Largest number of images to open until enough of them can be read."""
 NUM_COMPARED = 5
-"""Readable images whose sizes are compared."""
+"""Number of readable images whose sizes are compared."""
 MIN_TRAINED = 8
-"""Fewest images to train on."""
+"""Smallest number of training images."""
 MAX_HEADERS = 2_000
-"""DICOM files whose patients are read for a draft: about ten seconds."""
+"""Largest number of DICOM headers to read. This takes about ten seconds."""
 MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
+"""Endings of the names of medical image files."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ class Sizes:
 
 
 UNKNOWN_SIZES = Sizes((60, 120, 240), 100)
-"""Sizes for data whose images are counted only when they are read."""
+"""Sizes for data whose images cannot be counted before they are read."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The work that a machine can do in reasonable time, as values of a sweep file.
+    """Values of a sweep file that a machine can run in reasonable time.
 
     Attributes:
         models: The models.
         recipe: The recipe.
         image_size: Side of the images, pixels.
         max_trained: Largest train size.
-        max_tested: Largest test set.
+        max_tested: Largest test size.
         resources: Resources of one trial.
     """
 
@@ -92,9 +94,9 @@ class _Dataset:
 
     Attributes:
         lines: Lines below ``datasets:``.
-        channels: Channels of its images.
-        sizes: Sizes that it can give.
-        size_comment: What to say of the side of its images; empty if it fits.
+        channels: Number of channels of the images.
+        sizes: Train sizes and test size for which there are enough images.
+        size_comment: Comment on the size of the images, or an empty string.
     """
 
     lines: Sequence[str]
@@ -121,29 +123,30 @@ def draft_sweep(
     *,
     domain: str | None = None,
     gpu: bool = False,
-    said: Mapping[str, Any] | None = None,
+    own_options: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
-    """Return the text of a sweep file of your own images, or of digits.
+    """Return the text of a sweep file for your own images, or for digits.
 
-    A few images are read; all others are only listed.
+    Read only a few images, and list the names of all others.
 
     Args:
-        source: Your own images; None for digits.
-        to: File that will hold the text. Its name is the sweep's, and paths start at its folder.
-        domain: ``natural`` or ``medical``; None to guess by the kind of the files and by patients.
+        source: Path of your own images. None for digits.
+        to: File to which the text will be written. The sweep gets its name. Relative paths start
+            in its folder.
+        domain: ``natural`` or ``medical``. None to guess from the kind of files and from patients.
         gpu: True for larger networks and images.
-        said: Options of your own data, by the names of a sweep file's ``own_data``.
-        root: Root whose key hides names in messages; None for no key.
+        own_options: Options of your own data, as in ``own`` of a sweep file.
+        root: Root with the key that hashes file names in messages. None for no key.
 
     Raises:
-        SweepError: The images cannot be used, or are too few.
+        SweepError: The images cannot be used, or there are too few.
     """
     if not _ascii(to.stem):
         raise ConfigError(
-            f"The name of the file {to} has no letter from a to z and no digit, which the name of "
-            "the sweep needs",
-            hint="Name another file with --out",
+            f"The file name {to} has no letter from a to z and no digit, which the name of the "
+            "sweep needs",
+            hint="Choose another file name with --out",
         )
     capacity = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
@@ -151,25 +154,25 @@ def draft_sweep(
     dataset = EXAMPLE
     command = "isweep init"
     if source is not None:
-        dataset = _describe(source, to, capacity, domain, said or {}, names_key(root))
+        dataset = _describe(source, to, capacity, domain, own_options or {}, names_key(root))
         command = f"isweep init {_typed(source)}"
     lines = [
-        f"# Written by `{command}`. Change what you like.",
+        f"# Written by `{command}`. You can change every value.",
         f"# `isweep plan {_typed(to)}` checks this file, `isweep run {_typed(to)}` runs the sweep.",
         f"name: {name}",
-        f"models: {capacity.models}  # isweep models",
-        "datasets:  # add others to compare with: isweep datasets",
+        f"models: {capacity.models}  # `isweep models` lists all models",
+        "datasets:  # `isweep datasets` lists more datasets to compare with",
         *dataset.lines,
-        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a smaller set is part of the larger",
-        f"test_size: {dataset.sizes.test_size}  # images that no network is trained on; whole "
-        "groups (patients)",
+        f"train_sizes: {list(dataset.sizes.train_sizes)}  # each contains all smaller sets",
+        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a group "
+        "(patient) is never split",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
-        f"channels: {dataset.channels}  # equal for all datasets, so that K_F can be compared",
+        f"channels: {dataset.channels}  # use the same number for all datasets, to compare K_F",
         "seeds: [0]  # more seeds give narrower intervals",
-        f"recipe: {capacity.recipe}  # isweep recipes",
-        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; pgd is "
-        "another method",
-        f"resources: {capacity.resources}  # of one training",
+        f"recipe: {capacity.recipe}  # `isweep recipes` lists all recipes",
+        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; "
+        "another method is pgd",
+        f"resources: {capacity.resources}  # for one training",
         "",
     ]
     text = "\n".join(lines)
@@ -190,7 +193,7 @@ def _describe(
     listing = list_raw(request)
     images = _read_some(request, listing)
     counts = count_labels(listing)
-    # None if the files must be read to know their labels, or have too many headers.
+    # None if labels are only known after reading the files, or if there are too many headers.
     with_patients = None if counts is None else _with_patients(counts, request, listing)
     guess = _guess_domain(request, images, listing)
     fields = {
@@ -202,18 +205,18 @@ def _describe(
     for option, value in own_options.items():
         fields[option] = _yaml(value)
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    comment = "" if domain else f"  # natural or medical? guessed{guess.reason}"
-    about = "the number of images and groups is known once isweep run has read the images"
+    comment = "" if domain else f"  # domain is a guess{guess.reason}: natural or medical"
+    about = "isweep run counts images and groups when it reads the images"
     lines = [f"    own: {{{entry}}}{comment}"]
     sizes = UNKNOWN_SIZES
     if with_patients is not None:
         about = _counts_text(with_patients)
         if with_patients is not counts:
-            about += ", by the patients of the DICOM headers"
+            about += "; groups are the patients in the DICOM headers"
         if len(with_patients.label_names) > 2:
             pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
             lines.append(
-                f"    # class_pairs: [[{pair}]]  # two classes only; without this line all classes"
+                f"    # class_pairs: [[{pair}]]  # remove the first # to use only two classes"
             )
         sizes = _sizes(with_patients, request.spec, capacity)
     head = [f"  - name: {request.dataset.name}", f"    # {about}"]
@@ -226,14 +229,14 @@ def _describe(
 def _request(
     source: Path, capacity: Capacity, own_options: Mapping[str, Any], key: str
 ) -> RawRequest:
-    """Return the request by which your own images are listed and read."""
+    """Return the request with which to list and read your own images."""
     if not source.exists():
-        hint = f"Name a folder, a table or a file of arrays. {nearest_path(source)}"
+        hint = f"Give a folder, a table or a file of arrays. {nearest_path(source)}"
         raise ConfigError(f"{source} does not exist", hint=hint.rstrip())
     kind = detect_own_kind(source)
     if kind is None:
         raise ConfigError(
-            f"{source} is no folder, table or file of arrays that isweep can read",
+            f"{source} is not a folder, table or file of arrays that isweep can read",
             hint=f"Use one of these kinds: {own_kinds_text()}",
         )
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
@@ -244,7 +247,7 @@ def _request(
 
 
 def _relative(source: Path, to: Path) -> str:
-    """Return the path of the images as it starts at the sweep file's folder."""
+    """Return the path of the images, relative to the folder of the sweep file."""
     path = os.path.relpath(source.absolute(), to.absolute().parent)
     if path.startswith(".."):
         return path
@@ -253,13 +256,13 @@ def _relative(source: Path, to: Path) -> str:
 
 @dataclass(frozen=True)
 class _Image:
-    """The traits of one image that tell something of its set.
+    """Properties of one image from which values of the sweep file are guessed.
 
     Attributes:
-        height: Pixels.
-        width: Pixels.
+        height: Height, pixels.
+        width: Width, pixels.
         is_color: False if all channels are equal.
-        is_medical: True if its file is of a medical kind.
+        is_medical: True if the file has a medical format.
     """
 
     height: int
@@ -269,10 +272,10 @@ class _Image:
 
 
 def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
-    """Read images, evenly spaced in the listing, until enough can be read.
+    """Read images at equal distances in the listing, until enough were readable.
 
     Raises:
-        DataError: None of those that were tried can be read.
+        DataError: No image that was tried can be read.
     """
     num_tried = min(len(listing.items), MAX_TRIED)
     reader = source_for(request.dataset.source).reader(request)
@@ -311,7 +314,7 @@ def _image(sample: Sample, item: Item, request: RawRequest) -> _Image:
 
 @dataclass(frozen=True)
 class _DomainGuess:
-    """A guess whether images are natural or medical, and by what, for a comment."""
+    """A guess whether images are natural or medical, with the reason for a comment."""
 
     domain: str
     reason: str
@@ -319,41 +322,40 @@ class _DomainGuess:
 
 def _guess_domain(request: RawRequest, images: Sequence[_Image], listing: Listing) -> _DomainGuess:
     if images[0].is_medical:
-        return _DomainGuess("medical", " by the kind of its files")
+        return _DomainGuess("medical", " from the format of the files")
     if any(item.group for item in listing.items):
-        return _DomainGuess("medical", " by the patients")
+        return _DomainGuess("medical", " from the patients")
     return _DomainGuess("natural", "")
 
 
 def _size_comment(images: Sequence[_Image], side: int) -> str:
-    """Return what to say of the sizes of some images beside the side that a sweep resizes to."""
+    """Return a comment on images whose size differs from ``side``, the side after resizing."""
     shapes = sorted({(image.height, image.width) for image in images})
     first = f"{shapes[0][0]}x{shapes[0][1]}"
     comments = []
     if MIN_ENLARGED * min(shapes[0]) <= side:
-        comments.append(
-            f"your images are {first}, and enlarging adds interpolated pixels: "
-            f"{min(shapes[0])} may be better"
-        )
+        comments.append(f"your images are {first} and will be enlarged; consider {min(shapes[0])}")
     if len(shapes) > 1:
         last = f"{shapes[-1][0]}x{shapes[-1][1]}"
-        comments.append(f"your images differ, {first} to {last}: do all have the same scale?")
+        comments.append(
+            f"your images have sizes from {first} to {last}; check that all have the same scale"
+        )
     if any(height != width for height, width in shapes):
-        comments.append("your images are not square, and are stretched to a square")
+        comments.append("your images are not square and will be stretched")
     return "".join(f"; {comment}" for comment in comments)
 
 
 def _with_patients(
     counts: LabelCounts, request: RawRequest, listing: Listing
 ) -> LabelCounts | None:
-    """Return counts with the patients of DICOM headers as groups, as reading the images does.
+    """Return counts with the patients in DICOM headers as groups, as in the prepared dataset.
 
-    Return the same object if no header names a patient, and None if there are too many files.
+    Return the same object if no header has a patient. Return None if there are too many files.
     """
     in_folder = request.dataset.source == "folder"
     locators: dict[int, str] = {}
     for row, item in enumerate(listing.items):
-        # In a folder, files without an ending are DICOM.
+        # In a folder, files without an ending are DICOM files.
         is_dicom = is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator))
         if is_dicom and not item.group:
             locators[row] = item.locator
@@ -372,7 +374,7 @@ def _with_patients(
 
 
 def _counts_text(counts: LabelCounts) -> str:
-    """Return how many images, groups and images of each class there are."""
+    """Return the numbers of images, groups and images per class as text."""
     num_images = len(counts.labels)
     num_groups = len(np.unique(counts.groups))
     groups = f"{plural(num_groups, 'group')} (patients)"
@@ -389,7 +391,7 @@ def _counts_text(counts: LabelCounts) -> str:
 
 
 def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
-    """Return sizes that the data can give; each train size is half of the next."""
+    """Return sizes for which there are enough images. Each train size is about half of the next."""
     num_images = len(counts.labels)
     for share in TEST_SHARES:
         test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
@@ -410,10 +412,10 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
     largest = _rounded(min(capacity.max_trained, len(order)))
     if largest < MIN_TRAINED:
         raise DataError(
-            f"{spec.dataset} has {plural(num_images, 'image')}, of which {len(order)} are left to "
-            f"train on; a sweep needs at least {MIN_TRAINED}",
-            hint="Add images or groups; all images of a group (patient) are on one side of the "
-            "split",
+            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can be "
+            f"used for training, but a sweep needs at least {MIN_TRAINED}",
+            hint="Add images or groups. A group (patient) is never split between training and "
+            "test set",
         )
     train_sizes: list[int] = []
     for divisor in (4, 2, 1):
@@ -424,7 +426,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
 
 
 def _rounded(number: int) -> int:
-    """Round down to a number that is easy to read, and even: two equal classes need it."""
+    """Round down to an even, round number. Two classes of equal size need an even number."""
     unit = 2
     if number >= 1000:
         unit = 100
@@ -434,7 +436,7 @@ def _rounded(number: int) -> int:
 
 
 def _ascii(text: str) -> str:
-    """Return text without accents, or nothing if it has no letter of a to z and no digit."""
+    """Return text in ASCII, without accents, or an empty string without any letter or digit."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     if any(map(str.isalnum, plain)):
         return plain
@@ -442,13 +444,13 @@ def _ascii(text: str) -> str:
 
 
 def _typed(path: Path) -> str:
-    """Return a path as it is typed in a shell, on one line."""
+    """Return a path quoted for a shell, on one line."""
     return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
 def _yaml(value: object) -> str:
     """Return a value as YAML on one line.
 
-    JSON is YAML, and quotes text that could be read as something else.
+    JSON is valid YAML. It quotes all text, so that text cannot be read as another type.
     """
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Estimate of the hours, memory and GPUs that the remaining trials of a sweep take."""
+"""Estimate the hours and memory that the remaining trials of a sweep need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.specs import TrialSpec
 
 DEFAULT_GPU = "h100"
-"""GPU that is planned for if none is named and none is on this machine."""
+"""GPU to plan for if the user chose none and this machine has none."""
 
 
 def estimate(
@@ -34,22 +34,25 @@ def estimate(
     share: float | None = None,
     num_cpus: int = 1,
 ) -> dict[str, Any]:
-    """Estimate what the remaining trials of a sweep take, corrected by what finished trials took.
+    """Estimate the time and memory of the remaining trials of a sweep.
+
+    Measurements of finished trials correct the estimate.
 
     Args:
         trials: The remaining trials.
         measured_trials: Finished trials of the sweep.
-        gpu: The kind of GPU to plan for; None for CPUs only.
-        num_gpus: Number of GPUs; None for as many as one trial takes.
-        share: Share of a GPU that the sweep asks for; None or 0 for what a trial needs.
-        num_cpus: Number of cores that trials share if there is no GPU.
+        gpu: The kind of GPU to plan for. None for CPUs only.
+        num_gpus: Number of GPUs. None for the number that one trial needs.
+        share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that each
+            trial is predicted to need.
+        num_cpus: Number of CPU cores that trials share if there is no GPU.
 
     Returns:
         A document for ``isweep plan --json``. ``gpu_hours``, ``cluster`` (see :func:`on_gpus`) and
         ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the work of all
-        trials, ``cpu_hours`` the time until the last one has ended on ``num_cpus``.
-        ``memory_bytes`` is of the largest trial. ``refused`` lists recipes that the GPU cannot
-        compute. ``assumptions`` and ``text`` are sentences.
+        trials. ``cpu_hours`` is the time until the last trial ends on ``num_cpus`` cores.
+        ``memory_bytes`` is the memory of the largest trial. ``refused`` lists recipes that the GPU
+        cannot compute. ``assumptions`` and ``text`` are sentences.
     """
     corrections = corrections_for(gpu, measured_trials)
     memory = 0.0
@@ -60,8 +63,8 @@ def estimate(
         seconds.append(core_seconds(trial, corrections))
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
-        f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
-        "for each model without a finished trial in this sweep"
+        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs per "
+        "operation. Finished trials of this sweep correct the times"
     )
     document: dict[str, Any] = {
         "trials_left": len(trials),
@@ -79,12 +82,14 @@ def estimate(
     if gpu is not None:
         num_planned = num_gpus or max(1, int(share or 1))
         cluster = on_gpus(trials, gpu, num_planned, corrections, share)
-        # A GPU for each trial, as on machines where nothing shows that sharing one pays.
+        # One whole GPU per trial: trials share GPUs only where sharing is known to be faster.
         alone = on_gpus(trials, gpu, num_planned, corrections, max(1.0, share or 1.0))
         document["gpu_hours"] = cluster["gpu_hours"]
         document["cluster"] = cluster
         document["hours_one_at_a_time"] = alone["hours"]
-        document["assumptions"] = f"predicted for {gpu.name} ({gpu.origin}), {assumptions}"
+        document["assumptions"] = (
+            f"GPU times are predicted for {gpu.name} ({gpu.origin}). {assumptions}"
+        )
         if not gpu.bfloat16:
             refused: set[str] = set()
             for trial in trials:
@@ -102,27 +107,29 @@ def on_gpus(
     corrections: Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Replay trials on GPUs, the longest first.
+    """Simulate trials on GPUs, with the longest first.
 
     Args:
         trials: The trials.
         gpu: The kind of GPU.
         num_gpus: Number of GPUs.
-        corrections: How far predictions were off.
-        share: Share of a GPU that each trial gets; None or 0 for what it is predicted to need.
+        corrections: Ratios of measured to predicted values of finished trials.
+        share: Share of a GPU that each trial gets. None or 0 for the share that each trial is
+            predicted to need.
 
     Returns:
-        A document. ``hours`` are those until the last trial ends. ``shares`` are the largest ones
-        by model, and ``too_large`` the bytes of models that need more memory than their share has.
+        A document. ``hours`` is the time until the last trial ends. ``shares`` has the largest
+        share of each model. ``too_large`` has the memory, in bytes, of each model that needs more
+        than its share has.
 
     Raises:
-        ConfigError: One trial asks for more GPUs than there are.
+        ConfigError: One trial needs more GPUs than the plan has.
     """
     gpus_per_trial = max(1, int(share or 1))
     if gpus_per_trial > num_gpus:
         raise ConfigError(
-            f"One trial asks for {gpus_per_trial} GPUs (resources.num_gpus), and the plan has "
-            f"only {num_gpus}",
+            f"One trial needs {gpus_per_trial} GPUs (resources.num_gpus), but the plan has only "
+            f"{num_gpus}",
             hint=f"Plan with `--gpus {gpus_per_trial}`, or lower resources.num_gpus",
         )
     jobs: list[Job] = []
@@ -136,16 +143,16 @@ def on_gpus(
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
     num_places = num_gpus // gpus_per_trial
-    # The longest first, so that none is begun when all others have ended.
+    # The longest first, so that no long trial starts when all others have ended.
     longest_first = sorted(jobs, key=lambda job: (-job.seconds, job.name))
-    played = replay(longest_first, num_places)
+    simulated = replay(longest_first, num_places)
     return {
         "gpu": gpu.name,
         "num_gpus": num_gpus,
-        "hours": played.makespan / 3600,
+        "hours": simulated.makespan / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
-        # GPUs that are too few for one more trial are idle.
-        "utilisation": played.utilisation * num_places * gpus_per_trial / num_gpus,
+        # GPUs are idle if too few are left for one more trial.
+        "utilisation": simulated.utilisation * num_places * gpus_per_trial / num_gpus,
         "shares": dict(sorted(shares.items())),
         "too_large": dict(sorted(too_large.items())),
         "gpu_data": asdict(gpu),

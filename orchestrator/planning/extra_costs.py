@@ -1,4 +1,4 @@
-"""Costs of a plan besides training: attacks and disk."""
+"""Costs of a plan besides training: attacks and disk space."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from orchestrator.planning.costs.passes import attack_flops, training_flops
 from orchestrator.planning.plan import SweepPlan
 
 COLUMN_BYTES = 650
-"""Bytes of a Parquet column besides its values; measured: 520 to 670 at 20 to 750 images."""
+"""Bytes of a Parquet column besides its values. Measured: 520 to 670 with 20 to 750 images."""
 VALUE_BYTES = 4
 """Bytes of a stored prediction, label or row number."""
 
 
 def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
-    """Return what a plan costs besides training.
+    """Estimate the costs of a plan besides training.
 
     Args:
         plan: The plan.
-        incomplete: For every finished trial that lacks a measurement: True if its weights are
-            kept, so that it is only measured; False if it must be trained again.
+        incomplete: One value for every finished trial that lacks a measurement. True if its weights
+            are stored, so that it is only measured. False if it must be trained again.
 
     Returns:
-        A document for ``isweep plan --json``. ``attack_shares`` are operations of attacks over
-        those of training, by kind. ``uncounted`` says for each model whose costs are guessed, why.
+        A document for ``isweep plan --json``. ``attack_shares`` has the operations of each kind of
+        attack, divided by the operations of training. ``uncounted`` has the reason for each model
+        whose costs are guessed.
     """
     attacks: Counter[str] = Counter()
     training = 0.0
@@ -41,7 +42,7 @@ def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
         if plan.keeps_weights(trial):
             weights_bytes += cost.state_bytes
         if trial.predictions:
-            num_columns = plan.num_outputs(network) + 2  # a logit each, image and label
+            num_columns = plan.num_outputs(network) + 2  # logits, row number and label
             values_bytes = VALUE_BYTES * network.subset.test_size
             predictions_bytes += num_columns * (COLUMN_BYTES + values_bytes)
         if cost.uncounted:

@@ -1,4 +1,4 @@
-"""Paths of the product: no other module joins file names."""
+"""Paths of the files and folders that isweep writes below a root and in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
-"""Folder below the working directory that is the root if none is named."""
+"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set; relative to the working directory."""
 
 
 def user_cache(name: str) -> Path:
-    """Return this user's folder of what can be computed again.
+    """Return one of this user's cache folders.
 
-    It may be deleted at any time, and need not exist.
+    The folder may not exist yet. The user may delete it: isweep can compute its content again.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         base = Path(tempfile.gettempdir())
     return base / "isweep" / name
 
 
 class _Below:
-    """A path of a fixed name below a root, or below the folder of a sweep."""
+    """A path with a fixed name below a root, or below the folder of a sweep."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -48,53 +48,54 @@ class SweepPaths:
     folder: Path
 
     progress = _Below("progress.json")
-    """Present state of the driver; it counts only while the root's lock is held."""
+    """State of the driver. It is current only while a driver has locked the root."""
     sweep_file = _Below("sweep.yaml")
     """The sweep as it was last run."""
     index = _Below("index.sqlite")
-    """Summaries of the sweep's results; may be deleted."""
+    """Summaries of the sweep's results. The file may be deleted."""
     run_pages = _Below("run-pages.json")
-    """Addresses of the trials' pages in MLflow, when the sweep last ran; may be deleted."""
+    """URLs of the trials' pages in MLflow at the last run. The file may be deleted."""
     code = _Below("code")
-    """Source of your own networks as they were last run, so that the name of the sweep suffices."""
+    """Source code of your own networks at the last run. Commands import it if they get the sweep by
+    its name."""
     report = _Below("report")
     """Folder of the report."""
     report_made_of = _Below("report.sha256")
-    """Hash of what the report was made of, and its files: an unchanged report is not made again."""
+    """Hash of the report's inputs and files. If it is unchanged, the report is not built again."""
     search_report = _Below("search/report")
     """Folder of a search's report."""
 
 
 @dataclass(frozen=True)
 class RootPaths:
-    """Paths below one root: prepared data, sweeps, the database of MLflow."""
+    """Paths below one root: prepared data, sweeps and the MLflow database."""
 
     root: Path
 
     lock = _Below("driver.lock")
-    """Lock of the driver that works on the root."""
+    """Lock file of the driver that uses the root."""
     identity = _Below("driver.id")
-    """Name that tells this root from others on one object store."""
+    """Random id of this root. It distinguishes roots that share one object store."""
     token = _Below("ray-token")
-    """Access token of the private cluster that runs now, for its dashboard."""
+    """Access token for the dashboard of the private Ray cluster that is running."""
     mlflow_database = _Below("mlflow.db")
     mlflow_artifacts = _Below("mlflow-artifacts")
     tune = _Below("tune")
-    """Ray Tune's own files; nothing is ever read back from them."""
+    """Ray Tune's own files. isweep never reads them."""
     log = _Below("isweep.log")
     recipes = _Below("recipes")
-    """Recipes that searches wrote; sweeps of this root may name them."""
+    """Recipes that searches wrote. Sweeps below this root may refer to them by name."""
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of a root; nothing is created.
+        """Return the paths of a root without creating anything.
 
         Args:
-            root: The root; None for ``$ISWEEP_ROOT``, or else ``./isweep-root``.
+            root: The root. None for ``$ISWEEP_ROOT`` or, if that is not set, ``./isweep-root``.
 
         Raises:
             ConfigError: The root is a file.
-            SetupError: It cannot be a folder, or cannot be read.
+            SetupError: The path cannot be a folder, or cannot be read.
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
@@ -110,16 +111,16 @@ class RootPaths:
         return cls(path)
 
     def make(self) -> RootPaths:
-        """Create the root for this user alone, check that it can be written, and return itself.
+        """Create the root with access for this user only, and return these paths.
 
         Raises:
-            ConfigError: The root is a file, or goes away with a Ray cluster.
-            SetupError: It cannot be created or written.
+            ConfigError: The root is a file, or Ray would delete it with its cluster.
+            SetupError: The root cannot be created or written.
         """
         check_outlasts_ray(self.root, "root", "--root")
         try:
-            # Prepared images may be patients'. Users who share a root create it themselves first,
-            # with the modes that they need.
+            # Prepared images may show patients. Users who share a root must create it themselves
+            # first, with the file modes that they need.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
@@ -133,17 +134,17 @@ class RootPaths:
         return self.root / "prepared" / spec.prepared_id
 
     def pretrained(self, key: str) -> Path:
-        """Return the file of weights that a library trained: safetensors, downloaded once."""
+        """Return the safetensors file of pretrained weights, which is downloaded once."""
         return self.root / "pretrained" / f"{key}.safetensors"
 
     def tuned_recipe(self, sweep: str) -> Path:
-        """Return the file of the recipe that the search of a sweep writes."""
+        """Return the recipe file that the search of a sweep writes."""
         return self.recipes / f"tuned-{sweep}.yaml"
 
     def sweep_names(self) -> list[str]:
-        """Return the names of the sweeps that ran below this root."""
+        """Return the names of the sweeps that were run below this root."""
         folders = (self.root / "sweeps").glob("*")
-        # A link to nothing is a damaged sweep, not one that never ran.
+        # A broken link is a damaged sweep, not a sweep that was never run.
         return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
 
     def sweep(self, name: str) -> SweepPaths:
@@ -152,11 +153,11 @@ class RootPaths:
 
 
 def _unusable_root(path: str | Path, error: Exception) -> SweepError:
-    """Return why a path cannot be the root."""
+    """Return an error that a path cannot be the root, with the reason."""
     reason: object = error
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
-    # A file in its place is the user's slip, not the machine's state.
+    # A file in its place is a mistake of the user, not a fault of the machine.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     return kind(
         f"{path} cannot be used as the root: {reason}",
@@ -165,15 +166,15 @@ def _unusable_root(path: str | Path, error: Exception) -> SweepError:
 
 
 def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
-    """Refuse a path below a folder that Ray made for one start of itself.
+    """Raise an error if a path is in a folder that Ray deletes with its cluster.
 
     Args:
-        path: The path; links are followed.
-        kind: What messages call it.
-        option: The option that names another.
+        path: The path. Links are resolved.
+        kind: Word for the path in messages.
+        option: Command-line option that sets another path.
 
     Raises:
-        ConfigError: The path would go away with the cluster.
+        ConfigError: The path is in a session folder of Ray.
     """
     target = path.resolve()
     for folder in (target, *target.parents):

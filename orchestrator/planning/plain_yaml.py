@@ -1,7 +1,7 @@
-"""YAML 1.2 of plain data: no anchors, tags or dates, and a limit on size.
+"""YAML 1.2 with plain values only: no anchors, tags or dates, and a limited size.
 
-In YAML 1.2 ``1e-3`` is a number, ``no`` a word, and ``12:30`` not a number of minutes. What a sweep
-file has no use for is refused, so that no value is guessed and a hostile file costs nothing.
+In YAML 1.2, ``1e-3`` is a number, and ``no`` and ``12:30`` are text. Everything that a sweep file
+does not need is an error. So no value is guessed, and a hostile file cannot use up the memory.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from ruamel.yaml.nodes import ScalarNode
 from search_spaces.errors import ConfigError
 
 MAX_NESTING = 20
-"""Levels of nesting; a sweep has fewer than ten."""
+"""Largest depth of nesting. A sweep has fewer than ten levels."""
 MAX_VALUES = 20_000
-"""Values of a document. Reading goes at about 50,000 values a second, and a sweep of 100,000
-trials needs a few hundred."""
+"""Largest number of values in a document. About 50,000 values are read per second. A sweep of
+100,000 trials needs a few hundred."""
 LINE_WIDTH = 100
-"""Columns of written YAML."""
+"""Line length of written YAML, characters."""
 MAX_SHOWN = 60
-"""Characters of a value that a message shows."""
+"""Largest number of characters of a value in a message."""
 UNWANTED_TYPES = (":timestamp", ":merge", ":value")
-"""Ends of the names of YAML's types that text without quotes may turn into."""
+"""Endings of the names of YAML types into which text without quotes may be converted."""
 
 
 @dataclass(frozen=True)
 class _ParserError:
-    """The meaning of a message of the YAML parser.
+    """Translation of one error message of the YAML parser.
 
     Attributes:
         words: Part of the parser's message.
-        meaning: What is wrong, in a user's words, behind the line and column.
-        hint: What to do.
-        at_start: True to name where the faulty part begins, False for where it was noticed.
+        meaning: The error in simple words. It follows the line and column in our message.
+        hint: What the user should do.
+        at_start: True to report the place where the faulty part begins. False to report the place
+            where the parser stopped.
     """
 
     words: str
@@ -69,13 +70,13 @@ PARSER_ERRORS = (
     ),
     _ParserError(
         "mapping values are not allowed",
-        "has a colon that cannot be there",
-        "Write one `key: value` a line with the same indent, and put text with a colon in quotes",
+        "has a colon in a wrong place",
+        "Write one `key: value` per line, with equal indents. Put text with a colon in quotes",
     ),
     _ParserError(
         "could not find expected ':'",
-        "has no `key: value`",
-        "Write a colon and a space after the key",
+        "has a key without a value",
+        "Write a colon and a space after the key, then its value",
         at_start=True,
     ),
     _ParserError(
@@ -97,45 +98,46 @@ PARSER_ERRORS = (
     ),
     _ParserError(
         "expected <block end>",
-        "is not indented like the lines above, or has a character too many",
+        "is not indented like the lines above, or has an extra character",
         "Correct the indent, or remove the character",
     ),
     _ParserError(
         "expected the node content",
-        "has a character that cannot be there",
+        "has a character in a wrong place",
         "Remove the character, or put the text in quotes",
     ),
-    _ParserError("found another document", "begins a second document", "Remove the line with ---"),
+    _ParserError(
+        "found another document", "begins a second YAML document", "Remove the line with ---"
+    ),
 )
-"""Messages of the parser, the first that fits first."""
+"""Error messages of the parser. The first row that matches is used."""
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
-    """Return the text of a file that a user wrote; a named pipe is not waited for.
+    """Return the text of a regular file that a user wrote.
 
     Args:
         path: The file.
-        kind: What messages call the file.
-        max_bytes: Largest size.
+        kind: Word for the file in messages.
+        max_bytes: Size limit, bytes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ConfigError: It is no regular file, too large, or not UTF-8.
+        FileNotFoundError: The file does not exist.
+        ConfigError: The path is not a regular file, or the file is too large or not UTF-8.
     """
     try:
         status = path.stat()
         if path.is_dir():
             raise ConfigError(
                 f"{path} is a folder, not a {kind}",
-                hint="Name a file; `isweep init FOLDER` writes a sweep file for a folder of images",
+                hint=f"Give the path of a {kind}, or write a sweep file with `isweep init FOLDER`",
             )
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path} is not a regular file", hint=f"Name a {kind}")
+            raise ConfigError(f"{path} is not a regular file", hint=f"Give the path of a {kind}")
         if status.st_size > max_bytes:
             raise ConfigError(
-                f"{path} has {status.st_size:,} bytes, more than the {max_bytes:,} that a {kind} "
-                "may have",
-                hint="Split the file",
+                f"{path} has {status.st_size:,} bytes, but a {kind} can have at most {max_bytes:,}",
+                hint="Split the file, or correct the path",
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -145,9 +147,14 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
             f"{path} is not UTF-8 text: {error}", hint="Save the file as UTF-8"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a path that no file can have
-        raise ConfigError(f"{str(path)!r} cannot be the path of a file: {error}") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}",
+            hint="Correct the path, or the permissions of the file",
+        ) from None
+    except ValueError as error:  # no file can have this path, for example with a NUL
+        raise ConfigError(
+            f"{str(path)!r} cannot be the path of a file: {error}", hint="Correct the path"
+        ) from None
 
 
 def read_plain(text: str, origin: str) -> object:
@@ -155,10 +162,11 @@ def read_plain(text: str, origin: str) -> object:
 
     Args:
         text: The document.
-        origin: What messages call it.
+        origin: Name of the document in messages.
 
     Raises:
-        ConfigError: It is no YAML, or more than plain values; the message names the place.
+        ConfigError: The text is not YAML, or has more than plain values. The message has the line
+            and column.
     """
     try:
         _check_plain(text, origin)
@@ -166,47 +174,49 @@ def read_plain(text: str, origin: str) -> object:
     except MarkedYAMLError as error:
         raise _located(error, origin) from None
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"{origin} is not YAML: {' '.join(str(error).split())}", hint="Correct the text"
+        ) from None
 
 
 def _located(error: MarkedYAMLError, origin: str) -> ConfigError:
-    """Return where a parser's error is, and what is wrong there."""
+    """Return an error with the place of a parser's error and its meaning."""
     message = ", ".join(filter(None, (error.context, error.problem)))
     mark = error.problem_mark or error.context_mark
     if isinstance(error, DuplicateKeyError):
         key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
         hint = "Remove one of the two lines"
-        return ConfigError(f"{_place(origin, mark)} has {key} for the second time", hint=hint)
+        return ConfigError(f"{_place(origin, mark)} repeats the {key}", hint=hint)
     for row in PARSER_ERRORS:
         if row.words in message:
             if row.at_start and error.context_mark:
                 mark = error.context_mark
             return ConfigError(f"{_place(origin, mark)} {row.meaning}", hint=row.hint)
-    return ConfigError(f"{_place(origin, mark)} is not YAML: {message}")
+    return ConfigError(f"{_place(origin, mark)} is not YAML: {message}", hint="Correct the line")
 
 
 def _place(origin: str, mark: StreamMark) -> str:
-    """Return a place in a document, in words."""
+    """Return a place in a document as text."""
     return f"{origin}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
-    """Return the error for a document that has no keys and values.
+    """Return the error for a document that is not a mapping of keys to values.
 
     Args:
-        origin: What messages call the document.
-        content: What it has instead.
-        hint: What to do.
+        origin: Name of the document in messages.
+        content: Content of the document.
+        hint: What the user should do.
     """
     if content is None:
         return ConfigError(f"{origin} is empty", hint=hint)
-    # The content itself is not shown: the file may be another one than the user meant.
+    # The content is not shown: the user may have chosen a wrong file, with private content.
     kind = "a list" if isinstance(content, list) else "a single value"
-    return ConfigError(f"{origin} holds {kind}, not keys with values", hint=hint)
+    return ConfigError(f"{origin} has {kind} instead of keys with values", hint=hint)
 
 
 def write_plain(document: object) -> str:
-    """Return plain values as YAML that :func:`read_plain` reads back; short lists take one line."""
+    """Return plain values as YAML that :func:`read_plain` can read. Short lists are on one line."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
     writer.width = LINE_WIDTH
@@ -218,14 +228,19 @@ def write_plain(document: object) -> str:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A part of a file that is refused, and what to do instead."""
+    """A part of a file that is not allowed.
+
+    Attributes:
+        description: The part, as text after ``has``.
+        hint: What the user should do.
+    """
 
     description: str
     hint: str
 
 
 def _check_plain(text: str, origin: str) -> None:
-    """Refuse what a sweep file has no use for, before anything is built from it."""
+    """Raise an error if a document has more than plain values, before it is loaded."""
     reader = YAML(typ="safe", pure=True)
     depth = 0
     for number, event in enumerate(reader.parse(text)):
@@ -236,7 +251,8 @@ def _check_plain(text: str, origin: str) -> None:
         refusal = _refusal_of(reader, event)
         if number > 2 * MAX_VALUES:  # a value has at most two events
             raise ConfigError(
-                f"{origin} has more than {MAX_VALUES:,} values", hint="Split the file"
+                f"{origin} has more than {MAX_VALUES:,} values",
+                hint="Split the file, or correct the path",
             )
         if depth > MAX_NESTING:
             refusal = _Refusal(
@@ -248,11 +264,11 @@ def _check_plain(text: str, origin: str) -> None:
 
 
 def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
-    """Return why a part of a document is refused, or None."""
+    """Return why a part of a document is not allowed, or None."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-        return _Refusal("an anchor or alias", "Write the value out instead")
+        return _Refusal("an anchor or alias", "Write the value itself in each place")
     if getattr(event, "version", None) is not None:
-        return _Refusal("a %YAML line", "Remove the line; the file is read as YAML 1.2")
+        return _Refusal("a %YAML line", "Remove the line. isweep always reads YAML 1.2")
     tag = getattr(event, "tag", None)
     if tag is not None:
         return _Refusal(f"the tag {str(tag)[:MAX_SHOWN]}", "Remove the tag")

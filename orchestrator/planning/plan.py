@@ -1,6 +1,6 @@
-"""Expand the choices of a sweep into the explicit list of its trials.
+"""Expand a sweep into the list of its trials.
 
-The grid is planned here, not by Ray Tune.
+This module builds the grid, not Ray Tune.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from search_spaces.specs import (
 from search_spaces.sweeps import ConditionDataset, DatasetChoice, PairChoice, SweepSpec
 
 MAX_TRIALS = 100_000
-"""Trials of a sweep; planning this many takes some seconds."""
+"""Largest number of trials of a sweep. Planning this many takes a few seconds."""
 MAX_NAMED = 20
-"""Classes that a message names."""
+"""Largest number of classes in a message."""
 
 
 class CellStatus(StrEnum):
@@ -45,14 +45,20 @@ class CellStatus(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """It has a result that was made from other data than are prepared now, or from other choices
-    under the same id."""
+    """The trial has a result, but from other data than are prepared now, or with other settings."""
     PENDING = "pending"
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All trials and measures of a sweep, in a fixed order; ids are unique."""
+    """All trials and measures of a sweep, in a fixed order and with unique ids.
+
+    Attributes:
+        sweep: The sweep.
+        trials: All trials of the grid.
+        measures: Measures of all subsets that the trials use.
+        datasets: Datasets of the sweep by name.
+    """
 
     sweep: SweepSpec
     trials: tuple[TrialSpec, ...]
@@ -66,7 +72,7 @@ class SweepPlan:
 
     @cached_property
     def further_tests(self) -> dict[str, tuple[FurtherTest, ...]]:
-        """Further test sets of each dataset that has any."""
+        """Further test sets by the name of their dataset."""
         return self.sweep.further_tests
 
     @cached_property
@@ -77,21 +83,22 @@ class SweepPlan:
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
         """Return the number of training images to load for a trial.
 
-        Trials of all train sizes share their images, unless a fault of the study forbids it.
+        Trials of all train sizes share their images, unless a fault of the study makes the subset
+        depend on the train size.
         """
         if subset.depends_on_size:
             return train_size
         return self.largest_size
 
     def keeps_weights(self, trial: TrialSpec) -> bool:
-        """Return whether the weights of a trial's network are kept."""
+        """Return whether the weights of a trial's network are stored."""
         policy = self.sweep.keep_weights
         if policy == "last":
             return trial.network.train_size == self.largest_size
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network, as far as known before its data are read."""
+        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset
@@ -101,7 +108,7 @@ class SweepPlan:
 
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
-        """The prepared datasets that the trials need, each once."""
+        """Prepared datasets that the trials need, without duplicates."""
         specs: dict[str, PreparedSpec] = {}
         for measure in self.measures:
             spec = measure.subset.prepared
@@ -113,7 +120,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     """Expand the grid: models x (datasets x class pairs) x train sizes x recipes x seeds.
 
     Raises:
-        ConfigError: A name is unknown or stands twice, or there are too many trials.
+        ConfigError: A name is unknown or is used twice, or the sweep has too many trials.
     """
     choices = sweep.all_datasets
     datasets = {choice.name: _dataset(choice) for choice in choices}
@@ -126,7 +133,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"The sweep has {num_trials:,} trials, more than the limit of {MAX_TRIALS:,}",
-            hint="Shorten a list, for example seeds or train_sizes",
+            hint="Shorten a list of the sweep, for example seeds or train_sizes",
         )
     further_tests = sweep.further_tests
     trials = tuple(
@@ -167,11 +174,11 @@ def _networks(
 
 
 def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
-    """Return a row of plain values per trial, for tables and JSON.
+    """Return one row of plain values per trial, for tables and JSON.
 
     Args:
         plan: The plan.
-        statuses: Where trials stand, by id; ``pending`` if absent.
+        statuses: Status of trials by id. A trial without a status is ``pending``.
     """
     rows: list[dict[str, str | int]] = []
     for trial_id, trial in plan.trials_by_id.items():
@@ -192,14 +199,14 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
 
 
 def _models(sweep: SweepSpec) -> list[ModelSpec]:
-    """Return the models of a sweep, or refuse names that stand twice or that are unknown."""
+    """Return the models of a sweep. Raise an error if names are unknown or used twice."""
     models = [model_spec(choice) for choice in sweep.models]
     counts = Counter(model.name for model in models)
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ConfigError(
-            f"models lists several models with the name {', '.join(twice)}",
-            hint="Give each model another `name`",
+            f"models uses these names more than once: {', '.join(twice)}",
+            hint="Set a different `name` for each model",
         )
     dataset_names = [choice.name for choice in sweep.all_datasets]
     for row in sweep.recipe.overrides:
@@ -209,7 +216,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 
 def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
-    """Refuse a row of a recipe that names a model or dataset which the sweep does not have."""
+    """Raise an error if recipe.overrides has a model or dataset that the sweep does not have."""
     for name in sorted(names):
         if name not in known_names:
             raise unknown_name(f"{kind} of this sweep", name, known_names)
@@ -256,19 +263,19 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
 def _class_pairs(
     sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
 ) -> tuple[ClassPair | None, ...]:
-    """Return the class pairs of a dataset; None stands for all classes at once."""
+    """Return the class pairs of a dataset. None stands for all classes at once."""
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
         pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # One pair per trial instead of the table's five; which one follows in _redrawn.
+        # One pair per trial instead of five pairs of the table. _redrawn chooses the pair.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs
 
 
 def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
-    """Refuse class pairs of classes that do not exist, and those that stand twice."""
+    """Raise an error for class pairs that appear twice or have classes that do not exist."""
     names = dataset.label_names
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
@@ -281,18 +288,18 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
         if pair[0] == pair[1]:
             raise ConfigError(
                 f"{key} lists the pair {list(pair)}, whose two classes are the same",
-                hint="Name two different classes",
+                hint="Write two different classes",
             )
-        # A pair in the other order is the same question, and would count twice in every fit.
+        # A pair in the other order is the same task. It would count twice in every fit.
         if pairs.count(pair) + pairs.count(pair[::-1]) > 1:
             raise ConfigError(
-                f"{key} lists the pair {list(pair)} twice; the order of classes does not count",
-                hint="Keep the pair once",
+                f"{key} lists the pair {list(pair)} twice (the order of the classes is ignored)",
+                hint="Remove one of the two pairs",
             )
 
 
 def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
-    """Return the indices of a pair's classes; text is a name, a number is an index already."""
+    """Return the indices of a pair's classes. Text is a class name, and a number is an index."""
     names = dataset.label_names
     indices: list[int] = []
     for label in pair:
@@ -305,8 +312,8 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
 def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
     """Return the subset with the class pair that the released script drew for a trial (F8).
 
-    Without this fault the subset stays as it is. ImageNet keeps the table's pair: whatever was
-    drawn of its 1,000 classes, the same files were read (F4).
+    Without this fault, return the subset itself. ImageNet keeps the pair of the table: the released
+    script read the same files for every pair of its 1,000 classes (F4).
     """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
@@ -318,14 +325,14 @@ def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSp
 
 @dataclass
 class _Measured:
-    """A subset to measure, at all train sizes that share its images."""
+    """A subset to measure, with all train sizes that share its images."""
 
     subset: SubsetSpec
     train_sizes: set[int] = field(default_factory=set)
 
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return a measure per subset, or per subset and train size if sizes share no images."""
+    """Return one measure per subset, or per subset and train size if sizes share no images."""
     measures: dict[tuple[str, int], _Measured] = {}
     for trial in trials:
         subset = trial.network.subset

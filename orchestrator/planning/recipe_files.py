@@ -1,7 +1,7 @@
-"""Recipes in files of their own, and those that a search wrote.
+"""Read recipe files, and recipes that a search wrote below the root.
 
-A search writes its recipe below the root. A sweep that names it is cut to the sweep's own models
-and datasets.
+A searched recipe has one row per model and dataset. Rows for models or datasets that a sweep does
+not have are left out.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from search_spaces.recipes import RECIPES
 from search_spaces.sweeps import RecipeOverride, SweepSpec
 
 MAX_RECIPE_FILES = 5
-"""Recipe files that may start from one another."""
+"""Largest number of recipe files in a chain of ``from`` keys."""
 TUNED = "tuned"
-"""Name of the recipe that was searched for the sweep itself, and key of the search's evidence in a
-recipe file."""
+"""Name of the recipe that was searched for the same sweep. In a recipe file, key of the results of
+the search."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 """Values of a recipe that a search chooses."""
 MAX_NAMED = 20
-"""Pairs of model and dataset that a message names."""
+"""Largest number of combinations of model and dataset in a message."""
 
 
 def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
-    """Return a recipe with the content of its recipe file in place of the file's path.
+    """Replace the path of a recipe file by its content.
 
     Args:
-        recipe: What a sweep file says of its recipe: a name, a path, or a mapping with ``from``.
-            Values that stand beside a path replace those of the file.
-        folder: Folder at which relative paths start.
-        depth: Number of recipe files that led to this one.
+        recipe: The recipe in a sweep file: a name, a path, or a mapping with ``from``. Other values
+            of the mapping replace values of the recipe file.
+        folder: Folder in which relative paths start.
+        depth: Number of recipe files before this one in the chain of ``from`` keys.
     """
     outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
     if not isinstance(outer, dict):
@@ -44,11 +44,11 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     name = outer.get("from")
     if not isinstance(name, str) or not is_path(name):
         return recipe
-    # The home of an unknown user stays as it is written, and is not found.
+    # expanduser leaves the home folder of an unknown user as it is. Such a path does not exist.
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
-            f"A chain of more than {MAX_RECIPE_FILES} recipe files leads to {path}",
+            f"{path} comes after a chain of more than {MAX_RECIPE_FILES} recipe files",
             hint="Set `from` to a known recipe in one of the files",
         )
     text = read_file(path, "recipe file", "known recipe", RECIPES)
@@ -65,7 +65,7 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
         rows = part.get("overrides", [])
         if not isinstance(rows, list):
             raise ConfigError(
-                f"{place} has overrides that are not a list",
+                f"{place} has `overrides`, which is not a list",
                 hint="Write, for example, overrides: [{models: [small_cnn], learning_rate: 0.01}]",
             )
         overrides += rows
@@ -75,27 +75,27 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
 
 
 def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Return a recipe with the path of a searched recipe in place of its name.
+    """Replace the name of a searched recipe by the path of its file.
 
     Args:
-        recipe: What a sweep file says of its recipe.
+        recipe: The recipe in a sweep file.
         sweep: Name of the sweep.
-        recipes: Folder of the searched recipes; None if there is no root.
+        recipes: Folder of the searched recipes. None if there is no root.
 
     Raises:
-        ConfigError: The recipe is called as searched ones are, and there is no such file.
+        ConfigError: The name is that of a searched recipe, but its file does not exist.
     """
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     if recipes is None or not isinstance(name, str) or name in RECIPES or is_path(name):
         return recipe
     stem = f"{TUNED}-{sweep}" if name == TUNED else name
     path = recipes / f"{stem}.yaml"
-    if os.path.isfile(path):  # Path.is_file raises for a name that no file can have
+    if os.path.isfile(path):  # Path.is_file raises an error for impossible names
         if isinstance(recipe, dict):
             return {**recipe, "from": str(path)}
         return str(path)
     if name != TUNED and not name.startswith(f"{TUNED}-"):
-        return recipe  # an unknown name is reported with all other mistakes
+        return recipe  # unknown names are reported later, with all other mistakes
     hint = f"Run `isweep tune {name.removeprefix(f'{TUNED}-')}` first"
     if name == TUNED:
         hint = (
@@ -111,14 +111,14 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
 
 
 def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """Return a sweep without the searched rows of models and datasets that it does not have.
+    """Remove the rows of a searched recipe for models and datasets that the sweep does not have.
 
     Args:
         sweep: The sweep, with all rows of its searched recipe.
-        tuned: Evidence of the search, as the recipe file holds it.
+        tuned: Results of the search, as stored in the recipe file.
 
     Raises:
-        ConfigError: The search lacks a model or dataset of the sweep.
+        ConfigError: The search has no values for a model and dataset of the sweep.
     """
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
@@ -142,7 +142,7 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
         )
 
     def is_wanted(row: RecipeOverride) -> bool:
-        # A searched row names one model and one dataset; others were written by a person.
+        # A searched row has exactly one model and one dataset. A user wrote the other rows.
         if len(row.models) != 1 or len(row.datasets) != 1:
             return True
         return row.models[0] in models and row.datasets[0] in datasets

@@ -1,4 +1,4 @@
-"""Text without secrets: passwords in URLs, and values of secret environment variables."""
+"""Remove secrets from text: passwords in URLs, and values of secret environment variables."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 SECRET_NAME = re.compile(
     "(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY"
 )
-"""Names of environment variables whose values are secret."""
+"""Pattern of the names of environment variables whose values are secret."""
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
-"""A password in a URL, before its host or among its parameters."""
+"""Pattern of a password in a URL, before the host or among the parameters."""
 SHORTEST_SECRET = 6
-"""Characters of the shortest secret that is left out. Shorter values are words such as `true`, and
-leaving them out would spoil messages."""
+"""Smallest number of characters of a secret. Shorter values are words such as `true`, which
+messages need."""
 
 
 def without_secrets(text: str) -> str:
-    """Return text without what stands in URLs before the host and after the question mark.
+    """Return text without secrets.
 
-    Values of environment variables that are secret by their name are left out as well, except for
-    paths of files that exist.
+    In URLs, remove the part before the host and the part after the question mark. Remove the values
+    of environment variables with secret names, except for paths of existing files.
     """
     text = re.sub(r"://[^/\s]*@", "://…@", text)
     text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)

@@ -1,4 +1,4 @@
-"""Replay of trials on GPUs that need not exist: how long a plan takes on them."""
+"""Simulate the order in which trials run on GPUs, to estimate how long a plan takes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 LOOK_AHEAD = 16
-"""Trials that may wait for a GPU at the same time; those behind them are not offered yet."""
+"""Number of trials that wait for a GPU at the same time. Later trials are not considered yet."""
 ROUNDING = 1e-9
 """Tolerance in comparisons of shares and of seconds."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to replay.
+    """A trial to simulate.
 
-    ``seconds`` are on its ``share`` of a GPU: up to 1, or a whole number of GPUs.
+    Attributes:
+        name: Unique name of the job.
+        seconds: Run time of the job on its share.
+        share: Share of one GPU, at most 1, or a whole number of GPUs.
     """
 
     name: str
@@ -29,13 +32,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Replay:
-    """Result of a replay.
+    """Result of a simulation.
 
     Attributes:
         makespan: Seconds until the last job has ended.
-        lower_bound: No order is faster: the longest job, or all work spread evenly.
-        utilisation: Part of the GPUs' time that jobs take.
-        starts: When each job begins, seconds, by its name.
+        lower_bound: Seconds that every order needs at least: those of the longest job, or of all
+            work spread evenly over the GPUs.
+        utilisation: Fraction of the GPUs' time that jobs use.
+        starts: Seconds at which each job starts, by the name of the job.
     """
 
     makespan: float
@@ -45,7 +49,7 @@ class Replay:
 
 
 class _Running(NamedTuple):
-    """A job that runs; a tuple, so that a heap orders jobs by their end."""
+    """A running job. It is a tuple, so that a heap sorts jobs by their end."""
 
     end: float
     gpu: int
@@ -53,7 +57,7 @@ class _Running(NamedTuple):
 
 
 class _Gpus:
-    """Free shares of GPUs, and the GPUs ordered by them: the fullest first."""
+    """Free shares of GPUs, and a list of the GPUs in order of their free share."""
 
     def __init__(self, num_gpus: int) -> None:
         self._free = [1.0] * num_gpus
@@ -64,7 +68,7 @@ class _Gpus:
         return share <= self._by_free[-1][0] + ROUNDING
 
     def take(self, share: float) -> int:
-        """Take a share of the fullest GPU that has room for it, and return the GPU."""
+        """Reserve a share on the fullest GPU with enough room, and return the GPU's index."""
         place = bisect_left(self._by_free, (share - ROUNDING, 0))
         gpu = self._by_free[place][1]
         self._change(gpu, -share)
@@ -81,14 +85,14 @@ class _Gpus:
 
 
 def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
-    """Run jobs in their order on GPUs.
+    """Simulate jobs that start on GPUs in the given order.
 
-    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share is
-    put together from two GPUs. A job that fits nowhere waits. Of the next :data:`LOOK_AHEAD` jobs,
-    those that fit go before it.
+    A job starts on the fullest GPU with room for its share. As in Ray, a share is never split
+    between two GPUs. A job that fits on no GPU waits. Meanwhile, later jobs that fit may start. At
+    most :data:`LOOK_AHEAD` jobs wait at the same time.
 
     Args:
-        jobs: The jobs in the order in which they are offered.
+        jobs: The jobs, in the order in which they should start.
         num_gpus: Number of GPUs, at least 1.
     """
     gpus = _Gpus(max(1, min(num_gpus, len(jobs))))

@@ -1,4 +1,4 @@
-"""Expected run time of trials, corrected by what finished trials took."""
+"""Expected run time of trials, corrected by the run times of finished trials."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 HANG_FACTOR = 20
-"""A trial counts as hung after this many times its expected seconds: machines are shared."""
+"""A trial counts as hung after this many times its expected seconds. The factor is large because
+other work may slow a machine down."""
 UNTIMED_FACTOR = 5
-"""The expected seconds are multiplied by this on a GPU whose times cannot be predicted."""
+"""Factor on the expected seconds on a kind of GPU whose times cannot be predicted."""
 MIN_LIMIT_S = 600.0
-"""Least seconds before a trial counts as hung: libraries, arrays and the GPU's start come before
-the first epoch."""
+"""Smallest number of seconds before a trial counts as hung. Before the first epoch, libraries and
+arrays are loaded and the GPU is started."""
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ class MeasuredTrial:
 
     Attributes:
         spec: The trial.
-        on_gpu: True if it ran on a GPU.
-        share: Its share of GPUs, or its CPU threads.
-        seconds: Wall time.
+        on_gpu: True if the trial ran on a GPU.
+        share: Share of GPUs of the trial, or its number of CPU threads.
+        seconds: Wall time, seconds.
         gpu: The driver's name of the GPU.
-        peak_bytes: Peak memory besides the CUDA context; 0 if it is not known.
+        peak_bytes: Peak memory besides the CUDA context, bytes. 0 if it is unknown.
     """
 
     spec: TrialSpec
@@ -49,10 +50,10 @@ class MeasuredTrial:
 
 
 def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
-    """Return how far predictions were off for finished trials, by model.
+    """Return the ratios of measured to predicted values of finished trials, by model.
 
     Args:
-        gpu: The kind of GPU on which times are compared; None compares times on cores only.
+        gpu: Compare times on this kind of GPU. None compares times on CPU cores only.
         trials: Finished trials, on any machine.
     """
     memory: dict[str, float] = {}
@@ -78,9 +79,9 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 
 
 def _is_model(name: str, gpu: GpuModel) -> bool:
-    """Return whether a driver's name means a kind of GPU."""
+    """Return whether a driver's name of a GPU means this kind of GPU."""
     like = gpu_model_like(name)
-    # A GPU that the table lacks, or a slice, is planned for by its driver's name.
+    # A slice, or a GPU that is not in the table, has the driver's name in a plan.
     return gpu.name == (name if like is None else like.name)
 
 
@@ -90,12 +91,13 @@ def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RuntimeModel:
-    """Expected time of trials on a GPU or on CPUs, corrected by finished trials.
+    """Model of the run time of trials on a GPU or on CPUs, corrected by finished trials.
 
     Attributes:
-        gpu: The kind of GPU; None for CPUs.
-        corrections: How far predictions were off there.
-        share: Share of a GPU that every trial gets; None for what each is predicted to need.
+        gpu: The kind of GPU. None for CPUs.
+        corrections: Ratios of measured to predicted values on this GPU or on CPUs.
+        share: Share of a GPU that every trial gets. None for the share that each trial is
+            predicted to need.
     """
 
     gpu: GpuModel | None = None
@@ -103,20 +105,20 @@ class RuntimeModel:
     share: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the expected seconds of a trial, on its share of the GPU or on one core."""
+        """Return the expected seconds of a trial, on its share of the GPU or on one CPU core."""
         if self.gpu is None:
             return core_seconds(trial, self.corrections)
         return need_of(trial, self.gpu, self.corrections, self.share).seconds
 
 
 def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[str, float]:
-    """Return the expected seconds of trials, by id; infinite if nothing can be predicted."""
+    """Return the expected seconds of trials by id. They are infinite without a prediction."""
     seconds: dict[str, float] = {}
     for trial in trials:
         try:
             seconds[trial.trial_id] = model.seconds(trial)
         except SweepError as error:
-            # The longest trials go first, so this one fails soonest, and reports the error itself.
+            # The longest trials start first. So this trial fails at once and reports the error.
             log.warning("%s: %s", trial.trial_id, error)
             seconds[trial.trial_id] = math.inf
     return seconds
@@ -125,10 +127,10 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    The limit is :data:`HANG_FACTOR` times the whole trial. On a GPU this is the slower of the
-    slowest finished trial of its model and the expected seconds; on a core it is the slowest
-    finished trial, and the expected seconds only if none has finished. It is infinite for a network
-    whose operations cannot be counted.
+    The limit is :data:`HANG_FACTOR` times the seconds of a whole trial. Two numbers of seconds are
+    known: those of the slowest finished trial of the model, scaled to this trial, and the expected
+    ones. On a GPU the larger one is used. On a CPU core the expected seconds are used only if no
+    trial has finished. The limit is infinite for a network whose operations cannot be counted.
     """
     if not has_cost(trial.network):
         return math.inf

@@ -1,4 +1,4 @@
-"""Values of a sweep changed for one run: ``--set recipe.epochs=3``."""
+"""Change values of a sweep for one run: ``--set recipe.epochs=3``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EXAMPLE = (
 
 
 def read_changes(words: Iterable[str]) -> dict[str, object]:
-    """Return the values of ``KEY=VALUE`` words by their key; a value is read as in a sweep file.
+    """Return the values of ``KEY=VALUE`` arguments by key. A value is read as in a sweep file.
 
     Raises:
-        ConfigError: A word has another form, or a key has two values.
+        ConfigError: An argument has another form, or a key has two values.
     """
     changes: dict[str, object] = {}
     for word in words:
@@ -31,7 +31,7 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
         value = read_plain(text, f"--set {key}")
         if key in changes and changes[key] != value:
             values = f"{changes[key]!r} and {value!r}"
-            hint = f"Give `--set {key}` once"
+            hint = f"Use `--set {key}` only once"
             raise ConfigError(f"`--set {key}` has two values: {values}", hint=hint)
         changes[key] = value
     return changes
@@ -41,12 +41,12 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
     """Return the content of a sweep file with changed values.
 
     Args:
-        document: Content of a sweep file; it is not changed.
+        document: Content of a sweep file. It is not modified.
         changes: New values by dotted key, for example ``recipe.epochs``. A number in a key is an
             index of a list, from 0.
 
     Raises:
-        ConfigError: A key leads nowhere.
+        ConfigError: A key refers to nothing in the document.
     """
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
@@ -64,7 +64,7 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
 
 
 def _enter(holder: Any, part: str, key: str) -> Any:
-    """Return the value to which one part of a dotted key leads, made a mapping if it was a name."""
+    """Return the value at one part of a dotted key. A plain name is first replaced by a mapping."""
     place = _place_in(holder, part, key)
     if isinstance(holder, list):
         if isinstance(holder[place], str):
@@ -76,12 +76,12 @@ def _enter(holder: Any, part: str, key: str) -> Any:
 
 
 def _place_in(holder: Any, part: str, key: str) -> Any:
-    """Return the key or index that one part of a dotted key means in a mapping or list."""
+    """Return one part of a dotted key as a key of a mapping or an index of a list."""
     if isinstance(holder, dict):
         return part
     if not isinstance(holder, list):
         raise ConfigError(
-            f"`--set {key}` asks for the key {part} of {holder!r}, which has no keys",
+            f"`--set {key}` cannot set the key {part} of {holder!r}, which has no keys",
             hint=EXAMPLE,
         )
     if not part.isdecimal() or int(part) >= len(holder):

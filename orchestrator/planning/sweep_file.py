@@ -1,6 +1,6 @@
-"""A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
+"""Read a preset or sweep file as a :class:`SweepSpec`, and report all mistakes at once.
 
-The file is YAML of plain values, see :mod:`orchestrator.planning.plain_yaml`.
+The file is YAML with plain values only, see :mod:`orchestrator.planning.plain_yaml`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from tasks.sources import check_own_options
 from tasks.sources.base import RawRequest
 
 SEE = "Write a sweep file with `isweep init`, or copy one from 'Your own images' in the README"
+"""Hint for a file without keys."""
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
-"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in
-Python."""
+"""Name of a preset, path of a sweep file, content of a sweep file, or a :class:`SweepSpec`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class _Document:
 
     Attributes:
         content: Keys and values.
-        origin: What messages call the file.
-        folder: Folder at which relative paths of the file start.
+        origin: Name of the file in messages.
+        folder: Folder in which relative paths of the file start.
     """
 
     content: dict[str, Any]
@@ -63,18 +63,17 @@ def load_sweep(
     recipes: Path | None = None,
     listings: Listings | None = None,
 ) -> SweepSpec:
-    """Read a sweep from wherever it is written.
+    """Read a sweep from a preset, a file, a mapping or a spec.
 
     Args:
         source: The sweep. Text is the name of a preset, or a path if it has a ``/`` or ends in
-            ``.yaml`` or ``.yml``. Paths in a mapping start at the working directory.
-        changes: Values by dotted key (``recipe.epochs``) that replace those of the sweep.
-        recipes: Folder of the recipes that searches wrote; None if the sweep may name none.
-        listings: Gets the listings of your own data whose class pairs are named.
+            ``.yaml`` or ``.yml``. Relative paths in a mapping start in the working directory.
+        changes: New values by dotted key (``recipe.epochs``). They replace values of the sweep.
+        recipes: Folder of the recipes that searches wrote. None if there is none.
+        listings: Cache for listings of your own data. Data are listed if class pairs have names.
 
     Raises:
-        ConfigError: The sweep has mistakes. The message names the file and every mistake with its
-            key, its value and what is allowed.
+        ConfigError: The sweep has mistakes. The message lists all mistakes with key and value.
     """
     changes = changes or {}
     if isinstance(source, SweepSpec) and not changes:
@@ -86,7 +85,7 @@ def load_sweep(
 
 
 def _read(source: SweepSource) -> _Document:
-    """Return the content of a sweep from wherever it is written."""
+    """Return the content of a sweep from a preset, a file, a mapping or a spec."""
     if isinstance(source, SweepSpec):
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
@@ -95,7 +94,7 @@ def _read(source: SweepSource) -> _Document:
         path = Path(source)
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
-        # Modules of your own networks lie beside the sweep file, as beside a script.
+        # Modules of your own networks can be in the folder of the sweep file.
         find_modules_in(path.parent)
         return document
     if source not in preset_names():
@@ -109,8 +108,8 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
 
     Args:
         text: Content of the file.
-        origin: What messages call the file.
-        folder: Folder at which paths of recipe files start; None for the working directory.
+        origin: Name of the file in messages.
+        folder: Folder in which paths of recipe files start. None for the working directory.
     """
     return _spec_of(_Document(_parse(text, origin), origin, folder or Path()), {}, None)
 
@@ -126,19 +125,19 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def sweep_text(spec: SweepSpec) -> str:
-    """Return a sweep as the text of a sweep file, which reads back to an equal one."""
+    """Return the text of a sweep file. Reading it gives an equal sweep."""
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 
 def find_modules_in(folder: Path) -> None:
-    """Let Python find modules of your own networks in a folder, after all other places."""
+    """Let Python import modules of your own networks from a folder, after all other folders."""
     name = str(folder.absolute())
     if name not in sys.path:
         sys.path.append(name)
 
 
 def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path | None) -> SweepSpec:
-    """Return the sweep of a file with changed values.
+    """Return the sweep of a file, after values are changed.
 
     Args:
         document: The file.
@@ -170,7 +169,7 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
 
 
 def _refuse_changes_of_searched(recipe: object) -> None:
-    """Refuse to replace values of a searched recipe for all models and datasets at once."""
+    """Raise an error if a sweep replaces values of a searched recipe for all models at once."""
     if not isinstance(recipe, dict):
         return
     replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
@@ -186,7 +185,7 @@ def _refuse_changes_of_searched(recipe: object) -> None:
 def _problems_of(
     details: list[ErrorDetails], content: dict[str, Any], origin: str
 ) -> list[SweepError]:
-    """Return all mistakes of a sweep file: those that pydantic found, and unknown names."""
+    """Return all mistakes of a sweep file: pydantic's errors and unknown names."""
     places = [detail["loc"] for detail in details]
 
     def is_consequence(detail: ErrorDetails) -> bool:
@@ -208,18 +207,18 @@ def _problems_of(
 
 
 def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
-    """Return a sweep whose paths of your own data start at the root of the file system.
+    """Return a sweep with absolute paths of your own data.
 
-    Relative paths start at the sweep file's folder, so that the file works from wherever it is run.
+    Relative paths start in the folder of the sweep file, whatever the working directory is.
     """
     if all(choice.own is None for choice in spec.datasets):
-        return spec  # the copies below are other objects than the datasets that worlds refer to
+        return spec  # worlds refer to these datasets, so they must not be copied
     datasets = tuple(_with_absolute_path(choice, folder, listings) for choice in spec.datasets)
     return spec.model_copy(update={"datasets": datasets})
 
 
 def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
-    """Return a dataset with an absolute path, and with its classes if a class pair names some."""
+    """Return a dataset with an absolute path, and with its classes if class pairs have names."""
     if choice.own is None:
         return choice
     check_own_options(own_dataset_spec(choice.name, choice.own))
@@ -229,13 +228,13 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         raise ConfigError(
             f"datasets.{choice.name}.own.path starts with the home folder of an unknown user: "
             f"{choice.own.path}",
-            hint="Write the path from / on",
+            hint="Write the absolute path, which starts with /",
         ) from None
     own_data = choice.own.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()
     has_names = any(isinstance(label, str) for pair in pairs for label in pair)
     if has_names and not own_data.class_names:
-        # Names become indices, for which all classes are needed. Size and channels do not matter.
+        # All classes are needed to convert names to indices. Size and channels do not matter.
         prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
         request = RawRequest(own_dataset_spec(choice.name, own_data), prepared, path)
         own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})
@@ -245,7 +244,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
 def _plain_json(document: object, origin: str) -> bytes:
     """Return a sweep as JSON.
 
-    Numbers and arrays of NumPy, which notebooks hold, become plain numbers and lists.
+    Numbers and arrays of NumPy are converted to plain numbers and lists.
     """
 
     def plain(value: Any) -> object:
@@ -257,7 +256,7 @@ def _plain_json(document: object, origin: str) -> bytes:
         return json.dumps(document, ensure_ascii=False, default=plain).encode()
     except TypeError as error:
         raise ConfigError(
-            f"{origin} has a value that a sweep file cannot hold: {error}",
+            f"{origin} has a value that is not allowed in a sweep file: {error}",
             hint="Use numbers, text, lists and mappings",
         ) from None
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Mistakes in a sweep file, in the words of the file."""
+"""Convert mistakes in a sweep file to errors with the keys and values of the file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from search_spaces.sweeps import RecipeChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
-"""Problems that a message names; it counts those behind them."""
+"""Largest number of problems in a message. All others are only counted."""
 MAX_SHOWN = 200
-"""Characters of a value that a message shows."""
+"""Largest number of characters of a value in a message."""
 RULE_PREFIX = "Value error, "
-"""Beginning of pydantic's message if a rule of the sweep file itself is broken."""
-DATASET = "Write, for example, datasets: [digits]; `isweep datasets` lists the known datasets"
+"""Prefix of pydantic's message if one of our own rules is broken."""
+DATASET = "Write, for example, datasets: [digits]. `isweep datasets` lists the known datasets"
 MODEL = (
-    "Write, for example, models: [small_cnn], or models: [{from: small_cnn, name: mine}]; "
+    "Write, for example, models: [small_cnn], or models: [{from: small_cnn, name: mine}]. "
     "`isweep models` lists the known models"
 )
 RECIPE = (
-    "Write, for example, recipe: {from: demo, epochs: 3}; `isweep recipes` lists the known recipes"
+    "Write, for example, recipe: {from: demo, epochs: 3}. `isweep recipes` lists the known recipes"
 )
 EXPECTED_KINDS = {
     "tuple_type": "a list, for example [a, b]",
@@ -37,13 +37,13 @@ EXPECTED_KINDS = {
     "dict_type": "keys with values, for example {key: value}",
     "model_type": "keys with values, for example {key: value}",
 }
-"""What a value must be, by pydantic's kind of error."""
+"""Required form of a value, by pydantic's type of error."""
 PYDANTIC_SUBJECT = "Input "
-"""First word of pydantic's messages; the key stands in its place."""
+"""First word of pydantic's messages. Our messages have the key in its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
-    """Raise all problems as one error, if there are any; too many to read are only counted."""
+    """Raise all problems as one error, if there are any. At most MAX_PROBLEMS are printed."""
     shown = problems[:MAX_PROBLEMS]
     num_more = len(problems) - len(shown)
     if num_more:
@@ -52,38 +52,38 @@ def raise_problems(problems: list[SweepError]) -> None:
 
 
 def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
-    """Return a mistake that pydantic found, in the words of a sweep file.
+    """Convert one of pydantic's errors to an error with the key and value of the sweep file.
 
     Args:
-        detail: Pydantic's account of the mistake.
-        origin: What messages call the file.
+        detail: Pydantic's error.
+        origin: Name of the file in messages.
         document: Content of the file.
     """
     keys = detail["loc"]
-    if not keys:  # a rule over the whole file
+    if not keys:  # a rule about several keys
         return ConfigError(f"{origin}: {detail['msg'].removeprefix(RULE_PREFIX)}")
     recipe: Any = document.get("recipe")
     if keys[0] == "recipe" and len(keys) == 3 and not isinstance(recipe[keys[1]], list):
-        keys = keys[:2]  # one value stands for a list of one
+        keys = keys[:2]  # the file has one value instead of a list with one value
     dotted = ".".join(map(str, keys))
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
-        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
         kind = "value" if isinstance(detail["loc"][-1], int) else "key"
+        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
         return ConfigError(f"The {kind} {dotted} is missing", hint=hint)
     return _wrong_value(detail, dotted)
 
 
 def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
-    """Return that the value at a dotted key breaks a rule of the sweep file."""
+    """Return the error that the value at a dotted key breaks a rule of the sweep file."""
     kind = detail["type"]
     value = detail["input"]
     shown = repr(value)[:MAX_SHOWN]
     if isinstance(value, dict):
         shown = f"a mapping with the keys {', '.join(map(str, value))}"[:MAX_SHOWN]
     if kind == "too_short" and detail["ctx"]["min_length"] == 1:
-        return ConfigError(f"{dotted} is empty", hint="Write at least one value")
+        return ConfigError(f"{dotted} is empty", hint="Add at least one value")
     if kind == "too_long":
         limit = detail["ctx"]["max_length"]
         return ConfigError(f"{dotted} has more than {limit} values", hint="Shorten the list")
@@ -101,7 +101,7 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
-    """Return that a key of a sweep file is unknown, with the keys that are known there."""
+    """Return the error that a key of a sweep file is unknown, with the known keys."""
     model: type[BaseModel] = SweepSpec
     for key in keys[:-1]:
         field = _fields_by_key(model).get(str(key))
@@ -134,7 +134,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def unknown_names(document: dict[str, Any]) -> list[SweepError]:
-    """Return what is wrong with the names of models, datasets, the recipe and estimators.
+    """Return an error for each unknown name of a model, dataset, recipe or estimator.
 
     Args:
         document: Content of a sweep file, or of a part of it.
@@ -166,10 +166,10 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
 
 
 def _check_free_name(name: str) -> None:
-    """Refuse the name of a listed dataset for images of your own."""
+    """Raise an error if your own dataset has the name of a known dataset."""
     if name in DATASETS:
         raise ConfigError(
-            f"Your dataset has the name {name!r}, which is that of a known dataset",
+            f"Your dataset has the name {name!r}, which is the name of a known dataset",
             hint="Choose another name",
         )
 

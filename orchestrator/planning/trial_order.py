@@ -1,4 +1,4 @@
-"""Order in which trials are offered: the longest first, as far as their arrays fit in memory."""
+"""Order in which trials start: the longest first, in batches if their arrays exceed the memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from search_spaces.tuning import SearchTrialSpec
 
 
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
-    """Return the name of the arrays that a trial needs.
+    """Return the key of the arrays that a trial needs.
 
-    Trials of all train sizes share their arrays, unless a fault of the study forbids it. Splits of
-    a search have arrays of their own.
+    Trials of all train sizes share their arrays, unless a fault of the study makes the images
+    depend on the train size. Each validation split of a search has separate arrays.
     """
     subset = trial.network.subset
     key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
@@ -26,16 +26,16 @@ def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
 def order_trials(
     plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
 ) -> list[TrialSpec]:
-    """Return trials with the longest first, or in batches whose arrays fit in memory.
+    """Return trials in their order of start: the longest first, or in batches.
 
-    If all arrays do not fit together, trials are offered batch after batch. A batch is as many
-    arrays as fit into half of the budget. The next batch is then loaded while the last trials of
-    the one before still run, so that nothing waits. Ties keep their order.
+    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays of a
+    batch fit into half of the budget. So the next batch can be loaded while the last trials of a
+    batch still run. Trials of equal length keep their order.
 
     Args:
         plan: The plan of the trials.
         trials: The trials to order.
-        budget: Bytes for arrays.
+        budget: Memory for arrays, bytes.
         seconds: Expected seconds of each trial, by its id.
     """
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])

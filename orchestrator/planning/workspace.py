@@ -1,4 +1,4 @@
-"""A plan with its folders: where its prepared data and results are."""
+"""Find a sweep by its name or file, and the folders of its prepared data and results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
-"""A storage URL that names no bucket or host. The name of a sweep behind it would be taken for the
-bucket, or for a folder here."""
+"""A storage URL without a bucket or host. The sweep's name would be appended to it, and read as the
+bucket, or as a local folder."""
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Workspace:
     Attributes:
         plan: The plan.
         paths: Paths below the root.
-        storage: Folder or URL below which results are kept; None for the root.
-        listings: Listings of raw data that this command has made.
+        storage: Folder or URL in which results are stored. None for the root.
+        listings: Listings of raw data, so that each is made only once per command.
     """
 
     plan: SweepPlan
@@ -53,15 +53,16 @@ class Workspace:
         changes: Mapping[str, object] | None = None,
         as_run: bool = False,
     ) -> Workspace:
-        """Read a sweep, or one that ran below the root; nothing is created.
+        """Read a sweep without creating anything.
 
         Args:
             source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the name
-                of one that ran below the root.
+                of a sweep that was run below the root.
             root: The root, see :meth:`RootPaths.at`.
-            storage: Folder or URL below which results are kept; None for the root.
-            changes: Values by dotted key that replace those of the sweep.
-            as_run: True to prefer the sweep that ran below the root, if a preset has its name.
+            storage: Folder or URL in which results are stored. None for the root.
+            changes: New values by dotted key. They replace values of the sweep.
+            as_run: True to choose the sweep that was run below the root if a preset has the same
+                name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.
@@ -70,12 +71,12 @@ class Workspace:
             raise ConfigError(
                 f"The sweep is of type {type(source).__name__}, but should be a name, a path, the "
                 "content of a sweep file or a SweepSpec",
-                hint="Give, for example, 'demo' or './mine.yaml'",
+                hint="Use, for example, 'demo' or './mine.yaml'",
             )
         if not isinstance(changes, (Mapping, NoneType)):
             raise ConfigError(
                 f"changes is of type {type(changes).__name__}, but should be a mapping",
-                hint="Give, for example, changes={'recipe.epochs': 3}",
+                hint="Use, for example, changes={'recipe.epochs': 3}",
             )
         _check_storage(storage)
         paths = RootPaths.at(root)
@@ -88,7 +89,7 @@ class Workspace:
         """Create the root, see :meth:`RootPaths.make`.
 
         Raises:
-            SweepError: The root, or the result store, cannot be used or would not last.
+            SweepError: The root or the result store cannot be used, or Ray would delete it.
         """
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
@@ -96,7 +97,7 @@ class Workspace:
         self.paths.make()
 
     def record(self) -> None:
-        """Write the sweep below the root, where it is found by its name."""
+        """Write the sweep below the root, so that commands can load it by its name."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
         references: set[str] = set()
@@ -111,10 +112,10 @@ class Workspace:
 
     @contextmanager
     def recorded_while_checked(self) -> Iterator[None]:
-        """Write the sweep below the root, and keep it only if the block raises nothing.
+        """Write the sweep below the root unless the ``with`` block raises an error.
 
-        A new sweep is written at once, so that it is seen while it is checked. One that was run
-        before is replaced at the end.
+        A new sweep is written before the block, so that other commands can load it meanwhile, and
+        is deleted after an error. A sweep that was run before is replaced after the block.
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
@@ -129,24 +130,24 @@ class Workspace:
 
     @property
     def sweep_paths(self) -> SweepPaths:
-        """Paths of this sweep."""
+        """Paths in the folder of this sweep."""
         return self.paths.sweep(self.plan.sweep.name)
 
     @property
     def results_url(self) -> str:
-        """Folder, or URL of an object store, with the sweep's results."""
+        """Folder or object-store URL of the sweep's results."""
         if self.storage:
             return f"{self.storage.rstrip('/')}/{self.plan.sweep.name}"
         return str(self.sweep_paths.folder)
 
     @property
     def search_url(self) -> str:
-        """Folder or URL with the trials of the sweep's search."""
+        """Folder or object-store URL of the trials of the sweep's search."""
         return f"{self.results_url}/search"
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Prepared datasets that are whole, by prepared id; see :meth:`look_again`."""
+        """Undamaged prepared datasets, by prepared id. :meth:`look_again` updates them."""
         datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -156,24 +157,26 @@ class Workspace:
         return datasets
 
     def look_again(self) -> None:
-        """Forget which datasets are prepared: more of them may be by now."""
+        """Clear the cache of :attr:`prepared`, because more datasets may be prepared by now."""
         self.__dict__.pop("prepared", None)
 
 
 def _check_storage(storage: object) -> None:
-    """Refuse a place for results that is none."""
+    """Raise an error if results cannot be stored in a place."""
     if storage is None:
         return
     if not isinstance(storage, str):
-        raise ConfigError(f"storage is {storage!r}, which is not text", hint="Give a folder or URL")
+        raise ConfigError(
+            f"storage is {storage!r}, which is not text", hint="Use a folder or a URL"
+        )
     if URL_WITHOUT_HOST.fullmatch(storage):
         raise ConfigError(
-            f"`--storage {storage}` names no bucket or host",
+            f"`--storage {storage}` has no bucket or host",
             hint="Write, for example, s3://bucket/results",
         )
     if storage and os.path.isfile(os.path.expanduser(storage)):
         raise ConfigError(
-            f"`--storage {storage}` is a file, and results need a folder", hint="Name a folder"
+            f"`--storage {storage}` is a file, but results need a folder", hint="Choose a folder"
         )
 
 
@@ -185,14 +188,14 @@ def _find(
     has_changes: bool,
     as_run: bool,
 ) -> SweepSpec:
-    """Return a sweep by its name: a preset, one that ran below the root, or a sweep file here.
+    """Return a sweep by its name: a preset, a sweep below the root, or a sweep file.
 
     Args:
         source: The name, or the sweep itself.
         paths: Paths below the root.
-        load: Reads the sweep.
-        has_changes: True if ``load`` replaces values, so that mistakes may be in these.
-        as_run: True to prefer the sweep that ran below the root.
+        load: Function that reads the sweep.
+        has_changes: True if ``load`` replaces values. A mistake may then be in the new values.
+        as_run: True to choose a sweep that was run below the root before a preset.
     """
     if not isinstance(source, str) or "/" in source:
         return load(source)
@@ -208,8 +211,8 @@ def _find(
         return load(Path(source))
     if os.path.isfile(f"{source}.yaml"):
         raise ConfigError(
-            f"No preset or sweep has the name {source}, but there is a file {source}.yaml",
-            hint=f"Write ./{source}.yaml",
+            f"No preset or sweep has the name {source}, but the file {source}.yaml exists",
+            hint=f"To use this file, write ./{source}.yaml",
         )
     names = {*presets, *paths.sweep_names()}
     raise unknown_name(f"preset or sweep of {paths.root}", source, names)
@@ -222,7 +225,7 @@ def _load_recorded(
     *,
     has_changes: bool,
 ) -> SweepSpec:
-    """Return a sweep as it was last run below the root."""
+    """Return a sweep as it was at its last run below the root."""
     path = paths.sweep(name).sweep_file
     find_modules_in(paths.sweep(name).code)
     try:
@@ -231,6 +234,6 @@ def _load_recorded(
         if has_changes:
             raise
         raise ConfigError(
-            f"The sweep {name!r} cannot be read as it was last run: {error.problem}",
-            hint=f"Delete {path}, and run your sweep file again; all results stay",
+            f"The stored file of the sweep {name!r} cannot be read: {error.problem}",
+            hint=f"Delete {path}, and run your sweep file again. All results are kept",
         ) from None

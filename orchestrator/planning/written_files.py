@@ -1,4 +1,4 @@
-"""Presets that ship with the package, and sweep and recipe files that a user wrote."""
+"""Read presets of the package, and sweep and recipe files of a user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.planning.plain_yaml import read_text
 from search_spaces.errors import ConfigError, nearest_path
 
 MAX_FILE_BYTES = 1_000_000
-"""Largest sweep or recipe file, bytes: a sweep of 100,000 trials needs some kilobytes."""
+"""Size limit of a sweep or recipe file, bytes. A sweep of 100,000 trials needs a few kilobytes."""
 
 
 def preset_names() -> list[str]:
@@ -31,7 +31,7 @@ def preset_text(name: str) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Return whether a name of a sweep or recipe is a path."""
+    """Return whether a sweep or recipe is given as a path, and not by its name."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
@@ -40,9 +40,9 @@ def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> s
 
     Args:
         path: The file.
-        kind: What messages call the file.
-        named_kind: What messages call one of the names that can be given instead of a path.
-        names: These names.
+        kind: Word for the file in messages, for example ``sweep file``.
+        named_kind: Word for the alternative to a path in messages, for example ``preset``.
+        names: Names of all alternatives.
 
     Raises:
         ConfigError: The file is absent, too large, or not UTF-8.
@@ -50,5 +50,5 @@ def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> s
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        hint = f"Correct the path, or name a {named_kind}: {', '.join(names)}. {nearest_path(path)}"
+        hint = f"Correct the path, or use a {named_kind}: {', '.join(names)}. {nearest_path(path)}"
         raise ConfigError(f"The {kind} {path} does not exist", hint=hint.rstrip()) from None

@@ -1,7 +1,7 @@
-"""Results: typed records, the store that keeps them, their columns, and MLflow."""
+"""Results: typed records, the result store, columns of the results table, and MLflow."""
 
 import os
 
-# MLflow reports how it is used to its makers, unless it is told not to before it is imported. A
-# hospital's machine must contact nobody.
+# By default, MLflow sends usage data to its developers. This must be switched off before MLflow is
+# imported: a machine in a hospital must not contact anybody.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

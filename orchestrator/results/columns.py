@@ -1,7 +1,7 @@
-"""The columns of the results table: name, meaning, unit, type and origin.
+"""Columns of the results table: name, meaning, unit, type and origin.
 
-Each column is defined once, here. Rows, MLflow, CSV files and the report take names and types from
-this module, and so does ``docs/results-columns.md``.
+This module is the only definition of each column. Rows, MLflow, CSV files, the report and
+``docs/results-columns.md`` use its names and types.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column: the choices, the run that made the result, the trained network's
-scores, its representation, attacks on it, distances to its decision boundary, or the measures of
-its training images."""
+"""Origin of a column: the settings of the trial, the run that computed the result, scores of the
+trained network, its representation, attacks, distances to the decision boundary, or measures of the
+training images."""
 Kind = Literal["text", "integer", "number"]
-"""Type of a column's values. Texts and integers are tags in MLflow, numbers are metrics."""
+"""Type of a column's values. In MLflow, text and integers are tags, and numbers are metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Column:
     """A column of the results table.
 
     Attributes:
-        name: of the column.
-        meaning: what its values are.
-        unit: of its values; a dash if they have none.
-        kind: type of its values.
-        origin: where it comes from; None for a column that this program does not define.
+        name: Name of the column.
+        meaning: Meaning of its values.
+        unit: Unit of its values. A dash means no unit.
+        kind: Type of its values.
+        origin: Origin of its values. None for a column that isweep does not define.
     """
 
     name: str
@@ -99,7 +99,7 @@ BALANCED_ACCURACY = _score(
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
 )
-NUM_CLASSES = _score("num_classes", "number of classes; its logarithm is the loss of guessing")
+NUM_CLASSES = _score("num_classes", "number of classes n; the chance loss is ln n")
 BEST_EPOCH = _score(
     "best_epoch",
     "epoch with the smallest test loss, among about ten epochs that were tested",
@@ -113,9 +113,7 @@ TRAIN_ACCURACY = _score(
 )
 _LAST = "intrinsic dimension of the last hidden layer's activations of the training images"
 D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST}, by the maximum-likelihood estimator")
-D_REPR_TWONN = _define(
-    "d_repr", "d_repr_twonn", "the same dimension, by the two-nearest-neighbors estimator"
-)
+D_REPR_TWONN = _define("d_repr", "d_repr_twonn", f"{_LAST}, by the two-nearest-neighbors estimator")
 
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
@@ -126,7 +124,7 @@ ATTACK_QUANTITIES = {
         "fraction",
     ),
 }
-"""Meaning and unit of an attack's columns by the fields of
+"""Meaning and unit of an attack's columns, by field of
 :class:`tasks.trials.records.AttackRecord`."""
 
 
@@ -134,8 +132,8 @@ def columns_of_attack(attack: str, description: str) -> tuple[Column, ...]:
     """Return the columns of one attack at one strength.
 
     Args:
-        attack: the attack and its strength as columns name it, ``fgsm_8``.
-        description: the same in words.
+        attack: The attack and its strength as in column names, ``fgsm_8``.
+        description: The attack and its strength as text.
     """
     columns = []
     for quantity, (meaning, unit) in ATTACK_QUANTITIES.items():
@@ -145,7 +143,7 @@ def columns_of_attack(attack: str, description: str) -> tuple[Column, ...]:
 
 
 FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
-"""Strengths of FGSM if a sweep names no others, in 1/255 of the pixel range."""
+"""Default strengths of FGSM, in 1/255 of the pixel range."""
 for _epsilon in FGSM_EPSILONS:
     for _column in columns_of_attack(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
         _DEFINED[_column.name] = _column
@@ -156,10 +154,10 @@ R_HAT_PRED = _robust(
     _PIXELS,
 )
 _robust("r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _PIXELS)
-_robust("r_hat_pred_median", "median of these distances", _PIXELS)
+_robust("r_hat_pred_median", "median of the distances in `r_hat_pred`", _PIXELS)
 _robust(
     "r_hat_pred_geometric_mean",
-    "geometric mean of these distances; absent if a distance is 0",
+    "geometric mean of the distances in `r_hat_pred`; absent if a distance is 0",
     _PIXELS,
 )
 R_HAT_PRED_PER_PIXEL = _robust(
@@ -167,7 +165,7 @@ R_HAT_PRED_PER_PIXEL = _robust(
 )
 R_HAT_TRUE = _robust(
     "r_hat_true",
-    "mean of these distances, with 0 for images that the network classifies wrongly",
+    "`r_hat_pred` with distance 0 for each image that the network classifies wrongly",
     _PIXELS,
 )
 R_HAT_NOT_FOUND = _robust(
@@ -182,20 +180,18 @@ _measure(
 
 
 def d_data_at(num_neighbors: int) -> str:
-    """Return the column of the maximum-likelihood d_data from ``num_neighbors`` neighbors."""
+    """Return the column of d_data by the maximum-likelihood estimator with ``num_neighbors``."""
     return f"{D_DATA_MLE}_k{num_neighbors}"
 
 
 NEIGHBORS_TOO = (5, 10)
-"""Further numbers of neighbors for d_data, to see how much it depends on their number."""
+"""Other numbers of neighbors for d_data, to show how much it depends on this number."""
 for _num_neighbors in NEIGHBORS_TOO:
     _measure(
         d_data_at(_num_neighbors),
         f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
     )
-D_DATA_TWONN = _measure(
-    "d_data_twonn", "the same dimension, by the two-nearest-neighbors estimator"
-)
+D_DATA_TWONN = _measure("d_data_twonn", f"{_IN_PIXELS}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
@@ -246,8 +242,8 @@ STEP_PATH = _run(
     kind="text",
 )
 _MICRO = (
-    "images per part, if batches were split for lack of memory; batch norm uses each part alone; "
-    "else absent"
+    "images per part if batches were split to save memory (batch norm then uses each part alone); "
+    "absent otherwise"
 )
 MICRO_BATCH = _run("micro_batch", _MICRO, "images", kind="integer")
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
@@ -255,7 +251,9 @@ IMAGES_PER_SECOND = _run(
     "images_per_second", "training images per second of training", "images / s"
 )
 PEAK_MEMORY_BYTES = _run(
-    "peak_memory_bytes", "peak memory of the trial: on the GPU, or of its process", "bytes"
+    "peak_memory_bytes",
+    "peak GPU memory of the trial; on a CPU, peak memory of its process",
+    "bytes",
 )
 ENERGY_J = _run("energy_j", "energy of the GPU during the trial; absent if no GPU measures it", "J")
 NUM_PARAMETERS = _score("num_parameters", "number of trainable parameters of the network")
@@ -265,8 +263,8 @@ CODE_VERSION = _run(
 )
 
 COLUMNS = tuple(_DEFINED.values())
-"""The columns of the results table. Those defined below are shown elsewhere: in the report's table
-of measures, which has a row per train size, and in MLflow's curves over epochs."""
+"""Columns of the results table. The columns defined below are in other tables: the report's table
+of measures, with one row per train size, and MLflow's curves over epochs."""
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
     "99th percentile over images of 1 / distance to the nearest image with another label",
@@ -274,7 +272,7 @@ LABEL_SHARPNESS_P99 = _measure(
 )
 D_DATA_CALIBRATED = _measure("d_data_calibrated", "bias-corrected d_data, with a 90 % interval")
 EPOCH_PREFIX = "epoch_"
-"""Prefix of the metrics that MLflow shows as curves over epochs."""
+"""Prefix of the metrics that are curves over epochs in MLflow."""
 for _part, _images in (("train", "training images during"), ("test", "test images after")):
     _score(f"{EPOCH_PREFIX}{_part}_loss", f"mean cross-entropy of the {_images} each epoch", "nat")
     _score(
@@ -284,20 +282,21 @@ for _part, _images in (("train", "training images during"), ("test", "test image
     )
 
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
+"""Names of the columns with text."""
 REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
 """Columns that every table of trials needs. Any other column may be absent."""
 NATURAL = "natural"
 MEDICAL = "medical"
 DOMAINS = (NATURAL, MEDICAL)
 DONE = str(TrialStatus.DONE)
-"""Value of ``status`` of a trial that was trained to its end."""
+"""Value of ``status`` for a trial whose training finished."""
 
 _ATTACK = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_"
     rf"(?P<what>{'|'.join(ATTACK_QUANTITIES)})"
 )
 FURTHER_TEST_PREFIX = "test_on_"
-"""Prefix of the columns of a further test set, before the name of its condition."""
+"""Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("number of test images that the condition `{}` changes", "images"),
     "loss": ("`test_loss` on the test images after the condition `{}` changed some of them", "nat"),
@@ -305,17 +304,17 @@ FURTHER_TEST_QUANTITIES = {
         "`test_accuracy` on the test images after the condition `{}` changed some of them",
         "fraction",
     ),
-    "moved_loss": ("the same loss, over the images that the condition `{}` changes", "nat"),
+    "moved_loss": ("`test_loss` on the test images that the condition `{}` changed", "nat"),
     "moved_accuracy": (
-        "the same accuracy, over the images that the condition `{}` changes",
+        "`test_accuracy` on the test images that the condition `{}` changed",
         "fraction",
     ),
     "unmoved_loss": (
-        "the same loss, over the images that the condition `{}` does not change",
+        "`test_loss` on the test images that the condition `{}` did not change",
         "nat",
     ),
     "unmoved_accuracy": (
-        "the same accuracy, over the images that the condition `{}` does not change",
+        "`test_accuracy` on the test images that the condition `{}` did not change",
         "fraction",
     ),
     "r_hat_pred": (
@@ -337,9 +336,9 @@ class AttackColumn(NamedTuple):
     """An attack's column of loss gains, ``{attack}_{epsilon}_loss_gain``.
 
     Attributes:
-        name: of the column.
-        attack: the method.
-        epsilon: strength in 1/255 of the pixel range.
+        name: Name of the column.
+        attack: Name of the attack.
+        epsilon: Strength of the attack, in 1/255 of the pixel range.
     """
 
     name: str
@@ -348,12 +347,12 @@ class AttackColumn(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Attack and strength as people write them."""
+        """Attack and strength as text, for example ``FGSM at 8/255``."""
         return f"{self.attack.upper()} at {self.epsilon:g}/255"
 
 
 def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
-    """Return the loss-gain columns among ``names``, ordered by attack and then by strength."""
+    """Return the loss-gain columns among ``names``, sorted by attack and then by strength."""
     columns = []
     for name in names:
         match = _ATTACK.fullmatch(name)
@@ -370,13 +369,13 @@ def further_test_column(condition: str, quantity: str) -> str:
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the column of each name, in order.
 
-    A name that this program does not define gets a column without an origin, which says so.
+    For a name that isweep does not define, return a column without an origin.
     """
     return tuple(_DEFINED.get(name) or _describe_by_pattern(name) for name in names)
 
 
 def _describe_by_pattern(name: str) -> Column:
-    """Return the column of a name that has a pattern, such as that of an attack's columns."""
+    """Return the column of a name with a pattern, for example of an attack's column."""
     attack = _ATTACK.fullmatch(name)
     if attack:
         meaning, unit = ATTACK_QUANTITIES[attack["what"]]

@@ -1,7 +1,7 @@
-"""Stored results in the flat form in which MLflow keeps them: tags, params, metrics and curves.
+"""Convert stored results to the flat form of MLflow: tags, params, metrics and curves.
 
-The results table is made from the same form, so the table read from MLflow equals the one read from
-the store.
+The results table is built from the same form. So a table from MLflow equals the table from the
+result store.
 """
 
 from __future__ import annotations
@@ -46,20 +46,19 @@ from search_spaces.specs import TrialSpec, pair_name
 from tasks.trials.records import EpochRecord, EpochScore
 
 CURVE = "curve"
-"""Tag ``kind`` and first word of the key of runs that hold the curve over N of a model on a
-dataset."""
+"""Value of the tag ``kind``, and first word of the key, of runs with a learning curve."""
 MAX_TAG_LENGTH = 5000
-"""Characters of a tag's value that every MLflow server takes."""
+"""Largest number of characters in the value of a tag that every MLflow server accepts."""
 
 
 class CurvePoint(NamedTuple):
     """A point of a metric's curve.
 
     Attributes:
-        metric: name of the metric.
-        step: epoch, train size or number of finished trials.
-        value: of the metric.
-        at_ms: milliseconds since 1970.
+        metric: Name of the metric.
+        step: Epoch, train size or number of finished trials.
+        value: Value of the metric.
+        at_ms: Time of the point, milliseconds since 1970.
     """
 
     metric: str
@@ -70,16 +69,18 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class FlatRun:
-    """A stored result as MLflow keeps it.
+    """A stored result in the flat form of an MLflow run.
 
     Attributes:
-        run_key: the trial's id; the tag by which its run is found.
-        tags: texts and integers that may change.
-        params: the choices that define the trained network.
-        metrics: final numbers, all finite.
-        series: points of curves.
-        started_ms: milliseconds since 1970; likewise ``finished_ms``.
-        metrics_ms: when the newest metric was made. MLflow shows the later of two values.
+        run_key: The trial's id. It is a tag of the run in MLflow.
+        tags: Text and integers that may change later.
+        params: The settings that define the trained network.
+        metrics: Final numbers, all finite.
+        series: Points of curves.
+        started_ms: Start of the trial, milliseconds since 1970.
+        finished_ms: End of the trial, milliseconds since 1970.
+        metrics_ms: Time of the newest metric, milliseconds since 1970. MLflow shows the value with
+            the latest time.
     """
 
     run_key: str
@@ -94,13 +95,13 @@ class FlatRun:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A run without a result as MLflow shows it: running, or with a failed attempt.
+    """An MLflow run of a trial without a result: a running trial, or a failed attempt.
 
     Attributes:
-        tags: of its start or failure; None if the run is open already.
-        at_ms: when it started or failed, in milliseconds since 1970.
-        points: points of curves that were not sent yet.
-        failed: whether its last attempt failed.
+        tags: Tags of the start or failure. None if MLflow has the run already.
+        at_ms: Time of the start or failure, milliseconds since 1970.
+        points: Points of curves that were not sent yet.
+        failed: True if the last attempt failed.
     """
 
     tags: Mapping[str, str] | None = None
@@ -113,10 +114,10 @@ def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) 
     """Return the tags of a trial's run that are known when it starts.
 
     Args:
-        trial: the trial.
-        domain: of its dataset; None if none was given.
-        status: of the trial.
-        attempt: number of the attempt, from 1.
+        trial: The trial.
+        domain: Domain of the dataset. None if the sweep sets none.
+        status: Status of the trial.
+        attempt: Number of the attempt, from 1.
     """
     network = trial.network
     prepared = network.subset.prepared
@@ -138,15 +139,15 @@ def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) 
 
 
 def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRecord]) -> FlatRun:
-    """Return a stored trial as a flat run, with the measures of its training images.
+    """Convert a stored trial to a flat run, with the measures of its training images.
 
     Args:
-        record: the trial.
-        measures: of :func:`.metrics.index_measures`. A measure of other data is left out.
+        record: The trial.
+        measures: Result of :func:`.metrics.index_measures`. Measures of other data are ignored.
     """
     network = record.spec.network
     result = record.result
-    # Tags, not params: more may be measured on the same network later, and MLflow's params never
+    # These are tags and not params: later runs may add measurements, but MLflow's params never
     # change.
     requested = {"attacks", "representation", "robustness"}
     tags = flatten_params(record.spec.model_dump(mode="json", include=requested))
@@ -180,14 +181,14 @@ def flat_run(
     series: tuple[CurvePoint, ...],
     newest: float,
 ) -> FlatRun:
-    """Return a stored result as a flat run.
+    """Convert a stored result to a flat run.
 
     Args:
-        record: the result, whose spec, times and provenance are added.
-        tags: further tags.
-        metrics: its numbers.
-        series: points of its curves.
-        newest: when the newest metric was made, in seconds since 1970.
+        record: The result. Its spec, times and provenance are added to the run.
+        tags: Other tags.
+        metrics: Numbers of the result.
+        series: Points of its curves.
+        newest: Time of the newest metric, seconds since 1970.
     """
     common_tags = {
         **trial_tags(record.spec, record.domain, record.result.status, record.attempt),
@@ -209,11 +210,11 @@ def flat_run(
 
 
 def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
-    """Yield a run per model, recipe and dataset with its learning curve.
+    """Yield one run per model, recipe and dataset with its learning curve.
 
-    Loss and accuracy at step N are means over class pairs and seeds. The losses are also in the
-    tag ``curve``: MLflow never forgets a point, so a curve with other means needs a new run, while
-    a curve with more train sizes does not.
+    Loss and accuracy at step N are means over class pairs and seeds. The tag ``curve`` has the
+    losses as well. MLflow never deletes a point, so a curve whose means have changed needs a new
+    run. A curve with more train sizes does not.
     """
     runs_by_curve: defaultdict[tuple[str, ...], list[FlatRun]] = defaultdict(list)
     for run in trials:
@@ -261,9 +262,9 @@ def epoch_points(
     """Return the points of one epoch.
 
     Args:
-        epoch: loss and accuracy during training; None to leave them out.
-        score: loss and accuracy of the test images after the epoch; None to leave them out.
-        at_ms: time of the points, in milliseconds since 1970.
+        epoch: Training loss and accuracy. None to leave them out.
+        score: Test loss and accuracy after the epoch. None to leave them out.
+        at_ms: Time of the points, milliseconds since 1970.
     """
     points = []
     if epoch is not None:
@@ -278,7 +279,7 @@ def epoch_points(
 
 
 def flatten_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return the fields of a spec as texts by their dotted names; None becomes an empty text."""
+    """Return the fields of a spec as text by dotted names. None becomes empty text."""
     params: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, dict):
@@ -291,5 +292,5 @@ def flatten_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, st
 
 
 def milliseconds(seconds: float) -> int:
-    """Return seconds as whole milliseconds."""
+    """Convert seconds to whole milliseconds."""
     return round(seconds * 1000)

@@ -1,6 +1,6 @@
-"""The numbers of a stored trial or measure, by the columns of the results table.
+"""Return the numbers of a stored trial or measure by column of the results table.
 
-A number that is undefined has no entry. The stored result says why.
+An undefined number has no entry. The stored result contains the reason.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from tasks.measures.records import SizeRecord
 from tasks.trials.records import TrialResult
 
 Numbers = dict[str, float | None]
-"""Numbers by column; None if a number is undefined."""
+"""Numbers by column. None if a number is undefined."""
 
 
 def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
     """Return the numbers of a trial's result.
 
     Args:
-        result: of the trial.
-        train_size: number of training images, for the speed; 0 if that is not wanted.
+        result: Result of the trial.
+        train_size: Number of training images, to compute the training speed. 0 to leave it out.
     """
     numbers: Numbers = {ENERGY_J: result.energy_j}
     numbers.update(_score_numbers(result))
@@ -67,7 +67,7 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
 
 
 def _score_numbers(result: TrialResult) -> Numbers:
-    """Return the losses and accuracies of the trained network."""
+    """Return the losses, accuracies and other scores of the trained network."""
     scores = result.scores
     if scores is None:
         return {}
@@ -110,7 +110,7 @@ def _dimension_numbers(result: TrialResult) -> Numbers:
 
 
 def _further_test_numbers(result: TrialResult) -> Numbers:
-    """Return the scores on test images that a condition changes."""
+    """Return the scores on further test sets."""
     numbers: Numbers = {}
     for test in result.further_tests:
         for quantity in FURTHER_TEST_QUANTITIES:
@@ -122,7 +122,7 @@ def _further_test_numbers(result: TrialResult) -> Numbers:
 
 
 def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
-    """Return the numbers of a measure at one train size; empty if it was not measured there."""
+    """Return the numbers of a measure at one train size, or none if it has no such size."""
     for size in record.result.sizes:
         if size.train_size == train_size:
             numbers: Numbers = {
@@ -169,7 +169,7 @@ def _data_dimension_numbers(size: SizeRecord) -> Numbers:
 
 
 def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:
-    """Return measure records by subset id and train size; the newest of several."""
+    """Return the newest measure record of each subset id and train size."""
     index: dict[tuple[str, int], MeasureRecord] = {}
     for record in sorted(measures, key=lambda record: record.finished_at):
         for train_size in record.spec.train_sizes:

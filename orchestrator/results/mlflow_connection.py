@@ -1,4 +1,4 @@
-"""The MLflow store that a sweep uses, and the client that is connected to it.
+"""Choose the MLflow store of a sweep, and connect a client to it.
 
 Importing this module does not import ``mlflow``.
 """
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""Databases that MLflow opens. A URL may also name the driver, ``postgresql+psycopg``."""
+"""Databases that MLflow supports. A URL may also have the driver, as in ``postgresql+psycopg``."""
 SCHEMES = ("http", "https", *DATABASES, "databricks")
-"""Schemes of URLs that MLflow opens without a plugin."""
+"""Schemes of URLs that MLflow supports without a plugin."""
 SQLITE = "sqlite:///"
+"""Prefix of the URI of an SQLite file."""
 REQUEST_TIMEOUT_S = 15
-"""Seconds that one request may take, unless the environment says otherwise."""
+"""Longest time for one request, seconds. ``MLFLOW_HTTP_REQUEST_TIMEOUT`` sets another time."""
 _DAMAGED_FILE = re.compile("file is not a database|disk image is malformed")
 
 
@@ -36,12 +37,13 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the URI of the MLflow store to use.
 
     Args:
-        paths: of the root, below which the default SQLite file lies.
-        uri: requested by the user; None takes the environment's, or the default.
+        paths: Paths below the root, which contains the default SQLite file.
+        uri: URI from the user. None for ``MLFLOW_TRACKING_URI`` or, if it is not set, the default.
 
     Raises:
-        ConfigError: neither MLflow nor a plugin opens the URI. MLflow has closed file stores.
-        SetupError: the root's path would be another one inside a URL.
+        ConfigError: Neither MLflow nor a plugin supports the URI. MLflow no longer supports
+            folders.
+        SetupError: The root's path has characters with a special meaning in a URL.
     """
     requested = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if requested:
@@ -50,26 +52,26 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
         if not mark or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
             raise ConfigError(
                 f"The MLflow URI {without_secrets(requested)} is neither a database nor a server",
-                hint="Give a URI such as sqlite:////data/mlflow.db or https://…",
+                hint="Use a URI such as sqlite:////data/mlflow.db or https://…",
             )
         return requested
-    # A question mark begins options for MLflow. Quoting does not help: MLflow creates folders with
-    # the quoted name.
+    # In a URL, options follow a question mark. Quoting does not help: MLflow would create folders
+    # with the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
-            f"The path of the root {paths.root} has '?' or '%', with which MLflow's SQLite file "
-            "cannot be opened",
-            hint="Choose another root with --root, name an MLflow server with --mlflow-uri, or "
-            "run with --no-tracking",
+            f"The path of the root {paths.root} has '?' or '%', so MLflow cannot open its SQLite "
+            "file in this folder",
+            hint="Choose another root with --root, use an MLflow server with --mlflow-uri, or "
+            "add --no-tracking",
         )
     return f"{SQLITE}{paths.mlflow_database}"
 
 
 def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Return in words that MLflow answers; nothing is created there.
+    """Check that MLflow answers without creating anything, and return the result as text.
 
     Raises:
-        SetupError: it does not answer.
+        SetupError: MLflow does not answer.
     """
     resolved = mlflow_uri(paths, uri)
     if resolved == f"{SQLITE}{paths.mlflow_database}" and not paths.mlflow_database.exists():
@@ -79,11 +81,11 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri`` whose tables exist.
+    """Return a client for ``uri``, after creating missing tables.
 
     Raises:
-        Refused: MLflow answered that it refuses us.
-        SetupError: MLflow does not answer. This is known within seconds.
+        Refused: MLflow refused the connection.
+        SetupError: MLflow does not answer within seconds.
     """
     _set_up_mlflow()
     path = Path(uri.removeprefix(SQLITE))
@@ -100,25 +102,25 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _set_up_mlflow() -> None:
-    """Make MLflow quiet, and let it neither repeat calls nor print to stdout."""
+    """Configure MLflow to log little, repeat no calls and print nothing to stdout."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It logs tracebacks and rows for what we report in one line.
+    # MLflow logs tracebacks and rows for errors that isweep prints in one line.
     logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-    # MLflow's client would repeat a call whose reply is lost, and so create two runs. We look
-    # whether there is a run before we repeat a call.
+    # If a reply is lost, MLflow's client would repeat the call and create a second run. isweep
+    # checks whether the run exists before it repeats a call.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
-    # Our stdout is for data.
+    # isweep's stdout is only for data.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
 def _create_database(path: Path) -> None:
-    """Create MLflow's tables in a new SQLite file, complete or not at all.
+    """Create MLflow's tables in a new SQLite file, completely or not at all.
 
-    A driver that is killed while MLflow creates them would leave a file that nobody can use. So
-    they are created in a draft beside it. Every attempt has a new draft, because MLflow keeps
-    connections by the name of the file.
+    If a driver is killed while MLflow creates the tables, the file cannot be used. So the tables
+    are first created in a temporary file in the same folder. Each attempt has a new temporary file,
+    because MLflow caches connections by file name.
     """
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
@@ -133,7 +135,7 @@ def _client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     if uri.partition("://")[0].partition("+")[0] in DATABASES:
-        # MLflow tries ten times in 102 s, also with a wrong password. We repeat calls ourselves.
+        # MLflow would try ten times in 102 s, even with a wrong password. isweep retries itself.
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine)
         engine.dispose()
@@ -143,9 +145,9 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _fix(error: Exception, reason: str) -> str:
-    """Return what a user does about an MLflow store that cannot be opened."""
+    """Return the hint for an MLflow store that cannot be opened."""
     if isinstance(error, ModuleNotFoundError) and "psycopg" in reason:
         return "Run `pip install 'isweep[postgres]'`"
     if _DAMAGED_FILE.search(reason):
-        return "Remove the file, and run `isweep reconcile SWEEP` for every sweep"
-    return "Start MLflow, correct --mlflow-uri, or run with --no-tracking"
+        return "Delete the file, and run `isweep reconcile SWEEP` for every sweep"
+    return "Start MLflow, correct --mlflow-uri, or add --no-tracking"

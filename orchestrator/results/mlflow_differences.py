@@ -1,4 +1,4 @@
-"""Sentences that say how MLflow's results differ from those of the store."""
+"""Compare MLflow's results with the result store, and describe the differences."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orchestrator.results.rows import Row
 from search_spaces.errors import plural
 
 MAX_VALUES = 3
-"""Different values that a sentence lists."""
+"""Largest number of different values in a sentence."""
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
-    """Return the rows of a sweep's finished trials from MLflow; nothing is created there.
+    """Return the rows of a sweep's finished trials from MLflow without creating anything there.
 
     Args:
-        workspace: the sweep.
-        uri: of the MLflow store; None for the default.
-        storage: id of the result store whose runs are wanted.
+        workspace: The sweep.
+        uri: URI of the MLflow store. None for the default.
+        storage: Id of the result store. Runs of other stores are left out.
     """
     from orchestrator.results.mlflow_runs import read_rows
 
     resolved = mlflow_uri(workspace.paths, uri)
-    # MLflow would create the file.
+    # MLflow would create the missing file.
     if resolved.startswith(SQLITE) and not Path(resolved.removeprefix(SQLITE)).exists():
         return []
     return read_rows(connect(resolved), workspace.plan.sweep.name, storage)
@@ -35,7 +35,7 @@ def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> 
 
 @dataclass(frozen=True)
 class _Difference:
-    """A column of a trial with another value in MLflow than in the store."""
+    """A column of a trial with different values in MLflow and in the result store."""
 
     trial_id: str
     column: str
@@ -50,14 +50,14 @@ class _Difference:
 
 
 def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> list[str]:
-    """Return sentences that say how MLflow's rows differ from the store's; none if they do not.
+    """Return sentences about differences between rows of MLflow and of the result store.
 
-    A column that is absent on one side is a difference too, unless this program does not define it.
+    A column that only one of them has is a difference, unless it is MLflow's and unknown to isweep.
 
     Args:
-        stored: rows from the store.
-        tracked: rows from MLflow.
-        command: the command that corrects MLflow.
+        stored: Rows of the result store.
+        tracked: Rows of MLflow.
+        command: The command that corrects MLflow.
     """
     stored_rows = {str(row[TRIAL_ID]): row for row in stored}
     tracked_by_id = {str(row[TRIAL_ID]): row for row in tracked}
@@ -74,30 +74,30 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> 
         num_trials = len({value.trial_id for value in values})
         sentences.append(
             f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-            f"{plural(num_trials, 'trial')} ({'; '.join(examples)}). The values of the result "
-            f"store are used. Correct MLflow with `{command}`."
+            f"{plural(num_trials, 'trial')} ({'; '.join(examples)}). isweep uses the values of the "
+            f"result store. To correct MLflow, run `{command}`."
         )
     if missing:
         sentences.append(
-            f"MLflow lacks {plural(len(missing), 'result')} of the result store. Send them to "
-            f"MLflow with `{command}`."
+            f"MLflow lacks {plural(len(missing), 'result')} of the result store. To send them to "
+            f"MLflow, run `{command}`."
         )
     if unplanned:
         sentences.append(
-            f"MLflow shows {plural(len(unplanned), 'trial')} without a result in the planned "
-            "sweep. These rows are left out."
+            f"MLflow has rows of {plural(len(unplanned), 'trial')} without a result in this sweep. "
+            "isweep ignores these rows."
         )
     return sentences
 
 
 def _row_differences(trial_id: str, stored: Row, tracked: Row) -> list[_Difference]:
     """Return the columns of a trial that differ."""
-    foreign_columns = {column.name for column in describe(tracked) if column.origin is None}
+    unknown_columns = {column.name for column in describe(tracked) if column.origin is None}
     row_differences = []
     for name in {**stored, **tracked}:
         if stored.get(name) == tracked.get(name):
             continue
-        if name not in stored and name in foreign_columns:
+        if name not in stored and name in unknown_columns:
             continue
         tracked_value = _value_of(tracked, name)
         stored_value = _value_of(stored, name)

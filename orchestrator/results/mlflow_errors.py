@@ -1,4 +1,4 @@
-"""Meaning of MLflow's errors: which ones are final, and how a person reads them.
+"""Decide which errors of MLflow are final, and shorten their text for messages.
 
 Importing this module does not import ``mlflow``.
 """
@@ -18,47 +18,47 @@ FINAL_CODES = {
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
 }
-"""MLflow's error codes that another attempt does not change."""
+"""MLflow's codes of final errors: another attempt would fail as well."""
 MISSING_CODE = "RESOURCE_DOES_NOT_EXIST"
-"""MLflow's error code for a run that is gone, as after its server was restored from a backup."""
+"""MLflow's error code for a run that does not exist, for example after a restored backup."""
 FINAL_WORDS = re.compile(
     r"error code 40[0134]|password authentication failed|Access denied"
     r"|(database|role) \S+ does not exist"
 )
-"""Words of final errors that have no code: those of databases, which MLflow passes on as texts."""
+"""Words in final errors without a code: MLflow passes on errors of databases as text."""
 MAX_SEARCHED = 600
-"""Characters of an error's text in which these words are looked for."""
+"""Number of characters of an error's text that are searched for these words."""
 MAX_LENGTH = 300
-"""Characters of an error's text that a message quotes."""
+"""Largest number of characters of an error's text in a message."""
 
 
 class Refused(SetupError):
-    """MLflow answered, and will give the same answer again."""
+    """MLflow refused a request, and would refuse it again."""
 
 
 def error_code(error: Exception) -> str:
-    """Return MLflow's code of an error; empty if it has none."""
+    """Return MLflow's code of an error, or an empty string."""
     return str(getattr(error, "error_code", ""))
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether an error stays the same however often the call is repeated."""
+    """Return whether a repeated call would fail with the same error."""
     if isinstance(error, SweepError):
         return isinstance(error, Refused | ConfigError)
     if isinstance(error, ModuleNotFoundError):
-        return True  # The driver of a database is not installed.
+        return True  # the Python driver of a database is not installed
     if error_code(error) in FINAL_CODES:
         return True
     return bool(FINAL_WORDS.search(str(error)[:MAX_SEARCHED]))
 
 
 def no_answer_error(error: Exception) -> SetupError:
-    """Return the error for a user whose MLflow does not answer."""
+    """Return the error that MLflow does not answer."""
     if isinstance(error, SetupError):
         return error
     return SetupError(
         f"MLflow does not answer: {first_line(error)}",
-        hint="Run `isweep reconcile SWEEP` later. The result store has every result",
+        hint="Run `isweep reconcile SWEEP` later. The result store has all results",
     )
 
 
@@ -66,15 +66,15 @@ def first_line(error: Exception, uri: str = "") -> str:
     """Return an error as one line without secrets.
 
     Args:
-        error: of MLflow, a database or the network.
-        uri: of the MLflow store, whose password is removed. A driver may quote the password as it
-            is, decoded, or in part as the name of a host.
+        error: The error of MLflow, a database or the connection.
+        uri: URI of the MLflow store. Its password is removed from the text. A database driver may
+            quote the password as it is, decoded, or partly as the name of a host.
     """
     if isinstance(error, SweepError):
         return error.problem
     text = type(error).__name__
     for line in str(error).splitlines():
-        # SQLAlchemy first says in which circumstances it met the database's error.
+        # SQLAlchemy's first line describes the circumstances, not the error of the database.
         if line.strip() and not line.startswith("(raised as"):
             text = line
             break
@@ -84,13 +84,13 @@ def first_line(error: Exception, uri: str = "") -> str:
 
 
 def _secrets(uri: str) -> list[str]:
-    """Return the texts under which a driver may quote the password of a URI."""
+    """Return all forms in which a driver may quote the password of a URI."""
     match = re.search(r"://[^:\s]*:(\S*)@", uri)
     if not match:
         return []
     secrets = []
     for password in (match[1], unquote(match[1])):
-        # A parser that takes a sign in the password for the end of it reads the rest as a host.
+        # A parser may read a sign in the password as its end, and the rest as the host.
         ends = [f"{password[index + 1 :]}@" for index, sign in enumerate(password) if sign in "@:/"]
         secrets += [secret for secret in (password, *ends) if len(secret) > 1]
     return secrets

@@ -1,8 +1,8 @@
-"""Texts and views of MLflow's pages: names of runs, descriptions and views.
+"""Texts of MLflow's pages: names of runs, descriptions and views.
 
-A view is a filter, an order, columns and a chart. MLflow stores it as a tag of the experiment. A
-link that names the view opens the page with all of that. Importing this module does not import
-``mlflow``.
+A view is a filter, a sort order, columns and a chart of MLflow's table of runs. It is stored as a
+tag of the experiment. A link with the name of a view opens the table in this view. Importing this
+module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from tasks.trials.records import attack_name
 log = logging.getLogger(__name__)
 
 SWEEP_KEY = "sweep"
-"""Run key of the sweep's own run."""
-# Private: MLflow's front end reads these. Without them its page opens without the view.
+"""Key of the MLflow run for the sweep as a whole."""
+# The next names are internal to MLflow's front end. If they change, pages open without the view.
 VIEW_TAG = "mlflow.sharedViewState."
-"""Prefix of the tags of an experiment that hold views."""
+"""Prefix of the tags of an experiment that contain views."""
 VIEW_KEY = "viewStateShareKey"
-"""Parameter of a link that names a view."""
+"""Parameter of a link for the name of a view."""
 NOTE_TAG = "mlflow.note.content"
-"""Tag of a run's or experiment's description."""
+"""Tag with the description of a run or an experiment."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Tags by which MLflow's page opens on training runs, not on traces of language models."""
+"""Tags with which MLflow's page shows training runs, not traces of language models."""
 TRAINING_PAGES = "workflowType=machine_learning"
-"""Parameter of a link that does the same."""
+"""Parameter of a link with which MLflow's page shows training runs."""
 SHOWN_TAGS = (MODEL, TRAIN_SIZE, DATASET, CLASS_PAIR, SEED)
-"""Tags that a view shows as columns."""
+"""Tags that are columns of a view."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A question, and the state of MLflow's page of runs that answers it.
+    """A view of MLflow's table of runs: a table, a scatter plot or a line chart.
 
     Attributes:
-        question: name of the view for people.
-        axes: the metrics x and y of a chart of trials; empty for a table.
-        line: the metric of a chart of curves over their steps; empty for another view.
-        dataset: show trials on this dataset alone; empty for all.
+        question: Title of the view.
+        axes: Metrics x and y of a scatter plot of trials. Empty for another view.
+        line: Metric of a line chart over steps. Empty for another view.
+        dataset: Show only trials on this dataset. Empty for all datasets.
     """
 
     question: str
@@ -67,22 +67,22 @@ class View:
     dataset: str = ""
 
     def query(self, name: str) -> str:
-        """Return the parameters of a link to the view that is stored as ``name``."""
-        # Whether charts are shown is no part of the stored view.
+        """Return the parameters of a link to this view, which is stored with the name ``name``."""
+        # A stored view does not contain whether charts are shown.
         mode = ""
         if self.axes or self.line:
             mode = "&compareRunsMode=CHART"
         return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
 
     def text(self) -> str:
-        """Return the view as MLflow's page reads it."""
+        """Return the view in the JSON format of MLflow's page."""
         kind = "trial"
         if self.line:
             kind = CURVE
         filter_text = f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
         if self.dataset:
             filter_text += f" and tags.{DATASET} = '{self.dataset}'"
-        # These metrics are visible without scrolling.
+        # The first columns are visible without scrolling.
         metrics = dict.fromkeys([TEST_LOSS, *self.axes])
         tag_columns = [f"tags.`{name}`" for name in SHOWN_TAGS]
         metric_columns = [f"metrics.`{name}`" for name in metrics]
@@ -102,7 +102,7 @@ class View:
         return json.dumps(state, separators=(",", ":"))
 
     def _chart(self) -> dict[str, Any]:
-        """Return the chart as MLflow's page reads it; empty if the view is a table."""
+        """Return the chart in the format of MLflow's page, or nothing for a table."""
         chart: dict[str, Any] = {
             "uuid": "isweep-0",
             "metricSectionId": "isweep",
@@ -121,7 +121,7 @@ class View:
         if self.line:
             return chart | {
                 "type": "LINE",
-                "displayName": f"{self.line} at N images, the step",
+                "displayName": f"{self.line} over N (step)",
                 "metricKey": self.line,
                 "selectedMetricKeys": [self.line],
                 "yAxisKey": "metric",
@@ -136,7 +136,7 @@ class View:
         return {}
 
     def _section(self) -> dict[str, Any]:
-        """Return the section of the page that holds the chart."""
+        """Return the section of the page that contains the chart."""
         return {
             "uuid": "isweep",
             "name": self.question,
@@ -149,14 +149,14 @@ class View:
 
 @dataclass(frozen=True)
 class Page:
-    """The facts about a sweep that MLflow's pages show.
+    """The data of a sweep on MLflow's pages.
 
     Attributes:
-        sweep: name of the sweep.
-        description: of the sweep, by its author.
-        planned: number of planned trials.
-        loss_gain: column of the attack that charts show; empty if nothing is attacked.
-        datasets: names of the datasets.
+        sweep: Name of the sweep.
+        description: Description of the sweep in its file.
+        planned: Number of planned trials.
+        loss_gain: Column of the attack in charts. Empty for a sweep without attacks.
+        datasets: Names of the datasets.
     """
 
     sweep: str
@@ -167,7 +167,7 @@ class Page:
 
     @classmethod
     def of(cls, workspace: Workspace) -> Page:
-        """Return the pages of a sweep."""
+        """Return the data of a sweep for its pages."""
         plan = workspace.plan
         attacks = plan.sweep.attacks
         loss_gain = ""
@@ -183,7 +183,7 @@ class Page:
         )
 
     def sweep_tags(self, experiment: str) -> dict[str, str]:
-        """Return the tags of the sweep's own run, in the experiment with this id."""
+        """Return the tags of the sweep's run in the experiment with the id ``experiment``."""
         return {
             "planned": str(self.planned),
             "description": self.description,
@@ -194,10 +194,10 @@ class Page:
         """Return the description of the experiment and of the sweep's run, with links to views.
 
         Args:
-            experiment: id of the experiment.
+            experiment: Id of the experiment.
 
         Returns:
-            Markdown. MLflow shows its first line alone until somebody opens it.
+            Text in Markdown. MLflow shows only the first line until a user opens the description.
         """
         pages = f"#/experiments/{experiment}/runs"
         general_links = []
@@ -212,14 +212,14 @@ class Page:
             " · ".join(general_links),
             self.description,
             " · ".join(dataset_links),
-            "Each trial has one run, below the run of the sweep. Metrics of the sweep's run are "
-            "counts, the best test loss of each dataset and every fitted coefficient. MLflow only "
-            "shows the results; the result store keeps them.",
+            "Each trial has a run, nested in the run of the sweep. The metrics of the sweep's run "
+            "are counts, the best test loss of each dataset and all fitted coefficients. MLflow "
+            "has copies of the results. The originals are in the result store.",
         ]
         return "\n\n".join(filter(None, paragraphs))
 
     def views(self) -> dict[str, View]:
-        """Return the views of the sweep by the name that links give them."""
+        """Return the views of the sweep by their names in links."""
         views = {
             "best": View("Best model"),
             CURVE: View("Test loss over N", line=TEST_LOSS),
@@ -232,16 +232,16 @@ class Page:
         return views
 
     def experiment_tags(self, experiment: str) -> dict[str, str]:
-        """Return the tags by which the experiment with this id stores description and views."""
+        """Return the tags of an experiment with its description and views."""
         views = {VIEW_TAG + name: view.text() for name, view in self.views().items()}
         return {NOTE_TAG: self.note(experiment), **views}
 
     def run_name(self, key: str, tags: Mapping[str, str]) -> str:
-        """Return the name of a run; of a trial model and N first, because columns are narrow.
+        """Return the name of a run. For a trial it begins with model and N: columns are narrow.
 
         Args:
-            key: the run's key.
-            tags: of the run.
+            key: Key of the run.
+            tags: Tags of the run.
         """
         if key == SWEEP_KEY:
             return self.sweep
@@ -259,7 +259,7 @@ class RunPages(BaseModel):
     """Addresses of the pages of runs.
 
     Attributes:
-        prefix: the address without the run's id at its end.
+        prefix: The address without the run's id, which is its end.
         runs: MLflow's ids of runs by run key.
     """
 
@@ -268,11 +268,11 @@ class RunPages(BaseModel):
 
 
 def read_run_pages(path: Path) -> RunPages:
-    """Return what :meth:`.Tracker.save_run_pages` wrote; empty if that cannot be read."""
+    """Read the file of :meth:`.Tracker.save_run_pages`. Return no pages if it cannot be read."""
     try:
         return RunPages.model_validate_json(read_whole(path))
     except FileNotFoundError:
         return RunPages()
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
+        log.warning("%s cannot be read, so reports have no links to MLflow: %s", path, error)
         return RunPages()

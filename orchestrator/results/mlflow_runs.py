@@ -1,8 +1,8 @@
-"""The runs of one sweep in MLflow: one per run key, compared with what they should show.
+"""Write the runs of one sweep to MLflow: one run per run key.
 
-Every call may be repeated after a lost reply. A run that was perhaps created is looked up by its
-tag before another one is created. Of several runs with one key the oldest counts, and the others
-are deleted.
+Every call can be repeated after a lost reply. If the reply to the creation of a run was lost, the
+run is searched by its tag before another one is created. If several runs have the same key, the
+oldest one is used, and the others are deleted.
 """
 
 from __future__ import annotations
@@ -33,37 +33,41 @@ from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, 
 from orchestrator.results.rows import Row, row_of
 
 MAX_METRICS = 900
+"""Largest number of metrics in one call. MLflow limits the total of items to 1,000."""
 MAX_PARAMS = 100
+"""Largest number of params in one call of MLflow."""
 MAX_TAGS = 100
-"""Items of one call that MLflow takes; it refuses 1,000 items in all."""
+"""Largest number of tags in one call of MLflow."""
 MAX_SEARCHED = 5000
-"""Runs in one answer of a search."""
+"""Largest number of runs in one answer of a search."""
 INF_AS_STORED = 1.7e308
-"""Numbers from here on are infinite: a database stores infinity as the largest float."""
+"""Numbers of at least this size mean infinity: a database stores it as the largest float."""
 KEY_TAG = "isweep.run_key"
+"""Tag with the key of a run."""
 REPORT_TAG = "isweep.report"
-"""Tag of the sweep's own run: hash of the report's files."""
+"""Tag of the sweep's run with the hash of the report's files."""
 STORAGE_TAG = "isweep.storage"
-"""Tag of an experiment: id of the result store that it shows."""
+"""Tag of an experiment with the id of its result store."""
 KILLED = "killed"
-"""Value of the tag ``status`` of a trial that nobody works on any more and that has no result."""
+"""Value of the tag ``status`` for an abandoned trial without a result."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Address at which ``mlflow ui`` shows a database."""
+"""Address of ``mlflow ui`` for a database."""
 PERHAPS_RUNNING = "RUNNING?"
-"""Status of a run whose status was changed, until MLflow's reply is here."""
+"""Status of a run while a change of its status has no reply from MLflow."""
 OPEN = ("RUNNING", PERHAPS_RUNNING)
+"""Statuses of runs that are open, or may be."""
 NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
 class _TrackedRun:
-    """A run as it was last seen in MLflow.
+    """The last known state of a run in MLflow.
 
     Attributes:
         run_id: MLflow's id.
         status: MLflow's status, or :data:`PERHAPS_RUNNING`.
-        digest: of everything that it shows; empty if that is unknown.
-        sent_points: metric, step and value of points that were sent while it ran.
+        digest: Hash of tags, params and metrics. Empty if they are unknown.
+        sent_points: Metric, step and value of points that were sent during the training.
     """
 
     run_id: str
@@ -76,13 +80,13 @@ class SweepRuns:
     """The runs of one sweep by run key, in one experiment of MLflow.
 
     Args:
-        client: of the MLflow store.
-        page: what MLflow's pages say about the sweep.
-        storage: id of the result store that is shown. It keeps sweeps of the same name apart.
-        artifacts: where a new experiment stores files; None leaves that to the server.
+        client: Client of the MLflow store.
+        page: Texts about the sweep for MLflow's pages.
+        storage: Id of the result store. It separates sweeps with the same name.
+        artifacts: Folder for the files of a new experiment. None lets the server choose.
 
     Attributes:
-        name: of the experiment.
+        name: Name of the experiment.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class SweepRuns:
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return the addresses of the known runs; of a database, those of ``mlflow ui``."""
+        """Return the addresses of all known runs. A database has those of ``mlflow ui``."""
         server = LOCAL_PAGES
         uri = str(self.client.tracking_uri)
         if uri.startswith("http"):
@@ -112,10 +116,10 @@ class SweepRuns:
         return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
     def show_live(self, key: str, live: LiveRun) -> None:
-        """Make a run RUNNING or FAILED, with new tags and the points that were not sent yet.
+        """Set a run to RUNNING or FAILED, with new tags and the points that were not sent yet.
 
-        Points without tags are for a run that is RUNNING: one that has ended has all of them from
-        its result.
+        An update without tags adds points to a running run. If the run has ended, the update is
+        ignored: the result contains all points.
         """
         tracked = self._find(key)
         tags = live.tags or {}
@@ -138,13 +142,13 @@ class SweepRuns:
             self._end(tracked, "FAILED")
 
     def show(self, run: FlatRun) -> bool:
-        """Make a run FINISHED with exactly these values.
+        """Set a run to FINISHED with exactly these values.
 
-        MLflow never changes a param and never forgets a point of a metric. A run that has others
-        than ``run`` is deleted, and a new one is created.
+        MLflow can neither change a param nor delete a point of a metric. If the run in MLflow has
+        other params or points, it is deleted, and a new run is created.
 
         Returns:
-            Whether MLflow had to be changed.
+            True if MLflow was changed.
         """
         shown_metrics = _shown_metrics(run)
         tracked = self._find(run.run_key)
@@ -173,7 +177,7 @@ class SweepRuns:
     def _history(
         self, tracked: _TrackedRun, run: FlatRun, shown_metrics: Mapping[str, float], data: RunData
     ) -> dict[str, list[Metric]]:
-        """Return all points of those metrics that MLflow may lack points of."""
+        """Return MLflow's points of all metrics that may lack points in MLflow."""
         curves = {point.metric for point in run.series}
         history = {}
         for name, value in shown_metrics.items():
@@ -188,12 +192,14 @@ class SweepRuns:
         folder: Path | None,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make the sweep's own run show final numbers and the report's files; its status stays.
+        """Send final numbers and the report's files to the sweep's run, without changing its
+        status.
 
         Args:
-            numbers: final numbers by name; those that are not finite are left out.
-            folder: of the report; None if there is none.
-            sent: called after each file. A file is sent alone, and not again after a lost reply.
+            numbers: Final numbers by name. Infinite numbers and NaN are left out.
+            folder: Folder of the report. None if there is no report.
+            sent: Function that is called after each file. Each file is sent in a separate call, so
+                that a failure repeats only the remaining files.
         """
         run_id = self._sweep_run().run_id
         data = self.client.get_run(run_id).data
@@ -209,7 +215,7 @@ class SweepRuns:
             self._send_files(run_id, folder, data, sent)
 
     def _point_shown_last(self, run_id: str, name: str, value: float, data: RunData) -> Metric:
-        """Return a point that MLflow shows as the metric's value, later than all points there."""
+        """Return a point that is later than all points of a metric: MLflow shows the latest one."""
         last = Metric(name, value, milliseconds(time.time()), 0)
         if name in data.metrics:
             earlier = self.client.get_metric_history(run_id, name)
@@ -219,7 +225,7 @@ class SweepRuns:
     def _send_files(
         self, run_id: str, folder: Path, data: RunData, sent: Callable[[], None]
     ) -> None:
-        """Send the files of a report that MLflow does not have."""
+        """Send all files of a report that MLflow lacks."""
         hashes = {}
         for path in sorted(filter(Path.is_file, folder.rglob("*"))):
             hashes[str(path.relative_to(folder))] = _hash(path.read_bytes())
@@ -237,16 +243,16 @@ class SweepRuns:
             self.client.set_tag(run_id, REPORT_TAG, report_hash)
 
     def end_running(self, busy: Collection[str] = ()) -> tuple[int, int]:
-        """End all runs that nobody works on, and delete second runs of a key.
+        """End all abandoned runs, and delete duplicate runs of a key.
 
         Args:
-            busy: keys of runs that stay open besides the sweep's own.
+            busy: Keys of runs that stay open. The sweep's run stays open too.
 
         Returns:
-            How many runs were ended, and how many were deleted.
+            Number of ended runs, and number of deleted runs.
         """
         if self._uncertain_keys:
-            # A run whose creation got no reply may have been created after we looked.
+            # If the creation of a run had no reply, the run may exist by now.
             self._load()
             self._uncertain_keys.clear()
         abandoned = [
@@ -255,7 +261,7 @@ class SweepRuns:
             if tracked.status in OPEN and key != SWEEP_KEY and key not in busy
         ]
         for tracked in abandoned:
-            # Its tags are those of its start, and would always say that it is running.
+            # Otherwise the tag would still have the status at the start: running.
             self.client.set_tag(tracked.run_id, STATUS, KILLED)
             self._end(tracked, "KILLED")
         num_duplicates = len(self._duplicate_ids)
@@ -265,15 +271,15 @@ class SweepRuns:
         return len(abandoned), num_duplicates
 
     def end_sweep(self, status: str) -> None:
-        """End the sweep's own run. One that has ended can only become FINISHED."""
+        """End the sweep's run. If it has ended already, it can only be set to FINISHED."""
         tracked = self._sweep_run()
         if tracked.status in OPEN or (status == "FINISHED" and tracked.status != status):
             self._end(tracked, status)
 
     def _sweep_run(self) -> _TrackedRun:
-        """Return the sweep's own run, which is created if there is none.
+        """Return the sweep's run, and create it if it does not exist.
 
-        A run that has ended stays so until something is done: a start may still be refused.
+        A run that has ended is not opened here, because the start of the sweep may still fail.
         """
         tracked = self._find(SWEEP_KEY)
         if tracked is None:
@@ -297,7 +303,7 @@ class SweepRuns:
                 self._runs[key] = _TrackedRun(run.info.run_id, run.info.status, digest)
 
     def _find(self, key: str) -> _TrackedRun | None:
-        """Return a key's run; MLflow is asked for one that was perhaps created without a reply."""
+        """Return the run of a key or None. Search it in MLflow if its creation had no reply."""
         if key in self._uncertain_keys and key not in self._runs:
             query = f"tags.`{KEY_TAG}` = '{key}'"
             self._add_known(search(self.client, self._experiment, query))
@@ -311,7 +317,7 @@ class SweepRuns:
         points: Iterable[Metric] = (),
         params: Mapping[str, str] = NO_PARAMS,
     ) -> _TrackedRun:
-        """Create or reopen a key's run, and log to it."""
+        """Create or reopen the run of a key, and log to it."""
         tracked = self._find(key)
         if tracked is None:
             tracked = self._create(key, tags, start_ms)
@@ -340,7 +346,7 @@ class SweepRuns:
     def _log(
         self, run_id: str, points: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
     ) -> None:
-        """Send points, params and tags in calls of a size that MLflow takes."""
+        """Send points, params and tags, in as many calls as MLflow's limits require."""
         param_items = [Param(name, text) for name, text in params.items()]
         tag_items = [RunTag(name, text) for name, text in tags.items()]
         while points or param_items or tag_items:
@@ -352,7 +358,7 @@ class SweepRuns:
             tag_items = tag_items[MAX_TAGS:]
 
     def _artifacts(self, folder: str) -> set[str]:
-        """Return the paths of all files below a folder of the sweep's own run."""
+        """Return the paths of all files below an artifact folder of the sweep's run."""
         paths: set[str] = set()
         for item in self.client.list_artifacts(self._sweep_run().run_id, folder):
             if item.is_dir:
@@ -372,7 +378,7 @@ def _metric_of(point: CurvePoint) -> Metric:
 
 
 def _shown_metrics(run: FlatRun) -> dict[str, float]:
-    """Return the values that MLflow shows of a run: of a curve, its last point."""
+    """Return the values of a run's metrics in MLflow. For a curve, this is the last point."""
     shown_metrics = dict(run.metrics)
     for point in sorted(run.series, key=lambda point: (point.step, point.at_ms)):
         if math.isfinite(point.value):
@@ -381,10 +387,10 @@ def _shown_metrics(run: FlatRun) -> dict[str, float]:
 
 
 def _has_too_much(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
-    """Return whether MLflow has values of a run that it can never lose.
+    """Return whether a run in MLflow has wrong values that MLflow cannot change.
 
-    They are other params, results of other data, other points of a learning curve, or a metric that
-    this program defines and the run lacks.
+    These are other params, results of other data, other points of a learning curve, or a metric of
+    isweep that the result lacks.
     """
     for name, text in run.params.items():
         if data.params.get(name, text) != text:
@@ -399,10 +405,10 @@ def _has_too_much(run: FlatRun, shown_metrics: Mapping[str, float], data: RunDat
 
 
 def _is_extended_curve(curve: str, tags: Mapping[str, str]) -> bool:
-    """Return whether all points of MLflow's learning curve are in ``curve``; empty has none."""
+    """Return whether ``curve`` contains all points of MLflow's learning curve."""
     shown_curve = tags.get(CURVE)
     if shown_curve is None:
-        # A run of a curve without the tag was made by an earlier version, with points unknown.
+        # An earlier version wrote runs without this tag, so their points are unknown.
         return not curve
     return set(shown_curve.split()) <= set(curve.split())
 
@@ -418,12 +424,12 @@ def _has_all(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) ->
 def _missing_points(
     run: FlatRun, shown_metrics: Mapping[str, float], history: Mapping[str, list[Metric]]
 ) -> list[Metric]:
-    """Return the points to send.
+    """Return the points that MLflow lacks.
 
     Args:
-        run: whose points MLflow should have, each once.
-        shown_metrics: the values that MLflow should show.
-        history: points that MLflow has, by metric.
+        run: The run. MLflow should have each of its points once.
+        shown_metrics: The values that MLflow should show.
+        history: Points in MLflow, by metric.
     """
     stored = defaultdict(set)
     for name, points in history.items():
@@ -440,14 +446,14 @@ def _missing_points(
 
 
 def _shown_last(point: Metric) -> tuple[int, int, float]:
-    """Return a sort key by which the last point is the one that MLflow shows of a metric."""
+    """Return a sort key of points. MLflow shows the point with the largest key."""
     return point.step, point.timestamp, point.value
 
 
 def _digest(
     tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]
 ) -> str:
-    """Return a digest of what a run shows, without the tags that are not of its result."""
+    """Return a hash of a run's metrics, params and tags, without internal tags."""
     result_tags = {
         name: text
         for name, text in tags.items()
@@ -461,7 +467,7 @@ def _hash(data: bytes) -> str:
 
 
 def experiment_names(sweep: str, storage: str | None) -> list[str]:
-    """Return the names of experiments that may hold a sweep's runs, the first choice first."""
+    """Return possible names of a sweep's experiment, in order of preference."""
     names = [f"isweep/{sweep}"]
     if storage is not None:
         names.append(f"isweep/{sweep}@{storage[:8]}")
@@ -471,10 +477,10 @@ def experiment_names(sweep: str, storage: str | None) -> list[str]:
 def claim_experiment(
     client: MlflowClient, sweep: str, storage: str | None, artifacts: Path | None
 ) -> Experiment:
-    """Return the experiment of a sweep, which is created if there is none.
+    """Return the experiment of a sweep, and create it if it does not exist.
 
-    An experiment of another store is left alone, so two roots on one server keep their runs apart.
-    Arguments as of :class:`SweepRuns`.
+    Experiments of other result stores are not used. So the runs of two roots on one server are in
+    separate experiments. See :class:`SweepRuns` for the arguments.
     """
     location = ""
     if artifacts:
@@ -501,42 +507,42 @@ def claim_experiment(
 
 
 def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
-    """Let an experiment in an SQLite file store its files where the root is now.
+    """Change the artifact paths of an experiment in an SQLite file after the root was moved.
 
-    MLflow stores absolute paths, and has no call that changes them. After a move it would create
-    the old folder again, readable for everybody. From a copy of a root it would overwrite the files
-    of the first one.
+    MLflow stores absolute paths and has no call that changes them. Without this change, MLflow
+    would create the old folder again, readable for all users. In a copy of a root, it would
+    overwrite the files of the original.
 
     Args:
-        uri: of the SQLite file.
-        experiment: its id.
-        old: location of its files until now.
-        new: location from now on.
+        uri: URI of the SQLite file.
+        experiment: Id of the experiment.
+        old: Old location of its files.
+        new: New location of its files.
     """
     runs = (
         "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
         " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?"
     )
     experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
-    # Private: MLflow's tables. Without them a root that was moved has no runs in MLflow, which the
-    # error says.
+    # These tables are internal to MLflow. If they change, the runs of a moved root cannot be
+    # written to MLflow, and the error below is raised.
     try:
         with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
             database.execute(runs, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
             database.execute(experiments, (new, experiment))
     except sqlite3.Error as error:
         raise MlflowException(
-            f"The root was moved, and MLflow's file keeps the old paths: {error}"
+            f"The root was moved, but the old paths in MLflow's file cannot be changed: {error}"
         ) from error
 
 
 def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
-    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id.
+    """Return the rows of a sweep's finished trials from MLflow, sorted by trial id.
 
     Args:
-        client: of the MLflow store.
-        sweep: name of the sweep; one that MLflow does not know has no rows.
-        storage: id of the result store whose runs are wanted; None takes any of that name.
+        client: Client of the MLflow store.
+        sweep: Name of the sweep. A sweep that MLflow does not have has no rows.
+        storage: Id of the result store. None for any result store.
 
     Raises:
         SetupError: MLflow does not answer.
@@ -564,7 +570,7 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
 
 
 def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
-    """Yield all runs of an experiment that fit ``query``, oldest first."""
+    """Yield all runs of an experiment that match ``query``, the oldest first."""
     token: str | None = ""
     while token is not None:
         page = client.search_runs(

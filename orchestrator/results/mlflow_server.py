@@ -1,4 +1,4 @@
-"""MLflow's server of pages, which runs as long as somebody looks at them."""
+"""Start MLflow's web server while a user views its pages, and stop it afterwards."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from orchestrator.results.mlflow_pages import NOTE_TAG, TRAINING_PAGES
 from search_spaces.errors import SetupError
 
 PORT = 5000
-"""MLflow's own port, which is taken if it is free."""
+"""MLflow's default port, which is used if it is free."""
 START_S = 240
-"""Seconds that the server may take to start; on a busy machine it took 90 s."""
+"""Longest time for the start of the server, seconds. On a busy machine it took 90 s."""
 LOOK_EVERY_S = 0.5
+"""Seconds between two requests to a starting server."""
 ANSWER_S = 10
-"""Seconds that one answer of the server may take."""
+"""Longest time for one answer of the server, seconds."""
 END_S = 10
-"""Seconds that the server may take to end before it is killed."""
+"""Seconds after which a server that does not end is killed."""
 MAX_REASON_LENGTH = 300
-"""Characters of the server's last line that a message quotes."""
+"""Largest number of characters of the server's last line in a message."""
 _LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
 
@@ -36,10 +37,10 @@ def free_port(requested: int | None = None) -> int:
     """Return a free port of this machine.
 
     Args:
-        requested: the port to take; None takes MLflow's own, or any if that is taken.
+        requested: The port to use. None for MLflow's default port or, if it is in use, any port.
 
     Raises:
-        SetupError: the requested port is taken.
+        SetupError: The requested port is in use.
     """
     candidates = [PORT, 0]
     if requested:
@@ -51,7 +52,7 @@ def free_port(requested: int | None = None) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise SetupError(
-        f"Port {requested} is in use", hint="Name another port with --port, or leave --port out"
+        f"Port {requested} is in use", hint="Choose another port with --port, or omit --port"
     )
 
 
@@ -60,15 +61,16 @@ def serve_pages(uri: str, port: int, log_path: Path) -> Iterator[str]:
     """Serve the pages of an MLflow store during a ``with`` block.
 
     Args:
-        uri: of the store. A server's own address is yielded as it is, and nothing is started.
-        port: of this machine.
-        log_path: file for what the server prints.
+        uri: URI of the store. If it is the address of a server, that server is used and no other
+            one is started.
+        port: Port of this machine.
+        log_path: File for the output of the server.
 
     Yields:
-        The address of the pages, once they answer.
+        The address of the pages, after the server has answered.
 
     Raises:
-        SetupError: the server does not start.
+        SetupError: The server does not start.
     """
     if uri.startswith(("http://", "https://")):
         yield uri.rstrip("/")
@@ -84,12 +86,12 @@ def serve_pages(uri: str, port: int, log_path: Path) -> Iterator[str]:
 
 
 def _start(uri: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
-    """Start the server in a session of its own, so that its workers can be ended with it."""
+    """Start the server in a new session, so that its workers can be stopped with it."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     settings = {
-        # In the environment, because it may hold a password.
+        # In the environment, because the URI may have a password.
         "MLFLOW_BACKEND_STORE_URI": uri,
-        # MLflow's jobs are workers that judge language models: 300 MB of memory for nothing.
+        # MLflow's job workers take 300 MB and evaluate language models, which isweep does not have.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with log_path.open("wb") as log_file:
@@ -110,7 +112,7 @@ def _wait_for_answer(server: subprocess.Popen[bytes], address: str, log_path: Pa
         if server.poll() is not None:
             raise _not_started(_last_line(log_path), log_path)
         if time.monotonic() > deadline:
-            raise _not_started(f"it did not answer in {START_S} s", log_path)
+            raise _not_started(f"it did not answer within {START_S} s", log_path)
         time.sleep(LOOK_EVERY_S)
 
 
@@ -129,11 +131,11 @@ def _last_line(log_path: Path) -> str:
 
 
 def _not_started(reason: str, log_path: Path) -> SetupError:
-    return SetupError(f"MLflow's page does not start: {reason}", hint=f"Read the log {log_path}")
+    return SetupError(f"MLflow's server did not start: {reason}", hint=f"Read the log {log_path}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers, which are in a session of their own."""
+    """Stop the server and its workers, which are the processes of one session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
@@ -143,15 +145,15 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def find_sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
-    """Return where a server shows a sweep.
+    """Return the addresses of a sweep's pages on a server.
 
     Args:
-        address: of the server.
-        sweep: name of the sweep.
+        address: Address of the server.
+        sweep: Name of the sweep.
 
     Returns:
-        Addresses by experiment and question. There are several experiments if result stores share
-        the sweep's name.
+        Addresses by experiment and title of the page. If several result stores have a sweep with
+        this name, each has an experiment.
     """
     pages = {}
     experiments = connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'")

@@ -1,9 +1,9 @@
-"""Outlines of results: what decides whether a result counts, and what its trial cost.
+"""Outlines of results: the fields that decide whether a result is complete, and its cost.
 
-An index keeps the outlines of a sweep in one file, so that a command such as ``isweep status`` need
-not read the results themselves. The index may be lost or damaged at any time: then results are read
-again. No number of a table comes from it. For 3,000 small results it saves 1.5 s of 1.8 s of
-processor time, and on an object store 3,000 requests.
+An index file has the outlines of all results of a sweep. With it, commands such as ``isweep
+status`` need not read the results themselves. If the index is missing or damaged, the results are
+read again. Tables never use the index. For 3,000 small results it saves 1.5 s of 1.8 s of processor
+time, and 3,000 requests to an object store.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from tasks.trials.records import TrialStatus
 log = logging.getLogger(__name__)
 
 INDEX_VERSION = TrialRecord.version + 1
-"""Version of the index; a file of another version is emptied."""
+"""Version of the index. A file with another version is emptied."""
 LOCKED_S = 5.0
-"""Seconds to wait for another process that writes to the index."""
+"""Longest wait for another process that writes to the index, seconds."""
 
 
 class TrialOutline(Finding):
-    """The part of a :class:`.TrialRecord` that decides whether it counts, and its cost.
+    """The fields of a :class:`.TrialRecord` that decide whether it is complete, and its cost.
 
     Attributes:
-        has_weights: whether the trained network is stored; likewise ``has_predictions``.
-        peak_bytes: memory of the GPU that whole batches took; 0 if that is unknown.
+        has_weights: True if the trained network is stored.
+        has_predictions: True if the predictions are stored.
+        peak_bytes: Peak GPU memory with whole batches. 0 if it is unknown.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -79,7 +80,7 @@ class TrialOutline(Finding):
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """An outline, and the stamp of the file that it was read from."""
+    """An outline, with the stamp of the result file from which it was read."""
 
     stamp: str
     outline: TrialOutline
@@ -88,20 +89,20 @@ class IndexEntry:
 class OutlineIndex:
     """The outlines of a sweep's results in an SQLite file.
 
-    The file may be missing, damaged, or in a folder that cannot be written. An entry does not count
-    if its checksum does not fit.
+    The file may be missing, damaged, or in a read-only folder. Entries with a wrong checksum are
+    ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> dict[str, IndexEntry]:
-        """Return the intact entries by trial id."""
+        """Return all entries with a correct checksum by trial id."""
         rows: list[tuple[str, str, int]] = []
         try:
             if self._path.is_file():
                 with self._open() as database:
-                    # The checksum's column is called "seal" in files that exist.
+                    # Existing files have the column name "seal" for the checksum.
                     rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
         except sqlite3.Error as error:
             log.info("the index %s cannot be read: %s", self._path, error)
@@ -113,7 +114,7 @@ class OutlineIndex:
         return entries
 
     def add(self, entries: Iterable[IndexEntry]) -> None:
-        """Store entries that have a stamp; a failure to do so is only logged."""
+        """Store all entries that have a stamp. A failure is only logged."""
         rows = []
         for entry in entries:
             if entry.stamp:
@@ -128,8 +129,8 @@ class OutlineIndex:
         except sqlite3.OperationalError as error:
             log.info("the index %s cannot be written: %s", self._path, error)
         except sqlite3.Error as error:
-            # It is damaged, or no database at all.
-            log.info("the index %s is made anew: %s", self._path, error)
+            # the file is damaged or is not a database
+            log.info("the index %s is written again: %s", self._path, error)
             self._path.unlink(missing_ok=True)
             try:
                 self._insert(rows)
@@ -143,7 +144,7 @@ class OutlineIndex:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self._path, timeout=LOCKED_S)) as database, database:
-            # The index may be lost at any time, so nothing waits for the disk.
+            # The index may be lost, so SQLite need not wait for the disk.
             database.execute("PRAGMA synchronous = OFF")
             if database.execute("PRAGMA user_version").fetchone() != (INDEX_VERSION,):
                 database.execute("DROP TABLE IF EXISTS outlines")

@@ -1,4 +1,4 @@
-"""Provenance: which code and packages make the results of this process."""
+"""Provenance: versions of the code and packages that compute the results of this process."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PACKAGES = (
     "mlflow",
     "zarr",
 )
-"""Packages whose versions are stored with a result, because they can change its numbers."""
+"""Packages that can change the numbers of a result. Their versions are stored with it."""
 SOURCES = ("search_spaces", "tasks", "orchestrator")
-"""Packages of this program whose source is hashed."""
+"""Packages of isweep whose source files are hashed."""
 GIT_TIMEOUT_S = 10
-"""Seconds for one Git command; a checkout on a slow network disk needs some."""
+"""Time limit of one Git command, seconds. A checkout on a network drive may be slow."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ROOT = _PACKAGE.parent
 
 
 @dataclass(frozen=True)
 class _SourceFile:
-    """A source file, and what changes when it is edited."""
+    """A source file, with its size and time. They change when the file is edited."""
 
     path: Path
     num_bytes: int
@@ -44,7 +44,7 @@ class _SourceFile:
 
 
 def code_fingerprint() -> str:
-    """Return a hash of this program's source as it is on the disk now.
+    """Return a hash of isweep's source files as they are on the disk now.
 
     A checkout and a wheel of the same source have the same hash.
     """
@@ -69,7 +69,7 @@ def _hash_files(files: tuple[_SourceFile, ...]) -> str:
 def provenance() -> Provenance:
     """Return the version of the code, its commit and the versions of packages.
 
-    The commit is the checkout's, or the one that was stored in the installed wheel.
+    The commit is that of the checkout, or the commit that is stored in an installed wheel.
     """
     checkout = _checkout()
     release = _package_version("isweep")
@@ -91,7 +91,7 @@ def provenance() -> Provenance:
 
 @dataclass(frozen=True)
 class _Checkout:
-    """The commit of the code, empty if unknown, and whether files differ from it."""
+    """Commit of the code, and whether files differ from it. ``commit`` is empty if unknown."""
 
     commit: str = ""
     dirty: bool = False
@@ -112,9 +112,9 @@ def _checkout() -> _Checkout:
 
 
 def _git(*arguments: str) -> str:
-    """Return what a Git command prints about the checkout of this program."""
-    # GIT_DIR and the like, which Git sets for hooks, would name another repository. Settings such
-    # as safe.directory come in GIT_CONFIG_*, and are needed in containers.
+    """Return the output of a Git command in the checkout of isweep."""
+    # Git sets GIT_DIR and others for hooks. They would select another repository. GIT_CONFIG_* has
+    # settings such as safe.directory, which containers need.
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -1,7 +1,7 @@
-"""The records that a sweep stores: results of trials, measures of datasets, failures.
+"""Records that a sweep stores: results of trials, measures of datasets, and failures.
 
-Every kind of record counts its own schema version. A new optional field keeps the version: records
-without it are read with its default. A change of what a field means counts the version up.
+Every kind of record has its own schema version. A new optional field keeps the version: older
+records get its default. A change in the meaning of a field increases the version.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tasks.trials.records import SearchResult, TrialResult
 
 
 class FailureKind(StrEnum):
-    """Cause of a failed attempt; the retry policy says what follows."""
+    """Cause of a failed attempt. The retry policy depends on it."""
 
     OUT_OF_MEMORY = "out_of_memory"
     LOST_NODE = "lost_node"
     WORKER_CRASH = "worker_crash"
     CLUSTER_ERROR = "cluster_error"
-    """Ray itself could not do what the trial needed, such as fetching the images."""
+    """Ray failed at something that the trial needed, for example at fetching the images."""
     DEVICE_ERROR = "device_error"
-    """The process's device failed or was missing. The process is never used again."""
+    """The GPU of the process failed or was missing. The process is never used again."""
     HUNG = "hung"
-    """No result long after the expected time."""
+    """The trial had no result long after the expected time."""
     OTHER_CODE = "other_code"
-    """The worker runs other code than the driver."""
+    """The worker has another version of the code than the driver."""
     BAD_CONFIG = "bad_config"
     SETUP = "setup"
     BAD_DATA = "bad_data"
@@ -39,16 +39,16 @@ class FailureKind(StrEnum):
 
 
 class Provenance(Finding):
-    """Code and packages that made a result; never a host name or a path.
+    """Code and packages that computed a result, without host names and paths.
 
     Attributes:
-        code_version: package version, and the commit if it is known.
-        commit: Git commit of the code; empty if unknown.
-        dirty: whether the checkout had uncommitted changes.
-        code: hash of the source files.
-        python: version of Python.
-        machine: architecture of the processor.
-        packages: versions by package.
+        code_version: Version of the package, with the commit if it is known.
+        commit: Git commit of the code. Empty if it is unknown.
+        dirty: True if the checkout had uncommitted changes.
+        code: Hash of the source files.
+        python: Version of Python.
+        machine: Architecture of the processor.
+        packages: Versions by package.
     """
 
     code_version: str = "unknown"
@@ -61,14 +61,15 @@ class Provenance(Finding):
 
 
 class StoredRecord(Finding):
-    """A record with a place in the store and a schema version of its kind.
+    """Base of all records in the result store.
 
     Attributes:
-        folder: folder of all records of this kind, below the store.
-        file: name of the record's file in the folder of its id.
-        version: schema version that this program writes.
-        oldest_version: oldest schema version that it reads; None if that is ``version``.
-        id_field: field that holds the record's id.
+        folder: Folder of all records of this kind, relative to the store.
+        file: Name of the record's file in the folder of its id.
+        version: Schema version that this program writes.
+        oldest_version: Oldest schema version that this program reads. None if it reads only
+            ``version``.
+        id_field: Name of the field with the record's id.
     """
 
     folder: ClassVar[str]
@@ -93,17 +94,18 @@ class StoredRecord(Finding):
         versions = str(cls.version)
         if oldest < cls.version:
             versions = f"{oldest} to {cls.version}"
-        raise ValueError(f"the schema version is {value}, but this program reads {versions}")
+        raise ValueError(f"the schema version is {value}, but this isweep reads {versions}")
 
 
 class ComputedRecord(StoredRecord):
-    """A record of something computed from prepared data.
+    """Base of records that are computed from prepared data.
 
     Attributes:
-        domain: ``natural`` or ``medical``; None if none was given.
-        data_fingerprint: content hash of the prepared dataset.
-        started_at: seconds since 1970; likewise ``finished_at``.
-        provenance: the code that computed it.
+        domain: ``natural`` or ``medical``. None if the sweep sets none.
+        data_fingerprint: Content hash of the prepared dataset.
+        started_at: Start of the computation, seconds since 1970.
+        finished_at: End of the computation, seconds since 1970.
+        provenance: Code that computed the record.
     """
 
     domain: Domain | None
@@ -114,12 +116,12 @@ class ComputedRecord(StoredRecord):
 
 
 class ResultRecord(ComputedRecord):
-    """The result of a trial, of a grid or of a search.
+    """Base of the results of trials in a grid or in a search.
 
     Attributes:
-        sweep: name of the sweep that ran the trial.
-        gpu_share: share of a GPU that the trial had; 0 on a CPU.
-        attempt: the attempt that succeeded, from 1.
+        sweep: Name of the sweep that ran the trial.
+        gpu_share: Share of a GPU that the trial had. 0 on a CPU.
+        attempt: Number of the successful attempt, from 1.
     """
 
     folder: ClassVar[str] = "trials"
@@ -133,13 +135,13 @@ class ResultRecord(ComputedRecord):
 
 
 class TrialRecord(ResultRecord):
-    """A trial of a grid with its result.
+    """A trial of a grid, with its result.
 
     Attributes:
-        shared_group_share: share of test images whose group is also trained on.
-        gpu_name: the GPU by its driver's name; empty on a CPU.
-        measured_at: seconds since 1970 of the latest measurement on the stored network; None if
-            there was none after training. The other times are those of the training.
+        shared_group_share: Share of test images whose group is also in the training set.
+        gpu_name: The driver's name of the GPU. Empty on a CPU.
+        measured_at: Time of the latest measurement on the stored network, seconds since 1970. None
+            if nothing was measured after the training. The other times belong to the training.
     """
 
     file: ClassVar[str] = "result.json"
@@ -165,12 +167,12 @@ def missing_measurements(
     """Return the measurements of ``requested`` that a trial lacks.
 
     Args:
-        performed: the trial as it was run.
-        requested: the same trial as it is planned now.
-        lost_predictions: the trial has stored weights, but its predictions could not be stored.
+        performed: The trial as it was run.
+        requested: The same trial in the present plan.
+        lost_predictions: True if the trial has stored weights, but no stored predictions.
     """
     lacking = performed.missing_for(requested)
-    # Listing all requested measurements takes longer than everything else here.
+    # A list of all requested measurements would take longer than the rest of this function.
     if not lost_predictions:
         return lacking
     predictions = [
@@ -196,21 +198,23 @@ class MeasureRecord(ComputedRecord):
 
 
 class TrialFailure(Finding):
-    """Why an attempt at a trial failed.
+    """Cause of a failed attempt at a trial.
 
-    ``message`` and ``traceback`` are for people. Decisions are made by the other fields.
+    ``message`` and ``traceback`` are only printed. All decisions depend on the other fields.
 
     Attributes:
-        kind: the cause.
-        message: one line for the user.
-        traceback: for developers; empty for a user's mistake.
-        gpu: the GPU that failed, by its UUID or number and its node; empty if no GPU did.
-        unfit_node: the node gave the trial a GPU on which it cannot compute.
-        device_lost: the GPU failed, and nothing says that the trial's own code broke it.
-        capture_failed: a step could not be captured as a CUDA graph, which the network prevents.
-        ends_process: the worker's process must not be used again.
-        memory: memory that ran out: of the GPU or the machine; empty if none did or it is unknown.
-        held_by_others: share of that memory, 0 to 1, that other processes held; None if unknown.
+        kind: Kind of the cause.
+        message: One line for the user.
+        traceback: Traceback for developers. Empty if the user made a mistake.
+        gpu: UUID or number of the failed GPU, with its node. Empty if no GPU failed.
+        unfit_node: True if the node assigned a GPU on which the trial cannot compute.
+        device_lost: True if the GPU failed, without a sign that the code of the trial caused it.
+        capture_failed: True if the network prevented the capture of a step as a CUDA graph.
+        no_engine: True if cuDNN has no engine for an operation: memory or a kernel is missing.
+        ends_process: True if the worker's process must not be used again.
+        memory: Memory that was used up: ``gpu`` or ``machine``. Empty if none was, or if it is
+            unknown.
+        held_by_others: Share of this memory, 0 to 1, that other processes used. None if unknown.
     """
 
     kind: FailureKind
@@ -220,6 +224,7 @@ class TrialFailure(Finding):
     unfit_node: bool = False
     device_lost: bool = False
     capture_failed: bool = False
+    no_engine: bool = False
     ends_process: bool = False
     memory: Literal["", "gpu", "machine"] = ""
     held_by_others: float | None = None
@@ -239,7 +244,7 @@ class FailureRecord(StoredRecord):
     failure: TrialFailure
 
     def row(self) -> dict[str, str]:
-        """Return the failure as the command line and the report print it."""
+        """Return the failure as a row for the command line and the report."""
         return {
             "trial_id": self.trial_id,
             "kind": str(self.failure.kind),

@@ -1,4 +1,4 @@
-"""Rows of the results table, from the store or from MLflow, and the table of predictions."""
+"""Build rows of the results table from the store or from MLflow, and the table of predictions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, str | int | float]
-"""One line of the results table, by column."""
+"""One row of the results table, by column."""
 MeasureRow = dict[str, str | int | float | None]
-"""One line of the table of measures, by column; None if a number is undefined."""
+"""One row of the table of measures, by column. None if a number is undefined."""
 
 
 def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
@@ -53,7 +53,7 @@ def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
 
 
 def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
-    """Return the rows of stored trials, ordered by trial id."""
+    """Return the rows of stored trials, sorted by trial id."""
     index = index_measures(measures)
     rows = []
     for record in trials:
@@ -63,9 +63,9 @@ def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) ->
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table as JSON values, with all digits of its numbers.
+    """Return the rows of a table as JSON values with all digits of the numbers.
 
-    A number that is missing or infinite becomes None. pandas' own ``to_json`` cuts numbers after 15
+    Missing and infinite numbers become None. pandas' ``to_json`` would round numbers to 15
     decimals.
     """
     is_defined = table.notna() & ~table.isin([math.inf, -math.inf])
@@ -77,7 +77,7 @@ def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def measure_rows(record: MeasureRecord) -> list[MeasureRow]:
-    """Return a stored measure as rows for people: one per train size, with every estimator."""
+    """Return a stored measure as table rows: one per train size, with every estimator."""
     subset = record.spec.subset
     rows: list[MeasureRow] = []
     for size in record.result.sizes:
@@ -111,15 +111,15 @@ def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.
     """Return a table with one row per trial and test image.
 
     Args:
-        records: trials; those without predictions are left out.
-        store: where the predictions are stored.
+        records: Trials. Those without predictions are left out.
+        store: Store of the predictions.
 
     Returns:
-        A table of the trial's choices, ``image``, ``label`` and the logits.
+        A table with the trial's settings, ``image``, ``label`` and the logits.
 
     Raises:
-        DataError: no trial has predictions.
-        CorruptStoreError: the predictions of a trial are gone or damaged.
+        DataError: No trial has predictions.
+        CorruptStoreError: The predictions of a trial are missing or damaged.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""The state of a sweep: which trials of its plan are done, failed or left."""
+"""State of a sweep: the done, failed and remaining trials of its plan."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from tasks.trials.records import TrialStatus
 
 @dataclass(frozen=True)
 class State:
-    """The done, failed and remaining trials of a plan; everything by id.
+    """The done, failed and remaining trials of a plan. All fields are by id.
 
     Attributes:
-        results: outlines of planned trials that have everything that is requested.
-        trials: records of these and all other results.
-        measures: of the plan's datasets.
-        failures: latest failed attempts of planned trials without a result.
-        running: trials that a live driver is running.
-        outdated: planned trials whose result is of other data, or of other choices under the same
+        results: Outlines of planned trials that have all planned measurements.
+        trials: Records of all stored results, planned or not.
+        measures: Measures of the plan's datasets.
+        failures: Latest failed attempts of planned trials without a result.
+        running: Trials that an active driver is running.
+        outdated: Planned trials with a result from other data, or with other settings but the same
             id.
-        partial: outlines of results that lack a measurement that is requested now.
-        unplanned: results of trials that are not in the plan. They are kept and not used.
-        unreadable: files that are not used.
+        partial: Outlines of results that lack a planned measurement.
+        unplanned: Ids of stored results that are not in the plan. They stay stored, but are not
+            used.
+        unreadable: Files that cannot be used.
     """
 
     results: dict[str, TrialOutline]
@@ -62,7 +63,7 @@ class State:
         return CellStatus.PENDING
 
     def counts(self, plan: SweepPlan) -> dict[str, int]:
-        """Return how many trials are planned, done, failed and diverged."""
+        """Return the numbers of planned, done, failed and diverged trials."""
         diverged = [
             outline for outline in self.results.values() if outline.status == TrialStatus.DIVERGED
         ]
@@ -74,7 +75,7 @@ class State:
         }
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield all results of planned trials as MLflow shows them."""
+        """Yield all results of planned trials as flat runs for MLflow."""
         index = index_measures(self.measures.values())
         for record in self.records:
             yield flat_trial(record, index)
@@ -85,15 +86,15 @@ class State:
         return [self.trials[trial_id] for trial_id in (*self.results, *self.partial)]
 
     def rows(self) -> list[Row]:
-        """Return the rows of all planned trials with a result, ordered by trial id."""
+        """Return the rows of all planned trials with a result, sorted by trial id."""
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures as commands and the report print them, ordered by trial id."""
+        """Return the failures as rows for commands and the report, sorted by trial id."""
         return [self.failures[trial_id].row() for trial_id in sorted(self.failures)]
 
     def measured_trials(self) -> list[MeasuredTrial]:
-        """Return what each done trial cost. A diverged one stopped at an unknown epoch."""
+        """Return time and memory of each done trial. Diverged trials are left out."""
         trials = []
         for outline in (*self.results.values(), *self.partial.values()):
             if outline.status == TrialStatus.DONE:
@@ -101,11 +102,11 @@ class State:
         return trials
 
     def cost(self) -> dict[str, Any]:
-        """Return what the trials with a result cost; failed attempts leave no times.
+        """Return the cost of all trials with a result. Failed attempts are not included.
 
         Returns:
-            ``gpu_hours``: duration times share of a GPU, over trials on a GPU. ``core_hours``:
-            duration times cores, over the others. ``text``: both in words.
+            ``gpu_hours`` is the sum of duration times share of a GPU over trials on a GPU.
+            ``core_hours`` is the sum of duration times cores over all others. ``text`` has both.
         """
         gpu_hours = 0.0
         core_hours = 0.0
@@ -120,7 +121,7 @@ class State:
             parts.append(f"{amount(gpu_hours)} GPU-hours")
         if core_hours or not gpu_hours:
             parts.append(f"{amount(core_hours)} core-hours")
-        text = f"cost so far {' and '.join(parts)}"
+        text = f"cost so far: {' and '.join(parts)}"
         return {"gpu_hours": gpu_hours, "core_hours": core_hours, "text": text}
 
 
@@ -128,7 +129,7 @@ def _measured_trial(outline: TrialOutline) -> MeasuredTrial:
     on_gpu = outline.device.startswith("cuda")
     share: float = outline.num_threads
     if on_gpu:
-        # Older records have no share: the trial had the GPU to itself.
+        # Older records have no share: each trial had a whole GPU.
         share = outline.gpu_share or 1.0
     return MeasuredTrial(
         spec=outline.spec,
@@ -144,9 +145,9 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool
     """Read a sweep's store and compare it with the plan.
 
     Args:
-        workspace: plan and store.
-        running: ids of trials that a live driver is running.
-        quick: use the index of outlines. It is for commands that show no number of a network.
+        workspace: Plan and store of the sweep.
+        running: Ids of trials that an active driver is running.
+        quick: True to use the index of outlines, for commands that print no number of a network.
     """
     index_path = None
     if quick:
@@ -158,12 +159,12 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool
 def compare_with_plan(
     workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()
 ) -> State:
-    """Compare what is stored with the plan and with the data that are prepared now.
+    """Compare stored results with the plan and with the present prepared data.
 
     Args:
-        workspace: the plan and its prepared data.
-        stored: results, measures and failures.
-        running: ids of trials that a live driver is running.
+        workspace: The plan and its prepared data.
+        stored: Stored results, measures and failures.
+        running: Ids of trials that an active driver is running.
     """
     planned = workspace.plan.trials_by_id
     results: dict[str, TrialOutline] = {}
@@ -173,8 +174,8 @@ def compare_with_plan(
         if trial_id not in planned:
             continue
         trial = planned[trial_id]
-        # An id leaves out choices that have their default. A default that changed without a new
-        # version is found here.
+        # The hash in an id does not include settings with their default value. This comparison
+        # detects a changed default.
         is_same_network = outline.spec.network == trial.network
         if not is_same_network or _has_other_data(
             workspace, trial.network.subset, outline.data_fingerprint
@@ -203,10 +204,10 @@ def compare_with_plan(
 
 
 def _planned_measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
-    """Return the measures of the plan.
+    """Return the stored measures of the plan.
 
-    The measure at a train size does not depend on the other train sizes. So a measure that is not
-    made yet, as after more sizes were added, is replaced by those of other train sizes.
+    A measure at one train size does not depend on the other train sizes. So if a planned measure is
+    missing, return measures of the same subset with other lists of train sizes.
     """
     by_subset: defaultdict[MeasureSpec, dict[str, MeasureRecord]] = defaultdict(dict)
     for measure_id, record in stored.measures.items():
@@ -227,9 +228,9 @@ def _without_sizes(spec: MeasureSpec) -> MeasureSpec:
 
 
 def _has_other_data(workspace: Workspace, subset: SubsetSpec, data_fingerprint: str) -> bool:
-    """Return whether a result was computed from other data than those prepared now.
+    """Return whether a result was computed from other data than the present prepared dataset.
 
-    It is False while nothing is prepared.
+    Return False if the dataset is not prepared.
     """
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
     return dataset is not None and dataset.fingerprint != data_fingerprint

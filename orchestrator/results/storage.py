@@ -1,8 +1,8 @@
-"""Storage of results and weights: a local folder, or an object store by its URL.
+"""Storage of results and weights: a local folder or an object store.
 
-Both have the same methods. A write is complete or absent. Locally a flushed temporary file is
-renamed. An object store's put is atomic by itself; a lease also needs puts that depend on what is
-there.
+Both classes have the same methods. A file is written completely or not at all. In a folder, a
+temporary file is flushed and renamed. In an object store, every put is atomic. The lock of a bucket
+also needs conditional puts.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.5
+"""Seconds before the second attempt to write. Each pause is twice as long as the last one."""
 LONGEST_PAUSE_S = 10.0
-"""Seconds between two attempts to write; each pause is twice as long as the one before."""
+"""Longest pause between two attempts to write, seconds."""
 REMIND_AFTER_S = 600.0
-"""Seconds between two messages that the sweep is paused."""
+"""Seconds between two messages about a paused sweep."""
 
 TEMPORARY_ERRORS = {
     errno.ENOSPC,
@@ -47,26 +48,28 @@ TEMPORARY_ERRORS = {
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 }
-"""Errors of a disk that may have room again, or of a file system that may come back."""
+"""Error numbers of full disks and unreachable file systems, which may work again later."""
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
-"""URL schemes of stores that keep what is written and let it be replaced."""
+"""URL schemes of object stores in which files are permanent and can be replaced."""
 CONNECT_TIMEOUT_S = 5.0
+"""Seconds until an attempt to connect to an object store fails."""
 ANSWER_TIMEOUT_S = 10.0
+"""Seconds until a request to an object store fails."""
 TRIES = 3
-"""Attempts of one request by the client itself. An outage that lasts longer pauses the sweep."""
+"""Number of attempts of the client for one request. A longer outage pauses the sweep."""
 PARALLEL_READS = 32
-"""Files that are read from an object store at the same time."""
+"""Number of files that are read from an object store at the same time."""
 MAX_REASON_LENGTH = 300
-"""Characters of an object store's error that a message quotes."""
+"""Largest number of characters of an object store's error in a message."""
 
 Content = bytes | OSError
-"""The content of a file, or why it cannot be read."""
+"""Content of a file, or the error by which it cannot be read."""
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A kind of error of the storage: what a file cannot be, and the fix."""
+    """Second half of the first sentence of a storage error, and its hint."""
 
     problem: str
     hint: str
@@ -76,23 +79,24 @@ AGAIN = "and run the same command again. Finished trials are kept"
 UNREADABLE = _Problem("cannot be read", f"Correct the permissions or the connection, {AGAIN}")
 UNWRITABLE = _Problem(
     "cannot be written",
-    "Free some space (keep_weights: none takes the least), correct the permissions, or remove "
-    f"what is in the way, {AGAIN}",
+    "Free some space (keep_weights: none needs the least), correct the permissions, or remove any "
+    f"other file with this path, {AGAIN}",
 )
 
 
 class StorageAway(SetupError):
-    """Storage that is full or does not answer now, and may take a write later."""
+    """The storage is full or does not answer. A later write may succeed."""
 
 
 @dataclass
 class RetryWithBackoff:
-    """Repeats a write while the storage is full or away: the sweep pauses instead of ending.
+    """Repeat writes while the storage is full or does not answer. Meanwhile the sweep is paused.
 
     Attributes:
-        say: prints when a pause begins, every ten minutes while it lasts, and when it ends.
-        limit_s: longest pause, in seconds.
-        clock: of the pauses.
+        say: Function that prints a message. It is called at the start of a pause, every ten minutes
+            during a pause, and at its end.
+        limit_s: Longest pause, seconds.
+        clock: Clock for the pauses.
     """
 
     say: Callable[[str], None] = log.warning
@@ -100,10 +104,10 @@ class RetryWithBackoff:
     clock: Clock = SYSTEM
 
     def until_done(self, write: Callable[[], T]) -> T:
-        """Return what ``write`` returns as soon as the storage takes it.
+        """Call ``write`` until it succeeds, and return its result.
 
         Raises:
-            StorageAway, OSError: waiting does not help, or ``limit_s`` is over.
+            StorageAway, OSError: The error is permanent, or ``limit_s`` has passed.
         """
         paused_since: float | None = None
         reminded_at = -math.inf
@@ -120,8 +124,8 @@ class RetryWithBackoff:
                 if now - reminded_at > REMIND_AFTER_S:
                     reminded_at = now
                     self.say(
-                        f"Paused: {_reason(error)}. The sweep goes on by itself as soon as the "
-                        "storage takes results again. Ctrl-C stops the sweep; finished trials "
+                        f"Paused: {_reason(error)}. The sweep continues as soon as the storage "
+                        "accepts results again. To stop the sweep, press Ctrl-C. Finished trials "
                         "are kept"
                     )
                 self.clock.sleep(pause_s)
@@ -130,7 +134,8 @@ class RetryWithBackoff:
                 if paused_since is not None:
                     paused_s = self.clock.monotonic() - paused_since
                     self.say(
-                        f"The storage takes results again after {paused_s:.0f} s. The sweep goes on"
+                        f"The storage accepts results again after {paused_s:.0f} s. The sweep "
+                        "continues"
                     )
                 return result
 
@@ -147,20 +152,20 @@ def _reason(error: StorageAway | OSError) -> str:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in the storage; its ``stamp`` changes whenever the file is replaced."""
+    """A file in the storage. Its ``stamp`` changes whenever the file is replaced."""
 
     path: str
     stamp: str
 
 
 def open_storage(url: str | Storage) -> Storage:
-    """Open the store at ``url``; nothing is requested or created.
+    """Open the storage at ``url`` without a request and without creating anything.
 
     Args:
-        url: a local path, or the URL of an object store. A store that is open is returned.
+        url: A local path, or the URL of an object store. An open storage is returned as it is.
 
     Raises:
-        ConfigError: the URL is none, holds a password, or is of a store that keeps nothing.
+        ConfigError: The URL is not valid, has a password, or has an unknown scheme.
     """
     if isinstance(url, Folder | Bucket):
         return url
@@ -171,7 +176,7 @@ def open_storage(url: str | Storage) -> Storage:
         return Folder(os.path.abspath(address))
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"--storage {scheme}://… is not a kind of store that keeps results",
+            f"--storage {scheme}://… is not a known kind of storage",
             hint=f"Use a path, or a URL of {', '.join(SCHEMES)}",
         )
     _check_url(url, scheme)
@@ -180,7 +185,7 @@ def open_storage(url: str | Storage) -> Storage:
 
 
 def _check_url(url: str, scheme: str) -> None:
-    """Refuse the URL of an object store that holds a password or more than a bucket and a path."""
+    """Raise an error if a URL has a password, no bucket, or more than a bucket and a path."""
     try:
         parts = urlsplit(url)
         password = parts.password
@@ -190,14 +195,14 @@ def _check_url(url: str, scheme: str) -> None:
         host = None
     if password:
         raise ConfigError(
-            f"--storage {scheme}://…@{host} holds a password, which every user of the machine can "
+            f"--storage {scheme}://…@{host} has a password, which every user of the machine can "
             "read",
-            hint="Give the password in the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY), in a file, or by a role",
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use a "
+            "credentials file or a role",
         )
     problem = ""
     if not host:
-        problem = f"--storage {scheme}://… names no bucket or host"
+        problem = f"--storage {scheme}://… has no bucket or host"
     elif parts.query or parts.fragment:
         problem = f"--storage {scheme}://{host}/… has more than a path after the bucket"
     if problem:
@@ -205,7 +210,7 @@ def _check_url(url: str, scheme: str) -> None:
 
 
 def _object_store(scheme: str, bucket: str) -> Any:
-    """Return obstore's client of a bucket, set up by the environment, files or a role."""
+    """Return obstore's client of a bucket, with credentials of the environment, files or a role."""
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -226,7 +231,7 @@ def _object_store(scheme: str, bucket: str) -> Any:
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        # Without credentials the store may still be open, or say which ones it wants.
+        # Without credentials, the store may be public, or its error says which ones it needs.
         with contextlib.suppress(ValueError):
             settings["credential_provider"] = Boto3CredentialProvider()
     try:
@@ -234,12 +239,12 @@ def _object_store(scheme: str, bucket: str) -> Any:
     except (BaseError, ValueError) as error:
         raise ConfigError(
             f"--storage {scheme}://… cannot be opened: {str(error).splitlines()[0]}",
-            hint="See docs/cluster.md for what each kind of store needs",
+            hint="Read in docs/cluster.md which settings this kind of storage needs",
         ) from None
 
 
 class Folder:
-    """A local folder as storage, at the absolute path ``base``."""
+    """Storage in a local folder with the absolute path ``base``."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -248,15 +253,15 @@ class Folder:
         """Return a file's content.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be read.
+            FileNotFoundError: The file does not exist.
+            OSError: The file cannot be read.
         """
         return read_whole(path)
 
     def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
-        """Yield files with their content, in order; an error in place of an unreadable content.
+        """Yield files in order with their content, or with the error if they cannot be read.
 
-        A file that was removed since it was listed is left out.
+        Files that were removed after the listing are left out.
         """
         for file in files:
             try:
@@ -270,13 +275,13 @@ class Folder:
         """Replace a file completely or not at all, and return its stamp.
 
         Args:
-            path: the file.
-            data: its new content.
-            durable: wait until the disk has the file. False is for files that a power cut may lose.
+            path: The file.
+            data: The new content.
+            durable: True to wait until the file is on the disk. False if a power cut may delete it.
 
         Raises:
-            StorageAway: the disk is full or away.
-            SetupError: the file cannot be written for another reason.
+            StorageAway: The disk is full or does not answer.
+            SetupError: The file cannot be written for another reason.
         """
         try:
             if os.path.isdir(path):
@@ -291,15 +296,15 @@ class Folder:
             raise kind(problem, hint=UNWRITABLE.hint) from error
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder in its place, if there is one."""
+        """Delete a file, or a folder with this path, if it exists."""
         if os.path.isdir(path) and not os.path.islink(path):
-            log.warning("%s is a folder, where a file belongs: removed", path)
+            log.warning("Deleted the folder %s, because a file must have this path", path)
             remove_folder(Path(path))
         else:
             Path(path).unlink(missing_ok=True)
 
     def find(self, folder: str, name: str) -> Iterator[StoredFile]:
-        """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
+        """Yield the files with the name ``name`` in subfolders of ``folder``, sorted by path."""
         try:
             entries = sorted(os.listdir(folder))
         except (FileNotFoundError, NotADirectoryError):
@@ -314,11 +319,11 @@ class Folder:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                yield StoredFile(path, "")  # Reading it raises an error with the reason.
+                yield StoredFile(path, "")  # reading the file raises the error
 
 
 class Bucket:
-    """A bucket of an object store as storage; ``base`` is the bucket and a path in it."""
+    """Storage in a bucket of an object store. ``base`` is the bucket and a path in it."""
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
         self.base = base
@@ -329,13 +334,13 @@ class Bucket:
         """Return a file's content.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            StorageAway, SetupError: the store does not give it.
+            FileNotFoundError: The file does not exist.
+            StorageAway, SetupError: The store does not answer or refuses the request.
         """
         return self.read_tagged(path)[0]
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        """Return a file's content, and the tag of this version for :meth:`put`."""
+        """Return a file's content, and the tag of its version for :meth:`put`."""
         import obstore
 
         with self._translated_errors(path):
@@ -343,7 +348,7 @@ class Bucket:
             return bytes(response.bytes()), str(response.meta["e_tag"])
 
     def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
-        """Yield files with their content, in order; reads are parallel."""
+        """Yield files in order with their content. The reads are parallel."""
 
         def read_one(file: StoredFile) -> list[tuple[StoredFile, Content]]:
             with contextlib.suppress(FileNotFoundError):
@@ -354,20 +359,20 @@ class Bucket:
             yield from chain.from_iterable(pool.map(read_one, files))
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
-        """Replace a file and return its stamp; a store's files are always durable."""
+        """Replace a file and return its stamp. Files of a bucket are always durable."""
         return f"{len(data)}-{self.put(path, data, 'overwrite')}"
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file if ``mode`` allows it.
 
         Args:
-            path: the file.
-            data: its content.
-            mode: ``"create"`` requires that there is no file, ``{"e_tag": tag}`` that the file is
-                still this version; ``"overwrite"`` requires nothing.
+            path: The file.
+            data: The new content.
+            mode: ``"create"`` requires that the file does not exist. ``{"e_tag": tag}`` requires
+                that the file still has this version. ``"overwrite"`` requires nothing.
 
         Returns:
-            The tag of the new version; None if the file was not as required.
+            The tag of the new version. None if the requirement was not met.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
@@ -386,14 +391,14 @@ class Bucket:
             return None
 
     def remove(self, path: str) -> None:
-        """Remove a file, if there is one."""
+        """Delete a file if it exists."""
         import obstore
 
         with contextlib.suppress(FileNotFoundError), self._translated_errors(path):
             obstore.delete(self._store, _key(path))
 
     def find(self, folder: str, name: str) -> Iterator[StoredFile]:
-        """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
+        """Yield the files with the name ``name`` in subfolders of ``folder``, sorted by path."""
         import obstore
 
         bucket = folder.partition("/")[0]
@@ -418,7 +423,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _translated_errors(self, path: str, problem: _Problem = UNREADABLE) -> Iterator[None]:
-        """Translate errors of the store into ours, by whether it may answer again later."""
+        """Convert temporary errors of obstore to StorageAway, and others to SetupError."""
         from obstore import exceptions
 
         try:
@@ -448,15 +453,15 @@ class Bucket:
         ):
             raise
         except exceptions.BaseError as error:
-            message = f"The result store refused {self._prefix}{path}: {error}"
-            raise SetupError(message) from error
+            message = f"The object store refused a request for {self._prefix}{path}: {error}"
+            raise SetupError(message, hint=UNREADABLE.hint) from error
 
 
 Storage = Folder | Bucket
 
 
 def no_conditional_writes(url: str) -> SetupError:
-    """Return the error for an object store whose writes cannot depend on what is there."""
+    """Return the error for an object store without conditional writes."""
     return SetupError(
         f"{url} has no conditional writes, without which two runs could overwrite each other",
         hint="Update the server (MinIO since 2024-10, Ceph since Tentacle), or use another "
@@ -465,7 +470,7 @@ def no_conditional_writes(url: str) -> SetupError:
 
 
 def _may_answer_later(status_code: int) -> bool:
-    """Return whether an HTTP status, 0 if there is none, may be another one later."""
+    """Return whether a failed request may succeed later, by its HTTP status or 0 without one."""
     return not status_code or status_code in (408, 429) or status_code >= 500
 
 
@@ -475,7 +480,7 @@ def _file_stamp(path: str) -> str:
 
 
 def _free_space(path: str) -> str:
-    """Return the free space of the disk of ``path``, in words."""
+    """Return the free space of the disk of ``path`` as text."""
     for folder in Path(path).parents:
         with contextlib.suppress(OSError):
             return f"{shutil.disk_usage(folder).free:,} bytes free"

@@ -1,8 +1,8 @@
-"""The result store of a sweep: one JSON file with its checksum per finished trial or measure.
+"""The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only if its checksum fits, it lies in the folder of its own id, and its schema
-version is one that this program reads. Only the driver writes records. A reader finds the old
-record, the new one, or none: see :mod:`.storage`.
+A file is used only if its checksum is correct, it is in the folder of its id, and this version of
+isweep can read its schema version. Only the driver writes records. A record is replaced completely
+or not at all, see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from orchestrator.results.storage import Content, Folder, Storage, StoredFile, o
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.finding import Finding
-from tasks.trials.records import KeptFile
+from tasks.trials.records import TrialFile
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=StoredRecord)
 
 MAX_EVENTS = 200
-"""Events that are kept of one trial. A trial on lost nodes is retried without limit; the oldest
-events are dropped."""
+"""Largest number of events in a trial's history. The oldest events are dropped: a trial on lost
+nodes is retried without limit."""
 CHECKSUM_BYTES = 32
-"""Bytes of the SHA-256 digest before a checkpoint's content."""
+"""Length of the SHA-256 digest at the start of a checkpoint file, bytes."""
 
 
 @dataclass
 class Unreadable:
-    """A stored file that is not used, and why.
+    """A stored file that cannot be used.
 
     Attributes:
-        path: the file.
-        reason: what is wrong with it.
-        newer: whether a newer version of this program wrote it; then nothing may replace it.
+        path: Path of the file.
+        reason: Reason why it cannot be used.
+        newer: True if a newer version of isweep wrote the file. It must not be replaced then.
     """
 
     path: str
@@ -56,19 +56,20 @@ class Unreadable:
 
 @dataclass
 class Scan(Generic[R]):
-    """All usable records of one kind by id, and the files that are not used."""
+    """All usable records of one kind by id, and the files that cannot be used."""
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
 class FileKind(StrEnum):
-    """A kind of file that is stored for a trial beside its result; the folder of such files."""
+    """A kind of file that a trial has besides its result. The value is its folder."""
 
     WEIGHTS = "weights"
     PREDICTIONS = "predictions"
     CHECKPOINT = "checkpoints"
-    """The state of an unfinished training, after its checksum. It is removed with the result."""
+    """State of an unfinished training, with a checksum. It is deleted when the trial has a
+    result."""
 
 
 _ENDINGS = {
@@ -82,15 +83,15 @@ EventKind = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):
-    """Something that happened to a trial.
+    """An event of a trial: a start or an end of an attempt.
 
     Attributes:
-        at: seconds since 1970 by the driver's clock.
-        what: what happened.
-        attempt: the attempt that it happened to, from 1.
-        node: address of the worker's node.
-        said: for people: of a failure its kind, its reason and whether there is another attempt;
-            of an end, how it ended.
+        at: Time of the event by the driver's clock, seconds since 1970.
+        what: Kind of the event.
+        attempt: Number of the attempt, from 1.
+        node: Address of the worker's node.
+        said: Text for users. For a failure: its kind, its reason, and whether the trial is retried.
+            For an end: the status of the result.
     """
 
     at: float
@@ -106,27 +107,27 @@ _EVENTS = TypeAdapter(list[Event])
 class ResultStore:
     """The result store of one sweep, at a local path or the URL of an object store.
 
-    ``trials/<trial_id>/`` has ``result.json``, which marks the trial as done, ``failure.json`` of
-    the latest failed attempt, ``history.json`` with the trial's events, and ``attempt-<n>.log``.
-    ``measures/<measure_id>/`` has ``result.json``. ``weights``, ``predictions`` and ``checkpoints``
-    are written before the result, which has their checksums.
+    The folder ``trials/<trial_id>/`` contains ``result.json``, which marks the trial as done,
+    ``failure.json`` for the latest failed attempt, ``history.json`` with the trial's events, and
+    ``attempt-<n>.log``. The folder ``measures/<measure_id>/`` contains ``result.json``. Weights and
+    predictions are written before the result, which contains their checksums.
 
-    Methods raise a SetupError if the storage is full, away or not accessible; what was there stays
-    as it was. They raise a CorruptStoreError for a file that is damaged.
+    Methods raise a SetupError if the storage is full, does not answer or refuses access. The stored
+    files do not change then. Methods raise a CorruptStoreError for a damaged file.
     """
 
     def __init__(self, url: str | Storage) -> None:
-        """Open the store, see :func:`open_storage`; nothing is requested or created."""
+        """Open the store with :func:`open_storage`, without any request."""
         self.url = url
         self._files = open_storage(url)
 
     def save(self, record: StoredRecord) -> str:
         """Write a record, and return the stamp of its file.
 
-        A trial's result removes its failure.
+        After a trial's result is written, its failure is deleted.
         """
         plain = record.plain()
-        # The keys are those of every stored file: they must not change.
+        # Existing files have these keys, so they must not change.
         data = to_json({"sha256": fingerprint(plain), "record": plain}, indent=1)
         stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
@@ -135,11 +136,11 @@ class ResultStore:
         return stamp
 
     def listing(self, kind: type[StoredRecord]) -> dict[str, StoredFile]:
-        """Return the files of a kind of record by id, without reading them."""
+        """Return the files of one kind of record by id, without reading them."""
         return {_id(file): file for file in self._files.find(self._path(kind.folder), kind.file)}
 
     def scan(self, kind: type[R]) -> Scan[R]:
-        """Read all records of a kind."""
+        """Read all records of one kind."""
         scan = Scan[R]()
         files = self.listing(kind).values()
         scan.records.update(self.read_each(kind, files, scan.unreadable))
@@ -151,9 +152,9 @@ class ResultStore:
         """Yield the usable records in ``files`` with their ids.
 
         Args:
-            kind: the kind of record.
-            files: of :meth:`listing`.
-            unreadable: files that are not used are added to it.
+            kind: Kind of record.
+            files: Values of :meth:`listing`.
+            unreadable: List to which files that cannot be used are added.
         """
         for file, content in self._files.read_many(files):
             try:
@@ -163,11 +164,11 @@ class ResultStore:
                 unreadable.append(Unreadable(file.path, error.reason, error.is_newer))
 
     def read(self, kind: type[R], record_id: str) -> R | None:
-        """Return one record, or None if there is none.
+        """Return one record, or None if it does not exist.
 
         Raises:
-            CorruptStoreError: it is damaged.
-            NewerRecordError: a newer version of this program wrote it.
+            CorruptStoreError: The record is damaged.
+            NewerRecordError: A newer version of isweep wrote the record.
         """
         path = self._path(kind.folder, record_id, kind.file)
         content: Content
@@ -184,19 +185,19 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file of the store's one driver; None for an object store, which has no locks."""
+        """Lock file of the store's driver. None for an object store, which has no locks."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
 
     def store_id(self, *, create: bool = False) -> str | None:
-        """Return the id of this store, which it keeps wherever it is moved.
+        """Return the id of this store, which does not change if the store is moved.
 
         Args:
-            create: create the id if there is none.
+            create: True to create the id if it does not exist.
 
         Returns:
-            The id; None if there is none.
+            The id. None if it does not exist.
         """
         path = self._path("store.json")
         try:
@@ -207,7 +208,7 @@ class ResultStore:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
                 f"The id of the result store in {path} is damaged: {error}",
-                hint="Delete the file. The next run creates a new id, and sends the results to "
+                hint="Delete the file. The next run creates a new id and sends all results to "
                 "MLflow again",
             ) from None
         store_id = secrets.token_hex(8)
@@ -216,29 +217,29 @@ class ResultStore:
 
     # Files of trials.
 
-    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> TrialFile:
         """Store a file of a trial, and return its checksum and size."""
         checksum = hashlib.sha256(data)
         content = data
         if kind == FileKind.CHECKPOINT:
-            # No record has a checkpoint's checksum: it is written before its training has a result.
+            # A training with a checkpoint has no record yet, so the checksum is in the file.
             content = checksum.digest() + data
         self._files.write(self._file_path(kind, trial_id), content)
-        return KeptFile(sha256=checksum.hexdigest(), num_bytes=len(data))
+        return TrialFile(sha256=checksum.hexdigest(), num_bytes=len(data))
 
-    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """Return a stored file of a trial.
 
         Args:
-            kind: what the file holds.
-            trial_id: the trial.
-            file: its checksum, from the trial's record.
+            kind: Kind of file.
+            trial_id: Id of the trial.
+            file: Checksum of the file, from the trial's record.
 
         Raises:
-            CorruptStoreError: the file is gone or has another checksum.
+            CorruptStoreError: The file does not exist, cannot be read, or has another checksum.
         """
         path = self._file_path(kind, trial_id)
-        problem = "has another checksum than the trial's record says"
+        problem = "does not have the checksum in the trial's record"
         try:
             data = self._files.read(path)
             if hashlib.sha256(data).hexdigest() == file.sha256:
@@ -248,12 +249,12 @@ class ResultStore:
         except OSError as error:
             problem = f"cannot be read: {error.strerror or error}"
         raise CorruptStoreError(
-            f"The file {path} of stored {kind} {problem}",
-            hint="Run the sweep again, which makes the file again",
+            f"The {kind} file {path} {problem}",
+            hint="Run the sweep again. It creates the file again",
         )
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; None if there is none or it is damaged."""
+        """Return a trial's checkpoint, or None if it does not exist or is damaged."""
         try:
             content = self._files.read(self._file_path(FileKind.CHECKPOINT, trial_id))
         except OSError:
@@ -265,18 +266,18 @@ class ResultStore:
         return data
 
     def remove_checkpoint(self, trial_id: str) -> None:
-        """Remove the checkpoint of a trial that has a result; one that stays only takes space."""
+        """Delete the checkpoint of a trial that has a result. A failure only wastes disk space."""
         try:
             self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
         except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s is not removed: %s", trial_id, error)
+            log.warning("the checkpoint of %s cannot be deleted: %s", trial_id, error)
 
-    def damaged_files(self, kind: FileKind, expected: Mapping[str, KeptFile]) -> set[str]:
-        """Return the ids of trials whose file is gone or damaged.
+    def damaged_files(self, kind: FileKind, expected: Mapping[str, TrialFile]) -> set[str]:
+        """Return the ids of trials whose file is missing or damaged.
 
         Args:
-            kind: what the files hold.
-            expected: checksums of the files by trial id.
+            kind: Kind of file.
+            expected: Checksums of the files by trial id.
         """
         trial_ids = {self._file_path(kind, trial_id): trial_id for trial_id in expected}
         intact = set()
@@ -290,33 +291,33 @@ class ResultStore:
                         intact.add(trial_id)
         return expected.keys() - intact
 
-    # Events and logs of trials are for people. No decision depends on them, so a failure to write
-    # them is only logged.
+    # Events and logs of trials are for users. No decision depends on them. So if they cannot be
+    # written, this is only logged.
 
     def log_event(self, trial_id: str, event: Event, attempt_log: str = "") -> None:
         """Add an event to a trial's history.
 
         Args:
-            trial_id: the trial.
-            event: what happened.
-            attempt_log: everything that the attempt logged, if it has ended.
+            trial_id: Id of the trial.
+            event: The event.
+            attempt_log: Complete log of the attempt. Empty if the attempt has not ended.
         """
         try:
             earlier = []
             try:
                 earlier = self.events(trial_id)
             except CorruptStoreError as error:
-                log.warning("the history of %s begins anew: %s", trial_id, error)
+                log.warning("the history of %s starts again with this event: %s", trial_id, error)
             history = _EVENTS.dump_json([*earlier, event][-MAX_EVENTS:], indent=1)
             self._files.write(self._history_path(trial_id), history, durable=False)
             if attempt_log:
                 path = self.attempt_log_path(trial_id, event.attempt)
                 self._files.write(path, attempt_log.encode(), durable=False)
         except SweepError as error:
-            log.warning("the history of %s is not stored: %s", trial_id, error)
+            log.warning("the history of %s cannot be stored: %s", trial_id, error)
 
     def events(self, trial_id: str) -> list[Event]:
-        """Return what happened to a trial, oldest first."""
+        """Return the events of a trial, the oldest first."""
         path = self._history_path(trial_id)
         try:
             return _EVENTS.validate_json(self._files.read(path))
@@ -326,15 +327,15 @@ class ResultStore:
             reason = str(error).splitlines()[0]
             raise CorruptStoreError(
                 f"The history of a trial in {path} is damaged: {reason}",
-                hint="Delete the file: no decision depends on it",
+                hint="Delete the file. No result depends on it",
             ) from None
 
     def attempt_log_path(self, trial_id: str, attempt: int) -> str:
-        """Return the path of an attempt's log, whether or not there is one."""
+        """Return the path of an attempt's log. The file may not exist."""
         return self._path(TrialRecord.folder, trial_id, f"attempt-{attempt}.log")
 
     def attempt_log(self, trial_id: str, attempt: int) -> str | None:
-        """Return what an attempt logged; None if it left nothing."""
+        """Return the log of an attempt, or None if it has no log."""
         try:
             content = self._files.read(self.attempt_log_path(trial_id, attempt))
         except OSError:
@@ -360,13 +361,14 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
     """Return the record in a file.
 
     Args:
-        path: the file, for messages.
-        content: what is in it, or why it cannot be read.
-        kind: the kind of record.
-        record_id: the id to which the file's folder belongs.
+        path: Path of the file, for messages.
+        content: Content of the file, or the error by which it cannot be read.
+        kind: Kind of record.
+        record_id: Id in the path of the file.
 
-        _UnusableRecord: the record is damaged, is of another trial, or was written by a newer
-            version of this program.
+    Raises:
+        _UnusableRecord: The record is damaged, belongs to another id, or was written by a newer
+            version of isweep.
     """
     if isinstance(content, OSError):
         raise _UnusableRecord(path, content.strerror or type(content).__name__)
@@ -383,7 +385,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         problems = error.errors()
         first = problems[0]
         field_name = ".".join(map(str, first["loc"]))
-        # A newer version may have optional fields that this one does not know.
+        # Records of a newer version may have optional fields that this version does not know.
         if all(problem["type"] == "extra_forbidden" for problem in problems):
             reason = f"this isweep does not know the field {field_name}"
             raise _UnusableRecord(path, reason, is_newer=True) from None
@@ -392,16 +394,16 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise _UnusableRecord(path, f"it is not a record of this kind ({error})") from None
     if record.record_id != record_id:
-        raise _UnusableRecord(path, f"it is the record of another trial, {record.record_id}")
+        raise _UnusableRecord(path, f"it is the record of {record.record_id}")
     return record
 
 
 def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
-    """Return the fields of a record whose checksum fits, or raise an _UnusableRecord."""
+    """Return the fields of a record. Raise an _UnusableRecord if its checksum is wrong."""
     try:
         document = from_json(content)
         fields = document["record"]
-        # The fingerprint of plain values, which needs no canonical form of our own types.
+        # This equals fingerprint(), which for plain values is the hash of their JSON.
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         is_intact = document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -423,13 +425,13 @@ class _UnusableRecord(Exception):
         self.is_newer = is_newer
 
     def for_user(self) -> CorruptStoreError:
-        """Return the error that a user sees."""
+        """Return the error with a message for users."""
         if self.is_newer:
             return NewerRecordError(
                 f"The stored record {self.path} was written by a newer isweep: {self.reason}",
-                hint="Update isweep. The file is left as it is",
+                hint="Update isweep. This version does not change the file",
             )
         return CorruptStoreError(
             f"The stored record {self.path} is damaged: {self.reason}",
-            hint="Run the sweep again, which runs this trial again and replaces the file",
+            hint="Run the sweep again. It computes this result again and replaces the file",
         )

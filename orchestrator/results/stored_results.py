@@ -1,4 +1,4 @@
-"""All stored results of a sweep, read once and then kept up to date by writing through them."""
+"""All stored results of a sweep in memory. Every write updates the store and the memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from search_spaces.errors import NewerRecordError, plural
 
 
 class Records(MutableMapping[str, TrialRecord]):
-    """Results of trials by id: all outlines, and records that are held or read when needed.
+    """Results of trials by id: outlines in memory, and records in memory or read on demand.
 
-    A record takes 15 to 100 kB as an object. Records that a run adds are held as compressed text of
-    1 to 5 kB.
+    A record takes 15 to 100 kB as an object. New records are kept in memory as compressed text of 1
+    to 5 kB.
 
     Args:
-        store: where records are read.
-        outlines: of all results, by trial id.
-        records: those that were read already.
+        store: Store from which records are read.
+        outlines: Outlines of all results, by trial id.
+        records: Records that were read already.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Records(MutableMapping[str, TrialRecord]):
         return record
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        # A higher level takes longer and saves a tenth.
+        # A higher level would take longer and save only 10 %.
         self._held[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
@@ -70,11 +70,11 @@ class Records(MutableMapping[str, TrialRecord]):
 
 
 class PredictionLosses(NamedTuple):
-    """Numbers of trials whose predictions were lost.
+    """Numbers of trials whose stored predictions are missing or damaged.
 
     Attributes:
-        num_from_weights: trials whose predictions are made again from the stored network.
-        num_retrained: trials that are trained again, because no network is stored.
+        num_from_weights: Trials with a stored network, which computes the predictions again.
+        num_retrained: Trials without a stored network, which must be trained again.
     """
 
     num_from_weights: int
@@ -83,16 +83,16 @@ class PredictionLosses(NamedTuple):
 
 @dataclass
 class StoredResults:
-    """Everything that is stored of a sweep, by id.
+    """All stored records of a sweep, by id.
 
     Attributes:
-        store: where it is stored.
-        trials: results of trials.
-        measures: of datasets, by measure id.
-        failures: of the latest attempts, by trial id.
-        unreadable: files that are not used.
-        index: keeps outlines for the next command; None without one.
-        retry: repeats writes while the storage is full or away; None without one.
+        store: The result store.
+        trials: Results of trials, by trial id.
+        measures: Measures of datasets, by measure id.
+        failures: Failures of the latest attempts, by trial id.
+        unreadable: Files that cannot be used.
+        index: Index of outlines for the next command. None for no index.
+        retry: Repeats writes while the storage is full or does not answer. None to write once.
     """
 
     store: ResultStore
@@ -110,9 +110,10 @@ class StoredResults:
         """Read every record of a store.
 
         Args:
-            url: of the store.
-            index_path: file with the outlines of results; None without one.
-            quick: read no result whose outline the index has. A run reads them all.
+            url: Folder or URL of the store.
+            index_path: File with the outlines of results. None for no index.
+            quick: True to skip results whose outline is in the index. False to read all results,
+                as a run does.
         """
         store = ResultStore(url)
         index = None
@@ -151,7 +152,7 @@ class StoredResults:
         )
 
     def forget_removed(self) -> int:
-        """Forget results and measures whose file was removed meanwhile; return how many."""
+        """Drop results and measures whose file was deleted, and return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -161,13 +162,13 @@ class StoredResults:
         return len(lost) + len(lost_measures)
 
     def forget_damaged(self, planned: Iterable[str]) -> PredictionLosses:
-        """Treat predictions that are gone or damaged as not made, so that a run makes them again.
+        """Drop missing or damaged predictions, so that a run computes them again.
 
-        This changes only what is in memory. The stored result of a trial that is trained again
-        stays until it is replaced.
+        Only the memory changes. If a trial must be trained again, its stored result stays until the
+        new result replaces it.
 
         Args:
-            planned: ids of the trials to check.
+            planned: Ids of the trials to check.
         """
         records = {}
         predictions = {}
@@ -190,10 +191,10 @@ class StoredResults:
         return PredictionLosses(num_from_weights, len(damaged) - num_from_weights)
 
     def check_writable(self) -> None:
-        """Refuse a store with records of a newer isweep, which a run would replace.
+        """Raise an error if a newer isweep wrote records, because a run would replace them.
 
         Raises:
-            NewerRecordError: there is such a record.
+            NewerRecordError: The store has a record of a newer isweep.
         """
         newer = [item for item in self.unreadable if item.newer]
         if not newer:
@@ -203,13 +204,13 @@ class StoredResults:
             further_files = f" (and {plural(len(newer) - 1, 'more file')})"
         raise NewerRecordError(
             f"A newer isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
-            hint="Update isweep, or keep these results apart with another --root or --storage",
+            hint="Update isweep, or choose another --root or --storage for this version",
         )
 
     def save(self, record: StoredRecord) -> None:
-        """Store a record, and know it without reading it again.
+        """Store a record and add it to the results in memory.
 
-        A record that cannot be stored changes nothing.
+        If the record cannot be stored, the memory does not change.
         """
         write = partial(self.store.save, record)
         stamp = write() if self.retry is None else self.retry.until_done(write)

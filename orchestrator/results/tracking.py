@@ -1,11 +1,11 @@
-"""The tracker: a thread that makes MLflow show a sweep.
+"""The tracker: a thread that sends the state of a sweep to MLflow.
 
-The result store is the truth, and MLflow shows it. :class:`Tracker` keeps a table of updates that
-MLflow does not show yet: a run that is running or failed, a result, the sweep's report. A thread
-makes MLflow show one update after the other and removes it from the table. An update that failed
-stays and is tried again after a pause. A newer update of a run replaces the older one. Nothing of
-this is on the disk: ``reconcile`` puts the whole store into the table, and so finds what a killed
-driver did not send. Importing this module does not import ``mlflow``.
+The result store has the results, and MLflow has copies. :class:`Tracker` has a table of pending
+updates: running or failed trials, results, and the sweep's report. A thread sends one update after
+the other and removes it from the table. If an update fails, it stays in the table and is sent again
+after a pause. A newer update of a run replaces an older one. The table is not stored on the disk:
+``reconcile`` adds all results of the store to the table, so that updates of a killed driver are
+sent. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -54,39 +54,40 @@ log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
-"""End of a sweep: it did what it could, it could not go on, or it was stopped."""
+"""MLflow's status at the end of a sweep: it ended normally, with an error, or by Ctrl-C."""
 
 GATHER_S = 1.0
-"""Seconds that updates wait for more, so that many trials cost few calls."""
+"""Seconds for which updates are collected, so that many trials need few calls."""
 FIRST_PAUSE_S = 0.05
+"""Seconds before the first retry: after a lost reply, a retry soon succeeds."""
 LONGEST_PAUSE_S = 15.0
+"""Longest pause between two retries, seconds."""
 PAUSE_GROWTH = 1.6
-"""Pauses after failures, in seconds, and by how much each is longer than the one before. A lost
-reply is repeated at once, and a server that is down is not flooded."""
+"""Factor between two pauses: a server that is down gets fewer and fewer requests."""
 WARN_AFTER_S = 2.0
-"""Seconds without an answer after which the user is told."""
+"""Seconds without an answer after which a warning is printed."""
 FIRST_ANSWER_S = 5.0
-"""Seconds that a start waits for MLflow's first answer, which may be a refusal."""
+"""Longest wait for MLflow's first answer at the start of a run, seconds."""
 FLUSH_S = 60.0
-"""Seconds without progress after which the end of a sweep stops waiting for MLflow. A new SQLite
-file takes 5 s on a quiet machine."""
+"""Seconds without progress after which a finished sweep stops waiting for MLflow. The creation of a
+SQLite file takes 5 s on an idle machine."""
 STOP_FLUSH_S = 8.0
-"""The same for a sweep that was stopped by Ctrl-C or an error."""
+"""Seconds without progress after which a sweep that was stopped stops waiting for MLflow."""
 JOIN_S = 1.0
-"""Seconds that the thread may take to end before it is left alone, waiting for a server."""
+"""Longest wait for the end of the thread, seconds. The thread may still wait for a server."""
 MAX_MESSAGE_LENGTH = 4000
-"""Characters of a failure's message that MLflow shows."""
+"""Largest number of characters of a failure's message in MLflow."""
 HEADLINE = "headline.json"
-"""File of a report with the numbers that the sweep's own run shows: best losses and claims."""
+"""File of a report with the numbers for the sweep's run in MLflow: best losses and claims."""
 
 _REPORT = "sweep report"
 _END = "sweep end"
-"""Keys of updates that are of no run; the key of a run has no blank but a curve's."""
+"""Keys of the two updates that do not belong to a run. They differ from all run keys."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """A finished run, compressed to 2 kB: 10,000 may wait for a night."""
+    """A finished run, compressed to 2 kB: 10,000 runs may wait if MLflow is down for a night."""
 
     packed: bytes
 
@@ -96,14 +97,14 @@ class _Result:
         return cls(zlib.compress(pickle.dumps(run), level=1))
 
     def run(self) -> FlatRun:
-        """Return the run."""
+        """Decompress the run."""
         unpacked: FlatRun = pickle.loads(zlib.decompress(self.packed))  # noqa: S301 (our own bytes)
         return unpacked
 
 
 @dataclass(frozen=True)
 class _Report:
-    """The final numbers of the sweep, and the folder of its report if there is one."""
+    """The final numbers of the sweep, and the folder of its report or None."""
 
     numbers: Mapping[str, float]
     folder: Path | None
@@ -111,7 +112,7 @@ class _Report:
 
 @dataclass(frozen=True)
 class _End:
-    """The end of runs that nobody works on; with an ending, also of the sweep's own run."""
+    """End all runs of trials that are not running. With an ending, also end the sweep's run."""
 
     ending: Ending | None
 
@@ -120,17 +121,17 @@ _Update = LiveRun | _Result | _Report | _End
 
 
 class Tracker:
-    """Makes MLflow show a sweep, in the background.
+    """Send the state of a sweep to MLflow in the background.
 
-    No method waits for MLflow unless its docstring says so, and none raises if MLflow is away.
+    Only the methods ``check``, ``reconcile``, ``flush`` and ``close`` wait for MLflow.
 
     Args:
-        open_runs: returns the sweep's runs in MLflow; called in the background until it works. None
-            tracks nothing.
-        say: prints what the user should know, such as that a server does not answer.
-        clock: of pauses and times.
-        waits: start with the first update. It is for a store that does not exist yet, so that
-            nobody is there who could refuse us.
+        open_runs: Function that connects to MLflow and returns the sweep's runs. It is called in
+            the background until it succeeds. None to track nothing.
+        say: Function that prints a message for the user, for example if a server does not answer.
+        clock: Clock for pauses and times.
+        waits: True to connect at the first update. This is for a store that does not exist yet, so
+            that no server can refuse the connection.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Tracker:
         self._runs: SweepRuns | None = None
         self._behind: dict[str, _Update] = {}
         if open_runs:
-            # This update connects: a server that refuses us should do so before any training.
+            # This update connects to MLflow, so that a refusal is known before any training.
             self._behind[SWEEP_KEY] = LiveRun()
         self._refused = set[str]()
         self._running = set[str]()
@@ -168,14 +169,14 @@ class Tracker:
 
     @property
     def num_behind(self) -> int:
-        """Updates that MLflow does not show: not sent yet, or refused."""
+        """Number of updates that MLflow lacks: not sent yet, or refused."""
         return len(self._behind)
 
     def check(self) -> None:
         """Wait a few seconds for MLflow's first answer.
 
         Raises:
-            SetupError: MLflow refuses us, and always will.
+            SetupError: MLflow refuses the connection, and would refuse it again.
         """
         if self._waits or not self._open_runs:
             return
@@ -185,7 +186,7 @@ class Tracker:
             raise self._error
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Show a trial as running; one that failed before goes on in its run."""
+        """Mark a trial as running. After a failed attempt, its run is continued."""
         with self._changed:
             self._begin()
             self._running.add(trial_id)
@@ -198,7 +199,7 @@ class Tracker:
                 self._change(trial_id, points)
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
-        """Add numbers of trials by state to the curves of the sweep's own run."""
+        """Add numbers of trials by state to the curves of the sweep's run."""
         at_ms = milliseconds(self._clock.time())
         points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
         with self._changed:
@@ -206,14 +207,14 @@ class Tracker:
             self._change(SWEEP_KEY, points)
 
     def finish(self, run: FlatRun) -> None:
-        """Show the result of a trial or measure."""
+        """Send the result of a trial, or a learning curve."""
         with self._changed:
             self._begin()
             self._running.discard(run.run_key)
             self._want(run.run_key, _Result.of(run))
 
     def fail_trial(self, failure: FailureRecord) -> None:
-        """Show that an attempt at a trial failed, with kind and message."""
+        """Mark a trial as failed, with the kind and message of the failure."""
         tags = {
             STATUS: str(CellStatus.FAILED),
             ATTEMPT: str(failure.attempt),
@@ -225,7 +226,7 @@ class Tracker:
             self._change(failure.trial_id, tags=tags, failed=True)
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-        """Show the final numbers of the sweep in its own run, and the files of its report."""
+        """Send the final numbers of the sweep and the files of its report to the sweep's run."""
         self._want(_REPORT, _Report(numbers, folder))
 
     def reconcile(
@@ -235,17 +236,18 @@ class Tracker:
         *,
         wait: bool = True,
     ) -> dict[str, int]:
-        """Show exactly these results and failures, and that nothing runs.
+        """Correct MLflow so that it has exactly these results and failures, and no running trial.
 
-        Every value is compared. Second runs of one key are deleted, and RUNNING ones are closed.
+        All values are compared. Duplicate runs of a key are deleted, and RUNNING runs are ended.
 
         Args:
-            results: of all trials.
-            failures: of trials without a result.
-            wait: wait until all is shown; False leaves it to the background.
+            results: Results of all trials.
+            failures: Failures of trials without a result.
+            wait: True to wait until all updates are sent. False to send them in the background.
 
         Returns:
-            How many runs were changed, closed, deleted or up to date; empty if ``wait`` is False.
+            Numbers of runs that were changed, ended, deleted or up to date. Empty if ``wait`` is
+            False.
 
         Raises:
             SetupError: MLflow does not answer.
@@ -264,13 +266,13 @@ class Tracker:
         return {name: count - counts_before[name] for name, count in self._counts.items()}
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until all is shown that is not refused.
+        """Wait until all updates are sent, except refused ones.
 
         Args:
-            timeout_s: seconds without progress after which waiting ends.
+            timeout_s: Seconds without progress after which the wait ends. None for FLUSH_S.
 
         Returns:
-            Whether all is shown.
+            True if all updates are sent.
         """
         if timeout_s is None:
             timeout_s = FLUSH_S
@@ -286,19 +288,20 @@ class Tracker:
             return not self._is_dirty()
 
     def save_run_pages(self, path: Path) -> None:
-        """Write the addresses of the known runs' pages to a file, so that reports link to them."""
+        """Write the addresses of all known runs to a file, so that reports can link to them."""
         if self._runs is None:
             return
         try:
             pages = self._runs.run_pages()
             write_atomic(path, pages.model_dump_json().encode(), durable=False)
         except OSError as error:
-            log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
+            log.warning("%s cannot be written, so reports have no links to MLflow: %s", path, error)
 
     def close(self, ending: Ending) -> None:
-        """Send what is behind as long as MLflow takes something, then end every open run.
+        """Send all pending updates, end all open runs, and stop the thread.
 
-        A sweep that ended before, and in which nothing was done since, only becomes FINISHED.
+        The wait ends if MLflow makes no progress. If nothing was done since the sweep's run ended,
+        its status can only change to FINISHED.
         """
         if self._waits:
             return
@@ -315,13 +318,13 @@ class Tracker:
             self._thread.join(JOIN_S)
 
     def _begin(self) -> None:
-        """Open the sweep's own run again, once something is done."""
+        """Open the sweep's run again at the first action of this process."""
         if not self._begun:
             self._begun = True
             self._change(SWEEP_KEY, tags={})
 
     def _change(self, key: str, points: Sequence[CurvePoint] = (), **state: Any) -> None:
-        """Change the wanted state of a live run; points that were not sent yet stay."""
+        """Change the pending state of a live run. Points that were not sent yet are kept."""
         update = self._behind.get(key)
         live = update if isinstance(update, LiveRun) else LiveRun()
         if state:
@@ -329,7 +332,7 @@ class Tracker:
         self._want(key, replace(live, points=(*live.points, *points), **state))
 
     def _want(self, key: str, update: _Update) -> None:
-        """Put an update into the table, in place of an older one of the same key."""
+        """Add an update to the table. It replaces an older update with the same key."""
         if self._open_runs is None:
             return
         with self._changed:
@@ -353,7 +356,7 @@ class Tracker:
         return len(self._behind) > len(self._refused)
 
     def _work(self) -> None:
-        """Send updates until the tracker is stopped; the thread runs this."""
+        """Send updates until the tracker is stopped. This is the thread's function."""
         open_runs = self._open_runs
         if open_runs is None:
             return
@@ -363,7 +366,7 @@ class Tracker:
                 return
             for key, update in updates:
                 if self._stopped or self._behind.get(key) is not update or key in self._refused:
-                    continue  # A newer one comes with the next round.
+                    continue  # the next round sends the newer update
                 try:
                     if self._runs is None:
                         self._runs = open_runs()
@@ -375,7 +378,7 @@ class Tracker:
                     self._note_success(key, update)
 
     def _wait_for_updates(self) -> list[tuple[str, _Update]]:
-        """Wait for updates and for the pause; return none if the tracker is stopped."""
+        """Wait for updates and for the end of the pause. Return none if the tracker is stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._is_dirty())
             self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause_s)
@@ -385,11 +388,11 @@ class Tracker:
             if self._stopped:
                 return []
             updates = [*self._behind.items()]
-        # Final numbers come after the points of their curves, and the end last.
+        # Final numbers are sent after the points of curves, and the end is sent last.
         return sorted(updates, key=lambda item: (item[0] == _END, item[0] == _REPORT))
 
     def _show(self, runs: SweepRuns, key: str, update: _Update) -> None:
-        """Make MLflow show an update. This may be repeated whatever became of the last attempt."""
+        """Send an update. A repeated call is safe, even if the last attempt succeeded in part."""
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
         elif isinstance(update, _Result):
@@ -418,13 +421,14 @@ class Tracker:
         self._note_progress()
 
     def _note_failure(self, error: Exception, key: str, update: _Update) -> bool:
-        """Note why an update is not shown, and return whether it is refused for good.
+        """Handle a failed update, and return whether MLflow's refusal is final.
 
-        A refused update waits for a newer one. If MLflow lets nobody in, all updates are refused.
+        A refused update is not sent again. If MLflow refuses the connection, all pending updates
+        are refused.
         """
         reason = first_line(error)
         now = self._clock.monotonic()
-        log.warning("MLflow does not show %s: %s", key, reason)
+        log.warning("the update of %s in MLflow failed: %s", key, reason)
         with self._changed:
             self._error = error
             if is_final(error):
@@ -435,7 +439,7 @@ class Tracker:
                 self._note_progress()
                 return True
             if error_code(error) == MISSING_CODE:
-                # MLflow was set back to an older state: what we know of it is wrong.
+                # MLflow was restored to an older state, so the runs must be read again.
                 self._runs = None
             if self._failing_since is None:
                 self._failing_since = now
@@ -443,12 +447,12 @@ class Tracker:
             else:
                 self._pause_s = min(PAUSE_GROWTH * self._pause_s, LONGEST_PAUSE_S)
             if self._behind.get(key) is update:
-                self._behind[key] = self._behind.pop(key)  # Behind the others.
+                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table
             self._changed.notify_all()
         if not self._warned and now - self._failing_since >= WARN_AFTER_S:
             self._warned = True
             problem = no_answer_error(error).problem
-            self._say(f"{problem}. The sweep goes on, and MLflow is updated later")
+            self._say(f"{problem}. The sweep continues, and MLflow is updated later")
         return False
 
     def _note_progress(self) -> None:
@@ -466,14 +470,14 @@ def make_tracker(
     used: bool = True,
     say: Say = log.info,
 ) -> Tracker:
-    """Return a sweep's tracker, which connects in the background.
+    """Return a sweep's tracker, which connects to MLflow in the background.
 
     Args:
-        workspace: the sweep.
-        store: its result store.
-        uri: of the MLflow store; None for the default.
-        used: False returns a tracker that tracks nothing.
-        say: prints what the user should know.
+        workspace: The sweep.
+        store: Result store of the sweep.
+        uri: URI of the MLflow store. None for the default.
+        used: False returns a tracker that sends nothing.
+        say: Function that prints a message for the user.
     """
     if not used:
         return Tracker(None)
@@ -492,7 +496,7 @@ def make_tracker(
             usual = runs.name.partition("@")[0]
             say(
                 f"The MLflow experiment {usual} belongs to another result store. The runs of this "
-                f"store are in {runs.name}"
+                f"store are in the experiment {runs.name}"
             )
         return runs
 
@@ -504,12 +508,12 @@ def make_tracker(
 def open_tracker(
     tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
 ) -> Iterator[Tracker]:
-    """Bring a tracker up to date, and close it whatever happens in the block.
+    """Send stored results with a tracker, and close it at the end of the ``with`` block.
 
     Args:
-        tracker: to open.
-        results: stored results.
-        failures: of trials without a result.
+        tracker: The tracker.
+        results: Stored results.
+        failures: Failures of trials without a result.
     """
     ending: Ending = "FAILED"
     try:
@@ -524,7 +528,7 @@ def open_tracker(
 
 
 def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show the sweep's learning curves, its numbers of trials and its latest report in MLflow."""
+    """Send the sweep's learning curves, numbers of trials and latest report to MLflow."""
     for run in curve_runs(state.flat_runs()):
         tracker.finish(run)
     folder = workspace.sweep_paths.report

@@ -1,1 +1,1 @@
-"""Doing what a plan says, on Ray."""
+"""Running a sweep on Ray: prepare data, measure, train, retry and report."""

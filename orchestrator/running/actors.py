@@ -1,8 +1,8 @@
-"""Actors on the driver's node that workers talk to: they hand out images, store files and pass on
-messages.
+"""Actors on the driver's node: they send images to workers, store files and forward messages.
 
-Each actor is a process that imports what is imported here, so nothing of Ray Tune or torch. An
-actor that is killed is started again by Ray; calls that were under way are repeated.
+Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
+If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
+and files, but not those of the actor for messages.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.messages import EpochReport, Note, WorkerMessage
 from search_spaces.errors import SetupError
-from tasks.trials.records import EpochRecord, EpochScore, KeptFile
+from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
-"""Beginnings of environment variables that name object stores and open them."""
+"""Prefixes of environment variables with addresses and credentials of object stores."""
 PUBLISH_INTERVAL_S = 0.5
-"""Seconds between two messages of a trial: shorter epochs are sent together."""
+"""Least seconds between two messages of a trial; shorter epochs are sent together."""
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
 POLL_TIMEOUT_S = 2.0
-"""Seconds that the driver waits for messages of a worker that has just ended. After a wait in vain
-it does not wait again until the actor that keeps messages has answered."""
+"""Seconds that the driver waits for messages of a worker that has just ended. If none come, it does
+not wait again until the actor for messages has answered."""
 MAX_MESSAGES = 100_000
-"""Messages kept until the driver polls. Live views lose older ones: a result has all epochs."""
+"""Largest number of messages between two polls of the driver. Older messages are dropped: only
+live displays need them, because each result contains all epochs."""
 STORAGE_WAIT_S = 120.0
-"""Seconds that a file waits for storage that is full or away. Its trial waits, too, and must not
-count as hung."""
+"""Seconds to retry storing a file if the storage is full or does not answer. The trial waits as
+long, which is less than the time after which it counts as hung."""
 CALL_RETRIES = 5
-"""Repetitions of a call whose actor was killed under it; a call that kills its actor must end."""
+"""Retries of a call whose actor was killed meanwhile. The call itself may kill the actor, so their
+number is limited."""
 NOTE_AFTER_S = 10.0
-"""Seconds of such a wait after which the user gets a note."""
+"""Seconds of waiting for storage after which the user gets a note."""
 
 
 class ActorHandles:
-    """The actors of a run, started.
+    """Handles of a run's actors, which the constructor starts.
 
     Args:
         store_url: result store for weights, predictions and checkpoints; None stores none.
@@ -56,7 +58,7 @@ class ActorHandles:
         self.arrays = start_beside_driver(IsweepArrays, max_restarts=-1, max_task_retries=-1)
 
     def end(self) -> None:
-        """Ask each actor to end. Ray would end it through the head, which may be lost."""
+        """End each actor by a direct call: Ray's own way uses the head, which may be lost."""
         actors = [self.messages.actor, self.arrays]
         if self.files is not None:
             actors.append(self.files.actor)
@@ -67,8 +69,9 @@ class ActorHandles:
 def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on the driver's node and return its handle.
 
-    An actor that is lost with another node would fail every trial. It asks for no CPU, since it
-    must answer while trials have all of them. Its tasks are not in Ray's list, which is for trials.
+    If the actor ran on another node, the loss of that node would fail every trial. It requests no
+    CPU, because it must answer while trials use all of them. Ray's list of tasks, which is for
+    trials, does not show its tasks.
     """
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -83,24 +86,27 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
 
 
 class IsweepEpochs:
-    """Actor that keeps workers' messages until the driver polls; nobody waits."""
+    """Actor that stores workers' messages until the driver polls them."""
 
     def __init__(self) -> None:
         self._messages: list[WorkerMessage] = []
 
     def put(self, messages: list[WorkerMessage]) -> None:
-        """Add messages; the oldest go if nobody polls."""
+        """Add messages; drop the oldest if there are more than :data:`MAX_MESSAGES`."""
         self._messages = (self._messages + messages)[-MAX_MESSAGES:]
 
     def take(self) -> list[WorkerMessage]:
-        """Return the messages since the last call."""
+        """Return and remove the messages since the last call."""
         messages = self._messages
         self._messages = []
         return messages
 
 
 class MessageQueue:
-    """Access to :class:`IsweepEpochs`: workers publish, the driver polls; it can be pickled."""
+    """Client of :class:`IsweepEpochs`, for workers to publish and for the driver to poll.
+
+    It can be pickled, so that the driver can send it to workers.
+    """
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
@@ -109,21 +115,21 @@ class MessageQueue:
         self._is_silent = False
 
     def publish(self, message: WorkerMessage) -> None:
-        """Send a message, and do not wait."""
+        """Send a message without waiting."""
         self.actor.put.remote([message])
 
     def publisher(self, trial_id: str) -> EpochPublisher:
-        """Return what publishes the epochs of a trial."""
+        """Return a publisher for the epochs of a trial."""
         return EpochPublisher(trial_id, self.actor.put.remote, time.monotonic)
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
-        """Return, in the driver, messages that have come since the last call.
+        """Return the messages that arrived in the driver since the last call.
 
-        The actor is asked about once a second, and a later call returns its answer. With ``wait``
-        it is asked now, and this call returns the answer: a worker that has just ended may have
-        sent messages before. An answer takes milliseconds. An actor that is lost costs the driver
-        :data:`POLL_TIMEOUT_S` once, whatever the number of workers that end before it answers
-        again: while the driver waits, it starts no trials.
+        Without ``wait``, a request goes to the actor about once a second, and a later call returns
+        the answer. With ``wait``, the request is sent now and this call returns the answer, because
+        a worker that has just ended may have sent messages before. An answer takes milliseconds.
+        If the actor is lost, only one call waits for :data:`POLL_TIMEOUT_S` until it answers again:
+        the driver starts no trials while it waits.
         """
         messages = self._answer(timeout_s=0.0)
         is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
@@ -144,17 +150,17 @@ class MessageQueue:
         try:
             messages: list[WorkerMessage] = ray.get(pending)
         except ray.exceptions.RayError:
-            return []  # the actor died, and is started again
+            return []  # the actor died; Ray starts it again
         return messages
 
 
 class EpochPublisher:
-    """Publishes the epochs of one trial; short ones are sent together.
+    """Publisher of one trial's epochs, which sends several short epochs together.
 
     Args:
-        trial_id: the trial.
+        trial_id: id of the trial.
         send: sends reports to the driver.
-        clock: returns seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -168,11 +174,11 @@ class EpochPublisher:
         self._sent_at = clock()
 
     def score_evaluated(self, score: EpochScore) -> None:
-        """Take the scores on the test images after the epoch that ends next."""
+        """Store the test scores of the present epoch until :meth:`epoch_ended` publishes them."""
         self._score = score
 
     def epoch_ended(self, epoch: EpochRecord) -> None:
-        """Publish an epoch, now or together with the next ones."""
+        """Publish an epoch, now or together with later ones."""
         self._unsent.append(EpochReport(self._trial_id, epoch, self._score))
         self._score = None
         if self._clock() - self._sent_at >= PUBLISH_INTERVAL_S:
@@ -182,11 +188,11 @@ class EpochPublisher:
 
 
 class IsweepKeeper:
-    """Actor that reads and writes weights, predictions and checkpoints, and no other process does.
+    """Actor that alone reads and writes weights, predictions and checkpoints during a run.
 
     Args:
-        url: the result store.
-        environment: variables that open the store, of the driver's environment.
+        url: folder or URL of the result store.
+        environment: the driver's environment variables with the credentials of the store.
     """
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
@@ -195,29 +201,28 @@ class IsweepKeeper:
         self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ResultStore`, again until storage is there.
+        """Call a method of :class:`ResultStore`, with retries if the storage does not answer.
 
         Returns:
-            What the method returns; for ``put`` a text if the file could not be stored.
+            The method's value. For ``put``, the reason as text if the file could not be stored.
         """
         work = partial(getattr(self._store, method), *arguments)
         if method != "put":
             return self._retry.until_done(work)
         is_checkpoint = arguments[0] == FileKind.CHECKPOINT
         try:
-            # A checkpoint does not wait: another one follows.
+            # A checkpoint is not retried, because another one follows.
             return work() if is_checkpoint else self._retry.until_done(work)
         except SetupError as error:
             return str(error)
 
 
 class ArtifactStore:
-    """Access to :class:`IsweepKeeper`, with methods of :class:`ResultStore`. It may be sent to
-    workers.
+    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, also for workers.
 
     Args:
-        url: the result store.
-        messages: tells the driver if a file has to wait.
+        url: folder or URL of the result store.
+        messages: sends the driver a note if a file has to wait.
     """
 
     def __init__(self, url: str, messages: MessageQueue) -> None:
@@ -228,33 +233,33 @@ class ArtifactStore:
         self.actor = start_beside_driver(
             IsweepKeeper, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
         )
-        self.actor.__ray_ready__.remote()  # so that the driver knows its address, to end it
+        self.actor.__ray_ready__.remote()  # the driver gets its address, which end() needs
 
-    def put(self, kind: FileKind, trial_id: str, content: bytes) -> KeptFile | str:
-        """Store a file; a text says why that was not possible, which costs no result."""
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
+        """Store a file. Return the reason as text if that fails; the trial's result is kept."""
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
-                f"the {kind} wait at most {STORAGE_WAIT_S:.0f} s for storage that is full or does "
-                "not answer"
+                f"the storage is full or does not answer. isweep tries to store the {kind} for at "
+                f"most {STORAGE_WAIT_S:.0f} s"
             )
             self._messages.publish(Note(trial_id, text))
-        return cast("KeptFile | str", ray.get(call))
+        return cast("TrialFile | str", ray.get(call))
 
-    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
-        """See :meth:`ResultStore.get`, whose errors Ray passes on."""
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
+        """Return a file; see :meth:`ResultStore.get`, also for the errors."""
         return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """See :meth:`ResultStore.checkpoint`."""
+        """Return a trial's checkpoint; see :meth:`ResultStore.checkpoint`."""
         return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
 
 
 class IsweepArrays:
-    """Actor that hands out references of arrays; a worker that comes too early waits.
+    """Actor that returns references of images to workers, which wait if there is none yet.
 
-    A reference is kept in a list of one, so that Ray does not fetch the array itself. The list may
-    hold an error instead: why there is no array.
+    Each reference is in a list of one item; otherwise Ray would load the images into this process.
+    If the images cannot be read, the list contains the error instead.
     """
 
     def __init__(self) -> None:
@@ -262,21 +267,21 @@ class IsweepArrays:
         self._changed = asyncio.Condition()
 
     async def put(self, key: str, boxed: list[Any]) -> None:
-        """Keep a reference, in a list, for the workers that ask for it."""
+        """Store the list with a reference under a key, for the workers that wait for it."""
         async with self._changed:
             self._references[key] = boxed
             self._changed.notify_all()
 
     async def drop(self, key: str) -> None:
-        """Forget a reference."""
+        """Remove the stored reference of a key, if there is one."""
         self._references.pop(key, None)
 
     async def take(self, key: str) -> list[Any]:
-        """Wait for the reference of a key, and return the list that holds it."""
+        """Wait for the reference of a key, and return the list that contains it."""
         async with self._changed:
             await self._changed.wait_for(lambda: key in self._references)
             return self._references[key]
 
     async def missing(self, keys: list[str]) -> list[str]:
-        """Return those of the keys that have no reference here."""
+        """Return the keys that have no reference here."""
         return [key for key in keys if key not in self._references]

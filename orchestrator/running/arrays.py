@@ -1,4 +1,4 @@
-"""Images of trials in Ray's object store: put there once, and shared by all workers of a node."""
+"""Images of trials in Ray's object store, stored once and shared by all workers of a node."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from tasks.prepared.subsets import TrialData
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
-"""Seconds between two checks whether the actor that hands out arrays still has all of them."""
+"""Seconds between two checks whether the actor for images still has all references."""
 
 
 class ArrayCache:
-    """The arrays that the driver holds in the object store, and the trials that need them.
+    """The images that the driver has put into the object store, by key.
 
-    The driver puts an array there when the first trial that needs it starts. The array is dropped
-    when no remaining trial needs it, or when others need its room. Workers ask an actor for the
-    reference, since an array may not be there yet when its trial is planned. If the actor dies, Ray
-    starts it again, empty; the driver then hands it every reference once more.
+    An *array* is the set of images that trials with the same key train and test on. The driver
+    stores an array when the first trial that needs it starts. It drops the array when no remaining
+    trial needs it, or when other arrays need the space. Workers get the reference from an actor,
+    because the array may not be stored yet when its trial is planned. If the actor dies, Ray starts
+    it again without references, and the driver sends all of them again.
 
     Args:
         load: reads an array by its key.
-        max_bytes: room for arrays; those of running trials may exceed it.
+        max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
-        num_uses: trials that need each array; None if that is unknown, so none is dropped early.
-        end: is called when everything is dropped.
+        num_uses: number of trials by key; None if unknown, so that no array is dropped early.
+        end: called after everything was dropped.
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class ArrayCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays that are held now."""
+        """Bytes of all arrays that are stored now."""
         return sum(size for _, size in self._held.values())
 
     def trial_started(self, trial_id: str, key: str) -> None:
-        """Make the array of a trial that starts available to its worker.
+        """Make the array of a starting trial available to its worker.
 
         Raises:
-            SweepError: it cannot be read. A DataError is not raised: it fails only the trials that
-                use this array, whose workers are handed the error.
+            SweepError: the array cannot be read. A DataError is not raised but sent to the workers,
+                because it fails only the trials that use this array.
         """
         self._array_by_trial[trial_id] = key
         if key in self._held:
@@ -73,7 +74,7 @@ class ArrayCache:
         try:
             data = self._load(key)
         except SweepError as error:
-            # Handed out in place of the array, or the worker would wait for ever.
+            # The worker gets the error in place of the array; otherwise it would wait forever.
             self._errors[key] = error
             self._hand_out(key, error)
             if isinstance(error, DataError):
@@ -87,12 +88,12 @@ class ArrayCache:
         self._hand_out(key, reference)
 
     def trial_ended(self, trial_id: str, key: str, *, for_good: bool) -> None:
-        """Drop the array with the last trial that needs it.
+        """Drop the array of an ended trial if no further trial needs it.
 
         Args:
-            trial_id: the trial whose process has ended.
-            key: its array.
-            for_good: False for a trial that is tried again.
+            trial_id: id of the ended trial.
+            key: key of its array.
+            for_good: False if the trial is tried again.
         """
         self._array_by_trial.pop(trial_id, None)
         if self._num_remaining is not None:
@@ -101,9 +102,10 @@ class ArrayCache:
                 self._drop(key)
 
     def check_actor(self) -> None:
-        """Ask about once a second, without waiting, which arrays the actor lacks; put them again.
+        """Send the actor all references that it lacks; check this about once a second.
 
-        An actor that was killed is started again by Ray, without what it knew.
+        After the actor was killed, Ray starts it again without references. The check does not wait:
+        a later call handles the answer.
         """
         if self._check is not None:
             if not ray.wait([self._check], timeout=0)[0]:
@@ -119,9 +121,9 @@ class ArrayCache:
         try:
             missing: list[str] = ray.get(check)
         except ray.exceptions.RayError:
-            return  # the actor died again; it is asked again
+            return  # the actor died again; the next check repeats the request
         if missing:
-            log.warning("the actor that hands out images was lost; it is given them again")
+            log.warning("The actor for images was lost. Its new process gets all references again")
         for key in missing:
             if key in self._held:
                 self._hand_out(key, self._held[key][0])
@@ -134,7 +136,7 @@ class ArrayCache:
         self._end()
 
     def _hand_out(self, key: str, content: Any) -> None:
-        # In a list, or Ray would fetch the array itself for the actor.
+        # In a list, because Ray would otherwise load the array into the actor's process.
         ray.get(self.actor.put.remote(key, [content]))
 
     def _make_room(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The log of an attempt: what its process logged, warned of and printed, readable after its end."""
+"""The log of an attempt: log messages, warnings and output of its process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any, TextIO
 from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
-"""Characters kept from the beginning of an attempt's log: versions, settings, the first error."""
+"""Characters stored from the beginning of a log: it shows versions, settings and the first error.
+"""
 TAIL_CHARACTERS = 48_000
-"""Characters kept from its end: what it died of."""
+"""Characters stored from the end of a log, which shows why the attempt ended."""
 
 
 class AttemptLog(io.TextIOBase):
@@ -38,7 +39,7 @@ class AttemptLog(io.TextIOBase):
         return len(text)
 
     def text(self) -> str:
-        """Return the log without secrets; a line says how much of its middle is left out."""
+        """Return the log without secrets; a line gives the number of omitted characters."""
         gap = ""
         if self._num_left_out:
             gap = f"\n… {self._num_left_out:,} characters are left out …\n"
@@ -46,10 +47,10 @@ class AttemptLog(io.TextIOBase):
 
 
 class _Tee(io.TextIOBase):
-    """A stream that also writes into an attempt's log.
+    """A stream that also writes to an attempt's log.
 
-    A trial's own code may use everything that the stream has. Only bytes written to ``buffer`` or
-    to the file descriptor are missing from the log.
+    User code may use all methods of the original stream. The log lacks only bytes that are written
+    to ``buffer`` or to the file descriptor.
     """
 
     def __init__(self, stream: TextIO, attempt_log: AttemptLog) -> None:
@@ -99,7 +100,7 @@ def _log_warning(
 
 @contextlib.contextmanager
 def recorded() -> Iterator[AttemptLog]:
-    """Copy what this process logs, warns of and prints while the block lasts."""
+    """Record log messages, warnings and output of this process during a block."""
     attempt_log = AttemptLog()
     root = logging.getLogger()
     level = root.level

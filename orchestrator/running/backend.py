@@ -1,6 +1,6 @@
-"""The backend: what a run asks of the system that executes its trials, and Ray Tune as that system.
+"""The backend: the interface to the system that executes trials, and Ray Tune as that system.
 
-A simulation of the control logic has a backend of its own (``tests/simulation``).
+The simulation in ``tests/simulation`` has another backend.
 """
 
 from __future__ import annotations
@@ -33,60 +33,61 @@ from orchestrator.running.worker import TrialTrainable, configured
 
 
 class Backend(Protocol):
-    """The system that executes trials; ``arrays`` holds the images that they are trained on."""
+    """The system that executes trials; ``arrays`` stores their images."""
 
     arrays: Any
 
     def fit(self, callbacks: tune.Callback, generator: TrialGenerator) -> None:
-        """Run the generator's trials until it has none; report each to the callbacks."""
+        """Run all trials of the generator, and report each to the callbacks."""
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
-        """Return workers' messages since the last call; with ``wait``, all until now.
+        """Return the messages of workers since the last call.
 
-        Messages that cannot be had within seconds come with a later call.
+        With ``wait``, messages that were sent until now are included. If they do not arrive within
+        seconds, a later call returns them.
         """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Publish metrics of the run: its progress, and what running trials ask for."""
+        """Publish metrics of the run: its progress, and the requests of running trials."""
 
     def count_failure(self, kind: FailureKind) -> None:
         """Count a failed attempt in the metrics."""
 
     def outcome_of(self, trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-        """Return the report of a failed trial, or why its worker is gone without one."""
+        """Return the report of a failed trial, or the reason why its worker died without one."""
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
-        """Return how to kill a trial's process; None if it has none."""
+        """Return a function that kills a trial's process; None if the trial has no process."""
 
     def eligible_nodes(self, failure: TrialFailure) -> set[str]:
-        """Return addresses of nodes to which a trial that failed because of its node could go."""
+        """Return the addresses of nodes that could run a trial which failed because of its node."""
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
-        """Keep the GPU of a failed trial away from trials."""
+        """Use the GPU of a failed trial for no other trial during some seconds."""
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> set[str]:
-        """Return the ids of those trials whose process was killed for memory."""
+        """Return the ids of the trials whose process was killed because memory ran out."""
 
     def shortage(self) -> str:
-        """Return what is missing for a trial to start."""
+        """Return text about the resources that a trial waits for."""
 
     def node_memory_bytes(self) -> float:
-        """Return the memory of the largest node."""
+        """Return the memory of the largest node in bytes."""
 
     def worker_cpu_seconds(self) -> Mapping[int, float]:
-        """Return the CPU time of each worker process on this machine, by process id."""
+        """Return the CPU seconds of each worker process on this machine, by process id."""
 
     def is_up(self) -> bool:
-        """Return whether there is still a cluster."""
+        """Return whether the cluster is still connected."""
 
 
 class TuneBackend:
-    """Ray Tune, whose workers run one trial after another.
+    """Ray Tune as the backend; its workers run one trial after another.
 
     Args:
-        run: what the trials share.
+        run: context that the trials share.
         source: the trials.
-        trainable: class of the workers; another one is for tests and benchmarks.
+        trainable: class of the workers; tests and benchmarks use other classes.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class TuneBackend:
 
     def fit(self, callbacks: tune.Callback, generator: TrialGenerator) -> None:
         """See :class:`Backend`."""
-        # Actors of a loop that broke keep their CPUs as long as something refers to them, such as
-        # the error that broke it.
+        # After a failed loop, its error still refers to the loop's actors. Ray frees their CPUs
+        # only when nothing refers to them.
         gc.collect()
         folder_name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         tuner = tune.Tuner(
@@ -128,14 +129,14 @@ class TuneBackend:
             run_config=tune.RunConfig(
                 name=folder_name,
                 storage_path=str(self._run.paths.tune),
-                # Tune would save trials at their end, into a folder that all nodes must share.
+                # Otherwise Tune saves ended trials in a folder that all nodes must share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[callbacks],
                 verbose=0,
             ),
         )
         withhold_credentials()
-        # A private cluster without a dashboard shows names to nobody.
+        # Without a dashboard nobody sees the names of a private cluster's tasks.
         is_shown = bool(self._run.cluster.dashboard) or not self._run.cluster.local
         try:
             with trial_tasks_named(self._named, MAX_NAMES if is_shown else 0):
@@ -172,7 +173,7 @@ class TuneBackend:
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
         """See :class:`Backend`."""
-        # Private: with a Ray that keeps it elsewhere, hung trials are waited for.
+        # Private: if a Ray lacks this attribute, the run waits for trials that hang.
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
@@ -181,7 +182,7 @@ class TuneBackend:
         return eligible_nodes(failure)
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
-        """See :class:`Backend`; the last GPU that is left is never quarantined."""
+        """See :class:`Backend`; the last usable GPU is never quarantined."""
         self._quarantine.add(location, seconds)
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> set[str]:
@@ -206,12 +207,13 @@ class TuneBackend:
 
 
 def withhold_credentials() -> None:
-    """Take credentials off the environment variables that Tune copies to its trials.
+    """Remove credentials from the environment variables that Tune copies to its trials.
 
-    Ray's agents would log them.
+    Otherwise Ray's agents log these credentials.
     """
     from ray.tune.execution import class_cache
 
-    # Private: with a Ray that lacks it, nothing is copied, or `docs/security.md` must say so.
+    # Private: if a Ray copies variables in another way, this function and docs/security.md must
+    # change.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})

@@ -1,6 +1,6 @@
-"""Messages between the driver and its workers: what a worker is given, and what it answers.
+"""Messages between the driver and its workers: assignments, reports, epochs and notes.
 
-The driver decides by fields. Texts are for people: rewording one changes nothing that a sweep does.
+The driver decides by fields. Texts are for people; changing a text changes no decision.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialRes
 
 @dataclass(frozen=True, repr=False)
 class TrialAssignment:
-    """Everything that a worker is given for one trial.
+    """Everything that a worker needs to run one trial.
 
     Attributes:
         spec: the trial; in a search a :class:`~search_spaces.tuning.SearchTrialSpec`.
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
-        resources: the trial's share of CPUs, GPU and memory, and how it takes its steps.
-        code: fingerprint of the driver's source, which the worker's source must equal.
-        earlier: the stored result of this trial, to which measurements are added; None to train.
-        keep_weights: whether the trained network is stored.
+        resources: CPUs, GPU share and memory of the trial, and how it trains.
+        code: fingerprint of the driver's source code; the worker's must be equal.
+        earlier: stored result of this trial that lacks measurements; None trains the network.
+        keep_weights: whether the worker stores the trained network.
     """
 
     spec: TrialSpec
@@ -44,29 +44,30 @@ class TrialAssignment:
         return self.spec.trial_id
 
     def __repr__(self) -> str:
-        """Return the trial's id: Tune makes a tag from the text of every value it passes on."""
+        """Return a short text with the trial's id, because Tune puts this text into a tag."""
         return f"TrialAssignment({self.trial_id})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrialAssignment:
-        """Return itself: Tune copies each assignment several times, and none ever changes."""
+        """Return the assignment itself, which is immutable: Tune copies it several times."""
         return self
 
 
 class TrialReport(Finding):
-    """A worker's answer about one attempt at a trial.
+    """A worker's report of one attempt at a trial.
 
     Attributes:
-        started_at: time by the worker's clock, in seconds since 1970; likewise ``finished_at``.
-        outcome: the result, or why there is none.
+        started_at: start of the attempt by the worker's clock, in seconds since 1970.
+        finished_at: end of the attempt, also in seconds since 1970.
+        outcome: the result, or the failure.
         data_fingerprint: hash of the prepared dataset.
-        shared_group_share: share of test images whose group is also trained on.
+        shared_group_share: share of the test images whose group also has training images, 0 to 1.
         gpu_share: share of a GPU that the trial had; 0 on a CPU.
-        gpu_name: its driver's name for the GPU; empty on a CPU.
-        gpu_note: something about the GPU that the user should know; shown once.
-        trained: whether a network was trained; False if a stored one was measured.
+        gpu_name: the driver's name of the GPU; empty on a CPU.
+        gpu_note: note to the user about the GPU, which the run prints once.
+        trained: whether a network was trained; False if a stored network was measured.
         provenance: code and packages of the worker.
         node: address of the worker's node.
-        log: what the attempt logged, warned of and printed.
+        log: log messages, warnings and output of the attempt.
     """
 
     started_at: float
@@ -86,11 +87,10 @@ class TrialReport(Finding):
 class TrialFailedError(Exception):
     """Raised by a worker whose trial failed, so that Ray shows the task as failed.
 
-    Tune answers it by ending the worker's process: nothing that a failure left there can meet the
-    next trial.
+    Tune then ends the worker's process, so that the failure cannot affect the next trial.
 
     Args:
-        message: what Ray's dashboard shows.
+        message: text on Ray's dashboard.
         report: the attempt's :class:`TrialReport` as JSON text.
     """
 
@@ -99,7 +99,7 @@ class TrialFailedError(Exception):
         self.report = report
 
     def __str__(self) -> str:
-        """Return the message alone."""
+        """Return the message without the report."""
         return str(self.args[0])
 
 
@@ -107,7 +107,7 @@ class WorkerLocation(NamedTuple):
     """The location of an attempt at a trial.
 
     Attributes:
-        trial_id: the trial.
+        trial_id: id of the trial.
         actor: Ray's id of the worker.
         node: address of the node.
         node_id: Ray's id of the node.
@@ -126,7 +126,7 @@ class WorkerLocation(NamedTuple):
 
     @classmethod
     def here(cls, trial_id: str) -> WorkerLocation:
-        """Return the location of this process, which must be a worker's."""
+        """Return the location of this process, which must be a worker."""
         context = ray.get_runtime_context()
         return cls(
             trial_id,
@@ -148,7 +148,7 @@ class EpochReport(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something that the user should know about a running trial."""
+    """A note to the user about a running trial."""
 
     trial_id: str
     text: str

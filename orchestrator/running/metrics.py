@@ -1,4 +1,4 @@
-"""Metrics of a run for Prometheus, served by Ray as ``ray_isweep_…``; see ``grafana.json``."""
+"""Metrics of a run for Prometheus. Ray serves them as ``ray_isweep_…``; see ``grafana.json``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ray.util.metrics import Counter, Gauge
 from orchestrator.running.progress import Progress
 
 PUBLISH_INTERVAL_S = 2.0
-"""Seconds between two updates; Ray collects them less often."""
+"""Seconds between two updates; Ray collects metrics less often."""
 GAUGES = {
     "isweep_images_per_second": "Images trained on per second, over all running trials.",
     "isweep_epochs_per_second": "Epochs per second, over all running trials.",
-    "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
-    "isweep_gpus_asked": "GPUs that running trials share.",
-    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
-    "isweep_memory_asked_bytes": "Memory that running trials asked for.",
+    "isweep_seconds_left": "Estimated seconds until the last trial ends.",
+    "isweep_gpus_asked": "Number of GPUs that running trials requested.",
+    "isweep_gpu_share_used": "Share of the cluster's GPUs that running trials requested.",
+    "isweep_memory_asked_bytes": "Bytes of memory that running trials requested.",
 }
 """Gauges with a value per sweep, and their descriptions."""
 
@@ -48,11 +48,11 @@ class SweepMetrics:
         self._failures.inc(1, {**self._tags, "kind": kind})
 
     def publish(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Publish where the sweep stands, every two seconds at most.
+        """Publish the state of the run, at most every two seconds.
 
         Args:
-            progress: the state of the run.
-            requests: what each running trial asks of Ray.
+            progress: state of the run.
+            requests: resources that each running trial requests from Ray.
         """
         if time.monotonic() - self._published_at < PUBLISH_INTERVAL_S:
             return

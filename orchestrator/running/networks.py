@@ -1,4 +1,4 @@
-"""Networks that a run trains: whether they can be built, your code, and the weights to start from.
+"""The networks of a run: check that they can be built, load users' code and pretrained weights.
 
 Each check collects all problems and raises them as one
 :class:`~search_spaces.errors.SweepError`.
@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """All that decides, besides the model, whether a network can be built."""
+    """Everything besides the model that decides whether a network can be built."""
 
     num_outputs: int
     channels: int
@@ -32,14 +32,14 @@ class _BuildSizes:
 
 
 def check_models(plan: SweepPlan, done: Collection[str]) -> None:
-    """Refuse networks that cannot be built.
+    """Check that the networks of all remaining trials can be built.
 
     Args:
         plan: The plan.
-        done: Ids of trials that have a result: their networks were built.
+        done: Ids of trials with a result, whose networks were built before.
 
     Raises:
-        SweepError: All problems at once.
+        SweepError: Some networks cannot be built. One error lists all problems.
     """
     networks: dict[tuple[ModelSpec, _BuildSizes], NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -52,7 +52,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
         sizes = _BuildSizes(num_outputs, prepared.channels, prepared.image_size, dropout)
         networks[network.model, sizes] = network
     if not networks:
-        return  # without torch, which takes seconds to import
+        return  # before the import of torch, which takes seconds
     from tasks.trials.models import check_buildable
 
     problems: list[SweepError] = []
@@ -66,14 +66,14 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
                 dropout=sizes.dropout,
             )
             if model.library == "own":
-                cost_of(network)  # takes a step: your own network may fail only in training
+                cost_of(network)  # trains one step, because some networks fail only in training
         except SweepError as error:
             problems.append(error)
     collect(problems)
 
 
 def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of users' networks among trials, by relative path, for the workers."""
+    """Return the source of the trials' user-defined networks, by relative path."""
     references: set[str] = set()
     for trial in trials:
         model = trial.network.model
@@ -88,13 +88,13 @@ def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
 def fetch_pretrained(
     plan: SweepPlan, done: Collection[str], paths: RootPaths, note: Callable[[str], None]
 ) -> dict[str, bytes]:
-    """Return the weights that networks start from, and check that they fit.
+    """Return the weights that networks start from, after a check that they fit the networks.
 
-    Downloads are kept, so that all trainings of a root start from the same weights.
+    The root stores downloaded weights, so that all its trainings start from the same weights.
 
     Args:
         plan: The plan.
-        done: Ids of trials that have a result, and need no weights.
+        done: Ids of trials with a result, which need no weights.
         paths: Paths below the root.
         note: Prints a message for the user.
 
@@ -102,7 +102,7 @@ def fetch_pretrained(
         Weights by :attr:`ModelSpec.pretrained_key`.
 
     Raises:
-        SweepError: All problems at once.
+        SweepError: Some weights are missing or do not fit. One error lists all problems.
     """
     image_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -136,7 +136,7 @@ def fetch_pretrained(
 
 
 def _pretrained_weights(model: ModelSpec, paths: RootPaths, note: Callable[[str], None]) -> bytes:
-    """Return the weights of a model from the root, downloaded if they are not there."""
+    """Return the weights of a model from the root; download them if the root lacks them."""
     path = paths.pretrained(model.pretrained_key)
     if not path.is_file():
         from tasks.trials.weights import download
@@ -151,16 +151,15 @@ def _pretrained_weights(model: ModelSpec, paths: RootPaths, note: Callable[[str]
 def check_same_start(
     records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
 ) -> None:
-    """Refuse a sweep whose networks would start from different weights of one name.
+    """Check that all trials start from the same weights as the stored results.
 
     Args:
-        records: Results by trial.
+        records: Results by trial id.
         plan: The plan.
-        weights: Weights that further trials would start from, by
-            :attr:`ModelSpec.pretrained_key`.
+        weights: Weights for the remaining trials, by :attr:`ModelSpec.pretrained_key`.
 
     Raises:
-        ConfigError: Results started from other weights of the same key.
+        ConfigError: Stored results started from other weights with the same key.
     """
     hashes = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
     other_starts: dict[str, Counter[str]] = {}

@@ -1,4 +1,4 @@
-"""Performing a trial in a worker: training a network, or measuring more on a stored one."""
+"""Running a trial in a worker: train a network, or add measurements to a stored network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TrialTask:
     """A trial in its worker, with everything that it needs.
 
     Attributes:
-        assignment: what the worker was given.
+        assignment: the driver's assignment.
         data: the trial's images.
-        device: the device that it computes on, and how.
+        device: the device, and how the trial computes on it.
         files: stores weights, predictions and checkpoints; None stores none.
-        messages: tells the driver of epochs; None tells nobody.
+        messages: sends epochs to the driver; None sends none.
         pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
     """
 
@@ -41,18 +41,23 @@ class TrialTask:
 
 
 class Performed(NamedTuple):
-    """The result of a trial; ``trained`` is False if a stored network was measured."""
+    """The result of a trial.
+
+    Attributes:
+        result: the result.
+        trained: True if a network was trained; False if a stored network was measured.
+    """
 
     result: TrialResult | SearchResult
     trained: bool
 
 
 Perform = Callable[[TrialTask], Performed]
-"""Performs a trial; a sweep and a search have one each."""
+"""Function that runs a trial; sweeps and searches have different ones."""
 
 
 def perform_trial(task: TrialTask) -> Performed:
-    """Train and measure a network; measure a stored one if only measurements are missing."""
+    """Train and measure a network. If only measurements are missing, measure the stored network."""
     result = _measure_stored(task)
     if result is not None:
         return Performed(result, trained=False)
@@ -60,7 +65,7 @@ def perform_trial(task: TrialTask) -> Performed:
 
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:
-    """Return an earlier result with what it lacked; None if its network is not stored."""
+    """Return an earlier result with its missing measurements; None if its network is not stored."""
     assignment = task.assignment
     files = task.files
     earlier = assignment.earlier
@@ -77,7 +82,7 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             earlier.result,
             earlier.lacks(assignment.spec),
             task.device,
-            keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
+            store_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
         )
     except CorruptStoreError as error:
         log.warning("%s is trained again: %s", trial_id, error)
@@ -97,13 +102,13 @@ def _train(task: TrialTask) -> TrialResult:
         publisher = task.messages.publisher(trial_id)
         on_epoch = publisher.epoch_ended
         on_score = publisher.score_evaluated
-    keep_weights = None
-    keep_predictions = None
+    store_weights = None
+    store_predictions = None
     checkpoints = None
     if files is not None:
         if assignment.keep_weights:
-            keep_weights = partial(files.put, FileKind.WEIGHTS, trial_id)
-        keep_predictions = partial(files.put, FileKind.PREDICTIONS, trial_id)
+            store_weights = partial(files.put, FileKind.WEIGHTS, trial_id)
+        store_predictions = partial(files.put, FileKind.PREDICTIONS, trial_id)
         checkpoints = Checkpoints(
             partial(files.checkpoint, trial_id), partial(files.put, FileKind.CHECKPOINT, trial_id)
         )
@@ -114,8 +119,8 @@ def _train(task: TrialTask) -> TrialResult:
         task.device,
         on_epoch=on_epoch,
         on_score=on_score,
-        keep=keep_weights,
-        keep_predictions=keep_predictions,
+        store_weights=store_weights,
+        store_predictions=store_predictions,
         checkpoints=checkpoints,
         pretrained=pretrained.get(assignment.spec.network.model.pretrained_key),
     )

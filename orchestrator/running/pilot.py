@@ -1,4 +1,4 @@
-"""A pilot: a few small trainings on a new dataset, from which a prediction can start."""
+"""A pilot: a few small trainings on a new dataset, whose losses a prediction uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.machine.cluster import RunOptions
 
 NUM_SIZES = 3
-"""Train sizes of a pilot if none are given: the smallest of the sweep."""
+"""Number of train sizes of a pilot if the user gives none: the smallest ones of the sweep."""
 
 
 def run_pilot(
@@ -33,20 +33,20 @@ def run_pilot(
     progress: Progress | None = None,
     **sizes: Any,
 ) -> Pilot:
-    """Train what is missing of a pilot, and return its losses and measures.
+    """Train the missing trials of a pilot, and return its losses and measures.
 
     Args:
-        sweep: The sweep from whose fits is predicted.
+        sweep: The sweep whose fits the prediction uses.
         source: Path of your own data, or name of a dataset.
         model: Name of the model to train.
         options: How to run the trainings.
-        progress: Shows how far they are.
-        sizes: See :func:`pilot_sweep`: ``train_sizes``, ``test_size``, ``domain``.
+        progress: Shows progress.
+        sizes: ``train_sizes``, ``test_size`` and ``domain`` of :func:`pilot_sweep`.
 
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
     """
-    # The command line imports this module for every prediction; most need none of these.
+    # Imported here, because the command line imports this module also without a pilot.
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
@@ -60,9 +60,11 @@ def run_pilot(
     num_failed = len(summary.failures)
     if table.empty:
         problem = "No training of the pilot has finished"
+        hint = "Look for the cause in isweep.log below the root, and run the same command again"
         if num_failed:
             problem = f"{problem}: {summary.failures[0]['message']}"
-        raise DataError(problem, hint="Correct the cause, and run the same command again")
+            hint = "Correct the cause, and run the same command again"
+        raise DataError(problem, hint=hint)
     pilot = pilot_of(table, model, where=f"of sweep {spec.name}")
     if not num_failed:
         return pilot
@@ -71,7 +73,7 @@ def run_pilot(
 
 
 def _fewer_images(error: TooFewImagesError) -> str:
-    """Return what to do if a pilot has too few images, by the options of ``isweep predict``."""
+    """Return a hint for a pilot with too few images, with the options of ``isweep predict``."""
     if error.largest_train_size > 1:
         largest = error.largest_train_size
         return f"Lower --pilot-sizes to at most {largest}, or lower --pilot-test-size"
@@ -87,21 +89,21 @@ def pilot_sweep(
     test_size: int | None = None,
     domain: Domain | None = None,
 ) -> SweepSpec:
-    """Return the sweep of a pilot: as another sweep trains, but without attacks.
+    """Return the sweep of a pilot, with the settings of another sweep but without attacks.
 
-    All pilots of the same data and model have one name, so that a second one trains only what is
-    missing.
+    All pilots with the same data and model have the same name. So a second pilot trains only the
+    missing trials.
 
     Args:
-        sweep: The sweep whose recipe, image size, channels and split are taken.
+        sweep: The sweep with the recipe, image size, channels and split of the pilot.
         source: Path of your own data, or name of a dataset.
         model: Name of a model of the sweep.
-        train_sizes: Sizes to train on; the smallest of the sweep if empty.
-        test_size: Size of the test set; None for the sweep's.
-        domain: Domain of your own data; None for natural.
+        train_sizes: Train sizes; if empty, the smallest of the sweep.
+        test_size: Size of the test set; None for that of the sweep.
+        domain: Domain of your own data; None for natural images.
 
     Raises:
-        ConfigError: The model, recipe or source cannot be a pilot's.
+        ConfigError: The model, recipe or source cannot be used for a pilot.
     """
     models = {model_spec(choice).name: choice for choice in sweep.models}
     _check_model(model, models)
@@ -109,7 +111,7 @@ def pilot_sweep(
         raise ConfigError(
             f"The recipe of sweep {sweep.name} has several values of "
             f"{', '.join(sweep.recipe.axes)}, but a pilot is trained with one recipe",
-            hint="Train the pilot with a recipe of yours, and give its losses as a CSV file",
+            hint="Train the pilot with a recipe of your own, and give its losses as a CSV file",
         )
     as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
     recipe = _recipe_of_model(sweep, model)
@@ -132,7 +134,7 @@ def pilot_sweep(
 
 
 def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
-    """Refuse a model that the sweep does not have, and all of them at once."""
+    """Raise a ConfigError unless ``model`` is one model of the sweep."""
     from orchestrator.analysis.results_tables.points import POOLED  # takes a second: pandas
 
     if model == POOLED:
@@ -146,7 +148,7 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
 
 
 def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
-    """Return the sweep's recipe without overrides for its own datasets and for other models."""
+    """Return the sweep's recipe without the overrides for datasets and for other models."""
     rows = []
     for row in sweep.recipe.overrides:
         if row.datasets or (row.models and model not in row.models):
@@ -156,7 +158,7 @@ def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
 
 
 def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> dict[str, Any]:
-    """Return the dataset of a pilot as a sweep file has it."""
+    """Return the dataset of a pilot in the form of a sweep file."""
     from orchestrator.measuring.sources import known_kind
 
     if source in DATASETS and not path.exists():
@@ -172,7 +174,7 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
         "domain": domain or "natural",
         "channels": channels,
     }
-    # Prepared images of a root are found by this name: two folders need two.
+    # The name identifies prepared images in a root, so each folder needs its own.
     return {"name": f"pilot-{_short_hash(str(path))}", "own": source_fields}
 
 

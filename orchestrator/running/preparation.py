@@ -1,7 +1,7 @@
 """A run's data: check raw downloads, prepare datasets, measure subsets, load images.
 
-Datasets that packages bring are prepared in the background while Ray starts. Your own data are
-prepared before anything starts, so that mistakes in them are reported within seconds.
+Datasets that Python packages contain are prepared in the background while Ray starts. Your own data
+are prepared before that, so that mistakes in them are reported within seconds.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Pixel values of black and white of all prepared images, also of those stored as float32."""
+"""Values of black and white pixels in all prepared images, also in those stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
-"""Seconds for which your own data are read before a cluster is started for them: about 5,000 images
-of 512 x 512."""
+"""Seconds to read your own data in this process; after that a cluster reads the rest. 30 seconds
+are enough for about 5,000 images of 512 x 512 pixels."""
 BACKGROUND_LIMIT_S = 5.0
-"""Seconds for which a run waits for the background preparation before Ray takes over. Processes of
-Ray would take as long to begin with it."""
+"""Seconds that a run waits for the background preparation before Ray's workers prepare the rest.
+Their start takes about as long."""
 LAST_BLOCK_LIMIT_S = 10.0
-"""Seconds that the background preparation has to finish the block of images that it reads."""
+"""Seconds that the background preparation may take to finish its present block of images."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and those that are missing.
+    """Check that all folders of raw downloads exist, are needed and belong to the sweep's datasets.
 
     Args:
         workspace: The sweep.
-        raw: Folder of the raw download by dataset.
+        raw: Folder of the raw download, by dataset.
 
     Raises:
-        SweepError: All problems at once.
+        SweepError: Some folders are wrong or missing. One error lists all problems.
     """
     from tasks.sources import check_raw_folder, needs_download
     from tasks.sources.base import RawRequest
@@ -91,10 +91,10 @@ def prepare_missing(
         missing: The datasets.
         options: Folders of raw downloads, and the largest share of unusable files.
         executor: Reads images.
-        monitor: Shows how far it is.
+        monitor: Shows progress.
 
     Raises:
-        DataError: All problems at once.
+        DataError: Some datasets cannot be prepared. One error lists all problems.
     """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.record import doubt_lines
@@ -130,7 +130,7 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
             continue
-        # Doubts about a user's files are shown once, when they are prepared.
+        # Doubtful files of a user are listed only once, after the first preparation.
         if folder is not None and spec.prepared_id not in prepared_before:
             for line in doubt_lines(record):
                 monitor.note(f"{name}: {line.strip()}")
@@ -140,12 +140,11 @@ def prepare_missing(
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Prepare your own data in this process, before MLflow and Ray start.
 
-    So mistakes in them are reported within seconds. After :data:`OWN_DATA_LIMIT_S` seconds a
-    cluster prepares the rest. Files that are prepared already are listed again, to see whether they
-    have changed.
+    This reports mistakes in your data within seconds. After :data:`OWN_DATA_LIMIT_S` seconds a
+    cluster prepares the rest. Files of prepared datasets are listed again to detect changes.
 
     Raises:
-        DataError: All problems at once.
+        DataError: Some datasets cannot be prepared. One error lists all problems.
     """
     own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     specs = [spec for spec in workspace.plan.prepared if spec.dataset in own_names]
@@ -161,15 +160,15 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
 
 class BackgroundPreparation:
-    """A process that prepares the datasets which packages bring, while Ray starts.
+    """A process that prepares datasets of Python packages while Ray starts.
 
-    If the process is ended early, the images that it has read are kept. If it cannot prepare a
-    dataset, the run tries again afterwards and reports the error then.
+    If the process ends early, the images that it has read are kept. If it cannot prepare a dataset,
+    the run tries again after Ray has started, and reports the error then.
 
     Args:
         workspace: The sweep.
         options: Folders of raw downloads, and the largest share of unusable files.
-        monitor: Shows which dataset it prepares.
+        monitor: Shows the name of the dataset.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
@@ -187,22 +186,22 @@ class BackgroundPreparation:
             stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-            process_group=0,  # Ctrl-C reaches only this process, which then ends that one
+            process_group=0,  # Ctrl-C reaches only this process, which then ends the other one
         )
         folder = str(workspace.paths.root / "prepared")
         request = json.dumps([folder, options.max_skipped_share, pairs])
         threading.Thread(target=self._exchange, args=(self._process, request), daemon=True).start()
 
     def end(self, wait_s: float = 0.0) -> None:
-        """Wait for the process to finish, then end it after the block that it reads.
+        """Wait for the process; if it still runs, let it finish its present block of images.
 
         Args:
-            wait_s: Seconds that it has to prepare all its datasets.
+            wait_s: Seconds to wait until all datasets are prepared.
         """
         process = self._process
         if process is None:
             return
-        # It ends after its block when its input closes.
+        # If its input is closed, the process ends after its present block.
         self._wait_then(wait_s, process.stdin.close)
         self._wait_then(LAST_BLOCK_LIMIT_S, process.kill)
         process.wait()
@@ -217,8 +216,8 @@ class BackgroundPreparation:
                 end()
 
     def _exchange(self, process: Any, request: str) -> None:
-        """Send the request to the process, and show the datasets that it names."""
-        with suppress(OSError, ValueError, KeyboardInterrupt):  # either process has ended
+        """Send the request to the process, and show the names of datasets that it prints."""
+        with suppress(OSError, ValueError, KeyboardInterrupt):  # one of the processes has ended
             process.stdin.write(f"{request}\n")
             process.stdin.flush()
             for name in process.stdout:
@@ -226,10 +225,10 @@ class BackgroundPreparation:
 
 
 def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[str, str]]:
-    """Return the specs, as JSON, of datasets that packages bring and that are not prepared yet.
+    """Return the datasets of Python packages that are not prepared yet.
 
     Returns:
-        The :class:`PreparedSpec` and the :class:`DatasetSpec` of each.
+        For each dataset, its :class:`PreparedSpec` and its :class:`DatasetSpec` as JSON text.
     """
     own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     pairs: list[tuple[str, str]] = []
@@ -242,10 +241,9 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
-    """Return an executor that reads on all nodes of a shared cluster, if that is faster.
+    """Return an executor that reads images on several nodes, if that is faster; None otherwise.
 
-    Return None if the images are read by ``executor``: only nodes that have the raw download too
-    can read it.
+    Only nodes with a copy of the raw download can read it.
     """
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
@@ -256,7 +254,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"{name} is read by {readers.num_workers} CPUs on {len(nodes)} nodes that have its raw "
+        f"{readers.num_workers} CPUs on {len(nodes)} nodes read {name}; these nodes have its raw "
         "download"
     )
     return readers.labelled(f"prepare {name}")
@@ -268,7 +266,7 @@ def measure_subset(
     """Measure the training images of a subset, and return the record.
 
     Args:
-        spec: The measure.
+        spec: The measures to compute.
         data: Images of the subset.
         dataset: The dataset.
         executor: Computes distances.
@@ -335,6 +333,6 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         raise DataError(
             f"The prepared dataset {workspace.paths.prepared(subset.prepared)} was changed or "
             f"removed while a run used it ({type(error).__name__} {error})",
-            hint="Run the same command again, which prepares the dataset again. Finished trials "
-            "are kept",
+            hint="Run the same command again to prepare the dataset again; finished trials are "
+            "kept",
         ) from error

@@ -1,4 +1,4 @@
-"""``isweep prepare``: one dataset, prepared as a sweep would."""
+"""``isweep prepare``: prepare one dataset in the same way as a sweep."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def prepare_one(
     """Prepare one dataset and return its record.
 
     Args:
-        name: A dataset of the table, or your own data of the sweep.
-        preset: The sweep whose image size, channels and data mode are taken.
+        name: Name of a known dataset, or of your own data in the sweep.
+        preset: The sweep that defines image size, channels and data mode.
         run_options: Root and cluster.
-        progress: Shows how far it is.
-        montage: File for a figure with examples of each label. Without it none is drawn, because
-            the images may be patients'.
+        progress: Shows progress.
+        montage: File for a figure with examples of each label. None draws no figure, because the
+            images may show patients.
         own_options: Options of your own data that replace those of the sweep file.
 
     Raises:
         SweepError: The name is unknown, the download cannot be used, or the root is in use.
     """
     sweep = load_sweep(preset)
-    # Overrides of the recipe may name other datasets of the sweep; preparing needs no recipe.
+    # The recipe's overrides may refer to other datasets, and preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
     dataset = _choice(name, sweep, own_options or {})
     plan = plan_sweep(sweep.model_copy(update={"datasets": (dataset,), "recipe": recipe}))
@@ -68,10 +68,10 @@ def prepare_one(
 
 
 def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> DatasetChoice:
-    """Return the sweep's own data of a name, or else the dataset of the table.
+    """Return the user's own data in the sweep with a name, or else the known dataset.
 
     Args:
-        name: The name.
+        name: Name of the dataset.
         sweep: The sweep.
         own_options: Options of your own data that replace those of the sweep.
     """
@@ -84,7 +84,8 @@ def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> Data
     if own_options:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in own_options)
         raise ConfigError(
-            f"{options} is for your own data, but {name} is a known dataset with fixed classes",
+            f"{options} works only for your own data, but {name} is a known dataset with fixed "
+            "classes",
             hint=f"Leave out {options}",
         )
     return DatasetChoice(name=name)

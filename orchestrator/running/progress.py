@@ -1,4 +1,4 @@
-"""Progress of a run: for people on stderr, for ``isweep status`` in a file."""
+"""Progress of a run, printed to stderr for people and written to a file for ``isweep status``."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from tasks.trials.records import EpochRecord, TrialStatus
 log = logging.getLogger(__name__)
 
 PRINT_INTERVAL_S = 10.0
-"""Seconds between two lines of progress where stderr is no terminal."""
+"""Seconds between two lines of progress if stderr is no terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Seconds between two updates of the run's file. Starts and ends of trials are written at once."""
+"""Seconds between two updates of the run's file. Starts and ends of trials update it at once."""
 TRIAL_STAGES = ("train", "search")
-"""Stages that train networks, whose progress is counted in trials."""
+"""Stages that train networks. Their progress is counted in trials."""
 MAX_TRIALS_SHOWN = 4
-"""Running trials that the terminal shows."""
+"""Largest number of running trials that the terminal shows."""
 
 
 class RunningTrial(BaseModel):
     """The progress of a running trial.
 
     Attributes:
-        started_at: seconds since 1970.
-        epoch: epochs that have ended; 0 before the first has.
-        num_epochs: epochs of its recipe; 0 before the first has ended.
-        images_per_second: speed of the last epoch; None before the first has ended.
-        epochs_per_second: the same.
-        seconds_left: of training, by the last epoch; None before the first has ended.
+        started_at: start of the trial in seconds since 1970.
+        epoch: number of finished epochs.
+        num_epochs: number of epochs in the recipe; 0 before the first epoch has ended.
+        images_per_second: speed of the last epoch; None before the first epoch has ended.
+        epochs_per_second: speed of the last epoch; None before the first epoch has ended.
+        seconds_left: remaining seconds of training, estimated from the last epoch; None before the
+            first epoch has ended.
     """
 
     started_at: float = Field(default_factory=time.time)
@@ -56,7 +57,7 @@ class RunningTrial(BaseModel):
     seconds_left: float | None = None
 
     def text(self, duration: str) -> str:
-        """Return a line about the trial that begins with how long it has run."""
+        """Return a line of text about the trial, which begins with ``duration``."""
         if self.images_per_second is None or self.seconds_left is None:
             return duration
         left = format_duration(self.seconds_left)
@@ -67,7 +68,7 @@ class RunningTrial(BaseModel):
 
 
 class RunState(BaseModel):
-    """The state of a run in its file, valid while process ``pid`` holds the root's lock."""
+    """The state of a run in its file, which is valid while process ``pid`` locks the root."""
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
@@ -76,7 +77,7 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return the state of the run that works on a sweep; None if none does, or it just starts."""
+    """Return the state of a sweep's present run; None if there is none or it is just starting."""
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -84,20 +85,20 @@ def read_run(workspace: Workspace) -> RunState | None:
     try:
         state = RunState.model_validate_json(read_whole(path))
     except (OSError, ValueError) as error:
-        # The live driver writes it again within seconds, and nothing else depends on it.
-        log.warning("%s cannot be read, so no trial counts as running: %s", path, error)
+        # The driver writes the file again within seconds, and only displays read it.
+        log.warning("%s cannot be read, so no trial is shown as running: %s", path, error)
         return None
     return state if state.pid == holder else None
 
 
 def running_trials(workspace: Workspace) -> list[str]:
-    """Return the ids of the trials of a sweep that run now."""
+    """Return the ids of a sweep's running trials."""
     state = read_run(workspace)
     return [] if state is None else sorted(state.running)
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration for people: ``8 s``, ``2 min 05 s``, ``3 h 07 min``."""
+    """Return a duration as text, such as ``8 s``, ``2 min 05 s`` or ``3 h 07 min``."""
     rounded = round(seconds)
     if rounded < 60:
         return f"{rounded} s"
@@ -111,20 +112,20 @@ class Progress:
     """The state of a run, shown on a console and written to a file for ``isweep status``.
 
     Attributes:
-        console: where people read it; None shows nothing.
-        path: the file; None writes none.
-        slots: trials that run at the same time.
-        planned: trials of the plan.
-        done: trials with a result, those of earlier runs included.
-        diverged: trials of this run that diverged.
-        running: trials that run now.
-        failed: kind of failure of each trial whose last attempt failed.
-        name: name of the stage.
-        detail: what the stage does now.
-        step: steps of the stage that are done.
-        total: steps of the stage; 0 if unknown.
-        expected: expected seconds of each trial. Long trials start first, so a plain mean would
-            overestimate the time left.
+        console: console that shows the progress; None shows nothing.
+        path: file for ``isweep status``; None writes none.
+        slots: number of trials that run at the same time.
+        planned: number of planned trials.
+        done: number of trials with a result, including those of earlier runs.
+        diverged: number of trials of this run that diverged.
+        running: running trials by id.
+        failed: kind of failure by id, for trials whose last attempt failed.
+        name: name of the present stage.
+        detail: text about the present step of the stage.
+        step: number of finished steps of the stage.
+        total: number of steps of the stage; 0 if unknown.
+        expected: expected seconds by trial id. The estimate of the time left uses them, because
+            long trials start first and the mean of finished trials would be too large.
     """
 
     console: Console | None = None
@@ -149,7 +150,7 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show progress while the block lasts: live in a terminal, else a line now and then."""
+        """Show progress during a block: live in a terminal, else as a line every few seconds."""
         try:
             if self.console is None or not self.console.is_terminal:
                 yield
@@ -162,7 +163,7 @@ class Progress:
             self.save()
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
-        """Begin a stage of ``total`` steps."""
+        """Start a stage of ``total`` steps."""
         raise_if_asked()
         self.name = name
         self.detail = detail
@@ -172,14 +173,14 @@ class Progress:
         self._update(print_now=True)
 
     def advance(self, detail: str) -> None:
-        """Count a step of the stage."""
+        """Count a finished step of the stage."""
         raise_if_asked()
         self.step += 1
         self.detail = detail
         self._update()
 
     def note(self, message: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays on the screen, and log it."""
         log.info("%s", message)
         if self.console is not None:
             self.console.print(Text(message), soft_wrap=True)
@@ -210,7 +211,7 @@ class Progress:
         self._update()
 
     def trial_finished(self, trial_id: str, status: str) -> None:
-        """Count a trial that has its result."""
+        """Count a trial that has a result."""
         seconds = self._seconds_since_start(trial_id)
         self._seconds[trial_id] = seconds
         log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
@@ -224,23 +225,23 @@ class Progress:
         """Show that an attempt failed.
 
         Args:
-            trial_id: the trial.
-            kind: the kind of failure.
-            message: why it failed, and what follows.
-            retry_after_s: seconds until the trial may be tried again; None gives it up.
+            trial_id: id of the trial.
+            kind: kind of failure.
+            message: text with the cause and the decision about a retry.
+            retry_after_s: seconds until the next attempt; None if there is none.
         """
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
         self.trial_stopped(trial_id)
 
     def trial_stopped(self, trial_id: str) -> None:
-        """Show that a trial does not run any more; if nothing else is known, it waits again."""
+        """Show that a trial is no longer running; without a result or failure it is pending."""
         self.running.pop(trial_id, None)
         self._began.pop(trial_id, None)
         self._update(save_now=True)
 
     def counts(self) -> dict[str, int]:
-        """Return numbers of trials under the names of a tracker's metrics."""
+        """Return the numbers of trials by the name of MLflow's metric."""
         return {
             "trials_planned": self.planned,
             "trials_done": self.done,
@@ -249,7 +250,7 @@ class Progress:
         }
 
     def states(self) -> dict[str, int]:
-        """Return how many trials are in each state."""
+        """Return the number of trials by state."""
         num_failed, num_running = len(self.failed), len(self.running)
         return {
             "done": self.done - self.diverged,
@@ -260,7 +261,10 @@ class Progress:
         }
 
     def pace(self) -> dict[str, float]:
-        """Return the speed of all running trials, and the seconds left if known, by metric."""
+        """Return the speed of all running trials and the time left, by name of the metric.
+
+        The time left is missing if it is unknown.
+        """
         trials = self.running.values()
         pace = {
             "isweep_images_per_second": sum(trial.images_per_second or 0.0 for trial in trials),
@@ -272,7 +276,7 @@ class Progress:
         return pace
 
     def time_left(self) -> float | None:
-        """Return the seconds until the last trial ends; None before the first of this run has."""
+        """Return the estimated seconds until the last trial ends; None before one has ended."""
         if not self._seconds:
             return None
         expected = {
@@ -290,11 +294,11 @@ class Progress:
         return left / max(1, self.slots)
 
     def _expected_left(self, expected: Mapping[str, float], scale: float) -> float:
-        """Return the seconds left of all open trials, one after the other.
+        """Return the sum of the remaining seconds of all trials without a result or failure.
 
         Args:
-            expected: expected seconds of each trial.
-            scale: by which trials of this run took longer than expected.
+            expected: expected seconds by trial id.
+            scale: measured over expected seconds of this run's finished trials.
         """
         ended = self._seconds.keys() | self.failed.keys()
         return sum(
@@ -304,7 +308,7 @@ class Progress:
         )
 
     def save(self) -> None:
-        """Write the state to the run's file; a file that cannot be written ends nothing."""
+        """Write the state to the run's file; log an error of writing without raising it."""
         if self.path is None:
             return
         self._saved_at = time.monotonic()
@@ -319,7 +323,7 @@ class Progress:
         return 0.0 if began is None else time.monotonic() - began
 
     def _line(self) -> str:
-        """Return the state in a line."""
+        """Return the state as a line of text."""
         if not self.planned or self.name not in TRIAL_STAGES:
             step = f"{self.step}/{self.total}" if self.total else ""
             return "  ".join(filter(None, (self.name, step, self.detail)))
@@ -336,7 +340,7 @@ class Progress:
         return "  ".join(parts)
 
     def _render(self) -> Table:
-        """Return the live view: the state, and a line for each of a few running trials."""
+        """Return the live view: a line for the run, and one for each of a few running trials."""
         table = Table.grid(padding=(0, 1))
         since_start = format_duration(time.monotonic() - self._started_at)
         table.add_row(Text(since_start, style="dim"), Text(self._line()))
@@ -351,7 +355,7 @@ class Progress:
         return table
 
     def _update(self, *, print_now: bool = False, save_now: bool = False) -> None:
-        """Write and print the state, each as often as it should be at most."""
+        """Write and print the state, unless the last time was a moment ago."""
         now = time.monotonic()
         if print_now or save_now or now - self._saved_at >= SAVE_INTERVAL_S:
             self.save()

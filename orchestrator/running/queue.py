@@ -1,7 +1,7 @@
-"""The queue of a run's trials, and the generator through which Ray Tune takes them from it.
+"""The queue of a run's trials, and the generator that passes them to Ray Tune.
 
-Tune only executes. Which trial is next, and which is tried again, is decided here and in
-:mod:`orchestrator.running.trials`.
+Tune only executes trials. This module and :mod:`orchestrator.running.trials` decide which trial is
+next and which is tried again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from tasks.clock import SYSTEM, Clock
 TRIAL_ID = "trial_id"
 """Key of the trial's id in the configuration of a Tune trial."""
 ASSIGNMENT = "assignment"
-"""Key of its :class:`TrialAssignment`; None once the trial has ended."""
+"""Key of the trial's :class:`TrialAssignment` in the same configuration. Its value becomes None
+when the trial ends."""
 
 
 @dataclass
 class TrialQueue:
-    """Ids of the trials of a run, by what they wait for.
+    """Ids of a run's trials, by state.
 
     Attributes:
         ready: trials that may start now, in their order.
-        retry_at: when each failed trial may be tried again, by a monotonic clock; they come after
-            those that are ready.
-        running: trials that were given to Tune.
-        started: those of ``running`` that have their worker.
-        error: why the run ends; no trial is given out any more. None while it goes on.
+        retry_at: monotonic time, in seconds, of each failed trial's next attempt. These trials
+            start after the ``ready`` ones.
+        running: trials that were passed to Tune.
+        started: the trials in ``running`` that have a worker.
+        error: why the run ends. If it is set, no further trial starts; else it is None.
     """
 
     ready: deque[str]
@@ -45,13 +46,13 @@ class TrialQueue:
 
     @property
     def is_empty(self) -> bool:
-        """True if every trial is settled, or none is given out any more."""
+        """True if no trial is left, or if the run ends with an error."""
         if self.error is not None:
             return True
         return not (self.ready or self.retry_at or self.running)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial, which is running from now on; None if none may start yet."""
+        """Return the next trial and count it as running; return None if none may start yet."""
         if self.error is not None:
             return None
         if self.ready:
@@ -66,22 +67,22 @@ class TrialQueue:
         return trial_id
 
     def settle(self, trial_id: str) -> None:
-        """Remove a trial that has its result, or that failed for good."""
+        """Remove a running trial that has a result, or that gets no further attempt."""
         self.running.discard(trial_id)
 
     def retry(self, trial_id: str, at: float) -> None:
-        """Let a trial that ran be taken again from the time ``at`` on."""
+        """Let a running trial start again at the monotonic time ``at``."""
         self.running.discard(trial_id)
         self.retry_at[trial_id] = at
 
 
 class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
-    """Gives Tune one trial at a time.
+    """Tune's search algorithm, which returns one trial of the queue at a time.
 
     Args:
         queue: the trials.
-        assign: returns what a trial's worker is given.
-        clock: the time.
+        assign: returns the assignment for a trial's worker.
+        clock: source of the time.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
         self._clock = clock
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune saves its state, and nothing is ever restored from it."""
+        """Return no state: Tune saves it, but this program never restores it."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the configuration of the next trial, ``FINISHED``, or None for "not yet".
+        """Return the configuration of the next trial.
 
-        ``trial_id`` is Tune's own id, which is of no use here.
+        Returns ``FINISHED`` if no trial is left, and None if none may start yet. ``trial_id`` is
+        Tune's own id, which is not used.
         """
         if self._queue.is_empty:
             return str(Searcher.FINISHED)
@@ -112,7 +114,7 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
         return {TRIAL_ID: next_id, ASSIGNMENT: self._assign(next_id)}
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """Do nothing: :class:`~orchestrator.running.trials.TrialLoop` settles trials."""
+        """Do nothing: :class:`~orchestrator.running.trials.TrialLoop` handles ended trials."""
 
     save = restore = on_trial_complete
 
@@ -123,19 +125,19 @@ def trial_id_of(trial: Any) -> str:
 
 
 def assignment_of(trial: Any) -> TrialAssignment:
-    """Return what the worker of a Tune trial was given."""
+    """Return the assignment of a Tune trial."""
     assignment: TrialAssignment = trial.config[ASSIGNMENT]
     return assignment
 
 
 def release(trial: Any) -> None:
-    """Free the memory of a Tune trial that has ended; its result is in the store.
+    """Free the memory of an ended Tune trial, whose result is in the store.
 
-    Tune holds every trial until the last one has ended. Each holds copies of its configuration, its
-    whole report, statistics of every number in the report, and an object of Ray's.
+    Tune keeps all trials in memory until the last one ends. Each contains copies of its
+    configuration and report, statistics of every number in the report, and a Ray object.
     """
     trial.config[ASSIGNMENT] = None
-    # Private: with a Ray that lacks these, the driver grows by 20 kB for each trial.
+    # Private: if a Ray lacks these attributes, the driver needs 20 kB more for each trial.
     with suppress(AttributeError):
         trial.evaluated_params = {}
         trial.experiment_tag = ""
@@ -143,5 +145,5 @@ def release(trial: Any) -> None:
         metadata.last_result = {}
         metadata.metric_analysis = {}
         metadata.metric_n_steps = {}
-        # The answer to a question that Tune asks each trial's actor; Ray keeps both.
+        # A result that Tune requests from each trial's actor, and that Ray would keep in memory.
         trial._default_result_or_future = None

@@ -14,15 +14,15 @@ from orchestrator.results.tracking import log_sweep, make_tracker
 def reconcile_sweep(
     workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]
 ) -> dict[str, int]:
-    """Write the result store to MLflow, and end MLflow's runs that no driver works on.
+    """Write the stored results to MLflow, and end MLflow's runs that no driver works on.
 
     Args:
         workspace: The sweep.
-        mlflow_uri: Address of MLflow; None for the root's own.
+        mlflow_uri: Address of MLflow; None for the MLflow store of the root.
         say: Prints a message for the user.
 
     Returns:
-        Numbers of runs by what was done to them.
+        Number of MLflow's runs by the change that was made to them.
     """
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):

@@ -1,13 +1,13 @@
 """``isweep run``: prepare, measure and train what a sweep lacks, then fit and report.
 
-:func:`run_sweep` is the whole of it, a stage a line. A trial passes these modules in turn:
+:func:`run_sweep` calls one function per stage. A trial passes these modules in turn:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
-2. :mod:`orchestrator.planning.trial_order` orders the trials: when is its turn?
-3. :mod:`orchestrator.running.trials` hands it to a worker, and tries it again if it fails.
+2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
+3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
 4. :mod:`orchestrator.running.worker` runs it: :mod:`tasks.trials.trial` trains and measures.
-5. :mod:`orchestrator.results.store` keeps its result; :mod:`orchestrator.results.tracking` shows
-   it.
+5. :mod:`orchestrator.results.store` stores its result; :mod:`orchestrator.results.tracking` shows
+   the result in MLflow.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Multiplications that the distances of a subset may take to be measured in this process: less than
-the second in which a task starts."""
+"""Largest number of multiplications for the distances of a subset that this process measures. They
+take less than a second, which is the time that Ray needs to start a task."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The end of a run: counts over the whole plan.
+    """The outcome of a run, with counts over the whole plan.
 
     Attributes:
-        planned: trials of the plan.
-        done: those with a result.
-        failed: those whose last attempt failed.
-        pending: the others.
-        failures: a row for each failed trial, see :meth:`FailureRecord.row`.
-        report: path of the report; None if none was written.
-        num_behind: updates that MLflow has not taken.
+        planned: number of planned trials.
+        done: number of trials with a result.
+        failed: number of trials whose last attempt failed.
+        pending: number of trials with neither a result nor a failure.
+        failures: one row per failed trial, see :meth:`FailureRecord.row`.
+        report: path of the report; None if no report was written.
+        num_behind: number of updates that MLflow did not receive.
     """
 
     planned: int
@@ -86,16 +86,18 @@ def run_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
-    """Do what a sweep lacks, then fit and report; another call resumes, extends or repairs.
+    """Run everything that a sweep lacks, then fit and report.
+
+    Another call resumes a stopped run, extends a changed sweep, or repairs a damaged one.
 
     Args:
         source: a preset's name, a sweep file's path or content, or the name of a sweep of the root.
         options: where and how to run.
-        progress: shows what happens; None shows nothing.
-        changes: values by dotted key that replace those of the sweep.
+        progress: shows progress; None shows nothing.
+        changes: values by dotted key that replace values of the sweep.
 
     Returns:
-        How the run ended.
+        The outcome of the run.
 
     Raises:
         SweepError: a user's mistake, or an unusable environment; finished trials are kept.
@@ -122,7 +124,7 @@ def run_sweep(
             try:
                 _start(sweep)
                 sweep.prepare()
-                # Again, on the images themselves, now that all are prepared.
+                # The second check reads the images, which are all prepared now.
                 check_feasible(workspace, options.raw)
                 workspace.listings.clear()
                 _measure(sweep)
@@ -138,13 +140,13 @@ def run_sweep(
 
 @dataclass
 class _SweepRun(Stages):
-    """A run of a sweep: what its stages hand on to each other.
+    """A run of a sweep, with the objects that its stages share.
 
     Attributes:
         stored: results; set by :func:`_begin`.
         tracker: shows trials in MLflow; set by :func:`run_sweep`.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, started while MLflow starts; None if no trial is to be run.
+        actors: actors of the run, which start while MLflow starts; None if no trial is missing.
     """
 
     stored: StoredResults = field(init=False)
@@ -154,12 +156,12 @@ class _SweepRun(Stages):
 
     @property
     def state(self) -> State:
-        """The plan compared with the store, which only this run writes."""
+        """The state of the sweep: its plan compared with the store, which only this run writes."""
         return compare_with_plan(self.workspace, self.stored)
 
 
 def _begin(sweep: _SweepRun) -> None:
-    """Take the root, and check before anything starts that the run can succeed."""
+    """Lock the root, and check that the run can succeed before Ray and MLflow start."""
     sweep.begin()
     workspace = sweep.workspace
     options = sweep.options
@@ -167,7 +169,7 @@ def _begin(sweep: _SweepRun) -> None:
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
         if workspace.plan.sweep.predictions:
-            _forget_damaged_predictions(sweep)
+            _drop_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
@@ -175,15 +177,15 @@ def _begin(sweep: _SweepRun) -> None:
             sweep.check_machine()
         check_models(workspace.plan, sweep.stored.trials)
         preparation.prepare_own(workspace, options, sweep.monitor)
-        # Again, on the user's images, which are prepared by now or have been listed.
+        # The second check reads the user's images, which are now prepared or at least listed.
         check_feasible(workspace, options.raw)
     if waiting:
         _note_other_sweeps(sweep, waiting)
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
-def _forget_damaged_predictions(sweep: _SweepRun) -> None:
-    """Let predictions that are gone or damaged be made again."""
+def _drop_damaged_predictions(sweep: _SweepRun) -> None:
+    """Mark missing and damaged predictions, so that this run computes them again."""
     remade, retrained = sweep.stored.forget_damaged(sweep.workspace.plan.trials_by_id)
     if remade:
         sweep.monitor.note(
@@ -198,7 +200,7 @@ def _forget_damaged_predictions(sweep: _SweepRun) -> None:
 
 
 def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
-    """Tell the user if another sweep of the root has results of these trials."""
+    """Print a note if another sweep of the root has results of these trials."""
     paths = sweep.workspace.paths
     for name in sorted(paths.sweep_names()):
         if name == sweep.workspace.plan.sweep.name:
@@ -207,13 +209,13 @@ def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
         num_shared = len(listing.keys() & waiting)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} of this root has {num_shared} of these trials, but this sweep "
-                "trains its trials itself"
+                f"The sweep {name} of this root has results of {num_shared} of these trials. This "
+                "sweep does not use them: it trains all of its trials"
             )
 
 
 def _start(sweep: _SweepRun) -> None:
-    """Fetch pretrained weights; start Ray if trials wait, while MLflow gives its first answer."""
+    """Load pretrained weights, start Ray if trials are missing, and wait until MLflow answers."""
     workspace = sweep.workspace
     results = sweep.state.results
     sweep.pretrained = fetch_pretrained(
@@ -223,14 +225,14 @@ def _start(sweep: _SweepRun) -> None:
     background = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
     sweep.stack.callback(background.end)
     if len(results) < len(workspace.plan.trials):
-        # Called for what it refuses; the first use of the cluster connects to it.
+        # Called only for its errors. This first use of the cluster starts Ray or connects to it.
         trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
             sweep.check_gpus(sweep.nodes)
         from orchestrator.running.actors import ActorHandles
 
         sweep.actors = ActorHandles(workspace.results_url)
-        # Ray Tune takes a second to import: here, while the actors start.
+        # The import of Ray Tune takes a second, in which the actors start.
         importlib.import_module("orchestrator.running.trials")
     background.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
@@ -254,7 +256,7 @@ def _measure(sweep: _SweepRun) -> None:
 
 
 def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Executor:
-    """Return what measures a subset: this process if that is quick, else the cluster."""
+    """Return this process as the executor for quick measures, or else the cluster."""
     executor: Executor = InlineExecutor()
     if num_products > MAX_PRODUCTS_HERE:
         executor = sweep.executor()
@@ -263,9 +265,9 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
 
 
 def _count_kept(sweep: _SweepRun) -> None:
-    """Count again which results are kept: the sweep's folder may have been deleted under the run.
+    """Count the stored results again, because the sweep's folder may have been deleted meanwhile.
 
-    A store elsewhere is not asked: the user has asked to stop, and it may not answer for long.
+    A remote store is skipped: the user wants to stop, and the store may take long to answer.
     """
     if "://" in sweep.workspace.results_url:
         return
@@ -279,7 +281,7 @@ def _count_kept(sweep: _SweepRun) -> None:
 
 
 def _train(sweep: _SweepRun) -> None:
-    """Run the trials that lack a result, or lack measurements that the sweep now asks for."""
+    """Run the trials that lack a result or requested measurements."""
     plan = sweep.workspace.plan
     state = sweep.state
     waiting = [
@@ -308,7 +310,10 @@ def _train(sweep: _SweepRun) -> None:
 
 
 def _report(sweep: _SweepRun) -> RunSummary:
-    """Fit and report what the store holds now, whatever this run believes that it put there."""
+    """Fit and report the results that the store contains now.
+
+    Files may have been removed since this run stored them.
+    """
     workspace, stored, tracker = sweep.workspace, sweep.stored, sweep.tracker
     monitor = sweep.monitor
     monitor.stage("report")
@@ -319,7 +324,7 @@ def _report(sweep: _SweepRun) -> RunSummary:
             "the same command again to train these trials again"
         )
     state = sweep.state
-    # Runs of earlier trials are updated, too, with measures that are new.
+    # MLflow's runs of earlier trials get the new measures too.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
     tracker.save_run_pages(workspace.sweep_paths.run_pages)
     report = RetryWithBackoff(monitor.note).until_done(lambda: _write_report(workspace, state))
@@ -337,7 +342,7 @@ def _report(sweep: _SweepRun) -> RunSummary:
 
 
 def _write_report(workspace: Workspace, state: State) -> Path | None:
-    """Write the report, which takes seconds, unless it is up to date; return its path."""
+    """Write the report unless it is up to date, and return its path."""
     paths = workspace.sweep_paths
     sources = _report_sources(workspace, state)
     page = paths.report / "report.html"
@@ -352,7 +357,7 @@ def _write_report(workspace: Workspace, state: State) -> Path | None:
 
 
 def _report_sources(workspace: Workspace, state: State) -> list[str]:
-    """Return the text of everything from which a report is made."""
+    """Return the text of everything that a report contains."""
     records = (*state.records, *state.measures.values(), *state.failures.values())
     pages = read_run_pages(workspace.sweep_paths.run_pages)
     links = [f"{pages.prefix} {pages.runs.get(trial_id)}" for trial_id in state.results]
@@ -366,6 +371,6 @@ def _report_sources(workspace: Workspace, state: State) -> list[str]:
 
 
 def _digest(folder: Path, sources: list[str]) -> bytes:
-    """Return a hash of a report's sources, and of its files as they are now."""
+    """Return a hash of a report's sources and of its present files."""
     files = sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.*"))
     return fingerprint([sources, files]).encode()

@@ -1,4 +1,4 @@
-"""``isweep plan``: what a run of a sweep would do, and what it would cost."""
+"""``isweep plan``: the trials that a run of a sweep would train, and their cost."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
 NUM_TABLES = 40
-"""Tables that are simulated for a plan: shares are then good to 8 percentage points. ``isweep
-power`` simulates more."""
+"""Number of simulated result tables for the power in a plan. The standard error of a power is then
+at most 8 percentage points; ``isweep power`` simulates more tables."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A sweep that can run, with what the rest of it will cost.
+    """The trials, measures and cost of a run.
 
     Attributes:
-        rows: A row per trial with its status.
-        cost: What the remaining trials take, see
-            :func:`orchestrator.planning.estimate.estimate`, and what comes besides training, see
-            :func:`orchestrator.planning.extra_costs.extras`.
-        measures: A row per measure with its status.
-        not_prepared: A row per dataset that a run prepares. For your own data it has the path, how
-            many files were listed and not opened, and what was left out or is doubtful, by reason.
-        extra_costs: What a run costs besides training, in words.
+        rows: One row per trial, with its status.
+        cost: Cost of the remaining trials, see :func:`orchestrator.planning.estimate.estimate`, and
+            of everything besides training, see :func:`orchestrator.planning.extra_costs.extras`.
+        measures: One row per measure, with its status.
+        not_prepared: One row per dataset that a run would prepare. For your own data the row
+            contains the path, the number of listed files, and the excluded and the doubtful files
+            by reason.
+        extra_costs: Text about the cost of everything besides training.
     """
 
     rows: list[dict[str, str | int]]
@@ -54,8 +54,8 @@ def plan_run(
 
     Args:
         workspace: The sweep.
-        gpu: Model of GPU; None for those of this machine, if any.
-        num_gpus: Number of GPUs; None for those of this machine, or as many as a trial asks for.
+        gpu: Model of GPU; None for the GPUs of this machine, if it has any.
+        num_gpus: Number of GPUs; None for the number on this machine, or that a trial requests.
 
     Raises:
         SweepError: The sweep cannot run.
@@ -104,7 +104,7 @@ def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
 
 
 def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list[dict[str, Any]]:
-    """Return a row per dataset that a run prepares."""
+    """Return one row per dataset that a run would prepare."""
     paths = {choice.name: choice.own.path for choice in workspace.plan.sweep.datasets if choice.own}
     rows: list[dict[str, Any]] = []
     for spec in workspace.plan.prepared:
@@ -128,8 +128,8 @@ class PlannedPower(NamedTuple):
     """The power of a planned sweep to answer the study's questions.
 
     Attributes:
-        power: How often each question would be answered; None if no question can be.
-        lines: The same in words.
+        power: Probability of an answer, by question; None if the sweep is too small for all.
+        lines: The same as text, one line per question.
     """
 
     power: dict[str, object] | None
@@ -137,7 +137,7 @@ class PlannedPower(NamedTuple):
 
 
 def describe_power(workspace: Workspace) -> PlannedPower:
-    """Return what a planned sweep could show about the study's questions, if the law holds."""
+    """Return the power of a planned sweep for the study's questions, if the law holds."""
     # Imports scipy and pandas, which take seconds.
     from orchestrator.analysis.power import planned_power
 
@@ -150,7 +150,7 @@ def describe_power(workspace: Workspace) -> PlannedPower:
 
 
 def _shown_by(workspace: Workspace) -> str:
-    """Return what a sweep shows without any test of the study's questions."""
+    """Return text about the results of a sweep that is too small to test the study's questions."""
     sweep = workspace.plan.sweep
     summary = "This sweep will show the test loss of each model"
     if len(sweep.train_sizes) > 1:

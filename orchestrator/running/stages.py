@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stages:
-    """A command that works on a sweep.
+    """The shared stages of a command that runs a sweep or a search.
 
     Attributes:
-        purpose: the command, for people.
+        purpose: the command as text for people.
         workspace: the sweep's plan and folders.
         options: where and how to run.
-        monitor: shows what happens.
-        stack: what is undone when the command ends.
+        monitor: shows progress.
+        stack: closes the command's resources at its end.
     """
 
     purpose: str
@@ -56,12 +56,12 @@ class Stages:
     stack: ExitStack
 
     def begin(self) -> None:
-        """Take the root's lock, and remove what a killed run left."""
+        """Lock the root, and remove the files of killed runs."""
         if self.options.tracking:
-            # A mistaken address is refused here, not when MLflow starts.
+            # A wrong address is an error here, before MLflow starts.
             mlflow_uri(self.workspace.paths, self.options.mlflow_uri)
         self.workspace.make()
-        provenance()  # cached: of the code as it is now, even if it changes while trials run
+        provenance()  # cached now, because the source code may change while trials run
         self.monitor.path = self.workspace.sweep_paths.progress
         self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
         self.stack.enter_context(self.monitor.shown())
@@ -70,7 +70,7 @@ class Stages:
 
     @cached_property
     def cluster(self) -> Cluster:
-        """The cluster, connected at its first use: a sweep that is done starts no Ray."""
+        """The cluster, connected at its first use, so that a finished sweep does not start Ray."""
         plan = self.workspace.plan
         paths = self.workspace.paths
         self.monitor.stage("start", "Ray")
@@ -100,21 +100,21 @@ class Stages:
             )
             # A private cluster has one job only.
             jobs = f"{cluster.dashboard}/#/jobs/01000000"
-            note(f"Trials on the dashboard: filter the Task Table of {jobs} by IsweepTrial.train")
+            note(f"To see the trials, open {jobs} and filter the Task Table by IsweepTrial.train")
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
-        """The cluster's nodes with GPUs; none if trials run on CPUs."""
+        """The cluster's nodes with GPUs; empty if trials run on CPUs."""
         if self.options.device == "cpu" or not self.cluster.num_gpus:
             return []
         return survey(self.cluster.num_gpus, local=self.cluster.local)
 
     def check_machine(self) -> None:
-        """Check, before anything starts, that trials can run.
+        """Check that trials can run, before Ray starts.
 
         Raises:
-            SweepError: the cluster does not answer, this machine is too small, or no trial can use
-                its GPUs.
+            SweepError: the cluster does not answer, this machine is too small, or its GPUs cannot
+                be used.
         """
         options = self.options
         if options.address is not None:
@@ -122,16 +122,16 @@ class Stages:
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device
-        # Called for what it refuses.
+        # Called only for its errors.
         trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
         if num_gpus:
             self.check_gpus(survey(num_gpus, local=True))
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
-        """Check that some trial of the sweep can run on these nodes' GPUs.
+        """Check that the sweep's trials can run on the GPUs of these nodes.
 
         Raises:
-            SweepError: none can.
+            SweepError: they cannot.
         """
         plan = self.workspace.plan
         share = plan.sweep.resources.num_gpus
@@ -141,34 +141,34 @@ class Stages:
             refuse(nodes, plan.trials, share=share, alone=self.options.address is None)
 
     def executor(self, *, reads_files: bool = False) -> Executor:
-        """Return what runs tasks on the cluster.
+        """Return an executor for tasks on the cluster.
 
         Args:
-            reads_files: the tasks read raw downloads or prepared data, which only the driver's node
-                is known to have.
+            reads_files: the tasks read raw downloads or prepared data, so they run on the driver's
+                node; other nodes may lack these files.
         """
         return RayExecutor(
             driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note
         )
 
     def check_stored(self, stored: StoredResults) -> None:
-        """Check that the store may be written, and say how many of its files are not believed.
+        """Check that this version may write to the store; print how many files cannot be used.
 
         Raises:
-            NewerRecordError: a newer version of the program wrote there.
+            NewerRecordError: a newer version of isweep wrote to the store.
         """
         stored.check_writable()
         damaged = stored.unreadable
         if damaged:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
-                f"{damaged[0].path}: {damaged[0].reason}. The trials are run again, and "
-                f"{self.workspace.paths.log} names every file"
+                f"{damaged[0].path}: {damaged[0].reason}. This run repeats the trials of these "
+                f"files. {self.workspace.paths.log} lists all of them"
             )
 
     @property
     def missing(self) -> list[PreparedSpec]:
-        """Datasets that are not prepared yet."""
+        """The datasets that are not prepared yet."""
         prepared = self.workspace.prepared
         return [spec for spec in self.workspace.plan.prepared if spec.prepared_id not in prepared]
 
@@ -189,16 +189,20 @@ class Stages:
         trials: Collection[TrialSpec],
         measured: Collection[MeasuredTrial] = (),
     ) -> RunContext:
-        """Return what the trials of a plan share, and set how many run at once.
+        """Return the context that a plan's trials share; set how many trials run at once.
 
         Args:
             plan: the plan of the sweep or the search.
-            stored: its results.
-            tracker: shows its trials in MLflow.
-            trials: trials that are typical of what is run, at least one.
-            measured: trials that have run, from which predictions are corrected.
+            stored: results of the plan.
+            tracker: shows the plan's trials in MLflow.
+            trials: typical trials of the run, at least one.
+            measured: finished trials, which correct the predictions.
         """
-        from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+        from orchestrator.running.recovery.resource_policy import (
+            ResourcePolicy,
+            expectation_for,
+            names_of_small_gpus,
+        )
         from orchestrator.running.recovery.shortage import slots_for
         from orchestrator.running.trial_source import RunContext
 
@@ -219,4 +223,5 @@ class Stages:
             tracker,
             self.monitor,
             expectation,
+            small_gpus=names_of_small_gpus(self.nodes),
         )

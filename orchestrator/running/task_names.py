@@ -1,4 +1,4 @@
-"""Names of trials in Ray's dashboard: Tune has no public way to name the tasks of its trials."""
+"""Names of trials in Ray's dashboard, for which Tune has no public interface."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ray.tune.execution.tune_controller import TuneController
 from orchestrator.running.queue import trial_id_of
 
 MAX_NAMES = 1_000
-"""Names at most: for each name Ray 2.60 keeps series of metrics, about 18 kB of the driver.
+"""Largest number of names. Ray 2.60 stores metrics for each name, about 18 kB in the driver.
 
-That is with Ray's older exporter, for which :mod:`orchestrator.machine.cluster` and our launch
-files ask. With the newer one and 400 names the driver grew by 0.15 MB a second at rest, against
-0.009.
+This is the memory with Ray's older metrics exporter, which :mod:`orchestrator.machine.cluster` and
+the launch files of this repository select. With the newer exporter and 400 names an idle driver
+grew by 0.15 MB a second, against 0.009 MB with the older one.
 """
 
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[None]:
-    """Give the tasks of trials their trials' ids as names while the block lasts.
+    """Name Ray's tasks after their trials during a block.
 
-    Private: with a Ray that lacks what this uses, tasks keep Tune's name.
+    This uses private attributes of Ray. If a Ray lacks them, tasks have Tune's name.
 
     Args:
-        named: trials that have a name; it grows, and is kept from one block to the next.
-        max_names: names at most; further trials get none.
+        named: ids of the trials that have a name. The set grows; pass it to later blocks again.
+        max_names: largest number of names; further trials get none.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
@@ -55,7 +55,7 @@ def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[N
 
 @contextlib.contextmanager
 def _task_named(controller: Any, trial: Any, name: str) -> Iterator[None]:
-    """Let Tune find, while the block lasts, an actor whose ``train`` has a name."""
+    """Replace a trial's actor during a block by one whose ``train`` has a name."""
     try:
         actors = controller._actor_manager._live_actors_to_ray_actors_resources
         actor = controller._trial_to_actor[trial]
@@ -63,7 +63,7 @@ def _task_named(controller: Any, trial: Any, name: str) -> Iterator[None]:
         handle, resources = entry
         with_name = SimpleNamespace(train=handle.train.options(name=name))
     except (AttributeError, KeyError, TypeError, ValueError):
-        yield  # kept elsewhere, or in another form
+        yield  # this Ray stores its actors elsewhere or in another form
         return
     actors[actor] = (with_name, resources)
     try:

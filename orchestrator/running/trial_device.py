@@ -1,8 +1,8 @@
-"""The device of a trial in its worker: the GPU that it was given, or a CPU.
+"""The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
 
-A trial that was given a GPU computes on it or fails; it never falls back to a CPU silently. Before
-its first step the GPU must be reached by torch, have the recipe's precision, and pass the self-test
-for the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before the
+first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
+and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 log = logging.getLogger(__name__)
 
 REST_S = 120.0
-"""Seconds before a process that has finished no trial reports a failure of its GPU. A GPU that
-fails at once would otherwise be free first and get every trial of the sweep."""
+"""Seconds that a process without a finished trial waits before it reports that its GPU failed.
+Otherwise a GPU that fails at once would always be free first and get every trial of the sweep."""
 
 
 class UnusableGpuError(SetupError):
-    """A trial was given a GPU on which it cannot compute; ``gpu`` names the GPU and its node."""
+    """Raised if a trial cannot compute on its GPU; ``gpu`` is the text for the GPU and its node."""
 
     gpu = ""
 
     @classmethod
     def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
-        """Return the error for a GPU, why it cannot be used, and the fix."""
+        """Return the error for a GPU, with the reason and the fix."""
         error = cls(f"A trial cannot compute on {gpu}: {reason}", hint=hint)
         error.gpu = gpu
         return error
@@ -44,70 +44,75 @@ class UnusableGpuError(SetupError):
 
 @dataclass(frozen=True)
 class HeldMemory:
-    """GPU memory that other processes hold; ``total_bytes`` is 0 if the GPU could not be asked."""
+    """GPU memory that other processes use.
+
+    Attributes:
+        held_bytes: bytes that other processes use.
+        total_bytes: all memory of the GPU; 0 if this process could not start to use the GPU.
+    """
 
     held_bytes: float
     total_bytes: float
 
     @property
     def share(self) -> float:
-        """Share of the GPU's memory; 1 if this process could not even begin on the GPU."""
+        """Share of the GPU's memory, 0 to 1; 1 if ``total_bytes`` is 0."""
         return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
 
     def __str__(self) -> str:
-        """Return the amounts for people."""
+        """Return the amounts as text for people."""
         if not self.total_bytes:
-            return "other processes hold all memory of the GPU"
+            return "other processes use all memory of the GPU"
         held_gib = self.held_bytes / 2**30
         total_gib = self.total_bytes / 2**30
-        return f"other processes hold {held_gib:.1f} of {total_gib:.1f} GiB of the GPU"
+        return f"other processes use {held_gib:.1f} of the GPU's {total_gib:.1f} GiB"
 
 
 @dataclass(frozen=True)
 class TrialDevice(ComputeOptions):
-    """The device that a trial computes on, and how it computes there.
+    """The device of a trial, and how the trial computes on it.
 
     Attributes:
-        note: why the GPU takes plain steps; empty if it takes graphs, or if none were requested.
+        note: why the trial uses no captured graphs; empty if it does, or if none were requested.
     """
 
     note: str = ""
 
 
 def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
-    """Return where and how a trial of a network computes, with these resources.
+    """Return the device on which a trial of a network computes, with these resources.
 
     Raises:
-        UnusableGpuError: the trial cannot compute on the GPU that it was given.
+        UnusableGpuError: the trial cannot compute on the GPU that Ray assigned.
     """
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
     if not resources.num_gpus or gpus.is_logical():
         return device
     check_gpu(network.recipe.precision)
-    # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
+    # The self-test runs first: a GPU in exclusive mode accepts one process at a time.
     plain_because = check_numbers(network)
     check_computes()
     gpu_fraction = None
     if resources.num_gpus < 1:
-        # A whole GPU needs no limit: nobody else is there.
+        # A trial with a whole GPU needs no memory limit: no other trial uses that GPU.
         gpu_fraction = resources.num_gpus
     device = replace(device, device="cuda", gpu_fraction=gpu_fraction)
     if resources.fast == "on":
         return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":
-        # The code of a user's network need not replay as a graph.
+        # A user's network may contain code that a CUDA graph does not repeat.
         return device
     return replace(device, graphs=not plain_because, note=plain_because)
 
 
 def check_numbers(network: NetworkSpec) -> str:
-    """Check with the self-test that this process's GPU computes a network's numbers rightly.
+    """Check with the self-test that this process's GPU computes a network correctly.
 
     Returns:
-        Why trials of the network take plain steps on this GPU; empty if they take graphs.
+        Why trials of the network use plain steps on this GPU; empty if they use captured graphs.
 
     Raises:
-        UnusableGpuError: the GPU computes wrongly, so no trial may use it.
+        UnusableGpuError: the GPU computes wrong numbers, so no trial may use it.
     """
     gpu = gpus.gpu_in_use()
     verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
@@ -121,19 +126,19 @@ def check_numbers(network: NetworkSpec) -> str:
     if not verdict.plain_because:
         return ""
     note = (
-        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()} takes plain steps instead of "
-        f"captured graphs: {verdict.plain_because}"
+        f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps instead "
+        f"of captured graphs: {verdict.plain_because}"
     )
     log.warning("%s", note)
     return note
 
 
 def check_computes() -> None:
-    """Check that the GPU computes at all. If it is dead, the trial is not to blame.
+    """Check that the GPU computes at all, so that a trial does not count as the cause of a failure.
 
     Raises:
-        UnusableGpuError: the GPU is dead.
-        torch.AcceleratorError: it is out of memory.
+        UnusableGpuError: the GPU does not compute.
+        torch.AcceleratorError: the GPU has no free memory.
     """
     import torch
 
@@ -146,17 +151,18 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "Reset the GPU, or hide it with CUDA_VISIBLE_DEVICES. `nvidia-smi` says more",
+            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it with "
+            "CUDA_VISIBLE_DEVICES",
         ) from error
 
 
 def check_gpu(precision: str) -> None:
-    """Check that torch reaches a GPU here that has the recipe's precision.
+    """Check that torch reaches a GPU here, and that this GPU supports the recipe's precision.
 
-    Nodes that join a running cluster were not checked before.
+    The check before a run cannot cover nodes that join the cluster later.
 
     Raises:
-        UnusableGpuError: torch reaches no GPU, or the GPU lacks bfloat16 and the recipe needs it.
+        UnusableGpuError: torch reaches no GPU, or the recipe needs bfloat16 and the GPU lacks it.
     """
     import torch
 
@@ -181,12 +187,13 @@ def check_gpu(precision: str) -> None:
             gpu_and_node(gpu.uuid),
             f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
             "does not have",
-            "Take such nodes out of the cluster, or choose a recipe with precision: float32",
+            "Remove nodes with such GPUs from the cluster, or choose a recipe with precision: "
+            "float32",
         )
 
 
 def held_by_others() -> HeldMemory | None:
-    """Return what other processes hold of this process's GPU; None if that is unknown."""
+    """Return the memory that other processes use on this process's GPU; None if it is unknown."""
     import torch
 
     if gpus.is_logical():
@@ -199,6 +206,6 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return the words by which failures name this process's GPU: its UUID, or else its number."""
+    """Return text for messages about this process's GPU: UUID, or else number, and node."""
     number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
     return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"

@@ -1,8 +1,8 @@
 """The sources of a run's trials, and the context that all its trials share.
 
-A sweep's trials are known from the start (:class:`SweepTrials`). A search makes each of its trials
-when a worker is free (:class:`orchestrator.tuning.search_trials.SearchTrials`). Both are a
-:class:`TrialSource`, and one loop runs either.
+All trials of a sweep are planned from the start (:class:`SweepTrials`). A search chooses each trial
+when a worker is free (:class:`orchestrator.tuning.search_trials.SearchTrials`). Both classes are a
+:class:`TrialSource`, and :class:`~orchestrator.running.trials.TrialLoop` runs the trials of either.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 OBJECT_STORE_SHARE = 0.6
-"""Share of the smallest object store that arrays may fill; the rest is for measures and Ray."""
+"""Share of the smallest object store that images may fill; the rest is for measures and Ray."""
 
 
 @dataclass
@@ -46,12 +46,13 @@ class RunContext:
         plan: the sweep's plan.
         paths: the root's folders.
         cluster: the connected cluster.
-        resources: what the sweep asks for every trial.
-        stored: results, read at the start and written by this run alone.
+        resources: resources that the sweep requests for every trial.
+        stored: results, read at the start; only this run changes them.
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
-        expectation: predicts the seconds and the share of each trial.
+        expectation: predicts the seconds and the GPU share of each trial.
         actors: actors that were started early; None lets the backend start them.
+        small_gpus: driver's names of the GPUs that have less memory than the cluster's largest.
     """
 
     plan: SweepPlan
@@ -63,27 +64,28 @@ class RunContext:
     monitor: Progress
     expectation: RuntimeModel = field(default_factory=RuntimeModel)
     actors: ActorHandles | None = None
+    small_gpus: frozenset[str] = frozenset()
 
     @property
     def array_bytes(self) -> float:
-        """Bytes of the object store that arrays may fill."""
+        """Bytes of the object store that images may fill."""
         return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
 
 
 class TrialSource:
-    """The trials of a run, and what is specific to a sweep or to a search.
+    """The trials of a run, and everything that differs between a sweep and a search.
 
     Args:
-        run: what the trials share.
-        queue: the trials that wait.
-        trials: every trial that was taken from the queue, or may be, by its id.
+        run: context that the trials share.
+        queue: the waiting trials.
+        trials: every trial that is or was in the queue, by its id.
 
     Attributes:
-        perform: performs a trial, in a worker.
+        perform: function that runs a trial in a worker.
         store_url: where workers store weights, predictions and checkpoints; None stores none.
-        num_uses: trials that need each array; None if nobody knows.
+        num_uses: number of trials by key of their images; None if it is unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        earlier_attempts: attempts at each trial in earlier runs.
+        earlier_attempts: number of attempts in earlier runs, by trial id.
     """
 
     perform: Perform
@@ -98,27 +100,27 @@ class TrialSource:
         self.earlier_attempts: dict[str, int] = {}
 
     def load_array(self, key: str) -> TrialData:
-        """Read an array.
+        """Read the images of a key.
 
         Raises:
-            DataError: it cannot be read; only the trials that use it fail.
+            DataError: the images cannot be read; only the trials that use them fail.
         """
         raise NotImplementedError
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
-        """Store the result of a trial, and return what a tracker shows of it."""
+        """Store the result of a trial; return its row for the tracker."""
         raise NotImplementedError
 
     def array_of(self, trial: TrialSpec) -> str:
-        """Return the key of the array that a trial is trained on."""
+        """Return the key of a trial's images."""
         return array_key(self.run.plan, trial)
 
     def assignment(self, trial: TrialSpec, resources: Resources) -> TrialAssignment:
-        """Return what a trial's worker is given, for these resources."""
+        """Return the assignment for a trial's worker, with these resources."""
         return TrialAssignment(trial, self.array_of(trial), resources, provenance().code)
 
     def record_fields(self, trial: TrialSpec, report: TrialReport, attempt: int) -> dict[str, Any]:
-        """Return the fields that records of a sweep's and of a search's trials have in common."""
+        """Return the fields that the records of sweeps and searches have in common."""
         return {
             "trial_id": trial.trial_id,
             "sweep": self.run.plan.sweep.name,
@@ -138,20 +140,20 @@ class TrialSource:
         return self.run.plan.datasets[trial.network.subset.dataset].domain
 
     def give_up(self, trial_id: str) -> None:
-        """Take note that a trial failed and is not tried again in this run."""
+        """Handle a trial that failed and gets no further attempt in this run."""
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
-        """Return a trial's network, with the number of images that it is trained on."""
+        """Return a trial's network; its ``train_size`` is the number of images that train it."""
         return trial.network
 
     def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
-        """Return what the tracker shows of an epoch while its trial runs."""
+        """Return the points of an epoch that the tracker shows while the trial runs."""
         return epoch_points(epoch, score, at_ms)
 
     def time_limit_s(self, trial: TrialSpec) -> float:
-        """Return the seconds of silence after which a trial counts as hung."""
+        """Return the seconds without a message after which a trial counts as hung."""
         return time_limit(trial, (), self.run.expectation)
 
 
@@ -159,10 +161,10 @@ class SweepTrials(TrialSource):
     """The trials of a plan that lack a result.
 
     Args:
-        run: what the trials share.
+        run: context that the trials share.
         trials: the trials to run.
-        load: reads a subset's arrays, given how many training images are needed.
-        state: what is stored; None for a store that is empty.
+        load: reads the images of a subset; its second argument is the number of training images.
+        state: state of the store; None for an empty store.
         store_url: where workers store weights, predictions and checkpoints; None stores none.
         pretrained: weights that networks start from.
     """
@@ -208,10 +210,9 @@ class SweepTrials(TrialSource):
         return self._load(network.subset, num_images)
 
     def assignment(self, trial: TrialSpec, resources: Resources) -> TrialAssignment:
-        """Return what a worker is given.
+        """Return the assignment for a trial's worker.
 
-        An earlier result of the same network and images comes along if only measurements are
-        missing from it.
+        If a stored result of the trial lacks only measurements, the assignment contains it.
         """
         earlier = None
         if trial.trial_id in self._incomplete:
@@ -233,7 +234,7 @@ class SweepTrials(TrialSource):
         fields["gpu_name"] = report.gpu_name
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # Nothing was trained: times and GPU stay those of the training.
+            # Nothing was trained, so the record has the times and the GPU of the earlier training.
             fields["gpu_share"] = earlier.gpu_share
             fields["gpu_name"] = earlier.gpu_name
             fields["started_at"] = earlier.started_at
@@ -249,7 +250,7 @@ class SweepTrials(TrialSource):
 
     def _note_files(self, trial_id: str, kind: str, reason: str) -> None:
         if reason:
-            self.run.monitor.note(f"{trial_id}: the {kind} are not kept: {reason}")
+            self.run.monitor.note(f"{trial_id}: the {kind} were not stored: {reason}")
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """See :class:`TrialSource`."""

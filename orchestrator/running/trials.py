@@ -1,7 +1,7 @@
-"""The loop that runs trials: hands them to workers, stores results, tries failed ones again.
+"""The loop that runs trials: it sends them to workers, stores results, and retries failed trials.
 
-The store decides what remains to be done; Ray Tune only executes. This loop, in the driver, is the
-only one that writes results. Tune calls it back when something becomes of a trial.
+The store decides which trials remain, and Ray Tune only executes them. Only this loop, in the
+driver, writes results. Tune calls its methods when a trial starts, ends or fails.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from tasks.trials.records import TrialResult
 log = logging.getLogger(__name__)
 
 MAX_BROKEN_LOOPS = 5
-"""Times in a row that Tune's loop may break, without a result in between, before the run ends."""
+"""Largest number of failures of Tune's loop in a row, without a result between them."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
-"""Failure of a trial that ended, and of which nothing else is known."""
+"""Failure of a trial that ended without a result or an error."""
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """Runs the trials of a source, and again those whose failure allows it.
+    """The loop that runs the trials of a source, and retries failed trials.
 
     Args:
-        run: what the trials share.
+        run: context that the trials share.
         source: the trials.
-        backend: executes them; None takes Ray Tune.
-        clock: the time.
+        backend: executes the trials; None uses Ray Tune.
+        clock: source of the time.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._clock = clock
         self._retries = Retries()
         self._resources = ResourcePolicy(
-            run.resources, run.expectation, self._backend.node_memory_bytes
+            run.resources, run.expectation, self._backend.node_memory_bytes, run.small_gpus
         )
         self._watchdog = Watchdog(
             run.monitor.note,
@@ -90,14 +90,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._shown_notes = {""}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune saves its state, and nothing is ever restored from it."""
+        """Return no state: Tune saves it, but this program never restores it."""
         return {}
 
     def run(self) -> None:
-        """Run trials until none may be tried any more.
+        """Run trials until each has a result or gets no further attempt.
 
         Raises:
-            SweepError: results cannot be stored, or no trial can be run.
+            SweepError: results cannot be stored, or no trial can run.
         """
         arrays = self._backend.arrays
         with at_forced_end(arrays.close), closing(arrays):
@@ -106,17 +106,17 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 try:
                     self._backend.fit(self, generator)
                 except Exception as error:
-                    # Costs the trials that ran an attempt, and no other trial anything.
+                    # Running trials may lose an attempt; other trials do not.
                     self._loop_broke(error)
                 if self._queue.error is not None:
                     raise self._queue.error
-                for trial_id in sorted(self._queue.running):  # ended silently
+                for trial_id in sorted(self._queue.running):  # Tune ended without their results
                     self._lost(trial_id, NO_RESULT)
 
     def _assign(self, trial_id: str) -> TrialAssignment:
-        """Count an attempt at a trial that is given to Tune; return what its worker is given."""
+        """Count an attempt at a trial, and return the assignment for its worker."""
         self._attempts[trial_id] += 1
-        # Where its last attempt ran says nothing about this one.
+        # The location of the last attempt is not valid for this one.
         self._locations.pop(trial_id, None)
         self._nodes.pop(trial_id, None)
         trial = self._source.trials[trial_id]
@@ -141,9 +141,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._log_event(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look after the running trials, some times a second.
+        """Check the running trials and process messages, some times a second.
 
-        What ends the run is raised here: Tune would go on for hours.
+        Errors that end the run are raised here; otherwise Tune would continue for hours.
         """
         raise_if_asked()
         with self._ends_run():
@@ -160,12 +160,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Take a worker's report."""
+        """Process a worker's report."""
         report = TrialReport.model_validate_json(result[REPORT])
         self._reported(trial_id_of(trial), report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take the failure of a trial, or of its process: a lost node, a crash, a memory kill."""
+        """Process the failure of a trial or of its process, such as a crash or a lost node."""
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
         location = self._locations.get(trial_id)
@@ -177,34 +177,40 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         release(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take the end of a trial; one without a result failed, and is never silently gone."""
+        """Process the end of a trial; a trial without a result counts as failed."""
         self._lost(trial_id_of(trial), NO_RESULT)
         release(trial)
 
     # What becomes of a trial.
 
     def _reported(self, trial_id: str, report: TrialReport) -> None:
-        """Act on a worker's report, once: a reply that is repeated changes nothing."""
+        """Process a worker's report; a repeated report has no effect."""
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
         self._nodes[trial_id] = report.node
         outcome = report.outcome
         with self._ends_run():
             if isinstance(outcome, TrialFailure):
-                self._failed(trial_id, outcome, died=outcome.ends_process, log_text=report.log)
+                self._failed(
+                    trial_id,
+                    outcome,
+                    died=outcome.ends_process,
+                    log_text=report.log,
+                    gpu_name=report.gpu_name,
+                )
                 self._check_nodes(trial_id, outcome)
             else:
                 self._finished(trial_id, report)
 
     def _lost(self, trial_id: str, failure: TrialFailure) -> None:
-        """Act on the end of a trial's process, unless it is already known how the trial ended."""
+        """Process the end of a trial's process, unless the trial has already ended."""
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
         with self._ends_run():
             self._failed(trial_id, failure, died=True)
 
     def _hang_of(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that the watchdog ended; its GPU may be what hangs."""
+        """Return the failure of a trial that hung, with its GPU, which may be the cause."""
         failure = self._watchdog.failure(trial_id)
         location = self._locations.get(trial_id)
         if failure is None or location is None or not location.num_gpus or not location.gpus:
@@ -213,7 +219,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
     def _check_nodes(self, trial_id: str, failure: TrialFailure) -> None:
-        """Count a failure against its node.
+        """Count a failure for its node.
 
         Raises:
             SetupError: no node can run trials.
@@ -222,7 +228,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._retries.check_nodes(node, failure, self._backend.eligible_nodes(failure))
 
     def _finished(self, trial_id: str, report: TrialReport) -> None:
-        """Store a result, then show it."""
+        """Store a result, and show it in MLflow and the terminal."""
         trial = self._source.trials[trial_id]
         status = cast("TrialResult", report.outcome).status
         row = self._source.store_result(trial, report, self._attempt(trial_id))
@@ -240,18 +246,25 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._run.monitor.note(report.gpu_note)
 
     def _failed(
-        self, trial_id: str, failure: TrialFailure, *, died: bool = False, log_text: str = ""
+        self,
+        trial_id: str,
+        failure: TrialFailure,
+        *,
+        died: bool = False,
+        log_text: str = "",
+        gpu_name: str = "",
     ) -> None:
-        """Store a failure, decide what follows from it, and show both.
+        """Store a failure, decide about a retry, and show both.
 
         Args:
-            trial_id: the trial.
+            trial_id: id of the trial.
             failure: why the attempt failed.
-            died: whether the worker's process is gone, or must not be used again.
-            log_text: what the attempt logged.
+            died: whether the worker's process has died, or must not be used again.
+            log_text: log of the attempt.
+            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
         """
         trial = self._source.trials[trial_id]
-        hint = self._resources.failed(trial, failure)
+        hint = self._resources.failed(trial, failure, gpu_name)
         failure = _without_secrets(failure, hint)
         record = FailureRecord(
             trial_id=trial_id, spec=trial, attempt=self._attempt(trial_id), failure=failure
@@ -282,13 +295,13 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._backend.quarantine(location, seconds)
 
     def _settled(self, trial_id: str) -> None:
-        """Let go of a trial that has its result, or that failed for good."""
+        """Remove a trial that has a result, or that gets no further attempt."""
         self._queue.settle(trial_id)
         self._watchdog.ended(trial_id)
         self._backend.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits(self, trial_id: str, pause_s: float) -> None:
-        """Let a trial be taken again after a pause."""
+        """Let a trial start again after a pause."""
         self._queue.retry(trial_id, self._clock.monotonic() + pause_s)
         self._watchdog.ended(trial_id)
         self._backend.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
@@ -296,11 +309,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # What concerns the whole run.
 
     def _loop_broke(self, error: Exception) -> None:
-        """Go on after Tune itself gave up: what ran has failed, and the rest is still to be run."""
+        """Prepare the next loop after Tune failed: fail the started trials, and queue the others.
+
+        If Ray killed a worker for lack of memory, only its trial counts as failed.
+        """
         if self._queue.error is not None:
             return
         self._num_broken_loops += 1
-        log.warning("Tune ended early (%d times in a row)", self._num_broken_loops, exc_info=error)
+        log.warning("Ray Tune failed (%d times in a row)", self._num_broken_loops, exc_info=error)
         failure = classify_broken_loop(error)
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
@@ -313,12 +329,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
             self._queue.error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
-                hint="Run the same command again; finished trials are kept. See the log below the "
-                "root for details",
+                hint="Run the same command again; finished trials are kept. isweep.log below the "
+                "root has the details",
             )
 
     def _killed_for_memory(self) -> set[str]:
-        """Return which of the running trials Ray killed for memory, and so ended Tune's loop."""
+        """Return the ids of running trials whose worker Ray killed because memory ran out."""
         self._take_messages(wait=True)
         locations = {
             trial_id: self._locations[trial_id]
@@ -328,9 +344,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return self._backend.killed_for_memory(locations)
 
     def _stopped(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
-        """Let a trial wait again that ended with Tune through no fault of its own.
+        """Queue a trial again that stopped because Tune failed, without counting an attempt.
 
-        It had no worker yet, or another trial is known to have broken the loop: no attempt counts.
+        The trial had no worker yet, or another trial was the cause.
         """
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
@@ -340,14 +356,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     @contextmanager
     def _ends_run(self) -> Iterator[None]:
-        """Let an error of the block end the run: no more trials are given out."""
+        """End the run if the block raises a SweepError: no further trial starts."""
         try:
             yield
         except SweepError as error:
             self._queue.error = error
 
     def _take_messages(self, *, wait: bool = False) -> None:
-        """Act on workers' messages: where their trials run, epochs, and notes to the user."""
+        """Process workers' messages: locations, epochs, and notes to the user."""
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):
             trial_id = message.trial_id
@@ -371,7 +387,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._run.tracker.log_points(trial_id, points)
 
     def _show_counts(self) -> None:
-        """Show in MLflow how many trials are done."""
+        """Log the numbers of trials to MLflow."""
         counts = self._run.monitor.counts()
         num_ended = counts["trials_done"] + counts["trials_failed"]
         self._run.tracker.log_counts(num_ended, counts)
@@ -379,7 +395,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _log_event(
         self, trial_id: str, kind: EventKind, text: str = "", log_text: str = ""
     ) -> None:
-        """Add to the event log of a trial, and store what its attempt logged."""
+        """Add an event to a trial's event log, together with the log of its attempt."""
         node = ""
         if kind != "started":
             node = self._nodes.get(trial_id, "")
@@ -389,7 +405,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
-        """Return the number of a trial's attempt, from 1, over all runs."""
+        """Return the number of a trial's present attempt, counted from 1 over all runs."""
         return self._source.earlier_attempts.get(trial_id, 0) + self._attempts[trial_id]
 
     def _array(self, trial_id: str) -> str:
@@ -397,7 +413,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
 
 def _without_secrets(failure: TrialFailure, hint: str) -> TrialFailure:
-    """Return a failure as it is stored: a hint to the user first, and no secrets."""
+    """Return a failure for storage: without secrets, and with a hint to the user at its start."""
     message = without_secrets(failure.message)
     if hint:
         message = f"{hint} ({message})"

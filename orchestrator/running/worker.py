@@ -1,7 +1,7 @@
-"""The worker: a process of Ray that runs one trial after another and keeps nothing between them.
+"""The worker: a Ray process that runs one trial after another and shares no state between them.
 
-It needs no disk of the driver's. An exception inside a trial is an outcome like a result: the
-driver is told everything that is known about it.
+A worker needs no disk of the driver. If a trial raises an exception, the worker sends the driver
+a report of the failure.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tasks.prepared.subsets import TrialData
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
 NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-"""Failures that a process's first trial suffers because of its node."""
+"""Failures that count as caused by the node if the first trial of a process has them."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
-    """Runs one trial per ``step`` and answers with a :class:`TrialReport`.
+    """Tune's trainable: each ``step`` runs one trial and returns its :class:`TrialReport`.
 
-    A failed trial raises its report as :class:`TrialFailedError`. Tune then ends the process: Ray
-    shows the task as failed, and nothing that a failure left in the process meets the next trial.
+    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Tune then ends the
+    process. So Ray shows the task as failed, and the failure cannot affect the next trial.
     """
 
     def setup(
@@ -55,14 +55,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         code: Mapping[str, str] | None = None,
         pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Take the first trial, and what all trials of the run share.
+        """Store the first trial, and everything that all trials of the run share.
 
         Args:
-            config: configuration of the Tune trial, which holds the assignment.
-            perform: performs a trial.
-            arrays: actor that hands out images.
+            config: configuration of the Tune trial, which contains the assignment.
+            perform: function that trains or measures.
+            arrays: actor that returns references of images.
             files: stores weights, predictions and checkpoints; None stores none.
-            messages: takes messages for the driver; None if nobody polls.
+            messages: sends messages to the driver; None sends none.
             code: source of user-defined networks by relative path.
             pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
@@ -78,7 +78,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         self._gpu_uuid = ""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another trial in the same process: starting a process costs seconds."""
+        """Store the next trial for the same process, because a new process takes seconds."""
         self.assignment = new_config[ASSIGNMENT]
         return True
 
@@ -86,15 +86,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the trial and return its report.
 
         Raises:
-            TrialFailedError: the trial failed; the error holds the report.
+            TrialFailedError: the trial failed; the error contains the report.
         """
         trial_id = self.assignment.trial_id
         started_at = time.time()
         began = time.monotonic()
         if self._messages is not None:
             self._messages.publish(WorkerLocation.here(trial_id))
-        # In ``top`` and on the dashboard's node page, until Ray puts its own title back.
-        # Private: with a Ray that lacks it, the class's name is shown instead.
+        # `top` and the dashboard's node page show this title until Ray restores its own.
+        # Private: if a Ray lacks this function, they show the name of the class.
         getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
         with recorded() as attempt_log:
             try:
@@ -104,15 +104,20 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 self._has_run = True
             except (Exception, SystemExit) as error:  # a user's network may raise SystemExit
                 failure = self._failure(error)
-                report = TrialReport(started_at=started_at, finished_at=started_at, outcome=failure)
+                report = TrialReport(
+                    started_at=started_at,
+                    finished_at=started_at,
+                    outcome=failure,
+                    gpu_name=self._gpu_name,
+                )
             outcome = report.outcome
-            # Durations are stored, so they are taken by a clock that nobody sets.
+            # The monotonic clock: durations are stored, and somebody may set the system's clock.
             seconds = time.monotonic() - began
             if isinstance(outcome, TrialFailure):
                 ending = f"failed ({outcome.kind})"
             else:
                 ending = outcome.status.value
-            # Into the attempt's log, and the worker's, which the dashboard shows beside the task.
+            # This line goes to the attempt's log and to the worker's log on the dashboard.
             print(f"{trial_id}: {ending} after {seconds:.1f} s", flush=True)  # noqa: T201
         report = report.model_copy(
             update={
@@ -127,14 +132,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> TrialReport:
-        """Perform the trial; its report still lacks what ``step`` adds."""
+        """Run the trial; return its report without the fields that ``step`` adds."""
         assignment = self.assignment
         resources = assignment.resources
         network = assignment.spec.network
         data = self._images()
         device = trial_device.device_for(resources, network)
         if device.device == "cuda":
-            # Now, because a GPU that has failed cannot be asked any more.
+            # Before the training, because a failed GPU does not answer any more.
             gpu = gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid
@@ -153,16 +158,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
-        """Return the failure that an error in a trial stands for, with what this process knows.
+        """Return the failure for an exception, with facts about the GPU of this process.
 
-        A process that has finished no trial waits first if its node is to blame. Otherwise the node
-        would be free at once, be given every trial of the sweep, and fail each.
+        If the node caused the failure of a process's first trial, this method first waits for
+        ``REST_S`` seconds. Otherwise the node would be free at once, get every trial of the sweep,
+        and fail each of them.
         """
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus
         facts: dict[str, Any] = {}
         message = failure.message
-        # A trial with a share of a GPU has a limit: what others hold does not matter to it.
+        # A trial with a share of a GPU has its own limit, which others' memory does not change.
         if failure.memory == "gpu" and num_gpus >= 1:
             held_memory = trial_device.held_by_others()
             if held_memory is not None:
@@ -180,7 +186,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return failure
 
     def _images(self) -> TrialData:
-        """Return the trial's images, in a process that is made ready to compute."""
+        """Prepare the process for computing, and return the trial's images."""
         from tasks.trials.isolation import keep_freed_memory
         from tasks.trials.models import install_code
 
@@ -193,12 +199,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return data
 
     def _check_code(self) -> None:
-        """Check that this process runs the driver's code.
+        """Check that this process runs the same source code as the driver.
 
-        A process that has run a trial has loaded everything it needs, and is not checked again.
+        After its first trial a process has loaded all modules and is not checked again.
 
         Raises:
-            OtherCodeError: the source here is another one.
+            OtherCodeError: the source code differs.
         """
         if self._has_run:
             return
@@ -208,28 +214,28 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             return
         node = ray.util.get_node_ip_address()
         raise OtherCodeError(
-            f"Node {node} runs isweep {provenance().code_version} with source {code_here}, but the "
-            f"driver's source is {expected}",
+            f"Node {node} has isweep {provenance().code_version} with the source code {code_here}, "
+            f"but the driver has the source code {expected}",
             hint="Install the same isweep on every node, and do not change it while a sweep runs",
         )
 
     def save_checkpoint(self, _: Any) -> None:
-        """Do nothing, like ``load_checkpoint``: only a trial's result is worth keeping."""
+        """Do nothing: Tune's checkpoints are not used. ``load_checkpoint`` does the same."""
 
     load_checkpoint = save_checkpoint
 
 
 def configured(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return the trainable for Tune, with arguments that all trials share, and its dashboard name.
+    """Return the trainable for Tune, with shared arguments, its requests and its dashboard name.
 
     Args:
-        trainable: the class of the workers.
-        shared: arguments of its ``setup``.
+        trainable: class of the workers.
+        shared: arguments of ``setup`` that are the same for all trials.
     """
     with_shared = tune.with_parameters(trainable, **shared)
     with_request = tune.with_resources(
         with_shared, lambda config: config[ASSIGNMENT].resources.as_ray()
     )
-    # Ray's dashboard would call the actors ResourceTrainable.
+    # Without this name Ray's dashboard shows the actors as ResourceTrainable.
     with_request.__name__ = with_request.__qualname__ = "IsweepTrial"
     return with_request

@@ -1,3 +1,4 @@
-"""``isweep tune``: search learning rate, weight decay and batch size of every combination of model
-and dataset on a validation split, and write the recipe that was found.
+"""``isweep tune``: search learning rate, weight decay and batch size for every combination.
+
+A search uses a validation split, and writes the chosen values as a recipe.
 """

@@ -1,4 +1,4 @@
-"""Combinations of model and dataset that a search tunes, and the trials of their points."""
+"""Combinations of model and dataset in a search, and the trials for their points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CombinationKey = tuple[str, str]
 
 
 class Point(Spec):
-    """A point of a search space."""
+    """A point of a search space: one value of each searched field."""
 
     learning_rate: LearningRate
     weight_decay: WeightDecay
@@ -43,16 +43,16 @@ class Point(Spec):
 
 @dataclass(frozen=True)
 class Combination:
-    """A model on a dataset, which is tuned.
+    """A model on a dataset, to be tuned.
 
     Attributes:
-        model: the model.
-        subsets: the class pairs of the dataset. The search is on the first one; finalists are
-            trained on all in turn.
-        train_size: number of images, before the validation images are split off.
-        choice: the sweep's recipe, in which a point replaces three fields.
-        space: the ranges that are searched.
-        validation: how the validation images are split off.
+        model: The model.
+        subsets: One subset per class pair of the dataset. The search uses the first one. The runs
+            of finalists go through all of them.
+        train_size: Number of images, including the validation images.
+        choice: The sweep's recipe. A point replaces three of its fields.
+        space: The ranges to search.
+        validation: The rule by which validation images are split off.
     """
 
     model: ModelSpec
@@ -74,20 +74,20 @@ class Combination:
 
     @cached_property
     def sweep_point(self) -> Point:
-        """The point of the sweep's own recipe, with which every point is compared."""
+        """Point of the sweep's recipe, with which every point is compared."""
         return Point.of(self.sweep_recipe)
 
     @cached_property
     def sweep_recipe(self) -> RecipeSpec:
-        """The sweep's own recipe."""
+        """The sweep's recipe, without any searched value."""
         return recipe_grid(self.choice, *self.key)[0]
 
     def contains(self, point: Point) -> bool:
-        """Return whether a point lies in the search space."""
+        """Return whether a point is in the search space."""
         return self.clip(point) == point
 
     def clip(self, point: Point) -> Point:
-        """Return the nearest point that lies in the search space."""
+        """Return the nearest point in the search space."""
         space = self.space
 
         def distance(batch_size: int) -> float:
@@ -103,9 +103,9 @@ class Combination:
         """Return a trial of a point.
 
         Args:
-            point: of the search space, or of the sweep's own recipe.
-            run: 0 for the search's own training. Later runs have other seeds, class pairs and
-                validation images, so that no choice depends on one split.
+            point: A point of the search space, or the point of the sweep's recipe.
+            run: 0 for the training during the search. The other runs of finalists have other seeds,
+                class pairs and validation images, so that no choice depends on one split.
         """
         network = NetworkSpec(
             model=self.model,
@@ -120,7 +120,7 @@ class Combination:
         return SearchTrialSpec(network=network, validation=validation)
 
     def _recipe_at(self, point: Point) -> RecipeSpec:
-        """Return the recipe, and its name, that a sweep with this point in its overrides has."""
+        """Return the recipe that a sweep has if this point is in the overrides of its recipe."""
         if point == self.sweep_point:
             return self.sweep_recipe
         override = RecipeOverride.model_validate(
@@ -141,12 +141,12 @@ def combinations_to_tune(
     """Return the combinations of a sweep, model by model.
 
     Args:
-        plan: of the sweep.
-        num_train: number of training images by subset id, to which batches are limited; None
-            computes it from the validation share.
+        plan: Plan of the sweep.
+        num_train: Number of training images by subset id. It limits the batch size. None computes
+            the number from the validation share.
 
     Raises:
-        ConfigError: something cannot be searched; the error names everything.
+        ConfigError: A combination cannot be searched. The message lists all problems.
     """
     _check_searchable(plan)
     sweep = plan.sweep
@@ -171,7 +171,7 @@ def combinations_to_tune(
             if not recipe.epochs:
                 raise ConfigError(
                     f"The recipe of {model_name} on {dataset} has 0 epochs",
-                    hint="Set epochs to 1 or more: a search trains every combination",
+                    hint="Set epochs to 1 or more. A search has to train every combination",
                 )
             space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
         except SweepError as error:
@@ -192,25 +192,25 @@ def combinations_to_tune(
 
 
 def _check_searchable(plan: SweepPlan) -> None:
-    """Refuse a sweep that no search can tune, whatever its sizes."""
+    """Raise an error if a search cannot tune the sweep at any size."""
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
             f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search needs "
             "one value of each field",
-            hint="Give one value, and write ranges to search under tune:",
+            hint="Set one value in the recipe. Write the ranges to search under tune:",
         )
-    # The prepared data show this too, but only once they are prepared.
+    # Prepared data would show this as well, but only after the preparation.
     if sweep.all_faults:
         raise ConfigError(
             f"A search needs corrected data, but the sweep has the faults "
             f"{', '.join(sweep.all_faults)}",
-            hint="Tune a sweep with data_mode: corrected and without faults, and use its recipe",
+            hint="Tune a sweep with data_mode: corrected and no faults. Then use its recipe here",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            f"Pretrained networks cannot be searched: {', '.join(pretrained)}",
-            hint="Leave these models out of the sweep that is searched",
+            f"A search cannot tune pretrained networks, but models has {', '.join(pretrained)}",
+            hint="Remove these models from the sweep",
         )

@@ -1,4 +1,4 @@
-"""The outcome of a search: per combination the chosen point, and the evidence for it."""
+"""Outcome of a search: the chosen point of each combination, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tasks.trials.records import SearchResult, SearchStatus
 
 
 class Candidate(Finding):
-    """A finalist, and the runs by which it is judged.
+    """A finalist, with the runs that are compared.
 
     Attributes:
-        point: of the search space.
-        losses: capped validation losses of the runs, in nat. Runs have other seeds, splits and
-            class pairs; they are the same for every finalist.
-        mean: of the losses.
-        std_error: of the mean, from the spread over runs; None for one run.
-        diverged: number of runs that diverged.
+        point: Point of the search space.
+        losses: Capped validation losses of the runs, nat. Runs differ in seed, split and class
+            pair. All finalists have the same runs.
+        mean: Mean of the losses, nat.
+        std_error: Standard error of the mean over runs. None for one run.
+        diverged: Number of runs that diverged.
     """
 
     point: Point
@@ -40,19 +40,21 @@ class CombinationOutcome(Finding):
     """The outcome of a search for one model on one dataset.
 
     Attributes:
-        chosen: see :func:`_choose`; None if no point was trained to its end.
-        sweep_recipe: the sweep's recipe before the search, trained as often; None if it failed.
-        finalists: the best first.
-        gain: mean loss of ``sweep_recipe`` minus that of ``chosen``.
-        gain_std_error: of the difference, run by run; None for one run, or if ``sweep_recipe`` was
-            chosen.
-        num_trials: points that were tried.
-        num_diverged: of these.
-        num_failed: points without a result in the last run.
-        spent: trainings of the search, in whole trainings.
-        finalist_trainings: further trainings of finalists, in whole trainings.
-        budget: whole trainings that the search may take.
-        chance_loss: loss of guessing, in nat; None if nothing was tried.
+        model: Name of the model.
+        dataset: Name of the dataset.
+        chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or diverged.
+        sweep_recipe: The sweep's recipe as a finalist. None if it failed.
+        finalists: All finalists, the best first.
+        gain: Mean loss of ``sweep_recipe`` minus mean loss of ``chosen``, nat.
+        gain_std_error: Standard error of the gain over runs. None for one run, or if
+            ``sweep_recipe`` was chosen.
+        num_trials: Number of tried points that have a result.
+        num_diverged: Number of tried points that diverged.
+        num_failed: Number of points without a result in the last run.
+        spent: Used budget of the search, in whole trainings.
+        finalist_trainings: Further trainings of finalists, in whole trainings.
+        budget: Budget of the search, in whole trainings.
+        chance_loss: Loss of a network that ignores its images, nat. None without any result.
     """
 
     model: str
@@ -84,7 +86,7 @@ class CombinationOutcome(Finding):
 
     @property
     def problem(self) -> str:
-        """A warning for users of the recipe, with a fix; empty if there is none."""
+        """Warning for users of the recipe, with a fix. It is empty if there is no problem."""
         text = self._problem_text()
         if not text:
             return ""
@@ -99,36 +101,36 @@ class CombinationOutcome(Finding):
             )
         if self.chosen is None:
             return (
-                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} "
-                f"diverged, {self.num_failed} failed), so there is no recipe. Lower "
+                f"no training finished ({self.num_trials} tried, {self.num_diverged} diverged, "
+                f"{self.num_failed} failed), so there is no recipe. Lower "
                 "tune.learning_rate if trials diverged, correct the failures, or raise "
                 f"tune.budget, {again}"
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                "the best recipe is hardly better than chance "
-                f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}). "
+                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly below "
+                f"the chance loss, {self.chance_loss:.3f}. "
                 "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
                 "again."
             )
         if self.sweep_recipe is None:
             return (
-                "the recipe of the sweep failed, so the gain over it is unknown. Correct the "
-                f"failures, {again}"
+                "the trainings with the sweep's recipe failed, so the gain over this recipe is "
+                f"unknown. Correct the failures, {again}"
             )
         return ""
 
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """The end of a search.
+    """Summary of a finished search.
 
     Attributes:
-        combinations: outcomes by model and dataset.
-        recipe: path of the recipe.
-        report: path of the page; None if nothing was tried.
-        num_new: trials of this run.
-        num_behind: updates that MLflow lacks.
+        combinations: Outcomes of all combinations.
+        recipe: Path of the recipe.
+        report: Path of the report page. None if no point was tried.
+        num_new: Number of trials in this run of the command.
+        num_behind: Number of updates that MLflow lacks.
     """
 
     combinations: tuple[CombinationOutcome, ...]
@@ -139,7 +141,7 @@ class TuneSummary:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Warnings about combinations; see :attr:`CombinationOutcome.problem`."""
+        """Warnings about combinations, see :attr:`CombinationOutcome.problem`."""
         return tuple(outcome.problem for outcome in self.combinations if outcome.problem)
 
     @property
@@ -148,7 +150,7 @@ class TuneSummary:
         return int(any(outcome.chosen is None for outcome in self.combinations))
 
     def document(self) -> dict[str, Any]:
-        """Return what ``isweep tune --json`` prints."""
+        """Return the document for ``isweep tune --json``."""
         return {
             "table": outcome_rows(self.combinations),
             "recipe": str(self.recipe),
@@ -158,7 +160,7 @@ class TuneSummary:
 
 
 def outcomes(search: Search) -> tuple[CombinationOutcome, ...]:
-    """Return the outcome of every combination as far as it is known."""
+    """Return the outcome of every combination from the results so far."""
     return tuple(map(_outcome, search.searches.values()))
 
 
@@ -166,10 +168,10 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
     combination = search.combination
     tried = [result for (_, run), result in search.results.items() if run == 0]
     points = search.finalists()
-    # Finalists of earlier runs have all their trainings too: a search that goes on forgets none.
+    # Finalists of an earlier, smaller search have all their trainings as well.
     points += [point for point, _ in search.complete() if point not in points]
     candidates = [_candidate(search, point) for point in points]
-    # Of equal means the first one, which was better in the search.
+    # sorted() is stable: among equal means, the point that was better in the search is first.
     finalists = sorted(filter(None, candidates), key=lambda candidate: candidate.mean)
     sweep_recipe = None
     for candidate in finalists:
@@ -200,15 +202,15 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 
 
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
-    """Return the finalist of lowest mean loss, or the sweep's own recipe if it is nearly as good.
+    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is about as good.
 
     This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
-    1984. A point that is not better by more than the error of the difference, run by run, is not
-    worth leaving the known recipe. One run alone has no error: then the lowest loss is taken.
+    1984. The sweep's recipe is kept unless the gain exceeds its standard error over runs. One run
+    has no standard error. Then the lowest loss decides.
 
     Args:
-        ranked: finalists, the best first.
-        sweep_recipe: the sweep's recipe before the search; None if it failed.
+        ranked: Finalists, the best first.
+        sweep_recipe: The sweep's recipe as a finalist. None if it failed.
     """
     trained = [candidate for candidate in ranked if candidate.diverged < len(candidate.losses)]
     if not trained:
@@ -223,9 +225,10 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
 
 
 def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
-    """Return a finalist with all its runs; None if a run has no result.
+    """Return a finalist with its runs, or None if a run has no result.
 
-    The first run made it a finalist, partly by luck. So it is left out if there are others.
+    The point became a finalist by its first run, partly by chance. So the first run is left out if
+    there are other runs.
     """
     results: list[SearchResult] = []
     for run in range(search.tune.seeds):
@@ -245,21 +248,21 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
 
 
 def _differences(sweep_recipe: Candidate, chosen: Candidate) -> list[float]:
-    """Return how much lower the loss of ``chosen`` is, run by run."""
+    """Return the loss of ``sweep_recipe`` minus the loss of ``chosen`` for each run, nat."""
     return [
         before - after for before, after in zip(sweep_recipe.losses, chosen.losses, strict=True)
     ]
 
 
 def _std_error(values: Sequence[float]) -> float | None:
-    """Return the standard error of a mean; None for one value."""
+    """Return the standard error of the mean, or None for fewer than two values."""
     if len(values) < 2:
         return None
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def outcome_rows(outcomes: Iterable[CombinationOutcome]) -> list[Row]:
-    """Return one row per model and dataset; losses are of the validation images, in nat."""
+    """Return one row per model and dataset. Losses are validation losses in nat."""
     return list(map(_outcome_row, outcomes))
 
 

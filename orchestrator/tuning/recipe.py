@@ -1,4 +1,4 @@
-"""The recipe that a search writes: the best settings of each model and dataset, and why."""
+"""Write the recipe of a search: the chosen values of each combination, with their evidence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from search_spaces.errors import SetupError
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 
-HEAD = """# Written by `isweep tune {name}`: the best recipe of each model and dataset, and why.
-# A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
+HEAD = """# Written by `isweep tune {name}`: the chosen recipe of each model and dataset.
+# To use it in a sweep, write `recipe: tuned-{name}` below the same root, or this file's path.
 """
+"""First lines of a recipe file."""
 PACKAGES = ("torch", "ray")
-"""Packages whose versions the recipe names."""
+"""Packages whose versions are written to the recipe."""
 
 
 def write_recipe(
@@ -29,17 +30,17 @@ def write_recipe(
 ) -> None:
     """Write the recipe of a finished search, completely or not at all.
 
-    Fields that were not searched are those of the sweep's recipe. Combinations without a chosen
-    point are named in the evidence.
+    Fields that were not searched have the values of the sweep's recipe. Combinations without a
+    chosen point are marked ``not_tuned`` in the evidence.
 
     Args:
-        path: of the recipe.
-        sweep: the sweep that was tuned.
-        outcomes: of its combinations.
-        fingerprints: content hashes of the datasets.
+        path: Path of the recipe.
+        sweep: The tuned sweep.
+        outcomes: Outcomes of all combinations.
+        fingerprints: Content hashes of the datasets by name.
 
     Raises:
-        SetupError: the file cannot be written.
+        SetupError: The file cannot be written.
     """
     recipe = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     overrides = list(recipe.get("overrides", []))
@@ -59,15 +60,15 @@ def write_recipe(
     except OSError as error:
         raise SetupError(
             f"The recipe {path} cannot be written: {error.strerror}",
-            hint="Free some space or correct the permissions, and run the same command again; "
-            "finished trials are kept",
+            hint="Free some space or correct the permissions. Then run the same command again. "
+            "Finished trials are kept",
         ) from None
 
 
 def _evidence(
     sweep: SweepSpec, outcomes: Sequence[CombinationOutcome], fingerprints: dict[str, str]
 ) -> dict[str, Any]:
-    """Return how the recipe was found, as its file says it."""
+    """Return the evidence for a recipe: settings, results, versions and data of its search."""
     origin = provenance()
     rows = outcome_rows(outcomes)
     combinations = list(map(_evidence_row, outcomes, rows))
@@ -76,9 +77,9 @@ def _evidence(
         "sweep": sweep.name,
         "train_size": sweep.tune.train_size or max(sweep.train_sizes),
         "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
-        "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and "
+        "loss": "validation cross-entropy in nat, mean over runs; each run has another seed and "
         "class pair",
-        # The key is that of every recipe that was written: it must not change.
+        # Existing recipe files have this key, so it must not change.
         "cells": combinations,
         "made_by": {
             "code_version": origin.code_version,
@@ -89,7 +90,7 @@ def _evidence(
 
 
 def _evidence_row(outcome: CombinationOutcome, row: Row) -> Row:
-    """Return a combination's row with numbers of four digits."""
+    """Return a combination's row with numbers rounded to four digits."""
     evidence: Row = {}
     for name, value in row.items():
         evidence[name] = value

@@ -1,7 +1,8 @@
-"""A search: which trial is run next, decided from what is known.
+"""Decide which trial a search runs next, from the results so far.
 
-The order is: the sweep's own recipe of every combination; then sampled points, one combination
-after the other; then finalists, which need no new points and fill what is left of the cluster.
+First, the search trains the sweep's recipe of every combination. Then it trains sampled points, one
+combination after the other. Last, it trains finalists again. Finalists of one combination can
+start while the last points of other combinations are still in training.
 """
 
 from __future__ import annotations
@@ -27,25 +28,27 @@ from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
 STARTUP_TRIALS = 4
-"""Points, the given ones included, before the sampler uses a model of the loss. They are random."""
+"""Number of points before the sampler uses a model of the loss. Sampled points are random until
+then."""
 MAX_REPEATED_PROPOSALS = 25
-"""Known points that the sampler may propose in a row; after that the space has no new ones."""
+"""Number of known points that the sampler may propose in a row before the space counts as
+exhausted."""
 BUDGET_TOLERANCE = 1e-9
-"""Whole trainings by which the budget may be exceeded: sums of fractions are not exact."""
+"""Tolerance of the budget in whole trainings. Sums of fractions are not exact."""
 SEED_RANGE = 2**32
-"""Seeds of Optuna's samplers are below this."""
+"""Upper limit of the seeds of Optuna's samplers."""
 
 
 class CombinationStudy:
-    """The sampler's view of one combination: its points and their results.
+    """The points of one combination with their results, from which the sampler proposes new points.
 
-    There is an Optuna study per combination, made anew for every proposal from what is known:
+    For every proposal a new Optuna study is built from these points, see
     ``docs/decisions/0012-own-ask-and-tell.md``.
 
     Args:
-        combination: whose space is searched.
-        sampler: proposes points.
-        seed: of the whole search.
+        combination: The combination to search.
+        sampler: The sampler that proposes points.
+        seed: Seed of the whole search.
     """
 
     def __init__(self, combination: Combination, sampler: Sampler, seed: int = 0) -> None:
@@ -64,28 +67,28 @@ class CombinationStudy:
     def propose(self, repeat: int = 0) -> Point:
         """Return the sampler's next point.
 
-        It depends on the seed, on the known points in their order, and on ``repeat`` alone, so that
-        a search that was killed proposes the same points.
+        The point depends only on the seed, on the known points in their order, and on ``repeat``.
+        So a search that was killed and resumed proposes the same points.
 
         Args:
-            repeat: number of proposals since the study last changed.
+            repeat: Number of proposals since the last point or result was added.
         """
         key = list(self._combination.key)
         seed = derive_seed("sampler", self._seed, key, len(self.trials), repeat) % SEED_RANGE
         study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         study.add_trials(self.trials)
         proposed = study.ask(self._space).params
-        # Four digits, so that what people copy is what was run.
+        # Four digits, so that values copied from a table are exactly the values that were run.
         rounded = {name: type(value)(f"{value:.4g}") for name, value in proposed.items()}
         return self._combination.clip(Point.model_validate(rounded))
 
     def ask(self, point: Point) -> int:
-        """Add a point that now runs and lies in the space, and return its index."""
+        """Add a running point of the search space, and return its index."""
         self.trials.append(self._trial(point.model_dump(), TrialState.RUNNING))
         return len(self.trials) - 1
 
     def tell(self, index: int, result: SearchResult | None) -> None:
-        """Add the result of a point; None if it has none."""
+        """Add the result of a point. ``result`` is None if the trial failed."""
         params = self.trials[index].params
         if result is None:
             self.trials[index] = self._trial(params, TrialState.FAIL)
@@ -93,7 +96,7 @@ class CombinationStudy:
             self.trials[index] = self._trial(params, TrialState.COMPLETE, result.capped_loss)
 
     def add(self, point: Point, result: SearchResult) -> None:
-        """Add a finished point from an earlier run, in the original order."""
+        """Add a finished point from an earlier run of the search."""
         trial = self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss)
         self.trials.append(trial)
 
@@ -106,7 +109,7 @@ class CombinationStudy:
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Return an Optuna sampler; ``benchmarks/search.py`` compares them."""
+    """Return an Optuna sampler. ``benchmarks/search.py`` compares the samplers."""
     if name == "random":
         return RandomSampler(seed=seed)
     with warnings.catch_warnings():
@@ -120,16 +123,16 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
 
 @dataclass(frozen=True)
 class RequestedTrial:
-    """A trial that the search wants to be run.
+    """A trial that the search has requested.
 
     Attributes:
-        combination: its model and dataset.
-        spec: the trial.
-        point: of the search space.
-        role: why it is run.
-        run: 0 for the search's own training of a point.
-        study_index: index of the point in the combination's study; None if the study does not have
-            it.
+        combination: Model and dataset of the trial.
+        spec: The trial.
+        point: Point of the search space.
+        role: Reason for which the trial is run.
+        run: 0 for the training during the search, 1 and up for further trainings of a finalist.
+        study_index: Index of the point in the combination's study. None if the point is not in the
+            study.
     """
 
     combination: Combination
@@ -141,12 +144,12 @@ class RequestedTrial:
 
     @property
     def key(self) -> CombinationKey:
-        """Names of its model and dataset."""
+        """Names of the trial's model and dataset."""
         return self.combination.key
 
 
 class EarlierTrial(NamedTuple):
-    """A trial that was requested by an earlier run, and its result if there is one."""
+    """A trial that an earlier run of the search requested, with its result or None."""
 
     record: RequestRecord | SearchRecord
     result: SearchResult | None
@@ -157,14 +160,15 @@ class CombinationSearch:
     """The search of one combination.
 
     Attributes:
-        combination: its model and dataset.
-        study: the points and results as the sampler sees them.
-        tune: settings of the search.
-        results: by point and run.
-        running: trials that run now, by trial id.
-        num_failed: points without a result since this start; each counts as a whole training.
-        given_up: points and runs without a result since this start.
-        exhausted: whether the sampler has no new points.
+        combination: The model and the dataset.
+        study: The points and results from which the sampler proposes points.
+        tune: Settings of the search.
+        results: Results by point and run.
+        running: Running trials by trial id.
+        num_failed: Number of points that this command gave up after failures. Each counts as a
+            whole training.
+        given_up: Points and runs that this command gave up after failures.
+        exhausted: True if the sampler has no new points.
     """
 
     combination: Combination
@@ -178,24 +182,24 @@ class CombinationSearch:
 
     @property
     def spent(self) -> float:
-        """Whole trainings that the search took so far, without those of finalists."""
+        """Budget used so far, in whole trainings, without further trainings of finalists."""
         epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
         return epochs / self.combination.sweep_recipe.epochs + self.num_failed
 
     @property
     def num_searching(self) -> int:
-        """Number of trainings that run now, without those of finalists."""
+        """Number of running trainings, without further trainings of finalists."""
         return sum(trial.run == 0 for trial in self.running.values())
 
     @property
     def known_runs(self) -> set[tuple[Point, int]]:
-        """Points and runs that have a result, were given up, or run now."""
+        """Points and runs that have a result, were given up, or are running."""
         running = {(trial.point, trial.run) for trial in self.running.values()}
         return self.results.keys() | self.given_up | running
 
     @property
     def may_sample(self) -> bool:
-        """True if the budget has room for one more training, if all that run take a whole one."""
+        """True if the budget allows one more training, counting running ones in full."""
         if self.exhausted:
             return False
         planned = self.spent + self.num_searching + 1
@@ -203,17 +207,17 @@ class CombinationSearch:
 
     @property
     def needs_sweep_point(self) -> bool:
-        """True if the sweep's own recipe is still to be trained, whatever the budget."""
+        """True if the sweep's recipe was not trained yet. It is trained whatever the budget is."""
         return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
     def is_over(self) -> bool:
-        """True if the search is over, except for its finalists."""
+        """True if no point is in training or still to start. Finalists may remain."""
         return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
     def num_left(self) -> int:
-        """Largest number of trainings that run or are to come."""
+        """Upper bound of the number of trainings that are running or still to start."""
         if self.is_over:
             return len(self.running) + len(self.remaining_finalist_runs())
         budget = 0
@@ -224,9 +228,9 @@ class CombinationSearch:
         return len(self.running) + num_samples + num_finalist_runs
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
-        """Return the points that were trained to the end, the best first.
+        """Return the points whose training finished without divergence, the best first.
 
-        Of points with equal losses the one with the lowest learning rate comes first.
+        Points with equal losses are sorted by their learning rate, the lowest first.
         """
         complete = [
             (point, result)
@@ -238,7 +242,7 @@ class CombinationSearch:
         )
 
     def finalists(self) -> list[Point]:
-        """Return the best points, and that of the sweep's own recipe."""
+        """Return the best points and the point of the sweep's recipe."""
         best = [point for point, _ in self.complete()[: self.tune.finalists]]
         sweep_point = self.combination.sweep_point
         if sweep_point not in best and (sweep_point, 0) in self.results:
@@ -246,7 +250,7 @@ class CombinationSearch:
         return best
 
     def remaining_finalist_runs(self) -> list[tuple[Point, int]]:
-        """Return the runs of finalists that are to come, as far as the search is known now."""
+        """Return the runs of the present finalists that are still to start."""
         known_runs = self.known_runs
         remaining = []
         for point in self.finalists():
@@ -256,7 +260,7 @@ class CombinationSearch:
         return remaining
 
     def new_point(self) -> Point | None:
-        """Return a new point; None, for the rest of this run, if the space has no more."""
+        """Return a new point. Return None and end the sampling if the space has no new point."""
         known_runs = self.known_runs
         for repeat in range(MAX_REPEATED_PROPOSALS):
             point = self.study.propose(repeat)
@@ -266,7 +270,7 @@ class CombinationSearch:
         return None
 
     def needs(self, point: Point, run: int) -> bool:
-        """Return whether the search, as it is set up now, needs a trial of an earlier run."""
+        """Return whether the search with its present settings needs a trial of an earlier run."""
         if run:
             return self.is_over and (point, run) in self.remaining_finalist_runs()
         if point == self.combination.sweep_point:
@@ -278,11 +282,11 @@ class Search:
     """The search of all combinations of a sweep.
 
     Args:
-        combinations: of :func:`.combinations.combinations_to_tune`.
-        tune: settings of the search.
+        combinations: Result of :func:`.combinations.combinations_to_tune`.
+        tune: Settings of the search.
 
     Attributes:
-        searches: searches by the names of model and dataset.
+        searches: Searches by the names of model and dataset.
     """
 
     def __init__(self, combinations: Iterable[Combination], tune: TuneSpec) -> None:
@@ -294,11 +298,11 @@ class Search:
         self._resumed: deque[RequestedTrial] = deque()
 
     def resume(self, earlier: Iterable[EarlierTrial]) -> None:
-        """Resume the search of an earlier run. Its trials without a result run next.
+        """Add the trials of an earlier run. Trials without a result run next.
 
         Args:
-            earlier: trials in the order in which they were requested. Those for which the search
-                has no room any more are left out.
+            earlier: Trials in the order in which they were requested. Trials without a result are
+                left out if the search does not need them any more.
         """
         earlier = list(earlier)
         for record, result in earlier:
@@ -312,13 +316,13 @@ class Search:
                     self._resumed.append(trial)
             elif record.run == 0 and search.combination.contains(record.point):
                 search.study.add(record.point, result)
-        # A search whose space has no new points is known to be over.
+        # Ask for one point, so that a search of an exhausted space counts as over.
         for search in self.searches.values():
             if search.may_sample:
                 search.new_point()
 
     def next_trial(self) -> RequestedTrial | None:
-        """Return a trial to run now; None if there is none until another ends."""
+        """Return the next trial to run. Return None if a running trial has to end first."""
         if self._resumed:
             return self._resumed.popleft()
         searches = self.searches.values()
@@ -338,7 +342,7 @@ class Search:
 
     @property
     def is_done(self) -> bool:
-        """True if nothing runs and nothing is left."""
+        """True if no trial is running and no trial remains."""
         for search in self.searches.values():
             if not search.is_over or search.running or search.remaining_finalist_runs():
                 return False
@@ -346,11 +350,11 @@ class Search:
 
     @property
     def num_left(self) -> int:
-        """Largest number of trainings that run or are to come."""
+        """Upper bound of the number of trainings that are running or still to start."""
         return sum(search.num_left for search in self.searches.values())
 
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
-        """Take the result of a running trial; None if it has none and is not tried again."""
+        """Add the result of a running trial. ``result`` is None if it failed for the last time."""
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]
         del search.running[trial_id]
@@ -373,7 +377,7 @@ class Search:
     def _request(
         self, search: CombinationSearch, point: Point, role: Role, run: int = 0
     ) -> RequestedTrial:
-        """Return a trial that runs from now on."""
+        """Create a trial and mark it as running."""
         combination = search.combination
         study_index = None
         if run == 0 and combination.contains(point):
@@ -389,11 +393,11 @@ class EarlierTrials:
     """The stored trials of a search, by trial id.
 
     Attributes:
-        requests: trials that were requested.
-        records: trials with a result, in the order in which they ended.
-        num_others: number of results of another train size, recipe, split or prepared data. They
-            are kept and not used.
-        unreadable: files that are not used.
+        requests: Trials that were requested.
+        records: Trials with a result, in the order in which they ended.
+        num_others: Number of results for another train size, recipe, split or version of the
+            prepared data. They stay in the store, but are not used.
+        unreadable: Files that cannot be used.
     """
 
     requests: dict[str, RequestRecord]
@@ -408,12 +412,12 @@ class EarlierTrials:
         combinations: Iterable[Combination],
         fingerprints: Mapping[str, str],
     ) -> EarlierTrials:
-        """Read the stored trials of some combinations.
+        """Read the stored trials of combinations.
 
         Args:
-            store: of the search.
-            combinations: as they are searched now.
-            fingerprints: content hashes of the datasets by prepared id.
+            store: Result store of the search.
+            combinations: The combinations with their present settings.
+            fingerprints: Content hashes of the datasets by prepared id.
         """
         by_key = {combination.key: combination for combination in combinations}
 
@@ -441,7 +445,7 @@ class EarlierTrials:
     def trials(self) -> list[EarlierTrial]:
         """Return all trials in the order in which they were requested.
 
-        Results without a request, whose order is unknown, come first.
+        The order of results without a request is unknown. They come first.
         """
         every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
         trials = []

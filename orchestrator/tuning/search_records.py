@@ -1,4 +1,4 @@
-"""The records of a search's trials, and what commands show of them."""
+"""Records of a search's trials, and tables of them for commands."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from search_spaces.tuning import SearchTrialSpec
 from tasks.trials.records import SearchResult
 
 Row = dict[str, str | int | float | None]
-"""A line of a table about a search, by column."""
+"""One row of a table about a search, by column."""
 VALIDATION_LOSS = "validation_loss"
+"""Column and metric: loss on the validation images, nat."""
 VALIDATION_ACCURACY = "validation_accuracy"
+"""Column and metric: accuracy on the validation images."""
 
 
 class Role(StrEnum):
-    """Why a trial is run."""
+    """Reason for which a search runs a trial."""
 
     OWN = "own"
-    """Trial at the sweep's own recipe, with which all points are compared."""
+    """Trial with the sweep's recipe, with which all points are compared."""
     SAMPLED = "sampled"
     """Trial at a point that the sampler proposed."""
     FINALIST = "finalist"
@@ -37,13 +39,13 @@ class Role(StrEnum):
 
 
 class _SearchTrialRecord(StoredRecord):
-    """A record about a trial of a search.
+    """Base of the records about a trial of a search.
 
     Attributes:
-        role: why the trial is run.
-        run: 0 for the search's own training of a point; then one per seed.
-        spec: the trial.
-        data_fingerprint: content hash of the prepared dataset.
+        role: Reason for which the trial is run.
+        run: 0 for the training during the search, 1 and up for further trainings of a finalist.
+        spec: The trial.
+        data_fingerprint: Content hash of the prepared dataset.
     """
 
     folder: ClassVar[str] = "trials"
@@ -69,10 +71,10 @@ class _SearchTrialRecord(StoredRecord):
 class RequestRecord(_SearchTrialRecord):
     """A trial that a search has requested.
 
-    It is stored before the training begins, so that a search that is killed goes on with it.
+    It is stored before the training begins. So a search that was killed can continue with it.
 
     Attributes:
-        number: how many trials the search had requested before.
+        number: Number of trials that the search had requested before.
     """
 
     file: ClassVar[str] = "asked.json"
@@ -83,7 +85,7 @@ class RequestRecord(_SearchTrialRecord):
 
 
 class SearchRecord(_SearchTrialRecord, ResultRecord):
-    """A trial of a search with its result."""
+    """A trial of a search, with its result."""
 
     file: ClassVar[str] = "search.json"
     version: ClassVar[int] = 1
@@ -94,9 +96,9 @@ class SearchRecord(_SearchTrialRecord, ResultRecord):
     result: SearchResult
 
     def scores(self) -> dict[str, float | None]:
-        """Return the epochs, and loss and accuracy on the validation images.
+        """Return the number of epochs, and the loss and accuracy on the validation images.
 
-        Loss and accuracy of a trial that diverged are None.
+        If the trial diverged, loss and accuracy are None.
         """
         result = self.result
         accuracy = None
@@ -110,7 +112,7 @@ class SearchRecord(_SearchTrialRecord, ResultRecord):
 
 
 def flat_search(record: SearchRecord) -> FlatRun:
-    """Return a trial of a search as a flat run, with its validation losses as a curve."""
+    """Convert a trial of a search to a flat run, with its validation losses as a curve."""
     started_ms = milliseconds(record.started_at)
     series: list[CurvePoint] = []
     for score in record.result.curve:
@@ -122,12 +124,12 @@ def flat_search(record: SearchRecord) -> FlatRun:
 
 
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:
-    """Return what is stored of a sweep's search, its finalists included.
+    """Return a summary of the stored trials of a sweep's search, including finalists.
 
     Returns:
-        Numbers of ``trials``, of ``failed`` ones and of ``unreadable`` files, numbers of trials
-        ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` for people.
-        None if nothing was searched.
+        Numbers of ``trials``, of ``failed`` trials and of ``unreadable`` files, numbers of trials
+        ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` to print.
+        None if the sweep has no search.
     """
     store = ResultStore(workspace.search_url)
     results = store.scan(SearchRecord)
@@ -151,7 +153,7 @@ def search_standing(workspace: Workspace) -> dict[str, Any] | None:
 
 
 def _standing_text(standing: dict[str, Any]) -> str:
-    """Return the standing of a search in words."""
+    """Return the summary of a search as text."""
     text = f"search: {plural(standing['trials'], 'trial')}"
     if standing["by_status"]:
         counts = [f"{count} {status}" for status, count in sorted(standing["by_status"].items())]
@@ -159,14 +161,14 @@ def _standing_text(standing: dict[str, Any]) -> str:
     if standing["failed"]:
         text += f", {standing['failed']} failed"
     if standing["unreadable"]:
-        text += f"; {plural(standing['unreadable'], 'file')} not used"
+        text += f"; {plural(standing['unreadable'], 'file')} cannot be used"
     if standing["recipe"]:
-        return f"{text}; recipe {standing['recipe']}"
-    return f"{text}; no recipe yet"
+        return f"{text}; the recipe is {standing['recipe']}"
+    return f"{text}; the recipe is not written yet"
 
 
 def search_rows(workspace: Workspace) -> list[Row]:
-    """Return one row per trial of a search, the first to finish first."""
+    """Return one row per trial of a search, in order of the end of the trials."""
     records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
     rows: list[Row] = []
     for record in sorted(records, key=lambda record: record.finished_at):

@@ -1,4 +1,4 @@
-"""The tables and the page that tell people what a search found."""
+"""Tables and the HTML page with the results of a search."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _batch_size(outcome: CombinationOutcome) -> str:
 
 def _gain(outcome: CombinationOutcome) -> str:
     if outcome.keeps_sweep_recipe:
-        return "own recipe stays"
+        return "sweep's recipe kept"
     return _with_error(outcome.gain, outcome.gain_std_error)
 
 
@@ -86,54 +86,54 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
     "weight decay": _weight_decay,
     "batch": _batch_size,
     "validation loss": lambda outcome: _loss(outcome.chosen),
-    "own recipe": lambda outcome: _loss(outcome.sweep_recipe),
+    "sweep's recipe": lambda outcome: _loss(outcome.sweep_recipe),
     "gain": _gain,
     "trials": lambda outcome: str(outcome.num_trials),
     "diverged": lambda outcome: f"{outcome.divergence_rate:.0%}",
     "trainings": _trainings,
 }
-"""Columns of the page's table, and how they are made."""
+"""Columns of the page's table, and the functions that format their cells."""
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
-"""Columns that fit a terminal."""
+"""Columns of the table in a terminal."""
 TABLE_NOTE = (
-    "The validation loss is in nat: mean ± standard error over the runs of one finalist. The gain "
-    "is how much lower the loss is than with the sweep's recipe in the same runs (own recipe "
-    "stays: no recipe was better by more than one error). Trainings are those of the search + "
-    "those of finalists."
+    "The validation loss is the mean ± standard error over the runs of one finalist, in nat. The "
+    "gain is the loss of the sweep's recipe minus this loss, in the same runs. If no recipe was "
+    "better than the sweep's recipe by more than one standard error, the sweep's recipe is kept. "
+    "Trainings are counted as trainings of the search + further trainings of finalists."
 )
 CAPTION = (
     "The figure shows the validation loss against the learning rate. Weight decay and batch size "
-    "differ between points. The loss of a diverged trial, and any loss above twice the chance "
-    "loss, is drawn at twice the chance loss."
+    "differ between points. Diverged trials and losses above twice the chance loss are drawn at "
+    "twice the chance loss."
 )
 
 
 def outcome_table(outcomes: Iterable[CombinationOutcome], names: Iterable[str] = COLUMNS) -> Table:
-    """Return the table for people, of the columns ``names``."""
+    """Return a formatted table with the columns ``names``."""
     columns = {name: COLUMNS[name] for name in names}
     return laid_out("tuned", "Searched recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
 
 
 def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
-    """Return how much lower the validation loss is than with the sweep's own recipe."""
+    """Return a sentence on the mean gain in validation loss over the sweep's recipe."""
     gains_by_dataset: defaultdict[str, list[float]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.gain is not None:
             gains_by_dataset[outcome.dataset].append(outcome.gain)
     if not gains_by_dataset:
-        return "No combination has both a chosen recipe and the sweep's recipe to compare."
+        return "No combination has both a chosen recipe and a result of the sweep's recipe."
     dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
         f"The validation loss is {number(mean)} nat lower than with the sweep's recipe (mean over "
-        f"{len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}), in trainings that "
-        "both recipes had. The chosen recipe is the best of several in these same trainings, so "
-        "its loss is a little too low. The test images had no part in the choice."
+        f"{len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}). Both recipes were "
+        "trained with the same seeds and splits. The chosen recipe is the best of several on these "
+        "splits, so its loss is slightly underestimated. No test image was used."
     )
 
 
 def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
-    """Return one row per tried point, with its status and its loss; ``shown`` is the capped one."""
+    """Return one row per tried point with its status and loss. ``shown`` is the capped loss."""
     rows = []
     for search in searches:
         model, dataset = search.combination.key
@@ -158,10 +158,10 @@ def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
 def write_report(
     workspace: Workspace, search: Search, outcomes: Sequence[CombinationOutcome]
 ) -> Path | None:
-    """Write the page of a search and ``trials.csv`` beside it.
+    """Write the page of a search, and ``trials.csv`` in the same folder.
 
     Returns:
-        The path of the page; None if nothing was tried.
+        The path of the page. None if no point was tried.
     """
     searches = list(search.searches.values())
     trials = trial_table(searches)
@@ -196,11 +196,11 @@ def _settings_sentence(search: Search) -> str:
     tune = search.tune
     train_size = next(iter(search.searches.values())).combination.train_size
     return (
-        f"The search used the {tune.sampler} sampler with seed {tune.seed} and "
+        f"The search used the {tune.sampler} sampler with seed {tune.seed} and a budget of "
         f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} training "
-        f"images, {tune.validation_share:.0%} were used to validate, in whole groups. "
+        f"images, {tune.validation_share:.0%} were used for validation. No group was split. "
         f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times. No "
-        "test image was read."
+        "test image was used."
     )
 
 
@@ -210,16 +210,16 @@ def loss_against_rate(
     outcomes: Iterable[CombinationOutcome],
     datasets: Mapping[str, DatasetSpec],
 ) -> str:
-    """Draw validation loss against learning rate, with a panel per model.
+    """Draw validation loss against learning rate, with one panel per model.
 
     Args:
-        searches: of all combinations.
-        trials: of :func:`trial_table`.
-        outcomes: of all combinations, for the chosen points.
-        datasets: by name.
+        searches: Searches of all combinations.
+        trials: Result of :func:`trial_table`.
+        outcomes: Outcomes of all combinations, with the chosen points.
+        datasets: Datasets by name.
 
     Returns:
-        An SVG file in base64.
+        An SVG image in base64.
     """
     chosen_rates = {
         (outcome.model, outcome.dataset): outcome.chosen.point.learning_rate
@@ -259,7 +259,7 @@ def loss_against_rate(
 
 
 def _draw_points(panel: Axes, rows: pd.DataFrame, color: str, marker: str) -> None:
-    """Draw the points of one combination; a diverged one is a cross."""
+    """Draw the points of one combination. A cross is a diverged trial."""
     for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
         points = rows[rows["status"] == str(status)]
         markers = panel.scatter(
@@ -275,13 +275,13 @@ def _draw_chosen(panel: Axes, rows: pd.DataFrame, rate: float, color: str) -> No
 
 
 def _legend_handles() -> list[Line2D]:
-    """Return the legend's entries for marks that are of no dataset."""
+    """Return legend entries for the marks that do not stand for a dataset."""
     grey: dict[str, Any] = {"color": GREY}
     mark_alone: dict[str, Any] = {"linestyle": "none", "markersize": 4}
     star: dict[str, Any] = {"marker": "*", "markeredgecolor": "black", "markersize": 11}
     return [
-        Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
+        Line2D([], [], linestyle=":", label="sweep's recipe", **grey),
         Line2D([], [], color="white", label="chosen", **star),
-        Line2D([], [], marker="o", label="to the end", **grey, **mark_alone),
+        Line2D([], [], marker="o", label="finished", **grey, **mark_alone),
         Line2D([], [], marker="x", label="diverged", **grey, **mark_alone),
     ]

@@ -1,4 +1,4 @@
-"""The trials of a search, as the loop that runs trials wants them."""
+"""Queue and source of a search's trials, for the loop that runs trials."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
-"""Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
+"""Number of trials that may wait for a worker. A point is based on fewer results if it waits."""
 
 
 def perform_search(task: TrialTask) -> Performed:
-    """Train a network on a validation split, in a worker."""
+    """Train a network on a validation split. This function runs in a worker."""
     from tasks.trials.trial import run_search_trial
 
     assignment = task.assignment
@@ -41,12 +41,12 @@ def perform_search(task: TrialTask) -> Performed:
 
 
 class SearchQueue(TrialQueue):
-    """The trials of a search that wait, run, or are tried again later.
+    """Queue of a search's trials: waiting, running, or waiting for a retry.
 
     Args:
-        search: decides which trial comes next.
-        trials: by trial id; trials that are taken are added.
-        store_request: called with a trial before it is given out. An error ends the search.
+        search: The search, which chooses the next trial.
+        trials: Trials by id. New trials are added to it.
+        store_request: Function that stores a trial before it starts. An error ends the search.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class SearchQueue(TrialQueue):
 
     @property
     def is_empty(self) -> bool:
-        """True if the search is over, or no trials are given out any more."""
+        """True if the search is done, or has ended with an error."""
         if self.error is not None:
             return True
         return self._search.is_done and not self.retry_at and not self.running
 
     def take(self, now: float) -> str | None:
-        """Return the next trial, which runs from now on; None if none may be taken yet."""
+        """Return the id of the next trial and mark it as running, or None if none may start."""
         retried = super().take(now)
         if retried is not None:
             return retried
@@ -89,14 +89,14 @@ class SearchQueue(TrialQueue):
 
 
 class SearchTrials(TrialSource):
-    """The trials of a search, each of which is made when it is taken.
+    """Source of a search's trials. Each trial is created when it starts.
 
     Args:
-        run: what all trials share.
-        search: decides which trial comes next.
-        earlier: what is stored of the search; it is kept up to date.
-        load: reads the arrays of a subset, given the number of images and how they are split.
-        fingerprints: content hashes of the datasets by prepared id.
+        run: Context that all trials share.
+        search: The search, which chooses the next trial.
+        earlier: Stored trials of the search. New requests and results are added to it.
+        load: Function that reads the arrays of a subset for a train size and a validation split.
+        fingerprints: Content hashes of the datasets by prepared id.
     """
 
     perform = staticmethod(perform_search)
@@ -109,8 +109,8 @@ class SearchTrials(TrialSource):
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
         fingerprints: Mapping[str, str],
     ) -> None:
-        # The source of custom networks is sent to the workers at the start. These trials have all
-        # networks and all arrays of the search.
+        # The source code of custom networks is sent to the workers at the start. These trials
+        # contain all networks and all arrays of the search.
         trials: dict[str, SearchTrialSpec] = {}
         for combination_search in search.searches.values():
             combination = combination_search.combination
@@ -155,11 +155,11 @@ class SearchTrials(TrialSource):
     def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
-        """Return none: a search shows validation losses alone, which come with its result."""
+        """Return no points: the validation losses of a trial come with its result."""
         return ()
 
     def _store_request(self, trial: RequestedTrial) -> None:
-        """Store that a trial was requested, before it is given out, unless that is stored."""
+        """Store the request of a trial before it starts, if it is not stored yet."""
         requests = self._stored.requests
         trial_id = trial.spec.trial_id
         if trial_id not in requests:
@@ -177,7 +177,7 @@ class SearchTrials(TrialSource):
             requests[trial_id] = record
 
     def _show_counts(self) -> None:
-        """Report how many trials are done and how many are left at most."""
+        """Report the number of finished trials and an upper bound of the total."""
         num_done = len(self._stored.records)
         self.run.monitor.planned = num_done + self._search.num_left
         self.run.monitor.done = num_done

@@ -1,4 +1,4 @@
-"""The stages of ``isweep tune``: prepare, split, search, write the recipe and its report."""
+"""Stages of ``isweep tune``: prepare data, check splits, search, write the recipe and report."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def tune_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> TuneSummary:
-    """Run what is left of a sweep's search, and write its recipe.
+    """Run the remaining trials of a sweep's search, and write its recipe.
 
-    Called again, it resumes, extends or repairs the search. Arguments and errors are those of
-    :func:`orchestrator.running.run.run_sweep`.
+    The same call resumes a stopped search, extends a changed search and repairs a damaged one.
+    Arguments and errors are the same as for :func:`orchestrator.running.run.run_sweep`.
     """
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
@@ -54,7 +54,7 @@ def tune_sweep(
 
 @dataclass
 class _Tuning(Stages):
-    """The stages of a search; ``combinations`` are what it tunes."""
+    """The stages of a search that tunes ``combinations``."""
 
     combinations: tuple[Combination, ...]
 
@@ -64,7 +64,7 @@ class _Tuning(Stages):
         options = self.options
         self.begin()
         if not workspace.sweep_paths.sweep_file.is_file():
-            workspace.record()  # A sweep that ran is kept as it ran.
+            workspace.record()  # the file of a sweep that was run stays as it is
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
@@ -96,14 +96,14 @@ class _Tuning(Stages):
                 self._run(search, stored, earlier, tracker)
             num_new = len(earlier.records) - num_known
             summary = self._write(search, earlier.records, tracker, num_new)
-        # Only now it is known what MLflow misses after it was sent everything.
+        # Updates that MLflow lacks can be counted only after all were sent.
         return replace(summary, num_behind=tracker.num_behind)
 
     def _check_splits(self) -> None:
-        """Check every validation split, and limit batches to what is trained on.
+        """Check every validation split, and limit batch sizes to the number of training images.
 
         Raises:
-            DataError: some subsets cannot be split; the error names all of them.
+            DataError: A subset cannot be split. The message lists all such subsets.
         """
         problems: dict[str, SweepError] = {}
         num_train: dict[str, int] = {}
@@ -126,20 +126,20 @@ class _Tuning(Stages):
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:
-        """Return the stored trials of these combinations, and print how many are of others."""
+        """Return the stored trials of these combinations, and print the number of all others."""
         earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"{earlier.num_others} stored trials belong to another search of this sweep and "
-                "are not used"
+                f"{earlier.num_others} stored trials belong to a search of this sweep with other "
+                "settings or data, and are not used"
             )
         return earlier
 
     @cached_property
     def _as_sweep(self) -> Workspace:
-        """The search as a sweep of its own, whose trials are made as it runs."""
+        """The search as a separate sweep. Its trials are created while it runs."""
         plan = self.workspace.plan
         changes = {
             "name": f"{plan.sweep.name}-search",
@@ -166,7 +166,7 @@ class _Tuning(Stages):
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int
     ) -> TuneSummary:
-        """Write the recipe and the page of the search."""
+        """Write the recipe and the report of the search."""
         self.monitor.stage("report")
         sweep = self.workspace.plan.sweep
         all_outcomes = outcomes(search)

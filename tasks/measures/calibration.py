@@ -120,7 +120,7 @@ INTERVAL_SPREAD = 6.0
 INTERPOLATION_ERROR = 0.01
 """Standard deviation that the interpolation between grid dimensions adds to each statistic."""
 MAX_POINTS = 2500
-"""Largest number of points to simulate. From larger data, this number of points is drawn. More
+"""Largest number of points to simulate. If there are more, this number is drawn at random. More
 points take minutes, and the bias is smaller for more points."""
 PAIR_ROWS = 256
 """Number of points whose pairwise distances determine the coefficient of variation."""

@@ -34,7 +34,8 @@ were measured, and tests check them on difficult data."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
 """Squared distance below which a product may have underflowed, by dtype."""
 CLOSE_PAIRS_PER_ROW = 8
-"""Number of close pairs per row above which a float64 product is faster than single pairs."""
+"""Number of close pairs per row above which the whole block is computed again in float64. This is
+then faster than computing single pairs again."""
 DIRECT_BYTES = 32 << 20
 """Bytes of one batch of pairs whose distances are computed from their differences."""
 SLICE_ROWS = 64
@@ -303,7 +304,7 @@ def _close_pairs(
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
     largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
-    # A quick check with the largest possible limit: most blocks have no close pair.
+    # This quick check uses the largest possible limit, because most blocks have no close pair.
     # Comparisons are negated so that NaN counts as close: an overflow causes NaN.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
@@ -418,7 +419,7 @@ def _fill_levels(
     # Casting NaN or a large value has an undefined result, which never equals the value.
     with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
-            # Few rows at a time, because flatten copies rows that are not contiguous in memory.
+            # Only a few rows are flattened at a time: flatten copies rows that are not contiguous.
             values_in = flatten(rows[top : top + height])
             levels_out = flatten(out[top : top + height])
             for left in range(0, row_values, width):

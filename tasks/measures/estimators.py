@@ -329,7 +329,8 @@ def _twonn_slope(
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # No dot products: in BLAS, the last digits of a long one depend on the number of threads.
+    # These are not dot products: the last digits of a long dot product in BLAS depend on the number
+    # of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None

@@ -153,7 +153,8 @@ def _find_neighbors(
 ) -> SearchedImages:
     """Return the neighbors of all distinct images at each train size.
 
-    ``labels`` and ``sizes`` count source rows. The result counts positions.
+    ``labels`` has one entry per source row, and ``sizes`` are numbers of source rows. All indices
+    in the result are positions.
     """
     # Number of distinct images among the first n source rows, for each size n.
     distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
@@ -556,7 +557,10 @@ def profile_piece(
 
 
 def _without_minus_zero(values: AnyArray) -> AnyArray:
-    """Return a contiguous copy with 0.0 in place of -0.0, which has other bytes."""
+    """Return a contiguous copy in which -0.0 is replaced by 0.0.
+
+    Both are the same pixel value, but their bytes differ.
+    """
     return np.ascontiguousarray(values + np.zeros((), values.dtype))
 
 

@@ -1,6 +1,6 @@
-"""The nearest rows so far: the k nearest, the nearest with another label, the closest pairs.
+"""Results of a search: the k nearest rows, the nearest row with another label, the closest pairs.
 
-A block of squared distances updates these results, and the results of two tiles are merged. If two
+Every block of squared distances updates the results. The results of tiles are merged. If two
 rows are equally near, the row at the smaller position counts as the nearer one. So a result depends
 neither on the order of the blocks nor on how the blocks were divided over workers.
 :mod:`tasks.measures.neighbors` defines positions, shells and *unlike*.
@@ -131,9 +131,9 @@ class ClosestPairs:
 
 @dataclass(frozen=True)
 class UnlikeMinima:
-    """The nearest row with another label so far, for each position, in several lists.
+    """The nearest row with another label for each position, among all blocks added so far.
 
-    There is one list per shell, or one list per sample.
+    There are several lists of positions: one list per shell, or one list per sample.
 
     Attributes:
         squared: ``(num_lists, num_positions)`` squared distances, infinite where there is no row
@@ -193,7 +193,7 @@ class UnlikeMinima:
 
 
 class NearestOfSpan:
-    """The nearest rows so far of a span of positions: one side of a tile, or all positions.
+    """The result for a span of positions: the rows or columns of a tile, or all positions.
 
     Attributes:
         span: The positions whose nearest rows are searched.
@@ -317,7 +317,7 @@ class PaddedEntries(NamedTuple):
 
 
 def _pad_chosen(is_chosen: BoolArray, squared_distances: SquaredDistances) -> PaddedEntries:
-    """Return the entries of a block that a mask ``(num_rows, num_columns)`` chooses."""
+    """Return the entries of a block at which a mask, ``(num_rows, num_columns)``, is True."""
     entry_rows, entry_columns = _chosen_by_row(is_chosen)
     rows, row_starts, counts = np.unique(entry_rows, return_index=True, return_counts=True)
     padded_row = np.repeat(np.arange(len(rows)), counts)

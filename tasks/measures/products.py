@@ -319,7 +319,7 @@ def _is_right(
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    # One row of the smallest and largest bytes in each factor: their sums saturate first.
+    # Each factor has one row of the smallest or largest bytes, whose sums saturate first.
     extremes = np.array([-128, 127], np.int8)
     a[0] = -128
     b[-1] = rng.choice(extremes)

@@ -144,7 +144,7 @@ def stratified_samples(
 
 def count_pairs(labels: AnyArray) -> int:
     """Return the number of unordered pairs with different labels."""
-    # Python integers: squares of counts may overflow int64.
+    # Python integers are used, because squares of counts may overflow int64.
     counts = np.unique(labels, return_counts=True)[1].tolist()
     num_like = sum(count**2 for count in counts)
     return int((sum(counts) ** 2 - num_like) // 2)

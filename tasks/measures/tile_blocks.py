@@ -7,8 +7,8 @@ the part of a tile whose distances are in memory at the same time.
 There are two kinds of blocks:
 
 - Rows of bytes are measured in integers. As many rows as fit, the *held rows*, stay in memory. The
-  columns are read in small *pieces*, each while the one before is being multiplied. A block
-  contains the distances from the held rows to one piece.
+  columns are read in small *pieces*. While one piece is multiplied, a thread reads the next one. A
+  block contains the distances from the held rows to one piece.
 - Rows of any other dtype are measured in floats, in square blocks.
 """
 

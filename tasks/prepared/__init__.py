@@ -1,1 +1,1 @@
-"""A prepared dataset: its record, its shards, and the subsets that are taken of it."""
+"""Prepared datasets: preparation, storage, and subsets for training and testing."""

@@ -1,7 +1,7 @@
-"""Blocks of items: cut a listing, read the blocks in parallel tasks, return their parts in order.
+"""Blocks of items: divide a listing, read the blocks in parallel tasks, return the parts in order.
 
-Every block has a part file, so that an interrupted preparation goes on. A block may be read on a
-node with a disk of its own, if the same files lie there.
+Every block has part files, from which an interrupted preparation continues. A block may be read on
+a node with another disk, if the same files are on that disk.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-"""Called with (items read, items in all)."""
+"""A function that is called with the number of items read so far and the number of all items."""
 
 BLOCK_BYTES = 64 << 20
-"""Bytes of prepared images that one reading task holds at most, whatever its source asks for."""
+"""Largest number of bytes of prepared images in one block, for any block size of the source."""
 ID_LENGTH = 32
-"""Hex digits of a block's hash in the name of its part."""
+"""Hex digits of the hash in the name of part files."""
 Tar = tuple[str, ...]
-"""The names that lead to a packed tar: a file, then archives in it; empty if there is none."""
+"""The path of a compressed tar: a file, then archives inside it; empty if there is none."""
 
 
 class Block(NamedTuple):
-    """Items that one task reads, and the path of its part files without their ending.
+    """Items that one task reads.
 
-    The name is a hash of all that the part depends on.
+    Attributes:
+        items: The items.
+        stem: Path of the part files without file extension. The name is a hash of everything that
+            changes the content of the part.
     """
 
     items: Sequence[Item]
@@ -48,12 +51,12 @@ class Block(NamedTuple):
 
 
 def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) -> list[Block]:
-    """Cut items into blocks whose size depends on the data alone.
+    """Divide items into blocks. The size of a block depends only on the data.
 
     Args:
-        preparation: What is prepared.
-        items: The items in the order in which they are read.
-        folder: Where the part files go.
+        preparation: The dataset and its raw files.
+        items: The items in the order of reading.
+        folder: The folder of the part files.
     """
     spec = preparation.request.spec
     image_bytes = spec.channels * spec.image_size**2 * np.dtype(preparation.dtype).itemsize
@@ -67,7 +70,7 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
 
 
 class _Parts:
-    """The parts of blocks, collected in any order."""
+    """The parts of blocks, which are added in any order."""
 
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
@@ -78,7 +81,7 @@ class _Parts:
         on_progress(0, self._num_items)
 
     def add(self, index: int, part: Part | None) -> None:
-        """Add the part of a block, if there is one."""
+        """Add the part of a block, unless ``part`` is None."""
         if part is None:
             return
         self._by_index[index] = part
@@ -86,11 +89,11 @@ class _Parts:
         self._on_progress(self._num_read, self._num_items)
 
     def missing(self) -> list[int]:
-        """Return the indices of blocks without a part."""
+        """Return the indices of the blocks that have no part yet."""
         return [index for index in range(len(self._blocks)) if index not in self._by_index]
 
     def in_order(self) -> list[Part]:
-        """Return the parts of all blocks."""
+        """Return the parts in the order of the blocks."""
         return [self._by_index[index] for index in range(len(self._blocks))]
 
 
@@ -104,13 +107,13 @@ def read_blocks(
     """Read every block that has no part yet.
 
     Args:
-        preparation: What is prepared.
+        preparation: The dataset and its raw files.
         blocks: The blocks.
-        executor: Runs tasks that see the raw download and write parts.
-        readers: Runs tasks on other nodes, which may see the raw download. They read a block only
-            if their files have the listed names, sizes and times; the result is written here.
-            Blocks that such nodes refuse are read by ``executor``.
-        on_progress: Called after every block.
+        executor: Runs tasks on nodes that have the raw download and the folder of the parts.
+        readers: Runs tasks on other nodes, which may have the raw download. Such a task reads a
+            block only if the node's files have the listed names, sizes and times. This process
+            writes the part. ``executor`` reads all other blocks.
+        on_progress: Function that is called after every block.
 
     Returns:
         The parts in the order of the blocks.
@@ -133,7 +136,7 @@ def read_blocks(
 def _read_elsewhere(
     preparation: Preparation, blocks: Sequence[Block], parts: _Parts, readers: Executor
 ) -> None:
-    """Read missing parts on nodes whose files are the same, and write them here."""
+    """Read missing parts on nodes that have the same files. Write these parts in this process."""
     missing = parts.missing()
     shared = preparation.for_other_node()
     calls = []
@@ -150,14 +153,15 @@ def _read_elsewhere(
     num_refused = len(parts.missing())
     if num_refused:
         logger.warning(
-            "%d blocks are read on the driver's node: elsewhere files differ", num_refused
+            "%d blocks are read on the driver's node, because other nodes have different files",
+            num_refused,
         )
 
 
 def read_if_same(
     preparation: Preparation, items: Sequence[Item], name: str
 ) -> tuple[Part, list[Image]] | None:
-    """Read a block if this node's files are the listed ones, else return None."""
+    """Read a block if this node has the listed files; otherwise return None."""
     try:
         is_same = preparation.id_of(items)[:ID_LENGTH] == name
     except (DataError, OSError):
@@ -166,15 +170,15 @@ def read_if_same(
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
-    """Return the order in which to read items, since packed tars can only be read forward.
+    """Return the order in which items should be read: compressed tars can only be read forward.
 
     Args:
-        request: The dataset that is prepared.
+        request: The dataset and its raw files.
         items: The listed items.
 
     Returns:
-        The indices of the items. Those of a packed tar are in stored order. None if every order
-        costs the same.
+        The indices of the items. Items of a compressed tar are in the order of the tar. None if no
+        compressed tar contains several items.
     """
     tars = [_packed_tar(item.locator) for item in items]
     positions: dict[Tar, dict[str, int]] = {}
@@ -204,19 +208,19 @@ def _packed_tar(locator: str) -> Tar:
 
 
 def listed_order(images: ImageTable, parts: Sequence[Part], order: Rows | None) -> ImageTable:
-    """Return images in the order of their listed items.
+    """Return images in the order of the listed items.
 
     Args:
-        images: The images in the order in which they were read.
-        parts: The parts that they come from.
+        images: The images in the order of reading.
+        parts: The parts that contain the images.
         order: The order of reading, see :func:`reading_order`.
     """
     if order is None:
         return images
-    read_places = []
+    read_positions = []
     start = 0
     for part in parts:
-        read_places.append(start + part.rows["item"])
+        read_positions.append(start + part.rows["item"])
         start += part.num_items
-    listed_places = order[np.concatenate(read_places)]
-    return images.take(np.argsort(listed_places, kind="stable"))
+    listed_positions = order[np.concatenate(read_positions)]
+    return images.take(np.argsort(listed_positions, kind="stable"))

@@ -1,4 +1,4 @@
-"""The listings of raw data, each made once in a command and handed on."""
+"""The listings of raw data. In one command, each listing is created once and then reused."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
 from tasks.sources.base import HASH_PATTERN, UNKEYED, Listing, RawRequest
 
-PATIENTS_AS_CLASSES = "classes are numbered like patients: is the folder above it meant?"
-"""Flag of a folder whose own folders may be patients, and not classes."""
+PATIENTS_AS_CLASSES = "classes are numbered like patients; if they are, give the folder above"
+"""Possible problem of a folder: its subfolders may be patients instead of classes."""
 MIN_NUMBERED = 5
-"""Fewest classes of numbered names that are taken for patients."""
+"""Smallest number of classes with numbered names that are assumed to be patients."""
 NUMBERED = re.compile(r"(.*\D)\d+")
-"""A name that ends with a number, after a word or letter: p07, patient_12."""
+"""A name that ends with a word or letter and a number: p07, patient_12."""
 
 Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
 
 
 class Listings:
-    """The listings that one command has made so far.
+    """The listings that one command has created so far.
 
-    Reading a sweep file, checking a plan and preparing all need the listing of a user's own data,
-    which may take minutes for millions of files. Do not keep the listings for another command,
-    because files may change in between.
+    A listing of user data is needed to read a sweep file, to check a plan and to prepare the data.
+    For millions of files it may take minutes. Do not reuse this object for another command, because
+    files may change in between.
     """
 
     def __init__(self) -> None:
         self._by_request: dict[Key, Listing] = {}
 
     def of(self, request: RawRequest) -> Listing:
-        """Return the listing of a raw download; it is made by the first call.
+        """Return the listing of a raw download. Only the first call creates it.
 
         Raises:
-            DataError: See :func:`list_raw`. A later call tries again.
+            DataError: See :func:`list_raw`. After an error, the next call tries again.
         """
         key = _key(request)
         if key not in self._by_request:
@@ -46,22 +46,22 @@ class Listings:
         return self._by_request[key]
 
     def clear(self) -> None:
-        """Forget all listings: the columns of a large table take memory that training needs."""
+        """Delete all listings, because training needs the memory of a large table's columns."""
         self._by_request.clear()
 
 
 def _key(request: RawRequest) -> Key:
-    """Return all of a request that its listing depends on."""
+    """Return the parts of a request on which its listing depends."""
     raw = None if request.raw is None else os.path.abspath(request.raw.expanduser())
-    # The names of own classes are read from the listing itself.
+    # For user data, class names are read from the listing.
     dataset = request.dataset.model_copy(update={"label_names": ()})
     is_own = current_name(request.dataset.source) in OWN_KINDS
-    # Own data are listed alike for all image sizes and channels; a download may depend on the task.
+    # The listing of user data does not depend on the spec. Other listings may depend on the task.
     return dataset, None if is_own else request.spec, raw
 
 
 def are_like_patients(class_names: Sequence[str]) -> bool:
-    """Return whether the names of classes are one word with many numbers, as of patients."""
+    """Return whether class names look like patients: one word with different numbers."""
     words = set()
     for name in class_names:
         numbered = NUMBERED.fullmatch(name)
@@ -73,18 +73,18 @@ def list_raw(request: RawRequest) -> Listing:
     """List a raw download.
 
     Raises:
-        DataError: It is not as its source expects, or has no items; then with the reason why each
-            was left out.
+        DataError: The download is not as its source expects, or has no items. The message lists the
+            reasons for which items were left out.
     """
     dataset = request.dataset
     check_own_options(dataset)
     try:
         listing = source_for(dataset.source).list_items(request)
     except DataError as error:
-        # Without the root's key, no hash in the message can be found again.
+        # isweep locate needs hashes that were made with the key of a root.
         if request.key == UNKEYED or not HASH_PATTERN.search(error.problem):
             raise
-        hints = [error.hint, "Find a file by isweep locate HASH --raw DIR"]
+        hints = [error.hint, "To find a file, run isweep locate HASH --raw DIR"]
         raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
     if listing.items:
         if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):

@@ -1,4 +1,4 @@
-"""A picture of a few examples of each class of a prepared dataset."""
+"""A picture with a few examples of each class of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 from tasks.prepared.store import PreparedDataset
 
 MAX_SIDE = 128
-"""Pixels of an example: larger images are thinned out."""
+"""Target side of an example, pixels. In larger images, rows and columns are left out."""
 EXAMPLES_PER_LABEL = 8
+"""Largest number of examples of one class."""
 
 
 def save_montage(prepared: PreparedDataset, path: Path) -> None:
-    """Write a PNG with one row per label, of up to eight seeded examples.
+    """Write a PNG file with one row of random examples for each class.
 
-    It is written on request only: pictures of patients are private.
+    It is written only if the user asks for it, because pictures of patients are private.
 
     Args:
-        prepared: The dataset.
-        path: The PNG file.
+        prepared: The prepared dataset.
+        path: Path of the PNG file.
     """
     from PIL import Image
 

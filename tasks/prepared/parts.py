@@ -1,8 +1,9 @@
-"""Part files: the result of one reading task, so that an interrupted preparation can go on.
+"""Part files: the result of one reading task. An interrupted preparation continues from them.
 
-A part is ``<name>.npy`` (the prepared images of one block of items, in order) and ``<name>.json``
-(their metadata, ids hashed). The second is written last, and atomically. Equal inputs give equal
-parts, so two processes that prepare the same data at once may overwrite each other's parts.
+A part consists of two files. ``<name>.npy`` contains the prepared images of one block of items, in
+order. ``<name>.json`` contains the metadata of these images, with hashed ids. The second file is
+written last, and atomically. Equal inputs result in equal parts. So two processes that prepare the
+same data at the same time may overwrite each other's parts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Image = NDArray[np.generic]
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
-"""Code of a given split by the word that an item has for it."""
+"""Code of a given split by its name in an item."""
 IMAGE = np.dtype(
     [
         ("item", "<i4"),
@@ -48,24 +49,34 @@ IMAGE = np.dtype(
         ("digest", "V32"),
     ]
 )
-"""Metadata of an image: the index of its item in the block, its class, keyed hashes of its group
-and of its header's patient (0 if unknown), the code of its split, SHA-256 of its prepared bytes.
+"""Metadata of an image. ``item``: index of the item in the block. ``label``: class index.
+``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header, 0 if
+unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
 """
 FORM = "mode, size or conversion of the raw image"
-"""Name of the trait that every image has."""
+"""Name of the one trait that every image has."""
 
 
 class Skip(NamedTuple):
-    """An item that cannot be used: the keyed hash of its locator, and why."""
+    """An item that cannot be used.
+
+    Attributes:
+        locator: Keyed hash of the item's locator, as text.
+        reason: The reason why the item cannot be used.
+    """
 
     locator: str
     reason: str
 
 
 class TraitCount(NamedTuple):
-    """The number of images of a class for which a trait has one value.
+    """The number of images of one class with one value of a trait.
 
-    The value is a keyed hash, or, for the trait :data:`FORM`, the value itself.
+    Attributes:
+        label: Class index.
+        name: Name of the trait.
+        value: Keyed hash of the value. The trait :data:`FORM` has its plain value.
+        num_images: Number of images.
     """
 
     label: int
@@ -76,15 +87,15 @@ class TraitCount(NamedTuple):
 
 @dataclass
 class Part:
-    """Metadata of the images of one block of items. A preparation holds those of all blocks.
+    """Metadata of the images of one block of items.
 
     Attributes:
         num_items: Number of items in the block.
-        rows: ``(num_images,)`` of :data:`IMAGE`, in the order of the items.
+        rows: ``(num_images,)`` metadata of type :data:`IMAGE`, in the order of the items.
         skipped: Items that cannot be used.
-        conversions: Number of images by conversion.
-        flags: Number of images by doubt.
-        traits: Counts of the traits, from which the label must not be predictable.
+        conversions: Conversions of pixels, with the number of converted images.
+        flags: Possible problems of the images, with the number of affected images.
+        traits: Counts of trait values. They show whether a trait predicts the label.
     """
 
     num_items: int = 0
@@ -99,9 +110,9 @@ def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: Pix
     """Read one block of items, write its part files, and return the metadata.
 
     Args:
-        request: What is being prepared.
-        items: The block.
-        stem: Path of the part files without their ending.
+        request: The dataset and its raw files.
+        items: The items of the block.
+        stem: Path of the part files without file extension.
         dtype: Type of the prepared pixels.
     """
     part, images = read_block(request, items, dtype)
@@ -112,7 +123,7 @@ def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: Pix
 def read_block(
     request: RawRequest, items: Sequence[Item], dtype: PixelType
 ) -> tuple[Part, list[Image]]:
-    """Read one block of items; return the metadata of its images, and the images in order."""
+    """Read one block of items. Return the metadata of the images, and the images in order."""
     part = Part(num_items=len(items))
     images: list[Image] = []
     rows: list[tuple[int, int, int, int, int, bytes]] = []
@@ -127,7 +138,7 @@ def read_block(
             continue
         for image, label, sample in prepared:
             images.append(image)
-            group = locator  # an image without a group is a group of its own
+            group = locator  # an image without a group is the only image of its group
             if sample.group or item.group:
                 group = keyed_hash(request.key, sample.group or item.group)
             patient = 0
@@ -153,11 +164,11 @@ class _PreparedImage(NamedTuple):
 def _read_item(
     reader: Reader, item: Item, request: RawRequest, dtype: PixelType
 ) -> list[_PreparedImage]:
-    """Read all images of an item before any is kept, so that a skipped item leaves nothing.
+    """Read all images of an item. If one image cannot be used, the whole item is skipped.
 
     Raises:
         SkipItem: The item or one of its images cannot be used.
-        DataError: The source gives no label.
+        DataError: The source returned an image without a label.
     """
     antialias = not request.has_fault("resize_without_antialias")
     prepared = []
@@ -165,8 +176,8 @@ def _read_item(
         label = item.label if sample.label is None else sample.label
         if label is None:
             raise request.error(
-                f"the source {request.dataset.source} gave an image no label",
-                hint="Set label in its Item or in its Sample",
+                f"the source {request.dataset.source} returned an image without a label",
+                hint="Set label in the Item or in the Sample",
             )
         image = to_prepared(
             sample.pixels,
@@ -182,7 +193,9 @@ def _read_item(
 
 
 def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of all that a network could learn instead of the content."""
+    """Yield (name, value) of every trait: a property that a network could learn instead of the
+    content of the image.
+    """
     height, width = sample.pixels.shape[:2]
     mode = "colour" if sample.pixels.ndim == 3 else "grey"
     yield FORM, " ".join((mode, f"{height}x{width}", *sample.conversions))
@@ -198,7 +211,7 @@ def digest(image: Image) -> bytes:
 
 
 def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
-    """Write a part's files, the images first."""
+    """Write the two files of a part, the images first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
@@ -208,7 +221,7 @@ def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
 
 
 def load_part(stem: Path) -> Part | None:
-    """Return the metadata of a finished part, or None if it has to be read (again)."""
+    """Return the metadata of a finished part; None if the part must be read again."""
     try:
         metadata = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), IMAGE)
@@ -222,6 +235,6 @@ def load_part(stem: Path) -> Part | None:
 
 
 def open_images(stem: Path) -> Image:
-    """Return a part's images ``(num_images, channels, height, width)``, mapped, not read."""
+    """Return the images of a part as a memory map, ``(num_images, channels, height, width)``."""
     images: Image = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     return images

@@ -1,4 +1,4 @@
-"""A preparation as its reading tasks share it, and the hash by which changed files are noticed."""
+"""The common input of all reading tasks of a preparation, and the hash that shows changed files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.raw import split_locator
 
 MAX_CACHED_STAMPS = 1024
-"""Files whose size and time are remembered: thousands of members share an archive."""
+"""Number of files whose size and time are cached. An archive can contain thousands of items."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """The facts that all reading tasks of a preparation share.
+    """The common input of all reading tasks of a preparation.
 
     Attributes:
-        request: What is prepared, and from where.
-        listing: The raw listing; tasks on other nodes get one without items.
+        request: The dataset and its raw files.
+        listing: The raw listing. For tasks on other nodes it has no items.
         dtype: Type of the prepared pixels.
     """
 
@@ -34,7 +34,7 @@ class Preparation:
     dtype: PixelType
 
     def for_other_node(self) -> Preparation:
-        """Return this with an absolute path and without the items."""
+        """Return a copy with an absolute path of the raw files and without the items."""
         raw = self.request.raw
         return Preparation(
             replace(self.request, raw=raw and raw.absolute()),
@@ -43,10 +43,10 @@ class Preparation:
         )
 
     def id_of(self, items: Sequence[Item]) -> str:
-        """Hash items and everything that decides how they are prepared.
+        """Return a hash of items and of all settings that change their prepared images.
 
-        Sizes and times of files enter, so a file that was replaced is read again. An item may need
-        several files; its details name the others.
+        The hash includes sizes and times of files, so a replaced file is read again. An item may
+        need several files. Its details contain the names of the other files.
         """
         request = self.request
         stamp = _file_stamps(None if request.raw is None else request.base())
@@ -61,15 +61,15 @@ class Preparation:
             for name in (item.locator, *details):
                 if isinstance(name, str):
                     stamps.append(stamp(split_locator(name)[0]))
-            # The text is that of earlier releases: finished preparations keep their hash.
+            # If this text changes, the hash of every finished preparation changes too.
             total.update(repr((facts, stamps)).encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
 
 def _file_stamps(base: Path | None) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function of a file's name below ``base`` to its size and time.
+    """Return a function that maps the name of a file below ``base`` to its size and time.
 
-    The function returns None for anything else: a detail need not be a file.
+    If there is no such file, the function returns None. A detail of an item need not be a file.
     """
 
     @lru_cache(maxsize=MAX_CACHED_STAMPS)

@@ -1,8 +1,8 @@
 """Preparing a dataset from its raw download: list, read in parallel tasks, check, publish.
 
-The store is built in a sibling folder of the destination and renamed. Part files lie in another
-sibling, so that an interrupted preparation goes on. Two preparations of the same data do not harm
-each other: the first to rename wins, and the other returns its result.
+The store is written to a sibling folder of the destination, and then renamed. Part files are in
+another sibling folder. An interrupted preparation continues from them. Two processes may prepare
+the same data at the same time: the first one renames its store, and the other returns that store.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_LISTED_SKIPS = 10
-"""Skipped items that an error message names, at most."""
+"""Largest number of skipped items in an error message."""
 MAX_GROUP_SHARE = 0.5
-"""Share of the images that one group may hold, so that a split by groups is possible."""
+"""Largest share of the images in one group. With a larger group, no split by groups is possible."""
 
 
 def prepare_dataset(
@@ -58,32 +58,33 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
-    A finished preparation is returned at once. Only your own data are first compared with the raw
-    files. A damaged preparation is made again.
+    If the destination has a finished preparation, its record is returned at once. For user data,
+    the raw files are first checked for changes. A damaged preparation is prepared again.
 
     Args:
-        spec: Task, side, channels and faults.
-        dataset: A row of the table, or of your own data.
-        raw: Folder or file of the raw download; None for sources that need none.
-        destination: Where the store goes. Its parent also holds the hash key, and the part files
-            until the store is complete.
-        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all
+        spec: Task, image size, channels and faults.
+        dataset: The row of the dataset, from the table or for user data.
+        raw: Folder or file of the raw download; None for sources that need no download.
+        destination: Folder of the store. The parent folder also contains the hash key, and the part
+            files until the store is complete.
+        executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on all
             its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable; one always may,
-            unless this is 0. For training on corrected data it is also the largest share of images
-            that may equal an image with another label.
-        for_training: Refuse data without a fair split. Measuring needs no split.
-        on_progress: Called after every block of items.
-        readers: Runs reading tasks on more nodes, which need not see ``destination``; see
+        max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0, one
+            unusable item is always allowed. If corrected data are prepared for training, it is also
+            the largest share of images that may equal an image with another label.
+        for_training: True to raise an error if the data have no fair split. Measuring needs no
+            split.
+        on_progress: Function that is called after every block of items.
+        readers: Runs reading tasks on more nodes, on which ``destination`` need not exist; see
             :func:`~tasks.prepared.blocks.read_blocks`.
-        listings: Listings that the command has made already; None makes a new one.
+        listings: Listings that the command has already created; None if there are none.
 
     Returns:
         The record of the store at the destination.
 
     Raises:
-        DataError: The raw download is not as expected, has too many unusable items, or changed
-            since it was prepared.
+        DataError: The raw download is not as expected, has too many unusable items, or has changed
+            since the preparation.
     """
     finished = published_record(destination, spec)
     if finished is not None and (raw is None or dataset.name in DATASETS):
@@ -93,7 +94,7 @@ def prepare_dataset(
     listing = (listings or Listings()).of(request)
     dtype: PixelType = listing.dtype
     if request.has_fault("resize_without_antialias"):
-        dtype = "float32"  # the released code does not round after its resize
+        dtype = "float32"  # the released code does not round resized pixels
     preparation = Preparation(request, listing, dtype)
     raw_id = preparation.id_of(listing.items)
     if finished is not None:
@@ -122,11 +123,12 @@ def prepare_dataset(
 
 
 def prepare_from_stdin() -> None:
-    """Prepare the datasets that one line on stdin lists, until stdin is closed.
+    """Prepare the datasets that are listed in one line on stdin. Stop if stdin is closed.
 
-    The line is a JSON list: the folder of prepared datasets, the share of items that may be
-    unusable, and pairs (preparation, dataset) of specs. The name of each dataset is printed before
-    it is prepared. Errors are ignored here: the caller tries again and then sees the error.
+    The line is a JSON list with three items: the folder of prepared datasets, the share of items
+    that may be unusable, and pairs of specs (preparation, dataset). The name of each dataset is
+    printed before its preparation. Errors are ignored here, because the caller will prepare the
+    dataset again and report the error.
     """
     from tasks.remote import InlineExecutor
 
@@ -152,22 +154,25 @@ def prepare_from_stdin() -> None:
 
 
 def _check_unchanged(finished: PreparedRecord, raw_id: str) -> None:
-    """Raise a DataError if the raw files are not those that a dataset was prepared from."""
+    """Raise a DataError if the raw files have changed since the preparation."""
     if finished.raw_id != raw_id:
         raise DataError(
             f"{finished.dataset}: the files or label_map have changed since the dataset was "
             "prepared",
-            hint="Give the new data another name, or use another --root",
+            hint="Choose another name for the new data, or another --root",
         )
 
 
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
-    """Apply ``max_images_per_class`` before reading, if the listing has all labels."""
+    """Return at most ``max_images_per_class`` items of each class.
+
+    If an item has no label before it is read, all items are returned.
+    """
     limit = spec.max_images_per_class
     if limit is None or any(item.label is None for item in items):
         return items
     labels = np.array([item.label for item in items])
-    # An image without a group is its own; the null byte keeps its name apart from every group's.
+    # An image without a group is its own group. No other group name begins with a null byte.
     groups = np.array([item.group or f"\0{item.locator}" for item in items])
     rows = keep_per_class(labels, number_groups(groups), spec, limit)
     return [items[row] for row in rows]
@@ -176,10 +181,10 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
 def _collect_skips(
     request: RawRequest, listing: Listing, parts: Sequence[Part], max_share: float
 ) -> list[Skip]:
-    """Return all items that could not be used, of the listing and of the parts.
+    """Return all items that could not be used, from the listing and from the parts.
 
     Raises:
-        DataError: There are too many.
+        DataError: There are too many such items.
     """
     skipped = [Skip(request.hashed(locator), reason) for locator, reason in listing.skipped]
     total = len(listing.skipped)
@@ -191,16 +196,16 @@ def _collect_skips(
     reasons = Counter(skip.reason for skip in skipped)
     counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     logger.warning(
-        "%s: %d of %d items skipped: %s", request.dataset.name, len(skipped), total, counts
+        "%s: %d of %d items are skipped: %s", request.dataset.name, len(skipped), total, counts
     )
     max_skipped = max(max_share * total, 1) if max_share else 0
     if len(skipped) <= max_skipped:
         return skipped
     listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
-    hint = "Find an item with isweep locate HASH --raw DIR, and mend it"
+    hint = "Find an item with isweep locate HASH --raw DIR, and repair the item"
     raise request.error(
         f"{len(skipped)} of {total:,} items cannot be used ({counts}); at most {max_skipped:,.0f} "
-        f"({max_share:.2%}) may be left out. First ones, by hashed name: {listed}",
+        f"({max_share:.2%}) may be left out. The first items, by hash: {listed}",
         hint=hint + _option_to_allow(len(skipped), total),
     )
 
@@ -208,27 +213,27 @@ def _collect_skips(
 def _check_images(
     images: ImageTable, request: RawRequest, max_conflict_share: float, *, for_training: bool
 ) -> None:
-    """Check that there are images, and for training that a fair split of them is possible.
+    """Check that there are images, and that a fair split is possible if they are for training.
 
     Raises:
-        DataError: They cannot be used.
+        DataError: The images cannot be used.
     """
     num_images = len(images.labels)
     num_conflicts = images.num_conflicts
     if num_images == 0:
-        raise request.error("none of the images can be used")
+        raise request.error("no image can be used", hint="Check the skipped items in the log")
     if num_conflicts:
         logger.warning(
-            "%s: %d images have a twin with another label", request.dataset.name, num_conflicts
+            "%s: %d images equal an image with another label", request.dataset.name, num_conflicts
         )
     if not for_training:
         return
     _check_groups(images, request)
-    # Released data repeat one frame under several labels, so conflicts are expected (F33 in
-    # docs/faults.md).
+    # With the faults of the released code, one frame has several labels (F33 in docs/faults.md), so
+    # equal images with different labels are expected.
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
-        hint = "Correct the labels, raise image_size"
+        hint = "Correct the labels, or raise image_size"
         raise request.error(
             f"{num_conflicts} of {num_images} images equal an image with another label; at most "
             f"{max_conflict_share:.2%} may",
@@ -237,28 +242,30 @@ def _check_images(
 
 
 def _check_groups(images: ImageTable, request: RawRequest) -> None:
-    """Raise a DataError if groups are too large, or are the classes."""
+    """Raise a DataError if a group is too large, or if groups and classes are the same."""
     num_images = len(images.labels)
     _, group_sizes = np.unique(images.groups, return_counts=True)
-    # A group stays on one side of the split. One large group leaves the other side too few images.
+    # A group is only in one set of the split. With a large group, the other set has too few images.
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise request.error(
             f"one group (patient) has {largest} of {num_images} images, too many for a split into "
             "training and test",
-            hint="Give different ids to different patients",
+            hint="Use a different group id for every patient",
         )
-    # With one group per class, a class is on one side only. One image per class says nothing yet.
+    # With one group per class, every class is in only one set. One image per class is allowed.
     labels = np.unique(images.labels)
     has_one_group = [len(np.unique(images.groups[images.labels == label])) == 1 for label in labels]
     if num_images > len(labels) > 1 and all(has_one_group):
         raise request.error(
-            f"each of the {len(labels)} classes has one group (patient) only",
-            hint="Let the group column or the subfolders name patients, not classes",
+            f"each of the {len(labels)} classes has only one group (patient)",
+            hint="Write ids of patients, not of classes, in the group column or as subfolder names",
         )
 
 
 def _option_to_allow(count: int, total: int) -> str:
-    """Return which option would allow so many, or "" if they are half or more."""
+    """Return a hint with the option that allows ``count`` of ``total``; empty if the share is 50 %
+    or more.
+    """
     percent = math.ceil(1000 * count / total) / 10
     return f", or allow more: --max-skipped-share {percent:g}%" if percent < 50 else ""

@@ -1,4 +1,4 @@
-"""Writing a prepared dataset: nothing exists under the destination's name until it is complete."""
+"""Writing a prepared dataset. The destination does not exist before the dataset is complete."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
-"""Attempts to put a store in place where a damaged one lies."""
+"""Attempts to replace a damaged store at the destination."""
 
 
 def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
     """Return the record of a finished preparation.
 
     Returns:
-        The record, or None if there is nothing yet, or only what a damaged store left.
+        The record; None if the destination does not exist or has only a damaged store.
 
     Raises:
-        DataError: Something else lies at the destination.
+        DataError: The destination has other files.
     """
     if not destination.exists():
         return None
@@ -54,17 +54,17 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
         is_ours = (destination / MARKER).exists() or (destination / "zarr.json").exists()
         if not is_ours and any(destination.iterdir()):
             raise DataError(
-                f"{destination.name} has files that are no prepared dataset",
+                f"{destination.name} has files that are not a prepared dataset",
                 hint="Choose another --root",
             ) from error
         logger.warning(
-            "prepared dataset %s is damaged and is made again: %s", destination.name, error
+            "prepared dataset %s is damaged, so it is prepared again: %s", destination.name, error
         )
         return None
     if record.prepared_id != spec.prepared_id:
         raise DataError(
-            f"{destination.name} has the prepared dataset {record.prepared_id}, not "
-            f"{spec.prepared_id}",
+            f"{destination.name} contains the prepared dataset {record.prepared_id}, but "
+            f"{spec.prepared_id} is requested",
             hint="Choose another destination",
         )
     return record
@@ -81,12 +81,12 @@ def build_and_publish(
     """Write the store in a sibling folder, rename it, and remove the part files.
 
     Args:
-        record: The record without its seconds.
-        images: The images to write, with the part and row of each.
-        stems: Paths of the part files without their ending.
-        destination: Where the store goes.
+        record: The record without the duration.
+        images: The images to write, with the part and row of each image.
+        stems: Paths of the part files without file extension.
+        destination: The folder of the store.
         executor: Runs the writing tasks.
-        started: When the preparation began, by ``time.monotonic()``.
+        started: Value of ``time.monotonic()`` when the preparation began.
 
     Returns:
         The record of the store at the destination.
@@ -107,7 +107,9 @@ def build_and_publish(
     parts_folder = stems[0].parent
     shutil.rmtree(parts_folder, ignore_errors=True)
     if parts_folder.exists():
-        logger.warning("part files in %s could not be removed", parts_folder.name)
+        logger.warning(
+            "part files in %s could not be removed; you can delete this folder", parts_folder.name
+        )
     return record
 
 
@@ -118,7 +120,7 @@ def _write_arrays(
     stems: Sequence[Path],
     executor: Executor,
 ) -> None:
-    """Write all arrays of a store: images shard by shard in tasks, then the small arrays."""
+    """Write all arrays of a store: one task for each shard of images, then the small arrays."""
     shard_rows = create_store(
         folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
     )
@@ -129,7 +131,7 @@ def _write_arrays(
         calls.append((folder, stems, start, images.part_rows[rows], images.digests[rows]))
     num_written = sum(1 for _ in executor.map_unordered(write_shard, calls))
     if num_written < len(starts):
-        raise RuntimeError("a store may only be sealed when no shard is missing")
+        raise RuntimeError("a shard is missing, so the store is not complete")
     for name in METADATA_ARRAYS:
         write_rows(folder, name, 0, getattr(images, name))
 
@@ -141,22 +143,22 @@ def write_shard(
     part_rows: NDArray[np.int32],
     digests: NDArray[np.void],
 ) -> None:
-    """Copy one shard's images from their parts.
+    """Copy the images of one shard from the part files.
 
     Args:
-        folder: The store.
-        stems: Paths of the part files without their ending.
-        start: Row of the first image.
-        part_rows: ``(num_images, 2)`` the part of each image, and its row there.
-        digests: ``(num_images,)`` SHA-256 of each image when it was read.
+        folder: The folder of the store.
+        stems: Paths of the part files without file extension.
+        start: Row of the first image in the store.
+        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the part.
+        digests: ``(num_images,)`` SHA-256 of each image, computed when the image was read.
 
     Raises:
-        CorruptStoreError: An image changed since it was read.
+        CorruptStoreError: An image has changed since it was read.
     """
     rows: list[Image] = []
     opened_part = -1
     for (part, row), expected in zip(part_rows.tolist(), digests, strict=True):
-        if part != opened_part:  # one mapped part at a time
+        if part != opened_part:  # only one part is mapped at a time
             part_images = open_images(stems[part])
             opened_part = part
         rows.append(np.array(part_images[row]))
@@ -171,7 +173,8 @@ def write_shard(
 def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
     """Rename a store to its destination.
 
-    If an undamaged store is already there it stays: equal specs and files give equal content.
+    An undamaged store at the destination is not replaced: equal specs and files result in equal
+    content.
     """
     for _ in range(MAX_ATTEMPTS):
         try:
@@ -186,4 +189,7 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
             return PreparedDataset.open(destination).record
         except CorruptStoreError:
             remove_folder(destination)
-    raise CorruptStoreError(f"{destination.name} was damaged three times while it was written")
+    raise CorruptStoreError(
+        f"The destination {destination.name} is damaged again after {MAX_ATTEMPTS} attempts",
+        hint="Check the disk, and stop other programs that write to this folder",
+    )

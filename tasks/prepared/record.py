@@ -1,4 +1,4 @@
-"""The record of a prepared dataset: it goes into the store's marker, logs, MLflow and reports."""
+"""The record of a prepared dataset, which markers, logs, MLflow and reports contain."""
 
 from __future__ import annotations
 
@@ -20,63 +20,64 @@ from tasks.sources.own.splits import GivenSplit
 
 Counts = NDArray[np.int64]
 MAX_LISTED = 50
-"""Skipped items, or classes on one side of a split, that a record names."""
+"""Largest number of skipped items, and of classes in only one given split, in a record."""
 MAX_SHOWN_SKIPS = 5
-"""Skipped items that are printed, at most."""
+"""Largest number of skipped items that are printed."""
 MIN_GAIN = 0.1
-"""Share of images that a trait must predict right beyond those of the largest class."""
+"""Smallest gain of a predictive trait over guessing the largest class, as a share of the images."""
 MAX_P = 1e-3
-"""Largest p of the G-test at which a trait counts as associated with the label."""
+"""Significance level of the G-test of association between a trait and the label."""
 MIN_IMAGES_PER_VALUE = 5
-"""Images per value of a trait that the G-test needs."""
+"""Smallest number of images per value of a trait for the G-test."""
 MIN_ENLARGED = 2
-"""Factor by which an image is enlarged when that is doubted: 28 to 32 pixels is not, to 224 is."""
+"""Smallest enlargement that is reported as a possible problem, for example 28 to 56 pixels."""
 MIN_STRETCHED = 1.5
-"""Ratio of the sides of an image that is doubted when it is stretched to a square."""
+"""Smallest ratio of the sides of an image for which stretching to a square is reported."""
 SIZE = re.compile(r"\b(\d+)x(\d+)\b")
-"""Height and width of a raw image in the value of its trait ``FORM``."""
+"""Pattern of the height and width of a raw image in a value of the trait ``FORM``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
-"""Traits that have one value in a set of comparable images."""
+"""Traits that should have the same value for all images of a dataset."""
 
 
 class PreparedRecord(BaseModel):
-    """A summary of a prepared dataset and its origin. Nothing in it identifies a person.
+    """A summary of a prepared dataset and its origin. It contains nothing that identifies a person.
 
     Attributes:
-        fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label
-            names, dtype. It does not depend on sharding, the number of workers, the hash key, or
-            when and where the dataset was made.
-        prepared_id: Id of the preparation's spec, which names the store's folder.
-        raw_id: Hash of the raw listing with file sizes and times, to notice changed files.
-        dataset: Name of the dataset, as sweep files have it.
-        source: Name of the source in :mod:`tasks.sources` that read it.
-        title: The dataset's name for people.
-        modality: What the images are, such as ``chest X-ray``.
-        domain: ``natural`` or ``medical``; None for your own data that were measured without one.
-        task: Which labels, for a download with several.
+        fingerprint: SHA-256 of the content: pixels, labels, groups, splits, label names and dtype.
+            It does not depend on sharding, the number of workers, the hash key, or the time and
+            place of the preparation.
+        prepared_id: Id of the preparation's spec, which is the name of the store's folder.
+        raw_id: Hash of the raw listing with sizes and times of files. It shows changed files.
+        dataset: Name of the dataset in sweep files.
+        source: Name of the source in :mod:`tasks.sources` that read the dataset.
+        title: Name of the dataset in text for people.
+        modality: Subject and technique of the images, for example ``chest X-ray``.
+        domain: ``natural`` or ``medical``; None for user data that were measured without a domain.
+        task: Name of the label set, if a download has several label sets.
         data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
-        faults: Faults of the released code that are repeated, see ``docs/faults.md``.
-        label_names: Name of each class, by label.
-        num_images: Images that are stored.
-        num_groups: Distinct groups of these images.
+        faults: Faults of the released code that are switched on, see ``docs/faults.md``.
+        label_names: Class names by class index.
+        num_images: Number of stored images.
+        num_groups: Number of groups of the stored images.
         num_images_per_label: Number of images by class name.
         num_groups_per_label: Number of groups with an image of the class, by class name.
-        num_listed: Items of the raw listing, with those that could not be used.
-        num_skipped: Items that could not be used, listed or read.
-        excluded: Items left out by the dataset's own rules, by reason.
-        skipped: Items that could not be used, by reason.
-        skipped_items: The first of them, as pairs (keyed hash of the locator, reason).
-        conversions: Number of images by what was done to their pixels.
-        flags: Doubts, and how many images or items each concerns.
-        num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
-        num_conflicts: Images whose pixels equal those of an image with another label.
-        intensity: The rule by which raw values became pixels.
+        num_listed: Number of items in the raw listing, including skipped items.
+        num_skipped: Number of items that could not be listed or read.
+        excluded: Number of items that rules of the dataset leave out, by reason.
+        skipped: Number of items that could not be listed or read, by reason.
+        skipped_items: The first skipped items, as pairs (keyed hash of the locator, reason).
+        conversions: Conversions of pixels, with the number of converted images.
+        flags: Possible problems of the data, with the number of affected images or items.
+        num_duplicates: Number of images whose pixels equal those of an earlier image. Their groups
+            were joined.
+        num_conflicts: Number of images whose pixels equal those of an image with another label.
+        intensity: The rule that converted raw values to pixels.
         pixel_range: Pixel values of black and white.
         dtype: Type of the stored pixels.
         shape: ``(num_images, channels, height, width)``.
-        seconds: Time that the preparation took; 0 until it is published.
-        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated`` images.
-        label_rule: How labels were made, if no person gave them.
+        seconds: Duration of the preparation, seconds; 0 before the store is published.
+        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
+        label_rule: Rule that assigned the labels; empty if people assigned them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,12 +128,12 @@ def make_record(
     """Build the record of a prepared dataset.
 
     Args:
-        request: What was prepared.
+        request: The dataset and its raw files.
         listing: The raw listing.
         dtype: Type of the prepared pixels.
-        images: The images that are kept.
+        images: The images of the prepared dataset.
         parts: Metadata of all images that were read.
-        skipped: Items that could not be used, listed or read.
+        skipped: Items that could not be listed or read.
         raw_id: Hash of the raw listing.
     """
     spec = request.spec
@@ -191,12 +192,12 @@ def _count_doubts(
     parts: Sequence[Part],
     group_counts: Counts,
 ) -> Counter[str]:
-    """Return all doubts, and how many images or items each concerns."""
+    """Return possible problems of the data, with the number of affected images or items."""
     flags = Counter(listing.flags)
     for part in parts:
         flags.update(part.flags)
     flags.update(predictive_traits(parts))
-    # The sizes of the study's datasets are known.
+    # The image sizes of the study's datasets are known, so only user data are checked.
     if current_name(request.dataset.source) in OWN_KINDS:
         flags.update(size_doubts(parts, request.spec.image_size))
     flags.update(_split_doubts(images, parts))
@@ -214,10 +215,12 @@ def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
 
 
 def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
-    """Count images that a split by groups cannot put on the right side.
+    """Return possible problems of the groups, with the number of affected images.
 
-    They are test images whose group (a header's patient, or an equal image) is in training too, and
-    images whose patient, by the headers, is in several groups.
+    There are two such problems:
+
+    - A test image of a given split is in the same group as a training image.
+    - The images of a patient, according to the image headers, are in several groups.
     """
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
@@ -232,31 +235,31 @@ def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
     )
     in_several_groups = num_groups[patient] > 1
     return {
-        "test images never used, since their group is in training": int(
+        "test images that are not used, because their group is in training": int(
             (in_training_group & is_test).sum()
         ),
-        "patient of the header in several groups: is the group a patient?": int(
+        "patient in the image header with several groups; check that each group is a patient": int(
             images_per_pair[in_several_groups].sum()
         ),
     }
 
 
 def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts) -> dict[str, int]:
-    """Flag classes of one group, without an image, or on one side of a given split only.
+    """Return possible problems of classes: only one group, no image, or only one given split.
 
-    The last may mean that one side's labels start at 1.
+    A class in only one split can mean that the labels of this split start at 1 instead of 0.
     """
     flags: dict[str, int] = {}
     for name, num_groups in zip(names, group_counts.tolist(), strict=True):
         if num_groups == 1:
-            flags[f"class of one group: {name}"] = 1
+            flags[f"class with only one group: {name}"] = 1
     train_labels = set(images.labels[images.splits == GivenSplit.TRAIN].tolist())
     test_labels = set(images.labels[images.splits == GivenSplit.TEST].tolist())
     if train_labels and test_labels:
         for label in sorted(train_labels - test_labels)[:MAX_LISTED]:
-            flags[f"class in train only: {names[label]}"] = 1
+            flags[f"class only in the training split: {names[label]}"] = 1
         for label in sorted(test_labels - train_labels)[:MAX_LISTED]:
-            flags[f"class in test only: {names[label]}"] = 1
+            flags[f"class only in the test split: {names[label]}"] = 1
     for name, num_groups in zip(names, group_counts.tolist(), strict=True):
         if num_groups == 0:
             flags[f"class without a usable image: {name}"] = 1
@@ -264,15 +267,21 @@ def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts
 
 
 def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
-    """Flag traits that predict the label, and traits with several values that should have one.
+    """Return traits that predict the label, and traits that should not have several values.
 
-    A network may learn how or where the images were saved, instead of their content. A trait is
-    flagged if two things hold. Guessing the label from it alone is right for a tenth of the images
-    more than guessing the largest class. And a G-test finds them associated (p < 0.001). Traits
-    with fewer than five images per value are left alone.
+    If a trait predicts the label, a network may learn the trait instead of the image content. A
+    trait is predictive if both of these conditions hold:
+
+    - Guessing the label from the trait is right more often than guessing the largest class, by at
+      least :data:`MIN_GAIN` of all images.
+    - The p value of a G-test of association is below :data:`MAX_P`.
+
+    A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.
 
     Returns:
-        Flag and number: of images guessed right, or of images unlike the most frequent value.
+        Possible problems with a number of images. For a predictive trait, it is the number of
+        images that are guessed right. For a trait with several values, it is the number of images
+        that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
@@ -284,22 +293,23 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
         num_values = table.shape[1]
         if name in SINGLE_VALUED and num_values > 1:
             num_unusual = table.sum() - table.sum(0).max()
-            flags[f"{name}: {num_values} different"] = int(num_unusual)
+            flags[f"{name} has {num_values} different values"] = int(num_unusual)
         num_right = int(table.max(0).sum())
         gain = num_right - table.sum(1).max()
         is_large_enough = table.sum() >= MIN_IMAGES_PER_VALUE * num_values
         if min(table.shape) < 2 or not is_large_enough:
             continue
         if gain > MIN_GAIN * table.sum() and _g_test(table) < MAX_P:
-            share = f"{num_right / table.sum():.0%} by it alone, {_information(table)}"
-            flags[f"{name} tells the label ({share})"] = num_right
+            share = f"right for {num_right / table.sum():.0%}, {_information(table)}"
+            flags[f"{name} predicts the label ({share})"] = num_right
     return flags
 
 
 def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
-    """Flag raw images that are much smaller than the prepared ones, or differ in size.
+    """Return possible problems of image sizes: enlargement, stretching, and different sizes.
 
-    Enlarged images have interpolated pixels: d_data is then lower than that of the raw images.
+    Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
+    images.
 
     Args:
         parts: Metadata of all images that were read.
@@ -320,22 +330,22 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
         if MIN_STRETCHED * min(height, width) <= max(height, width):
             num_stretched += num_images
     flags = {
-        f"enlarged to {side} pixels, which adds interpolated ones: is a smaller size meant?": (
-            num_enlarged
-        ),
-        "stretched to a square: are the images of one shape?": num_stretched,
+        f"enlarged to {side} pixels by interpolation; consider a smaller image_size": num_enlarged,
+        "stretched to a square; check that all images have the same shape": num_stretched,
     }
     smallest = min(counts, default=(0, 0))
     largest = max(counts, default=(0, 0))
     if max(largest) > MIN_STRETCHED * max(smallest):
         sizes = f"{smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}"
         num_unusual = counts.total() - max(counts.values())
-        flags[f"raw images differ in size, {sizes}: have all one scale?"] = num_unusual
+        flags[f"raw images differ in size, {sizes}; check that all have the same scale"] = (
+            num_unusual
+        )
     return flags
 
 
 def _table(counts: Mapping[tuple[int, str], int]) -> Counts:
-    """Return counts by (label, value) as ``(num_labels, num_values)``."""
+    """Return counts by (label, value) as an array ``(num_labels, num_values)``."""
     labels = sorted({label for label, _ in counts})
     values = sorted({value for _, value in counts})
     rows = []
@@ -364,7 +374,7 @@ def _g_test(table: Counts) -> float:
 
 
 def _information(table: Counts) -> str:
-    """Format how much of the label's entropy a trait has."""
+    """Format the mutual information of a trait and the label, and the entropy of the label."""
     from scipy.special import entr
 
     entropy = entr(table.sum(1) / table.sum()).sum()
@@ -373,7 +383,7 @@ def _information(table: Counts) -> str:
 
 
 def doubt_lines(record: PreparedRecord) -> list[str]:
-    """Return one line for each reason why items were left out, skipped or doubted."""
+    """Return one line for each reason to leave out or skip items, and for each possible problem."""
     return format_counts(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 
@@ -392,30 +402,32 @@ def set_lines(
 
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
-    """Return what a person should see of a preparation, as lines."""
+    """Return the lines that are printed after a preparation."""
     totals, *classes = set_lines(
         record.num_images_per_label, record.num_groups_per_label.values(), record.num_groups
     )
     first_line = f"{record.title}: {totals}"
     if record.num_groups == record.num_images:
-        first_line += ", every image its own (docs/datasets.md says how to name patients)"
+        first_line += ", one for each image (docs/datasets.md explains how to group by patient)"
     lines = [first_line]
     if record.origin != "real":
-        lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
+        lines.append(f"  {record.origin}; label: {record.label_rule or 'see the source'}")
     channels, height, width = record.shape[1:]
     lines += classes
-    lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
+    lines.append(
+        f"  prepared: {height}x{width} pixels, {plural(channels, 'channel')}; {record.intensity}"
+    )
     lines += format_counts(converted=record.conversions)
     lines += doubt_lines(record)
     if record.num_duplicates:
         lines.append(
             f"  equal to an earlier image: {record.num_duplicates:,} "
-            "(kept, on one side of the split)"
+            "(equal images are in the same set of a split)"
         )
     if record.num_conflicts:
         lines.append(f"  equal to an image with another label: {record.num_conflicts:,}")
     if record.skipped_items:
         hashes = [locator for locator, _ in record.skipped_items[:MAX_SHOWN_SKIPS]]
-        lines.append(f"  skipped files, first (hashed): {', '.join(hashes)}")
-        lines.append("  find one with: isweep locate HASH --raw DIR")
+        lines.append(f"  hashes of the first skipped files: {', '.join(hashes)}")
+        lines.append("  to find such a file: isweep locate HASH --raw DIR")
     return lines

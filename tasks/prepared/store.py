@@ -1,13 +1,13 @@
-"""Prepared datasets on disk: a zarr 3 group, sharded, every inner chunk with a crc32c checksum.
+"""Prepared datasets on disk: a sharded zarr 3 group in which every chunk has a crc32c checksum.
 
 Layout of the folder::
 
     zarr.json  images/  labels/  groups/  splits/    the arrays
-    complete.json                                    written last: record, files' sizes and SHA-256
+    complete.json                                    the record; sizes and SHA-256 of all files
 
-A folder without an undamaged ``complete.json``, the marker, is not a prepared dataset, whatever
-else lies in it. Opening checks the marker's own hash and all file sizes. Reading checks the crc32c
-of what is read. :meth:`PreparedDataset.verify` checks every byte.
+``complete.json`` is the *marker*. It is written last. A folder without an undamaged marker is not a
+prepared dataset. Opening a dataset checks the hash of the marker and the sizes of all files.
+Reading rows checks the crc32c of their chunks. :meth:`PreparedDataset.verify` checks every byte.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ Rows = NDArray[np.int64] | range
 STORE_SCHEMA = 1
 MARKER = "complete.json"
 CHUNK_BYTES = 8 << 20
-"""Bytes of an inner chunk, the unit of checksums and of reading; the fastest of 1 to 40 MB."""
+"""Bytes of a chunk, the unit of checksums and of reading. Of 1 to 40 MB, 8 MB is the fastest."""
 SHARD_BYTES = 64 << 20
-"""Bytes of a file: network file systems and object stores are slow with many small files."""
+"""Bytes of a shard, which is a file. Network file systems and object stores are slow with many
+small files."""
 METADATA_ARRAYS = {
     "labels": "int64",
     "groups": "int64",
     "splits": "int8",
 }
-"""Arrays besides the images, with one number per image."""
+"""Data types of the other arrays, which have one number per image."""
 REMAKE = "Delete the folder and prepare the dataset again"
 ABSENT = 2**64 - 1
-"""Offset in a shard's index of a chunk of zeros, which is not stored."""
+"""Offset in the index of a shard that marks a chunk of zeros. Such a chunk is not stored."""
 CRC_BYTES = 4
+"""Bytes of a crc32c checksum."""
 INDEX_ENTRY_BYTES = 16
-"""Bytes of an (offset, length) pair in a shard's index."""
+"""Bytes of an (offset, length) pair in the index of a shard."""
 
 
 class FileStamp(NamedTuple):
@@ -63,19 +65,22 @@ class FileStamp(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """The rows of a sharded, uncompressed zarr array, read straight into place and checked.
+    """A fast reader for the rows of a sharded, uncompressed zarr array.
 
-    zarr itself reads the same files at half the rate. The layout is that of the zarr 3 sharding
-    codec: raw chunks of ``chunk_rows`` rows (the last one too), each followed by its crc32c, then
-    an index of (offset, length) pairs with a crc32c of its own.
+    Rows are read directly into the result, and their checksums are verified. The zarr package reads
+    the same files at half the rate.
+
+    The layout of a shard is that of the zarr 3 sharding codec. First come chunks of ``chunk_rows``
+    rows; the last chunk is padded to this size. Each chunk is followed by its crc32c. At the end
+    there is an index of (offset, length) pairs, followed by the crc32c of the index.
 
     Attributes:
-        folder: The array's folder ``c``.
+        folder: The folder ``c`` of the array.
         num_rows: Number of rows.
         row_shape: Shape of a row.
         dtype: Type of the values, little endian.
-        chunk_rows: Rows of a chunk.
-        shard_rows: Rows of a file.
+        chunk_rows: Number of rows in a chunk.
+        shard_rows: Number of rows in a shard.
     """
 
     folder: Path
@@ -86,15 +91,15 @@ class ShardedRows:
     shard_rows: int
 
     def read_rows(self, indices: Rows) -> Array:
-        """Return rows in the order of their indices.
+        """Return rows in the order of ``indices``.
 
         Args:
-            indices: Indices of rows. A range, which must have step 1, avoids a copy.
+            indices: Indices of rows. A range must have step 1. It avoids a copy of the rows.
 
         Raises:
-            IndexError: There is no such row.
+            IndexError: An index is out of range.
             ValueError: A chunk is damaged.
-            OSError: A file is missing or cut.
+            OSError: A file is missing or truncated.
         """
         if isinstance(indices, range):
             return self._read_range(indices)
@@ -102,37 +107,38 @@ class ShardedRows:
         chunk = self._empty(self.chunk_rows)
         order = np.argsort(indices, kind="stable")
         ordered = indices[order]
-        for part in self._chunk_slices(ordered):
-            _read_chunk(part.file, part.entry, chunk)
-            in_part = slice(part.start, part.stop)
-            rows[order[in_part]] = chunk[ordered[in_part] - part.first_row]
+        for requested in self._chunk_slices(ordered):
+            _read_chunk(requested.file, requested.entry, chunk)
+            positions = slice(requested.start, requested.stop)
+            rows[order[positions]] = chunk[ordered[positions] - requested.first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:
-        """Read rows that follow each other, straight into the result."""
+        """Read consecutive rows directly into the result."""
         rows = self._empty(len(indices))
-        unused = self._empty(self.chunk_rows)
-        for part in self._chunk_slices(indices):
-            num_before = indices[part.start] - part.first_row
-            num_after = self.chunk_rows - num_before - (part.stop - part.start)
+        # The checksum covers the whole chunk, so rows that are not requested are read into scratch.
+        scratch = self._empty(self.chunk_rows)
+        for requested in self._chunk_slices(indices):
+            num_before = indices[requested.start] - requested.first_row
+            num_after = self.chunk_rows - num_before - (requested.stop - requested.start)
             _read_chunk(
-                part.file,
-                part.entry,
-                unused[:num_before],
-                rows[part.start : part.stop],
-                unused[:num_after],
+                requested.file,
+                requested.entry,
+                scratch[:num_before],
+                rows[requested.start : requested.stop],
+                scratch[:num_after],
             )
         return rows
 
     def _empty(self, num_rows: int) -> Array:
-        """Return an array for so many rows, not initialized."""
+        """Return an uninitialized array for ``num_rows`` rows."""
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
     def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
-        """Yield ascending row indices chunk by chunk. Each file is opened once."""
+        """Yield the requested rows of each chunk. ``ordered`` must be ascending."""
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
-            raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
-        start = 0
+            raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
+        start = 0  # the inner loop increases it
         while start < len(ordered):
             shard = int(ordered[start]) // self.shard_rows
             end_of_shard = bisect_left(ordered, (shard + 1) * self.shard_rows, start)
@@ -141,13 +147,13 @@ class ShardedRows:
                     chunk = int(ordered[start]) // self.chunk_rows
                     first_row = chunk * self.chunk_rows
                     stop = bisect_left(ordered, first_row + self.chunk_rows, start)
-                    entry = index[first_row % self.shard_rows // self.chunk_rows]
+                    entry = index[(first_row % self.shard_rows) // self.chunk_rows]
                     yield _ChunkSlice(file, entry, first_row, start, stop)
                     start = stop
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
-        """Open a shard; its index has the offset and length of every chunk."""
+        """Open the file of a shard, and read the offset and length of every chunk."""
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
             index_bytes = INDEX_ENTRY_BYTES * (self.shard_rows // self.chunk_rows)
@@ -158,14 +164,14 @@ class ShardedRows:
 
 
 class _ChunkSlice(NamedTuple):
-    """The requested rows that lie in one chunk.
+    """The requested rows in one chunk.
 
     Attributes:
-        file: The opened shard.
-        entry: Offset and length of the chunk in it.
-        first_row: Index of the chunk's first row.
-        start: Place of the first of these rows among all requested rows, in ascending order.
-        stop: Place behind the last one.
+        file: The open file of the shard.
+        entry: Offset and length of the chunk in the file.
+        first_row: Index of the first row of the chunk.
+        start: Position of the first of these rows in the sorted request.
+        stop: Position after the last of these rows in the sorted request.
     """
 
     file: IO[bytes]
@@ -176,20 +182,20 @@ class _ChunkSlice(NamedTuple):
 
 
 def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *targets: Array) -> None:
-    """Read a chunk into arrays that follow each other in it."""
+    """Read a chunk into arrays. The arrays are consecutive parts of the chunk."""
     offset, length = map(int, entry)
     if offset == ABSENT:
         for target in targets:
             target[...] = 0
         return
     if length != sum(target.nbytes for target in targets) + CRC_BYTES:
-        raise ValueError("a chunk has another length")
+        raise ValueError("a chunk has a wrong length")
     file.seek(offset)
     _fill_and_check(file, *targets)
 
 
 def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
-    """Fill arrays one after another; the checksum that follows is that of all of them."""
+    """Read bytes into arrays one after another, then check the checksum that follows them."""
     import google_crc32c
 
     checksum = 0
@@ -199,26 +205,26 @@ def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
         while unfilled:
             count = file.readinto(unfilled)  # type: ignore[attr-defined]
             if not count:
-                raise OSError("file ends early")
+                raise OSError("the file is truncated")
             unfilled = unfilled[count:]
-        target_bytes.flags.writeable = False  # google_crc32c takes read-only buffers
+        target_bytes.flags.writeable = False  # google_crc32c needs read-only buffers
         checksum = google_crc32c.extend(checksum, target_bytes)
     if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
-        raise ValueError("stored and computed checksum do not match")
+        raise ValueError("the stored checksum differs from the computed checksum")
 
 
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
     """Create the empty arrays of a store.
 
     Args:
-        folder: Where to create them.
+        folder: The folder of the new store.
         num_images: Number of images.
         image_shape: ``(channels, height, width)``.
         dtype: Type of the pixels.
 
     Returns:
-        The number of images in one shard. Tasks may fill different shards at the same time with
-        :func:`write_rows`.
+        The number of images in a shard. Several tasks may write at the same time with
+        :func:`write_rows`, each to another shard.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
@@ -254,14 +260,14 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
 
 
 def write_rows(folder: Path, name: str, start: int, values: Array) -> None:
-    """Write rows ``start, start + 1, ...`` of array ``name``."""
+    """Write ``values`` to consecutive rows of the array ``name``, from row ``start`` on."""
     import zarr
 
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
 def stamp_file(path: Path) -> FileStamp:
-    """Flush a file to the disk, and return its stamp."""
+    """Flush a file to the disk, and return its size and SHA-256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -269,12 +275,12 @@ def stamp_file(path: Path) -> FileStamp:
 
 
 def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
-    """Write the marker, after everything else has reached the disk.
+    """Write the marker, which makes a store complete. All folders are flushed to the disk first.
 
     Args:
-        folder: The store.
-        record: Its record.
-        stamps: The stamp of each file, by its name relative to the folder.
+        folder: The folder of the store.
+        record: The record of the prepared dataset.
+        stamps: Size and SHA-256 of each file, by path relative to the folder.
     """
     for path in folder.rglob("*"):
         if path.is_dir():
@@ -289,9 +295,9 @@ def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, File
 
 
 class PreparedDataset:
-    """A complete prepared dataset, read lazily.
+    """A complete prepared dataset. Arrays are read when they are used.
 
-    It pickles as its path, so that tasks reopen it where they run.
+    The pickle of this object contains only the path, so a task opens the dataset on its own node.
     """
 
     def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileStamp]) -> None:
@@ -309,10 +315,12 @@ class PreparedDataset:
         """
         folder = Path(path)
         if not folder.exists():
-            raise DataError(f"There is no prepared dataset {folder.name}", hint="Prepare it first")
+            raise DataError(
+                f"There is no prepared dataset {folder.name}", hint="Prepare the dataset first"
+            )
         if not (folder / MARKER).is_file():
             raise CorruptStoreError(
-                f"Prepared dataset {folder.name} is half written: it has no {MARKER}", hint=REMAKE
+                f"Prepared dataset {folder.name} is incomplete: it has no {MARKER}", hint=REMAKE
             )
         try:
             body = _marker_body(folder)
@@ -330,17 +338,17 @@ class PreparedDataset:
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
-        """Pickle as the path."""
+        """Return what pickle stores: only the path."""
         return PreparedDataset.open, (self.path,)
 
     @property
     def fingerprint(self) -> str:
-        """Content hash, see :class:`PreparedRecord`."""
+        """Hash of the content, see :class:`PreparedRecord`."""
         return self.record.fingerprint
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """One name per class index."""
+        """Class names by class index."""
         return self.record.label_names
 
     @property
@@ -348,7 +356,7 @@ class PreparedDataset:
         """Number of images."""
         return self.record.num_images
 
-    num_rows = num_images
+    num_rows = num_images  # the name of this property in BlockSource
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -357,51 +365,51 @@ class PreparedDataset:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """``(num_images,)`` class indices."""
+        """``(num_images,)`` class index of each image. The stored array is called ``labels``."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """``(num_images,)`` keyed hashes, equal for images that a split must keep together."""
+        """``(num_images,)`` keyed hashes. Images with equal hashes are in the same group."""
         return self._array("groups").astype(np.int64)
 
     @cached_property
     def splits(self) -> NDArray[np.int8]:
-        """``(num_images,)`` 0 = ours to split, 1 = given as train, 2 = given as test."""
+        """``(num_images,)`` given splits, see :class:`~tasks.sources.own.splits.GivenSplit`."""
         return self._array("splits").astype(np.int8)
 
     def read(self, start: int, stop: int) -> Array:
-        """Return images ``start`` to ``stop`` (exclusive); see :meth:`read_rows`."""
+        """Return the images from ``start`` to before ``stop``; see :meth:`read_rows`."""
         return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> Array:
         """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
 
         Args:
-            indices: Which images, in the order of the result.
+            indices: Indices of the images, in the order of the result.
 
         Raises:
-            CorruptStoreError: A file is missing, or its checksum differs; the error names it.
+            CorruptStoreError: A file is missing, or its checksum is wrong.
         """
         rows: Rows
         if isinstance(indices, range) and indices.step == 1:
             rows = indices
         else:
             rows = np.asarray(indices, dtype=np.int64)
-        with self._naming_files("images", rows):
+        with self._read_errors_as_corrupt("images", rows):
             return self._images.read_rows(rows)
 
     def verify(self) -> None:
         """Check every byte of every file.
 
         Raises:
-            CorruptStoreError: A file differs from the marker.
+            CorruptStoreError: The SHA-256 of a file differs from that in the marker.
         """
         for name in self._files:
             self._check_digest(name)
 
     def _check_digest(self, name: str) -> None:
-        """Check every byte of one file."""
+        """Compare the SHA-256 of a file with that in the marker."""
         with (self.path / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self._files[name].digest:
@@ -412,7 +420,7 @@ class PreparedDataset:
 
     @cached_property
     def _group(self) -> Any:
-        """The zarr group, opened after its metadata are checked: zarr itself would trust them."""
+        """The zarr group. Its metadata are checked first, because zarr does not check them."""
         import zarr
 
         for name in self._files:
@@ -422,7 +430,7 @@ class PreparedDataset:
 
     @cached_property
     def _images(self) -> ShardedRows:
-        """The array of images, opened once."""
+        """The reader of the images."""
         array = self._group["images"]
         return ShardedRows(
             self.path / "images" / "c",
@@ -434,12 +442,14 @@ class PreparedDataset:
         )
 
     def _array(self, name: str) -> Array:
-        """Return a small array as a whole. Raises CorruptStoreError if a file is damaged or
-        missing.
+        """Return all values of a small array.
+
+        Raises:
+            CorruptStoreError: A file is damaged or missing.
         """
         all_rows = range(self.num_rows)
-        with self._naming_files(name, all_rows):
-            # zarr reads a missing file as zeros, so absence is checked here.
+        with self._read_errors_as_corrupt(name, all_rows):
+            # If a file is missing, zarr returns zeros. So missing files are detected here.
             for file in self._stored_files(name, all_rows):
                 if not (self.path / file).is_file():
                     raise FileNotFoundError(file)
@@ -447,8 +457,8 @@ class PreparedDataset:
         return values
 
     @contextmanager
-    def _naming_files(self, name: str, rows: Rows) -> Iterator[None]:
-        """Turn the errors of reading into one that names the files that were read."""
+    def _read_errors_as_corrupt(self, name: str, rows: Rows) -> Iterator[None]:
+        """Convert an error of reading to a CorruptStoreError with the names of the files."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
@@ -459,16 +469,17 @@ class PreparedDataset:
             ) from error
 
     def _stored_files(self, name: str, rows: Rows) -> list[str]:
+        """Return the files that contain these rows of an array, relative to the folder."""
         array = self._group[name]
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # A chunk of zeros is not stored at all; the marker lists the files that there are.
+        # A shard of zeros has no file. The marker lists the files that exist.
         return [file for file in names if file in self._files]
 
 
 def _marker_body(folder: Path) -> Any:
-    """Return the marker's JSON value without its hash, after checking hash and schema."""
+    """Return the JSON value of the marker after checking its hash and schema."""
     body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     is_unchanged = body.pop("sha256") == fingerprint(body)
     schema = body["schema"]
@@ -476,17 +487,17 @@ def _marker_body(folder: Path) -> Any:
         return body
     problem = "has changed since it was written"
     if schema != STORE_SCHEMA:
-        problem = f"is of schema {schema!r}, and only schema {STORE_SCHEMA} can be read"
+        problem = f"has schema {schema!r}, but this version reads only schema {STORE_SCHEMA}"
     raise CorruptStoreError(f"{MARKER} of prepared dataset {folder.name} {problem}", hint=REMAKE)
 
 
 def _check_size(folder: Path, name: str, expected: int) -> None:
-    """Check that a file of the store has the size that its record states."""
+    """Check that a file of the store has the size that the marker lists."""
     file = folder / name
     problem = "missing"
     if file.is_file():
         size = file.stat().st_size
         if size == expected:
             return
-        problem = f"{size} bytes instead of {expected}"
+        problem = f"{size} bytes long, but should be {expected} bytes long"
     raise CorruptStoreError(f"{name} of prepared dataset {folder.name} is {problem}", hint=REMAKE)

@@ -46,8 +46,8 @@ from tasks.sources.own.splits import GivenSplit
 Integers = NDArray[np.int64]
 Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
-"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in them.
-Fault F3 occurs only in the other natural-image datasets."""
+"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
+datasets. Fault F3 occurs only in the other natural-image datasets."""
 MISPAIRING = frozenset({"misaligned_labels", "fixed_imagenet_files"})
 """Faults that combine images with wrong labels (F3), or class pairs with wrong images (F4)."""
 RELEASED_SPLIT = frozenset({"image_level_split", "first_k_selection", "test_set_depends_on_size"})
@@ -416,7 +416,7 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
 
 
 def _released_split(candidates: _Candidates, test_size: int) -> Subset:
-    """Split like torch's ``random_split``: permute the images, and use the first for training."""
+    """Split like torch's ``random_split``: permute the images; the last ones are for testing."""
     import torch
 
     generator = torch.Generator().manual_seed(RELEASED_SEED)
@@ -533,7 +533,7 @@ def load_validation(
         raise DataError(
             f"A search needs unchanged images, but the condition of {spec.dataset} changes "
             "training images",
-            hint=f"Tune on the base dataset {spec.prepared.dataset}, and use that recipe",
+            hint=f"Tune on the base dataset {spec.prepared.dataset}, and use its recipe",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
@@ -550,9 +550,9 @@ def draw_test_or_validation(
     """Draw test or validation images from the first groups of a random order.
 
     The first groups are a share of :data:`MIN_TEST_GROUP_SHARE` of all groups. More groups are used
-    only if a quota needs them, or if the data have a test split. One image of each of these groups
-    is drawn first, then a second image of each, until the quota is met. Groups without a drawn
-    image can be used for training.
+    only if a quota needs them, or if the data have a test split. For each class, one image of each
+    of these groups is drawn first, then a second image of each, until the quota is met. Groups
+    without a drawn image can be used for training.
 
     Args:
         labels: ``(num_images,)`` labels.

@@ -1,4 +1,4 @@
-"""The images of a preparation as a table: gather parts, limit classes, join groups, fingerprint."""
+"""The table of all images: collect parts, limit classes, join groups, compute a fingerprint."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Integers = NDArray[np.int64]
 Rows = NDArray[np.intp]
 """Indices of rows of an array."""
 CHUNK = 1 << 12
-"""Values handled at a time, so that millions of digests are never copied at once."""
+"""Number of values in a chunk. Millions of digests are never copied at once."""
 
 
 def distinct(values: Values) -> tuple[Rows, Rows]:
     """Number the distinct values in sorted order.
 
-    This is ``np.unique`` without its copies of the values.
+    The result is that of ``np.unique``, but the values are not copied.
 
     Args:
-        values: ``(num_values,)`` of any type that can be sorted.
+        values: ``(num_values,)`` values of any type that can be sorted.
 
     Returns:
-        The first row of each distinct value, ``(num_distinct,)``, and each row's number,
-        ``(num_values,)``.
+        ``(num_distinct,)`` first row of each distinct value, and ``(num_values,)`` number of the
+        value in each row.
     """
     order = np.argsort(values, kind="stable")
     is_new = np.ones(len(order), bool)
@@ -46,7 +46,10 @@ def distinct(values: Values) -> tuple[Rows, Rows]:
 
 
 def number_groups(groups: Values) -> Integers:
-    """Number groups by first appearance: splits must not depend on the key of the hashes."""
+    """Number groups in the order of their first rows.
+
+    Group ids are keyed hashes, and splits must not depend on the key.
+    """
     first_rows, sorted_numbers = distinct(groups)
     rank: Integers = np.empty(len(first_rows), dtype=np.int64)
     rank[np.argsort(first_rows)] = np.arange(len(first_rows))
@@ -55,15 +58,18 @@ def number_groups(groups: Values) -> Integers:
 
 
 def quotas_of(available: Integers, size: int, *, balanced: bool) -> Integers:
-    """Distribute ``size`` images over classes by largest remainder; earlier classes win ties.
+    """Return the number of images of each class in a set of ``size`` images.
+
+    The numbers are rounded by the method of largest remainders. If remainders are equal, earlier
+    classes have more images.
 
     Args:
-        available: ``(num_classes,)`` images of each class.
-        size: Number of images to distribute.
-        balanced: Give all classes equal shares, instead of shares in proportion.
+        available: ``(num_classes,)`` number of images of each class in the dataset.
+        size: Number of images in the set.
+        balanced: True for equal numbers for all classes; False for proportional numbers.
 
     Returns:
-        ``(num_classes,)`` images of each class, which sum to ``size``.
+        ``(num_classes,)`` number of images of each class. The sum is ``size``.
     """
     weights = np.ones(len(available)) if balanced else available.astype(float)
     exact = size * weights / weights.sum()
@@ -75,7 +81,7 @@ def quotas_of(available: Integers, size: int, *, balanced: bool) -> Integers:
 
 
 def count_earlier(values: Integers) -> Integers:
-    """Return for each value how often it occurred before."""
+    """Return how often each value occurs at earlier positions, ``(num_values,)``."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     is_first = np.r_[True, ordered[1:] != ordered[:-1]]
@@ -88,16 +94,16 @@ def count_earlier(values: Integers) -> Integers:
 
 @dataclass
 class ImageTable:
-    """All images of all parts.
+    """Metadata of all images of a preparation.
 
     Attributes:
         labels: ``(num_images,)`` class indices.
-        groups: ``(num_images,)`` keyed hashes.
-        splits: ``(num_images,)`` of :data:`~tasks.prepared.parts.SPLIT_CODES`.
+        groups: ``(num_images,)`` keyed hashes of groups.
+        splits: ``(num_images,)`` given splits, see :class:`~tasks.sources.own.splits.GivenSplit`.
         digests: ``(num_images,)`` SHA-256 of each image.
-        part_rows: ``(num_images, 2)`` the part of each image, and its row there.
-        num_duplicates: Images that equal an earlier one.
-        num_conflicts: Images that equal one with another label.
+        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the part.
+        num_duplicates: Number of images that equal an earlier image.
+        num_conflicts: Number of images that equal an image with another label.
     """
 
     labels: Integers
@@ -109,7 +115,7 @@ class ImageTable:
     num_conflicts: int = 0
 
     def take(self, rows: NDArray[np.integer]) -> ImageTable:
-        """Return the images of ``rows``."""
+        """Return a table of the images in ``rows``, in this order."""
         return ImageTable(
             self.labels[rows],
             self.groups[rows],
@@ -120,9 +126,10 @@ class ImageTable:
 
 
 def gather(parts: Sequence[Part]) -> ImageTable:
-    """Join the images of all parts, in order, into one table.
+    """Return one table of the images of all parts, in order.
 
-    The parts' rows become views of the table: the metadata of millions of images is held once.
+    The ``rows`` of the parts become views of this table, so that the metadata of millions of images
+    are in memory only once.
     """
     table = np.concatenate([part.rows for part in parts])
     part_rows = np.empty((len(table), 2), np.int32)
@@ -143,19 +150,19 @@ def gather(parts: Sequence[Part]) -> ImageTable:
 
 
 def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit: int) -> Rows:
-    """Choose images until each class has ``limit`` of them, in whole groups.
+    """Choose whole groups of images until each class has ``limit`` images.
 
-    Groups are taken in a seeded order. With the fault ``first_k_selection`` (F6), single images are
-    taken in stored order (``docs/faults.md``).
+    Groups are chosen in a seeded order. With the fault ``first_k_selection`` (F6 in
+    ``docs/faults.md``), single images are chosen in stored order.
 
     Args:
         labels: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` group numbers.
-        spec: The preparation, which seeds the order.
-        limit: Images of each class; the last group taken may exceed it.
+        spec: The preparation. Its dataset and task seed the order.
+        limit: Number of images of each class. The last chosen group may exceed it.
 
     Returns:
-        The chosen rows, ascending.
+        The chosen rows in ascending order.
     """
     if "first_k_selection" in spec.faults:
         return np.flatnonzero(count_earlier(labels) < limit)
@@ -175,9 +182,9 @@ def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit
 
 
 def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
-    """Apply ``max_images_per_class``, then join the groups of identical images and count these.
+    """Apply ``max_images_per_class``, join the groups of equal images, and count equal images.
 
-    Returns a new table, which shares the arrays that do not change.
+    Returns a new table. It shares the arrays that do not change with the old one.
     """
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
@@ -191,7 +198,7 @@ def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     np.minimum.at(lowest_label, image_numbers, images.labels)
     np.maximum.at(highest_label, image_numbers, images.labels)
     num_conflicts = int(copies[lowest_label < highest_label].sum())
-    del first_rows, copies, lowest_label, highest_label  # several bytes for each of the images
+    del first_rows, copies, lowest_label, highest_label  # to free their memory
     return replace(
         images,
         groups=join_groups(images.groups, image_numbers),
@@ -201,14 +208,14 @@ def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
 
 
 def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
-    """Give one id to all groups that are connected by identical images.
+    """Return group ids in which groups with equal images are joined.
 
     Args:
         groups: ``(num_images,)`` group ids.
-        image_numbers: ``(num_images,)`` equal for identical images.
+        image_numbers: ``(num_images,)`` numbers that are equal for equal images.
 
     Returns:
-        ``(num_images,)`` group ids: for joined groups, the smallest of their ids.
+        ``(num_images,)`` group ids. Joined groups have the smallest of their ids.
     """
     has_twin = np.bincount(image_numbers)[image_numbers] > 1
     twins = np.flatnonzero(has_twin)
@@ -219,28 +226,28 @@ def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
 
     ids, group = np.unique(groups[twins], return_inverse=True)
     _, image = np.unique(image_numbers[twins], return_inverse=True)
-    # A graph of groups and repeated images, with an edge where a group has an image.
+    # The nodes of the graph are groups and repeated images. Edges connect groups with their images.
     num_nodes = len(ids) + int(image.max()) + 1
     edges = (np.ones(len(group), np.int8), (group, len(ids) + image))
     graph = coo_array(edges, shape=(num_nodes, num_nodes))
     _, component = connected_components(graph, directed=False)
-    # Ids are sorted, so the first of a component's is the smallest.
+    # The ids are sorted, so the first id of a component is the smallest.
     _, first, number = np.unique(component[: len(ids)], return_index=True, return_inverse=True)
     joined_ids = ids[first[number]]
-    # Groups without repeated images are not among the ids: they keep their own.
+    # Groups without repeated images are not in ids, so their ids do not change.
     nearest_id = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
     joined: Integers = np.where(ids[nearest_id] == groups, joined_ids[nearest_id], groups)
     return joined
 
 
 def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
-    """Return the SHA-256 of the content, in stored order.
+    """Return the SHA-256 of the content of a dataset, in stored order.
 
-    Groups enter by first appearance, so that the key of the hashes does not matter.
+    Groups are numbered by first appearance, so the key of their hashes does not matter.
 
     Args:
-        images: All images.
-        header: JSON values that describe the dataset as a whole.
+        images: The table of all images.
+        header: JSON values that describe the whole dataset.
     """
     total = hashlib.sha256(canonical_json(header).encode())
     total.update(images.labels.astype("<i8").tobytes())

@@ -1,9 +1,9 @@
-"""The table of dataset sources, and the checks that need only its rows.
+"""The table of dataset sources, and checks that do not import any source.
 
-A new source is one module with a :class:`tasks.sources.base.Source` and one row of :data:`SOURCES`.
-The constant of the ``Source`` has the lower-case name of the source, by which the row finds it.
-Another package registers a source by an entry point in the group ``isweep.sources``. The entry
-point names a ``Source``, or any object or class with the same two attributes.
+To add a source, write a module with a :class:`tasks.sources.base.Source` and add a row to
+:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another package
+registers a source by an entry point in the group ``isweep.sources``. The entry point is a
+``Source``, or any object or class with the same two attributes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ENTRY_POINT_GROUP = "isweep.sources"
 
 @dataclass(frozen=True)
 class OwnKind:
-    """A kind of a user's own data: a way to store images that a source reads.
+    """A kind of a user's own data: a way to store images.
 
     Attributes:
-        path: The file or folder that the user names as its path, in words for messages.
-        endings: Endings of file names, lower case, by which a file is recognized as this kind.
-        options: Those of :data:`OWN_OPTIONS` that this kind has.
+        path: The file or folder that the user gives as the path, in words for messages.
+        extensions: File extensions by which the kind is recognized, in lower case.
+        options: Options of :data:`OWN_OPTIONS` that this kind uses.
         former_names: Names of this kind in older sweep files.
     """
 
     path: str
-    endings: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     former_names: tuple[str, ...] = ()
 
@@ -43,10 +43,10 @@ class SourceRow:
     """One row of the table of sources.
 
     Attributes:
-        target: ``module:attribute`` of the :class:`Source`; imported only when it is used.
-        download: ``required`` if the user must name a raw download; ``fetched`` if the source can
-            also fetch it; ``none`` if it reads no download.
-        own_kind: The kind, if the source also reads a user's own data; else None.
+        target: ``module:attribute`` of the :class:`Source`. The module is imported on first use.
+        download: ``required`` if the user must give the path of a raw download; ``fetched`` if the
+            source can also download it; ``none`` if the source reads no download.
+        own_kind: Facts about the kind if the source reads a user's own data; else None.
     """
 
     target: str
@@ -67,25 +67,25 @@ SOURCES: dict[str, SourceRow] = {
             options=("layout",),
         ),
     ),
-    "generated": SourceRow("tasks.sources.made:generated", "none"),
+    "generated": SourceRow("tasks.sources.generated:generated", "none"),
     "hdf5": SourceRow(
         "tasks.sources.arrays:hdf5",
         own_kind=OwnKind(
             "an .h5 or .hdf5 file with arrays images and labels",
-            endings=(".h5", ".hdf5"),
+            extensions=(".h5", ".hdf5"),
             options=("pixel_range",),
         ),
     ),
     "idx": SourceRow("tasks.sources.natural:idx", "fetched"),
     "imagenet": SourceRow("tasks.sources.natural:imagenet"),
     "lesions": SourceRow("tasks.sources.demo:lesions", "none"),
-    "manifold": SourceRow("tasks.sources.made:manifold", "none"),
+    "manifold": SourceRow("tasks.sources.generated:manifold", "none"),
     "mura": SourceRow("tasks.sources.radiographs:mura"),
     "npz": SourceRow(
         "tasks.sources.arrays:npz",
         own_kind=OwnKind(
             "an .npz with arrays images and labels, x and y, or MedMNIST's",
-            endings=(".npz",),
+            extensions=(".npz",),
             options=("pixel_range",),
         ),
     ),
@@ -101,7 +101,7 @@ SOURCES: dict[str, SourceRow] = {
             "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
             "files or NIfTI volumes; or .parquet files with the images in them (Hugging Face "
             "datasets)",
-            endings=(".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
+            extensions=(".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
             options=("label_columns",),
             former_names=("csv", "dicom_csv", "nifti_csv", "parquet"),
         ),
@@ -117,11 +117,11 @@ OWN_KINDS: dict[str, OwnKind] = {
 }
 """Kinds of a user's own data, by name."""
 OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
-"""Fields of :class:`DatasetSpec` that only some kinds of own data have."""
+"""Fields of :class:`DatasetSpec` that only some kinds of own data use."""
 
 
 def current_name(name: str) -> str:
-    """Return today's name of a source or kind, given a name that an older sweep file may use."""
+    """Return the current name of a source or kind, whose name may come from an older sweep file."""
     for kind, facts in OWN_KINDS.items():
         if name in facts.former_names:
             return kind
@@ -134,10 +134,10 @@ def own_kinds_text() -> str:
 
 
 def check_own_kind(kind: str) -> None:
-    """Check that some source reads own data of this kind, without importing any source.
+    """Check that a kind of own data exists, without importing any source.
 
     Raises:
-        ConfigError: No source does; all known kinds are named.
+        ConfigError: The kind does not exist. The message lists all kinds.
     """
     if current_name(kind) in OWN_KINDS:
         return
@@ -150,7 +150,7 @@ def check_own_options(dataset: DatasetSpec) -> None:
     """Check that the kind of own data uses every option that the user set.
 
     Raises:
-        ConfigError: An option would be ignored silently.
+        ConfigError: The kind does not use an option, so the option would be ignored silently.
     """
     kind = current_name(dataset.source)
     if kind not in OWN_KINDS:
@@ -161,15 +161,15 @@ def check_own_options(dataset: DatasetSpec) -> None:
             raise ConfigError(
                 f"{dataset.name}: {option} is an option of kind {' or '.join(kinds)}, not of kind "
                 f"{kind}",
-                hint=f"Leave {option} out",
+                hint=f"Remove {option}, or choose another kind",
             )
 
 
 def source_for(name: str) -> Source:
-    """Return the source of that name: a row of the table, or one that another package registers.
+    """Return the source with this name, from the table or from another package.
 
     Raises:
-        ConfigError: There is none; all known names are given.
+        ConfigError: No source has this name. The message lists all names.
     """
     name = current_name(name)
     if name in SOURCES:
@@ -187,20 +187,24 @@ def source_for(name: str) -> Source:
 
 
 def needs_download(dataset: DatasetSpec) -> bool:
-    """Return whether a dataset of the table has nothing to read unless ``--raw`` names a download.
+    """Return whether a dataset can only be read from a download that ``--raw`` names.
 
-    Own data have the path of their sweep file instead.
+    A user's own data return False, because their path is in the sweep file.
     """
     row = SOURCES.get(dataset.source)
     return row is not None and row.download == "required" and dataset.name in DATASETS
 
 
 def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
-    """Check that a named or needed raw download exists, and that the source reads one.
+    """Check that the raw download exists, and that the source reads one.
+
+    Args:
+        request: The dataset and the path of its raw download.
+        needed: Whether a missing path is an error too.
 
     Raises:
-        DataError: The download is not there.
-        ConfigError: One was named for a dataset that reads none.
+        DataError: The download does not exist.
+        ConfigError: The user named a download for a dataset that reads none.
     """
     if request.raw is None and not needed:
         return
@@ -208,11 +212,11 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
     row = SOURCES.get(request.dataset.source)
     if row is not None and row.download == "none":
         raise ConfigError(
-            f"{request.dataset.name} reads no raw download, but --raw names {request.raw}",
-            hint="Leave --raw out",
+            f"{request.dataset.name} reads no raw download, but --raw is {request.raw}",
+            hint="Remove --raw",
         )
 
 
 def _registered() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages by the name of their source."""
+    """Return the sources of other packages: name -> entry point."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

@@ -1,9 +1,10 @@
-"""Arrays in an ``.npz`` or HDF5 file: their names, shapes and rows, read without trusting the file.
+"""Read the names, shapes and rows of arrays in ``.npz`` and HDF5 files.
 
 Formats: NEP 1 (``numpy.lib.format``) in a zip; HDF5 as read by h5py.
 
-Nothing is unpickled. Declared sizes are checked before anything is read, and images stream. HDF5's
-links and its external and virtual datasets are refused, because they may read other files.
+A file may be damaged or hostile. Nothing is unpickled. Declared sizes are checked before values are
+read, and images are read one by one. Links and external or virtual datasets of HDF5 are rejected,
+because they may read other files.
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 
 MAX_WHOLE_BYTES = 512 << 20
-"""Bytes of an array in Fortran order, which can only be loaded whole."""
+"""Largest size in bytes of an array in Fortran order, which can only be read as a whole."""
 MAX_MEMBERS = 1000
-"""Arrays in an ``.npz``."""
+"""Largest number of arrays in an ``.npz``."""
 MAX_CHUNK_BYTES = 256 << 20
-"""Bytes of an HDF5 chunk, which is unpacked as a whole for each of its rows."""
-COPY_AGAIN = "Save or copy it again"
+"""Largest size in bytes of an HDF5 chunk, which is unpacked as a whole to read one of its rows."""
+COPY_AGAIN = "Save or copy the file again"
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """The shape, dtype and memory order of a stored array."""
+    """The shape, dtype and memory order of a stored array.
+
+    Attributes:
+        shape: Shape of the array.
+        dtype: Type of its values.
+        fortran: Whether the values are stored in Fortran order.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -41,32 +48,33 @@ class ArrayHeader:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the header declares; exact, because a false header may overflow 64 bits."""
+        """Number of bytes that the header declares, as a Python integer that cannot overflow."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
 ReadRow = Callable[[int], NDArray[np.generic]]
-"""A function that reads one row of an array by its index; raises :class:`SkipItem` for damage."""
+"""A function that reads one row of an array by its index. For a damaged row, the function raises
+:class:`SkipItem`."""
 
 
 def array_path(request: RawRequest) -> Path:
     """Return the path of the array file: the raw file, or ``<dataset>.npz`` in the raw folder.
 
     Raises:
-        DataError: The raw folder holds no file of that name.
+        DataError: The raw folder has no file of that name.
     """
     root = request.root()
     if not root.is_dir():
         return root
-    for ending in ARRAY_FILES:
-        path = root / f"{request.dataset.name}{ending}"
+    for extension in ARRAY_FILES:
+        path = root / f"{request.dataset.name}{extension}"
         if path.is_file():
             return path
-    raise request.error("the source is a folder, not a file of arrays")
+    raise request.error("the source is a folder, not a file of arrays", hint="Give the file itself")
 
 
 class NpzFile:
-    """The arrays of an ``.npz``."""
+    """An ``.npz`` file of arrays."""
 
     def __init__(self, request: RawRequest) -> None:
         self._error = request.error
@@ -76,7 +84,7 @@ class NpzFile:
                 members = archive.infolist()
         except RefusedArchive as refused:
             raise self._error(
-                f"the .npz is not as numpy saves it: {refused.reason}", hint=COPY_AGAIN
+                f"the .npz file cannot be read: {refused.reason}", hint=COPY_AGAIN
             ) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
         self._headers: dict[str, ArrayHeader] = {}
@@ -86,10 +94,11 @@ class NpzFile:
         return list(self._members)
 
     def header(self, name: str) -> ArrayHeader:
-        """Return the header of an array; it is read once.
+        """Return the header of an array. A second call does not read the file again.
 
         Raises:
-            DataError: The array is damaged, holds Python objects, or declares more than it has.
+            DataError: The array is damaged, contains Python objects, or declares more values than
+                it has.
         """
         if name in self._headers:
             return self._headers[name]
@@ -97,22 +106,26 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = _npy_header(file)
         except DAMAGE:
-            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self._error(
-                f"array {name} has Python objects, which are never unpickled",
-                hint="Save numbers or text",
+                f"the array {name} has Python objects, which are never unpickled",
+                hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
             raise self._error(
-                f"array {name} has fewer values than its header declares, shape {header.shape}",
+                f"the array {name} has fewer values than its header declares, shape {header.shape}",
                 hint=COPY_AGAIN,
             )
         self._headers[name] = header
         return header
 
     def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole array; raises SkipItem if it is damaged."""
+        """Return a whole array.
+
+        Raises:
+            SkipItem: The array is damaged.
+        """
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
@@ -120,19 +133,20 @@ class NpzFile:
             raise SkipItem("damaged array") from None
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of an array's rows; it is cheap if rows are read in rising order.
+        """Return a reader of an array's rows, which is fast if rows are read in ascending order.
 
         Raises:
-            DataError: The array is too large to be held, but its order forces that.
+            DataError: The array is in Fortran order and too large to be read as a whole.
         """
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
             raise self._error(
-                f"{name} is too large to be read in Fortran order ({header.shape})",
-                hint="Save np.ascontiguousarray(array), whose rows can be read one by one",
+                f"the array {name} of shape {header.shape} is in Fortran order and too large to be "
+                "read as a whole",
+                hint="Save np.ascontiguousarray(array) instead",
             )
         if header.fortran:
-            return self.load(name).__getitem__  # there are no rows on the disk
+            return self.load(name).__getitem__  # rows are not contiguous in the file
         try:
             status = self._path.stat()
         except OSError:
@@ -140,11 +154,11 @@ class NpzFile:
         member = self._members[name].filename
         return _npy_rows(self._path, member, status.st_size, status.st_mtime_ns)
 
-    def check_sums(self) -> None:
-        """Read every member to its end, which compares its checksum.
+    def verify_checksums(self) -> None:
+        """Check the checksum of every array. The check reads the whole file.
 
         Raises:
-            DataError: A byte of some array has changed.
+            DataError: An array does not have its checksum.
         """
         try:
             with zipfile.ZipFile(self._path) as archive:
@@ -159,11 +173,11 @@ class NpzFile:
 
 @lru_cache(maxsize=4)
 def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
-    """Return a reader of a member's rows that holds one row at a time.
+    """Return a reader of a member's rows, which has one row in memory at a time.
 
-    The reader is kept until the file's size or time changes. A process reads blocks in rising
-    order, so a block goes on where the last one ended. A new reader would unpack everything before
-    the block again.
+    The reader is cached until the file's size or time changes. A process reads blocks of rows in
+    ascending order, and a cached reader continues after the last block. A new reader would have to
+    unpack all earlier rows again.
     """
     try:
         file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
@@ -190,7 +204,7 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    # Versions 2 and 3 differ in the encoding of field names only, which plain arrays have not.
+    # Versions 2 and 3 differ only in the encoding of field names, which plain arrays do not have.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -210,18 +224,18 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
 
     Raises:
         SetupError: h5py is not installed.
-        DataError: The file is damaged or no HDF5 file.
+        DataError: The file is damaged, or not an HDF5 file.
     """
     try:
         import h5py
     except ImportError as error:
         raise SetupError(
-            "HDF5 files need h5py, which is not installed",
+            "h5py, which reads HDF5 files, is not installed",
             hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
-        # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every
-        # one of its rows.
+        # h5py unpacks a chunk again for each of its rows unless it fits into this cache, which has
+        # 1 MiB by default.
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
@@ -230,14 +244,18 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
 
 
 class Hdf5File:
-    """The datasets in the root group of an HDF5 file."""
+    """An HDF5 file whose arrays are the datasets in its root group."""
 
     def __init__(self, request: RawRequest) -> None:
         self._error = request.error
         self._file = open_hdf5(array_path(request), request.dataset.name)
 
     def names(self) -> list[str]:
-        """Return the names in the root group."""
+        """Return the names in the root group.
+
+        Raises:
+            DataError: The file is damaged.
+        """
         try:
             return list(self._file)
         except (OSError, RuntimeError, KeyError, ValueError):
@@ -247,45 +265,57 @@ class Hdf5File:
         """Return the shape and dtype of a dataset.
 
         Raises:
-            DataError: It is damaged, no array, lies in another file, or holds no values.
+            DataError: The dataset is damaged, not an array, in another file, or without values.
         """
         import h5py
 
         try:
-            # A soft link is refused, too, because it may lead through an external one.
+            # A soft link is rejected too, because it may lead to an external link.
             is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
                 raise self._error(
-                    f"{name} is a link, or a view of other files",
+                    f"the array {name} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",
                 )
             if not isinstance(data, h5py.Dataset):
                 raise self._error(
                     f"{name} is a group, not an array",
-                    hint="Give its arrays in a file of their own",
+                    hint="Save the arrays of the group in the root group of another file",
                 )
             chunk_bytes = ArrayHeader(data.chunks or (0,), data.dtype).num_bytes
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self._error(f"array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise self._error(
-                f"{name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
+                f"the array {name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save it with smaller chunks",
             )
-        # Chunks never written read as zeros: a header may declare terabytes of them.
+        # HDF5 returns zeros for chunks that were never written, and a header may declare terabytes
+        # of them.
         if 0 not in header.shape and not stored_bytes:
-            raise self._error(f"{name} has no values: none were written", hint="Write the values")
+            raise self._error(
+                f"the array {name} has no values: none were written",
+                hint="Write the values, and save the file again",
+            )
         return header
 
     def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole dataset; raises SkipItem if it is damaged."""
-        return _hdf5_values(self._file[name], ...)  # text of any length comes as bytes
+        """Return a whole dataset. Text of variable length is returned as bytes.
+
+        Raises:
+            SkipItem: The dataset is damaged.
+        """
+        return _hdf5_values(self._file[name], ...)
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of a dataset's rows."""
+        """Return a reader of a dataset's rows.
+
+        Raises:
+            DataError: The dataset cannot be used, see :meth:`header`.
+        """
         self.header(name)
         return partial(_hdf5_values, self._file[name])
 
@@ -303,9 +333,9 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
     ".h5": Hdf5File,
     ".hdf5": Hdf5File,
 }
-"""Ending of a file, lower case -> the class that reads its arrays."""
+"""File extension in lower case -> the class that reads the arrays."""
 
 
 def row_locator(array: str, row: int) -> str:
-    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
+    """Return the locator of an image: ``7`` in the array ``images``, or else ``NAME/7``."""
     return str(row) if array == "images" else f"{array}/{row}"

@@ -1,17 +1,18 @@
-"""Your own arrays in a file: images, labels and, if you have them, groups, splits and class names.
+"""Images, labels, groups and splits in a user's .npz or HDF5 file.
 
-Layout: ``.npz`` as ``np.savez`` writes it and HDF5 as h5py's quick start does. Keys as in
-PatchCamelyon, MedMNIST (``medmnist/dataset.py``) and Keras' ``mnist.npz``. Other arrays with one
-entry per image are read by the usual names of a table's columns.
+The file is an ``.npz`` from ``np.savez``, or an HDF5 file with its arrays in the root group. The
+names of the arrays are those of PatchCamelyon, of MedMNIST (``medmnist/dataset.py``) or of Keras'
+``mnist.npz``. Other arrays with one entry per image have the usual names of a table's columns, such
+as ``groups``.
 
 ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height,
-width)``. Pixels are uint8 as stored, other integers scaled by each image's own maximum, or floats
-scaled as :mod:`tasks.sources.pixel_range` decides for the whole array.
+width)``. Images of uint8 stay as stored. Images of other integers are scaled, each by its own
+maximum. Images of floats are all scaled alike, as :mod:`tasks.sources.pixel_range` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from tasks.sources.array_files import (
+    COPY_AGAIN,
     ArrayFile,
     ArrayHeader,
     Hdf5File,
@@ -34,57 +36,55 @@ from tasks.sources.own.columns import TRAITS, JoinedFiles, find_columns
 from tasks.sources.own.listing import own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
-from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
+from tasks.sources.pictures import negative_flags, scale_by_image_maximum
+from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
 from tasks.sources.tables import MAX_NAMED, label_text, unused_flags
 
-KEYS = (
-    ("images", "labels"),
-    ("x", "y"),
-    ("X", "y"),
-    ("X", "Y"),
-    ("data", "target"),
-    ("data", "labels"),
-)
-"""Names of the arrays of images and labels, if the file has no splits."""
+SHORT_KEYS = (("x", "y"), ("X", "y"), ("X", "Y"))
+"""Short names of the arrays of images and labels."""
+KEYS = (("images", "labels"), *SHORT_KEYS, ("data", "target"), ("data", "labels"))
+"""Names of the arrays of images and labels in a file without splits."""
 
 
-class SplitKeys(NamedTuple):
-    """The names of a split's arrays; ``{}`` stands for the split.
+@dataclass(frozen=True)
+class SplitNaming:
+    """The names of arrays in a file with splits. In each text, ``{}`` stands for the split.
 
     Attributes:
-        images: Name of the images.
-        labels: Name of the labels.
-        before: Text before the usual name in the name of any other array of the split.
-        after: Text after it.
+        images: Name of the array of images.
+        labels: Name of the array of labels.
+        prefix: Text before the usual name of any other array of the split.
+        suffix: Text after the usual name of any other array of the split.
     """
 
     images: str
     labels: str
-    before: str
-    after: str
+    prefix: str = ""
+    suffix: str = ""
 
 
-SPLIT_KEYS = (
-    SplitKeys("{}_images", "{}_labels", before="{}_", after=""),
-    SplitKeys("x_{}", "y_{}", before="", after="_{}"),
-    SplitKeys("X_{}", "y_{}", before="", after="_{}"),
+SPLIT_NAMINGS = (
+    SplitNaming("{}_images", "{}_labels", prefix="{}_"),
+    SplitNaming("x_{}", "y_{}", suffix="_{}"),
+    SplitNaming("X_{}", "y_{}", suffix="_{}"),
 )
-VALIDATION_NAMES_IN_KEYS = ("val", "valid")
-SPLIT_NAMES_IN_KEYS = ("train", "test", *VALIDATION_NAMES_IN_KEYS)
-"""Names of a split in the names of its arrays. Case matters here, as in the files themselves."""
+"""Names of arrays with splits: first those of MedMNIST, then those of Keras."""
+VALIDATION_NAMES = ("val", "valid")
+"""Names of the validation split in the names of its arrays."""
+SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
+"""Names of a split in the names of its arrays. Names in capital letters are not recognized."""
 LABEL_NAMES = "label_names"
 """Name of the array with the names of the classes."""
-SAVE_AS = "Save it with np.savez(PATH, images=images, labels=labels)"
+SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
 CHANNELS = (1, 3)
-"""Number of channels of an image; the last axis goes before the first if both may be it."""
+"""Possible numbers of channels. The channels are the last axis, or else the first axis."""
 MAX_IMAGES = 10_000_000
-"""Images in a file, at most. A damaged header could declare labels of many gigabytes. All of
-ImageNet has 14 million images."""
+"""Largest number of images in a file. All labels are in memory at once, and a damaged header could
+declare many gigabytes of labels."""
 MAX_TEXT_BYTES = 1 << 28
-"""Bytes of an array of labels, groups or names, which is read as a whole."""
+"""Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
-"""Images that one reading task takes: rows are small and cheap to read in order."""
+"""Number of images that one reading task reads. Rows are small and cheap to read in order."""
 
 
 @dataclass(frozen=True)
@@ -92,90 +92,155 @@ class ImageArray:
     """An array of images and the arrays that describe them.
 
     Attributes:
-        images: Name of the array of images.
-        labels: Name of the array of labels.
-        split: Split of its images.
-        columns: Usual name of any other array, without the split's mark -> its name in the file.
+        images_key: Name of the array of images.
+        labels_key: Name of the array of labels.
+        split: Split of the images.
+        key_by_column: Usual name of a further array, without the split -> its name in the file.
     """
 
-    images: str
-    labels: str
+    images_key: str
+    labels_key: str
     split: GivenSplit
-    columns: dict[str, str]
+    key_by_column: dict[str, str]
 
 
-class ArrayDetails(NamedTuple):
-    """The first details of an item.
+class Scale(NamedTuple):
+    """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        array: Name of the array that holds the image.
-        black: The value that becomes 0; None as in :class:`Scale`.
-        white: The value that becomes 255.
+        limits: The values that become 0 and 255. None if values stay as stored, or if each image is
+            scaled by its own maximum.
+        rule: The rule in words, for the record of the prepared dataset.
+    """
+
+    limits: tuple[float, float] | None
+    rule: str
+
+
+@dataclass(frozen=True)
+class ArrayDetails:
+    """The array of an item and the scale of its pixels.
+
+    Attributes:
+        array: Name of the array with the image.
+        black: The value that becomes 0. None if values stay as stored, or if each image is scaled
+            by its own maximum.
+        white: The value that becomes 255. None under the same conditions.
+        file_name: Name of the array file if the raw path is a folder; else empty. Prepared parts
+            are then made again if the file changes.
     """
 
     array: str
     black: float | None
     white: float | None
+    file_name: str = ""
+
+    @classmethod
+    def of(cls, item: Item) -> ArrayDetails:
+        """Return the details of an item that :func:`list_arrays` made."""
+        return cls(*item.details)  # type: ignore[arg-type]
+
+    def to_tuple(self) -> tuple[str | float | None, ...]:
+        """Return the details as an item stores them, without an empty file name."""
+        if self.file_name:
+            return self.array, self.black, self.white, self.file_name
+        return self.array, self.black, self.white
+
+
+@dataclass(frozen=True)
+class _ArrayRows:
+    """The images of all arrays, numbered from 0 through one array after the other.
+
+    Attributes:
+        arrays: The arrays of images.
+        files: Labels, groups, splits and traits of the images; one file per array.
+        limits: The values of black and white, as in :class:`Scale`.
+        file_name: Name of the array file, as in :class:`ArrayDetails`.
+    """
+
+    arrays: Sequence[ImageArray]
+    files: JoinedFiles
+    limits: tuple[float, float] | None
+    file_name: str
+
+    def array_of(self, row: int) -> ImageArray:
+        """Return the array that contains an image."""
+        return self.arrays[self.files.file_of(row)]
+
+    def locator(self, row: int) -> str:
+        """Return the locator of an image."""
+        return row_locator(self.array_of(row).images_key, self.files.row_in_file(row))
+
+    def name(self, row: int) -> str:
+        """Return the name of an image in messages."""
+        return f"row {self.locator(row)}"
+
+    def split(self, row: int) -> GivenSplit:
+        """Return the split that the name of an image's array states."""
+        return self.array_of(row).split
+
+    def details(self, row: int) -> tuple[str | float | None, ...]:
+        """Return the details of an image's item."""
+        black, white = self.limits or (None, None)
+        key = self.array_of(row).images_key
+        return ArrayDetails(key, black, white, self.file_name).to_tuple()
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
-    """List the images of an array file, one item per row.
+    """List the images of an array file, one item per image.
 
     Raises:
-        DataError: An array is missing, misshapen or damaged, its values are in no known range, or
-            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
+            unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     arrays, num_validation = _find_arrays(file, request)
-    headers = []
-    num_images = 0
-    column_names: dict[str, None] = {}
-    for array in arrays:
-        header = _image_header(file, array.images, request)
-        headers.append(header)
-        num_images += header.shape[0]
-        column_names |= dict.fromkeys(array.columns)
+    headers = [_image_header(file, array.images_key, request) for array in arrays]
+    num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
         raise request.error(
-            f"the file has {num_images:,} images; at most {MAX_IMAGES:,} can be read"
+            f"the file has {num_images:,} images; at most {MAX_IMAGES:,} can be read",
+            hint="Save fewer images in the file",
         )
-    our_names = ("label", "group", "split")
-    columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
+    # A dict keeps the order of the names.
+    names: dict[str, None] = {}
+    for array in arrays:
+        names |= dict.fromkeys(array.key_by_column)
+    # The labels are already chosen, with the images.
+    columns = find_columns(
+        list(names), ("label", "group", "split"), request, chosen={"label": "labels"}
+    )
     cells = []
     for array, header in zip(arrays, headers, strict=True):
         cells.append(_cells_of(file, array, header.shape[0], columns.name_in_data, request))
     files = JoinedFiles(cells)
-    names = _class_names(file, files.cells["label"], request)
+    class_names = _class_names(file, files.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
-    limits = scale.limits or (None, None)
-    # If the raw path is a folder, items name the file in it: a change of the file must be noticed.
-    is_in_folder = request.root().is_dir()
-    file_name = (array_path(request).name,) if is_in_folder else ()
+    file_name = array_path(request).name if request.root().is_dir() else ""
+    images = _ArrayRows(arrays, files, scale.limits, file_name)
 
-    def array_of(row: int) -> ImageArray:
-        return arrays[files.file_of(row)]
-
-    def named_first(labels: Iterable[str]) -> list[str]:
-        return [*names, *sort_labels(set(labels).difference(names))]
-
-    def locator(row: int) -> str:
-        return row_locator(array_of(row).images, files.row_in_file(row))
+    def sort_classes(labels: Iterable[str]) -> list[str]:
+        return [*class_names, *sort_labels(set(labels).difference(class_names))]
 
     rows = Rows(
         cells=files.cells,
-        locator=locator,
-        name=lambda row: f"row {locator(row)}",
-        file_split=lambda row: array_of(row).split,
-        details=lambda row: (*ArrayDetails(array_of(row).images, *limits), *file_name),
+        locator=images.locator,
+        name=images.name,
+        file_split=images.split,
+        details=images.details,
     )
-    draft = Listing(
+    defaults = Listing(
         dtype="uint8" if scale.limits is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
     )
-    flags = (*columns.flags, *_unused_flags(file, arrays))
     return own_listing(
-        rows, request, dataset_flags=flags, class_names=names, order=named_first, draft=draft
+        rows,
+        request,
+        dataset_flags=(*columns.flags, *_unused_flags(file, arrays)),
+        class_names=class_names,
+        sort_classes=sort_classes,
+        defaults=defaults,
     )
 
 
@@ -190,57 +255,89 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
     """
     names = set(file.names())
     sets = []
-    for images, labels in KEYS:
-        if {images, labels} <= names:
-            columns = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
-            sets.append([ImageArray(images, labels, GivenSplit.NONE, columns)])
+    for images_key, labels_key in KEYS:
+        if {images_key, labels_key} <= names:
+            other_names = sorted(names - {images_key, labels_key, LABEL_NAMES})
+            key_by_column = {name: name for name in other_names}
+            sets.append([ImageArray(images_key, labels_key, GivenSplit.NONE, key_by_column)])
     num_validation = 0
-    pairs_to_check = []
-    for keys in SPLIT_KEYS:
-        arrays = []
-        for split_name in SPLIT_NAMES_IN_KEYS:
-            images = keys.images.format(split_name)
-            labels = keys.labels.format(split_name)
-            split = parse_split(split_name)
-            if not {images, labels} <= names:
-                pairs_to_check.append((images, labels))
-            elif split is GivenSplit.VALIDATION:
-                num_validation += file.header(images).shape[0]
-            else:
-                columns = _split_columns(names - {images, labels}, keys, split_name)
-                arrays.append(ImageArray(images, labels, split, columns))
+    for naming in SPLIT_NAMINGS:
+        arrays, num_left_out = _arrays_of_splits(file, naming)
+        num_validation += num_left_out
         if arrays:
             sets.append(arrays)
-    if not sets:
-        pairs_to_check += KEYS[1:4]  # x or X alone
-    # Without this check, images without their labels would be dropped silently.
-    for images, labels in pairs_to_check:
-        if images in names:
-            raise request.error(
-                f"the file has {images}, but no {labels}",
-                hint="Take the images out, or add their labels",
-            )
+    _check_labels_exist(names, request, is_without_sets=not sets)
     if len(sets) > 1:
-        listed = ", ".join(array.images for arrays in sets for array in arrays)
-        raise request.error(f"the file has several sets of images: {listed}", hint=SAVE_AS)
-    if not sets:
-        absent = "labels" if "images" in names else "images"
+        listed = ", ".join(array.images_key for arrays in sets for array in arrays)
         raise request.error(
-            f"the file has no array {absent}, only "
-            f"{', '.join(sorted(names)[:MAX_NAMED]) or 'no array at all'}",
-            hint=f"{SAVE_AS}. The names x and y, and those of MedMNIST and Keras, are known too",
+            f"the file has several sets of images: {listed}",
+            hint=f"Save one of them in a file of its own: {SAVE_AS}",
+        )
+    if not sets:
+        missing = "labels" if "images" in names else "images"
+        listed = ", ".join(sorted(names)[:MAX_NAMED])
+        only = f", only {listed}" if listed else ""
+        raise request.error(
+            f"the file has no array {missing}{only}",
+            hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
         )
     return sets[0], num_validation
 
 
-def _split_columns(names: set[str], keys: SplitKeys, split_name: str) -> dict[str, str]:
+def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageArray], int]:
+    """Find the training and test images whose arrays are named by one naming.
+
+    Returns:
+        The arrays, and the number of images in validation splits.
+    """
+    names = set(file.names())
+    arrays = []
+    num_validation = 0
+    for split_name in SPLIT_NAMES:
+        images_key = naming.images.format(split_name)
+        labels_key = naming.labels.format(split_name)
+        if not {images_key, labels_key} <= names:
+            continue
+        split = parse_split(split_name)
+        if split is GivenSplit.VALIDATION:
+            num_validation += file.header(images_key).shape[0]
+        else:
+            key_by_column = _split_columns(names - {images_key, labels_key}, naming, split_name)
+            arrays.append(ImageArray(images_key, labels_key, split, key_by_column))
+    return arrays, num_validation
+
+
+def _check_labels_exist(names: set[str], request: RawRequest, *, is_without_sets: bool) -> None:
+    """Check that no images lack their labels: they would be left out silently.
+
+    Args:
+        names: Names of all arrays in the file.
+        request: For errors.
+        is_without_sets: Whether no array of images has labels. Then arrays with short names, such
+            as ``x``, count as images too.
+    """
+    pairs = []
+    for naming in SPLIT_NAMINGS:
+        for split_name in SPLIT_NAMES:
+            pairs.append((naming.images.format(split_name), naming.labels.format(split_name)))
+    if is_without_sets:
+        pairs += SHORT_KEYS
+    for images_key, labels_key in pairs:
+        if images_key in names and labels_key not in names:
+            raise request.error(
+                f"the file has {images_key}, but no {labels_key}",
+                hint=f"Remove the array {images_key} from the file, or add {labels_key}",
+            )
+
+
+def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dict[str, str]:
     """Return the further arrays of a split: usual name -> name in the file."""
-    before = keys.before.format(split_name)
-    after = keys.after.format(split_name)
+    prefix = naming.prefix.format(split_name)
+    suffix = naming.suffix.format(split_name)
     columns = {}
     for name in sorted(names):
-        if name.startswith(before) and name.endswith(after):
-            usual_name = name.removeprefix(before).removesuffix(after)
+        if name.startswith(prefix) and name.endswith(suffix):
+            usual_name = name.removeprefix(prefix).removesuffix(suffix)
             if usual_name:
                 columns[usual_name] = name
     return columns
@@ -251,85 +348,106 @@ def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
-        used |= {array.images, array.labels, *array.columns.values()}
-    for keys in SPLIT_KEYS:
-        for split_name in VALIDATION_NAMES_IN_KEYS:
-            used.update(_split_columns(names, keys, split_name).values())
+        used |= {array.images_key, array.labels_key, *array.key_by_column.values()}
+    for naming in SPLIT_NAMINGS:
+        for split_name in VALIDATION_NAMES:
+            used.update(_split_columns(names, naming, split_name).values())
     return unused_flags(sorted(names - used))
 
 
-def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
+def _image_header(file: ArrayFile, images_key: str, request: RawRequest) -> ArrayHeader:
     """Return the header of an array of images.
 
     Raises:
-        DataError: Its shape or dtype is not one of images.
+        DataError: The array has a shape or dtype that images do not have.
     """
-    header = file.header(name)
+    header = file.header(images_key)
     shape = header.shape
     has_channels = len(shape) == 4 and not {shape[1], shape[3]}.isdisjoint(CHANNELS)
-    if not (len(shape) == 3 or has_channels) or 0 in shape or header.dtype.kind not in "uif":
-        raise request.error(
-            f"{name} has the dtype and shape {header.dtype} {header.shape}, but images are "
-            "numbers of shape (n, height, width), (n, height, width, 3) or (n, 3, height, width)",
-            hint='Save images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
-        )
-    return header
+    is_image_shape = (len(shape) == 3 or has_channels) and 0 not in shape
+    is_number = header.dtype.kind in "uif"
+    if is_image_shape and is_number:
+        return header
+    hint = (
+        "Save numbers of shape (n, height, width), (n, height, width, 3) or (n, 3, height, width)"
+    )
+    if header.dtype.kind == "b":
+        hint = 'Convert the values to numbers first: images.astype("uint8") * 255'
+    raise request.error(
+        f"the array {images_key} holds {header.dtype} values of shape {shape}, which are not "
+        "images",
+        hint=hint,
+    )
 
 
 def _cells_of(
     file: ArrayFile,
     array: ImageArray,
     num_images: int,
-    names_in_file: dict[str, str],
+    name_in_data: dict[str, str],
     request: RawRequest,
 ) -> dict[str, list[str]]:
     """Return the labels, groups, splits and traits of an array's images as text."""
-    cells = {"label": _text_cells(file, array.labels, num_images, request)}
-    for column, usual_name in names_in_file.items():
-        if column in ("group", "split", *TRAITS) and usual_name in array.columns:
-            name = array.columns[usual_name]
-            cells[column] = _text_cells(file, name, num_images, request)
+    cells = {"label": _text_cells(file, array.labels_key, num_images, request)}
+    for column, usual_name in name_in_data.items():
+        if column in ("group", "split", *TRAITS) and usual_name in array.key_by_column:
+            key = array.key_by_column[usual_name]
+            cells[column] = _text_cells(file, key, num_images, request)
     return cells
 
 
-def _text_cells(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> list[str]:
+def _text_cells(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
     """Return an array with one entry per image as text.
 
     Raises:
         DataError: The array has another shape or dtype, or cannot be read.
     """
-    header = file.header(name)
-    first_axis, other_axes = header.shape[:1], header.shape[1:]
+    header = file.header(key)
+    first_axis = header.shape[:1]
+    other_axes = header.shape[1:]
     has_one_each = first_axis == (num_images,) and set(other_axes) <= {1}
     if not has_one_each or header.dtype.kind not in "uibfUSO":
-        more = ". Several labels per image are no classes" if len(header.shape) == 2 else ""
+        hint = "Save one value per image"
+        if len(header.shape) == 2:
+            hint += ". Images with several values each cannot be used"
         raise request.error(
-            f"{name} has the dtype and shape {header.dtype} {header.shape}, but there must be one "
-            f"number or text for each of {num_images} images{more}"
+            f"the array {key} holds {header.dtype} values of shape {header.shape}, not one number "
+            f"or text for each of the {num_images} images",
+            hint=hint,
         )
-    values = _small_array(file, name, request).reshape(-1).tolist()
-    # One text per class instead of one per image: there may be millions of images.
+    values = _small_array(file, key, request).reshape(-1).tolist()
+    # Equal values share one text in memory, because there may be millions of images.
     texts: dict[object, str] = {}
     return [texts.setdefault(value, label_text(value)) for value in values]
 
 
-def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
+def _small_array(file: ArrayFile, key: str, request: RawRequest) -> NDArray[np.generic]:
     """Return an array as a whole.
 
     Raises:
-        DataError: It has more than :data:`MAX_TEXT_BYTES` bytes, or is damaged.
+        DataError: The array has more than :data:`MAX_TEXT_BYTES` bytes, or is damaged.
     """
-    header = file.header(name)
+    header = file.header(key)
     if header.num_bytes > MAX_TEXT_BYTES:
-        raise request.error(f"{name} is too large: {header.dtype} {header.shape}")
+        raise request.error(
+            f"the array {key} has {header.num_bytes:,} bytes ({header.dtype} {header.shape}), more "
+            f"than the {MAX_TEXT_BYTES:,} that can be read",
+            hint="Save shorter text or smaller numbers",
+        )
     try:
-        return file.load(name)
+        return file.load(key)
     except SkipItem as skip:
-        raise request.error(f"array {name} cannot be read: {skip.reason}") from None
+        raise request.error(
+            f"the array {key} cannot be read: {skip.reason}", hint=COPY_AGAIN
+        ) from None
 
 
 def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) -> tuple[str, ...]:
-    """Return the names of labels 0, 1, ... in the file or in the table of datasets, if any."""
+    """Return the class names of the labels 0, 1, ...; empty if there are none.
+
+    The names are those of the array ``label_names``. Without this array, they are those of the
+    table of datasets, if all labels are numbers.
+    """
     if LABEL_NAMES in file.names():
         stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
         return tuple(map(label_text, stored.tolist()))
@@ -340,36 +458,32 @@ def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) ->
 
 
 def array_reader(file: ArrayFile) -> Reader:
-    """Return a reader of rows. It is fast if items are read in ascending order."""
-    opened = {}
+    """Return a reader of images. The reader is fast if items are read in ascending order."""
+    row_readers = {}
 
     def read(item: Item) -> list[Sample]:
-        details = _details_of(item)
-        if details.array not in opened:
-            opened[details.array] = file.rows(details.array)
-        pixels = _channels_last(opened[details.array](_row_of(item)))
+        details = ArrayDetails.of(item)
+        if details.array not in row_readers:
+            row_readers[details.array] = file.rows(details.array)
+        read_row = row_readers[details.array]
+        pixels = _channels_last(read_row(_row_of(item)))
         if details.black is None or details.white is None:
             if pixels.dtype == np.uint8:
                 return [Sample(pixels)]
-            scaled, conversions = by_own_maximum(pixels)
+            scaled, conversions = scale_by_image_maximum(pixels)
             return [Sample(scaled, conversions=conversions, flags=negative_flags(pixels))]
         if not np.isfinite(pixels).all():
             raise SkipItem("values not finite")
-        scaled, is_cut = rescale_to_255(pixels, (details.black, details.white))
-        if is_cut.any():
-            return [Sample(scaled, flags=(CUT,))]
+        scaled, is_clipped = rescale_to_255(pixels, (details.black, details.white))
+        if is_clipped.any():
+            return [Sample(scaled, flags=(CLIPPED,))]
         return [Sample(scaled)]
 
     return read
 
 
-def _details_of(item: Item) -> ArrayDetails:
-    """Return the details of an item; :func:`list_arrays` may put a file name behind them."""
-    return ArrayDetails(*item.details[:3])  # type: ignore[arg-type]  # as list_arrays made them
-
-
 def _row_of(item: Item) -> int:
-    """Return the row of the array that an item is."""
+    """Return the row of an item's image in its array."""
     return int(item.locator.rsplit("/", 1)[-1])
 
 
@@ -392,7 +506,7 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     """
     rows_by_array: dict[str, list[int]] = {}
     for item in listing.items:
-        rows_by_array.setdefault(_details_of(item).array, []).append(_row_of(item))
+        rows_by_array.setdefault(ArrayDetails.of(item).array, []).append(_row_of(item))
     try:
         loaded = []
         for name, rows in rows_by_array.items():
@@ -401,23 +515,13 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
             loaded.append(array if is_complete else array[rows])
         return loaded[0] if len(loaded) == 1 else np.concatenate(loaded)
     except SkipItem as skip:
-        raise DataError(f"The arrays cannot be read: {skip.reason}") from None
+        raise DataError(f"The arrays cannot be read: {skip.reason}", hint=COPY_AGAIN) from None
     except ValueError:
         shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
-        raise DataError(f"Images of training and test have different shapes: {shapes}") from None
-
-
-class Scale(NamedTuple):
-    """The rule by which stored values become pixels in [0, 255].
-
-    Attributes:
-        limits: The values that become 0 and 255. None if values stay as stored, or if each image is
-            scaled by its own maximum.
-        rule: The rule in words, for the record.
-    """
-
-    limits: tuple[float, float] | None
-    rule: str
+        raise DataError(
+            f"Images of training and test have different shapes: {shapes}",
+            hint="Save all images with the same shape",
+        ) from None
 
 
 def _choose_scale(
@@ -429,7 +533,7 @@ def _choose_scale(
     """Return the scale of all images. Images of floats are read to find their range.
 
     Raises:
-        DataError: The arrays have several types, or :func:`choose_pixel_range` raises it.
+        DataError: The arrays have several types, or the scale of their values is unclear.
     """
     pixel_range = request.dataset.pixel_range
     dtypes = {header.dtype.newbyteorder("=") for header in headers}
@@ -445,26 +549,37 @@ def _choose_scale(
     if pixel_range is None and "f" not in kinds:
         return Scale(None, "whole numbers, scaled by own maximum")
     try:
-        images = (
-            map(file.rows(array.images), range(header.shape[0]))
-            for array, header in zip(arrays, headers, strict=True)
-        )
+        images = _images_by_array(file, arrays, headers)
         return Scale(*choose_pixel_range(request.dataset.name, images, pixel_range))
     except SkipItem as skip:
-        raise request.error(f"the array of images cannot be read: {skip.reason}") from None
+        raise request.error(
+            f"the array of images cannot be read: {skip.reason}", hint=COPY_AGAIN
+        ) from None
+
+
+def _images_by_array(
+    file: ArrayFile, arrays: Sequence[ImageArray], headers: Sequence[ArrayHeader]
+) -> Iterator[Iterator[NDArray[np.generic]]]:
+    """Yield for each array an iterator that reads its images one by one.
+
+    Raises:
+        SkipItem: An array cannot be opened. The iterators raise it too, for a damaged image.
+    """
+    for array, header in zip(arrays, headers, strict=True):
+        yield map(file.rows(array.images_key), range(header.shape[0]))
 
 
 def list_npz(request: RawRequest) -> Listing:
-    """List an ``.npz``, after comparing the checksums of all its arrays."""
+    """List the images of an ``.npz``, and check the checksums of all its arrays."""
     file = NpzFile(request)
     listing = list_arrays(file, request)
-    file.check_sums()
+    file.verify_checksums()
     return listing
 
 
 npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
+# HDF5 compares the checksum of a chunk, if there is one, when the chunk is read.
 hdf5 = Source(
     lambda request: list_arrays(Hdf5File(request), request),
     lambda request: array_reader(Hdf5File(request)),
 )
-"""A chunk's checksum, if it has one, is compared when the chunk is read."""

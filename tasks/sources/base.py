@@ -1,11 +1,11 @@
-"""The interface of a dataset source: a cheap listing of items, and a reader of one item's images.
+"""The interface of a dataset source, which lists items and reads the images of an item.
 
-The main process lists items once; worker tasks read them. An item is one thing to open (a file, a
-volume, a row of an array file), so that nothing is opened twice.
+The main process lists the items once. Worker tasks read them. An item is one thing to open, such as
+a file, a volume or a row of an array file, so that nothing is opened twice.
 
-Items and samples carry raw locators and group ids, which may name patients. They leave the reading
-code only as keyed hashes: :mod:`tasks.prepared.parts` hashes them before anything is stored, logged
-or raised.
+Items and samples contain raw locators and group ids, which may name patients.
+:mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or shown in
+a message.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import write_once
 
 KEY_FILE = ".hash_key"
-"""File that holds the key, in the folder of the prepared datasets."""
+"""Name of the file with the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
-"""Environment variable that holds a lab's own key. It goes before the file."""
+"""Environment variable with a key of the user, which replaces the key in the file."""
 UNKEYED = "unkeyed"
-"""The key if there is no folder of prepared datasets. Everybody knows it, so hashes made with it
-hide nothing, and messages must not show them."""
+"""The key if there is no folder of prepared datasets. Everybody knows this key, so its hashes hide
+nothing, and messages must not show them."""
 MIN_KEY_LENGTH = 16
-"""Characters of a key. A shorter one could be found by trying all keys, and then every id."""
+"""Smallest number of characters of a key. A shorter key, and then every id, could be found by
+trying all keys."""
 
 Split = Literal["", "train", "test"]
-"""The split that the data give an image; empty if they give none."""
+"""The split that the data state for an image; empty if the data state none."""
 
 
 def hash_key(folder: Path) -> str:
-    """Return the key that hides file names and patient ids.
+    """Return the key of the hashes that replace file names and patient ids.
 
-    The key is the value of :data:`KEY_VARIABLE`, or a random key that is written once to ``folder``
-    (mode 0600). Anyone with the key can find the file behind a hash. Without it, no id can be
-    found by hashing all possible ids.
+    The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key that is
+    written once to ``folder`` (mode 0600). With the key, anyone can find the id behind a hash by
+    hashing all possible ids. Without the key, nobody can.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -59,44 +60,44 @@ def hash_key(folder: Path) -> str:
     """
     key = os.environ.get(KEY_VARIABLE)
     origin = KEY_VARIABLE
-    hint = "Set a longer value"
+    hint = f"Set {KEY_VARIABLE} to a longer text"
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
-            # If another process was first, its key is used.
+            # If another process wrote the file first, its key is used.
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
         hint = (
-            "Restore it from a backup, since with another key no hash leads back to its file. "
-            "Without a backup, delete it and prepare the datasets again"
+            f"Restore {path} from a backup. Without a backup, delete it and prepare the datasets "
+            "again, because no other key leads from a hash to its file"
         )
         try:
             key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise SetupError(
-                f"The key that hides patient ids cannot be read: {path}: {error}", hint=hint
+                f"The file of the key that hides patient ids cannot be read: {error}", hint=hint
             ) from None
     if len(key) >= MIN_KEY_LENGTH:
         return key
     raise SetupError(
-        f"The key that hides patient ids is too short: {origin} has {len(key)} characters, and "
-        f"{MIN_KEY_LENGTH} are needed",
+        f"The key that hides patient ids is too short: {origin} has {len(key)} characters instead "
+        f"of at least {MIN_KEY_LENGTH}",
         hint=hint,
     )
 
 
 def keyed_hash(key: str, value: str) -> int:
     """Return 63 bits of a keyed BLAKE2b hash of ``value``."""
-    # File names need not be UTF-8; Python keeps their odd bytes as surrogates.
+    # A file name may contain bytes that are not UTF-8, which Python represents as surrogates.
     raw = value.encode("utf-8", "surrogateescape")
-    # BLAKE2b takes at most 64 bytes of key.
+    # BLAKE2b accepts a key of at most 64 bytes.
     digest = hashlib.blake2b(raw, key=key.encode()[:64], digest_size=8).digest()
     # 63 bits fit into the signed 64-bit integers of the prepared store.
     return int.from_bytes(digest, "big") >> 1
 
 
 HASH_PATTERN = re.compile(r"\b[0-9a-f]{16}\b")
-"""A keyed hash in a message."""
+"""Pattern of a keyed hash in a message."""
 
 
 def hash_text(hashed: int) -> str:
@@ -106,13 +107,12 @@ def hash_text(hashed: int) -> str:
 
 @dataclass(frozen=True)
 class RawRequest:
-    """The arguments of a source: the dataset, its preparation, and the place of the raw files.
+    """The arguments of a source: the dataset, its preparation, and the path of the raw files.
 
     Attributes:
         dataset: Row of the table of datasets, or a row made for a user's own data.
-        spec: The preparation for which the data are read. A few sources depend on its task or
-            faults.
-        raw: Folder or file of the download; None if the user named none.
+        spec: The preparation for which the data are read. A few sources use its task or faults.
+        raw: Folder or file of the download; None if the user gave none.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
 
@@ -126,10 +126,10 @@ class RawRequest:
         return hash_text(keyed_hash(self.key, value))
 
     def error(self, problem: str, *, hint: str = "") -> DataError:
-        """Return an error that names this dataset.
+        """Return an error whose message begins with the name of this dataset.
 
         Args:
-            problem: What is wrong; it must not name a file or patient.
+            problem: What is wrong, without the name of a file or patient.
             hint: What to do.
         """
         return DataError(f"{self.dataset.name}: {problem}", hint=hint)
@@ -138,15 +138,15 @@ class RawRequest:
         """Return the raw folder or file after checking that it can be read.
 
         Raises:
-            DataError: No path was given, or it is missing, unreadable, or neither a folder nor a
-                plain file.
+            DataError: The user gave no path, or the path does not exist, cannot be read, or is
+                neither a folder nor a plain file.
         """
         name = self.dataset.name
         layout = f"The download needs this layout: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(
                 f"{name} is read from its raw download, but no --raw folder was given",
-                hint=f"{layout}. To prepare it for a sweep: isweep prepare {name} --raw DIR "
+                hint=f"{layout}. To prepare it for a sweep, run isweep prepare {name} --raw DIR "
                 "--sweep SWEEP",
             )
         try:
@@ -158,14 +158,20 @@ class RawRequest:
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"
-            raise DataError(f"The raw download of {name} cannot be read: {reason}") from None
+            raise DataError(
+                f"The raw download of {name} cannot be read: {reason}",
+                hint="Check the path and its permissions",
+            ) from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(
                 f"The raw download of {name} is a FIFO, socket or device",
                 hint="Save it as a file first",
             )
         if not os.access(self.raw, os.R_OK):
-            raise DataError(f"The raw download of {name} cannot be read: Permission denied")
+            raise DataError(
+                f"The raw download of {name} cannot be read: Permission denied",
+                hint="Change its permissions, for example with chmod u+r",
+            )
         return self.raw
 
     def base(self) -> Path:
@@ -183,14 +189,14 @@ class Item:
     """One thing to open: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Where it is below the raw folder, see :mod:`tasks.sources.raw`. It is only logged
-            as a hash.
+        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its hash
+            is logged.
         label: Class index; None if it is known only after reading (slices of a volume).
         group: Id of a patient, or of another group of images that a split must not divide; empty
             if the item is a group of its own.
-        split: The split that the data give, or empty.
-        details: Further values that the reader needs (JSON values only).
-        traits: Pairs (name, value) as in :class:`Sample`, if a table gives them.
+        split: The split that the data state; empty without one.
+        details: Further values that the reader needs. Only JSON values are allowed.
+        traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
     """
 
     locator: str
@@ -205,19 +211,19 @@ class Item:
 class Sample:
     """One image that was read from an item.
 
-    Mode and size of ``pixels`` and all ``traits`` are compared between the classes. If the label
-    can be predicted from one of them, the dataset is flagged. Values of traits are stored as keyed
-    hashes only.
+    The mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one of
+    them predicts the label, the dataset is flagged. The values of traits are stored as keyed
+    hashes.
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label: Class index, if it is known only after reading; None for the item's.
-        group: Group id, if it is known only after reading; empty for the item's.
-        conversions: Names of the changes to the stored values, such as
-            ``"MONOCHROME1 inverted"``; counted in the record.
-        flags: Names of doubts about an image that is used anyway; counted in the record.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``, from which the label must
-            not be predictable.
+        label: Class index if only the reader knows it; None to use the label of the item.
+        group: Group id if only the reader knows it; empty to use the group of the item.
+        conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``. The
+            record of the dataset counts them.
+        flags: Doubts about the image in words. The record of the dataset counts them.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict the
+            label.
         patient: Patient id in the file's header. If a patient is in several groups, the dataset is
             flagged.
     """
@@ -236,16 +242,16 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: All items. Their order depends on the raw files only, not on the file system.
-        label_names: Names of the classes; a label is an index into them.
+        items: All items. The order of items depends only on the raw files, not on the file system.
+        label_names: Names of the classes. A label is an index into this tuple.
         dtype: Type of the prepared pixels.
-        block_size: Number of items that one reading task takes.
-        excluded: Reason -> number of items that the rules of the dataset leave out. Expected, not
-            errors.
-        skipped: Pairs (locator, reason) of items that are already known to be unusable.
+        block_size: Number of items that one reading task reads.
+        excluded: Reason -> number of items that the rules of the dataset leave out. Excluded items
+            are not errors.
+        skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
-        flags: Doubt about the dataset as a whole -> number of items that it concerns.
-        one_image_per_item: Whether every item is one image, so that images can be counted without
+        flags: Doubt about the whole dataset -> number of items that it concerns.
+        one_image_per_item: Whether every item is one image. Images can then be counted without
             reading them.
     """
 
@@ -264,7 +270,7 @@ class SkipItem(Exception):
     """An item that cannot be used.
 
     Attributes:
-        reason: The reason in words; it names no file, id or value of a header.
+        reason: The reason in words, without the name of a file, an id or the value of a tag.
     """
 
     def __init__(self, reason: str) -> None:
@@ -273,18 +279,21 @@ class SkipItem(Exception):
 
 
 Reader = Callable[[Item], Iterable[Sample]]
-"""A function that reads the images of one item; raises :class:`SkipItem` if there are none."""
+"""A function that reads the images of one item. For an item without images, the function raises
+:class:`SkipItem`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A raw layout, as two functions. Another package may use any object with these attributes.
+    """A source of images: a function that lists items, and one that makes a reader of items.
+
+    Another package may use any object with these two attributes.
 
     Attributes:
-        list_items: Lists all items without reading pixels. Raises DataError if the download is not
-            as expected.
-        reader: Makes the :data:`Reader` of a request. It is called once per task, so it may open
-            files that several items share.
+        list_items: Lists all items without reading pixels. If the download does not have the
+            expected layout, this function raises DataError.
+        reader: Returns the :data:`Reader` of a request. This function is called once per task and
+            may open files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]
@@ -292,7 +301,7 @@ class Source:
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first names by commas, with dots if there are more than ``limit``."""
+    """Join the first ``limit`` names by commas, and add dots if there are more names."""
     listed = list(names)
     if len(listed) > limit:
         listed[limit:] = ["..."]
@@ -300,7 +309,11 @@ def first_of(names: Iterable[str], limit: int = 5) -> str:
 
 
 def format_counts(**counts_by_kind: Mapping[str, int]) -> list[str]:
-    """Format counts by reason, one line each, such as ``left_out={"validation split": 3}``."""
+    """Format counts by reason, one line per reason.
+
+    Args:
+        counts_by_kind: Kind -> reason -> count, such as ``left_out={"validation split": 3}``.
+    """
     lines = []
     for kind, counts in counts_by_kind.items():
         for reason, count in counts.items():

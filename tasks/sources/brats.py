@@ -1,16 +1,20 @@
-"""BraTS: FLAIR, T2 and segmentation volumes. An item is one case; its axial slices are the images.
+"""Source of BraTS. An item is a case, whose volumes are FLAIR, T2 and a segmentation.
 
-Layouts: a case is ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, ``.nii`` or
-``.nii.gz``, wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
-``MICCAI_BraTS2020_TrainingData/`` and Kaggle's copy of it. There, case 355 calls its segmentation
-``W39_1998.09.19_Segm.nii``, and some downloads put each file into a folder of the same name.
-Unpacked, or in ``.zip`` or ``.tar.gz``.
+A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, as ``.nii`` or
+``.nii.gz``, unpacked or in ``.zip`` or ``.tar.gz``. The folder may be at any depth:
 
-As in the study's extractor, FLAIR is clipped to its 0.1 and 99.9 percentiles and scaled to
-[0, 255]. A slice is kept if its brain mask (from T2) is one region of at least 7,000 pixels. Its
-label is 1 if it holds any tumor. Scanning upward, slice i is dropped if slices i to i+9 hold both
-kinds. So the slices just below a tumor's lower edge and the tumor's last nine are dropped, and
-the slices right above the tumor are kept as negatives.
+- ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` is the layout of the challenge.
+- ``MICCAI_BraTS2020_TrainingData/`` is the layout of the 2020 release and of Kaggle's copy of it.
+  In this release, the segmentation of case 355 is called ``W39_1998.09.19_Segm.nii``.
+- Some downloads put each file into a folder with the name of the file.
+
+The images are axial slices of FLAIR. As in the study's code, a volume is clipped to its 0.1 and
+99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, computed from T2, is one
+connected region of at least 7,000 pixels (of 240 x 240). The label of a slice with tumor is 1.
+
+Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor. By
+this rule, the nine slices below a tumor and the last nine slices of a tumor are left out. Slices
+directly above a tumor are used and have label 0.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from numpy.typing import NDArray
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
 from tasks.sources.official import incomplete_download
-from tasks.sources.pictures import by_own_maximum
+from tasks.sources.pictures import scale_by_image_maximum
 from tasks.sources.raw import RawTree, read_locator
 
 KINDS = ("flair", "t2", "seg")
@@ -35,33 +39,43 @@ VOLUME_FILE = re.compile(
 )
 MISNAMED_SEGMENTATION = re.compile(r"(?:^|/)W39_1998\.09\.19_Segm\.nii(?:\.gz)?$")
 RELEASE_YEAR = re.compile(r"(?i)brats[_-]?(?:20)?(\d\d)")
-"""The year in a case's name: ``Brats18_``, ``BraTS20_Training_``."""
+"""Pattern of the year in a case's name, such as ``Brats18_`` or ``BraTS20_Training_``."""
 GRADES = ("HGG", "LGG")
+"""Folders of high-grade and low-grade gliomas."""
 SEGMENTATION_VALUES = (0, 1, 2, 4)
+"""Labels of a segmentation: 0 is no tumor."""
 WINDOW_SLICES = 10
-"""Slices that must be all with or all without tumor for the lowest of them to be kept."""
+"""Number of slices that must all contain tumor or all contain none, so that the lowest of them is
+used."""
 MIN_BRAIN_PIXELS = 7000
+"""Smallest number of pixels of the brain mask in a slice of :data:`FULL_SLICE_PIXELS`."""
 FULL_SLICE_PIXELS = 240 * 240
-"""Pixels of a slice for which the brain threshold holds. Other sizes use the same share."""
+"""Number of pixels of a slice of BraTS. For other sizes, the brain mask needs the same share."""
 BRAIN_RADIUS = 2
-"""Pixels by which the brain mask is eroded and closed."""
+"""Radius in pixels of the disk by which the brain mask is eroded and closed."""
 MAX_VOXELS = 1 << 24
-"""Voxels of one volume: BraTS has nine million, and three volumes are held at once."""
+"""Largest number of voxels of a volume. A volume of BraTS has nine million, and three volumes are
+in memory at once."""
 MAX_SHIFT_MM = 1.0
-"""Largest difference between the affines of a case's volumes."""
+"""Largest difference between the affine matrices of a case's volumes."""
 
 
 class Case(NamedTuple):
-    """The folder of a case's volumes, and the name that they begin with."""
+    """A case of BraTS.
+
+    Attributes:
+        folder: Folder of the case's volumes.
+        name: Beginning of the names of its volumes.
+    """
 
     folder: str
     name: str
 
 
 def list_brats(request: RawRequest) -> Listing:
-    """Return one item per case, in the order HGG, LGG, neither, then by name.
+    """List the cases in the order HGG, LGG, other folders, and then by name.
 
-    Labels are None: they are known after reading only.
+    The labels are None, because only the reader knows them.
 
     Raises:
         DataError: There is no case, or there are cases of several years.
@@ -78,7 +92,7 @@ def list_brats(request: RawRequest) -> Listing:
     incomplete: list[Case] = []
     excluded = Counter[str]()
     for case, files in _find_cases(tree).items():
-        if "seg" not in files:  # the challenge's validation cases come without labels
+        if "seg" not in files:  # a validation case of the challenge
             excluded["case without segmentation"] += 1
         elif not all(kind in files for kind in KINDS):
             incomplete.append(case)
@@ -110,22 +124,26 @@ def list_brats(request: RawRequest) -> Listing:
 
 
 def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
-    """Check that all cases are of one year, by their names."""
+    """Check that the names of all cases have the same year.
+
+    Raises:
+        DataError: The names have several years.
+    """
     years = set()
     for case in cases:
         years.update(RELEASE_YEAR.findall(case)[:1])
     if len(years) > 1:
         raise request.error(
-            f"the cases are of the years {', '.join(sorted(years))}, and later releases have the "
-            "cases of earlier ones again",
-            hint="Give the folder of one year",
+            f"the cases are of the years {', '.join(sorted(years))}, and later releases repeat the "
+            "cases of earlier ones",
+            hint="Set --raw to the folder of one year",
         )
 
 
 def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
-    """Return each case's files by kind, in the listing's order.
+    """Return the files of each case by kind, in the order of the listing.
 
-    Cases are found by the names of their files: a folder may be renamed or hold several cases.
+    The names of files decide the case, because a folder may be renamed or contain several cases.
     """
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed_segmentations: dict[str, str] = {}
@@ -145,7 +163,7 @@ def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
 
 
 def _case_folder(name: str) -> str:
-    """Return the folder of a file, without the folder of the file's own name in some downloads."""
+    """Return the folder of a file, without a last folder that has the name of a volume."""
     *folders, _ = name.split("/")
     if folders and folders[-1].lower().endswith((".nii", ".nii.gz")):
         folders.pop()
@@ -153,15 +171,16 @@ def _case_folder(name: str) -> str:
 
 
 def _listing_key(case: Case) -> tuple[int, list[str], str]:
+    """Return the key by which cases are sorted: grade, folder, name."""
     folders = case.folder.split("/")
     grades = [GRADES.index(folder) for folder in folders if folder in GRADES]
     return next(iter(grades), len(GRADES)), folders, case.name
 
 
 def read_brats(request: RawRequest) -> Reader:
-    """Return a reader of cases, which yields the kept slices of each from bottom to top.
+    """Return a reader of cases, which yields the used slices of a case from bottom to top.
 
-    The reader raises SkipItem if a case's volumes do not belong together.
+    The reader raises :class:`SkipItem` if the volumes of a case do not belong together.
     """
     base = request.base()
 
@@ -175,7 +194,7 @@ def read_brats(request: RawRequest) -> Reader:
             if volume.values.shape != flair.values.shape:
                 raise SkipItem("volumes of unequal shapes")
             if np.abs(flair.affine - volume.affine).max() > MAX_SHIFT_MM:
-                raise SkipItem("volumes that lie elsewhere in space")
+                raise SkipItem("volumes at different positions in space")
         if not np.isin(np.unique(segmentation.values), SEGMENTATION_VALUES).all():
             raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
         has_tumor = np.any(segmentation.values > 0, axis=(0, 1))
@@ -190,7 +209,13 @@ brats = Source(list_brats, read_brats)
 def _slices(
     flair: Volume, t2: NDArray[np.float32], has_tumor: NDArray[np.bool_]
 ) -> Iterator[Sample]:
-    """Yield slices with a whole brain that are not near a tumor's edge."""
+    """Yield the slices of a case that are used, see the module's docstring.
+
+    Args:
+        flair: The FLAIR volume.
+        t2: Values of the T2 volume.
+        has_tumor: Whether each axial slice contains tumor, ``(depth,)``.
+    """
     low, high = intensity_range(flair.values)
     clipped = np.clip(flair.values, low, high)
     scaled = (clipped - low) * (255 / (high - low))
@@ -203,7 +228,7 @@ def _slices(
             continue
         if not _has_one_brain(t2[:, :, level], min_pixels):
             continue
-        pixels, _ = by_own_maximum(scaled[:, :, level])
+        pixels, _ = scale_by_image_maximum(scaled[:, :, level])
         yield Sample(
             pixels,
             label=int(has_tumor[level]),
@@ -213,9 +238,10 @@ def _slices(
 
 
 def _has_one_brain(t2: NDArray[np.float32], min_pixels: float) -> bool:
-    """Return whether the brain is one region of enough pixels, found as in the study's extractor.
+    """Return whether the brain mask of a slice is one connected region of enough pixels.
 
-    The steps: erode, close, take edges (Roberts), fill, count.
+    The steps are those of the study's code: erode, close, find edges (Roberts), fill, and count
+    regions.
     """
     from scipy import ndimage
 

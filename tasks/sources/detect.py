@@ -1,4 +1,4 @@
-"""Find the kind of own data at a path, by endings, folder names and a table's first line."""
+"""Detect the kind of a user's data by file extensions, folder names and a table's first line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archiv
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 MAX_HEADER_BYTES = 1 << 16
-"""Bytes of a table that are searched for its first line."""
+"""Number of bytes of a table that are searched for the end of its first line."""
 MAX_SUBFOLDERS = 20
-"""Subfolders that are opened; a folder may have one for each of many thousand patients."""
+"""Number of subfolders that are opened. A folder may have thousands, one for each patient."""
 
 
 def detect_own_kind(path: Path) -> str | None:
@@ -33,13 +33,13 @@ def detect_own_kind(path: Path) -> str | None:
     if is_archive_name(name):
         return "folder"
     for kind, facts in OWN_KINDS.items():
-        if name.endswith(facts.endings):
+        if name.endswith(facts.extensions):
             return kind
     return None
 
 
 def _has_webdataset_samples(archive: Path) -> bool:
-    """Return whether some image of a tar has a .cls or .json file with the same key."""
+    """Return whether a tar contains an image and a .cls or .json file with the same key."""
     if archive.suffix == ".zip":
         return False
     try:
@@ -63,9 +63,9 @@ class _FolderContent:
 
     Attributes:
         path: The folder.
-        file_names: Names of the files in it, lower case.
-        subfolders: Its subfolders that are not hidden.
-        entries: Files and folders in the first :data:`MAX_SUBFOLDERS` of these.
+        file_names: Names of the files in the folder, in lower case.
+        subfolders: Subfolders that are not hidden.
+        entries: Files and folders in the first :data:`MAX_SUBFOLDERS` subfolders.
     """
 
     path: Path
@@ -75,7 +75,11 @@ class _FolderContent:
 
     @classmethod
     def of(cls, path: Path) -> _FolderContent:
-        """List a folder; raises OSError if a part of it cannot be listed."""
+        """List a folder.
+
+        Raises:
+            OSError: The folder or a subfolder cannot be listed.
+        """
         file_names = []
         subfolders = []
         for entry in path.iterdir():
@@ -90,12 +94,12 @@ class _FolderContent:
 
     @property
     def entry_names(self) -> list[str]:
-        """Names of the entries, lower case."""
+        """Names of the entries, in lower case."""
         return [entry.name.lower() for entry in self.entries]
 
 
 def _folder_kind(path: Path) -> str:
-    """Return the kind of own data in a folder; class folders if nothing else is recognized."""
+    """Return the kind of own data in a folder: ``folder`` if no other kind is recognized."""
     try:
         content = _FolderContent.of(path)
     except OSError:
@@ -108,7 +112,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def _has_table_of_images(content: _FolderContent) -> bool:
-    """Return whether a folder, or its folder of a split, has a table that lists images."""
+    """Return whether a folder, or its subfolder of a split, has a table of paths and labels."""
     tables = [content.path / name for name in MANIFESTS if name in content.file_names]
     if tables and not content.subfolders:
         return True
@@ -120,11 +124,12 @@ def _has_table_of_images(content: _FolderContent) -> bool:
 
 
 def _has_parquet(content: _FolderContent) -> bool:
-    """Return whether there are Parquet files, at most two folders deep.
+    """Return whether there are Parquet files in the folder or at most two levels below it.
 
-    Deep ones lie in ``<config>/train/0000.parquet`` or ``label=cat/split=train/0.parquet``.
+    Examples two levels below are ``<config>/train/0000.parquet`` and
+    ``label=cat/split=train/0.parquet``.
     """
-    if _has_ending(content.file_names + content.entry_names, ".parquet"):
+    if _has_extension(content.file_names + content.entry_names, ".parquet"):
         return True
     for entry in content.entries:
         is_split = is_split_word(entry.name) or "=" in entry.name
@@ -134,26 +139,26 @@ def _has_parquet(content: _FolderContent) -> bool:
 
 
 def _has_shards(content: _FolderContent) -> bool:
-    """Return whether a folder, or its folder of a split, holds tars."""
+    """Return whether a folder, or its subfolder of a split, contains tars."""
     if not content.subfolders:
-        return _has_ending(content.file_names, TARS)
+        return _has_extension(content.file_names, TARS)
     if any(is_split_word(folder.name) for folder in content.subfolders):
-        return _has_ending(content.entry_names, TARS)
+        return _has_extension(content.entry_names, TARS)
     return False
 
 
-def _has_ending(names: Iterable[str], endings: str | tuple[str, ...]) -> bool:
-    return any(name.endswith(endings) for name in names)
+def _has_extension(names: Iterable[str], extensions: str | tuple[str, ...]) -> bool:
+    return any(name.endswith(extensions) for name in names)
 
 
 def _lists_images(table: Path) -> bool:
-    """Return whether a table has columns of paths and of labels, judged by its first line.
+    """Return whether the first line of a table has a column of paths and a column of labels.
 
-    A table of something else may lie beside class folders.
+    Another kind of table may lie beside class folders.
     """
     try:
         header = {column_key(name.strip().strip('"')) for name in _header(table)}
-    except (OSError, ValueError, TypeError, RuntimeError):  # also the bases of pyarrow's errors
+    except (OSError, ValueError, TypeError, RuntimeError):  # include the types of pyarrow's errors
         return False
     for column in ("path", "label"):
         if header.isdisjoint(map(column_key, (column, *COLUMNS[column]))):

@@ -1,11 +1,12 @@
-"""DICOM files: require the tags that matter, check declared sizes, decode by stated rules.
+"""Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
 Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format),
 as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) and JPEG 2000
 (T.800 A.5.1).
 
-Tag values may name a patient, so no message, log line or exception of this module quotes one.
-pydicom's own warnings and log lines may quote them: they are silenced here.
+The value of a tag may contain a patient's name. No message, log line or exception of this module
+contains such a value. pydicom's own warnings and log lines are turned off, because they may contain
+such values.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from tasks.sources.own.groups import plain_id
 from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.pictures import (
     MIN_SIDE,
-    by_own_maximum,
     decode_image,
     is_image_name,
     negative_flags,
+    scale_by_image_maximum,
 )
 from tasks.sources.raw import read_locator, read_plain, split_locator
 
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 PREAMBLE_BYTES = 128
-"""Bytes before the signature of every file (PS3.10, 7.1)."""
+"""Number of bytes before the signature of every DICOM file (PS3.10, 7.1)."""
 SIGNATURE = b"DICM"
 SIGNATURE_BYTES = PREAMBLE_BYTES + len(SIGNATURE)
-"""First bytes of a file that show whether it is DICOM."""
+"""Number of bytes at the start of a file that show whether the file is DICOM."""
 HEADER_TAGS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -54,13 +55,12 @@ HEADER_TAGS = (
     "Columns",
 )
 MAX_HEADER_BYTES = 1 << 20
-"""Headers end long before a MiB; what follows is pixels."""
+"""Bytes of a file that are read to find its header. Headers are far shorter than 1 MiB."""
 MAX_PIXEL_BYTES = 256 << 20
-"""Decoded bytes of one file: a multi-frame ultrasound of 300 frames has about 100 MiB."""
+"""Largest size of a decoded file in bytes. An ultrasound of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
-"""Decoded bytes of one compressed frame. RLE decoding takes ten times that, and a mammogram has
-62 MiB.
-"""
+"""Largest size of a decoded frame in bytes, if the frame is compressed. A mammogram has 62 MiB. An
+RLE decoder needs ten times the size of the frame."""
 REQUIRED_TAGS = (
     "Rows",
     "Columns",
@@ -76,7 +76,7 @@ SAMPLES_PER_PIXEL = {
     **dict.fromkeys(("MONOCHROME1", "MONOCHROME2"), 1),
     **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
-"""Photometric interpretations that are read, each with its number of values per pixel."""
+"""Supported photometric interpretation -> number of values per pixel."""
 TRAIT_TAGS = {
     "manufacturer": "Manufacturer",
     "scanner model": "ManufacturerModelName",
@@ -84,41 +84,43 @@ TRAIT_TAGS = {
     "modality": "Modality",
     "series description": "SeriesDescription",
 }
-"""Tags whose values must not predict the label: a network could learn them instead of the
-disease. By the name that a prepared dataset's record gives them.
-"""
+"""Name of a trait in a dataset's record -> DICOM tag. A trait must not predict the label, because a
+network could then learn the trait instead of the disease."""
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
     "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 )
 CT_OFFSET = 1024
-"""Added to Hounsfield units: air becomes 0, and nothing inside the field of view is negative."""
+"""Number that is added to Hounsfield units, so that air is 0 and tissue is positive."""
 SQUARE_TOLERANCE = 1e-6
-"""Relative difference of row and column spacing up to which pixels count as square."""
+"""Largest relative difference of row and column spacing for pixels that count as square."""
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""Start-of-frame markers of JPEG and JPEG-LS; their segments declare the frame's size."""
+"""Start-of-frame markers of JPEG and JPEG-LS. The segment after the marker declares the frame's
+size."""
 STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xDA)})
-"""JPEG markers without a segment of data behind them."""
+"""JPEG markers that no segment of data follows."""
 FILL_BYTE = 0xFF
 START_OF_SCAN = 0xDA
 JPEG_START = b"\xff\xd8\xff"
 JPEG2000_START = b"\xff\x4f\xff\x51"
 MAX_JP2_HEADER_BYTES = 4096
-"""The JPEG 2000 codestream must begin within these first bytes of a JP2 file."""
+"""Number of bytes at the start of a JP2 file in which the JPEG 2000 codestream must begin."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header tags of one file that sources need. Texts are unhashed, so they are never logged.
+    """The tags of one DICOM header that sources need.
+
+    The texts are not hashed, so log lines and messages must not contain them.
 
     Attributes:
         instance: SOP instance UID.
         series: Series instance UID.
         patient: Patient id.
-        modality: Two letters such as ``CT`` or ``US``.
+        modality: Two letters, such as ``CT`` or ``US``.
         description: Series description.
         sides: Rows and columns in pixels; 0 if the header lacks them.
     """
@@ -131,7 +133,7 @@ class Header:
     sides: tuple[int, int]
 
     def known_patient(self) -> str:
-        """Return the patient id, or "" if it is a placeholder that many patients share."""
+        """Return the patient id, or "" if the id is a placeholder such as ``anonymous``."""
         if self.patient.casefold() in PLACEHOLDERS:
             return ""
         return self.patient
@@ -139,18 +141,20 @@ class Header:
 
 @dataclass(frozen=True)
 class Dicom(Header):
-    """A decoded file: its stored values and the header facts that sources need.
+    """A decoded DICOM file: its stored values and the tags that sources need.
 
     Attributes:
         values: ``(num_frames, height, width)`` stored values, or ``(num_frames, height, width, 3)``
             RGB uint8.
-        spacing: Row and column spacing in mm, or None.
+        spacing: Row and column spacing in mm; None if the header has none.
         inverted: True for MONOCHROME1, where small values are white.
-        rescale: Slope and intercept from stored values to Hounsfield units, or None.
-        flags: Names of doubts about the file.
-        traits: Pairs (name, value) that must not predict the label, such as the manufacturer.
-        laterality: R, L or B; empty if absent.
-        orientation: The direction in which rows run, beginning with L or R; empty if absent.
+        rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
+            header has none.
+        flags: Doubts about the file, in words.
+        traits: Pairs (name, value), such as the manufacturer, that must not predict the label.
+        laterality: R, L or B; empty if the header has none.
+        orientation: The direction of the rows, which begins with L or R; empty if the header has
+            none.
     """
 
     values: NDArray[np.generic]
@@ -163,7 +167,7 @@ class Dicom(Header):
     orientation: str
 
     def is_square(self) -> bool:
-        """Return whether pixels are known to be square; the study leaves other images out."""
+        """Return whether the header states that pixels are square. The study uses no others."""
         if self.spacing is None:
             return False
         row_spacing, column_spacing = self.spacing
@@ -171,34 +175,38 @@ class Dicom(Header):
 
 
 def is_dicom_name(name: str) -> bool:
-    """Return whether a file name ends as those of DICOM files do."""
-    return name.lower().endswith(DICOM_ENDINGS)
+    """Return whether a file name has the extension of a DICOM file."""
+    return name.lower().endswith(DICOM_EXTENSIONS)
 
 
 def is_single_image_name(name: str) -> bool:
-    """Return whether a file name ends as those of pictures or DICOM files do."""
+    """Return whether a file name has the extension of a picture or of a DICOM file."""
     return is_image_name(name) or is_dicom_name(name)
 
 
 def is_dicom(body: bytes) -> bool:
-    """Return whether a file is DICOM, by its first :data:`SIGNATURE_BYTES` bytes or more."""
+    """Return whether a file is DICOM.
+
+    Args:
+        body: The first :data:`SIGNATURE_BYTES` bytes of the file, or more of them.
+    """
     return body[PREAMBLE_BYTES:SIGNATURE_BYTES] == SIGNATURE
 
 
 def read_header(base: Path, locator: str) -> Header | None:
-    """Read the header of a file or archive member.
+    """Read the DICOM header of a file or archive member.
 
     Args:
         base: The raw folder that locators are relative to.
-        locator: Where the file is, as :mod:`tasks.sources.raw` writes it.
+        locator: Locator of the file, see :mod:`tasks.sources.raw`.
 
     Returns:
-        The header, or None if this is not a readable DICOM file.
+        The header, or None if the file is not DICOM or is damaged.
     """
     is_archive_member = len(split_locator(locator)) > 1
     try:
-        if is_archive_member:  # cannot be read in part
-            body = read_locator(base, locator)
+        if is_archive_member:
+            body = read_locator(base, locator)  # as a whole: members have no partial read
         else:
             body = read_plain(base / locator, MAX_HEADER_BYTES, cut=True)
         if not is_dicom(body):
@@ -211,13 +219,13 @@ def read_header(base: Path, locator: str) -> Header | None:
                     io.BytesIO(body), stop_before_pixels=True, specific_tags=[*HEADER_TAGS]
                 )
             )
-    except Exception:  # pydicom raises almost anything on damaged files
+    except Exception:  # for a damaged file, pydicom may raise any type of exception
         return None
 
 
 @contextmanager
 def _silent_pydicom() -> Iterator[None]:
-    """Print no warnings of pydicom in this block: they quote values of tags."""
+    """Turn off pydicom's warnings and log lines in this block, because they contain tag values."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -230,12 +238,12 @@ def _silent_pydicom() -> Iterator[None]:
 
 
 def _text(data: FileDataset, tag: str) -> str:
-    """Return a tag as text; empty if it is missing."""
+    """Return the value of a tag as text; empty if the header lacks the tag."""
     return str(data.get(tag) or "").strip()
 
 
 def _header(data: FileDataset) -> Header:
-    """Return the tags of a header that sources need."""
+    """Return the header tags that sources need."""
     return Header(
         instance=_text(data, "SOPInstanceUID"),
         series=_text(data, "SeriesInstanceUID"),
@@ -251,23 +259,24 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
 
     Args:
         body: The bytes of the file.
-        frames: The number of frames that it must have; None accepts any.
+        frames: The required number of frames; None accepts any number.
 
     Raises:
-        SkipItem: The file cannot be used. The reason names tags, never their values.
+        SkipItem: The file cannot be used. The reason may contain names of tags, never their values.
         SetupError: pydicom is not installed.
     """
     try:
         import pydicom
     except ImportError as error:
         raise SetupError(
-            "DICOM files need pydicom, which is not installed",
+            "pydicom, which reads DICOM files, is not installed",
             hint="Run `pip install 'isweep[medical]'`",
         ) from error
     if not is_dicom(body):
         raise SkipItem("no DICOM preamble")
     if DEFLATED_SYNTAX in body[:MAX_HEADER_BYTES]:
-        # pydicom inflates the whole file before anything can be checked. No archive here uses it.
+        # pydicom would inflate the whole file before its declared size could be checked. No public
+        # dataset that we read uses this transfer syntax.
         raise SkipItem("deflated transfer syntax")
     with _silent_pydicom():
         try:
@@ -275,7 +284,7 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
             missing_tags = [tag for tag in REQUIRED_TAGS if tag not in data]
             if "TransferSyntaxUID" not in data.file_meta:
                 missing_tags = ["TransferSyntaxUID"]
-        except Exception:  # almost anything on damaged files, with tag values in the text
+        except Exception:  # any type of exception, and its text may contain tag values
             raise SkipItem("damaged DICOM header") from None
         if missing_tags:
             raise SkipItem(f"no {missing_tags[0]}")
@@ -290,10 +299,11 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
 
 
 def _check_declared_pixels(data: FileDataset) -> None:
-    """Check the tags by which a decoder reserves memory, before the pixels are decoded.
+    """Check the tags that determine how much memory a decoder reserves.
 
     Raises:
-        SkipItem: The pixels are of a kind, size or number that is not read.
+        SkipItem: The image has an unsupported type, too many pixels, or not the declared number of
+            bytes.
     """
     try:
         rows = int(data.Rows)
@@ -321,7 +331,7 @@ def _check_declared_pixels(data: FileDataset) -> None:
     num_bytes = frame_bytes * num_frames
     if num_bytes > MAX_PIXEL_BYTES:
         raise SkipItem("too many pixels")
-    if syntax.is_private:  # pydicom refuses it later
+    if syntax.is_private:  # _stored_values rejects it
         return
     if not syntax.is_transfer_syntax:
         raise SkipItem("unknown transfer syntax")
@@ -330,8 +340,8 @@ def _check_declared_pixels(data: FileDataset) -> None:
             raise SkipItem("too many pixels")
         _check_compressed_frames(data, num_frames, (rows, columns, samples))
         return
-    allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # padded to an even length
-    if photometric == "YBR_FULL_422":  # two pixels share their color values
+    allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # exact, or padded to an even length
+    if photometric == "YBR_FULL_422":  # two neighboring pixels share their color values
         allowed_bytes.add(num_bytes * 2 // 3)
     if stored_bytes not in allowed_bytes:
         amount = "less" if stored_bytes < num_bytes else "more"
@@ -341,9 +351,17 @@ def _check_declared_pixels(data: FileDataset) -> None:
 def _check_compressed_frames(
     data: FileDataset, num_frames: int, expected: tuple[int, int, int]
 ) -> None:
-    """Compare (rows, columns, samples) of each frame's own header with the file's.
+    """Check that each compressed frame declares the same size as the DICOM header.
 
-    A decoder allocates memory for the size in the codestream, whatever the DICOM header declares.
+    A decoder reserves memory for the size that the frame declares, not for that of the header.
+
+    Args:
+        data: The file.
+        num_frames: Number of frames in the DICOM header.
+        expected: Rows, columns and samples per pixel in the DICOM header.
+
+    Raises:
+        SkipItem: The frames are damaged, or one declares another size.
     """
     from pydicom.encaps import generate_frames
 
@@ -357,16 +375,16 @@ def _check_compressed_frames(
 
 
 def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Return (rows, columns, components) as a compressed frame's own header declares them.
+    """Return the size that a compressed frame declares.
 
     Args:
         frame: A JPEG, JPEG-LS, JPEG 2000 or RLE frame.
 
     Returns:
-        The shape, or None for a frame without a header (RLE).
+        Rows, columns and components per pixel. None for RLE, which has no frame header.
 
     Raises:
-        ValueError: The frame begins like a JPEG or JPEG 2000 one, and its header is damaged.
+        ValueError: The header of a JPEG, JPEG-LS or JPEG 2000 frame is damaged.
     """
     try:
         if frame.startswith(JPEG_START):
@@ -374,7 +392,7 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
         codestream = frame.find(JPEG2000_START, 0, MAX_JP2_HEADER_BYTES)
         if codestream < 0:
             return None
-        # T.800 A.5.1: the image area in reference grid units, then the number of components.
+        # T.800 A.5.1: the borders of the image area, then the number of components.
         right, bottom, left, top = struct.unpack_from(">IIII", frame, codestream + 8)
         (components,) = struct.unpack_from(">H", frame, codestream + 40)
     except (struct.error, IndexError):
@@ -383,14 +401,19 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
-    """Walk a JPEG's segments up to the one that declares the frame's size."""
+    """Return the size in the start-of-frame segment of a JPEG.
+
+    Raises:
+        ValueError: The JPEG has no such segment.
+        IndexError: The JPEG ends early.
+    """
     position = 2
     while frame[position] == 0xFF and frame[position + 1] != START_OF_SCAN:
         marker = frame[position + 1]
         if marker in SOF_MARKERS:
             rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
             return rows, columns, components
-        if marker == FILL_BYTE:  # the marker itself follows
+        if marker == FILL_BYTE:  # the real marker comes after it
             position += 1
         elif marker in STANDALONE_MARKERS:
             position += 2
@@ -400,18 +423,26 @@ def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
 
 
 def _stored_values(data: FileDataset) -> NDArray[np.generic]:
-    """Decode the pixels, ``(num_frames, height, width)`` or with 3 RGB channels last."""
-    import pydicom
+    """Decode the pixels.
 
+    Returns:
+        ``(num_frames, height, width)``, or ``(num_frames, height, width, 3)`` for RGB.
+
+    Raises:
+        SkipItem: No decoder is installed for the transfer syntax, or the pixels are damaged.
+    """
+    from pydicom.pixels import get_decoder, pixel_array
+
+    syntax = data.file_meta.TransferSyntaxUID
     try:
-        values: NDArray[np.generic] = pydicom.pixels.pixel_array(data)
-    except (NotImplementedError, KeyError):
+        is_decodable = get_decoder(syntax).is_available
+    except NotImplementedError:
         raise SkipItem("unknown transfer syntax") from None
-    except Exception as error:
-        # pydicom has no class of its own for a missing decoder, only these words.
-        if isinstance(error, RuntimeError) and "missing" in str(error):
-            name = data.file_meta.TransferSyntaxUID.name
-            raise SkipItem(f"no decoder for {name}: pip install 'isweep[medical]'") from None
+    if not is_decodable:
+        raise SkipItem(f"no decoder for {syntax.name}: pip install 'isweep[medical]'")
+    try:
+        values: NDArray[np.generic] = pixel_array(data)
+    except Exception:  # for damaged pixels, decoders may raise any type of exception
         raise SkipItem("damaged pixel data") from None
     is_color = int(data.SamplesPerPixel) == 3
     num_frame_axes = 3 if is_color else 2
@@ -426,7 +457,13 @@ def _stored_values(data: FileDataset) -> NDArray[np.generic]:
 def _without_overlays(
     values: NDArray[np.generic], stored_bits: int, *, signed: bool
 ) -> NDArray[np.generic]:
-    """Keep the stored bits only, in place: old files put overlays into the bits above them."""
+    """Remove overlays, which old DICOM files store in the bits above the stored bits.
+
+    Args:
+        values: Decoded gray values. A writable array is changed in place.
+        stored_bits: Number of low bits that hold the gray value.
+        signed: Whether gray values are signed.
+    """
     width = values.dtype.itemsize * 8
     if stored_bits == width:
         return values
@@ -434,14 +471,18 @@ def _without_overlays(
     integers: NDArray[np.integer] = values.view(f"{kind}{width // 8}")
     if not integers.flags.writeable:
         integers = integers.copy()
-    # Shifting up drops the higher bits; shifting back extends the sign.
+    # The left shift drops the higher bits. The right shift extends the sign.
     integers <<= width - stored_bits
     integers >>= width - stored_bits
     return integers
 
 
 def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
-    """Return the decoded file: its values, and the tags that sources need."""
+    """Return the decoded file with the tags that sources need.
+
+    Raises:
+        SkipItem: A tag has a damaged value.
+    """
     try:
         spacing = _spacing(data)
         rescale = _rescale(data)
@@ -470,7 +511,7 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
-    """Return slope and intercept to Hounsfield units, or None if the header lacks them."""
+    """Return the slope and intercept to Hounsfield units, or None if the header lacks one."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -483,7 +524,7 @@ def _traits(
     spacing: tuple[float, float] | None,
     rescale: tuple[float, float] | None,
 ) -> tuple[tuple[str, str], ...]:
-    """Return the tags from which the label must not be predictable."""
+    """Return the traits of a file: pairs (name, value) that must not predict the label."""
     traits = {name: _text(data, tag) for name, tag in TRAIT_TAGS.items()}
     traits["pixel spacing"] = f"{spacing[0]:.3g} {spacing[1]:.3g}" if spacing else ""
     traits["rescale slope"] = f"{rescale[0]:.6g}" if rescale else ""
@@ -491,7 +532,7 @@ def _traits(
 
 
 def _header_flags(data: FileDataset) -> tuple[str, ...]:
-    """Return doubts about an image that tags of its header raise."""
+    """Return flags for a burnt-in annotation and for a localizer image."""
     flags = []
     if data.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation")
@@ -504,7 +545,7 @@ def _header_flags(data: FileDataset) -> tuple[str, ...]:
 
 
 def _orientation(data: FileDataset) -> str:
-    """Return the direction in which rows run (PS3.3 C.7.6.1.1.1), or "" if it is not given."""
+    """Return the direction of the rows (PS3.3 C.7.6.1.1.1), or "" if the header has none."""
     directions = data.get("PatientOrientation") or ""
     if isinstance(directions, str) or len(directions) != 2:
         return ""
@@ -514,13 +555,13 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    Each frame's stored values are scaled by its own maximum, which is the study's rule. For CT the
-    scaled values are Hounsfield units plus 1024, so that signed files and files with an intercept
-    look alike. Display windows are never applied. MONOCHROME1 is inverted.
+    As in the study, each frame is scaled by its own maximum. Stored values are scaled, or for CT
+    the Hounsfield units plus 1024: all CT files then have the same zero. Display windows are never
+    applied. MONOCHROME1 is inverted, so that large values are white.
 
     Args:
         dicom: A decoded file.
-        frames: Which of its frames to yield.
+        frames: The frames to yield.
 
     Raises:
         SkipItem: A frame is constant, or has no value above 0.
@@ -539,7 +580,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
         conversions = []
         if values.ndim == 3:
             conversions.append("colour DICOM")
-        pixels, scaling = by_own_maximum(values)
+        pixels, scaling = scale_by_image_maximum(values)
         if dicom.inverted:
             pixels = 255 - pixels
             conversions.append("MONOCHROME1 inverted")
@@ -552,13 +593,13 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
 
 
 def single_reader(request: RawRequest) -> Reader:
-    """Return a reader of pictures and of DICOM files with one frame each.
+    """Return a reader of pictures and of DICOM files with one frame.
 
-    If an item has no group, the patient in the DICOM header becomes the group. Without such a
-    patient the sample is flagged. Patient ids are compared in a plain form, because headers write
-    one patient's id in several ways.
+    If an item has no group, its group is the patient id of the DICOM header. If the header has no
+    patient id either, the sample is flagged. Patient ids are normalized by
+    :func:`tasks.sources.own.groups.plain_id`, because headers spell the same id differently.
 
-    The reader raises SkipItem for a file that is no image, or that holds several frames.
+    The reader raises :class:`SkipItem` if a file is not an image or has several frames.
     """
     base = request.base()
 

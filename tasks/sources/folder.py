@@ -1,27 +1,28 @@
-"""A user's images in one folder per class.
+"""List a user's images that lie in one folder per class.
 
-The default layout is called ``class/group``. It is that of torchvision's ``ImageFolder`` and timm's
-folder reader: ``<raw>/<class>/image.png``, with or without folders of groups in a class. Images are
-pictures or DICOM files. A DICOM file on the disk may lack an ending. ``<raw>`` may be an archive of
-such folders.
+``<raw>`` is the folder or archive that the user gives. Three terms are used below:
 
-- Groups: all images in a subfolder of a class (``<raw>/<class>/<group>/image.png``), and in its own
-  subfolders, are one group. Equal group names in different classes are one group. A folder called
-  ``images`` is no group (Tiny ImageNet has such folders).
+- *Wrapper*: a single folder around all classes or splits. Many archives have one.
+- *Top folder*: a folder directly below ``<raw>``, below the wrapper, or below the folder of a
+  split.
+- *Inner archive*: an archive inside the archive ``<raw>``.
+
+The default layout is called ``class/group``. The path of an image is ``<raw>/<class>/image.png``,
+as in torchvision's ``ImageFolder`` and timm's folder reader. A class may have subfolders for
+groups. Images are pictures or DICOM files. A DICOM file needs no extension, unless it is in an
+archive.
+
+- Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one group.
+  Images in deeper folders belong to the same group. Equal group names in different classes are one
+  group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
 - Masks are left out and counted: files in a folder called ``masks`` (COVID-19 Radiography
   Database), a mask beside its image (BUSI has ``x_mask.png`` beside ``x.png``), and a class of
   masks (``cats_mask`` beside ``cats``).
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
-  every top folder has the same subfolders, both layouts are possible. Then the user's ``layout``
+  all top folders have the same subfolders, both layouts are possible. Then the user's ``layout``
   decides, or else the patient ids in DICOM headers.
-
-Terms:
-
-- *Top folder*: a folder right below ``<raw>``, below the wrapper, or below the folder of a split.
-- *Wrapper*: a single folder around all classes or splits, as archives often have one.
-- *Inner archive*: an archive in the archive that ``<raw>`` is.
 """
 
 from __future__ import annotations
@@ -62,52 +63,62 @@ EXPECTED = (
     "FOLDER/test/<class>/image.png"
 )
 MAX_SHARED_FOLDERS = 20
-"""Most subfolder names for which the layout may be ``group/class``. If the top folders share more
-names than this, the names are taken for patients."""
+"""Largest number of subfolder names for which the layout may be ``group/class``. If the top folders
+share more names, the subfolders are assumed to be patients."""
 MAX_HEADERS = 200
-"""DICOM headers that are read to choose the layout, in all folders together."""
+"""Largest number of DICOM headers that are read to choose the layout."""
 MAX_NAMED_FOLDERS = 20
-"""Empty class folders that are flagged by name."""
+"""Largest number of empty class folders that are flagged by name."""
 SPLIT_WORD_IN_NAME = re.compile(
-    r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
+    r"""
+    (?<![A-Za-z])                                     # no letter before the word
+    (?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)
+    (?=[A-Z]?(?![A-Za-z]))                            # at most one capital letter after it
+    """,
+    re.VERBOSE,
 )
-"""The word for a split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
+"""The word for a split in a longer name, such as ``seg_train``, ``test-set`` or ``trainA``."""
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 """Names of subfolders that are not groups, in lower case."""
 MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of subfolders that hold masks, in lower case."""
+"""Names of subfolders of masks, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
-"""Name of a mask; the first group is the name of its image."""
-TABLE_HINT = "With a table of labels beside it, give the table (kind table)"
-TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
-"""Endings of files that may be the table of labels."""
-ARCHIVE_HINT = "There are archives: give one archive of class folders itself, or unpack them here"
-ARRAY_HINT = "Give the array file itself"
-NIFTI_HINT = "NIfTI volumes are read by a table of path and label (kind table)"
+"""Name of a mask. The first group of the pattern is the name of the image."""
+TABLE_HINT = "There is a table: use kind table and give its path"
+TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
+"""Extensions of files that may be the table of labels."""
+ARCHIVE_HINT = "There are archives: give the path of one of them, or unpack them here"
+ARRAY_HINT = "There is an array file: give its path"
+NIFTI_HINT = "There are NIfTI volumes: give a table of their paths and labels (kind table)"
 HINTS = {
-    **dict.fromkeys(TABLE_ENDINGS, TABLE_HINT),
+    **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
     ".tar": ARCHIVE_HINT,
-    ".arrow": "Write what datasets' save_to_disk made with to_parquet",
+    ".arrow": "Convert the output of `datasets.save_to_disk` with `to_parquet`",
     ".npz": ARRAY_HINT,
     ".h5": ARRAY_HINT,
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "Files without an ending are read only if they are DICOM and not in an archive",
+    "": "Add an extension to the files: only DICOM files outside archives may lack one",
 }
-"""Ending of a file that lies where class folders are expected -> hint for the user."""
+"""Extension of a file that was found instead of class folders -> hint for the user."""
+OUTSIDE = "outside the class folders"
+"""Reason for leaving out an image."""
+DIRECTLY_IN_TOP = ""
+"""Name that stands for the first subfolder if an image lies directly in its top folder."""
+TRAIN_AND_TEST = frozenset({GivenSplit.TRAIN, GivenSplit.TEST})
 
 
 @dataclass(frozen=True)
 class ImagePath:
-    """The path of an image, taken apart into its folders.
+    """The path of an image, divided into its folders.
 
     Attributes:
         name: Name of the image in the tree, which is its path below the raw folder.
         top: The top folder.
         subfolders: The folders between ``top`` and the image, from the outermost one.
-        split: The split that the folder above ``top`` means.
+        split: The split named by the folder above ``top``.
     """
 
     name: str
@@ -117,14 +128,29 @@ class ImagePath:
 
     @property
     def first_subfolder(self) -> str:
-        """The subfolder of ``top``; empty if the image lies right in ``top``."""
-        return self.subfolders[0] if self.subfolders else ""
+        """The subfolder of ``top``, or :data:`DIRECTLY_IN_TOP`."""
+        return self.subfolders[0] if self.subfolders else DIRECTLY_IN_TOP
 
     def class_and_group(self, layout: Layout) -> tuple[str, str]:
-        """Return the names of the image's class and group; empty if there is no such folder."""
+        """Return the names of the image's class and group; empty without such a folder."""
         if layout == "class/group":
             return self.top, self.first_subfolder
         return self.first_subfolder, self.top
+
+
+@dataclass(frozen=True)
+class ClassImage:
+    """An image with its class and group.
+
+    Attributes:
+        path: Path of the image.
+        label: Name of the class folder.
+        group: Name of the group folder; empty without one.
+    """
+
+    path: ImagePath
+    label: str
+    group: str
 
 
 def list_folder(request: RawRequest) -> Listing:
@@ -137,93 +163,104 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder", hint="Unpack it, or pack it as .zip or .tar"
+            "the source is a file, not a folder", hint="Give a folder, a .zip or a .tar"
         )
     tree = RawTree(request)
-    images = []
+    image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
-            images.append(name)
-    packed = _packed_beside_images(tree, images)
-    images = [name for name in images if name not in packed]
-    wrapper = _wrapper(images, is_archive=root.is_file())
-    has_splits = _has_splits(images, wrapper, request)
-    image_paths, excluded = _parse_paths(tree, images, packed, wrapper, has_splits)
+            image_names.append(name)
+    repeated = _repeated_in_inner_archives(tree, image_names)
+    image_names = [name for name in image_names if name not in repeated]
+    wrapper = _find_wrapper(image_names, is_archive=root.is_file())
+    has_splits = _has_splits(image_names, wrapper, request)
+    image_paths, excluded = _parse_paths(tree, image_names, repeated, wrapper, has_splits)
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     layout, layout_flags = _choose_layout(image_paths, tree, request)
-    class_images = []
-    labels = []
-    groups = []
-    num_below = 0
-    for image in image_paths:
-        label, group = image.class_and_group(layout)
-        if label:
-            class_images.append(image)
-            labels.append(label)
-            groups.append(group)
-            num_below += len(image.subfolders) > 1
-        else:
-            excluded["outside the class folders"] += 1
-    _check_two_classes(set(labels), excluded["outside the class folders"], tree, request)
-    locators = [tree.locator(image.name) for image in class_images]
-    flags = _empty_folders(tree, class_images, has_splits, layout)
-    if num_below:
-        flags["in a folder in a group's folder, and taken as that group's"] = num_below
+    images = _images_of_classes(image_paths, layout)
+    excluded[OUTSIDE] += len(image_paths) - len(images)
+    _check_two_classes(images, excluded[OUTSIDE], tree, request)
+    flags = _flag_empty_folders(tree, images, has_splits, layout)
+    num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
+    if num_nested_deeper:
+        flags["in a deeper folder, counted to its group"] = num_nested_deeper
     if wrapper:
-        flags["the one top folder taken as the source"] = 1
+        flags["a wrapper folder was skipped"] = 1
+    locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
-        cells={"label": labels},
-        locator=locators.__getitem__,
+        cells={"label": [image.label for image in images]},
+        locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        numbering=lambda _: "",
-        default_group=groups.__getitem__,
-        file_split=lambda row: class_images[row].split,
+        numbering=lambda _: "",  # files have no numbers
+        default_group=lambda row: images[row].group,
+        file_split=lambda row: images[row].path.split,
     )
-    draft = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
-    # Names are sorted as text, as torchvision's ImageFolder does, also if they are numbers.
-    return own_listing(rows, request, dataset_flags=layout_flags, order=sorted, draft=draft)
+    return own_listing(
+        rows,
+        request,
+        dataset_flags=layout_flags,
+        # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
+        sort_classes=sorted,
+        defaults=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
+    )
 
 
 folder = Source(list_folder, single_reader)
 
 
-def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
-    """Return the images of inner archives that lie beside unpacked images, in an archive.
+def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list[ClassImage]:
+    """Return the images that lie in a class folder."""
+    images = []
+    for path in image_paths:
+        label, group = path.class_and_group(layout)
+        if label:
+            images.append(ClassImage(path, label, group))
+    return images
 
-    If there are unpacked images in the folder of an inner archive, it most often holds these images
-    again.
+
+def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
+    """Return the images to leave out because an inner archive most often repeats other images.
+
+    If the folder of an inner archive also has unpacked images, all images of the archive are left
+    out.
     """
-    parts_by_name = {name: tree.locator(name).split(MARK) for name in images}
+    archive_depths = {name: tree.locator(name).count(MARK) for name in image_names}
     folders = set()
-    for name, parts in parts_by_name.items():
-        if len(parts) == 2:  # in the raw archive itself, not in an inner archive
+    for name, archive_depth in archive_depths.items():
+        if archive_depth == 1:  # in the raw archive itself, not in an inner archive
             folders.add(name.rpartition("/")[0])
     folders.discard("")
-    packed = set()
-    for name, parts in parts_by_name.items():
-        archive_folder = name.removesuffix(parts[-1]).rstrip("/")
-        if len(parts) > 2 and archive_folder in folders:
-            packed.add(name)
-    return packed
+    repeated = set()
+    for name, archive_depth in archive_depths.items():
+        path_in_archive = tree.locator(name).rpartition(MARK)[2]
+        archive_folder = name.removesuffix(path_in_archive).rstrip("/")
+        if archive_depth > 1 and archive_folder in folders:
+            repeated.add(name)
+    return repeated
 
 
 def _check_two_classes(
-    classes: set[str], num_outside: int, tree: RawTree, request: RawRequest
+    images: Sequence[ClassImage], num_outside: int, tree: RawTree, request: RawRequest
 ) -> None:
-    """Check that there are two class folders; the error names other ways to read these files."""
+    """Check that there are two class folders.
+
+    Raises:
+        DataError: There are fewer. The hint lists other ways to read the files that were found.
+    """
+    classes = {image.label for image in images}
     if len(classes) >= 2:
         return
     is_archive = request.root().is_file()
-    endings = {PurePath(name).suffix.lower() for name in tree}
+    extensions = {PurePath(name).suffix.lower() for name in tree}
     hints = [EXPECTED]
-    for ending, hint in HINTS.items():
-        if ending in endings and is_archive and ending in TABLE_ENDINGS:
-            hints.append(f"{hint}, unpacked with its images")
-        elif ending in endings:
+    for extension, hint in HINTS.items():
+        if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
+            hints.append(f"{hint}, after unpacking it with its images")
+        elif extension in extensions:
             hints.append(hint)
     raise request.error(
         f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
-        "images outside of any, but two classes are needed",
+        "images outside class folders, but two classes are needed",
         hint=". ".join(dict.fromkeys(hints)),
     )
 
@@ -231,23 +268,24 @@ def _check_two_classes(
 def _choose_layout(
     image_paths: Sequence[ImagePath], tree: RawTree, request: RawRequest
 ) -> tuple[Layout, list[str]]:
-    """Decide whether the top folders are classes or groups.
+    """Choose whether the top folders are classes or groups.
 
     Returns:
-        The layout, and a flag if the DICOM headers decided.
+        The layout, and a flag if patient ids in DICOM headers decided it.
 
     Raises:
-        DataError: It is unclear, or the top folders seem to be splits.
+        DataError: The layout is unclear, or the top folders seem to be splits.
     """
     tops_by_subfolder: defaultdict[str, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
     tops = sorted(set().union(*tops_by_subfolder.values()))
-    _check_no_splits(tops, set(tops_by_subfolder) - {""}, request)
+    _check_no_splits(tops, set(tops_by_subfolder) - {DIRECTLY_IN_TOP}, request)
+    # A name contains MARK if two archives have the file, see RawTree.
     if request.root().is_file() and any(MARK in image.name for image in image_paths):
         raise request.error(
-            "several archives, inner ones included, have files of the same name",
-            hint="Unpack them into one folder",
+            "two files in the archive, or in archives inside it, have the same path",
+            hint="Unpack the archives so that every file has its own path, and give the folder",
         )
     if request.dataset.layout is not None:
         return request.dataset.layout, []
@@ -255,7 +293,7 @@ def _choose_layout(
     # every name is in several top folders.
     is_ambiguous = (
         1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
-        and "" not in tops_by_subfolder
+        and DIRECTLY_IN_TOP not in tops_by_subfolder
         and min(map(len, tops_by_subfolder.values())) > 1
     )
     if not is_ambiguous:
@@ -263,19 +301,20 @@ def _choose_layout(
     layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
         raise request.error(
-            f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so "
-            "either may be the classes, and the others patients, sites or parts",
-            hint="Choose layout: class/group or layout: group/class (--layout), or give a "
-            "table. If the top folders are folds, give one of them",
+            f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so it is "
+            "unclear which of the two are the classes",
+            hint="If the top folders are the classes, set layout: class/group (--layout). If the "
+            "subfolders are, set layout: group/class. If the top folders are folds, give the path "
+            "of one fold",
         )
-    return layout, [f"layout {layout}, by the patients in the headers"]
+    return layout, [f"layout {layout}, by the patient ids in DICOM headers"]
 
 
 def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequest) -> None:
-    """Check that neither the top folders nor their subfolders seem to be splits.
+    """Check that neither the top folders nor their subfolders are splits.
 
     Raises:
-        DataError: All subfolders are splits, or the names of top folders contain words for splits.
+        DataError: All subfolders are splits, or most top folders seem to be splits.
     """
     if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
@@ -290,14 +329,14 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
         splits |= top_splits
         if top_splits:
             with_split_word.append(top)
-    # A class may be called "test strip". So the names must contain "train" and another split, and
-    # at least half of all top folders must have such a name.
+    # A class may be called "test strip". The top folders count as splits only if their names
+    # contain "train" and another split, and if at least half of them have such a name.
     is_majority = 2 * len(with_split_word) >= len(tops)
     if GivenSplit.TRAIN in splits and len(splits) > 1 and is_majority:
         raise request.error(
             "the top folders are neither classes nor splits called train, test and val: "
             f"{', '.join(with_split_word[:5])}",
-            hint=f"Rename them, with the classes right below. {EXPECTED}",
+            hint=f"Rename the splits, and put the class folders into them. {EXPECTED}",
         )
 
 
@@ -306,16 +345,19 @@ def _layout_by_headers(
 ) -> Layout | None:
     """Return the layout in which every patient of the DICOM headers has one group folder.
 
-    ===================  ========================  ============
-    one top folder each  one subfolder name each   layout
-    ===================  ========================  ============
-    yes                  no                        group/class
-    no                   yes                       class/group
-    yes                  yes                       None: both are possible
-    no                   no                        None: the headers contradict both
-    ===================  ========================  ============
+    The table shows the layout by the number of folders in which a patient has images.
 
-    It is also None if there are fewer than two patients, or if a patient id is a placeholder.
+    ===================  ======================  =================================
+    one top folder each  one subfolder name each  layout
+    ===================  ======================  =================================
+    yes                  no                      group/class
+    no                   yes                     class/group
+    yes                  yes                     None: both are possible
+    no                   no                      None: the headers contradict both
+    ===================  ======================  =================================
+
+    The layout is also None if there are fewer than two patients, or if a patient id is missing or a
+    placeholder.
     """
     tops: defaultdict[str, set[str]] = defaultdict(set)
     subfolders: defaultdict[str, set[str]] = defaultdict(set)
@@ -330,24 +372,25 @@ def _layout_by_headers(
         header = read_header(request.base(), tree.locator(image.name))
         patient = plain_id(header.patient) if header else ""
         if patient in PLACEHOLDERS:
-            return None  # no usable patient id: missing header or placeholder
+            return None
         tops[patient].add(image.top)
         subfolders[patient].add(image.first_subfolder)
     have_one_top = set(map(len, tops.values())) == {1}
     have_one_subfolder = set(map(len, subfolders.values())) == {1}
+    # The last two rows of the table above.
     if have_one_top == have_one_subfolder or len(tops) < 2:
         return None
     return "group/class" if have_one_top else "class/group"
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
-    """Return whether a file on the disk is DICOM although it has no ending.
+    """Return whether a file that is not in an archive is DICOM although it has no extension.
 
-    Digits behind a dot are no ending: scanners name files by numbers.
+    Digits after a dot are not an extension: scanners use numbers as file names.
     """
-    ending = PurePath(name).suffix[1:]
+    extension = PurePath(name).suffix[1:]
     locator = tree.locator(name)
-    if (ending and not ending.isdigit()) or MARK in locator:
+    if (extension and not extension.isdigit()) or MARK in locator:
         return False
     try:
         with (request.base() / locator).open("rb") as file:
@@ -356,15 +399,15 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
         return False
 
 
-def _masks(images: Sequence[str]) -> set[str]:
-    """Return the images that are masks of others, by the name of the file or of its folder."""
+def _find_masks(image_names: Sequence[str]) -> set[str]:
+    """Return the images that are masks of other images, by the name of the file or its folder."""
     stems = set()
     folders = set()
-    for name in images:
+    for name in image_names:
         stems.add(name.rpartition(".")[0].casefold())
         folders.add(name.rpartition("/")[0].casefold())
     masks = set()
-    for name in images:
+    for name in image_names:
         stem = name.rpartition(".")[0]
         parent = name.rpartition("/")[0]
         if _image_of_mask(stem) in stems or _image_of_mask(parent) in folders:
@@ -373,9 +416,10 @@ def _masks(images: Sequence[str]) -> set[str]:
 
 
 def _image_of_mask(path: str) -> str | None:
-    """Return the path of the image that a path is the mask of, or None if it is no mask.
+    """Return the path of a mask's image, or None if the path does not have the name of a mask.
 
-    Paths are those of files without their endings, or of folders of classes.
+    Args:
+        path: Path of a file without its extension, or of the folder of a class.
     """
     parent, _, last = path.rpartition("/")
     match = MASK_NAME.fullmatch(last)
@@ -385,22 +429,22 @@ def _image_of_mask(path: str) -> str | None:
 
 
 def _parse_paths(
-    tree: RawTree, images: Sequence[str], packed: set[str], wrapper: str, has_splits: bool
+    tree: RawTree, image_names: Sequence[str], repeated: set[str], wrapper: str, has_splits: bool
 ) -> tuple[list[ImagePath], Counter[str]]:
-    """Choose the images to use, and take their paths apart.
+    """Choose the images to use, and divide their paths into folders.
 
     Args:
         tree: All files.
-        images: Names of the files that are images.
-        packed: Names of files that are left out, see :func:`_packed_beside_images`.
-        wrapper: Path that all images have in common, see :func:`_wrapper`.
-        has_splits: Whether the folders right below ``wrapper`` are splits.
+        image_names: Names of the files that are images.
+        repeated: Names of images to leave out, see :func:`_repeated_in_inner_archives`.
+        wrapper: Path that all images have in common, see :func:`_find_wrapper`.
+        has_splits: Whether the folders directly below ``wrapper`` are splits.
 
     Returns:
         The images that are used, and reason -> number of files that are left out.
     """
-    masks = _masks(images)
-    image_names = set(images)
+    masks = _find_masks(image_names)
+    distinct_names = set(image_names)
     excluded: Counter[str] = Counter()
     image_paths = []
     for name in tree:
@@ -408,12 +452,13 @@ def _parse_paths(
         split = GivenSplit.NONE
         if has_splits and len(parts) > 1:
             split = parse_split(parts.pop(0))
-        if name in packed:
+        # A file that meets several conditions is counted for the first of them.
+        if name in repeated:
             excluded["in an archive beside images"] += 1
-        elif name not in image_names:
-            excluded["not an image by its ending"] += 1
+        elif name not in distinct_names:
+            excluded["not an image by its extension"] += 1
         elif len(parts) < 2:
-            excluded["outside the class folders"] += 1
+            excluded[OUTSIDE] += 1
         elif split is GivenSplit.VALIDATION:
             excluded[VALIDATION_LEFT_OUT] += 1
         elif name in masks:
@@ -426,14 +471,14 @@ def _parse_paths(
     return image_paths, excluded
 
 
-def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
-    """Return the path above the classes or splits that all images share, with a slash, or "".
+def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
+    """Return the path of the wrapper with a final slash; empty without a wrapper.
 
-    An archive often has one folder, or several nested ones, around all class folders:
-    ``<name>/<name>-v2/<class>/``. If ``<raw>`` is a folder, its only subfolder may be a class, so
-    it is a wrapper only if it holds splits.
+    An archive often has a wrapper, or several nested ones: ``<name>/<name>-v2/<class>/``. If
+    ``<raw>`` is a folder, its only subfolder may be a class. The only subfolder is then a wrapper
+    only if its own subfolders are splits.
     """
-    paths = [name.split("/") for name in images]
+    paths = [name.split("/") for name in image_names]
     wrapper = []
     while len({path[0] for path in paths}) == 1:
         top = paths[0][0]
@@ -442,20 +487,26 @@ def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
             break
         paths = [path[1:] for path in paths]
         wrapper.append(f"{top}/")
-    holds_splits = parse_splits(path[0] for path in paths) >= {GivenSplit.TRAIN, GivenSplit.TEST}
-    return "".join(wrapper) if is_archive or holds_splits else ""
+    if is_archive or _has_train_and_test(path[0] for path in paths):
+        return "".join(wrapper)
+    return ""
 
 
-def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> bool:
-    """Return whether the folders below ``wrapper`` are splits; files beside them do not matter.
+def _has_train_and_test(names: Iterable[str]) -> bool:
+    """Return whether folders are the training split and the test split, perhaps with others."""
+    return parse_splits(names) >= TRAIN_AND_TEST
+
+
+def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -> bool:
+    """Return whether the folders below ``wrapper`` are splits. Files beside them are ignored.
 
     Raises:
-        DataError: Some are splits, and others seem to be splits with another name.
+        DataError: Some folders are splits, and others may be splits with another name.
     """
     tops = set()
     subfolders_of_splits: set[str] = set()
     subfolders_of_others: set[str] = set()
-    for name in images:
+    for name in image_names:
         parts = name.removeprefix(wrapper).split("/")
         if len(parts) > 1:
             tops.add(parts[0])
@@ -464,32 +515,34 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
         elif len(parts) > 2:
             subfolders_of_others.add(parts[1])
     splits = set(filter(is_split_word, tops))
+    if not tops:
+        return False
     if splits == tops:
-        return bool(tops)
-    # If other top folders hold the same classes, they are splits with another name.
+        return True
+    # Other top folders with the same classes are splits with another name.
     share_classes = len(subfolders_of_splits & subfolders_of_others) > 1
-    if share_classes or parse_splits(splits) >= {GivenSplit.TRAIN, GivenSplit.TEST}:
+    if share_classes or _has_train_and_test(splits):
         raise request.error(
-            f"the top folders mix splits ({', '.join(sorted(splits))}) with others "
+            f"some top folders are splits ({', '.join(sorted(splits))}), and others are not "
             f"({first_of(sorted(tops - splits))})",
-            hint="Move the others elsewhere, or give the folder of one split",
+            hint="Move the other folders elsewhere, or give the path of one split",
         )
     return False
 
 
-def _empty_folders(
-    tree: RawTree, images: Iterable[ImagePath], has_splits: bool, layout: Layout
+def _flag_empty_folders(
+    tree: RawTree, images: Iterable[ClassImage], has_splits: bool, layout: Layout
 ) -> dict[str, int]:
     """Return flags for top folders without an image.
 
-    Classes are flagged by name. Groups are only counted, because their names may be patients'.
+    A class is flagged by name. Groups are only counted, because a group's name may be a patient's.
     """
     depth = 2 if has_splits else 1
-    with_images = {tuple(image.name.split("/")[:depth]) for image in images}
+    with_images = {tuple(image.path.name.split("/")[:depth]) for image in images}
     empty = []
     for name in tree.folders:
         parts = tuple(name.split("/"))
-        is_used = not has_splits or parse_split(parts[0]) in (GivenSplit.TRAIN, GivenSplit.TEST)
+        is_used = not has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
         if len(parts) == depth and parts not in with_images and is_used:
             empty.append(name)
     if layout == "class/group":

@@ -1,7 +1,7 @@
-"""Find the file, archive member or row that a hash or row number in a message stands for.
+"""Find the file, archive member or row for a hash or row number in a message.
 
-Messages and records name a file by its keyed hash. A row of a table is no secret, so they name it
-by its number.
+Messages and records contain the keyed hash of a file instead of its name. For a row, they contain
+its number, which is not confidential.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from tasks.sources.raw import (
 )
 
 ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
-"""``row 12``, ``train row 12`` of a table in the folder ``train``, or ``row test_images/12``."""
+"""Pattern of a row in a message: ``row 12``; ``train row 12`` for a table in the folder ``train``;
+or ``row test_images/12`` for an array file."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as a message names it.
+    """A row in a message.
 
     Attributes:
-        folder: Folder of the split whose table it is in; empty if there is one table only.
-        array: Array of an array file.
-        number: Its number, counted as viewers of the file count.
+        folder: Folder of the split with the row's table; empty if there is only one table.
+        array: Name of the array, for a row of an array file.
+        number: Number of the row, as programs that show the file count rows.
     """
 
     folder: str
@@ -50,15 +51,15 @@ class _Row:
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
-    """Return the locator of the file or row that a message names.
+    """Return the locator of the file or row in a message.
 
     Args:
-        raw: Folder or file that was read.
-        key_folder: Folder of the prepared datasets, where the key of the hashes lies.
+        raw: Folder or file of the raw data.
+        key_folder: Folder of the prepared datasets, which contains the key of the hashes.
         text: A hash (16 hex digits), ``row 12``, a row number alone, or a line with one of these.
 
     Returns:
-        A name below the raw folder, see :mod:`tasks.sources.raw`; None if nothing there matches.
+        The locator, see :mod:`tasks.sources.raw`; None if nothing matches.
     """
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
@@ -75,7 +76,7 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
 
 def _row_in(text: str) -> _Row | None:
-    """Return the row that a text names; hashes are ignored, for they may end in digits."""
+    """Return the row in a text, or None. Hashes are ignored, because they may end with digits."""
     is_number = text.strip().isdigit()
     match = ROW_PATTERN.search(f"row {text}" if is_number else HASH_PATTERN.sub("", text))
     if match is None:
@@ -86,11 +87,11 @@ def _row_in(text: str) -> _Row | None:
 
 
 def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
-    """Return the locator of a row that a message named without a hash."""
-    ending = raw.suffix.lower()
-    if ending in ARRAY_FILES:
+    """Return the locator of a row in a message without a hash; None if there is no such row."""
+    extension = raw.suffix.lower()
+    if extension in ARRAY_FILES:
         locator = row_locator(row.array, row.number)
-    elif ending == ".parquet" and holds_images(raw):
+    elif extension == ".parquet" and holds_images(raw):
         locator = f"{raw.name}{MARK}{row.number}"
     else:
         return table_paths(request, row.folder).get(row.number)
@@ -109,13 +110,13 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
         names = walk(base, request, strict=False)
     for name in names:
         yield name
-        ending = PurePath(name).suffix.lower()
+        extension = PurePath(name).suffix.lower()
         if is_archive_name(name):
             yield from _members(base / name, name, ())
-        elif ending == ".parquet":
+        elif extension == ".parquet":
             for row in range(num_rows(base / name)):
                 yield f"{name}{MARK}{row}"
-        elif ending in ARRAY_FILES:
+        elif extension in ARRAY_FILES:
             yield from _array_rows(base / name, request)
 
 
@@ -132,8 +133,8 @@ def _array_rows(path: Path, request: RawRequest) -> Iterator[str]:
 
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
-    """Yield the locators of an archive's members, of archives in it too."""
-    with suppress(RefusedArchive):  # a message then names the archive itself
+    """Yield the locators of an archive's members, and of the members of archives inside it."""
+    with suppress(RefusedArchive):  # messages then contain the hash of the archive itself
         for member in open_archive(path, inner).members():
             yield MARK.join((name, *inner, member))
             if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:

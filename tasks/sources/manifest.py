@@ -1,17 +1,17 @@
-"""A user's images with a table of their paths: pictures, DICOM files or NIfTI volumes.
+"""List a user's images by a table of their paths: pictures, DICOM files or NIfTI volumes.
 
-Layout: a table with the columns ``path``, ``label`` and, if the user has them, ``group`` and
-``split``. Paths are relative to the table's folder, or all absolute. Two other layouts are common:
+The table has the columns ``path`` and ``label``, and may have ``group`` and ``split``. Either all
+paths are relative to the table's folder, or all are absolute. Two other layouts are read too:
 
 - ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder or in
   each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's ``datasets``).
 - A column of 0 and 1 for each class instead of ``label`` (the ISIC challenges).
 
 A column ``slice`` chooses one axial slice of a volume, counted from 0 at the feet. A volume may
-then have several rows. If there is no column ``group``, each volume is a group, and so are all
-DICOM files with the same patient in their headers.
+then have several rows. If there is no column ``group``, each volume is a group, and all DICOM files
+with the same patient id in their headers are a group.
 
-The kind ``table`` also reads Parquet that holds the images themselves, see
+The kind ``table`` also reads Parquet files that contain the images themselves, see
 :mod:`tasks.sources.parquet_images`.
 """
 
@@ -61,16 +61,16 @@ from tasks.sources.tables import (
 COLUMNS_READ = ("path", "label", "group", "split")
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
-"""Volumes that one reading task takes: a CT has about 100 MiB."""
+"""Number of volumes that one reading task reads. A CT has about 100 MiB."""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file that holds a table of paths.
+    """A file with a table of paths.
 
     Attributes:
         path: The file.
-        folder: Name of the split's folder in which it lies; empty if it is the only table.
+        folder: Name of the file's folder if this folder is a split; else empty.
     """
 
     path: Path
@@ -79,14 +79,14 @@ class TableFile:
 
 @dataclass(frozen=True)
 class PathTable:
-    """A table of paths that was read.
+    """The content of a table of paths.
 
     Attributes:
-        folder: See :class:`TableFile`.
-        numbers: Number of each row for messages; that of the header comes first.
+        folder: Folder of the table's split, see :class:`TableFile`.
+        numbers: Number of the header and of each row in messages.
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
-        cells: Its columns under our names; ``path`` is relative to the raw folder.
+        cells: The columns that are read, by our names. Paths are relative to the raw folder.
     """
 
     folder: str
@@ -105,7 +105,7 @@ def list_table(request: RawRequest) -> Listing:
     """List the images of a table, one item per row, in the table's order.
 
     Raises:
-        DataError: The table cannot be read, a path is no file or leads out of the raw folder, or
+        DataError: The table cannot be read, a path is not a file or leads out of the raw folder, or
             labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     files = _table_files(request)
@@ -116,7 +116,7 @@ def list_table(request: RawRequest) -> Listing:
     joined = JoinedFiles([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
-        raise request.error("the table has a header, but no rows")
+        raise request.error("the table has a header, but no rows", hint="Add a row per image")
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
@@ -136,22 +136,22 @@ def list_table(request: RawRequest) -> Listing:
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     flags = columns.flags
-    draft = Listing(flags=counts, intensity=INTENSITY)
+    defaults = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
         rows = replace(rows, default_group=paths.__getitem__)
         slices = _slices(rows, request)
         rows = replace(rows, details=lambda row: (slices[row],))
-        draft = replace(
-            draft,
+        defaults = replace(
+            defaults,
             intensity=VOLUME_INTENSITY,
             block_size=VOLUMES_AT_ONCE,
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
         flags = (*flags, "columns not used: slice")
-    draft = replace(draft, excluded=_check_files(rows, has_volumes, request))
-    listing = own_listing(rows, request, dataset_flags=flags, draft=draft)
+    defaults = replace(defaults, excluded=_check_files(rows, has_volumes, request))
+    listing = own_listing(rows, request, dataset_flags=flags, defaults=defaults)
     _check_named_once(rows, slices, request)
     return listing
 
@@ -160,20 +160,24 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     """Return whether a table lists NIfTI volumes.
 
     Raises:
-        DataError: It lists both volumes and pictures.
+        DataError: The table lists both volumes and pictures.
     """
     num_volumes = sum(map(is_nifti_name, paths))
     if 0 < num_volumes < len(paths):
         raise request.error(
-            f"the table lists {num_volumes} NIfTI volumes among {len(paths)} rows, the others are "
+            f"{num_volumes} of the table's {len(paths)} rows are NIfTI volumes, and the others are "
             "pictures",
-            hint="Make two tables of it",
+            hint="Make one table of volumes and one of pictures",
         )
     return num_volumes > 0
 
 
 def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
-    """Check that no image has two rows: it would be used twice, perhaps with two labels."""
+    """Check that no image has two rows. A repeated image would be used twice.
+
+    Raises:
+        DataError: An image has two rows.
+    """
     labels = rows.cells["label"]
     first_rows: dict[tuple[str, int | None], int] = {}
     repeats = []
@@ -185,14 +189,14 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
             num_unlike += labels[first] != labels[row]
     if repeats:
         raise request.error(
-            f"a path stands in the table twice, for {rows.describe(repeats)}. "
-            f"Repeats with another label: {num_unlike}",
-            hint="Take the repeats out",
+            f"paths of earlier rows are repeated for {rows.describe(repeats)}; "
+            f"{num_unlike} of these rows have another label",
+            hint="Remove the repeated rows",
         )
 
 
 def table_reader(request: RawRequest) -> Reader:
-    """Return a reader of the files that a table names, or of the images in Parquet rows."""
+    """Return a reader of the files in a table of paths, or of the images in Parquet rows."""
     read_single = single_reader(request)
     read_volume = volume_reader(request)
     read_parquet = ParquetReader(request)
@@ -212,11 +216,11 @@ table = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths of a table by the row numbers that messages show.
+    """Return the paths in a table by the row numbers in messages.
 
     Args:
-        request: Where the table is.
-        folder: Folder of the split whose table it is; empty for the only one.
+        request: The path of the table, or of the folder that contains it.
+        folder: Folder of the split with the table; empty if there is only one table.
 
     Returns:
         Number of a row -> its path below the raw folder. Empty if the table cannot be read.
@@ -237,34 +241,37 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
 
 
 def _table_files(request: RawRequest) -> list[TableFile]:
-    """Find the tables of paths: the raw file, one in the raw folder, or one in each split's folder.
+    """Find the tables of paths.
 
     Returns:
-        The tables; none if Parquet files must hold the images themselves.
+        The raw file, the table in the raw folder, or the table in the folder of each split. Empty
+        if there is none, because Parquet files may then contain the images themselves.
 
     Raises:
-        DataError: It is unclear which table is meant.
+        DataError: There are several tables, and it is unclear which to read.
     """
     root = request.root()
     if root.is_file():
-        holds_them = is_parquet_name(root.name) and holds_images(root)
-        return [] if holds_them else [TableFile(root)]
+        if is_parquet_name(root.name) and holds_images(root):
+            return []
+        return [TableFile(root)]
     splits = [path for path in root.iterdir() if path.is_dir() and is_split_word(path.name)]
     files = []
     for folder in [root, *sorted(splits)]:
         for name in MANIFESTS:
             if (folder / name).is_file():
                 files.append(TableFile(folder / name, "" if folder == root else folder.name))
-    places = [file.folder for file in files]
-    # Two tables of one split, or one on top beside those of splits.
-    if len(set(places)) < len(files) or ("" in places and len(files) > 1):
+    folders = [file.folder for file in files]
+    is_repeated = len(set(folders)) < len(files)
+    is_also_above_splits = "" in folders and len(files) > 1
+    if is_repeated or is_also_above_splits:
         names = [file.path.relative_to(root).as_posix() for file in files]
         raise request.error(f"there are several tables: {', '.join(names)}", hint=TABLE_HINT)
     return files
 
 
 def _read(file: TableFile, request: RawRequest) -> PathTable:
-    """Read the columns of a table that are needed."""
+    """Read the needed columns of a table."""
     lines = read_lines(file.path, request)
     header = next(iter(lines.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
@@ -291,7 +298,7 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
 def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
-    It names the columns of 0 and 1, which may be the classes.
+    The message lists the columns of 0 and 1, which may be one-hot labels.
     """
     binary = []
     for header, *cells in zip(*rows, strict=False):
@@ -303,12 +310,12 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         classes = first_of(binary, MAX_NAMED)
         return request.error(
             f"the table has no column label, but columns of 0 and 1: {classes}",
-            hint=f"If these columns are the classes, name them: label_columns: [{classes}]",
+            hint=f"If these columns are the classes, set label_columns: [{classes}]",
         )
     return request.error(
         f"the table has no column label{header_names(rows[0])}",
-        hint="Call the column of labels label, or name it: label_columns: [NAME], or "
-        "--label-columns NAME",
+        hint="Rename the column of labels to label, or set label_columns: [NAME] "
+        "(--label-columns NAME)",
     )
 
 
@@ -318,9 +325,9 @@ def _paths_from_base(
     """Return the paths of a table's rows, relative to the raw folder.
 
     Args:
-        cells: Paths as written: all absolute, or all relative to the table's folder.
+        cells: Paths in the table: all absolute, or all relative to the table's folder.
         folder: The table's folder in the raw folder; empty for the raw folder itself.
-        row_name: Names a row in messages.
+        row_name: Returns the name of a row in messages.
         request: The raw folder, and for errors.
 
     Raises:
@@ -328,10 +335,9 @@ def _paths_from_base(
     """
     if SEVERAL in cells:
         raise request.error(
-            "several values, or bytes, stand in place of a file name in "
-            f"{row_name(cells.index(SEVERAL))}",
-            hint="Name one file in each row, or give the images themselves as bytes or as "
-            "struct<bytes, path>",
+            f"the path in {row_name(cells.index(SEVERAL))} is a list or bytes, not one text",
+            hint="Write one file name in each row, or store the images themselves as bytes in a "
+            "Parquet column",
         )
     base = request.base().resolve()
     are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
@@ -340,7 +346,8 @@ def _paths_from_base(
         if are_absolute:
             if ".." in cell.split("/") or "\0" in cell:
                 raise request.error(
-                    f"the path in {row_name(row)} leads back up", hint="Write it without .."
+                    f"the path in {row_name(row)} contains .. or a zero byte",
+                    hint="Write the full path without them",
                 )
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
@@ -348,24 +355,27 @@ def _paths_from_base(
         if name is None:
             raise request.error(
                 f"the path in {row_name(row)} leads out of the raw folder",
-                hint="Use names relative to the folder of the table",
+                hint="Use paths relative to the folder of the table",
             )
         paths.append(f"{folder}/{name}" if folder else name)
     return paths
 
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
-    """Return the slice of every row; None for all slices that the reader of volumes chooses.
+    """Return the slice of every row. None means all slices that the reader of volumes chooses.
 
     Raises:
-        DataError: A slice is no number, or the rows of a volume have different groups, or only
-            some of them have a slice.
+        DataError: A slice is not a number, the rows of a volume have different groups, or only some
+            rows of a volume have a slice.
     """
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
-        raise request.error(f"slice is not a whole number from 0 for {rows.describe(odd)}")
+        raise request.error(
+            f"slice is not a whole number from 0 for {rows.describe(odd)}",
+            hint="Write the number of the axial slice, counted from 0 at the feet",
+        )
     groups: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
@@ -376,15 +386,15 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         volumes = plural(num_several, "volume")
         raise request.error(
             f"the slices of {volumes} are in several groups",
-            hint="Give all slices of a volume one group, since a volume is of one patient",
+            hint="Give all rows of a volume the same group, because a volume shows one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
         volumes = plural(num_mixed, "volume")
         raise request.error(
-            f"for {volumes}, some rows name a slice and "
-            "others do not, so slices might be used twice",
-            hint="Name a slice in every row of a volume, or in none",
+            f"for {volumes}, some rows have a slice and others have none, so slices might be used "
+            "twice",
+            hint="Write a slice in every row of a volume, or in no row",
         )
     slices = []
     for cell in cells:
@@ -393,53 +403,56 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
 
 
 def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str, int]:
-    """Check that every named file is there.
+    """Check that every path in the table is a file.
 
     Returns:
-        Reason -> number of images in the raw folder that no row names.
+        Reason -> number of images in the raw folder that are not in the table.
 
     Raises:
-        DataError: A named file is absent.
+        DataError: A path is not a file.
     """
     folder = request.base()
     paths = rows.cells["path"]
     named = set(paths)
     hidden: list[str] = []
-    # The walk refuses links out of the folder, FIFOs and the like. It does not reach hidden files
-    # and files outside the raw folder, so only those are looked up one by one.
+    # The walk raises an error for links out of the folder and for FIFOs. It leaves out hidden files
+    # and files outside the raw folder. Only these files are checked one by one.
     walked = set(walk(folder, request, hidden=hidden))
     base = folder.resolve()
     absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
     if absent:
-        hint = "Paths are relative to the table"
+        hint = "Write paths relative to the folder of the table"
         if not any(PurePosixPath(name).suffix for name in absent):
-            hint += ", with their ending such as .jpg"
+            hint += ", with their extension such as .jpg"
         num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
         if num_similar:
             hint += (
-                f"; {num_similar} of them exist with another letter case or Unicode form (macOS "
-                "writes names in a form of its own)"
+                f". For {num_similar} of these paths, a file exists whose name has another letter "
+                "case or Unicode form (macOS changes the Unicode form of names)"
             )
         missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
-        raise request.error(f"paths of the table are no files: {missing}", hint=hint)
+        raise request.error(f"the file in the column path does not exist for {missing}", hint=hint)
     is_readable = is_nifti_name if has_volumes else is_single_image_name
     unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
     return unnamed | count_hidden({*hidden} - named, is_readable)
 
 
 def _is_plain_file(path: Path) -> bool:
-    """Return whether a path is a file and no link."""
+    """Return whether a path is a file and not a link."""
     try:
         return path.is_file() and not path.is_symlink()
-    except OSError:  # a name longer than any file's
+    except OSError:  # the name is too long
         return False
 
 
 def _mislabeled_folders(cells: Cells) -> dict[str, int]:
-    """Count rows that lie in a folder with the name of another class.
+    """Count rows whose image lies in a folder with the name of another class.
 
-    Folders may have the names of classes for another reason. So the count is used only if most rows
-    lie in a folder with the name of their own class.
+    Folders may have the names of classes by chance. Rows are therefore counted only if most images
+    lie in a folder with the name of their class.
+
+    Returns:
+        A flag and the count; empty if no rows are counted.
     """
     labels = cells["label"]
     classes = set(labels)
@@ -450,5 +463,5 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
         num_alike += folder_classes == {label}
         num_unlike += bool(folder_classes) and label not in folder_classes
     if num_unlike and 2 * num_alike > len(labels):
-        return {"row whose folder is called as another class": num_unlike}
+        return {"row whose folder has the name of another class": num_unlike}
     return {}

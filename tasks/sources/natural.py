@@ -1,17 +1,18 @@
-"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in folders or in archives.
+"""Sources of natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet.
 
-Layouts, train files only, as in the study:
+As in the study, only the training files are read. The files may be unpacked or in archives.
 
-- MNIST and Fashion-MNIST: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there and in
-  torchvision, with a dot as common mirrors have them, and Kaggle's copy. Both have files of the
-  same names. The folder's name, and the first labels of the official files, distinguish them.
-- CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. Its pickles are read by an unpickler that
-  knows numpy arrays and nothing else.
-- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5, all axes
-  reversed), where class 10 is digit 0.
+- MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File names
+  are those of this page and torchvision, of mirrors that have a dot in them, or of Kaggle's copy.
+  The files of both datasets have the same names. The name of the folder, and the first labels of
+  the official files, distinguish the two datasets.
+- CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
+  numpy arrays are loaded.
+- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, in MATLAB 5 or in MATLAB 7.3, which is
+  HDF5 with all axes reversed. Class 10 is the digit 0.
 - ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
-  ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class. Only the ten
-  classes of the table's row are read.
+  ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar with one tar per class. Only the ten
+  classes of the table of datasets are read.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError, SweepError, plural
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
-from tasks.sources.made import list_rows, row_reader
+from tasks.sources.generated import list_rows, row_reader
 from tasks.sources.official import OWN_MAXIMUM, download, incomplete_download, read_picture
 from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
@@ -52,44 +53,45 @@ IMAGENET_CLASSES = (
     "n03445777",
     "n03888257",
 )
-"""Ten of the thousand classes, in the order of the row's class names. The released code always
-used the first two.
-"""
+"""Ids of ten of the thousand classes, in the order of the class names in the table of datasets. The
+released code always used the first two."""
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
 OTHER_SPLIT_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
-"""Validation images keep these names when they are sorted into class folders."""
+"""Pattern of the names of validation and test images, which may be in class folders too."""
 SMALLEST_CLASS = 732
-"""ILSVRC 2012 has 732 to 1,300 train images per class."""
+"""Number of training images of the smallest class of ILSVRC 2012."""
 
 COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
-"""A browser or a file manager adds this to the name of a second copy, before its endings."""
+"""Text that browsers and file managers add to the name of a second copy, before its extensions."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
+"""Environment variable with the folder for downloads of torchvision."""
 MAX_SVHN_VALUES = 1 << 30
+"""Largest number of values in SVHN's file."""
 OFFICIAL_COUNT = 60_000
-"""Images in the official train files of MNIST and of Fashion-MNIST."""
+"""Number of images in the official training files of MNIST and of Fashion-MNIST."""
 FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
-"""The first ten labels of the official train files."""
+"""The first ten labels of the official training files."""
 IDX_IMAGES = "train-images-idx3-ubyte"
 IDX_LABELS = "train-labels-idx1-ubyte"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 SVHN_FILE = "train_32x32.mat"
 OTHER_IDX = ("kmnist", "kuzushiji", "emnist", "qmnist")
-"""Words in folders of other datasets whose files are called as those of MNIST."""
+"""Words in folder names of other datasets whose files have the same names as those of MNIST."""
 PICKLE_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
 PICKLE_NAMES = ("_reconstruct", "ndarray", "dtype")
-"""The only modules and names that the pickles of CIFAR-10 may import."""
+"""Names that the pickles of CIFAR-10 may import from these modules; all others are rejected."""
 
 
 class DownloadName(NamedTuple):
-    """The names by which a download of one dataset is found.
+    """Names by which the download of a dataset is recognized.
 
     Attributes:
-        torchvision: Name of torchvision's class that downloads it.
-        hint: A word, in lower case, in the names of the dataset's own folders and archives.
-        excluded: Words in folders of other datasets whose files have the same names.
+        torchvision: Name of torchvision's class that downloads the dataset.
+        hint: Word in the names of the dataset's folders and archives, in lower case.
+        excluded: Words in folder names of other datasets whose files have the same names.
     """
 
     torchvision: str
@@ -106,20 +108,25 @@ DOWNLOADS = {
 
 
 class LabeledImages(NamedTuple):
-    """Images ``(num_images, height, width[, 3])`` in [0, 255], and labels ``(num_images,)``."""
+    """Images and their labels.
+
+    Attributes:
+        images: ``(num_images, height, width[, 3])`` in [0, 255].
+        labels: ``(num_images,)`` class indices.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.integer[Any]]
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
-    """Return all images of the ten classes, in the order of classes and names.
+    """List all images of the ten classes, in the order of classes and file names.
 
-    An image's class is that of the folder or of the class archive that it lies in. If two copies of
-    the train split hold a file, it is taken once.
+    The class of an image is the name of its folder or of the archive of its class. If a file is in
+    two copies of the training split, it is listed once.
 
     Raises:
-        DataError: A class has no image, or a file lies in the folder of another class.
+        DataError: A class has no image, or a file is in the folder of another class.
     """
     files_by_class: dict[str, dict[str, str]] = {class_id: {} for class_id in IMAGENET_CLASSES}
     excluded = Counter[str]()
@@ -129,7 +136,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             continue
         file = name.rpartition("/")[2]
         if not is_image_name(name):
-            excluded["not an image by its ending"] += 1
+            excluded["not an image by its extension"] += 1
         elif OTHER_SPLIT_FILE.match(file):
             excluded["image of another split"] += 1
         elif files_by_class[class_id].setdefault(file, name) != name:
@@ -152,7 +159,8 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            f"{plural(num_misplaced, 'file')} found outside of the folder of the class in the name",
+            "the class in the file name is not the class of the folder for "
+            f"{plural(num_misplaced, 'file')}",
             hint="Unpack the archives again",
         )
     return Listing(
@@ -165,11 +173,12 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _stem(path: str) -> str:
+    """Return a file name without its extensions."""
     return PurePosixPath(path).name.partition(".")[0]
 
 
 def _imagenet_class(name: str, tree: RawTree) -> str | None:
-    """Return the class of a file of the train split, or None if it is none of the ten."""
+    """Return the class id of a file in the training split; None if it is not one of the ten."""
     *folders, _ = name.split("/")
     if not OTHER_SPLITS.isdisjoint(folder.casefold() for folder in folders[:-1]):
         return None
@@ -183,9 +192,9 @@ def _imagenet_class(name: str, tree: RawTree) -> str | None:
 
 
 def _may_hold_classes(archive: str) -> bool:
-    """Return whether an archive may hold images of the ten classes.
+    """Return whether an archive may contain images of the ten classes.
 
-    Archives of single classes are called by their class, so those of other classes stay closed.
+    An archive whose name is the id of another class is never opened.
     """
     stem = _stem(archive)
     is_class_archive = stem.startswith("n") and stem[1:].isdigit()
@@ -197,13 +206,13 @@ imagenet = download(list_imagenet, read_picture, _may_hold_classes)
 
 @dataclass(frozen=True)
 class ArrayFiles:
-    """A dataset whose images and labels lie in array files, in the order of these files.
+    """A dataset whose images and labels are in array files.
 
     Attributes:
-        file_names: For each file, the names that it may have, in lower case.
-        description: The files, in words for messages.
-        load: Turns the dataset's name and the files' bytes into images and labels. It raises
-            DataError for damaged files.
+        file_names: For each file, its possible names in lower case.
+        description: The files in words, for messages.
+        load: Returns the images and labels in the files. The arguments are the name of the dataset
+            and the bytes of each file. For damaged files, the function raises DataError.
     """
 
     file_names: Sequence[Iterable[str]]
@@ -211,25 +220,28 @@ class ArrayFiles:
     load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
-        """Return the source, which loads the arrays once per process."""
+        """Return the source of this dataset, which loads the arrays once per process."""
         return Source(self._list_items, self._reader)
 
     def _list_items(self, request: RawRequest) -> Listing:
         return list_rows(self._arrays(request).labels, request, intensity=OWN_MAXIMUM)
 
     def _reader(self, request: RawRequest) -> Reader:
-        return row_reader(self._arrays(request).images, own_maximum=True)
+        return row_reader(self._arrays(request).images, by_image_maximum=True)
 
     def _arrays(self, request: RawRequest) -> LabeledImages:
-        """Find the files and return their arrays, loaded once per process."""
+        """Find the files and return their arrays.
+
+        Raises:
+            DataError: A file is missing or damaged.
+        """
         request = with_download(request)
         locators = find_together(request, self.file_names)
         if locators is None:
             raise DataError(
                 f"{request.dataset.name} needs {self.description}, which was not found",
-                hint=f"The download needs this layout: {request.dataset.raw_layout}. With an "
-                "internet "
-                "connection, torchvision downloads it",
+                hint=f"Arrange the files in this layout: {request.dataset.raw_layout}. With an "
+                "internet connection, leave out --raw, and torchvision downloads the files",
             )
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
@@ -241,7 +253,13 @@ class ArrayFiles:
 def _loaded(
     files: ArrayFiles, base: Path, name: str, locators: tuple[str, ...], _stamps: object
 ) -> LabeledImages:
-    """Load and check arrays; kept until the time or size of a file changes (``_stamps``)."""
+    """Load and check the arrays of a dataset.
+
+    The result is cached. A change of ``_stamps``, the time and size of each file, loads them again.
+
+    Raises:
+        DataError: The arrays are damaged.
+    """
     arrays = files.load(name, [_read_file(base, name, locator) for locator in locators])
     images, labels = arrays
     if len(images) != len(labels):
@@ -251,29 +269,34 @@ def _loaded(
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
         raise DataError(
-            f"{name}: labels run from {labels.min()} to {labels.max()}, not within 0 to 9"
+            f"{name}: labels range from {labels.min()} to {labels.max()}, but must be 0 to 9",
+            hint="Download the files again",
         )
     return arrays
 
 
 def _read_file(base: Path, name: str, locator: str) -> bytes:
-    """Return the bytes of a file or archive member. Raises DataError if it is damaged."""
+    """Return the bytes of a file or archive member.
+
+    Raises:
+        DataError: The file is damaged.
+    """
     try:
         return read_locator(base, locator)
     except SkipItem as skip:
         raise DataError(
             f"{name}: {locator.rpartition('/')[2]} cannot be read: {skip.reason}",
-            hint="Download it again, or take the broken copy away",
+            hint="Download the file again, or remove the damaged copy",
         ) from None
 
 
 def with_download(request: RawRequest) -> RawRequest:
-    """Return the request; without a raw folder, one with torchvision's download.
+    """Return the request with a raw folder. Without a raw folder, torchvision downloads the files.
 
-    Files are fetched once, into ``ISWEEP_DOWNLOADS`` or the user's cache.
+    Files are downloaded once, into the folder ``ISWEEP_DOWNLOADS`` or the user's cache.
 
     Raises:
-        DataError: The files are not there and cannot be fetched.
+        DataError: The download failed.
     """
     if request.raw is not None:
         return request
@@ -288,28 +311,30 @@ def with_download(request: RawRequest) -> RawRequest:
         getattr(datasets, DOWNLOADS[name].torchvision)(str(folder), download=True, **split)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{name} has no --raw folder, and its download failed ({type(error).__name__})",
-            hint="Download it elsewhere and pass --raw DIR, with this layout: "
+            f"--raw is not set for {name}, and torchvision could not download it "
+            f"({type(error).__name__})",
+            hint="Download the files yourself, and set --raw to their folder, with this layout: "
             f"{request.dataset.raw_layout}",
         ) from None
     return replace(request, raw=folder)
 
 
 def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> list[str] | None:
-    """Return the locators of a dataset's files that lie in one folder, in the order of their names.
+    """Return the locators of a dataset's files, which must be in one folder.
 
-    Unpacked files go first, then archives that are called as the dataset, then all archives. Of
-    several folders those that are called as the dataset go first, then those nearest to the top.
+    Unpacked files are searched first, then archives with the name of the dataset, then all
+    archives. If several folders have the files, those with the name of the dataset are preferred,
+    then those with the fewest folders above.
 
     Args:
-        request: What is being prepared.
-        file_names: For each file, the names that it may have, in lower case.
+        request: The dataset and its download.
+        file_names: For each file, its possible names in lower case.
 
     Returns:
-        One locator per file, or None if no folder has them all.
+        One locator per file, or None if no folder has all files.
 
     Raises:
-        DataError: Several folders have such files, and these differ.
+        DataError: Several folders have such files, and the files differ.
     """
     _, hint, excluded_words = DOWNLOADS[request.dataset.name]
     steps: list[Callable[[str], bool]] = [
@@ -332,7 +357,10 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
 def _whole_folders(
     tree: RawTree, file_names: Sequence[Iterable[str]], excluded_words: Sequence[str]
 ) -> list[list[str]]:
-    """Return the locators of each folder that has one file of every kind, top folders first."""
+    """Return the locators of the files in each folder that has all files.
+
+    Folders with the fewest folders above come first.
+    """
     kinds = list(map(frozenset, file_names))
     folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for name in tree:
@@ -354,7 +382,10 @@ def _whole_folders(
 
 
 def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
-    """Return the folder without one of the file's own name, into which Kaggle puts each file."""
+    """Return the folder of a file, without a last folder that has the name of the file.
+
+    Kaggle puts each file into such a folder.
+    """
     outer, _, innermost = folder.rpartition("/")
     innermost = innermost.casefold()
     if innermost in file_names or f"{innermost}.gz" in file_names:
@@ -363,7 +394,11 @@ def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
 
 
 def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> None:
-    """Check that several copies of a download have the same bytes."""
+    """Check that several copies of a download have the same bytes.
+
+    Raises:
+        DataError: Two copies have different bytes.
+    """
     digests = set()
     for locators in candidates:
         total = hashlib.sha256()
@@ -374,18 +409,22 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
     if len(digests) > 1:
         raise request.error(
             f"the raw folder has {len(candidates)} downloads that differ",
-            hint="Give the folder of the right one",
+            hint="Set --raw to the folder of the right download",
         )
 
 
 def _idx_names(name: str) -> tuple[str, ...]:
-    """Return the names under which mirrors have an IDX file."""
+    """Return the possible names of an IDX file: with a dot, with a hyphen, and gzipped."""
     dotted = name.replace("-idx", ".idx")
     return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
 
 def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
-    """Return the images and labels of MNIST or Fashion-MNIST, after a check which one it is."""
+    """Return the images and labels of MNIST or Fashion-MNIST.
+
+    Raises:
+        DataError: A file is damaged, or the files are those of the other dataset.
+    """
     images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
     labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
     if len(labels) == OFFICIAL_COUNT:
@@ -393,7 +432,8 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
         for dataset, official_labels in FIRST_LABELS.items():
             if dataset != name and first_labels == official_labels:
                 raise DataError(
-                    f"{name}: the files are those of {dataset}", hint=f"Give the folder of {name}"
+                    f"{name}: the files are those of {dataset}",
+                    hint=f"Set --raw to the folder of {name}",
                 )
     return LabeledImages(images, labels)
 
@@ -402,41 +442,55 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
     """Return the array of an IDX file of bytes.
 
     Args:
-        body: The file, gzipped or not.
-        name: What messages call it.
-        dimensions: The number of axes that it must have.
+        body: The bytes of the file, gzipped or not.
+        name: Name of the file in messages.
+        dimensions: Number of axes that the array must have.
 
     Raises:
-        DataError: The file is damaged or holds something else.
+        DataError: The file is damaged, or has another format or number of axes.
     """
     try:
         body = gunzipped(body, MAX_FILE_BYTES)
     except SkipItem as skip:
-        raise DataError(f"{name} is damaged: {skip.reason}", hint="Download it again") from None
+        raise DataError(
+            f"{name} is damaged: {skip.reason}", hint="Download the file again"
+        ) from None
     header_bytes = 4 + 4 * dimensions
     if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < header_bytes:
-        raise DataError(f"{name} is not an IDX file of bytes with {dimensions} dimensions")
+        raise DataError(
+            f"{name} is not an IDX file of bytes with {dimensions} dimensions",
+            hint="Download the file again",
+        )
     shape = np.frombuffer(body[:header_bytes], ">u4", offset=4).tolist()
     surplus = len(body) - header_bytes - math.prod(shape)
     if surplus:
-        problem = "it ends early" if surplus < 0 else "more bytes"
+        amount = "fewer" if surplus < 0 else "more"
         raise DataError(
-            f"{name} does not end where its header says: {problem}", hint="Download it again"
+            f"{name} has {amount} bytes than its header declares", hint="Download the file again"
         )
     return np.frombuffer(body, np.uint8, offset=header_bytes).reshape(shape)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of numpy arrays: any other class could run code of the file's author."""
+    """An unpickler that only accepts numpy arrays. Other classes could run code from the file."""
 
     def find_class(self, module: str, name: str) -> object:
+        """Return a class or function that the pickle imports.
+
+        Raises:
+            UnpicklingError: Unpickling an array does not need it.
+        """
         if module in PICKLE_MODULES and name in PICKLE_NAMES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError("only numpy arrays are allowed")
 
 
 def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
-    """Return the images and labels of the five train batches of CIFAR-10."""
+    """Return the images and labels of the five training batches of CIFAR-10.
+
+    Raises:
+        DataError: A batch is damaged.
+    """
     images = []
     labels = []
     for body in bodies:
@@ -445,36 +499,49 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
             pixels = np.asarray(batch[b"data"], dtype=np.uint8)
             images.append(pixels.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
-        except Exception as error:  # a damaged pickle raises almost anything
+        except Exception as error:  # for damaged files, any type of exception
             raise DataError(
-                f"cifar10: a batch is damaged ({type(error).__name__})", hint="Download it again"
+                f"cifar10: a batch is damaged ({type(error).__name__})",
+                hint="Download the files again",
             ) from None
     channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
     return LabeledImages(channels_last, np.concatenate(labels))
 
 
 def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
-    """Return the images and labels of SVHN, with class 10 as digit 0."""
+    """Return the images and labels of SVHN. Class 10 becomes label 0, the digit.
+
+    Raises:
+        DataError: The file is damaged, or not SVHN's format 2.
+    """
     try:
         images, labels = _read_matlab(bodies[0])
     except SweepError:
         raise
-    except Exception as error:  # these readers raise almost anything on damaged files
+    except Exception as error:  # for damaged files, any type of exception
         raise DataError(
             f"svhn: {SVHN_FILE} is damaged, or not of format 2, cropped digits "
             f"({type(error).__name__})",
-            hint="Download it again",
+            hint="Download the file again",
         ) from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
-        raise DataError(f"svhn: X is {images.dtype} {images.shape}, not uint8 (32, 32, 3, n)")
+        raise DataError(
+            f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape {images.shape}, "
+            "not uint8 and (32, 32, 3, n)",
+            hint="Download format 2, cropped digits",
+        )
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0
     return LabeledImages(images.transpose(3, 0, 1, 2), digits)
 
 
 def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the variables X and y of a MATLAB file, after a check of the size it declares."""
-    if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3 is HDF5 behind 512 bytes of text
+    """Return the variables X and y of a MATLAB file, after checking the declared size.
+
+    Raises:
+        DataError: The file declares too many values.
+    """
+    if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3: HDF5 after 512 bytes of text
         with open_hdf5(io.BytesIO(body), "svhn") as file:
             _check_svhn_size(file["X"].size)
             images = np.asarray(file["X"])
@@ -489,8 +556,16 @@ def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _check_svhn_size(num_values: int) -> None:
+    """Check that SVHN's file does not declare too many values.
+
+    Raises:
+        DataError: The file declares more than :data:`MAX_SVHN_VALUES`.
+    """
     if num_values > MAX_SVHN_VALUES:
-        raise DataError(f"svhn: {SVHN_FILE} has {num_values:,} values, 1 GiB or more")
+        raise DataError(
+            f"svhn: {SVHN_FILE} declares {num_values:,} values, more than {MAX_SVHN_VALUES:,}",
+            hint="Download the file again",
+        )
 
 
 idx = ArrayFiles(

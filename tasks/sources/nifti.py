@@ -1,4 +1,4 @@
-"""NIfTI volumes: check the declared size, bring every file to one orientation, read slices.
+"""Read axial slices of NIfTI volumes, after checking the declared size and fixing the orientation.
 
 Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions), as read by
 nibabel.
@@ -18,41 +18,44 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.pictures import by_own_maximum
+from tasks.sources.pictures import scale_by_image_maximum
 from tasks.sources.raw import gunzipped, read_locator
 
 MAX_VOXELS = 1 << 26
-"""Voxels that a header may declare: 256 slices of 512 x 512, which are 256 MiB as float32."""
+"""Largest number of voxels of a volume: 256 slices of 512 x 512, or 256 MiB as float32."""
 MAX_RAW_BYTES = 256 << 20
-"""Bytes of the voxels as stored."""
+"""Largest size in bytes of the voxels as stored."""
 MAX_UNPACKED_BYTES = MAX_RAW_BYTES + (8 << 20)
-"""Bytes to unpack: a volume with its header and extensions. The rest of a gzip bomb is not read."""
+"""Largest number of bytes to unpack: the voxels, the header and extensions. A gzip bomb may contain
+far more bytes, which are not read."""
 NIBABEL_CLASSES = {
     b"\x5c\x01\0\0": "Nifti1Image",
     b"\0\0\x01\x5c": "Nifti1Image",
     b"\x1c\x02\0\0": "Nifti2Image",
     b"\0\0\x02\x1c": "Nifti2Image",
 }
-"""A file's first four bytes, its header's size in either byte order, and nibabel's class for it."""
+"""First four bytes of a file -> nibabel's class for its format. The first four bytes are the size
+of the header, in either byte order."""
 CLIP_PERCENTILES = (0.1, 99.9)
-"""Values outside these percentiles of a volume are clipped, as in the study's BraTS extractor."""
+"""Percentiles of a volume between which values are clipped, as in the study's code for BraTS."""
 VOLUME_INTENSITY = (
     "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
 )
 MAX_VOXEL_ASPECT = 1.01
-"""Longest divided by shortest side of a voxel up to which it counts as a cube."""
+"""Largest ratio of the longest to the shortest side of a voxel that counts as a cube."""
 SLICES_PER_VOLUME = 10
+"""Number of slices that are read if a table chooses no slice."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A decoded volume, its first axis to the right, its second to the front, its third up.
+    """A decoded volume, whose axes run to the patient's right, to the front and up.
 
     Attributes:
-        values: ``(right, anterior, superior)`` voxels as stored, scaled as the header says.
-        affine: ``(4, 4)`` from voxel indices to positions in mm.
-        conversions: Names of what was changed.
-        flags: Names of doubts about the file.
+        values: ``(right, anterior, superior)`` voxels, scaled as the header states.
+        affine: ``(4, 4)`` map from voxel indices to positions in mm.
+        conversions: Changes to the stored volume, in words.
+        flags: Doubts about the file, in words.
     """
 
     values: NDArray[np.float32]
@@ -62,26 +65,27 @@ class Volume:
 
 
 def is_nifti_name(name: str) -> bool:
-    """Return whether a file name ends as those of NIfTI volumes do."""
+    """Return whether a file name has the extension of a NIfTI volume."""
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Decode a ``.nii`` or ``.nii.gz`` file with one finite 3-D volume of known orientation.
+    """Decode a ``.nii`` or ``.nii.gz`` file with one 3-D volume.
 
     Args:
         body: The bytes of the file, gzipped or not.
-        max_voxels: The number of voxels that its header may declare.
+        max_voxels: Largest number of voxels that the header may declare.
 
     Raises:
-        SkipItem: The file is damaged, too large, or holds something else.
+        SkipItem: The file is damaged, too large or not a 3-D volume, has no orientation, or has
+            values that are not finite.
         SetupError: nibabel is not installed.
     """
     try:
         import nibabel
     except ImportError as error:
         raise SetupError(
-            "NIfTI files need nibabel, which is not installed",
+            "nibabel, which reads NIfTI files, is not installed",
             hint="Run `pip install 'isweep[medical]'`",
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
@@ -95,7 +99,7 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
         try:
             image = getattr(nibabel, class_name).from_stream(stream)
             shape = tuple(image.shape)
-        except Exception:  # nibabel raises whatever its readers do
+        except Exception:  # for damaged files, nibabel may raise any type of exception
             raise SkipItem("no NIfTI volume") from None
         if len(shape) == 4 and shape[3] == 1:
             image = nibabel.squeeze_image(image)
@@ -122,27 +126,36 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
 def _check_declared_voxels(
     shape: Sequence[int], dtype: np.dtype[np.generic], max_voxels: int
 ) -> None:
-    """Check the shape and type in a header, before voxels are decoded."""
+    """Check the shape and type in a header, before voxels are decoded.
+
+    Raises:
+        SkipItem: The volume is not 3-D, not of real numbers, or too large.
+    """
     if len(shape) != 3 or dtype.kind not in "uif":
         raise SkipItem("not a 3-D volume of real numbers")
-    num_voxels = int(np.prod(shape, dtype=object))  # exact, whatever the header claims
+    num_voxels = int(np.prod(shape, dtype=object))  # as a Python integer, which cannot overflow
     is_too_large = num_voxels > max_voxels or num_voxels * dtype.itemsize > MAX_RAW_BYTES
     if is_too_large or min(shape) < 1:
         raise SkipItem("too many voxels")
 
 
 def _axis_codes(image: Any) -> str:
-    """Return where each axis leads, such as ``RAS`` for right, anterior, superior."""
+    """Return the direction of each axis, such as ``RAS`` for right, anterior, superior.
+
+    Raises:
+        SkipItem: The header states no orientation.
+    """
     from nibabel import aff2axcodes
 
     if np.isfinite(image.affine).all():
         codes = aff2axcodes(image.affine)
-        if None not in codes:  # None stands for an axis of length 0
+        if None not in codes:  # None is the code of an axis of length 0
             return "".join(codes)
     raise SkipItem("no orientation in the header")
 
 
 def _doubts(header: Any) -> tuple[str, ...]:
+    """Return flags for a volume without a stated orientation, and for voxels that are not cubes."""
     flags = []
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         flags.append("orientation guessed: both form codes are 0")
@@ -153,10 +166,10 @@ def _doubts(header: Any) -> tuple[str, ...]:
 
 
 def intensity_range(values: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Return the two values that a volume is clipped to: its 0.1 and 99.9 percentiles.
+    """Return the range to which a volume is clipped: its 0.1 and 99.9 percentiles.
 
     Raises:
-        SkipItem: The two are equal, so the volume shows nothing.
+        SkipItem: The two percentiles are equal, so the volume shows nothing.
     """
     limits: NDArray[np.floating] = np.percentile(values, CLIP_PERCENTILES)
     if limits[1] <= limits[0]:
@@ -167,8 +180,8 @@ def intensity_range(values: NDArray[np.float32]) -> NDArray[np.floating]:
 def volume_reader(request: RawRequest) -> Reader:
     """Return a reader of axial slices as uint8 images in [0, 255].
 
-    An item's first detail is the index of its slice. If that is None, ten slices are read, evenly
-    spread over the middle half of the volume.
+    An item's only detail is the index of its slice. If the index is None, ten slices are read, at
+    equal distances in the middle half of the volume.
     """
     base = request.base()
 
@@ -186,8 +199,8 @@ def volume_reader(request: RawRequest) -> Reader:
             raise SkipItem("slice beyond the volume")
         for level in levels:
             plane = np.clip(volume.values[:, :, level], low, high) - low
-            # (right, anterior) turned so that the front is up, as radiologists look at it.
-            pixels, scaling = by_own_maximum(plane.T[::-1, ::-1])
+            # Rotated so that the patient's front is up, as radiologists view slices.
+            pixels, scaling = scale_by_image_maximum(plane.T[::-1, ::-1])
             yield Sample(pixels, conversions=(*volume.conversions, *scaling), flags=volume.flags)
 
     return read

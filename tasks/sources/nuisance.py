@@ -1,10 +1,10 @@
-"""Nuisance factors: what varies from image to image and carries no information on the label.
+"""Nuisance factors: properties that vary between images and contain no information on the label.
 
-A picture of a digit has an intrinsic dimension of about 7. These factors raise it while the label
-rule stays as it is: the label is still which digit is shown. Every factor is continuous, and its
-values are drawn per image from a seed, without the labels. If the parameter ``factors`` is ``n``,
-the first ``n`` factors of :data:`FACTORS` are in force. An image has the same values of a factor at
-every number of factors, so level 4 is level 2 with two factors more.
+A picture of a digit has an intrinsic dimension of about 7. Nuisance factors raise the dimension and
+leave the label unchanged: it is still the digit. Every factor is continuous. The values of a factor
+are drawn per image from a seed, independently of the labels. If the parameter ``factors`` is ``n``,
+the first ``n`` factors of :data:`FACTORS` are applied. The values of a factor are the same for
+every ``n``: level 4 is level 2 with two more factors.
 """
 
 from __future__ import annotations
@@ -14,57 +14,59 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.sources.made import low_frequency_patterns
+from tasks.sources.generated import low_frequency_patterns
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 FACTORS = ("shift", "rotation", "contrast", "coarse background", "blur", "fine background")
-"""Factors in the order in which they are switched on."""
+"""The factors, in the order in which they are applied."""
 MAX_SHIFT = 0.09
-"""Largest shift along either axis, as a share of the image's side; 2.5 of 28 pixels."""
+"""Largest shift along either axis, as a share of the image's side: 2.5 of 28 pixels."""
 MAX_TURN = np.radians(25)
-"""Largest rotation in radians, either way: a 6 turned by 25 degrees is not yet a 9."""
+"""Largest rotation in radians, in both directions. After 25 degrees a 6 does not look like a 9."""
 MIN_CONTRAST = 0.75
-"""Smallest factor on the pixels of the picture; the largest is 1."""
+"""Smallest factor by which pixels are multiplied; the largest factor is 1."""
 MIN_BLUR = 0.4 / 28
 MAX_BLUR = 1.2 / 28
-"""Standard deviation of the Gaussian blur, as a share of the image's side; less changes no byte."""
+"""Standard deviation of the Gaussian blur, as a share of the image's side. A smaller one would not
+change an 8-bit image."""
 NUM_COARSE = 10
 NUM_FINE = 80
-"""Smooth waves whose weights are drawn: a background has as many dimensions as it has waves."""
+"""Number of smooth waves in a background. The dimension of a background is its number of waves."""
 FIRST_FINE = 30
-"""The lowest fine wave, counted from the lowest of all. The waves between look like strokes of
-digits and would make the task harder without raising its dimension more.
-"""
+"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the fine
+ones are not used. They look like strokes of digits, so they would make the task harder."""
 BACKGROUND_LIGHT = 0.6
-"""Lightest background, as a share of white: digits stay the brightest part of most images."""
+"""Lightest background as a share of white. Digits are brighter than this in most images."""
 COARSE_WEIGHT = 0.08
 FINE_WEIGHT = 0.13
-"""Standard deviation of a wave's weight, before the background is squashed into its range. With
-these weights, pairs of MNIST's digits at 10 x 10 pixels have about 3 times the dimension.
-"""
+"""Standard deviation of a wave's weight. With these weights, pairs of MNIST's digits at 10 x 10
+pixels have about 3 times the dimension."""
 
 
 @dataclass(frozen=True)
 class FactorValues:
-    """One drawn value of every factor for each of ``num_images`` images."""
+    """The values of all factors for each of ``num_images`` images.
+
+    Attributes:
+        shift: Shift down and to the right, as a share of the side, ``(num_images, 2)``.
+        turn: Rotation in radians, ``(num_images,)``.
+        contrast: Factor by which pixels are multiplied, ``(num_images,)``.
+        blur: Standard deviation of the blur as a share of the side, ``(num_images,)``.
+        coarse: Weights of the background's coarse waves, ``(num_images, NUM_COARSE)``.
+        fine: Weights of the background's fine waves, ``(num_images, NUM_FINE)``.
+    """
 
     shift: Floats
-    """Down and to the right, as a share of the side; ``(num_images, 2)``."""
     turn: Floats
-    """Radians; ``(num_images,)``."""
     contrast: Floats
-    """Factor on pixels; ``(num_images,)``."""
     blur: Floats
-    """Standard deviation as a share of the side; ``(num_images,)``."""
     coarse: Floats
-    """Weights of the background's coarse waves; ``(num_images, NUM_COARSE)``."""
     fine: Floats
-    """Weights of its fine waves; ``(num_images, NUM_FINE)``."""
 
 
 def draw_factors(num_images: int, seed: int) -> FactorValues:
-    """Draw all factors of ``num_images`` images, also those that are not in force."""
+    """Draw the values of all factors for ``num_images`` images, also of factors not applied."""
     rng = np.random.default_rng(seed)
     unit_std = np.sqrt(3)
     return FactorValues(
@@ -78,9 +80,15 @@ def draw_factors(num_images: int, seed: int) -> FactorValues:
 
 
 def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
-    """Return ``(num_images, side, side)`` images with the first ``num_factors`` factors varied.
+    """Apply the first ``num_factors`` factors to images.
 
-    Without factors these are the images themselves, byte for byte.
+    Args:
+        images: ``(num_images, side, side)`` in [0, 255].
+        num_factors: Number of factors. For 0, the images are returned unchanged.
+        seed: Seed of the values of the factors.
+
+    Returns:
+        The changed images, with the same shape.
     """
     if num_factors == 0:
         return images
@@ -99,7 +107,15 @@ def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
 
 
 def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
-    """Rotate images about their center, then shift them, by linear interpolation; 0 outside."""
+    """Rotate images about their center, then shift them, by linear interpolation.
+
+    Pixels from outside an image are 0.
+
+    Args:
+        images: ``(num_images, side, side)``.
+        turn: Rotation in radians, ``(num_images,)``.
+        shift: Shift down and to the right, as a share of the side, ``(num_images, 2)``.
+    """
     side = images.shape[1]
     center = (side - 1) / 2
     row, column = np.mgrid[:side, :side] - center
@@ -107,7 +123,7 @@ def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
     right = column - side * shift[:, 1, None, None]
     cosine = np.cos(turn)[:, None, None]
     sine = np.sin(turn)[:, None, None]
-    # Places in images with a border of one pixel, so that all four neighbors exist.
+    # Positions in images with a border of one pixel, so that all four neighbors exist.
     from_row = np.clip(cosine * down - sine * right + center + 1, 0, side + 1)
     from_column = np.clip(sine * down + cosine * right + center + 1, 0, side + 1)
     upper = np.minimum(from_row.astype(np.intp), side)
@@ -125,11 +141,16 @@ def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
 
 
 def blur(images: Floats, widths: Floats) -> Floats:
-    """Blur each image with a Gaussian of its own width; weights sum to 1 at the border too."""
+    """Blur each image with a Gaussian. The weights sum to 1, also at the border.
+
+    Args:
+        images: ``(num_images, side, side)``.
+        widths: Standard deviation as a share of the side, ``(num_images,)``.
+    """
     side = images.shape[1]
-    place = np.arange(side)
-    squared_distance = (place[:, None] - place) ** 2
-    # A width near 0 leaves the image as it is and must not divide by 0.
+    position = np.arange(side)
+    squared_distance = (position[:, None] - position) ** 2
+    # The lower limit avoids a division by 0. A Gaussian of this width does not change the image.
     variance = np.maximum(side * widths, 1e-3)[:, None, None] ** 2
     weights = np.exp(-squared_distance / (2 * variance))
     weights /= weights.sum(axis=2, keepdims=True)
@@ -138,12 +159,17 @@ def blur(images: Floats, widths: Floats) -> Floats:
 
 
 def add_background(images: Floats, coarse: Floats, fine: Floats | None = None) -> Floats:
-    """Lay images over a smooth background as two lights add up: ``1 - (1 - a)(1 - b)``.
+    """Add a smooth background to images, by the rule ``1 - (1 - a)(1 - b)`` for two lights.
 
-    Nothing is clipped, so a change of any weight changes the image.
+    The rule clips no values. A change of any weight therefore changes the image.
+
+    Args:
+        images: ``(num_images, side, side)`` in [0, 255].
+        coarse: Weights of the coarse waves, ``(num_images, NUM_COARSE)``.
+        fine: Weights of the fine waves, ``(num_images, NUM_FINE)``; None for no fine waves.
     """
     side = images.shape[1]
-    # A small image has fewer waves than are drawn.
+    # A small image has fewer waves than there are weights.
     num_waves = min(FIRST_FINE + NUM_FINE, side * side - 1)
     waves = side * low_frequency_patterns(num_waves, side)
     height = np.tensordot(coarse, waves[:NUM_COARSE], axes=1)

@@ -1,18 +1,24 @@
-"""OAI baseline knees: both knees of a radiograph, each cropped to 13.4 cm around the joint.
+"""Source of the OAI baseline knees. Each knee of a radiograph is cropped to 13.4 cm.
 
-Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (releases ``0.C.2``
-and ``0.E.1`` hold half of the baseline each; the released code read ``0.E.1`` only), and its S3
-form, one ``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public readers quote them).
-Tables: grades in ``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's
-``contents.csv``.
+The download has one of two layouts (OAI "Image Release" notes):
 
-A radiograph is taken if it is the bilateral PA fixed-flexion view of the knees. Either the
-``SeriesDescription`` of ``contents.csv`` or the file's own header must say so, and neither may
-contradict it.
+- ``results/<site>/<release>/<ID>/<date>/<barcode>/001``. The releases ``0.C.2`` and ``0.E.1``
+  contain half of the baseline each. The released code read only ``0.E.1``.
+- The S3 form, with one ``<barcode>.tar.gz`` per series.
 
-The study's detector of knees is not available. The image of a knee is ``crops/<ID>_<R|L>.png`` if
-that exists. Otherwise its center is that of ``knee_centers.csv`` (row and column in pixels of the
-file), or else that of :func:`find_centers`. The record counts each way.
+The table ``kxr_sq_bu00``, as text, CSV or SAS, contains the grades. The ``contents.csv`` of each
+release describes its series.
+
+A radiograph is used if it is the bilateral PA fixed-flexion view of the knees. The
+``SeriesDescription`` of ``contents.csv`` or of the file's header must state this view, and neither
+may state another one.
+
+The study's detector of knees is not available. Instead, the image of a knee comes from the first of
+these that exists, and the record of the dataset counts each:
+
+1. The file ``crops/<ID>_<R|L>.png``.
+2. A crop around the center in ``knee_centers.csv``: row and column in pixels of the file.
+3. A crop around the center that :func:`find_centers` estimates.
 """
 
 from __future__ import annotations
@@ -35,8 +41,9 @@ from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, read_table
 
 READING_PROJECT = "15"
-"""The project whose Kellgren-Lawrence grades are used; others graded a part of the knees again."""
+"""The project whose Kellgren-Lawrence grades are used. Other projects graded some knees again."""
 MIN_ARTHRITIS_GRADE = 2
+"""Smallest Kellgren-Lawrence grade of label 1."""
 SIDES = {"1": "R", "2": "L"}
 SIDE_WORDS = {
     "r": "R",
@@ -55,50 +62,62 @@ CROP_FILE = re.compile(r"(?:.*/)?crops/(\d+)_([RL])\.png")
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
-NO_RADIOGRAPH_ENDINGS = (".tar.gz", ".tgz", ".csv", ".txt")
+NO_RADIOGRAPH_EXTENSIONS = (".tar.gz", ".tgz", ".csv", ".txt")
 VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
-"""Releases are called ``<visit>.<kind>.<n>``, where visit 0 is the baseline. The S3 form adds
-``00m``, ``12m`` and so on.
-"""
+"""Name of a release: ``<visit>.<kind>.<n>``, or ``00m``, ``12m`` and so on in the S3 form. Visit 0
+is the baseline."""
 RELEASED_SERIES = "0.E.1"
+"""The release that the released code read."""
 FIXED_FLEXION = "fixed flexion knee"
 OTHER_VIEW = "another view or body part"
 MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
 PIXEL_MM = 0.2
+"""Side in mm of a pixel after resampling."""
 CROP_PIXELS = 672
-"""Side of a crop, 13.4 cm in pixels of 0.2 mm."""
+"""Side of a crop in pixels of 0.2 mm: 13.4 cm."""
 MAX_SIDE_PIXELS = 8_000
-"""Longest side after resampling: 1.6 m, longer than any film."""
+"""Longest side of a radiograph after resampling: 1.6 m, longer than any film."""
 MAX_LISTED_ROWS = 10
+"""Largest number of rows that a message lists."""
 
 
 class Knee(NamedTuple):
-    """A participant's id, and R or L."""
+    """A knee of a participant.
+
+    Attributes:
+        patient: Id of the participant.
+        side: R or L.
+    """
 
     patient: str
     side: str
 
 
 class Center(NamedTuple):
-    """A place in an image, in pixels from its upper left corner."""
+    """A position in an image, in pixels from its upper left corner."""
 
     row: float
     column: float
 
 
 class Radiograph(NamedTuple):
-    """The locator of a radiograph and the header of its file."""
+    """A radiograph of both knees.
+
+    Attributes:
+        locator: Locator of the file.
+        header: DICOM header of the file.
+    """
 
     locator: str
     header: Header
 
 
 Descriptions = Mapping[tuple[str, str], str]
-"""Series descriptions by (patient, barcode)."""
+"""(Patient, barcode) -> series description."""
 
 
 def list_oai(request: RawRequest) -> Listing:
-    """Return one item per ready crop, then one per radiograph of a graded knee, both by name.
+    """List the ready crops of graded knees, then the radiographs of graded knees, both by name.
 
     Raises:
         DataError: The table of grades is missing, or a table has rows that cannot be used.
@@ -111,7 +130,7 @@ def list_oai(request: RawRequest) -> Listing:
         match = CROP_FILE.fullmatch(name)
         if match is None:
             continue
-        # A knee that has a ready crop is not cropped from its radiograph again.
+        # pop: a knee with a ready crop must not be cropped from its radiograph too.
         label = grades.pop(Knee(match[1], match[2]), None)
         if label is None:
             excluded["ready crop without a grade, or the second of a knee"] += 1
@@ -138,10 +157,11 @@ def list_oai(request: RawRequest) -> Listing:
 
 
 def _open_tree(request: RawRequest) -> RawTree:
-    """Open the download and those of its archives that may hold radiographs to take.
+    """Open the download and the archives in it that may contain needed radiographs.
 
-    Series that ``contents.csv`` calls something else stay closed. If unpacked radiographs and the
-    grades are there, only archives of single series are opened: each is one more patient.
+    The archive of a series is not opened if ``contents.csv`` describes another view. If there are
+    unpacked radiographs and grades, only archives of single series are opened, because each of them
+    may be a further patient.
     """
     tree = RawTree(request)
     if not tree.archives or not request.root().is_dir():
@@ -164,14 +184,14 @@ def _open_tree(request: RawRequest) -> RawTree:
 
 
 def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
-    """Read each knee's label, 1 for a Kellgren-Lawrence grade of 2 or more, else 0.
+    """Return the label of each knee: 1 for a Kellgren-Lawrence grade of 2 or more, else 0.
 
     Args:
         table: Locator of the table of grades.
-        request: What is being prepared.
+        request: The download, and for errors.
 
     Returns:
-        The labels, and how many rows were left out, by reason.
+        The labels, and reason -> number of rows that are left out.
 
     Raises:
         DataError: A row has no side, or a knee has two labels.
@@ -181,7 +201,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     num_odd = 0
     for row in read_table(table, request, GRADE_COLUMNS):
         side = SIDES.get(row["SIDE"][:1])
-        grade = re.match(r"[0-4](?=\D|$)", row["V00XRKL"])  # SAS exports "2: minimal"
+        grade = re.match(r"[0-4](?=\D|$)", row["V00XRKL"])  # SAS writes "2: minimal"
         project = row["READPRJ"].removesuffix(".0").split(":")[0]
         if project != READING_PROJECT:
             excluded["another reading project"] += 1
@@ -197,13 +217,15 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     if num_odd:
         rows_text = plural(num_odd, "row")
         raise request.error(
-            f"in {rows_text} of the grades the side is not 1 or 2, or the knee has two grades"
+            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or the knee has "
+            "two grades with different labels",
+            hint="Download the table again",
         )
     return labels, excluded
 
 
 def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
-    """Return the series descriptions of all ``contents*.csv`` in the tree."""
+    """Return the series descriptions in all ``contents*.csv`` of the tree."""
     required = set(map(column_key, CONTENTS_COLUMNS))
     descriptions: dict[tuple[str, str], str] = {}
     for name in filter(CONTENTS_TABLE.fullmatch, tree):
@@ -218,21 +240,28 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
 
 
 def _description(descriptions: Descriptions, match: re.Match[str]) -> str:
+    """Return the description of a series; empty if there is none.
+
+    Args:
+        descriptions: All descriptions.
+        match: The match of :data:`RADIOGRAPH` with the path of the series.
+    """
     barcode = match["barcode"].lstrip("0")
     return descriptions.get((match["id"], barcode), "")
 
 
 def _is_fixed_flexion(description: str) -> bool:
+    """Return whether a series description states the fixed-flexion view."""
     return FIXED_FLEXION in " ".join(description.casefold().split())
 
 
 def read_centers(
     tree: RawTree, radiographs: Mapping[str, Radiograph], request: RawRequest
 ) -> dict[Knee, Center]:
-    """Return the centers of knees in ``knee_centers.csv``, if there is such a table.
+    """Return the centers of knees in ``knee_centers.csv``; empty if there is no such table.
 
     Raises:
-        DataError: A row has no side, lies outside its radiograph, or repeats a knee.
+        DataError: A row has no side, a center lies outside its radiograph, or a knee has two rows.
     """
     centers: dict[Knee, Center] = {}
     wrong_rows: list[str] = []
@@ -248,17 +277,17 @@ def read_centers(
                 centers[knee] = center
     if wrong_rows:
         rows_text = plural(len(wrong_rows), "row")
+        listed = first_of(wrong_rows, MAX_LISTED_ROWS)
         raise request.error(
-            f"in {rows_text} of {CENTERS_TABLE} the side is "
-            "not R or L, the center lies outside the image, or the knee is a "
-            f"repeat: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
-            hint="Correct these rows. The header is row 1, and pixels are those of the DICOM file",
+            f"in {rows_text} of {CENTERS_TABLE} ({listed}), the side is not R or L, the center "
+            "lies outside the image, or the knee has an earlier row",
+            hint="Correct these rows. The header is row 1. The unit is pixels of the DICOM file",
         )
     return centers
 
 
 def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | None:
-    """Return the center that a row gives, or None if it is no place in the radiograph."""
+    """Return the center in a row, or None if it lies outside the radiograph."""
     limits: tuple[float, float] = (math.inf, math.inf)
     if radiograph is not None:
         limits = radiograph.header.sides
@@ -274,7 +303,17 @@ def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | N
 def _find_radiographs(
     tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
 ) -> dict[str, Radiograph]:
-    """Return each patient's first fixed-flexion radiograph; count the others in ``excluded``."""
+    """Return the first fixed-flexion radiograph of each patient with a graded knee.
+
+    Args:
+        tree: All files of the download.
+        grades: Labels of the graded knees.
+        excluded: Counter to which radiographs that are left out are added, by reason.
+        request: The raw folder and the preparation.
+
+    Returns:
+        Patient -> radiograph.
+    """
     descriptions = read_descriptions(tree, request)
     graded_patients = {knee.patient for knee in grades}
     is_as_released = request.spec.data_mode == "as_released"
@@ -283,10 +322,10 @@ def _find_radiographs(
     for name in tree:
         locator = tree.locator(name)
         match = RADIOGRAPH.search(locator)
-        if match is None or locator.endswith(NO_RADIOGRAPH_ENDINGS):
+        if match is None or locator.endswith(NO_RADIOGRAPH_EXTENSIONS):
             continue
         parts = locator.split("/")
-        if any(map(_is_later_visit, parts)):  # the baseline's grades are not of these knees
+        if any(map(_is_later_visit, parts)):  # the grades are those of the baseline
             excluded["radiograph of a later visit"] += 1
             continue
         if is_as_released and RELEASED_SERIES not in parts:
@@ -300,9 +339,9 @@ def _find_radiographs(
         if header is None:
             excluded["not a DICOM file"] += 1
             continue
-        fault = _fault(header, description, patient)
-        if fault:
-            excluded[fault] += 1
+        reason = _unusable_reason(header, description, patient)
+        if reason:
+            excluded[reason] += 1
         elif patient not in graded_patients:
             excluded["radiograph without a graded knee"] += 1
         elif patient in radiographs:
@@ -313,14 +352,18 @@ def _find_radiographs(
 
 
 def _is_later_visit(folder: str) -> bool:
+    """Return whether a folder is a release of a visit after the baseline."""
     visit = VISIT.fullmatch(folder)
     return visit is not None and visit[1].strip("0") != ""
 
 
-def _fault(header: Header, description: str, patient: str) -> str:
-    """Return why a radiograph cannot be taken, or "" if it can.
+def _unusable_reason(header: Header, description: str, patient: str) -> str:
+    """Return the reason why a radiograph cannot be used, or "" if it can.
 
-    ``description`` is that of ``contents.csv``: either empty or the right view.
+    Args:
+        header: The file's header.
+        description: Description of the series in ``contents.csv``: the right view, or empty.
+        patient: Patient id in the path of the file.
     """
     if not description and not header.description:
         return "view not described anywhere"
@@ -333,7 +376,7 @@ def _fault(header: Header, description: str, patient: str) -> str:
 
 
 def read_oai(request: RawRequest) -> Reader:
-    """Return a reader of radiographs, which hold two knees, and of ready crops."""
+    """Return a reader of radiographs, which show two knees, and of ready crops."""
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:
@@ -353,8 +396,9 @@ oai = Source(list_oai, read_oai)
 def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
 
-    The item's details are "radiograph", then label, row and column of the right knee, then of the
-    left knee. The label is None for a knee without a grade, the others for one without a center.
+    The item's details are "radiograph", then the label, row and column of the right knee, then
+    those of the left knee. The label is None for a knee without a grade. The row and column are
+    None for a knee without a given center.
     """
     from PIL import Image
 
@@ -370,7 +414,7 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     bicubic = Image.Resampling.BICUBIC  # as in the study
     fine = np.asarray(image.resize((width, height), bicubic))
     _, *facts = item.details
-    # Seen from the front, the patient's right knee is on the left of the image.
+    # The patient's right knee is on the left side of the image.
     right_and_left = facts[:3], facts[3:]
     for center, knee in zip(find_centers(fine), right_and_left, strict=True):
         label, row, column = knee
@@ -390,24 +434,25 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
 
 
 def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
-    """Return row and column spacing in mm of a radiograph that shows both knees from the front.
+    """Return the row and column spacing in mm of a radiograph of both knees.
 
     Raises:
-        SkipItem: It is no such radiograph, or has no spacing.
+        SkipItem: The radiograph has several frames, color, only one knee or no spacing, or its left
+            and right are exchanged.
     """
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
-        raise SkipItem("not one grey frame")
+        raise SkipItem("not one gray frame")
     if dicom.spacing is None:
         raise SkipItem("no pixel spacing")
     if dicom.laterality in ("R", "L"):
-        raise SkipItem("one knee only, by its header")
+        raise SkipItem("only one knee, by the header")
     if dicom.orientation.startswith("R"):
-        raise SkipItem("left and right turned over, by its header")
+        raise SkipItem("left and right exchanged, by the header")
     return dicom.spacing
 
 
 def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
-    """Cut a square around a center; it is moved inside where it would leave the image."""
+    """Return a square crop around a center. The crop is shifted if it would leave the image."""
     window = []
     for position, side in zip(center, pixels.shape, strict=True):
         size = min(CROP_PIXELS, side)
@@ -419,10 +464,14 @@ def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
 def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
     """Estimate the centers of both knees of a radiograph from its content.
 
-    In each half of the image, the column is the middle of the leg: the center of mass of the
-    columns' brightness above its median. The row is where brightness changes most from row to row
-    near that column, in the middle half of the height: the bony edges of the joint. This is a rule
-    of thumb, made on drawn legs. Check the crops before relying on it.
+    The column and the row of a center are estimated in each half of the image:
+
+    - The column is the middle of the leg: the center of mass of the columns' brightness above the
+      median.
+    - The row is at the bony edges of the joint: where the brightness near the column changes most
+      from row to row, in the middle half of the height.
+
+    The heuristic was developed on drawn legs. Check the crops before you use them.
 
     Args:
         pixels: ``(height, width)`` in [0, 255], both knees side by side.
@@ -438,16 +487,17 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
 
 
 def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
-    """Return the center of the knee in half of a radiograph.
+    """Return the center of the knee in one half of a radiograph, see :func:`find_centers`.
 
-    The column is the center of brightness. The row is that of the strongest vertical change, in the
-    middle half of the image.
+    Args:
+        half: ``(height, width / 2)`` pixels of the half.
+        full_width: Width of the radiograph in pixels.
     """
     from scipy.ndimage import gaussian_filter1d
 
     height = len(half)
     profile = half.mean(axis=0)
-    weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # a flat profile has a middle
+    weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # never all 0
     moment = (weight * np.arange(len(weight))).sum()
     column = float(moment / weight.sum())
     middle = int(column)

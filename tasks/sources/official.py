@@ -1,4 +1,4 @@
-"""The parts that readers of official downloads share: archives, tables and repeated rows."""
+"""Shared functions of the sources of official downloads: archives, tables and repeated rows."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
-from tasks.sources.pictures import by_own_maximum, decode_image
+from tasks.sources.pictures import decode_image, scale_by_image_maximum
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, first_hashed, read_lines
 
-TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
+TABLE_EXTENSIONS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
-"""Folders above a table; deeper ones are of single patients."""
+"""Largest number of folders above a table. Deeper tables belong to single patients."""
 FILE_MISSING = "file is missing"
 OWN_MAXIMUM = "each image by its own maximum"
 
 
 class IncompleteDownloadError(DataError):
-    """A download lacks a table or all images: they are neither unpacked nor in an archive."""
+    """A download lacks a table or all images, both unpacked and in archives."""
 
 
 def download(
@@ -28,16 +28,17 @@ def download(
     read: Callable[[bytes, Item, RawRequest], Iterable[Sample]],
     wanted: Callable[[str], bool] = lambda _: True,
 ) -> Source:
-    """Return the source of a download whose parts may still be packed in archives.
+    """Return the source of a download whose parts may be unpacked or in archives.
 
-    Archives are opened only if something is not there without them. So archives that were left
-    beside a complete download cost nothing.
+    Archives are opened only if the unpacked files are incomplete. Archives beside a complete
+    download therefore cost no time.
 
     Args:
-        list_tree: Lists the items of a tree. It reports what is absent by
-            :func:`incomplete_download`, or by items skipped as :data:`FILE_MISSING`.
+        list_tree: Lists the items of a tree. If a table or all images are missing, it raises
+            :func:`incomplete_download`. If a single image is missing, it skips the item with the
+            reason :data:`FILE_MISSING`.
         read: Returns the samples in the bytes of an item's file.
-        wanted: Whether an archive of that name is looked into.
+        wanted: Returns whether to open the archive of a name.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -61,9 +62,9 @@ def download(
 
 
 def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
-    """Return a picture scaled by its own maximum."""
+    """Return the picture of an item, scaled by its own maximum."""
     sample = decode_image(body)
-    pixels, conversions = by_own_maximum(sample.pixels)
+    pixels, conversions = scale_by_image_maximum(sample.pixels)
     return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *conversions)),)
 
 
@@ -71,23 +72,23 @@ def incomplete_download(request: RawRequest, part: str, tree: RawTree) -> Incomp
     """Return the error for a download that lacks a part.
 
     Args:
-        request: What is prepared.
+        request: The dataset and its download.
         part: The part in words, such as ``a table with the columns ID, Label``.
         tree: All files of the download.
     """
-    among = ""
+    archives = ""
     if tree.archives:
-        among = f", also not in {len(tree.archives)} archives"
+        archives = f" or its {plural(len(tree.archives), 'archive')}"
     return IncompleteDownloadError(
-        f"{request.dataset.name} needs {part}. This part was not found{among}",
-        hint=f"The download needs this layout: {request.dataset.raw_layout}",
+        f"{request.dataset.name} needs {part}, which was not found in the download{archives}",
+        hint=f"Arrange the files in this layout: {request.dataset.raw_layout}",
     )
 
 
 def repeated_rows(
     name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest
 ) -> dict[str, int]:
-    """Count rows of a table that repeat another row's image.
+    """Count the rows of a table whose image also has an earlier row.
 
     Args:
         name: Name of the table in messages.
@@ -109,16 +110,17 @@ def repeated_rows(
             contradictory.add(image)
     if contradictory:
         raise request.error(
-            f"{name} gives images two labels: {first_hashed(request, sorted(contradictory))}",
+            f"in {name}, these images have two labels: "
+            f"{first_hashed(request, sorted(contradictory))}",
             hint="Download the table again",
         )
     return {"repeated row": num_repeats}
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
-    """Return all names of the tree that end in ``file``, those nearest to the top first."""
-    ending = f"/{file.casefold()}"
-    names = [name for name in tree if f"/{name.casefold()}".endswith(ending)]
+    """Return the names of all files called ``file``, those with the fewest folders above first."""
+    suffix = f"/{file.casefold()}"
+    names = [name for name in tree if f"/{name.casefold()}".endswith(suffix)]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
@@ -130,27 +132,28 @@ def find_table(
     *,
     only_named: bool = False,
 ) -> str:
-    """Return the locator of the table with these columns, whatever its name.
+    """Return the locator of the table with these columns.
 
-    Browsers add `` (1)`` to a name and archives a date, so a name proves nothing.
+    The name of the table does not decide, because browsers and archives change names.
 
     Args:
-        tree: Where to look.
+        tree: All files of the download.
         request: For errors.
-        stem: Start of the usual name. Tables with it are looked at first.
-        columns: The columns that make a table the right one.
-        only_named: Look at no others, because other tables of the download have these columns too.
+        stem: Beginning of the usual name. Tables with such a name are read first.
+        columns: Columns that the table must have.
+        only_named: Whether to read only tables with such a name, because other tables of the
+            download have these columns too.
 
     Raises:
         IncompleteDownloadError: No table has the columns.
-        DataError: Several have them, and they differ.
+        DataError: Several different tables have the columns.
     """
     needed = set(map(column_key, columns))
     named = []
     unnamed = []
     for name in tree:
         path = PurePosixPath(name)
-        if path.suffix.lower() not in TABLE_ENDINGS or name.count("/") > MAX_TABLE_DEPTH:
+        if path.suffix.lower() not in TABLE_EXTENSIONS or name.count("/") > MAX_TABLE_DEPTH:
             continue
         if column_key(path.stem).startswith(column_key(stem)):
             named.append(tree.locator(name))
@@ -172,12 +175,16 @@ def find_table(
 
 
 def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> None:
-    """Check that several tables are copies of one."""
+    """Check that several tables are copies of one table.
+
+    Raises:
+        DataError: Two tables differ.
+    """
     first_rows = read_lines(locators[0], request).rows
     for locator in locators[1:]:
         if read_lines(locator, request).rows != first_rows:
             listed = ", ".join(map(request.hashed, locators[:5]))
             raise request.error(
-                f"{len(locators)} tables that differ have the columns of {stem}: {listed}",
-                hint="Keep the right one, and move the others away",
+                f"{len(locators)} different tables have the columns of {stem}: {listed}",
+                hint="Keep the right table, and move the others elsewhere",
             )

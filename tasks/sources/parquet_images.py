@@ -1,9 +1,11 @@
-"""A user's images in Parquet files, which hold the images and their labels.
+"""List and read a user's images in Parquet files, which contain the images and their labels.
 
-Layout: ``datasets`` documentation, "Image dataset" and ``Features``. A column ``image`` of
-``struct<bytes: binary, path: string>`` or plain ``binary``. Class names stand in the schema's
-metadata under ``huggingface``, the same in all files. The set is one file or a folder of files. A
-folder ``split=train`` is a column of the files in it, as pandas and Spark write partitions.
+The layout is that of the ``datasets`` documentation, "Image dataset" and ``Features``. A column
+``image`` has the type ``struct<bytes: binary, path: string>`` or ``binary``. The schema's metadata
+may contain class names under the key ``huggingface``, which must be the same in all files.
+
+``<raw>`` is one file or a folder of files. As in partitions of pandas and Spark, a folder
+``split=train`` is a column ``split`` of the files in it.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from tasks.sources.raw import MARK, raw_names
 from tasks.sources.tables import MANIFESTS, cell_text
 
 ROWS_AT_ONCE = 32
-"""Images that are held at once while a file is read forward."""
+"""Number of images in memory at once while a file is read."""
 LABELS_AT_ONCE = 1024
-"""Rows whose labels are converted to text at once."""
+"""Number of rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
-TABLE_HINT = "Give the right table itself, or move the others away"
+TABLE_HINT = "Give the path of one table, or move the other tables elsewhere"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-"""Folder name of the partition whose value is missing, as Hive, Spark and pandas write it."""
+"""Value of a partition whose value is missing, in Hive, Spark and pandas."""
 
 
 def holds_images(path: Path) -> bool:
@@ -54,12 +56,12 @@ def holds_images(path: Path) -> bool:
 
 
 def is_parquet_name(name: str) -> bool:
-    """Return whether a file has the ending of Parquet."""
+    """Return whether a file name has the extension of a Parquet file."""
     return name.lower().endswith(".parquet")
 
 
 def num_rows(path: Path) -> int:
-    """Return how many rows a file has, or 0 if it is damaged."""
+    """Return the number of rows of a file; 0 if it is damaged."""
     try:
         return int(_open(path).metadata.num_rows)
     except SkipItem:
@@ -67,11 +69,11 @@ def num_rows(path: Path) -> int:
 
 
 def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
-    """Return the names of the Parquet files among all files.
+    """Return the names that are Parquet files.
 
     Raises:
-        DataError: There are none, or they belong to several configs, which are one set in several
-            forms.
+        DataError: There are none, or they belong to several configs. Configs are several versions
+            of the same dataset.
     """
     files = list(filter(is_parquet_name, names))
     if not files:
@@ -89,7 +91,7 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(
             "the folder has several configs with splits: "
             f"{', '.join(sorted(map(str, configs))[:5])}",
-            hint="Give the folder of one of them, or put the files of all into one",
+            hint="Give the folder of one config, or move all files into one folder",
         )
     return files
 
@@ -112,8 +114,8 @@ def list_parquet(request: RawRequest) -> Listing:
         splits.append(split_of_file(name, request))
         if content.label_names != label_names:
             raise request.error(
-                f"{request.hashed(name)} names the labels otherwise than the first file, or not "
-                "at all",
+                f"the class names in {request.hashed(name)} are missing, or differ from those in "
+                "the first file",
                 hint="Write all files with to_parquet of the package datasets",
             )
     files = JoinedFiles([content.cells for content in contents])
@@ -132,21 +134,21 @@ def list_parquet(request: RawRequest) -> Listing:
         file_split=lambda row: splits[files.file_of(row)],
     )
     excluded = count_hidden(hidden, is_parquet_name)
-    excluded["not a .parquet by its ending"] = len(all_names) - len(names)
-    draft = Listing(excluded=excluded, intensity=INTENSITY)
+    excluded["not a .parquet by its extension"] = len(all_names) - len(names)
+    defaults = Listing(excluded=excluded, intensity=INTENSITY)
     return own_listing(
-        rows, request, dataset_flags=columns.flags, class_names=label_names, draft=draft
+        rows, request, dataset_flags=columns.flags, class_names=label_names, defaults=defaults
     )
 
 
 @dataclass(frozen=True)
 class _FileContent:
-    """The columns of a Parquet file but its images.
+    """The columns of a Parquet file, without its images.
 
     Attributes:
         columns: The columns that are read.
         cells: Labels, groups, splits and traits, one entry per row.
-        label_names: Class names in its schema's metadata; empty if there are none.
+        label_names: Class names in the schema's metadata; empty if there are none.
     """
 
     columns: Columns
@@ -155,7 +157,11 @@ class _FileContent:
 
 
 def _read_labels(name: str, request: RawRequest) -> _FileContent:
-    """Read all columns of a file that are needed, but the images."""
+    """Read the needed columns of a file, without its images.
+
+    Raises:
+        DataError: The file is damaged, or has no columns of images and labels.
+    """
     import pyarrow as pa
 
     file_text = f"{request.dataset.name}: {request.hashed(name)}"
@@ -167,13 +173,18 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
         _check_header(file_text, header, columns)
         texts = _column_texts(file, columns, partitions)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{file_text} cannot be read: {DAMAGED}") from None
+        raise DataError(
+            f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
+        ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
     return _FileContent(columns, cells, _label_names(file.schema_arrow, columns.labels[0]))
 
 
 def _partitions(name: str) -> dict[str, str]:
-    """Return the columns that folders above a file give all of its rows: ``split=train``."""
+    """Return the values in the names of folders above a file, such as ``split=train``.
+
+    Each value is a column that is equal for all rows of the file.
+    """
     partitions = {}
     for folder in name.split("/")[:-1]:
         column, equals, value = folder.partition("=")
@@ -183,21 +194,29 @@ def _partitions(name: str) -> dict[str, str]:
 
 
 def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> None:
-    """Check that a file has its columns of images and labels, and each once."""
+    """Check that a file has one column of images and each column of labels once.
+
+    Raises:
+        DataError: A column is missing or repeated.
+    """
     needed = {*columns.labels, columns.name_in_data.get("image", "")}
     if not columns.labels or not needed <= set(header):
         raise DataError(
             f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
-            hint="Name the column of labels: label_columns: [NAME], or --label-columns NAME",
+            hint="Rename the columns to image and label, or set label_columns: [NAME] "
+            "(--label-columns NAME)",
         )
     used = {*columns.labels, *columns.name_in_data.values()}
     repeated = sorted(name for name in used if header.count(name) > 1)
     if repeated:
-        raise DataError(f"{file_text} has several columns named {', '.join(repeated)}")
+        raise DataError(
+            f"{file_text} has several columns named {', '.join(repeated)}",
+            hint="Rename all but one of them",
+        )
 
 
 def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:
-    """Return the columns that are read as text, under the names that the file has."""
+    """Return the columns that are read, except images, as text: name in the file -> cells."""
     texts: dict[str, list[str]] = {name: [] for name in columns.labels}
     for column, name in columns.name_in_data.items():
         if column not in ("image", "label"):
@@ -206,14 +225,14 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
         for name, values in batch.to_pydict().items():
             texts[name] += map(cell_text, values)
-    # A partition's folder holds the value of all its rows, whatever the file itself says.
+    # The value in a folder's name replaces the column of the file, if the file has one.
     for name in texts.keys() & partitions.keys():
         texts[name] = [partitions[name]] * file.metadata.num_rows
     return texts
 
 
 def _label_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Return the names of a ``ClassLabel`` as ``datasets`` writes them, or nothing."""
+    """Return the class names that ``datasets`` stores for a ``ClassLabel``; empty without them."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
@@ -225,7 +244,11 @@ def _label_names(schema: Any, column: str) -> tuple[str, ...]:
 
 
 def _open(path: Path) -> Any:
-    """Open a Parquet file; raises SkipItem if it is damaged."""
+    """Open a Parquet file.
+
+    Raises:
+        SkipItem: The file is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -236,9 +259,10 @@ def _open(path: Path) -> Any:
 
 
 class ParquetReader:
-    """A reader of the images in Parquet rows; it is cheap if items are read in rising order.
+    """A reader of the images in Parquet rows, which is fast if items are read in ascending order.
 
-    A file is read forward, a few rows at a time. A row before the last one opens the file again.
+    A file is read forward, a few rows at a time. If an earlier row is needed, the file is opened
+    again.
     """
 
     def __init__(self, request: RawRequest) -> None:
@@ -249,7 +273,11 @@ class ParquetReader:
         self._values: Iterator[Any] = iter(())
 
     def __call__(self, item: Item) -> list[Sample]:
-        """Read the image of one row; raises SkipItem if there is none."""
+        """Read the image of one row.
+
+        Raises:
+            SkipItem: The row has no image, or the file is damaged.
+        """
         name, _, row = item.locator.rpartition(MARK)
         value = self._value(name, int(row))
         body = value.get("bytes") if isinstance(value, dict) else value
@@ -265,13 +293,13 @@ class ParquetReader:
                 self._open_at(name, row)
             value = next(itertools.islice(self._values, row - self._next_row, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
-            self._name = ""  # the batches that are left may be damaged, too
+            self._name = ""  # the remaining batches may be damaged too
             raise SkipItem(DAMAGED) from None
         self._next_row = row + 1
         return value
 
     def _open_at(self, name: str, row: int) -> None:
-        """Start at the row group that holds a row."""
+        """Open a file at the row group that contains a row."""
         file = _open(self._base / name)
         column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).name_in_data[
             "image"

@@ -1,7 +1,7 @@
-"""PNG, JPEG and the like: decode a picture or refuse it, convert every mode by a stated rule.
+"""Decode pictures such as PNG and JPEG to gray or RGB pixels in [0, 255], and resize images.
 
-Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255]
-throughout. Declared sizes are checked before anything is decoded.
+Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. The declared size of a
+picture is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.generic]
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-"""The formats that are read. Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have
-plugins of their own.
-"""
-ENDINGS = (
+"""Formats that are read. Other formats of Pillow are unsafe: to read EPS, it starts Ghostscript."""
+EXTENSIONS = (
     ".png",
     ".jpg",
     ".jpeg",
@@ -40,9 +38,9 @@ ENDINGS = (
     ".ppm",
 )
 MAX_PIXELS = 89_478_485
-"""Pixels of an image. Pillow warns beyond this limit of its own; here it is an error."""
+"""Largest number of pixels of an image. Pillow only warns about a larger image."""
 MAX_DECODED_BYTES = 256 << 20
-"""Bytes of a decoded image: so many pixels of RGB, fewer with alpha or 32 bits."""
+"""Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this size."""
 BYTES_PER_PIXEL = {
     "1": 1,
     "L": 1,
@@ -54,51 +52,56 @@ BYTES_PER_PIXEL = {
     "RGB": 3,
     "YCbCr": 3,
 }
-"""Decoded bytes of a pixel by Pillow's mode. A pixel of 1 bit takes a byte once converted."""
+"""Pillow's mode -> bytes of a decoded pixel. A pixel of 1 bit is converted to a byte."""
 MAX_BYTES_PER_PIXEL = 4
+"""Bytes of a decoded pixel in all other modes."""
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
-"""Rows, or values, that are converted at a time: a large image must not be held several times."""
+"""Number of rows, or of values, that are converted at once. Copies of a whole image would need too
+much memory."""
 MIN_SIDE = 4
-"""Pixels of the shorter side."""
+"""Smallest number of pixels of the shorter side."""
 TILE_WIDTH = 322
 TILE_LENGTH = 323
 PHOTOMETRIC = 262
-"""Tags of TIFF."""
+"""Numbers of TIFF tags."""
 WHITE_IS_ZERO = 0
+"""Value of the tag :data:`PHOTOMETRIC` for images in which 0 is white."""
 ORIENTATION = 0x0112
-"""Tag of Exif."""
+"""Number of an Exif tag."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Weights of red, green and blue in gray: ITU-R BT.601, as in Pillow's conversion."""
+"""Weights of red, green and blue in gray (ITU-R BT.601), the same as in Pillow."""
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file name ends as those of pictures do."""
-    return name.lower().endswith(ENDINGS)
+    """Return whether a file name has the extension of a picture."""
+    return name.lower().endswith(EXTENSIONS)
 
 
 def decode_image(body: bytes) -> Sample:
     """Decode the bytes of an image file to uint8 gray or RGB.
 
-    Transparency is blended on black. Palettes, CMYK and 1-bit images become RGB or gray. EXIF
-    orientation is applied. More than 8 bits are scaled by the image's own maximum, which is the
-    study's rule. The sample names each of these conversions.
+    Transparent pixels are blended with black. Palettes, CMYK and 1-bit images become RGB or gray.
+    The EXIF orientation is applied. As in the study, images with more than 8 bits are scaled by
+    their own maximum. The field ``conversions`` of the sample lists these changes.
 
     Raises:
-        SkipItem: The file is no image, damaged, too large, too small, animated or not finite.
-        SetupError: Pillow would accept truncated images.
+        SkipItem: The file is not an image, or the image is damaged, too large, too small, animated
+            or not finite.
+        SetupError: Pillow is set to accept truncated images.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise SetupError(
-            "LOAD_TRUNCATED_IMAGES is on, so Pillow would not refuse truncated images. A library "
-            "switched it on"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, so Pillow would accept truncated images",
+            hint="Set it to False: your code or a library that you import has changed it",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Odd EXIF or palette data: the decoder decides.
+        # Pillow warns about unusual EXIF and palette data. It raises an error if it cannot decode
+        # the image.
         warnings.simplefilter("ignore", UserWarning)
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
@@ -124,6 +127,7 @@ def decode_image(body: bytes) -> Sample:
 
 
 def _tiff_tag(image: Image, tag: int) -> int | None:
+    """Return the value of a TIFF tag; None for other formats and missing tags."""
     if image.format != "TIFF":
         return None
     value: int | None = image.tag_v2.get(tag)  # type: ignore[attr-defined]
@@ -131,9 +135,13 @@ def _tiff_tag(image: Image, tag: int) -> int | None:
 
 
 def _check_declared_size(image: Image) -> None:
-    """Check the size in an image's header, before its pixels are decoded."""
+    """Check the size in an image's header, before its pixels are decoded.
+
+    Raises:
+        SkipItem: The image is too large or too small.
+    """
     width, height = image.size
-    # A tile is decoded whole, however small the image is.
+    # Pillow decodes a whole tile, even if the image is smaller than the tile.
     tile_width = int(_tiff_tag(image, TILE_WIDTH) or 0)
     tile_length = int(_tiff_tag(image, TILE_LENGTH) or 0)
     num_decoded = max(width * height, tile_width * tile_length)
@@ -145,8 +153,12 @@ def _check_declared_size(image: Image) -> None:
 
 
 def _check_single_frame(image: Image) -> None:
-    """Check that an image has one frame."""
-    if image.format == "MPO":  # a phone's JPEG: the first frame is the photograph
+    """Check that an image has one frame.
+
+    Raises:
+        SkipItem: The image has several frames.
+    """
+    if image.format == "MPO":  # a JPEG of a phone, whose first frame is the photograph
         return
     try:
         image.seek(1)
@@ -157,15 +169,15 @@ def _check_single_frame(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
-    """Decode an image to 8-bit gray or RGB, and name the changes that this needed."""
+    """Decode an image to 8-bit gray or RGB. The sample lists the conversions."""
     from PIL import ImageOps
 
     conversions = []
     flags = []
-    stored = str(getattr(image, "tile", ""))  # gone once loaded; ends in the raw mode
+    stored = str(getattr(image, "tile", ""))  # contains the stored mode; removed by image.load
     image.load()
     if ";16" in stored and image.mode in ("RGB", "RGBA", "LA"):
-        # Pillow keeps the high byte of each.
+        # Pillow drops the low byte of each value.
         flags.append("16-bit channels cut to their high byte")
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
@@ -176,10 +188,10 @@ def _convert(image: Image) -> Sample:
     elif image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if _tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
-            values = values.max() - values  # Pillow inverts 8 bits only
+            values = values.max() - values  # Pillow itself inverts only 8-bit images
             conversions.append("white as zero turned over")
         flags = list(negative_flags(values))
-        pixels, scaling = by_own_maximum(values)
+        pixels, scaling = scale_by_image_maximum(values)
         conversions += scaling
     elif image.mode in ("L", "RGB"):
         pixels = np.asarray(image)
@@ -190,7 +202,7 @@ def _convert(image: Image) -> Sample:
 
 
 def _blended_on_black(image: Image) -> NDArray[np.uint8]:
-    """Return RGB pixels of a transparent image on black, strip by strip to save memory."""
+    """Return the RGB pixels of a transparent image on black. Strips of rows save memory."""
     from PIL import Image as Pillow
 
     width, height = image.size
@@ -207,23 +219,23 @@ def _blended_on_black(image: Image) -> NDArray[np.uint8]:
 def negative_flags(values: Values) -> tuple[str, ...]:
     """Return a flag if scaling by the maximum clips negative values to 0."""
     if values.dtype.kind in "if" and values.min() < 0:
-        return ("negative values cut at 0",)
+        return ("negative values clipped to 0",)
     return ()
 
 
-def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Scale values so that their maximum becomes 255; negative values become 0.
+def scale_by_image_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Scale an image so that its maximum becomes 255. Negative values become 0.
 
-    This is the study's rule for every image. Like the study it rounds toward zero.
+    As in the study, values are rounded toward zero.
 
     Args:
-        values: ``(height, width[, 3])`` of any number type.
+        values: ``(height, width[, 3])`` numbers of any type.
 
     Returns:
-        The pixels, and the name of the conversion if there was one.
+        The uint8 pixels, and the conversion in words; no conversion if nothing changed.
 
     Raises:
-        SkipItem: Values are not finite, or none is above 0.
+        SkipItem: Values are not finite, or no value is above 0.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")
@@ -233,9 +245,9 @@ def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     if values.dtype == np.uint8 and maximum == 255:
         return np.asarray(values, dtype=np.uint8), ()
     pixels = np.empty(values.shape, np.uint8)
-    # A value times 255 fits into 32 bits: exact, in a fifth of the time of floats.
+    # A value times 255 fits into 32 bits. Integers are exact, and five times as fast as floats.
     is_small_integer = values.dtype.kind in "ui" and maximum < 1 << 24
-    # In strips: a float takes eight times a pixel's byte.
+    # Strips save memory, because a float needs eight times the memory of a uint8 pixel.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
     for start in range(0, len(values), step):
         stop = start + step
@@ -256,16 +268,16 @@ def to_prepared(
     dtype: Literal["uint8", "float32"] = "uint8",
     antialias: bool = True,
 ) -> Values:
-    """Resize an image to a square. Its aspect ratio is not kept, as in the study.
+    """Resize an image to a square. As in the study, its aspect ratio may change.
 
-    Gray becomes three equal channels; color becomes luma.
+    For 3 channels, a gray image is repeated. For 1 channel, a color image becomes gray.
 
     Args:
         pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].
         image_size: Side of the square in pixels.
         channels: 1 or 3.
-        dtype: Type of the result; uint8 is rounded.
-        antialias: False for the released code's plain bilinear resize (F15).
+        dtype: Type of the result. For uint8, values are rounded.
+        antialias: False for the bilinear resize of the released code (F15).
 
     Returns:
         ``(channels, image_size, image_size)`` in [0, 255].
@@ -276,7 +288,7 @@ def to_prepared(
     if planes.ndim == 2:
         planes = planes[..., None]
     resized = []
-    for index in range(planes.shape[2]):  # one at a time: floats take four times the bytes
+    for index in range(planes.shape[2]):  # one plane at a time saves memory
         plane: NDArray[np.float32] = np.asarray(planes[..., index], np.float32)
         resized.append(_resized(plane, image_size, antialias=antialias))
     stacked = np.stack(resized * (channels // len(resized)))
@@ -286,7 +298,7 @@ def to_prepared(
 
 
 def _luma(pixels: Values) -> Values:
-    """Return the gray of an RGB image, computed in strips."""
+    """Return the gray values of an RGB image, computed in strips of rows."""
     step = max(1, STRIP_VALUES // pixels.shape[1])
     strips = []
     for top in range(0, len(pixels), step):
@@ -295,20 +307,20 @@ def _luma(pixels: Values) -> Values:
 
 
 def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
-    """Return one channel as a square of that side, by bilinear interpolation."""
+    """Resize one channel to a square by bilinear interpolation."""
     from PIL import Image
 
     if plane.shape == (side, side):
         return plane
     if not antialias:
         return _bilinear(_bilinear(plane, side).T, side).T
-    # Pillow widens the filter when it shrinks, which is the antialiasing.
+    # To shrink an image, Pillow widens the filter. This is the antialiasing.
     image = Image.fromarray(np.ascontiguousarray(plane))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize the rows by interpolation at half-pixel centers, as torch does without antialias."""
+    """Resize the first axis as torch does without antialias: interpolate at half-pixel centers."""
     half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
     coordinate = (np.arange(size, dtype=np.float32) + half) * scale - half

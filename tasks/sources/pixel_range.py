@@ -1,7 +1,8 @@
-"""Choose which values of an array of floats are black and white, and scale the others between.
+"""Choose the values of black and white for images of floats, and scale images to [0, 255].
 
-Arrays of floats do not say on which scale their pixels are. The scale is decided once for all
-images of a dataset, from their values or by the user's ``pixel_range``, and refused if in doubt.
+A file of floats does not state the scale of its pixels. One scale is chosen for all images of a
+dataset: the user's ``pixel_range``, or a scale that follows from their values. If the values do not
+decide the scale, an error asks the user for it.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ from search_spaces.errors import DataError
 
 Limits = tuple[float, float]
 """The values of black and of white."""
-CUT = "values outside pixel_range cut"
-"""Flag of an image."""
-MAX_CUT_SHARE = 0.9
-"""Share of all values that may lie outside ``pixel_range``. It is large because a CT window leaves
-out most values, those of air and of the table."""
+CLIPPED = "values outside pixel_range clipped"
+"""Flag of an image with values outside ``pixel_range``."""
+MAX_CLIPPED_SHARE = 0.9
+"""Largest share of values that may lie outside ``pixel_range``. The share is large, because most
+values of a CT image are air and the table, which a CT window clips."""
 MIN_FILLED_SHARE = 1e-4
-"""Share of ``pixel_range`` that the values must span."""
+"""Smallest share of ``pixel_range`` that the values must span."""
 
 
 def rescale_to_255(
     values: NDArray[np.generic], limits: Limits
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Map finite values linearly so that ``limits`` become 0 and 255, and clip them there.
+    """Scale values linearly so that ``limits`` become 0 and 255, and clip them to this range.
+
+    Args:
+        values: Finite values of any shape.
+        limits: The values of black and white.
 
     Returns:
-        The values as float32 in [0, 255], and a boolean array of the same shape that marks the
-        clipped ones.
+        The values as float32 in [0, 255], and a boolean array of the same shape that is True for
+        clipped values.
     """
     low = np.float32(limits[0])
     high = np.float32(limits[1])
@@ -48,15 +53,15 @@ class _ValueRange:
 
     Attributes:
         low: Smallest value.
-        highs: Largest value of each array; ``-inf`` if it has no finite one.
-        num_values: Number of values.
-        num_cut: Number of values outside ``pixel_range``, if one was given.
+        highs: Largest value of each array; ``-inf`` for an array without finite values.
+        num_values: Number of finite values.
+        num_clipped: Number of values outside ``pixel_range``; 0 without a ``pixel_range``.
     """
 
     low: float
     highs: list[float]
     num_values: int
-    num_cut: int
+    num_clipped: int
 
     @property
     def high(self) -> float:
@@ -70,7 +75,7 @@ class _ValueRange:
 
     @property
     def suggested_pixel_range(self) -> str:
-        """A ``pixel_range`` that holds all values, as the user can type it."""
+        """A ``pixel_range`` that contains all values, in the words that the user can type."""
         low = self.low
         high = self.high
         if low == high:
@@ -87,7 +92,7 @@ class _ValueRange:
 def _range_of(
     arrays: Iterable[Iterable[NDArray[np.generic]]], pixel_range: Limits | None
 ) -> _ValueRange:
-    """Read all images, one by one, and return the range of their values."""
+    """Return the range of the values of all images, which are read one by one."""
     values = _ValueRange(np.inf, [], 0, 0)
     for images in arrays:
         high = -np.inf
@@ -99,8 +104,8 @@ def _range_of(
             high = max(high, float(finite.max()))
             values.num_values += finite.size
             if pixel_range is not None:
-                _, is_cut = rescale_to_255(finite, pixel_range)
-                values.num_cut += int(is_cut.sum())
+                _, is_clipped = rescale_to_255(finite, pixel_range)
+                values.num_clipped += int(is_clipped.sum())
         values.highs.append(high)
     return values
 
@@ -116,53 +121,58 @@ def choose_pixel_range(
     Args:
         name: Name of the dataset, for messages.
         arrays: Arrays of images, such as those of training and of test, read one by one.
-        pixel_range: The user's choice; None to choose by the values.
+        pixel_range: The user's values of black and white; None to choose them.
 
     Returns:
         The values that become 0 and 255, and the rule in words.
 
     Raises:
-        DataError: The values allow several scales, the arrays seem to have different scales, or
-            hardly any value lies within ``pixel_range``.
+        DataError: The values do not decide the scale, the arrays seem to have different scales, or
+            ``pixel_range`` does not fit the values.
     """
     values = _range_of(arrays, pixel_range)
     if pixel_range is not None:
         _check_pixel_range(name, values, pixel_range)
         low, high = pixel_range
-        return pixel_range, f"[{low:g}, {high:g}] (pixel_range) to [0, 255], cut there"
+        return pixel_range, f"[{low:g}, {high:g}] (pixel_range) to [0, 255], clipped"
     if values.low >= 0 and values.high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
-    # 8-bit values of a real dataset reach the upper half. If all are below, the scale is unknown.
+    # Images with 8 bits have values above 127.5. If all values are smaller, the scale is unclear.
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
-            f"{name}: training and test images have different scales: some of the arrays lie in "
-            f"[0, 1], but all together lie in {values.text}",
-            hint=f"Save them on the same scale, or give {values.suggested_pixel_range}",
+            f"{name}: training and test images seem to have different scales: the values of one of "
+            f"them lie in [0, 1], but those of both lie in {values.text}",
+            hint="Save both on the same scale. If they already are, set "
+            f"{values.suggested_pixel_range}",
         )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
         f"{name}: float images have values in {values.text}, so it is unclear which value is white",
-        hint="Give the values of black and white. All values lie in "
+        hint="Set the values of black and white. A range that contains all values is "
         f"{values.suggested_pixel_range}",
     )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
-    """Check that the user's range is not far wider than the values, or far from them."""
+    """Check that the user's range contains enough of the values, and is not far wider.
+
+    Raises:
+        DataError: The range clips too many values, or the values span too little of it.
+    """
     low, high = pixel_range
-    hint = f"All values lie in {values.suggested_pixel_range}"
-    if values.num_cut > MAX_CUT_SHARE * values.num_values:
-        share = values.num_cut / values.num_values
+    hint = f"Set another range. One that contains all values is {values.suggested_pixel_range}"
+    if values.num_clipped > MAX_CLIPPED_SHARE * values.num_values:
+        share = values.num_clipped / values.num_values
         raise DataError(
-            f"{name}: pixel_range [{low:g}, {high:g}] cuts {share:.1%} of the values, which lie "
-            f"in {values.text}",
+            f"{name}: {share:.1%} of the values lie outside pixel_range [{low:g}, {high:g}]; all "
+            f"values lie in {values.text}",
             hint=hint,
         )
     if 0 < values.high - values.low < MIN_FILLED_SHARE * (high - low):
         raise DataError(
-            f"{name}: values in {values.text} fill less than {MIN_FILLED_SHARE:.2%} of "
-            f"pixel_range [{low:g}, {high:g}]",
+            f"{name}: the values lie in {values.text}, which is less than {MIN_FILLED_SHARE:.2%} "
+            f"of pixel_range [{low:g}, {high:g}]",
             hint=hint,
         )

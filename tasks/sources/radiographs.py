@@ -1,22 +1,26 @@
-"""CheXpert, MURA and RSNA: a table of images, and where each release has the images.
+"""Sources of CheXpert, MURA and RSNA, whose images are listed in a table.
 
-CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with
-``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page); AIMI's
-``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2 (train 1)/patient<id>/...`` to
-batch 4. Label 1 means that the finding is 1, label 0 that it is -1 (uncertain) or blank. Rows with
-an explicit 0 are left out, as in the study. So label 0 is "uncertain or not mentioned", not
+**CheXpert** has one of two layouts:
+
+- ``CheXpert-v1.0[-small]/train.csv``, and images in
+  ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page).
+- AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv``, and images in
+  ``batch 2 (train 1)/patient<id>/...`` to batch 4.
+
+Label 1 means that the finding is 1. Label 0 means that it is -1 (uncertain) or blank. As in the
+study, rows with an explicit 0 are left out. Label 0 is therefore "uncertain or not mentioned", not
 "healthy".
 
-MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's
-page). The release gives every study's label twice, in the folder's name and in
-``train_labeled_studies.csv``; both must agree.
+**MURA** has a folder ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the
+competition's page). The label of a study is in the name of its folder and in
+``train_labeled_studies.csv``. Both labels must agree.
 
-RSNA 2019, stage 2. Layout: the Kaggle competition's data page. A slice is the file of its id,
-wherever the train split lies; its header repeats the id as SOP instance UID. ``any`` must be the
-largest of the five subtypes. The group is the patient id in the DICOM header. In corrected data a
-slice is Hounsfield units plus 1024, scaled by its own maximum. With the fault
-``wrapped_pixel_cast`` the stored values are scaled and cast as by the released extractor (F16):
-negative values wrap around to arbitrary gray.
+**RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The file of a slice is
+found by the slice's id, in any folder of the training split. The SOP instance UID in its header
+must be the same id. The label ``any`` must be the largest of the labels of the five subtypes. The
+group is the patient id in the DICOM header. In corrected data, a slice is Hounsfield units plus
+1024, scaled by its own maximum. With the fault ``wrapped_pixel_cast``, the stored values are scaled
+and cast as in the released code (F16): negative values wrap around to arbitrary gray.
 """
 
 from __future__ import annotations
@@ -47,9 +51,9 @@ from tasks.sources.tables import first_hashed, read_lines, read_table
 
 CHEXPERT_TABLE = "train.csv"
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
-"""Tasks of CheXpert, and the column of each."""
+"""Task of CheXpert -> column of its finding."""
 FINDING_LABELS = {"1": 1, "-1": 0, "": 0, "0": None}
-"""A cell of such a column, and its label; None leaves the row out."""
+"""Cell in the column of a finding -> label. None leaves the row out."""
 CHEXPERT_IMAGE = re.compile(
     r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE
 )
@@ -62,7 +66,7 @@ MURA_IMAGE = re.compile(
 MURA_STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
 RSNA_TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
-"""Tasks of RSNA, and the subtype that labels each."""
+"""Task of RSNA -> subtype whose label is used."""
 RSNA_IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
 RSNA_ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
 TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
@@ -70,10 +74,11 @@ TABLE_AGAIN = "Download the table again"
 
 
 class _Images:
-    """Match the rows of a table to the images of a tree, by the part of both that a pattern
-    matches.
+    """The images of a tree that the rows of a table list.
 
-    Releases may lie side by side, so images below the table's own folder go first.
+    A row and an image belong together if a pattern matches the same text in the path of both. If
+    there are several such images, one below the table's folder is used, because a download may
+    contain several releases.
     """
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
@@ -91,7 +96,12 @@ class _Images:
                 self._names.setdefault(match[0].casefold(), name)
 
     def add(self, match: re.Match[str], label: int | None) -> None:
-        """Take the image that a row names, or count why not. A label of None leaves it out."""
+        """Add the image of a row, or count the reason for leaving it out.
+
+        Args:
+            match: The match of the pattern with the path in the row.
+            label: Label of the row; None leaves the image out.
+        """
         image = match[0]
         self._labels.append((image, label))
         name = self._names.get(image.casefold())
@@ -106,7 +116,11 @@ class _Images:
             self._items.setdefault(name, item)
 
     def listing(self, request: RawRequest, flags: dict[str, int]) -> Listing:
-        """Return the images taken, in the order of their rows."""
+        """Return the listing of the added images, in the order of their rows.
+
+        Raises:
+            DataError: An image has two labels.
+        """
         return Listing(
             list(self._items.values()),
             request.dataset.label_names,
@@ -118,7 +132,7 @@ class _Images:
 
 
 def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per row of ``train.csv`` that has a label, in the order of the rows.
+    """List the images of ``train.csv`` that have a label, in the order of the rows.
 
     Raises:
         DataError: The table is missing, or has rows that cannot be used.
@@ -140,8 +154,8 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
     if num_odd:
         rows = plural(num_odd, "row")
         raise request.error(
-            f"in {rows} of {CHEXPERT_TABLE} the label is not 1, 0, -1 or blank, "
-            "or the path has no patient<id>",
+            f"in {rows} of {CHEXPERT_TABLE}, the label is not 1, 0, -1 or blank, or the path "
+            "contains no patient<id>",
             hint=TABLE_AGAIN,
         )
     return images.listing(request, {})
@@ -151,12 +165,11 @@ chexpert = download(list_chexpert, read_picture)
 
 
 def list_mura(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per line of the table, in the order of the lines.
-
-    Hidden files that the table names are left out.
+    """List the images of the table, in the order of its lines. Hidden files are left out.
 
     Raises:
-        DataError: The table is missing, has lines that cannot be used, or contradicts the other.
+        DataError: The table is missing, has lines that cannot be used, or contradicts the table of
+            studies.
     """
     tables = find_named(tree, MURA_TABLE)
     if not tables:
@@ -175,10 +188,11 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     if num_odd:
         lines = plural(num_odd, "line")
         raise request.error(
-            f"in {lines} of {MURA_TABLE} the path is not "
-            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+            f"in {lines} of {MURA_TABLE}, the path is not "
+            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
+            hint=TABLE_AGAIN,
         )
-    # find_named ignores case, so the name of the first table may have another letter case.
+    # find_named ignores letter case, and the two tables may differ in it.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
     same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
     flags = {}
@@ -190,7 +204,11 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -> None:
-    """Check that the table of studies gives each study the label of its folder's name."""
+    """Check that each study has the same label in the table of studies as in its folder's name.
+
+    Raises:
+        DataError: A study has another label or is missing, or the table has lines of another form.
+    """
     table_labels: dict[str, int] = {}
     num_odd = 0
     for cells in read_lines(table, request).rows:
@@ -203,8 +221,9 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     differing = [study for study, label in labels.items() if table_labels.get(study) != label]
     if num_odd or differing:
         raise request.error(
-            f"{MURA_STUDIES} contradicts the names of the study folders: {num_odd} odd lines; "
-            f"unlike or absent: {first_hashed(request, differing)}",
+            f"{MURA_STUDIES} contradicts the names of the study folders: {num_odd} lines cannot be "
+            "read; studies with another label or without a line: "
+            f"{first_hashed(request, differing)}",
             hint="Download MURA again",
         )
 
@@ -212,11 +231,11 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
 mura = download(list_mura, read_picture)
 
 SliceLabels = dict[str, int]
-"""Labels of a slice, 0 or 1, by subtype."""
+"""The labels of a slice: subtype -> 0 or 1."""
 
 
 def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per slice of the table, in the order of the rows.
+    """List the slices of the table, in the order of the rows.
 
     Raises:
         DataError: The table is missing, or has rows that cannot be used.
@@ -251,7 +270,16 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict[str, SliceLabels]:
-    """Return each slice's labels. Count the few rows that repeat others, by subtype."""
+    """Return the labels of each slice.
+
+    Args:
+        table: Locator of the table.
+        repeats: Counter to which repeated rows are added, by subtype.
+        request: The download, and for errors.
+
+    Raises:
+        DataError: A row has another form, or the labels of a slice contradict each other.
+    """
     slices: defaultdict[str, SliceLabels] = defaultdict(dict)
     num_odd = 0
     for row in read_table(table, request, ("ID", "Label")):
@@ -268,7 +296,8 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
     if num_odd:
         rows = plural(num_odd, "row")
         raise request.error(
-            f"in {rows} the ID is not ID_<hex>_<subtype>, or the label is not 0 or 1",
+            f"in {rows} of the table {RSNA_TABLE}, the ID is not ID_<hex>_<subtype>, the label is "
+            "not 0 or 1, or a slice has two labels",
             hint=TABLE_AGAIN,
         )
     differing = []
@@ -277,7 +306,7 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "the label any is not the largest of its subtypes for the slices "
+            "the label any is not the largest label of the subtypes, for these slices: "
             f"{first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )
@@ -285,15 +314,16 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
 
 
 def _contradicts_itself(labels: SliceLabels) -> bool:
+    """Return whether the label ``any`` is not the largest label of the subtypes."""
     subtypes = [label for subtype, label in labels.items() if subtype != "any"]
     return bool(subtypes) and labels.get("any", max(subtypes)) != max(subtypes)
 
 
 def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]:
-    """Yield a slice of RSNA with square pixels.
+    """Yield a slice of RSNA. As in the study, only slices with square pixels are used.
 
     Raises:
-        SkipItem: The file is another slice, or its pixels are not square, as in the study.
+        SkipItem: The file contains another slice, or its pixels are not square.
     """
     dicom = decode_dicom(body, frames=1)
     instance = dicom.instance.casefold()
@@ -312,7 +342,7 @@ def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]
 
 
 def _wrapped_sample(dicom: Dicom, image_size: int) -> Sample:
-    """Scale stored values by their maximum, resize, and let the cast to 8 bits wrap (F16)."""
+    """Scale stored values by their maximum, resize, and cast to 8 bits with wrap-around (F16)."""
     values = dicom.values[0].astype(np.float32)
     maximum = float(values.max())
     if maximum <= 0:

@@ -1,13 +1,16 @@
 """Read files and archive members below the raw folder, with a limit on memory.
 
-A *locator* is a name relative to the raw folder. A member of an archive is ``archive!/member``. For
-an archive in an archive (ILSVRC has a tar of tars) the mark ``!/`` is repeated. Nothing is unpacked
-to disk. Every process keeps the archives that it has opened. A compressed tar is read forward only,
-which is fast if members are read in stored order.
+A *locator* is the path of a file relative to the raw folder. The locator of an archive member is
+``archive!/member``. For an archive in an archive (ILSVRC has a tar of tars), ``!/`` is repeated.
 
-Archives may be damaged or hostile, so this module checks what they declare before it reads them. It
-refuses names that lead out of the archive, links, repeated names, encryption, and members that
-declare more bytes than their packed size can hold.
+Nothing is unpacked to disk. Every process keeps archives open after their first use. A compressed
+tar is only read forward, which is fast if members are read in stored order.
+
+Archives may be damaged or hostile. Declared sizes and names are checked before an archive is read.
+These archives are rejected:
+
+- archives with links, repeated names, encryption, or names that lead out of the archive;
+- archives with members that declare more bytes than their packed size can contain.
 
 Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
 RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
@@ -40,27 +43,30 @@ GZIP = (".tar.gz", ".tgz")
 BZIP2 = (".tar.bz2", ".tbz2", ".tbz")
 XZ = (".tar.xz", ".txz")
 PACKED_TARS = GZIP + BZIP2 + XZ
-"""Endings of tars that can only be read forward."""
+"""Extensions of tars that can only be read forward."""
 TARS = (".tar", *PACKED_TARS)
 ARCHIVES = (".zip", *TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
-"""Largest file or archive member, which is read as a whole. A multi-frame ultrasound has about 100
-MiB, a computed radiograph 30. With the memory for decoding, a reading task stays below one GiB."""
+"""Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound of 300
+frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for decoding, a reading
+task needs less than 1 GiB."""
 MAX_DEPTH = 3
-"""Levels of archives in archives."""
+"""Largest number of archives inside each other."""
 MAX_RATIO = 1040
 """Largest ratio of unpacked to packed size. Deflate reaches at most 1032, so an archive that
 declares more is damaged or hostile."""
 MAX_MEMBERS = 5_000_000
-"""Members of an archive."""
+"""Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
-"""Bytes. The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
+"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a damaged
+header may require 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Packing methods of a zip that are read. zipfile reads others without any bound: bzip2 unpacks a
-chunk of a member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
+"""Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on memory:
+bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member decides how much
+memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -74,27 +80,27 @@ DAMAGE = (
     KeyError,
     NotImplementedError,
 )
-"""Exceptions that the standard library's readers raise on damaged or odd archives."""
+"""Exceptions that the standard library raises for damaged or unusual archives."""
 
 
 class RefusedArchive(SkipItem):
-    """An archive that must not be read; ``reason`` names no member."""
+    """An archive that must not be read. The ``reason`` contains no name of a member."""
 
 
 class DamagedArchive(RefusedArchive):
-    """An archive whose bytes are not those of its format."""
+    """An archive whose content does not follow its format."""
 
-    def __init__(self, reason: str = "damaged archive") -> None:  # pickle passes the reason
+    def __init__(self, reason: str = "damaged archive") -> None:  # unpickling passes the reason
         super().__init__(reason)
 
 
 def is_archive_name(name: str) -> bool:
-    """Return whether a file has the ending of an archive that can be read."""
+    """Return whether a file has the extension of an archive that can be read."""
     return name.lower().endswith(ARCHIVES)
 
 
 def is_noise(name: str) -> bool:
-    """Return whether one part of a path is hidden, or left behind by a file manager."""
+    """Return whether one part of a path is hidden, or a file that file managers leave behind."""
     return name.startswith(".") or name in NOISE
 
 
@@ -106,7 +112,9 @@ def read_locator(base: Path, locator: str) -> bytes:
         locator: Locator of a file or member.
 
     Raises:
-        SkipItem: It is gone, empty, damaged, refused or larger than :data:`MAX_FILE_BYTES`.
+        SkipItem: The file or member is missing, empty, damaged, or larger than
+            :data:`MAX_FILE_BYTES`.
+        RefusedArchive: The archive must not be read.
     """
     file, *members = split_locator(locator)
     if not members:
@@ -119,13 +127,13 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 
 def split_locator(locator: str) -> list[str]:
-    """Split a locator into the file, the member (or row) in it, the member in that member, ..."""
+    """Split a locator into the file, its member or row, and the members of members."""
     file, *names = locator.split(MARK)
     parts = [file]
     for part in names:
         if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
             parts.append(part)
-        else:  # no archive, but a folder whose name ends in "!"
+        else:  # not an archive, but a folder whose name ends with "!"
             parts[-1] += MARK + part
     return parts
 
@@ -136,31 +144,35 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
     Args:
         path: The file.
         max_bytes: Largest number of bytes to return.
-        cut: Return the first bytes of a larger file, instead of refusing it.
+        cut: Whether to return the first bytes of a larger file instead of raising an error.
 
     Raises:
-        SkipItem: It is gone, empty, too large or no plain file.
+        SkipItem: The file is missing, empty, too large or not a plain file.
     """
     try:
-        # The opener does not wait: a FIFO may have replaced the file after it was listed.
+        # This opener does not wait for data, because a FIFO may have replaced the file.
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise SkipItem("no plain file")
+                raise SkipItem("not a plain file")
             if status.st_size == 0:
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            # read(n) reserves n bytes of memory, even if the file is smaller.
+            # Without min, read would reserve max_bytes of memory for a small file.
             return file.read(min(status.st_size, max_bytes))
     except IsADirectoryError:
-        raise SkipItem("no plain file") from None
+        raise SkipItem("not a plain file") from None
     except (OSError, ValueError):
         raise SkipItem(GONE) from None
 
 
 def gunzipped(body: bytes, max_bytes: int) -> bytes:
-    """Return gzip data unpacked, at most ``max_bytes``; other data are returned as they are.
+    """Unpack gzip data, and return other data unchanged.
+
+    Args:
+        body: The data.
+        max_bytes: Largest number of unpacked bytes to return.
 
     Raises:
         SkipItem: The gzip data are damaged.
@@ -182,22 +194,24 @@ def walk(
     *,
     strict: bool = True,
 ) -> Iterator[str]:
-    """Yield all plain files below a folder as ``/``-separated relative names, in sorted order.
+    """Yield the names of all plain files below a folder, in sorted order.
 
-    Hidden files and folders, and those that file managers leave behind, are left out. Names are
-    sorted part by part, so all files of a folder follow each other.
+    Names are relative to the folder, with ``/`` as separator. Names are sorted part by part, so
+    that all files of a folder follow each other. Hidden files and folders, and those that file
+    managers leave behind, are left out.
 
     Args:
         root: The folder.
         request: For errors.
-        folders: If given, the names of all folders are appended, also of empty ones.
-        hidden: If given, the names that are left out are appended; folders end with a slash.
-        strict: Refuse links and other files that could lead out of the folder. Otherwise they are
-            yielded, too, and folders that cannot be listed count as empty.
+        folders: List to which the names of all folders are appended, or None.
+        hidden: List to which the names that are left out are appended, or None. Names of folders
+            end with a slash.
+        strict: Whether links out of the folder and special files are errors. Otherwise their names
+            are yielded too, and folders that cannot be listed count as empty.
 
     Raises:
-        DataError: There is a link that leaves the root, a linked folder, a FIFO, socket or device,
-            or a folder that cannot be listed.
+        DataError: There is a link out of the folder or to a folder, a FIFO, socket or device, or a
+            folder that cannot be listed.
     """
     base = root.resolve()
     pending = _entries(base, "", request, strict)
@@ -219,7 +233,12 @@ def walk(
 
 
 def raw_names(request: RawRequest, hidden: list[str]) -> list[str]:
-    """Return all files of the raw folder as :func:`walk` does, or the name of the raw file."""
+    """Return the names of all files in the raw folder, or the name of the raw file.
+
+    Args:
+        request: The raw folder or file.
+        hidden: List to which hidden names are appended, see :func:`walk`.
+    """
     root = request.root()
     if root.is_file():
         return [root.name]
@@ -229,7 +248,11 @@ def raw_names(request: RawRequest, hidden: list[str]) -> list[str]:
 def _entries(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return pairs (name below the root, entry) of a folder, in reverse order for ``pop``."""
+    """Return pairs (name below the root, entry) of a folder, in reverse order for ``pop``.
+
+    Raises:
+        DataError: ``strict`` is True, and the folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
@@ -239,19 +262,22 @@ def _entries(
         folder_text = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
             f"{folder_text} cannot be read: {error.strerror}",
-            hint="Correct its permissions, or move it",
+            hint="Change its permissions, or move it elsewhere",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
 
 def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
-    """Check that a link leads to a file in the folder, and refuse FIFOs, sockets and devices.
+    """Check that a path is a link to a file in the folder.
 
     Args:
-        base: The folder, resolved.
-        path: A path in it that is no plain file and no folder.
-        path_text: Its keyed hash.
+        base: The folder, as an absolute path without links.
+        path: A path in the folder that is neither a plain file nor a folder.
+        path_text: Keyed hash of the path.
         request: For errors.
+
+    Raises:
+        DataError: The path is a FIFO, a socket, a device or another link.
     """
     if not path.is_symlink():
         raise request.error(f"{path_text} is a FIFO, socket or device", hint="Remove it")
@@ -259,17 +285,17 @@ def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
         raise request.error(
-            f"{path_text} is a link to a file that is gone", hint="Remove it"
+            f"{path_text} is a link to a file that does not exist", hint="Remove the link"
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
             f"{path_text} is a link to a folder or out of the raw folder",
-            hint="Replace it by the file itself",
+            hint="Replace the link by the file or folder itself",
         )
 
 
 def plain_name(name: str) -> str | None:
-    """Return a relative name in ``/``-separated normal form, or None if it leads elsewhere."""
+    """Return a relative path with ``/`` as separator, or None if it leads out of the folder."""
     parts = name.replace("\\", "/").split("/")
     has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or has_drive:
@@ -278,17 +304,17 @@ def plain_name(name: str) -> str | None:
 
 
 def _checked_member(name: str) -> tuple[str, str]:
-    """Return a member's name in normal form, and its hidden part as :func:`walk` reports it.
+    """Return a member's name as :func:`plain_name` returns it, and the hidden part of the name.
 
-    The hidden part is the path up to the first hidden folder, with a slash, or the whole name of a
-    hidden file. It is empty if nothing is hidden.
+    The hidden part is the path up to the first hidden folder, with a final slash, or the whole name
+    of a hidden file. The hidden part is empty if nothing is hidden.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
     """
     normal_name = plain_name(name)
     if normal_name is None:
-        raise RefusedArchive("an archive with names that lead elsewhere")
+        raise RefusedArchive("an archive with names that lead out of it")
     parts = normal_name.split("/")
     for depth, part in enumerate(parts, 1):
         if is_noise(part):
@@ -298,10 +324,14 @@ def _checked_member(name: str) -> tuple[str, str]:
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open a zip (an archive, an ``.npz`` or an ``.xlsx``) after checking its directory.
+    """Open a zip (an archive, an ``.npz`` or an ``.xlsx``) after checking its list of members.
+
+    Args:
+        file: Path or stream of the zip.
+        max_members: Largest number of members.
 
     Raises:
-        RefusedArchive: It is damaged, its directory is contradictory, or a member must not be read.
+        RefusedArchive: The zip is damaged, or a member must not be read.
     """
     try:
         archive = zipfile.ZipFile(file)
@@ -316,7 +346,7 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
     if len(set(archive.namelist())) < len(members):
         raise RefusedArchive("an archive with repeated names")
     for info in members:
-        # The high 16 bits are the file's mode if the zip was made on Unix.
+        # The high 16 bits are the mode of the file if the zip was made on Unix.
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise RefusedArchive("an archive with links or devices")
         if info.flag_bits & 1:  # encrypted, APPNOTE 4.4.4
@@ -329,10 +359,10 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
 
 
 class ZipArchive:
-    """The members of a zip, by name, in any order.
+    """A zip whose members can be read in any order.
 
     Attributes:
-        hidden: Names of hidden members, as keys.
+        hidden: Names of hidden members, as the keys of a dict.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -341,7 +371,7 @@ class ZipArchive:
         self.hidden: dict[str, None] = {}
         for info in self._archive.infolist():
             name, hidden = _checked_member(info.filename)
-            if name in self._members:  # a//b and a\\b are the same name, too
+            if name in self._members:  # a//b and a\\b are the same name
                 raise RefusedArchive("an archive with repeated names")
             if hidden:
                 self.hidden[hidden] = None
@@ -349,7 +379,7 @@ class ZipArchive:
                 self._members[name] = info
 
     def members(self) -> list[str]:
-        """Return the names of all plain files in it, in stored order."""
+        """Return the names of all plain files in the zip, in stored order."""
         return list(self._members)
 
     def read(self, member: str, max_bytes: int) -> bytes:
@@ -365,7 +395,7 @@ class ZipArchive:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                # Without a size, zipfile unpacks everything before it compares the declared size.
+                # Without a size, zipfile would unpack everything before it compares the size.
                 return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
@@ -376,15 +406,15 @@ class ZipArchive:
 
 
 class TarArchive:
-    """The members of a tar, plain or compressed. It is read forward until a member is found.
+    """A plain or compressed tar, which is read forward until a member is found.
 
     Attributes:
-        hidden: Names of hidden members that were read so far, as keys.
+        hidden: Names of the hidden members read so far, as the keys of a dict.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._packed = name.lower().endswith(PACKED_TARS)
-        # Bytes that the members that are not read yet may declare.
+        # Number of bytes that further members may declare.
         self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
         self._file = _unpacked(file, name)
@@ -395,14 +425,18 @@ class TarArchive:
         self._lock = threading.RLock()
 
     def _read_header(self) -> bool:
-        """Read one more member's header; returns False at the end of the archive."""
+        """Read the header of the next member. Return False at the end of the archive.
+
+        Raises:
+            RefusedArchive: The member must not be read.
+        """
         info = self._archive.next()
         if info is None:
             self._check_end()
             self._is_complete = True
             return False
         name, hidden = _checked_member(info.name)
-        if info.size < 0:  # tarfile would read to the end, or loop forever
+        if info.size < 0:  # tarfile would read to the end, or never stop
             raise RefusedArchive("an archive with a negative size")
         if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
@@ -424,27 +458,31 @@ class TarArchive:
     def _check_end(self) -> None:
         """Check that the archive ends with zeros.
 
-        tarfile reports the end also at a damaged header, and where a file was cut between members.
+        Without zeros the archive is damaged or truncated, which tarfile does not report.
+
+        Raises:
+            RefusedArchive: The archive does not end with zeros.
         """
         self._file.seek(self._archive.offset)
         end = self._file.read(tarfile.BLOCKSIZE)
         if not end:
-            raise RefusedArchive("an archive without its end, as if cut")
+            raise RefusedArchive("a truncated archive, without its end")
         if end.strip(b"\0"):
             raise DamagedArchive()
 
     def members(self) -> list[str]:
-        """Return the names of all plain files in it, in stored order.
+        """Return the names of all plain files in the tar, in stored order.
 
         Raises:
-            RefusedArchive: It is damaged, or a member must not be read.
+            RefusedArchive: The tar is damaged, or a member must not be read.
         """
         try:
             with self._lock:
                 while not self._is_complete and self._read_header():
                     pass
         except (RefusedArchive, *DAMAGE) as error:
-            # A second call would go on behind the refused member, so the archive is forgotten.
+            # A second call would continue after the rejected member, so the archive is opened again
+            # next time.
             _opened.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
@@ -452,7 +490,11 @@ class TarArchive:
         return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
-        """Read forward to a member. Raises SkipItem if there is none of this name."""
+        """Read forward to a member, and return its header.
+
+        Raises:
+            SkipItem: The tar has no member of this name.
+        """
         while member not in self._members and not self._is_complete and self._read_header():
             pass
         if member not in self._members:
@@ -485,20 +527,20 @@ class TarArchive:
         with self._lock:
             stream = self._archive.extractfile(self._find(member))
         if stream is None:
-            raise SkipItem("no plain file")
+            raise SkipItem("not a plain file")
         return stream
 
 
 def _unpacked(file: IO[bytes], name: str) -> Any:
-    """Return a seekable stream of the plain tar in a file; the name's ending tells the format."""
+    """Return a seekable stream of the unpacked tar. The file's extension decides the method."""
     lower_name = name.lower()
     if lower_name.endswith(GZIP):
         return gzip.GzipFile(fileobj=file)
     if lower_name.endswith(BZIP2):
         return bz2.BZ2File(file)
     if lower_name.endswith(XZ):
-        # LZMAFile has no limit on the memory that a header may ask for. So one byte is unpacked
-        # first by a decompressor with a limit.
+        # LZMAFile has no limit on memory. A decompressor with a limit therefore unpacks one byte
+        # first, and raises an error if the header asks for more.
         probe = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
         probe.decompress(file.read(1 << 16), 1)
         file.seek(0)
@@ -510,21 +552,21 @@ Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or one inside it. It stays open until its file changes.
+    """Open an archive, or an archive inside it. The archive stays open until its file changes.
 
     Args:
         path: The outermost archive.
-        inner: A member that is an archive, the member in that archive, and so on.
+        inner: A member that is an archive, then a member of this archive, and so on.
 
     Raises:
-        RefusedArchive: It is gone, damaged or must not be read.
+        RefusedArchive: The archive is missing, damaged or must not be read.
     """
     try:
         status = path.stat()
     except (OSError, ValueError):
         raise RefusedArchive("archive is gone or unreadable") from None
     if not stat.S_ISREG(status.st_mode):
-        raise RefusedArchive("no plain file")
+        raise RefusedArchive("not a plain file")
     return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
 
 
@@ -548,15 +590,18 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 
 
 class RawTree:
-    """All file names below a raw folder or archive, as if all archives were unpacked in place.
+    """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
     The folder is searched once. If a name is both a file and a member of an archive, the file is
-    used. Archives in a folder are opened only on request: a download is often complete without
-    them.
+    used. Archives in a folder are opened only on request, because a download is often complete
+    without them.
+
+    If two archives contain the same name, the name in the second one is its locator, which contains
+    :data:`MARK`.
 
     Attributes:
-        folders: Names of all folders on the disk, empty ones too.
-        hidden: Names that were left out because they are hidden.
+        folders: Names of all folders on the disk, also of empty ones.
+        hidden: Names that are left out because they are hidden.
         archives: Names of all archives on the disk.
     """
 
@@ -565,15 +610,16 @@ class RawTree:
         request: RawRequest,
         wanted: Callable[[str], bool] | None = None,
     ) -> None:
-        """Walk the raw folder, or read the names of the raw archive.
+        """List the files of the raw folder or archive.
 
         Args:
-            request: Names the folder or archive.
-            wanted: Returns whether to open the archive of that name. None opens no archives in a
-                folder, and all archives in an archive.
+            request: The request, with the raw folder or archive.
+            wanted: Returns whether to open the archive of a name. If None, no archive in a folder
+                and every archive in an archive is opened.
 
         Raises:
-            DataError: Something there must not be read, see :func:`walk` and :func:`open_archive`.
+            DataError: A file or archive must not be read, see :func:`walk` and
+                :func:`open_archive`.
         """
         root = request.root()
         self.folders: list[str] = []
@@ -597,16 +643,16 @@ class RawTree:
         return iter(self._names)
 
     def locator(self, name: str) -> str:
-        """Return the locator of a file of this tree."""
+        """Return the locator of a file, by its name in this tree."""
         return self._locators[name]
 
     def _add_members(self, file: str, inner: tuple[str, ...], folder: str) -> None:
-        """Add an archive's members, and those of archives in it.
+        """Add the members of an archive and of the archives inside it.
 
         Args:
             file: Name of the outermost archive.
-            inner: As in :func:`open_archive`.
-            folder: Folder in which the archive lies, as if unpacked.
+            inner: Members that are archives, as in :func:`open_archive`.
+            folder: Folder of the archive, as if outer archives were unpacked.
         """
         prefix = MARK.join((file, *inner)) + MARK
         for member in self._member_names(file, inner):
@@ -617,7 +663,7 @@ class RawTree:
                 continue
             locator = prefix + member
             if MARK in self._locators.get(name, ""):
-                # The same name in two archives: every series of OAI has a file 001.
+                # Two archives contain the same name: every series of OAI has a file 001.
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)
@@ -633,9 +679,9 @@ class RawTree:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            hint = "Download it again, or unpack it beside the others and take it away"
+            hint = "Download the archive again, or unpack it and remove the archive"
             if isinstance(refused, DamagedArchive):
-                hint += ". Its name must end as its format does"
+                hint += ". The extension of its name must be that of its format"
             raise request.error(
                 f"archive {request.hashed(MARK.join((file, *inner)))} cannot be read: "
                 f"{refused.reason}",

@@ -1,11 +1,11 @@
-"""Read tables of any format, all cells as text: ids keep their zeros, and "NA" stays "NA".
+"""Read tables of several formats. All cells are text, so that ids keep their leading zeros.
 
-A table is text with a separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
+A table is text with a delimiter, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
 openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
 ``metadata.parquet`` follow the ``datasets`` documentation ("Create an image dataset").
 
-A table is given by its path, or by its locator below the raw folder, which may lead into an
-archive.
+The argument ``path`` of the functions below is the path of a table, or its locator below the raw
+folder. A table with a locator may be in an archive.
 """
 
 from __future__ import annotations
@@ -39,47 +39,50 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""Our name of a column, JSON key or array -> other usual names, used if ours is not there."""
+"""Our name of a column, JSON key or array -> other usual names, which are used if our name is
+missing."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
-"""Beginnings of the names of columns that may tell which images belong together."""
+"""Beginnings of the names of columns that may contain the groups of images."""
 MAX_COLUMNS = 1_000
+"""Largest number of columns of a table."""
 MAX_UNPACKED_BYTES = 1 << 30
-"""Bytes of a workbook after unpacking, or characters of a Parquet file's cells."""
+"""Largest number of bytes of an unpacked workbook, or of characters in the cells of a Parquet
+file."""
 MAX_WORKBOOK_PARTS = 1_000
-"""Members of the zip that an xlsx file is."""
+"""Largest number of members of an xlsx file, which is a zip."""
 MAX_CELL_LENGTH = 1 << 20
-"""Characters of a cell in a text table."""
+"""Largest number of characters in a cell of a text table."""
 ROWS_AT_ONCE = 256
-"""Rows of Parquet that are converted to text at once."""
+"""Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Rows in which a filled cell is searched, of a sheet that is not read."""
-REPEATED_KEY = "a key twice"
+"""Number of rows of an unread sheet that are searched for a cell that is not blank."""
 SEVERAL = "several values"
-"""Text of a list, an object or bytes in a cell; none of them can be a path, label or group."""
+"""Text for a list, an object or bytes in a cell. None of these can be a path, label or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Name of a column that may be shown: words without digits, so it is no id, date or path."""
+"""Name of a column that messages may show: words without digits, which cannot be an id, a date or a
+path."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Usual file names of a table that lies in a folder of images."""
+"""Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
-"""Names in one message or flag."""
+"""Largest number of names in one message or flag."""
 MAX_NAME_LENGTH = 30
-"""Characters of a column's name in a message or flag."""
+"""Largest number of characters of a column's name in a message or flag."""
 
 
 @dataclass(frozen=True)
 class Lines:
     """The rows of a table as text.
 
-    Row numbers in messages are those that a viewer of the file shows. Spreadsheets and editors
-    number all rows, the header and blank ones too. JSON lines are numbered by line, and rows of
-    Parquet from 0, as in pandas.
+    Messages number the rows as a program that shows the file does. Spreadsheets and text editors
+    count all rows, also the header and blank rows. Rows of JSON lines are counted by line. Rows of
+    Parquet are counted from 0, as in pandas.
 
     Attributes:
         rows: The header, then all rows that are not blank.
-        numbers: Number of each of these rows. If the header is no row of the file, its number is
-            one below the first.
-        other_sheets: Number of sheets of a workbook that hold something and are not read.
+        numbers: Number of each of these rows. If the header is not a row of the file, its number is
+            the number of the first row minus 1.
+        other_sheets: Number of sheets of a workbook that have a filled cell and are not read.
     """
 
     rows: list[list[str]]
@@ -88,17 +91,26 @@ class Lines:
 
 
 def counting(numbers: Sequence[int]) -> str:
-    """Describe how a table's rows are counted, from the ``numbers`` of its :class:`Lines`."""
+    """Return how a table's rows are counted, in words for messages.
+
+    Args:
+        numbers: The numbers of its rows, see :class:`Lines`.
+    """
     if numbers[0] > 0:
         return f"the header is row {numbers[0]}"
     return f"the first row is {numbers[0] + 1}"
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice, so that one of its two values would be lost."""
 
 
 class TableError(Exception):
     """A table that cannot be read.
 
     Args:
-        problem: What is wrong, to follow the table's name; it quotes no cell.
+        problem: What is wrong, without the text of a cell. In the message, the table's name comes
+            before it.
         hint: What to do.
     """
 
@@ -109,10 +121,10 @@ class TableError(Exception):
 
 
 def read_xlsx(body: bytes) -> Lines:
-    """Return the first sheet's rows; whole numbers lose their ``.0``.
+    """Return the rows of a workbook's first sheet. Whole numbers are written without ``.0``.
 
     Raises:
-        TableError: openpyxl is missing, or the workbook unpacks to too much.
+        TableError: openpyxl is not installed, or the workbook is too large.
     """
     try:
         import openpyxl
@@ -122,17 +134,21 @@ def read_xlsx(body: bytes) -> Lines:
         ) from None
     parts = open_zip(io.BytesIO(body), MAX_WORKBOOK_PARTS).infolist()
     if sum(part.file_size for part in parts) > MAX_UNPACKED_BYTES:
-        raise TableError(f"declares more than {MAX_UNPACKED_BYTES:,} bytes")
+        raise TableError(
+            f"is too large: it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes",
+            hint="Save it as .csv",
+        )
     stream = io.BytesIO(body)
     book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
-    # openpyxl pads every row to the declared size of the sheet, which may be wrong and huge.
+    # Without this, openpyxl pads every row to the declared width of the sheet, which may be wrong
+    # and very large.
     sheet.reset_dimensions()
     rows = []
     numbers = []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = list(map(_number_text, values))
-        # Cells that are formatted but empty often follow the data.
+        # Spreadsheets often have empty cells to the right of the data.
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
@@ -147,14 +163,14 @@ def read_xlsx(body: bytes) -> Lines:
 
 
 def _is_filled(sheet: Any) -> bool:
-    """Return whether one of the first rows of a sheet has a cell that is not blank."""
+    """Return whether a cell in the first rows of a sheet is not blank."""
     sheet.reset_dimensions()
     first_rows = islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS)
     return any("".join(map(cell_text, row)).strip() for row in first_rows)
 
 
 def read_sas(body: bytes) -> Lines:
-    """Return the rows of a ``sas7bdat`` table; missing values are empty."""
+    """Return the rows of a ``sas7bdat`` table. Missing values are empty."""
     import pandas as pd
 
     frame = pd.read_sas(io.BytesIO(body), format="sas7bdat", encoding="latin-1")
@@ -165,24 +181,27 @@ def read_sas(body: bytes) -> Lines:
 
 
 def read_jsonl(body: bytes) -> Lines:
-    """Return JSON objects, one a line, as rows below a header of all their keys.
+    """Return the JSON objects of a file with one object per line. The header has all keys.
 
     Raises:
-        TableError: A line holds something else.
+        TableError: A line is not a JSON object, or an object has a key twice.
     """
     records = []
-    numbers = [0]  # the header is no line of the file
+    numbers = [0]  # the header is not a line of the file
     keys: dict[str, None] = {}
     for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = read_json(line)
-        except (ValueError, RecursionError) as error:
-            reason = f" ({REPEATED_KEY})" if str(error) == REPEATED_KEY else ""
-            raise TableError(f"has no JSON object in line {number}{reason}") from None
+        except RepeatedKeyError:
+            raise TableError(
+                f"has a key twice in line {number}", hint="Remove one of the two"
+            ) from None
+        except (ValueError, RecursionError):
+            raise _not_an_object(number) from None
         if not isinstance(record, dict):
-            raise TableError(f"has no JSON object in line {number}")
+            raise _not_an_object(number)
         records.append(record)
         numbers.append(number)
         keys |= dict.fromkeys(record)
@@ -194,28 +213,40 @@ def read_jsonl(body: bytes) -> Lines:
     return Lines(rows, numbers)
 
 
+def _not_an_object(line: int) -> TableError:
+    """Return the error for a line of a file that is not a JSON object."""
+    return TableError(
+        f"has no JSON object in line {line}", hint="Write one JSON object in each line"
+    )
+
+
 def read_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: It is no JSON, or an object has a key twice, so that a value would be lost.
+        RepeatedKeyError: An object has a key twice.
+        ValueError: The text is not JSON.
     """
     return json.loads(text, object_pairs_hook=_object_of)
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raises ValueError if a key is repeated."""
+    """Return the pairs of a JSON object as a dict.
+
+    Raises:
+        RepeatedKeyError: A key is repeated.
+    """
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError(REPEATED_KEY)
+        raise RepeatedKeyError
     return record
 
 
 def read_parquet(body: bytes) -> Lines:
-    """Return the rows of a Parquet file; cells of bytes or several values are :data:`SEVERAL`.
+    """Return the rows of a Parquet file. Cells of bytes or several values are :data:`SEVERAL`.
 
     Raises:
-        TableError: Its cells take too much memory as text.
+        TableError: The cells contain too much text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,19 +270,22 @@ def read_parquet(body: bytes) -> Lines:
             rows.append(list(row))
             num_characters += sum(map(len, row))
         if num_characters > MAX_UNPACKED_BYTES:
-            raise TableError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
-    # The header is no row of the file; pandas counts the rows from 0.
+            raise TableError(
+                f"is too large: its cells have more than {MAX_UNPACKED_BYTES:,} characters",
+                hint="Remove the columns that are not needed",
+            )
+    # The header is not a row of the file, and pandas counts the rows from 0.
     return Lines(rows, range(-1, len(rows) - 1))
 
 
 def read_text(body: bytes) -> Lines:
-    """Return the lines of text with one of the :data:`DELIMITERS`, blank ones left out.
+    """Return the rows of text with one of the :data:`DELIMITERS`, without blank lines.
 
     A line above the header that begins with ``#`` is a comment, unless it has the usual name of a
     column.
 
     Raises:
-        TableError: It is not UTF-8, or its quotes do not match.
+        TableError: The text is not UTF-8, a quote is not closed, or a cell is too long.
     """
     try:
         text = body.decode("utf-8-sig")
@@ -276,8 +310,9 @@ def read_text(body: bytes) -> Lines:
                 numbers.append(number)
     except csv.Error:
         raise TableError(
-            f"has broken quotes or a huge cell in the row after {number}",
-            hint="Close what is quoted",
+            f"has an unclosed quote, or a cell of more than {MAX_CELL_LENGTH:,} characters, in the "
+            f"row after row {number}",
+            hint="Close the quote, or shorten the cell",
         ) from None
     while rows and rows[0][0].startswith("#") and KNOWN_KEYS.isdisjoint(map(column_key, rows[0])):
         del rows[0]
@@ -286,7 +321,7 @@ def read_text(body: bytes) -> Lines:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter with the most occurrences in the first line that is no comment."""
+    """Return the delimiter that is most frequent in the first line that is not a comment."""
     lines = [line for line in text.splitlines() if line.strip()]
     for line in lines:
         if not line.startswith("#"):
@@ -298,7 +333,7 @@ class TableFormat(NamedTuple):
     """A format of tables.
 
     Attributes:
-        read: Returns the lines in the bytes of a file.
+        read: Returns the rows in the bytes of a file.
         name: The format in words, for messages.
     """
 
@@ -306,23 +341,32 @@ class TableFormat(NamedTuple):
     name: str
 
 
-JSON_LINES = TableFormat(read_jsonl, "UTF-8 text with one JSON object a line")
+JSON_LINES = TableFormat(read_jsonl, "UTF-8 text with one JSON object per line")
 READERS: dict[str, TableFormat] = {
     ".xlsx": TableFormat(read_xlsx, "an xlsx workbook"),
     ".sas7bdat": TableFormat(read_sas, "a SAS table"),
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
     ".json": JSON_LINES,
-    ".parquet": TableFormat(read_parquet, "a whole Parquet file"),
+    ".parquet": TableFormat(read_parquet, "a complete Parquet file"),
 }
-"""Ending -> format of a table that is not text with delimiters."""
-SAVE_AGAIN = "Copy it again, or save it as .csv. Its name must end as its format does"
+"""Extension -> format of a table that is not text with delimiters."""
+SAVE_AGAIN = (
+    "Copy the table again, or save it as .csv. The extension of its name must be that of its format"
+)
 
 
 def _check_width(cells: Collection[str]) -> None:
-    """Check that a row has at most :data:`MAX_COLUMNS` cells."""
+    """Check that a row has at most :data:`MAX_COLUMNS` cells.
+
+    Raises:
+        TableError: The row has more.
+    """
     if len(cells) > MAX_COLUMNS:
-        raise TableError(f"has a cell to the right of column {MAX_COLUMNS:,}")
+        raise TableError(
+            f"has more than {MAX_COLUMNS:,} columns",
+            hint="Remove the columns that are not needed",
+        )
 
 
 def label_text(value: object) -> str:
@@ -334,7 +378,7 @@ def label_text(value: object) -> str:
 
 def cell_text(value: object) -> str:
     """Return a value as text: empty for None and NaN, :data:`SEVERAL` for lists and bytes."""
-    if value is None or value != value:  # NaN and NaT are unequal to themselves
+    if value is None or value != value:  # NaN and NaT are not equal to themselves
         return ""
     if isinstance(value, (list, dict, bytes)):
         return SEVERAL
@@ -342,7 +386,7 @@ def cell_text(value: object) -> str:
 
 
 def _number_text(value: object) -> str:
-    """Return a value as text, whole numbers without ``.0``: spreadsheets have only floats."""
+    """Return a value as text, whole numbers without the ``.0`` that spreadsheets add."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return cell_text(value)
@@ -351,7 +395,10 @@ def _number_text(value: object) -> str:
 def read_table(
     path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of stripped text, see :func:`read_columns`."""
+    """Return the rows of a table as dicts: column -> text without blanks around it.
+
+    The arguments and errors are those of :func:`read_columns` and :func:`read_lines`.
+    """
     columns = read_columns(path, read_lines(path, request), request, needed, optional)
     for name, column in columns.items():
         columns[name] = list(map(str.strip, column))
@@ -368,23 +415,24 @@ def read_columns(
     needed: Sequence[str],
     optional: Sequence[str],
 ) -> dict[str, list[str]]:
-    """Return columns of a table by name, as they are written.
+    """Return columns of a table: name -> the text of its cells.
 
-    Names of columns are compared by their :func:`column_key`. No message quotes a cell below the
-    header.
+    The names of columns are compared by their :func:`column_key`. No message contains a cell below
+    the header.
 
     Args:
         path: Path or locator of the table, for errors.
-        lines: Its lines.
+        lines: The rows of the table.
         request: For errors.
-        needed: Columns that must be there.
-        optional: Columns that are returned if they are there.
+        needed: Names of columns that the table must have.
+        optional: Names of columns that are returned if the table has them.
 
     Raises:
-        DataError: The table has no line, columns are missing or repeated, or rows are ragged.
+        DataError: The table is empty, columns are missing or repeated, or rows have different
+            lengths.
     """
     if not lines.rows:
-        raise _error(request, path, "is empty")
+        raise _error(request, path, "is empty", hint="Give a table with a header and rows")
     keys = list(map(column_key, lines.rows[0]))
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]
@@ -393,11 +441,16 @@ def read_columns(
             request,
             path,
             f"has no column {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
-            hint=f"Call it {missing[0]}",
+            hint=f"Add this column. If it has another name, rename it to {missing[0]}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
-        raise _error(request, path, f"has several columns named {', '.join(repeated)}")
+        raise _error(
+            request,
+            path,
+            f"has several columns named {', '.join(repeated)}",
+            hint="Rename all but one of them",
+        )
     _check_even(path, lines, request)
     columns = {}
     for name in names:
@@ -408,7 +461,11 @@ def read_columns(
 
 
 def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
-    """Check that every row has as many cells as the header."""
+    """Check that every row has as many cells as the header.
+
+    Raises:
+        DataError: A row has another number of cells.
+    """
     width = len(table.rows[0])
     ragged = []
     for number, row in zip(table.numbers, table.rows, strict=True):
@@ -421,6 +478,7 @@ def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
             path,
             f"has {count} with another number of cells than the {width} of the header; the first "
             f"is row {ragged[0]} ({counting(table.numbers)})",
+            hint=f"Write {width} cells in every row",
         )
 
 
@@ -428,11 +486,11 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
     """Return the header and rows of a table.
 
     Args:
-        path: Path or locator of the table; its ending is that of its format.
-        request: Where locators start, and for errors.
+        path: Path or locator of the table. The extension decides the format.
+        request: The raw folder of locators, and for errors.
 
     Raises:
-        DataError: It cannot be read, or not in this format.
+        DataError: The table cannot be read, or has another format than its extension.
     """
     text = TableFormat(read_text, "text")
     table_format = READERS.get(PurePath(path).suffix.lower(), text)
@@ -443,14 +501,14 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
         raise _error(request, path, error.problem, hint=error.hint) from None
     except SkipItem as skip:
         raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
-    except Exception as error:  # readers raise almost anything, with cells in the text
+    except Exception as error:  # readers raise any type, and the text may contain cells
         raise _error(
             request, path, f"is not {table_format.name} ({type(error).__name__})", hint=SAVE_AGAIN
         ) from None
 
 
 def column_keys(path: Path | str, request: RawRequest) -> set[str]:
-    """Return the :func:`column_key` of a table's columns; empty if it cannot be read."""
+    """Return the :func:`column_key` of every column of a table; empty if it cannot be read."""
     try:
         rows = read_lines(path, request).rows
     except DataError:
@@ -459,15 +517,18 @@ def column_keys(path: Path | str, request: RawRequest) -> set[str]:
 
 
 def column_key(name: str) -> str:
-    """Return a column's name without case, blanks, ``_`` and ``-``, to compare names."""
+    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
+
+    Two names are the same column if their keys are equal.
+    """
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def unused_flags(names: Sequence[str]) -> list[str]:
     """Return flags for columns that are not read.
 
-    A column that may tell which images belong together is a question of its own: without it,
-    images of one patient may be trained on and tested on.
+    A column that may contain groups gets a flag of its own. If its groups are ignored, images of
+    one patient may be in both training and test.
     """
     flags: list[str] = []
     others: list[str] = []
@@ -487,16 +548,18 @@ KNOWN_KEYS = frozenset(
 
 
 def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "") -> DataError:
-    """Return an error about a table, which it names by a hash."""
+    """Return an error about a table, with the hash of the table's name."""
     return request.error(f"table {request.hashed(PurePath(path).name)} {problem}", hint=hint)
 
 
 def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
-    """Format the names in a header line for a message, unless the line may hold data.
+    """Format the names in a header for a message, unless the line may contain data.
 
-    If a table has no header, its first line holds the data of a patient, which must not be shown.
-    So the line is shown only if it has no digit, dot or slash, as ids, dates, class numbers and
-    paths have, and if it contains a usual name of a column.
+    If a table has no header, its first line contains the data of a patient, which must not be
+    shown. The line is shown only if it meets both conditions:
+
+    - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
+    - It contains the usual name of a column.
 
     Args:
         row: The cells of the line.
@@ -506,12 +569,12 @@ def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     known_keys = KNOWN_KEYS.union(map(column_key, expected_names))
     are_words = all(map(HEADER_NAME.fullmatch, names))
     if not are_words or known_keys.isdisjoint(map(column_key, names)):
-        return "; the first line may be no header"
+        return "; its first line may not be a header"
     return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
 
 
 def first_hashed(request: RawRequest, names: Sequence[str]) -> str:
-    """Format how many names there are, and the keyed hashes of the first five."""
+    """Format the number of names and the keyed hashes of the first five."""
     if not names:
         return "0"
     return f"{len(names)}, first (hashed) {', '.join(map(request.hashed, names[:5]))}"

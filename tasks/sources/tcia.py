@@ -1,20 +1,23 @@
-"""Two collections of TCIA: Duke breast MRI, and the ultrasound of Prostate-MRI-US-Biopsy.
+"""Sources of two collections of TCIA: Duke breast MRI and the ultrasound of Prostate-MRI-US-Biopsy.
 
-Layout: each collection's page at TCIA, and its tables, which are found by their columns. Files may
-lie under the classic or the descriptive directory names, in several manifest folders, renamed, or
+The layouts are those of the collections' pages at TCIA. The tables are found by their columns.
+Files may be in folders with classic or descriptive names, in several manifest folders, renamed, or
 in ``.zip``.
 
-Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. The
-paths of the table are trusted for a folder if the first and the last file in it have the UIDs of
-their rows. Otherwise all headers are read. Rows whose original path contains "pre" are the
-fat-saturated pre-contrast series. A slice is positive if ``start <= slice < end`` for one of its
-patient's boxes, negative if it is at least 5 slices away from all, and left out otherwise. Slices
-are counted by the original file name, as the boxes are.
+**Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's row of
+the mapping table. To read all headers is slow. The paths in the table are used for a folder if
+the first and the last file in it have the UIDs of their rows. Otherwise all headers are read.
 
-Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five
-digits, or the file whose header has the UID. Frames from one quarter to three quarters of the
-volume are taken. In corrected data a series takes the highest score of its targets, so that no
-frame has two labels (F33).
+- Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
+  original path.
+- A slice is positive if ``start <= slice < end`` for one of its patient's boxes. A slice is
+  negative if it is at least 5 slices away from all boxes. Other slices are left out.
+- The number of a slice is that of the original file name, because the boxes use this number.
+
+**Prostate** (F10): the file of a series is in a folder whose name is the UID of the series,
+``US_<uid>``, or ends with the last five digits of the UID. Otherwise it is the file whose header
+has the UID. Frames from one quarter to three quarters of the volume are used. In corrected data,
+the score of a series is the highest score of its targets, so that no frame has two labels (F33).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from tasks.sources.tables import read_table
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 10_000
-"""Headers between two log lines; a collection may have 300,000."""
+"""Number of headers between two log lines. A collection may have 300,000 headers."""
 COLLECTION = "Duke-Breast-Cancer-MRI/"
 MAPPING_TABLE = "Breast-Cancer-MRI-filepath_filename-mapping"
 ORIGINAL = "original_path_and_filename"
@@ -44,8 +47,8 @@ INSTANCE = "sop_instance_UID"
 BOX_TABLE = "Annotation_Boxes"
 BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
 MARGIN = 5
-"""Slices between a box and the nearest negative slice."""
-TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tcia")
+"""Smallest distance in slices between a box and a negative slice."""
+TABLE_EXTENSIONS = (".xlsx", ".csv", ".txt", ".tcia")
 TARGET_TABLE = "Target Data"
 SERIES = "seriesInstanceUID_US"
 SCORE = "UCLA Score (Similar to PIRADS v2)"
@@ -53,25 +56,31 @@ PATIENT = "Patient ID"
 TARGET_COLUMNS = (PATIENT, SERIES, SCORE)
 SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
 SERIES_FOLDER = re.compile(r"(?:[A-Z]{2}_)?(?P<uid>[\d.]+)|.*-(?P<end>\d{5})")
-"""A series' folder is named by the UID, or by TCIA's descriptive name, which ends in the UID's
-last five digits.
-"""
-OTHER_PATIENT = "another patient in the header than the table says"
+"""Name of a series' folder: the UID, or TCIA's descriptive name, which ends with the last five
+digits of the UID."""
+OTHER_PATIENT = "another patient in the header than in the table"
 
 
 class Box(NamedTuple):
-    """The slices of an annotated tumor: its first one, and the first one behind it."""
+    """The slices of an annotated tumor.
+
+    Attributes:
+        start: Number of the first slice.
+        end: Number of the first slice after the tumor.
+    """
 
     start: int
     end: int
 
 
 class Slice(NamedTuple):
-    """A row of Duke's mapping table that has a label.
+    """A row of Duke's mapping table with a label.
 
     Attributes:
-        row: Its cells by column.
-        instance: SOP instance UID, or "" if the table has none.
+        row: Cells of the row by column.
+        patient: Id of the patient.
+        label: 1 inside a box, 0 far from all boxes.
+        instance: SOP instance UID; empty if the table has none.
     """
 
     row: Mapping[str, str]
@@ -81,7 +90,7 @@ class Slice(NamedTuple):
 
 
 def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per slice with a label, in the order of the mapping table.
+    """List the slices with a label, in the order of the mapping table.
 
     Raises:
         DataError: A table is missing, or has rows that cannot be used.
@@ -94,7 +103,8 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise request.error(
-            f"the mapping table has none of the columns {CLASSIC}, {DESCRIPTIVE} and {INSTANCE}"
+            f"the mapping table has none of the columns {CLASSIC}, {DESCRIPTIVE} and {INSTANCE}",
+            hint="Download the table again",
         )
     excluded = Counter[str]()
     skipped: list[tuple[str, str]] = []
@@ -126,14 +136,14 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def read_dbc(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Yield a slice whose header does not contradict the table.
+    """Yield the slice of an item.
 
     Raises:
-        SkipItem: It does, or the pixels are not square.
+        SkipItem: The header contradicts the table, or the pixels are not square.
     """
     dicom = decode_dicom(body, frames=1)
     if item.details[0] and dicom.instance != item.details[0]:
-        raise SkipItem("another slice in the file than the table says")
+        raise SkipItem("another slice in the file than in the table")
     if dicom.known_patient() not in ("", item.group):
         raise SkipItem(OTHER_PATIENT)
     if not dicom.is_square():
@@ -145,18 +155,26 @@ dbc = download(list_dbc, read_dbc)
 
 
 def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
-    """Return each patient's boxes; none if one of them ends before it starts."""
+    """Return the boxes of each patient. A patient with a box that ends before it starts has none.
+
+    Raises:
+        DataError: A row of the table of boxes cannot be used.
+    """
     boxes: defaultdict[str, set[Box]] = defaultdict(set)
     for row in read_table(table, request, BOX_COLUMNS):
         patient, start, end = (row[column] for column in BOX_COLUMNS)
         if any(map(is_missing, (patient, start, end))):
             raise request.error(
-                "an annotation box has no patient, or not two slices: a cell is blank"
+                "an annotation box lacks its patient, start slice or end slice: a cell is blank",
+                hint="Download the table of boxes again",
             )
         try:
             box = Box(int(start.removesuffix(".0")), int(end.removesuffix(".0")))
         except ValueError:
-            raise request.error("a slice of an annotation box is not a whole number") from None
+            raise request.error(
+                "a slice of an annotation box is not a whole number",
+                hint="Download the table of boxes again",
+            ) from None
         boxes[patient].add(box)
     for patient_boxes in boxes.values():
         if any(box.start > box.end for box in patient_boxes):
@@ -165,7 +183,14 @@ def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
 
 
 def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
-    """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all boxes, None between."""
+    """Return the label of a slice, or None if the slice is left out.
+
+    The label is 1 inside a box, and 0 at least :data:`MARGIN` slices away from all boxes.
+
+    Args:
+        number: Number of the slice.
+        boxes: Boxes of the patient.
+    """
     if any(start <= number < end for start, end in boxes):
         return 1
     if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes):
@@ -179,14 +204,22 @@ def _labeled_slices(
     excluded: Counter[str],
     skipped: list[tuple[str, str]],
 ) -> list[Slice]:
-    """Return the rows with a label; add the others to ``excluded`` or ``skipped``."""
+    """Return the rows of the mapping table that have a label.
+
+    Args:
+        rows: Rows of the mapping table.
+        boxes: Boxes of each patient.
+        excluded: Counter to which other series and slices near a box are added, by reason.
+        skipped: List to which pairs (path, reason) of rows that cannot be used are added.
+    """
     slices: list[Slice] = []
     for row in rows:
         original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
         patient_match = re.search(r"Breast_MRI_\d+", original)
         number = re.search(r"(\d+)\.dcm$", original)
         patient = patient_match[0] if patient_match else ""
-        # Only below the patient's folder: a folder above may be called "preprocessed".
+        # "pre" is searched below the patient's folder, because a folder above may be called
+        # "preprocessed".
         folder = original.rpartition("/")[0]
         series_folder = folder.partition(patient)[2] if patient else "pre"
         if "pre" not in series_folder:
@@ -205,7 +238,10 @@ def _labeled_slices(
 
 
 def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> list[str | None]:
-    """Return each slice's file in the tree: by the table's paths, or by the headers' UIDs."""
+    """Return the file of each slice, found by the paths in the table or by the UIDs in headers.
+
+    A slice without a file gets None.
+    """
     names_by_path: dict[str, str] = {}
     for name in tree:
         above, collection, below = name.partition(COLLECTION)
@@ -226,7 +262,10 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
 
 
 def _paths(row: Mapping[str, str]) -> Iterator[str]:
-    """Yield the paths that a row may mean: downloads pad the slice's number in several ways."""
+    """Yield the possible paths of a row's file, in lower case.
+
+    The number of a slice is padded with zeros differently in different downloads.
+    """
     for column in (CLASSIC, DESCRIPTIVE):
         path = re.sub(r"[\\/]+", "/", row.get(column, "")).strip("/ ")
         if not path:
@@ -243,9 +282,10 @@ def _paths(row: Mapping[str, str]) -> Iterator[str]:
 def _doubtful_slices(
     slices: Sequence[Slice], files: Sequence[str | None], tree: RawTree, request: RawRequest
 ) -> list[int]:
-    """Return the indices of slices whose file may not have their UID.
+    """Return the indices of slices whose file may have another UID than the table.
 
-    A folder is trusted if the headers of its first and its last file agree with the table.
+    The paths of a folder are correct if the headers of its first and last file have the UIDs of the
+    table.
     """
     indices_by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
@@ -268,8 +308,8 @@ def _doubtful_slices(
 
 
 def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
-    """Return the files below the patients' folders, or all files if a patient has no folder."""
-    names = [name for name in tree if not name.lower().endswith(TABLE_ENDINGS)]
+    """Return the files in the folders of patients, or all files if a patient has no folder."""
+    names = [name for name in tree if not name.lower().endswith(TABLE_EXTENSIONS)]
     below_patients: list[str] = []
     missing = set(patients)
     for name in names:
@@ -283,7 +323,14 @@ def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
 def _by_header(
     tag: Literal["instance", "series"], names: Iterable[str], tree: RawTree, request: RawRequest
 ) -> dict[str, list[str]]:
-    """Open all files and return their names by the SOP instance or series UID of their headers."""
+    """Read the headers of all files, and return the names of the files by UID.
+
+    Args:
+        tag: Whether to use the UID of the SOP instance or of the series.
+        names: Names of the files.
+        tree: All files of the download.
+        request: The raw folder, and the name of the dataset for log lines.
+    """
     names_by_uid: defaultdict[str, list[str]] = defaultdict(list)
     for number, name in enumerate(names, 1):
         header = read_header(request.base(), tree.locator(name))
@@ -295,7 +342,13 @@ def _by_header(
 
 
 class Target(NamedTuple):
-    """A biopsy target: its UCLA score, 0 to 5, the UID of its ultrasound series, its patient."""
+    """A biopsy target.
+
+    Attributes:
+        score: UCLA score, 0 to 5.
+        series: UID of the ultrasound series.
+        patient: Id of the patient.
+    """
 
     score: int
     series: str
@@ -303,12 +356,12 @@ class Target(NamedTuple):
 
 
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per series, or per target in released data.
+    """List the series, or the targets in data as released.
 
     Items are in the order of the released code: by score, then as in the table.
 
     Raises:
-        DataError: The table is missing, or has a score that is no number from 0 to 5.
+        DataError: The table is missing, or has a score that is not a number from 0 to 5.
     """
     table = find_table(tree, request, TARGET_TABLE, TARGET_COLUMNS)
     excluded = Counter[str]()
@@ -349,7 +402,16 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> list[Target]:
-    """Read the scored targets of a table; rows without series or score are counted."""
+    """Return the targets in a table that have a score.
+
+    Args:
+        table: Locator of the table.
+        excluded: Counter to which rows without a series or score are added, by reason.
+        request: The download, and for errors.
+
+    Raises:
+        DataError: A score is not a whole number from 0 to 5.
+    """
     targets: list[Target] = []
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]):
@@ -360,12 +422,16 @@ def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> li
             continue
         score = SCORE_CELL.fullmatch(row[SCORE])
         if score is None:
-            raise request.error("a UCLA score is not blank and not a whole number from 0 to 5")
+            raise request.error(
+                "a UCLA score is not blank and not a whole number from 0 to 5",
+                hint="Download the table of targets again",
+            )
         targets.append(Target(int(score[1]), row[SERIES], row[PATIENT]))
     return targets
 
 
 def _highest_of_each_series(targets: Iterable[Target]) -> list[Target]:
+    """Return the target with the highest score of each series."""
     highest: dict[str, Target] = {}
     for target in targets:
         if target.series not in highest or target.score > highest[target.series].score:
@@ -396,14 +462,14 @@ prostate = download(list_prostate, read_prostate)
 
 
 class _SeriesFiles:
-    """Finds the file of each series, by its folder's name or else by the headers of all files."""
+    """The files of all series, which are found by folder names or by the headers of all files."""
 
     def __init__(self, request: RawRequest, tree: RawTree) -> None:
         self._request = request
         self._tree = tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
         self._by_folder: defaultdict[str, list[str]] = defaultdict(list)
-        # The last digits of a UID distinguish the series of a patient, not those of all patients.
+        # Two patients may have series with the same last five digits of the UID.
         self._by_patient: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self._by_header: dict[str, list[str]] | None = None
         for name in self._names:
@@ -417,7 +483,7 @@ class _SeriesFiles:
                 self._by_patient[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
-        """Return the name of a series' file, or None if there is none, or several that differ."""
+        """Return the name of a series' file; None if there is none, or several different files."""
         names = self._by_folder.get(series, [])
         if not names:
             names = self._by_patient.get((patient, series[-5:]), [])
@@ -430,14 +496,19 @@ class _SeriesFiles:
         return self._only(self._by_header.get(series, ()))
 
     def _header(self, name: str) -> Header | None:
+        """Return the header of a file; None if it cannot be read."""
         return read_header(self._request.base(), self._tree.locator(name))
 
     def _may_be(self, series: str, name: str) -> bool:
+        """Return whether a file's header does not state another series."""
         header = self._header(name)
         return header is None or header.series in ("", series)
 
     def _only(self, names: Sequence[str]) -> str | None:
-        """Return the single name, or the first of copies, as two downloads that overlap have."""
+        """Return the only name, or the first name if all files are copies of one file.
+
+        A raw folder has copies if two downloads in it overlap.
+        """
         if len(names) < 2:
             return next(iter(names), None)
         headers = [self._header(name) for name in names]

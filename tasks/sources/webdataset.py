@@ -1,13 +1,13 @@
-"""A user's images in WebDataset tars.
+"""List a user's images in WebDataset tars, which are called shards.
 
-Layout, as in the README of ``webdataset/webdataset``: the files of one sample follow each other in
-the tar, and share their name up to the first dot. The image is ``.jpg``, ``.png`` or another format
-of pictures. ``.cls`` holds the class as text. ``.json`` may hold the class under ``label`` or
-another usual name, and also group and split.
+The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files with
+the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that of another
+picture format. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class
+under ``label`` or another usual name, and also a group and a split.
 
-``<raw>`` is one tar, or a folder of tars, called shards. If a sample has no split of its own, its
-split is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the
-shard's folder.
+``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the split
+is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the shard's
+folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tasks.sources.raw import MARK, TARS, Archive, open_archive, raw_names
 from tasks.sources.tables import cell_text, read_json
 
 MAX_LABEL_BYTES = 1 << 16
-"""Bytes of a ``.cls`` or ``.json`` file."""
+"""Largest size of a ``.cls`` or ``.json`` file in bytes."""
 EXPECTED = "Use shards with <key>.jpg and <key>.cls (or <key>.json with label)"
 
 
@@ -36,9 +36,9 @@ class _Sample:
     Attributes:
         shard: Name of the shard.
         key: Name of the files up to the first dot.
-        image: Member that holds the image; empty if there is none.
-        cls_label: Text of its ``.cls``; None if there is none.
-        values: Text of its ``.json`` by key.
+        image: Name of the member with the image; empty if there is none.
+        cls_label: Text of the ``.cls`` file; None if there is none.
+        values: Values of the ``.json`` file as text, by key.
     """
 
     shard: str
@@ -54,18 +54,18 @@ class _Sample:
 
 
 def list_samples(request: RawRequest) -> Listing:
-    """List all samples, shard after shard, in stored order.
+    """List the samples of all shards in stored order.
 
     Raises:
-        DataError: A shard is damaged or unsafe, a sample contradicts itself, or labels, groups or
-            splits break a rule of :mod:`tasks.sources.own`.
+        DataError: A shard is damaged or unsafe, a sample has two images or two labels, or labels,
+            groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
     hidden: list[str] = []
     names = raw_names(request, hidden)
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
-        raise request.error("the folder has no .tar shards")
+        raise request.error("the folder has no .tar shards", hint=EXPECTED)
     hidden_members: list[str] = []
     all_samples = []
     for shard in shards:
@@ -77,7 +77,7 @@ def list_samples(request: RawRequest) -> Listing:
     label_column = columns.labels[0] if columns.labels else ""
     excluded = Counter(count_hidden(hidden, _is_shard))
     excluded.update(count_hidden(hidden_members, is_single_image_name))
-    excluded["not a .tar by its ending"] = len(names) - len(shards)
+    excluded["not a .tar by its extension"] = len(names) - len(shards)
     skipped = []
     samples = []
     for sample in all_samples:
@@ -101,8 +101,8 @@ def list_samples(request: RawRequest) -> Listing:
         numbering=lambda _: "",
         file_split=lambda row: splits[samples[row].shard],
     )
-    draft = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=columns.flags, draft=draft)
+    defaults = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    return own_listing(rows, request, dataset_flags=columns.flags, defaults=defaults)
 
 
 def _is_shard(name: str) -> bool:
@@ -113,56 +113,83 @@ webdataset = Source(list_samples, single_reader)
 
 
 def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample]:
-    """Return the samples of a shard in stored order; names of hidden members go to ``hidden``."""
+    """Return the samples of a shard in stored order.
+
+    Args:
+        shard: Name of the shard.
+        request: The raw folder, and for errors.
+        hidden: List to which the names of hidden members are appended.
+
+    Raises:
+        DataError: The shard cannot be read, or a file in it has a wrong format.
+    """
     samples: dict[str, _Sample] = {}
     member = ""
     try:
         archive = open_archive(request.base() / shard)
         for member in archive.members():
             folder, _, file = member.rpartition("/")
-            stem, _, ending = file.partition(".")
+            stem, _, extension = file.partition(".")
             key = f"{folder}/{stem}"
             sample = samples.setdefault(key, _Sample(shard, key))
-            _add_file(sample, archive, member, ending.lower(), request)
+            _add_file(sample, archive, member, extension.lower(), request)
         hidden += archive.hidden
     except SkipItem as skip:
         raise request.error(
             f"shard {request.hashed(shard)} cannot be read: {skip.reason}",
-            hint="Copy it again. Its name must end as its format does",
+            hint="Copy the shard again. The extension of its name must be that of its format",
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
-            ".cls is not UTF-8 text, or .json is not JSON with each key once, in "
-            f"{request.hashed(f'{shard}{MARK}{member}')}"
+            f"{request.hashed(f'{shard}{MARK}{member}')} is a .cls that is not UTF-8 text, or a "
+            ".json that is not JSON or has a key twice",
+            hint="Correct the file, and write the shard again",
         ) from None
     return list(samples.values())
 
 
 def _add_file(
-    sample: _Sample, archive: Archive, member: str, ending: str, request: RawRequest
+    sample: _Sample, archive: Archive, member: str, extension: str, request: RawRequest
 ) -> None:
-    """Add one member of a shard to its sample; other files than these are ignored."""
-    if ending == "cls":
+    """Add one member of a shard to its sample. Files with other extensions are ignored.
+
+    Args:
+        sample: The sample of the member.
+        archive: The shard.
+        member: Name of the member.
+        extension: The name after its first dot, in lower case.
+        request: For errors.
+
+    Raises:
+        DataError: The sample has two images.
+    """
+    if extension == "cls":
         text = archive.read(member, MAX_LABEL_BYTES).decode("utf-8")
-        sample.cls_label = text.strip("\r\n")  # blanks may be part of the label
-    elif ending == "json":
+        sample.cls_label = text.strip("\r\n")  # blanks may be a part of the label
+    elif extension == "json":
         values = read_json(archive.read(member, MAX_LABEL_BYTES).decode("utf-8"))
         if isinstance(values, dict):
             sample.values = {str(name): cell_text(value) for name, value in values.items()}
-    elif is_single_image_name(f"x.{ending}"):
+    elif is_single_image_name(f"x.{extension}"):
         if sample.image:
             raise request.error(
-                f"two images belong to one sample in {request.hashed(sample.locator)}",
-                hint="Rename one: a sample is all files up to the first dot of their names",
+                f"the sample of {request.hashed(sample.locator)} has two images",
+                hint="Rename one of them: files with the same name up to the first dot are one "
+                "sample",
             )
         sample.image = member
 
 
 def _label(sample: _Sample, column: str, request: RawRequest) -> str:
-    """Return the label of a sample as written.
+    """Return the label of a sample, before ``label_map`` is applied.
+
+    Args:
+        sample: The sample.
+        column: Key of the label in ``.json``.
+        request: The ``label_map``, and for errors.
 
     Raises:
-        DataError: ``.cls`` and ``.json`` give two labels that mean different classes.
+        DataError: ``.cls`` and ``.json`` have labels of different classes.
     """
     json_label = sample.values.get(column, "")
     cls_label = sample.cls_label
@@ -170,5 +197,8 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
         return cls_label or json_label
     label_map = dict(request.dataset.label_map)
     if label_map.get(json_label, json_label) != label_map.get(cls_label, cls_label):
-        raise request.error(f".cls and .json give two labels in {request.hashed(sample.locator)}")
+        raise request.error(
+            f"the .cls and the .json of {request.hashed(sample.locator)} have different labels",
+            hint="Correct one of them",
+        )
     return cls_label

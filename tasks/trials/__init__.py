@@ -1,1 +1,1 @@
-"""One trial: a network built, trained, measured and attacked."""
+"""A trial: build a network, train it, measure it and attack it."""

@@ -1,9 +1,10 @@
 """Adversarial attacks on a trained network.
 
-Perturbations are in pixel units, 1/255 of the range: epsilon 2 is 2/255, so every pixel moves by at
-most 2. All passes are float32 and in evaluation mode. Images are ``(num_images, channels, height,
-width)`` with pixels in [0, 255]; labels are ``(num_images,)`` int64. An attack is one function here
-and one row in :data:`search_spaces.attacks.ATTACKS`.
+Perturbations are in pixel units, which are 1/255 of the pixel range. Epsilon 2 means 2/255, so
+every pixel changes by at most 2. All passes are float32 and in evaluation mode. Images are
+``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are ``(num_images,)``
+int64. An attack is one function in this module and one row in
+:data:`search_spaces.attacks.ATTACKS`.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from tasks.trials.training import (
 )
 
 PIXEL_MAX = 255.0
+"""Largest pixel value."""
 
 
 @dataclass(frozen=True)
 class CleanPass:
-    """Outputs and gradient signs on the clean images, computed once for evaluation and attacks.
+    """The outputs and gradient signs on the clean images, for the evaluation and for all attacks.
 
     Attributes:
         logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nats.
-        correct: ``(num_images,)`` bool, whether the largest logit is the label's.
-        gradient_sign: int8, shape of the images: the sign of each loss's gradient with respect to
-            the pixels.
+        correct: ``(num_images,)`` bool, True for images that are classified correctly.
+        gradient_sign: int8, in the shape of the images: the sign of the gradient of each image's
+            loss with respect to its pixels.
     """
 
     logits: Tensor
@@ -57,11 +59,11 @@ class CleanPass:
 
 
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return a batch size for forward and backward passes that needs about the memory of training.
+    """Return the batch size of an attack, which needs about as much memory as a training pass.
 
-    An attack keeps float32 activations. When training is bfloat16, these take twice its bytes, so
-    an attack takes half the training batch, and 8 images at least. Where training passes its
-    batches in parts, an attack does so too.
+    An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
+    the batch size is half of that of the training, and at least 8. If training divides its batches,
+    the batch size is smaller by the same factor.
     """
     return scaled_batch_size(max(8, recipe.batch_size // 2), recipe, micro_batch)
 
@@ -76,13 +78,13 @@ def run_clean_pass(
             pixels.requires_grad_(True)
             with torch.enable_grad():
                 logits = model(pixels).float()
-                # A sum, not a mean: the sign is the same, and dividing small gradients by the
-                # batch size could underflow.
+                # The sum has the same gradient signs as the mean. For the mean, small gradients
+                # are divided by the batch size and could underflow.
                 loss = F.cross_entropy(logits, batch_labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, pixels)
             logits = logits.detach()
             losses, correct = scores_per_image(logits, batch_labels)
-            # torch.sign of NaN is 0, so a pixel without a gradient is not moved.
+            # torch.sign of NaN is 0, so FGSM does not change a pixel whose gradient is NaN.
             batches.append(CleanPass(logits, losses, correct, gradient.sign().to(torch.int8)))
     return CleanPass(
         logits=torch.cat([batch.logits for batch in batches]),
@@ -94,13 +96,14 @@ def run_clean_pass(
 
 @dataclass(frozen=True)
 class AttackBatch:
-    """Images that are attacked in one batch.
+    """A batch of images to attack.
 
     Attributes:
         pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
-        gradient_sign: of each image's loss, see :class:`CleanPass`.
-        rows: ``(num_images,)`` int64, index in the test set. It seeds the random starts.
+        gradient_sign: see :class:`CleanPass`.
+        rows: ``(num_images,)`` int64, the index of each image in the test set. Random starts are
+            seeded with it.
     """
 
     pixels: Tensor
@@ -110,7 +113,7 @@ class AttackBatch:
 
 
 class AttackFunction(Protocol):
-    """The signature of the functions that rows of :data:`search_spaces.attacks.ATTACKS` name."""
+    """The signature of all functions that :data:`search_spaces.attacks.ATTACKS` lists."""
 
     def __call__(
         self, model: nn.Module, batch: AttackBatch, epsilon: float, **parameters: Number
@@ -119,17 +122,17 @@ class AttackFunction(Protocol):
 
         Args:
             model: maps pixels to logits, in evaluation mode.
-            batch: the images, which must not be written to.
-            epsilon: largest change of a pixel, in units of 1/255 of the range.
-            parameters: one value for each parameter of the row.
+            batch: the images, which must not be changed.
+            epsilon: largest change of a pixel, in 1/255 of the pixel range.
+            parameters: one value for each parameter of the attack.
         """
 
 
 def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
-    """Move every pixel by ``epsilon`` along the sign of the loss's gradient, within the range.
+    """Change every pixel by ``epsilon`` in the direction that increases the loss.
 
-    Fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz & Mazurowski, ICLR 2024:
-    one untargeted step, away from the true labels.
+    This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz & Mazurowski
+    (ICLR 2024): one untargeted step, away from the true labels. Pixels stay within the pixel range.
     """
     return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
@@ -143,19 +146,19 @@ def pgd(
     num_restarts: int,
     relative_step_size: float,
 ) -> Tensor:
-    """Descend on the logit margin within ``epsilon``; return each image's copy of least margin.
+    """Minimize the logit margin by gradient descent, and return the copies with the least margin.
 
-    Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner,
-    S&P 2017). For a converged network the gradient of the cross-entropy underflows to zero in
-    float32 (gradient masking); that of the margin does not. The first descent starts at the image,
-    the others at a random point of the L-infinity ball of radius ``epsilon``.
+    This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini &
+    Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy underflows to zero
+    in float32 (gradient masking). The gradient of the margin does not. The first descent starts at
+    the image. All others start at a random point of the L-infinity ball of radius ``epsilon``.
 
     Args:
         model: see :class:`AttackFunction`.
         batch: see :class:`AttackFunction`.
-        epsilon: radius of the L-infinity ball around an image, in units of 1/255 of the range.
-        num_steps: gradient steps of one descent.
-        num_restarts: descents, the first one included.
+        epsilon: radius of the L-infinity ball around an image, in 1/255 of the pixel range.
+        num_steps: number of gradient steps in one descent.
+        num_restarts: number of descents, including the first.
         relative_step_size: length of a step as a fraction of ``epsilon``.
     """
     low = (batch.pixels - epsilon).clamp_min(0)
@@ -184,16 +187,19 @@ class _SmallestMargins:
         self._margins = torch.full_like(batch.labels, torch.inf, dtype=torch.float32)
 
     def update(self, candidates: Tensor, margins: Tensor) -> None:
-        """Keep each candidate whose margin is smaller than before; NaN margins are ignored."""
+        """Replace an image by its candidate if the candidate has a smaller margin.
+
+        A candidate whose margin is NaN is ignored.
+        """
         is_smaller = margins < self._margins
         self.images = torch.where(expand_like(is_smaller, candidates), candidates, self.images)
         self._margins = torch.where(is_smaller, margins, self._margins)
 
 
 def _uniform_noise(batch: AttackBatch, seeds: Tensor) -> Tensor:
-    """Return numbers in [0, 1) of the shape of the pixels, with one seed for each image.
+    """Return random numbers in [0, 1), in the shape of the pixels.
 
-    Every image has a generator of its own: results must not depend on the batch size.
+    Every image has its own seed, so that results do not depend on the batch size.
     """
     noise = torch.empty(batch.pixels.shape)
     for image_noise, seed in zip(noise, seeds.tolist(), strict=True):
@@ -210,12 +216,12 @@ def attack_function(method: str) -> AttackFunction:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """The result of one attack at one strength for each image of a batch.
+    """The result of one attack at one strength, for each image of a batch.
 
     Attributes:
         losses: ``(num_images,)`` cross-entropy on the attacked images, in nats.
-        correct: ``(num_images,)`` bool, whether the attacked image is classified as its label.
-        unchanged: ``(num_images,)`` bool, whether no pixel moved.
+        correct: ``(num_images,)`` bool, True if the attacked image is classified correctly.
+        unchanged: ``(num_images,)`` bool, True if the attack changed no pixel.
     """
 
     losses: Tensor
@@ -237,12 +243,12 @@ def attack_all(
 
     Args:
         model: maps pixels to logits. Its mode is restored afterwards.
-        images: pixels in [0, 255] of any type; they are not written to.
+        images: pixels in [0, 255] of any type; they are not changed.
         labels: the true labels.
         attacks: method, epsilon and parameters of each attack.
-        clean: what :func:`run_clean_pass` returned for these images.
-        batch_size: images per pass. It changes nothing but speed and memory.
-        loss_rule: how losses are averaged, both of clean and of attacked images.
+        clean: result of :func:`run_clean_pass` on these images.
+        batch_size: images per pass. It only changes speed and memory.
+        loss_rule: rule for the average of losses, on clean and on attacked images.
 
     Returns:
         One record for each attack.
@@ -273,13 +279,13 @@ def _attack_record(
     batches: Sequence[AttackOutcome],
     loss_rule: LossRule,
 ) -> AttackRecord:
-    """Return the record of one attack, from its outcomes on all batches."""
+    """Combine the outcomes of one attack on all batches into its record."""
     correct = torch.cat([batch.correct for batch in batches])
     unchanged = torch.cat([batch.unchanged for batch in batches])
     before = clean.evaluation(loss_rule)
     loss = mean_loss(torch.cat([batch.losses for batch in batches]), loss_rule)
     accuracy = float(correct.double().mean())
-    # The share of images that are classified as their label both before and after the attack.
+    # The share of the images that are classified correctly before and after the attack.
     robust_accuracy = float((correct & clean.correct).double().mean())
     reason = ""
     if not math.isfinite(before.loss):
@@ -308,17 +314,17 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
         classes: ``(num_images,)`` int64.
 
     Returns:
-        ``(num_images,)``; negative where another class has the largest logit.
+        ``(num_images,)`` margins. A margin is negative if another class has the largest logit.
     """
     class_logits = logits.gather(1, classes[:, None]).squeeze(1)
     return class_logits - logits.scatter(1, classes[:, None], -math.inf).amax(1)
 
 
 def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
-    """Return the logit margins of ``pixels`` ``(num_images,)``, by a forward pass alone.
+    """Return the logit margins of ``pixels``, ``(num_images,)``, without a backward pass.
 
-    Gradients are switched on all the same. Fused layers (attention) round differently without them,
-    and an attack compares these margins with those of :func:`margin_gradient`.
+    Gradients are enabled nevertheless: without gradients, fused layers (attention) round
+    differently. An attack compares these margins with those of :func:`margin_gradient`.
     """
     with torch.enable_grad():
         logits = model(pixels.detach().requires_grad_(True)).float()
@@ -326,9 +332,7 @@ def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor
 
 
 def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logit margins of ``pixels``, and each margin's gradient with respect to the
-    pixels.
-    """
+    """Return the logit margins of ``pixels``, and their gradients with respect to the pixels."""
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad():
         margins = logit_margins(model(pixels).float(), classes)
@@ -337,5 +341,5 @@ def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[
 
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """Return ``values`` ``(num_images,)`` in a shape that broadcasts over images ``like``."""
+    """Return ``values``, ``(num_images,)``, in a shape that broadcasts with the images ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,7 +1,7 @@
 """Isolation of a trial within its process: random state, determinism, threads, memory, energy.
 
-Everything here is scoped. Settings from before a trial are restored after it, so a trial does not
-depend on what ran before it in the process and leaves nothing behind.
+Every setting is restored after the trial. So a trial does not depend on earlier trials of the
+process, and does not change later ones.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from tasks.trials.records import CONTEXT_BYTES
 
 
 def _flushes_denormals() -> bool:
-    # Tried out: torch can set this and has no function that reads it.
+    # The setting is tested by a multiplication, because torch has no function that returns it.
     return float(torch.full((), 1e-38, dtype=torch.float32, device="cpu") * 0.01) == 0
 
 
 def _default_device() -> torch.device | None:
     device = torch.get_default_device()
-    # None for a CPU: with a device set, torch looks at it in every call.
+    # For a CPU this is None, because with a default device torch checks the device in every call.
     return None if device.type == "cpu" else device
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """A setting of torch that a user's own network may change.
+    """A setting of torch that a user's network may change.
 
     Attributes:
         read: returns the current value.
         change: sets a value.
-        initial: the value that every trial begins with.
+        initial: value at the start of every trial.
     """
 
     read: Callable[[], Any]
@@ -63,10 +63,10 @@ _SETTINGS = (
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block on freshly seeded generators; restore all of them afterwards.
+    """Run a block with seeded random generators, and restore their states afterwards.
 
-    They are torch's generators of the CPU and of ``device``, and the global ones of Python and
-    NumPy, from which only a user's own network may draw.
+    The generators are those of torch for the CPU and for ``device``, and the global ones of Python
+    and NumPy. Only a user's network may use the global ones.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
@@ -80,7 +80,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 
 def states_outside_torch() -> tuple[Any, Any]:
     """Return the states of Python's and NumPy's global generators, as plain values."""
-    numpy: Any = np.random.get_state()  # noqa: NPY002 (others draw from it)
+    numpy: Any = np.random.get_state()  # noqa: NPY002 (a user's network may use it)
     name, keys, *counters = numpy
     return random.getstate(), (name, keys.tolist(), *counters)
 
@@ -92,11 +92,10 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 
 @contextmanager
-def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block that builds or runs a user's own network, which may change settings of torch.
+def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block with fixed settings of torch and a fixed seed, and restore both afterwards.
 
-    The block begins with the same settings and seed as every other one. What it changes is restored
-    afterwards.
+    The block may build or run a user's network, and such a network may change settings of torch.
     """
     with ExitStack() as restore:
         for setting in _SETTINGS:
@@ -109,16 +108,16 @@ def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[Non
 
 @contextmanager
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
-    """Make a block repeatable: fixed number of threads, deterministic kernels.
+    """Run a block with a fixed number of threads and deterministic kernels.
 
-    All settings are restored afterwards. On a CPU the same work with the same ``num_threads`` is
-    equal to the last bit. Another number of threads splits sums differently and may change the last
-    digits.
+    All settings are restored afterwards. On a CPU, the same work with the same ``num_threads`` has
+    the same results to the last bit. With another number of threads, sums are divided differently,
+    so the last digits may change.
 
-    On CUDA, cuDNN uses deterministic kernels without autotuning, which would choose kernels by
-    their time and so change results from run to run. Kernels outside cuDNN may still add in any
-    order, so results agree to rounding only. TensorFloat-32, with its 10 bits of mantissa, is off,
-    although it is cuDNN's default: float32 means float32.
+    On a GPU, cuDNN uses deterministic kernels. Autotuning is off, because it chooses the fastest
+    kernels, which may be others in every run. Kernels outside cuDNN may still add numbers in any
+    order, so results are equal to within rounding only. cuDNN uses TensorFloat-32 by default. It is
+    off as well, because it rounds to 10 bits of mantissa.
     """
     device = torch.device(device)
     with ExitStack() as restore:
@@ -134,7 +133,7 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             restore.callback(
                 torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
             )
-            # This mode fills new tensors as a debugging aid, and would write each of them twice.
+            # The deterministic mode fills every new tensor, which is for debugging and takes time.
             mode: Any = torch.utils.deterministic
             restore.callback(
                 setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory
@@ -148,26 +147,32 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
 
 
 _M_TRIM_THRESHOLD = -1
+"""Parameter ``M_TRIM_THRESHOLD`` of glibc's ``mallopt``, from ``malloc.h``."""
 _M_MMAP_THRESHOLD = -3
-"""Parameters of glibc's ``mallopt``, from ``malloc.h``."""
+"""Parameter ``M_MMAP_THRESHOLD`` of glibc's ``mallopt``, from ``malloc.h``."""
 _MAP_FROM_BYTES = (2**30, 32 * 2**20)
-"""Sizes from which glibc maps a tensor on its own, in the order in which they are tried: an older
-glibc accepts the second at most."""
+"""Sizes in bytes from which glibc maps each tensor separately. They are tried in this order: an
+older glibc accepts only the second."""
 _KEEP_UP_TO_BYTES = 2**31 - 1
-"""Freed memory that glibc keeps: the largest value that ``mallopt`` takes."""
+"""Bytes of freed memory that glibc does not return to the system: the largest value that
+``mallopt`` accepts."""
 
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
 )
-"""Messages of torch when the machine's memory is used up: from its own allocator, C++'s, and
-oneDNN, which creates kernels. These errors have no type of their own."""
+"""Messages of torch if the memory of the machine is used up. They come from torch's allocator, from
+C++, and from oneDNN, which creates kernels. These errors have no separate exception type."""
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed pages for the next training step, and return whether it will.
+    """Configure glibc to reuse freed memory for the next training step.
 
-    By default it unmaps every large tensor that is freed, and each step asks the kernel for zeroed
-    pages again. That is a third to a half of a VGG's step at 64 pixels. No result changes.
+    By default, glibc returns the memory of every large tensor to the system, and each step requests
+    new memory, which the system fills with zeros. For a VGG with images of 64 pixels, this takes a
+    third to a half of the time of a step. Results do not change.
+
+    Returns:
+        True if glibc has accepted the configuration.
     """
     libc = _glibc()
     if libc is None:
@@ -180,17 +185,17 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Iterator[None]:
-    """Limit a trial's memory, and free it afterwards, so that the worker can be used again.
+    """Limit the memory of a trial, and free it afterwards, so that the worker can be used again.
 
     Args:
-        device: where the trial runs.
-        gpu_fraction: share of the GPU's memory that this process may take within the block, its
-            CUDA context included; None sets no limit. PyTorch's allocator checks it before it
-            allocates. The context, and what libraries allocate by themselves, it does not count.
+        device: device of the trial.
+        gpu_fraction: share of the GPU's memory that this process may use in the block, including
+            its CUDA context; None sets no limit. PyTorch's allocator checks the limit before it
+            allocates memory for tensors. It does not count memory that other libraries allocate.
 
     Raises:
-        MemoryError: the machine's memory is used up. ``torch.OutOfMemoryError`` is raised
-            unchanged. The trial's memory is freed before either.
+        MemoryError: the memory of the machine is used up. ``torch.OutOfMemoryError`` is raised
+            unchanged. Before either error, the memory of the trial is freed.
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
@@ -200,10 +205,11 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     try:
         yield
     except BaseException as error:
-        # The traceback's frames hold the tensors: without this the next trial meets a full device.
+        # The frames of the traceback refer to the tensors. If they were not cleared, the memory of
+        # the device would still be full for the next trial.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        with suppress(RuntimeError):  # of a failing GPU; it must not hide the first error
+        with suppress(RuntimeError):  # an error of a failing GPU must not replace the first error
             _free_cached(device)
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
@@ -212,7 +218,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new measurement of peak memory; on a CPU only Linux can."""
+    """Start a new measurement of peak memory. For a CPU, this has an effect on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -223,8 +229,9 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """Return the peak memory in bytes since :func:`reset_peak`.
 
-    On CUDA it is what the process reserved on the GPU for tensors. On a CPU it is its resident
-    memory, libraries and arrays included; outside Linux, since the process started.
+    For a GPU, this is the memory that the process reserved for tensors. For a CPU, it is the
+    resident memory of the process, including libraries and arrays. On systems other than Linux it
+    is the peak since the process started.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
@@ -234,16 +241,16 @@ def peak_bytes(device: torch.device) -> int:
         if match:
             return 1024 * int(match[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In bytes on macOS, in KiB elsewhere.
+    # ru_maxrss is in bytes on macOS, and in KiB on other systems.
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _free_cached(device: torch.device) -> None:
-    """Return cached memory to the GPU and the machine, and lift the limit of a share."""
+    """Return cached memory to the GPU and to the machine, and remove the limit of GPU memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        # cuBLAS keeps a workspace for every handle and stream. This function is private; a torch
-        # without it keeps the workspaces.
+        # cuBLAS allocates a workspace for every handle and stream. The function that frees them is
+        # private. If a version of torch does not have it, the workspaces stay allocated.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         _limit(1.0, device)
     libc = _glibc()
@@ -252,7 +259,7 @@ def _free_cached(device: torch.device) -> None:
 
 
 def _limit(fraction: float, device: torch.device) -> None:
-    # Unlike similar functions, this one refuses a device without an index. None is the current one.
+    # This function does not accept a device without an index. None means the current device.
     torch.cuda.set_per_process_memory_fraction(fraction, device.index)
 
 
@@ -265,29 +272,29 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 class EnergyMeter:
-    """A meter of a GPU's energy since it was created, by the GPU's own counter.
+    """A meter of the energy that a GPU has used since the meter was created.
 
-    The counter is read through NVML, a library of NVIDIA's driver.
+    It reads the energy counter of the GPU through NVML, a library of NVIDIA's driver.
 
     Attributes:
-        note: why the energy is not measured; empty if it is.
+        note: reason why the energy is not measured; empty if it is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.note = ""
         self._start: int | None = None
         if device.type != "cuda":
-            self.note = "no GPU: the energy of a CPU is not counted"
+            self.note = "the trial ran on a CPU, whose energy isweep does not measure"
             return
         try:
             uuid = torch.cuda.get_device_properties(device).uuid
             self._gpu = NvmlGpu(f"GPU-{uuid}")
             self._start = self._gpu.millijoules()
-        except (OSError, AttributeError) as error:  # no NVML, or one without this
+        except (OSError, AttributeError) as error:  # NVML or one of its functions is missing
             self.note = f"the GPU's energy cannot be read: {error}"
 
     def joules(self) -> float | None:
-        """Return the joules used so far; None if they are not measured."""
+        """Return the energy in joules so far; None if it is not measured."""
         if self._start is None:
             return None
         try:
@@ -298,9 +305,9 @@ class EnergyMeter:
 
 
 class NvmlGpu:
-    """One GPU, or slice of one, as NVML reports it.
+    """A GPU, or a slice of a GPU, as NVML reports it.
 
-    It is looked up by UUID, because torch and the driver may number GPUs differently.
+    The UUID identifies the GPU, because torch and the driver may number GPUs differently.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -310,13 +317,13 @@ class NvmlGpu:
         _check(self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._handle)))
 
     def millijoules(self) -> int:
-        """Return the energy used since the driver was loaded."""
+        """Return the energy that the GPU has used since the driver was loaded."""
         energy = ctypes.c_ulonglong()
         _check(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(energy)))
         return int(energy.value)
 
     def held_bytes(self) -> int:
-        """Return the bytes of the GPU's memory that all processes use together."""
+        """Return the bytes of GPU memory that all processes together use."""
         memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
         _check(self._nvml.nvmlDeviceGetMemoryInfo(self._handle, memory))
         return int(memory[2])
@@ -325,4 +332,4 @@ class NvmlGpu:
 def _check(code: int) -> None:
     """Raise an OSError unless an NVML function returned 0."""
     if code != 0:
-        raise OSError(f"NVML gave error {code}")
+        raise OSError(f"NVML returned the error code {code}")

@@ -1,8 +1,9 @@
-"""Networks with random initial weights, built from a :class:`~search_spaces.specs.ModelSpec`.
+"""Networks built from a :class:`~search_spaces.specs.ModelSpec`.
 
 A network comes from torchvision, from timm, from :mod:`tasks.trials.networks`, or from a user's
 ``package.module:function``. Every model takes float pixels in [0, 255] of shape ``(num_images,
-channels, height, width)``: scaling is part of the model, so that attacks keep pixel units.
+channels, height, width)``. The scaling of pixels is part of the model, so the epsilon of an attack
+is in pixel units.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
 from search_spaces.models import MODELS, code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials import networks
-from tasks.trials.isolation import contained, seeded
+from tasks.trials.isolation import fixed_torch_state, seeded
 from tasks.trials.networks import PoolsFirst
 from tasks.trials.weights import Normalization, normalization, start_from
 
@@ -36,8 +37,8 @@ from tasks.trials.weights import Normalization, normalization, start_from
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    With ``normalized`` it is ``network((pixels / 255 - mean) / std)`` and ``input_scale`` is not
-    used: pretrained weights need the pixels that they were trained on.
+    If ``normalized`` is not None, it is ``network((pixels / 255 - mean) / std)`` instead, and
+    ``input_scale`` is not used. Pretrained weights need the input scaling of their own training.
     """
 
     mean: Tensor
@@ -67,7 +68,14 @@ class PixelModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Shape:
-    """Input and output sizes of a network. ``dropout`` None keeps the library's own."""
+    """The input and output sizes of a network, and its dropout.
+
+    Attributes:
+        num_outputs: number of logits.
+        in_channels: number of channels of an image.
+        image_size: side of the square images, in pixels.
+        dropout: probability in all dropout layers; None for the default of the library.
+    """
 
     num_outputs: int
     in_channels: int
@@ -90,26 +98,26 @@ def build_model(
     image_size: int,
     pretrained: bytes | None = None,
 ) -> PixelModel:
-    """Build a network whose random weights depend on ``seed`` and the arguments alone.
+    """Build a network whose random weights depend only on ``seed`` and the other arguments.
 
-    Any classification architecture of torchvision or timm works by its name there. If the first
-    convolution of a torchvision network is replaced for one-channel images, the new one keeps
+    The architecture may be any classification architecture of torchvision or timm. For one-channel
+    images, the first convolution of a torchvision network is replaced. The new convolution has
     PyTorch's default initialization, as in the released code of Konz & Mazurowski (ICLR 2024).
 
     Args:
         spec: library, architecture and arguments.
-        num_outputs: logits.
+        num_outputs: number of logits.
         in_channels: 1 or 3.
-        input_scale: factor on pixels in [0, 255]; a part of the model.
-        dropout: probability in all dropout layers; None keeps the library's.
-        seed: of the weights.
+        input_scale: factor on pixels in [0, 255], which becomes part of the model.
+        dropout: probability in all dropout layers; None for the default of the library.
+        seed: seed of the random weights.
         image_size: side of the square images, in pixels.
-        pretrained: weights that a pretrained network starts from. Without them it has random ones,
-            which stored weights then replace.
+        pretrained: initial weights of a pretrained network. If they are None, the weights are
+            random; the caller then loads stored weights.
 
     Raises:
-        ConfigError: the library does not know the architecture, the image is too small for it, or
-            the recipe has dropout and the network has not.
+        ConfigError: the library has no such architecture, the image is too small for it, or the
+            recipe has dropout and the network has no dropout layers.
     """
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
@@ -142,7 +150,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise unknown_name("torchvision architecture", spec.architecture, architectures)
     options: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
-        # One output, and no warning about a new default.
+        # These options switch off auxiliary outputs, and a warning about a changed default.
         options = {"aux_logits": False, "init_weights": True}
     elif spec.architecture.startswith("vit_"):
         options = {"image_size": shape.image_size}
@@ -163,10 +171,10 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.architecture):
-        hint = "List the names with timm.list_models()"
+        hint = "Choose a name from timm.list_models()"
         similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
         if similar:
-            hint = f"Nearest names: {', '.join(similar)}"
+            hint = f"Choose a name from timm.list_models(), for example {', '.join(similar)}"
         raise ConfigError(f"Unknown timm architecture {spec.architecture!r}", hint=hint)
     options: dict[str, object] = {}
     if shape.dropout is not None:
@@ -197,7 +205,7 @@ def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _arguments(spec: ModelSpec) -> dict[str, object]:
-    """Return the keyword arguments of the constructor; tuples of the spec are lists there."""
+    """Return the arguments of a spec as keyword arguments, with lists for tuples."""
     arguments: dict[str, object] = {}
     for key, value in spec.arguments:
         arguments[key] = list(value) if isinstance(value, tuple) else value
@@ -205,7 +213,7 @@ def _arguments(spec: ModelSpec) -> dict[str, object]:
 
 
 def _set_input_channels(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution if it takes another number of channels."""
+    """Replace the first convolution if it has another number of input channels."""
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
@@ -229,7 +237,7 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
     if probability > 0 and not layers:
         raise ConfigError(
             f"The recipe has dropout {probability}, but {spec.name} has no dropout layers",
-            hint="Leave dropout out of the recipe for this model",
+            hint="Remove dropout from the recipe for this model",
         )
     for layer in layers:
         layer.p = probability
@@ -244,7 +252,12 @@ def _construct(
 ) -> nn.Module:
     """Return a library's network.
 
-    The spec's arguments replace ``defaults``; if they name one of ``fixed``, that is an error.
+    Args:
+        spec: architecture and arguments. They must not include an argument of ``fixed``.
+        shape: sizes, for messages.
+        constructor: the library's function.
+        defaults: arguments that those of ``spec`` may replace.
+        fixed: arguments that must not be replaced.
 
     Raises:
         ConfigError: the arguments or the image size do not fit the network.
@@ -258,19 +271,21 @@ def _construct(
         raise ConfigError(
             f"{spec.library} {spec.architecture} does not take the arguments "
             f"{dict(spec.arguments)}: {reason}",
+            hint="Correct the arguments of this model",
         ) from error
     if type(network).__name__ == "VGG":
-        # It then pools before its ReLUs while it trains, which changes no number.
+        # During training the network then pools before its ReLUs, which is faster.
         network.features.__class__ = PoolsFirst
     return network
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
-    """Raise a ConfigError if the model does not map images to one row of logits each.
+    """Raise a ConfigError if the model does not return one row of logits per image.
 
-    One forward pass finds what no table of minimal image sizes could know for every architecture.
+    A forward pass also shows whether the image is too small. There is no table of the smallest
+    image size of every architecture.
     """
-    # Two images for a user's network, which might mix up the images of a batch.
+    # A user's network is tested with two images, because it may mix the images of a batch.
     num_images = 2 if spec.library == "own" else 1
     input_shape = shape.input(num_images)
     model.eval()
@@ -278,13 +293,14 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
         with torch.no_grad():
             logits = model(torch.zeros(input_shape))
     except (Exception, SystemExit) as error:
-        # A library's network fails if the image is too small for it; a user's may fail in any way.
+        # A library's network fails if the image is too small. A user's network may fail in any way.
         if spec.library == "own":
             if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
                 f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
                 f"of shape {input_shape}",
+                hint="Correct its forward method",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
@@ -296,10 +312,13 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     returned = type(logits).__name__
     if isinstance(logits, Tensor):
         returned = str(tuple(logits.shape))
+    network_name = f"{spec.library} {spec.architecture}"
+    if spec.library == "own":
+        network_name = f"Your network {spec.architecture}"
     raise ConfigError(
-        f"{spec.library} {spec.architecture} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, "
-        "not one row of logits per image",
+        f"{network_name} returned {returned} for "
+        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return one row "
+        "of logits per image",
         hint="Choose a classification architecture",
     )
 
@@ -307,16 +326,16 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
 def check_buildable(
     spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int, dropout: float | None
 ) -> None:
-    """Check that a network can be built, before anything is prepared or trained.
+    """Check that a network can be built, before data are prepared or a network is trained.
 
-    Libraries' networks are built without memory on torch's meta device, whose first pass imports
-    compilers for two seconds. Small networks and users' own are built as they will be.
+    Networks of libraries are built on torch's meta device, which needs no memory. Its first pass
+    takes two seconds to import compilers. So networks of isweep and of users are built on the CPU.
 
     Raises:
         ConfigError: see :func:`build_model`.
     """
     device = "cpu" if spec.library in ("own", "isweep") else "meta"
-    with contained(), torch.device(device):
+    with fixed_torch_state(), torch.device(device):
         build_model(
             spec,
             num_outputs=num_outputs,
@@ -329,27 +348,27 @@ def check_buildable(
 
 
 def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
-    """Return the error of a network that cannot be built for images of this size."""
+    """Return the error for a network that cannot be built for images of this size."""
     reason = type(error).__name__
     if str(error):
         reason = str(error).splitlines()[0]
     image = f"{shape.in_channels}x{shape.image_size}x{shape.image_size}"
     return ConfigError(
-        f"{spec.library} {spec.architecture} cannot take images of {image} ({reason})",
+        f"{spec.library} {spec.architecture} cannot be used with images of {image} ({reason})",
         hint="Choose a larger image_size (VGGs need at least 32) or another model",
     )
 
 
-# Networks of users, on whatever machine a trial runs.
+# Networks of users. The driver sends their source code to every machine that runs a trial.
 
 _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
 
 
 def install_code(texts: Mapping[str, str]) -> None:
-    """Make source from the driver importable, before any other module of the same name.
+    """Make source code from the driver importable, in place of other modules of the same name.
 
     Args:
-        texts: source by relative path, from :func:`search_spaces.models.source_texts`.
+        texts: source code by relative path, from :func:`search_spaces.models.source_texts`.
     """
     if not texts:
         return
@@ -361,7 +380,7 @@ def install_code(texts: Mapping[str, str]) -> None:
 
 @cache
 def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source into a new folder of this process, where nobody else can put code."""
+    """Write source code into a new folder of this process, to which no other user can write."""
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
@@ -373,16 +392,17 @@ def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
 def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Call a user's function, ``package.module:function``, and return its network.
 
-    ``spec.code`` is the hash of the source when the sweep was planned; empty takes any source.
+    ``spec.code`` is the hash of the source code at the time of planning. If it is empty, the source
+    code is not checked.
 
     Raises:
-        ConfigError: the source has changed, cannot be imported, has no such function, raises, or
-            returns no network that can be trained.
+        ConfigError: the source code has changed or cannot be imported, the function does not exist
+            or fails, or the returned network cannot be trained.
     """
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
         raise ConfigError(
-            f"The source of your network {reference} has changed since the sweep was planned",
+            f"The source code of your network {reference} has changed since the sweep was planned",
             hint="Run the sweep again",
         )
     module_name, _, name = reference.partition(":")
@@ -390,7 +410,8 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         function = getattr(_import_hashed(module_name, reference), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"Your network {reference} cannot be imported: {one_line(error)}"
+            f"Your network {reference} cannot be imported: {one_line(error)}",
+            hint=f"Correct the error; `python -c 'import {module_name}'` shows its traceback",
         ) from error
     try:
         network = function(
@@ -404,19 +425,27 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your function {reference} raised {one_line(error)}",
-            hint=f"Let it take the arguments {_SIGNATURE}",
+            hint=f"Correct the function; it must accept the arguments {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"Your function {reference} returned {type(network).__name__}, not a torch.nn.Module",
+            f"Your function {reference} returned {type(network).__name__}, which is not a "
+            "torch.nn.Module",
+            hint="Return the network from the function",
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError(f"Your network {reference} has no parameters to train")
+        raise ConfigError(
+            f"Your network {reference} has no parameters to train",
+            hint="Set requires_grad to True for its parameters",
+        )
     return network
 
 
 def _import_hashed(module_name: str, reference: str) -> object:
-    """Import a module from the files that were hashed, even if another one is loaded already."""
+    """Import a module from the files that were hashed.
+
+    If a module of the same name from another file is already imported, it is replaced.
+    """
     for name, path in source_files(reference).items():
         loaded = sys.modules.get(name)
         if loaded is None:
@@ -430,9 +459,9 @@ def _import_hashed(module_name: str, reference: str) -> object:
 def may_work_on_other_images(
     error: BaseException, model: nn.Module, input_shape: tuple[int, ...]
 ) -> bool:
-    """Return whether a forward pass that failed on black images may work on other images.
+    """Return whether a network that failed on black images may work on other images.
 
-    If so, only the trials whose images make it fail should fail.
+    Such a network is accepted. Then only those trials fail whose images cause an error.
     """
     if depends_on_pixels(error):
         return True
@@ -445,7 +474,7 @@ def may_work_on_other_images(
 
 
 def depends_on_pixels(error: BaseException) -> bool:
-    """Return whether a pass with tensors without data failed because it needs their values."""
+    """Return whether a forward pass on fake tensors failed because it needs pixel values."""
     while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         cause = error.__cause__ or error.__context__
         if cause is None:
@@ -455,7 +484,7 @@ def depends_on_pixels(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type and message of an exception on one line, at most 300 characters of it."""
+    """Return the type of an exception and the first line of its message, up to 300 characters."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

@@ -1,9 +1,9 @@
-"""Small networks of our own, for short trainings on a CPU.
+"""Small networks of isweep, for short trainings on a CPU.
 
-A network is one function here, and one row in :mod:`search_spaces.models` with the function's name
-as its architecture. A function takes keyword arguments only. It returns a module that maps float
-pixels ``(num_images, in_channels, image_size, image_size)`` to logits ``(num_images,
-num_outputs)``.
+A network is one function in this module, and one row in :mod:`search_spaces.models`. The
+architecture of the row is the name of the function. A function takes keyword arguments only. It
+returns a module that maps float pixels ``(num_images, in_channels, image_size, image_size)`` to
+logits ``(num_images, num_outputs)``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
 
 def small_cnn(*, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
-    """Return three convolutions with batch norm, and one linear layer."""
+    """Return a network of three convolutions with batch norm and one linear layer."""
     return PoolsFirst(
         *_stage(in_channels, 8, nn.MaxPool2d(2)),
         *_stage(8, 16, nn.MaxPool2d(2)),
-        # The maximum over a coarse grid, not the mean of the image: a small lesion must not be
-        # averaged away.
+        # The maximum on a coarse grid, not the mean over the image, so that a small lesion still
+        # has an effect.
         *_stage(16, 32, nn.AdaptiveMaxPool2d(4)),
         nn.Flatten(),
         nn.Dropout(0.0),
@@ -33,10 +33,11 @@ def _stage(num_in: int, num_out: int, pool: nn.Module) -> list[nn.Module]:
 
 
 class PoolsFirst(nn.Sequential):
-    """A sequence of layers that pools before each ReLU while it trains.
+    """A sequence of layers in which, during training, each max-pooling runs before its ReLU.
 
-    The order changes no number and no gradient: a ReLU keeps the order of numbers, and passes no
-    gradient where the largest is not above 0. But only a quarter of the values reach the ReLU.
+    This is faster, because the ReLU then has a quarter of the values. It changes no output, because
+    a ReLU does not change the order of numbers. It changes no gradient, because a ReLU passes no
+    gradient if the maximum is not above 0.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class PoolsFirst(nn.Sequential):
 
 
 def small_mlp(*, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
-    """Return two hidden layers of 128 and 64 units."""
+    """Return a network with two hidden layers of 128 and 64 units."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, 128),

@@ -1,6 +1,6 @@
-"""Results of a trial, and of a trial of a learning-rate search, from the worker to the report.
+"""Result records of a trial of a sweep, and of a trial of a learning-rate search.
 
-These records need no torch, so that tables and reports can be made without it.
+This module does not import torch, because tables and reports do not need it.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tasks.finding import Finding
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
-"""Largest loss that a search counts, in multiples of the loss at chance level. How badly a network
-diverged says nothing."""
+"""Largest loss in a search, in multiples of the chance loss. Larger losses are replaced by it: the
+size of the loss of a diverged network is no information."""
 EVALUATION_PASS = 16
-"""Images per float32 forward pass. With so few no network needs more memory than its training."""
+"""Images per float32 forward pass. With so few images, the pass needs less memory than training."""
 CONTEXT_BYTES = int(0.7 * 2**30)
-"""Bytes that a process needs on a GPU besides its tensors: its CUDA context and kernels. Others
-report 0.3 to 0.9 GiB (pytorch#58466, #107667); not measured here."""
+"""Bytes that a process needs on a GPU besides its tensors, for its CUDA context and kernels. The
+reported values are 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure it."""
 NUM_SCORED_EPOCHS = 10
-"""Epochs, about, after which the test images are evaluated during a training."""
+"""Approximate number of epochs after which a training evaluates the test images."""
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """The device, threads and memory of a trial. No option is part of an identity.
+    """The device, threads and memory of a trial. They do not enter a trial's id.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
-        num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory that the trial may take; None sets no limit.
-        micro_batch: images per pass in training if memory is short; None for whole batches. Other
-            passes shrink in proportion. The update is that of the whole batch, but batch norm sees
-            the parts. It is part of the result.
-        graphs: True to capture training steps on a GPU as graphs and replay them.
+        num_threads: number of torch threads on the CPU.
+        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
+        micro_batch: images per training pass if memory is short; None for whole batches. All other
+            passes are smaller by the same factor. A training step is still that of the whole batch,
+            but batch norm uses the statistics of each part. The result records this number.
+        graphs: True to capture training steps as CUDA graphs and replay them.
     """
 
     device: str = "cpu"
@@ -50,11 +50,11 @@ class ComputeOptions:
 
 
 ON_ONE_THREAD = ComputeOptions()
-"""One thread of the CPU."""
+"""Compute options for one thread of the CPU."""
 
 
 class SearchStatus(StrEnum):
-    """End of a search's trial. Each one is a result, not a failure."""
+    """The way in which a trial of a search ended. Both ways are results, not failures."""
 
     COMPLETE = "complete"
     DIVERGED = "diverged"
@@ -62,7 +62,7 @@ class SearchStatus(StrEnum):
 
 
 class ValidationScore(Finding):
-    """Scores on the validation images after one epoch; the loss is cross-entropy in nats."""
+    """The scores on the validation images after one epoch. The loss is cross-entropy in nats."""
 
     epoch: int
     loss: float
@@ -70,15 +70,15 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """The result of a search's trial. Attributes not listed are those of :class:`TrialResult`.
+    """The result of a trial of a search. The other attributes are those of :class:`TrialResult`.
 
     Attributes:
-        epochs: epochs trained, a diverged one included.
-        curve: validation scores after each epoch; a loss that is NaN or infinite is not in it.
-        num_train: images trained on.
-        num_validation: images that each epoch was scored on.
-        num_classes: classes of the dataset or class pair.
-        chance_loss: cross-entropy at chance level in nats, ln of ``num_classes``.
+        epochs: number of trained epochs, including a diverged epoch.
+        curve: validation scores after each epoch, except after an epoch that diverged.
+        num_train: number of training images.
+        num_validation: number of validation images.
+        num_classes: number of classes of the dataset or class pair.
+        chance_loss: cross-entropy at chance level in nats: ln ``num_classes``.
     """
 
     status: SearchStatus
@@ -97,24 +97,24 @@ class SearchResult(Finding):
     @model_validator(mode="after")
     def _check_curve(self) -> Self:
         if self.status != SearchStatus.DIVERGED and not self.curve:
-            raise ValueError("a trial that did not diverge has validation losses")
+            raise ValueError("a trial that did not diverge must have validation losses")
         return self
 
     @property
     def loss(self) -> float | None:
-        """Validation loss after the last epoch, as a sweep's trials count it; None if diverged."""
+        """Validation loss after the last epoch; None if the trial diverged."""
         if self.status == SearchStatus.DIVERGED:
             return None
         return self.curve[-1].loss
 
     @property
     def capped_loss(self) -> float:
-        """The loss as a search minimizes it: always finite, see :func:`capped`."""
+        """The loss that a search minimizes. It is always finite, see :func:`capped`."""
         return capped(self.loss, self.chance_loss)
 
 
 def capped(loss: float | None, chance_loss: float) -> float:
-    """Return ``loss``, or ``CAP_OF_CHANCE * chance_loss`` if it is larger, NaN or None."""
+    """Return ``loss``, or ``CAP_OF_CHANCE * chance_loss`` if the loss is larger, NaN or None."""
     cap = CAP_OF_CHANCE * chance_loss
     if loss is not None and loss < cap:  # a comparison with NaN is false
         return loss
@@ -122,17 +122,21 @@ def capped(loss: float | None, chance_loss: float) -> float:
 
 
 class RadiusSummary(Finding):
-    """Distribution of minimal perturbations over images: L2 norms in 1/255 of the pixel range.
+    """The distribution of radii over images.
+
+    A radius is the L2 norm of the smallest perturbation that was found, in 1/255 of the pixel
+    range.
 
     Attributes:
-        num_images: images with a radius. The others are in none of the numbers.
-        mean: mean radius, the robustness R of the paper's theorem.
-        std_error: standard deviation divided by the square root of ``num_images``.
+        num_images: number of images with a radius. All other numbers describe these images only.
+        mean: mean radius, which is the robustness R of the paper's theorem.
+        std_error: standard deviation divided by the square root of ``num_images``; None for one
+            image.
         median: median radius.
         geometric_mean: exp of the mean log radius; None if a radius is 0.
-        quantiles: radius by quantile: ``0.05``, ``0.25``, ``0.75`` and ``0.95``.
-        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values, to
-            compare image sizes.
+        quantiles: radius by quantile. The keys are ``0.05``, ``0.25``, ``0.75`` and ``0.95``.
+        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values. It can be
+            compared between image sizes.
     """
 
     num_images: int
@@ -145,21 +149,22 @@ class RadiusSummary(Finding):
 
 
 class RobustnessRecord(Finding):
-    """Adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
+    """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        pred: distances to a class other than the predicted one; None if no radius was found.
-        true: distances to a class other than the true one, which is 0 for a misclassified image,
-            even one without a radius; None if ``pred`` is.
-        radii: one for each of ``rows``; None if no differently classified image was found.
+        pred: distances to the nearest image that is not classified as the predicted class; None if
+            no image has a radius.
+        true: distances to the nearest image that is not classified as the true class. The distance
+            is 0 for every misclassified image, even if it has no radius. None if ``pred`` is None.
+        radii: radius of each image; None if no differently classified image was found.
         rows: index of each image in the test set, ascending.
-        wrong: for each image, whether it is misclassified.
-        num_not_found: images without a radius. ``pred`` leaves them out, nothing is imputed.
-        box_share: share of the images with a radius whose perturbation is at the limit of the
-            pixel range: without the limit it would be smaller.
+        wrong: True for each misclassified image.
+        num_not_found: number of images without a radius. ``pred`` does not include them.
+        box_share: share of the images with a radius whose perturbation is at a limit of the pixel
+            range. Without this limit, their radius would be smaller.
         num_steps: gradient steps per image.
-        num_bisections: bisections between an image and a differently classified one.
-        reason: why ``pred`` is None; empty otherwise.
+        num_bisections: bisections between an image and a differently classified image.
+        reason: reason why ``pred`` is None; otherwise empty.
     """
 
     pred: RadiusSummary | None
@@ -175,14 +180,14 @@ class RobustnessRecord(Finding):
 
 
 class ClassificationScores(Finding):
-    """Classification scores of a network on the test images.
+    """The classification scores of a network on the test images.
 
     Attributes:
-        balanced_accuracy: mean of the classes' accuracies.
-        auc: area under the ROC curve. With more than two classes, the mean over classes of one
-            against the rest. None if fewer than two classes have images.
-        per_class_accuracy: accuracy on the images of each class; None if it has no images.
-        calibration_error: expected calibration error (ECE) of the largest probability, 15 bins.
+        balanced_accuracy: mean over the classes of the accuracy on their images.
+        auc: area under the ROC curve. For more than two classes, the mean over the classes of one
+            class against the rest. None if fewer than two classes have images.
+        per_class_accuracy: accuracy on the images of each class; None for a class without images.
+        calibration_error: expected calibration error (ECE) of the largest probability, in 15 bins.
     """
 
     balanced_accuracy: float
@@ -192,7 +197,7 @@ class ClassificationScores(Finding):
 
 
 class EpochScore(Finding):
-    """Scores on the test images after one epoch of training."""
+    """The scores on the test images after one epoch of training."""
 
     epoch: int
     test_loss: float
@@ -200,41 +205,44 @@ class EpochScore(Finding):
 
 
 def scored_epochs(num_epochs: int) -> frozenset[int]:
-    """Return the epochs after which the test images are evaluated: about ten, never the last.
+    """Return about ten epochs after which the test images are evaluated.
 
-    The last epoch is evaluated anyway. An epoch trains on N images with about three passes each.
-    Ten evaluations in a hundred epochs cost a few percent of that on a CPU, and up to 10 % on a
-    GPU, which computes float32 slowly.
+    The last epoch is not among them, because the trained network is always evaluated. In a hundred
+    epochs, ten evaluations add a few percent to the time of the training on a CPU, and up to 10 %
+    on a GPU, which computes float32 slowly.
     """
-    every = max(1, num_epochs // NUM_SCORED_EPOCHS)
-    return frozenset(range(every, num_epochs, every))
+    interval = max(1, num_epochs // NUM_SCORED_EPOCHS)
+    return frozenset(range(interval, num_epochs, interval))
 
 
-class KeptFile(Finding):
-    """A file stored beside a trial's result: weights (safetensors) or predictions (Parquet)."""
+class TrialFile(Finding):
+    """Checksum and size of a file that is stored with a trial's result.
+
+    The file contains weights (safetensors) or predictions (Parquet).
+    """
 
     sha256: str
     num_bytes: int
 
 
 class TrialStatus(StrEnum):
-    """End of a trial that has a result."""
+    """The way in which a trial with a result ended."""
 
     DONE = "done"
     DIVERGED = "diverged"
-    """A loss of the training, or of the trained network, was NaN or infinite. This is a result, not
-    a failure."""
+    """A loss of the training or of the trained network was NaN or infinite. This is a result, not a
+    failure."""
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Scores of one epoch of training, in training mode and while the weights change.
+    """The scores of one epoch of training, in training mode and while the weights change.
 
     Attributes:
-        epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples, in nats. NaN or infinite if the
-            training diverged; such a record is never part of a result.
-        train_accuracy: accuracy over the epoch's examples.
+        epoch: number of the epoch, from 1.
+        train_loss: mean cross-entropy over the images of the epoch, in nats. It is NaN or infinite
+            if the training diverged. A result does not contain such a record.
+        train_accuracy: accuracy over the images of the epoch.
         seconds: wall time.
     """
 
@@ -245,32 +253,34 @@ class EpochRecord:
 
     @property
     def diverged(self) -> bool:
-        """True if the loss is NaN or infinite. Training ends with such a record."""
+        """True if the loss is NaN or infinite, which ends the training."""
         return not math.isfinite(self.train_loss)
 
 
 def attack_name(method: str, epsilon: float) -> str:
-    """Return method and strength as in column names: ``fgsm_1``, ``fgsm_0.5``."""
-    # All digits and no exponent: two strengths never share a name, and it can be read back.
+    """Return the name of an attack in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
+    # The number has all digits and no exponent, so that two strengths never have the same name.
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
 class AttackRecord(Finding):
-    """One attack at one strength on one set of images.
+    """The result of one attack at one strength on one set of images.
 
     Attributes:
         method: name in :data:`search_spaces.attacks.ATTACKS`.
-        epsilon: largest change of a pixel, in units of 1/255 of the range.
-        loss: mean loss on the attacked images, in nats; None if it, or the clean loss, is not
-            finite.
-        loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is.
+        epsilon: largest change of a pixel, in 1/255 of the pixel range.
+        loss: mean loss on the attacked images, in nats; None if the attacked or the clean loss is
+            not finite.
+        loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is None.
         accuracy: accuracy on the attacked images.
-        accuracy_drop: clean accuracy minus ``accuracy``.
-        robust_accuracy: share of the images classified correctly before and after the attack.
-        num_unchanged: images that the attack did not change, because their gradient is exactly 0
-            (gradient masking). A very confident network then looks robust without being so.
-        reason: why ``loss`` is None; empty otherwise.
-        parameters: parameters of the method that are not at their default.
+        accuracy_drop: accuracy on the clean images minus ``accuracy``.
+        robust_accuracy: share of the images that are classified correctly before and after the
+            attack.
+        num_unchanged: number of images that the attack did not change, because their gradient is
+            exactly 0 (gradient masking). The gradient of a very confident network is often 0, so
+            such a network only seems robust.
+        reason: reason why ``loss`` is None; otherwise empty.
+        parameters: parameters of the method whose value is not the default.
     """
 
     method: str
@@ -286,25 +296,29 @@ class AttackRecord(Finding):
 
     @property
     def name(self) -> str:
-        """Method and strength as in column names: ``fgsm_1``, ``fgsm_0.5``."""
+        """Name of the attack in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
         return attack_name(self.method, self.epsilon)
 
 
 class FurtherTestRecord(Finding):
-    """Scores of a trained network on a further test set: the test images, some of them moved.
+    """The scores of a trained network on a further test set.
+
+    A further test set contains the test images. A condition has blended some of them with an image
+    of another class. Stored field names call the blended images *moved*.
 
     Attributes:
-        name: the condition that moved them.
-        num_moved: images that it moved toward an image of another class.
+        name: name of the condition.
+        num_moved: number of blended images.
         loss: mean cross-entropy over all images, in nats; None if it is not finite.
         accuracy: accuracy over all images.
-        moved_loss: mean loss over the moved images; None if it is not finite, or none moved.
-        moved_accuracy: accuracy over the moved images; None if none moved.
-        unmoved_loss: mean loss over the other images, which are those of the test set; None if it
-            is not finite, or all moved.
-        unmoved_accuracy: accuracy over the other images; None if all moved.
-        robustness: adversarial robustness R on the images of ``TrialResult.robustness``, if
-            requested.
+        moved_loss: mean loss over the blended images; None if it is not finite, or if no image is
+            blended.
+        moved_accuracy: accuracy over the blended images; None if no image is blended.
+        unmoved_loss: mean loss over the other images; None if it is not finite, or if all images
+            are blended.
+        unmoved_accuracy: accuracy over the other images; None if all images are blended.
+        robustness: adversarial robustness R on the images with the same indices as in
+            ``TrialResult.robustness``; None if it was not requested.
     """
 
     name: str
@@ -319,7 +333,10 @@ class FurtherTestRecord(Finding):
 
 
 class NetworkScores(Finding):
-    """Scores of a trained network on training and test set; losses are cross-entropy in nats."""
+    """The scores of a trained network on the training images and on the test images.
+
+    Losses are cross-entropy in nats.
+    """
 
     num_parameters: int
     train_loss: float
@@ -327,11 +344,11 @@ class NetworkScores(Finding):
     test_loss: float
     test_accuracy: float
     classification: ClassificationScores | None = None
-    """None in records that are older than this field."""
+    """Classification scores on the test images; None in old records without this field."""
 
 
 class Timings(Finding):
-    """Seconds of each stage of a trial; None for a stage that was not reached."""
+    """The seconds of each phase of a trial; None for a phase that did not run."""
 
     build: float | None = None
     train: float | None = None
@@ -342,12 +359,12 @@ class Timings(Finding):
 
 
 class StageRecord(Finding):
-    """Intrinsic dimension of the representation after one stage of a network.
+    """The intrinsic dimension of the activations after one stage of a network.
 
     Attributes:
         module: name of the submodule whose output is measured.
-        num_features: activations of one image.
-        d_repr: intrinsic dimension by estimator.
+        num_features: number of activations of one image.
+        d_repr: intrinsic dimension by the name of the estimator.
     """
 
     module: str
@@ -359,34 +376,35 @@ class TrialResult(Finding):
     """The result of a trial.
 
     Attributes:
-        reason: why it diverged; empty if it did not.
-        seed: the derived seed that all random choices came from.
-        num_threads: torch threads on the CPU. Another number may change the last digits.
-        scores: of the trained network; None if it diverged.
-        d_repr: intrinsic dimension of the last hidden layer by estimator. An undefined one has a
-            reason.
-        d_repr_stages: the same after every stage of the network, if requested; empty for a network
-            without stages.
+        reason: reason why the trial diverged; empty if it did not diverge.
+        seed: seed from which all other seeds of the trial are derived.
+        num_threads: number of torch threads on the CPU. Another number may change the last digits.
+        scores: scores of the trained network; None if the trial diverged.
+        d_repr: intrinsic dimension of the last hidden layer, by the name of the estimator. An
+            undefined dimension has a reason.
+        d_repr_stages: intrinsic dimension after every stage of the network; empty if it was not
+            requested, or if the network has no stages.
         history: one record for each epoch of training.
         test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
-            The last epoch is in ``scores``.
-        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen on the test
-            images, so it shows how training went and is no result to report.
-        robustness: adversarial robustness R, if requested.
-        weights: the stored weights of the trained network; None if they are not stored.
-        weights_note: why weights that should be stored are not.
-        further_tests: scores on further test sets, if requested.
-        predictions: the stored logits of every test image; None if they are not stored.
-        predictions_note: why predictions that should be stored are not.
-        peak_memory_bytes: on CUDA, what the process reserved on the GPU for tensors; on a CPU, its
-            resident memory, libraries and arrays included.
-        pretrained: SHA-256 of the weights that training started from; empty for random ones.
-        energy_j: joules that the GPU used during the trial, by its own counter. Whatever else runs
-            on the GPU counts too, so with a share of a GPU this is an upper bound.
-        energy_note: why there is no ``energy_j``.
-        micro_batch: images per pass in training, where memory was short; None for whole batches.
-        step_path: how training took its steps: ``eager`` (Python starts every kernel) or ``graph``
-            (captured graphs are replayed); empty in records that are older than this field.
+            ``scores`` contains those after the last epoch.
+        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with the
+            test images. So it describes the training, but its loss must not be reported as a
+            result.
+        robustness: adversarial robustness R; None if it was not requested.
+        weights: file of the trained network's weights; None if no weights are stored.
+        weights_note: reason why requested weights are not stored.
+        further_tests: scores on further test sets; empty if they were not requested.
+        predictions: file of the logits of all test images; None if no predictions are stored.
+        predictions_note: reason why requested predictions are not stored.
+        peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a CPU, the
+            resident memory of the process, including libraries and arrays.
+        pretrained: SHA-256 of the pretrained weights; empty for random initial weights.
+        energy_j: joules that the GPU used during the trial, from its own counter. Other processes
+            on the GPU are included, so it is an upper bound if the trial shared the GPU.
+        energy_note: reason why there is no ``energy_j``.
+        micro_batch: images per training pass if memory was short; None for whole batches.
+        step_path: method of the training steps: ``eager`` (Python starts every kernel) or
+            ``graph`` (captured CUDA graphs are replayed). Empty in old records without this field.
     """
 
     status: TrialStatus
@@ -403,9 +421,9 @@ class TrialResult(Finding):
     best_epoch: int | None = None
     robustness: RobustnessRecord | None = None
     further_tests: tuple[FurtherTestRecord, ...] = ()
-    weights: KeptFile | None = None
+    weights: TrialFile | None = None
     weights_note: str = ""
-    predictions: KeptFile | None = None
+    predictions: TrialFile | None = None
     predictions_note: str = ""
     timings: Timings = Timings()
     peak_memory_bytes: int = 0

@@ -1,13 +1,16 @@
 """Representations of a trained network: activations whose intrinsic dimension is d_repr.
 
-The last hidden layer is that of the released code of Konz & Mazurowski (ICLR 2024). It is read in
-evaluation mode, without gradients and without augmentation; the released helper switches neither
-off. ResNets give the output of ``layer4``, after its last ReLU and before pooling, flattened. VGGs
-give the output of the second fully connected layer before its ReLU. Any other network gives the
-input of its final classifier.
+The last hidden layer is the same as in the released code of Konz & Mazurowski (ICLR 2024):
 
-A model is a :class:`~tasks.trials.models.PixelModel` or a bare network. Images are ``(num_images,
-channels, height, width)`` with pixels in [0, 255], on the model's device.
+- For ResNets it is the output of ``layer4``, after its last ReLU and before pooling, flattened.
+- For VGGs it is the output of the second fully connected layer, before its ReLU.
+- For any other network it is the input of the final classifier.
+
+Activations are computed in evaluation mode, without gradients and without augmentation. The
+released code does not switch off training mode or augmentation here.
+
+A model is a :class:`~tasks.trials.models.PixelModel` or a network without input scaling. Images are
+``(num_images, channels, height, width)`` with pixels in [0, 255], on the device of the model.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from tasks.trials.training import as_pixels, evaluation_mode
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """The input or the output of a submodule, by its name."""
+    """The input or the output of a submodule, which ``module`` names."""
 
     module: str
     side: Literal["input", "output"]
@@ -46,8 +49,8 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""The last hidden layer by class. Classes are names, so that neither library is imported for the
-other's networks."""
+"""Last hidden layer by the class of a network. The keys are names of classes, so that a network of
+one library does not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
@@ -64,10 +67,10 @@ def feature_layer(network: nn.Module) -> FeatureLayer:
 
 
 class Features:
-    """Activations of the last hidden layer, collected batch by batch.
+    """The activations of the last hidden layer, collected batch by batch.
 
     Attributes:
-        array: ``(num_images, num_features)`` float32, in the order in which images pass.
+        array: ``(num_images, num_features)`` float32, in the order of the forward passes.
     """
 
     array: NDArray[np.float32]
@@ -78,27 +81,27 @@ class Features:
         self._block: Tensor | None = None
 
     def add(self, activations: Tensor) -> None:
-        """Add a batch of activations, flattened."""
+        """Flatten a batch of activations and add it."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # Not in pinned memory: the gigabyte of a ResNet-50 takes longer to pin than to copy,
-            # and WSL cannot pin that much at once (microsoft/WSL#8447).
+            # This memory is not pinned: for a ResNet-50 it is a gigabyte, which takes longer to pin
+            # than to copy. WSL cannot pin so much memory at once (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
         rows = self._block[self._num_added : self._num_added + len(features)]
-        # Copied: on a CPU, the ReLU after it may change the tensor in place.
+        # The tensor is copied, because on a CPU the following ReLU may change it in place.
         rows.copy_(features)
         self._num_added += len(features)
 
 
 @contextmanager
 def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Collect the last hidden layer of the images that pass ``model`` within the block.
+    """Collect the last hidden layer during all forward passes of ``model`` in the block.
 
     Args:
-        model: runs in the block, on ``num_images`` images in all.
-        num_images: images that will pass.
+        model: the model that runs in the block.
+        num_images: number of images of all forward passes together.
     """
     network = getattr(model, "network", model)
     layer = feature_layer(network)
@@ -126,8 +129,8 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """Return the last hidden layer of every image, ``(num_images, num_features)`` float32.
 
-    At 224 pixels there are 25,088 features for ResNet-18 and 34, 100,352 for ResNet-50 and 4,096
-    for VGGs. ``batch_size`` changes nothing but speed and memory.
+    For images of 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50 has 100,352,
+    and a VGG has 4,096. ``batch_size`` only changes speed and memory.
     """
     with collect_features(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
@@ -149,14 +152,14 @@ def estimate_dimension(
     Args:
         features: ``(num_images, num_features)``, or a source that computes them block by block.
         estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
-        num_neighbors: nearest neighbors of each image.
+        num_neighbors: number of nearest neighbors of each image.
         discard_fraction: share of the largest distance ratios that TwoNN leaves out.
-        seed: of the bootstrap.
-        block_rows: images in one block; two blocks are in memory at a time.
+        seed: seed of the bootstrap.
+        block_rows: number of images in one block. Two blocks are in memory at a time.
 
     Returns:
-        The estimate of each estimator. It is undefined, with a reason, for too few images, features
-        that are not finite, or images that all map to one point.
+        The estimate of each estimator. An estimate is undefined, with a reason, if there are too
+        few images, if features are not finite, or if all images have the same features.
     """
     source = as_source(features)
     try:
@@ -179,7 +182,7 @@ def estimate_dimension(
 
 
 def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
-    """Return an estimate with an infinite or NaN value as undefined."""
+    """Return the estimate, as undefined if its value is infinite or NaN."""
     if estimate.value is None or math.isfinite(estimate.value):
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
@@ -188,17 +191,18 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
 # Representations after every stage of a network.
 
 BATCH_SIZE = 32
-"""Images per pass of :class:`StageRows`."""
+"""Images per forward pass of :class:`StageRows`."""
 BLOCK_BYTES = 256 << 20
-"""Bytes of one block of activations in float32. The search for neighbors holds two, and centered
-copies of a part of them."""
+"""Bytes of one block of activations in float32. During the search for neighbors, two blocks and
+centered copies of a part of them are in memory."""
 
 
 def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
-    """Return the names of the modules that end a stage of a network, from the input on.
+    """Return the names of the modules that end a stage of a network, from the input to the output.
 
-    They are timm's own list if the network has one. Otherwise, for every spatial size of
-    activations above one pixel, the stage ends with the last of the outermost modules of that size.
+    If the network has timm's list of stages, the names come from this list. Otherwise a stage
+    consists of all activations of the same spatial size above one pixel. It ends with the last of
+    the outermost modules that have this output size.
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
@@ -210,7 +214,7 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, size in _spatial_sizes(model, modules, image):
         previous = last_modules.get(size)
         if previous is None or name.count(".") <= previous.count("."):
-            # Removed first: the order of the keys is that in which stages end.
+            # The key is removed first, so that the keys are in the order in which stages end.
             last_modules.pop(size, None)
             last_modules[size] = name
     return tuple(last_modules.values())
@@ -219,7 +223,10 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
 def _spatial_sizes(
     model: nn.Module, modules: dict[str, nn.Module], image: Tensor
 ) -> list[tuple[str, int]]:
-    """Return the modules whose output is spatial, with its side in pixels, as they end."""
+    """Return the modules with a spatial output, and the side of the output in pixels.
+
+    The modules are in the order in which they finish.
+    """
     sizes: list[tuple[str, int]] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -244,7 +251,8 @@ def _spatial_sizes(
 def _side(output: Tensor) -> int:
     """Return the side of square activations.
 
-    torchvision's Swins and ConvNeXts have their channels last, other networks first.
+    In torchvision's Swins and ConvNeXts the channels are the last axis. In all other networks they
+    are the second axis.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third
@@ -253,16 +261,15 @@ def _side(output: Tensor) -> int:
 
 @dataclass
 class StageRows:
-    """Activations after one stage, as a :class:`~tasks.measures.distances.BlockSource`.
+    """The activations after one stage, as a :class:`~tasks.measures.distances.BlockSource`.
 
-    Images pass in batches that always start at the same rows, so a row has the same bits whenever
-    it is read.
+    Batches always start at the same rows, so reading a row again returns the same bits.
 
     Attributes:
-        model: in any mode, which is restored.
+        model: the model. Its mode is restored after every pass.
         module: name of the submodule that ends the stage.
-        images: one for each row.
-        row_shape: shape of one image's activations.
+        images: the images, one for each row.
+        row_shape: shape of the activations of one image.
     """
 
     model: nn.Module
@@ -275,12 +282,12 @@ class StageRows:
 
     @property
     def num_rows(self) -> int:
-        """Number of images."""
+        """The number of images."""
         return len(self.images)
 
     @property
     def block_rows(self) -> int:
-        """Images whose activations may be in memory at a time."""
+        """The number of images in a block, whose activations are in memory at the same time."""
         row_bytes = 4 * math.prod(self.row_shape)
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
@@ -299,7 +306,7 @@ class StageRows:
         outputs: list[Tensor] = []
 
         def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:
-            # Copied: the layers after it may work in place.
+            # The tensor is copied, because following layers may change it in place.
             outputs.append(output.detach().float().cpu().clone())
 
         network = getattr(self.model, "network", self.model)
@@ -309,5 +316,5 @@ class StageRows:
                 self.model(as_pixels(images))
         finally:
             handle.remove()
-        # A module that runs several times in one pass ends its stage with the last one.
+        # If the module runs several times in one pass, its last output ends the stage.
         return outputs[-1].contiguous().numpy()

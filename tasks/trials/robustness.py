@@ -1,9 +1,10 @@
-"""Adversarial robustness R of a trained network: how little an image must change to fool it.
+"""Adversarial robustness R of a trained network.
 
-R is the mean of ``r(x) = min ||d||_2`` over images ``x``, where ``x + d`` lies in [0, 255]^n and
-the network classifies it differently from ``x``. The search follows DDN (Rony et al., CVPR 2019).
-Its radii are upper bounds: a differently classified image exists at that distance. Norms are in
-pixel units, 1/255 of the range.
+R is the mean over images of the *radius*. The radius of an image ``x`` is ``min ||d||_2`` over all
+perturbations ``d`` for which the network classifies ``x + d`` differently from ``x``. The pixels of
+``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It returns an
+upper bound of the radius: at this distance there is a differently classified image. Norms are in
+pixel units, which are 1/255 of the pixel range.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from tasks.trials.records import RadiusSummary, RobustnessRecord
 from tasks.trials.training import evaluation_mode
 
 RADIUS_RATE = (0.05, 0.001)
-"""Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN keeps
-0.05; a finer end comes closer to the decision boundary."""
+"""Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN always
+uses 0.05. With smaller changes at the end, the search comes closer to the decision boundary."""
 STEP_SIZE = (1.0, 0.01)
 """Length of a gradient step as a multiple of the current radius, at the first and the last step.
 DDN anneals over the same range, but with absolute lengths, from a radius of 1."""
 SAMPLE_BLOCK = 50
-"""Sampled images whose distances to the pool are computed in one block."""
+"""Number of sampled images whose distances to the pool are computed in one block."""
 POOL_BLOCK = 256
-"""Pool images that are converted to float32 in one block."""
+"""Number of pool images that are converted to float32 in one block."""
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
+"""Quantiles of the radii to report."""
 RANGE_TOLERANCE = 1e-3
-"""Pixel units within which a pixel is at the limit of its range. The sum of a pixel and its change
-may miss the limit by a float32 rounding."""
+"""Largest distance in pixel units at which a pixel counts as being at a limit of the pixel range.
+By float32 rounding, a pixel plus its change may not be exactly at the limit."""
 
 
 def measure_robustness(
@@ -52,10 +54,11 @@ def measure_robustness(
         model: maps pixels in [0, 255] to logits. Its mode is restored afterwards.
         images: ``(num_images, channels, height, width)``, pixels in [0, 255] of any type.
         labels: the true labels.
-        train_images: further images that are searched for starting points.
-        spec: size of the sample, and effort per image. If there are fewer images, all are taken.
-        seed: chooses the sample.
-        batch_size: images per pass. It changes nothing but speed and memory.
+        train_images: further images that may be starting points.
+        spec: size of the sample and numbers of steps. If there are fewer images, the sample
+            contains all of them.
+        seed: seed of the random sample.
+        batch_size: images per pass. It only changes speed and memory.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[: spec.num_images])
     sample = torch.from_numpy(rows).to(images.device)
@@ -104,29 +107,30 @@ def minimal_perturbations(
     starts: Tensor,
     spec: RobustnessSpec,
 ) -> Tensor:
-    """Return, for every image, the smallest perturbation found that changes its class.
+    """Search a small perturbation of every image that changes its predicted class.
 
-    The search is DDN's: a step down the gradient of the logit margin, then onto a sphere around the
-    image whose radius shrinks while the class is another one, and grows otherwise.
+    Each step of the search follows the gradient to a smaller logit margin, and then projects the
+    image onto a sphere around the original image. If the class has changed, the next sphere is
+    smaller. Otherwise it is larger.
 
     Args:
         model: maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
-        classes: ``(num_images,)`` int64, the class of each image before it is perturbed. It is not
-            predicted again: near a tie another batch size may predict another class, for which
-            ``starts`` would be wrong.
-        starts: an image of another class for each image; NaN if none is known.
-        spec: number of gradient steps, and of forward passes of a binary search for the decision
-            boundary, before and after the gradient steps.
+        classes: ``(num_images,)`` int64, the predicted class of each original image. It is not
+            predicted again: for two almost equal logits, another batch size may predict another
+            class, and ``starts`` would be wrong.
+        starts: an image of another class for each image; NaN if no such image is known.
+        spec: number of gradient steps, and number of bisections before and after the gradient
+            steps.
 
     Returns:
-        Perturbations of the shape of ``images``, so that the sums lie within the pixel range; NaN
-        where none was found.
+        The smallest perturbations that were found, in the shape of ``images``. Image plus
+        perturbation is within the pixel range. A perturbation is NaN if the search found none.
     """
     with evaluation_mode(model):
         best = _bisect(model, images, classes, starts - images, spec.num_bisections)
         best_norms = _norms(best).nan_to_num(math.inf)
-        # Without a start the radius begins at the norm of the image, and grows from there.
+        # Without a start, the first radius is the norm of the image.
         radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
         perturbations = torch.zeros_like(images)
         for step in range(spec.num_steps):
@@ -142,7 +146,7 @@ def minimal_perturbations(
             radii = torch.where(is_adversarial, shrunk, radii * (1 + rate))
             descent = expand_like(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
             directions = perturbations - descent
-            # Zero gradient at the image itself: move toward the starting point.
+            # If the gradient at the original image is zero, go toward the starting point.
             has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
             on_sphere = images + _unit(directions) * expand_like(radii, images)
@@ -151,7 +155,7 @@ def minimal_perturbations(
 
 
 def _annealed(first_and_last: tuple[float, float], step: int, num_steps: int) -> float:
-    """Return a value annealed by a cosine from the first to the last."""
+    """Return the value at one step of a cosine schedule from the first to the last value."""
     first, last = first_and_last
     cosine = (1 + math.cos(math.pi * step / num_steps)) / 2  # from 1 to 0
     return last + (first - last) * cosine
@@ -160,7 +164,10 @@ def _annealed(first_and_last: tuple[float, float], step: int, num_steps: int) ->
 def nearest_of_another_class(
     images: Tensor, classes: Tensor, pool: Tensor, pool_classes: Tensor
 ) -> Tensor:
-    """Return, for every image, the nearest of ``pool`` of another class; NaN if there is none."""
+    """Return the nearest image of another class in ``pool``, for every image.
+
+    An image is NaN if no image in the pool has another class.
+    """
     flat = images.flatten(1).float()
     blocks = [
         torch.cdist(flat, block.flatten(1).float()) for block in torch.split(pool, POOL_BLOCK)
@@ -172,7 +179,11 @@ def nearest_of_another_class(
 
 
 def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
-    """Summarize radii ``(num_images,)`` of images with ``num_values`` pixel values each.
+    """Summarize radii.
+
+    Args:
+        radii: ``(num_images,)``, without NaN.
+        num_values: number of pixel values of an image.
 
     Returns:
         None if there is no radius.
@@ -207,19 +218,28 @@ def _robustness_record(
     num_values: int,
     spec: RobustnessSpec,
 ) -> RobustnessRecord:
-    """Return the record of radii ``(num_images,)``, which are NaN where none was found."""
+    """Return the record of the radii.
+
+    Args:
+        radii: ``(num_images,)`` radius of each sampled image, NaN if the search found none.
+        at_pixel_limit: ``(num_images,)`` True if a limit of the pixel range increases the radius.
+        is_wrong: ``(num_images,)`` True for misclassified images.
+        rows: ``(num_images,)`` index of each image in the test set.
+        num_values: number of pixel values of an image.
+        spec: numbers of steps, for the record.
+    """
     has_radius = np.isfinite(radii)
-    reason = "the network puts every image that was tried in one class"
+    reason = "the network predicted the same class for all images in the search"
     share_at_limit = None
     true = None
     if has_radius.any():
         reason = ""
         share_at_limit = float(at_pixel_limit[has_radius].mean())
-        # A misclassified image needs no perturbation, even if none was found.
+        # A misclassified image needs no perturbation, even if the search found none.
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
-    # Without any radius there is no mean to report: one over the misclassified images alone would
-    # be 0, however robust the network is on the others.
+    # Without any radius, ``true`` stays None. A mean over the misclassified images only would be 0,
+    # even if the network is very robust on all other images.
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
         true=true,
@@ -237,7 +257,7 @@ def _robustness_record(
 def _bisect(
     model: nn.Module, images: Tensor, classes: Tensor, perturbations: Tensor, num_bisections: int
 ) -> Tensor:
-    """Shorten each perturbation to the decision boundary on its line; NaN stays NaN."""
+    """Shorten each perturbation until it just changes the class. NaN stays NaN."""
     low = torch.zeros(len(images), device=images.device)
     high = torch.ones(len(images), device=images.device)
 
@@ -256,7 +276,10 @@ def _bisect(
 def _is_at_pixel_limit(
     model: nn.Module, images: Tensor, perturbations: Tensor, classes: Tensor
 ) -> Tensor:
-    """Return, for every image, whether the pixel range stops a step that would lower the margin."""
+    """Return for every image whether a limit of the pixel range stops a useful step.
+
+    A step is useful if it lowers the logit margin.
+    """
     perturbed = images + perturbations.nan_to_num(0.0)
     with evaluation_mode(model):
         gradient = margin_gradient(model, perturbed, classes)[1]
@@ -266,12 +289,12 @@ def _is_at_pixel_limit(
 
 
 def _norms(perturbations: Tensor) -> Tensor:
-    """Return the L2 norm of every image's perturbation, ``(num_images,)``."""
+    """Return the L2 norm of each perturbation, ``(num_images,)``."""
     norms: Tensor = torch.linalg.vector_norm(perturbations.flatten(1), dim=1)
     return norms
 
 
 def _unit(perturbations: Tensor) -> Tensor:
-    """Return perturbations scaled to norm 1; a zero one stays zero."""
+    """Return perturbations scaled to norm 1. A zero perturbation stays zero."""
     norms = _norms(perturbations).clamp_min(torch.finfo(torch.float32).tiny)
     return perturbations / expand_like(norms, perturbations)

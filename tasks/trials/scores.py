@@ -1,4 +1,4 @@
-"""Classification scores and stored predictions of a network, from logits on the test images."""
+"""Classification scores and stored predictions, computed from the logits of the test images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from search_spaces.errors import CorruptStoreError
 from tasks.trials.records import ClassificationScores
 
 NUM_BINS = 15
-"""Bins of equal width of the calibration error, as in Guo et al. (ICML 2017)."""
+"""Number of bins of equal width in the calibration error, as in Guo et al. (ICML 2017)."""
 
 
 def classification_scores(
     logits: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
 ) -> ClassificationScores:
-    """Score logits against labels.
+    """Return the classification scores of logits.
 
     Args:
-        logits: ``(num_images, num_outputs)``. There may be more outputs than classes; such an
-            output counts as an answer that is always wrong.
+        logits: ``(num_images, num_outputs)``. There may be more outputs than classes. A prediction
+            of such an output is always wrong.
         labels: ``(num_images,)``, from 0 to ``num_classes - 1``.
-        num_classes: classes of the dataset or class pair.
+        num_classes: number of classes of the dataset or class pair.
     """
     logits = np.asarray(logits, np.float64)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -44,21 +44,25 @@ def classification_scores(
 
 
 def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve; None if one of the two classes has no image.
+    """Return the area under the ROC curve.
 
-    It is the share of pairs of a positive and a negative image in which the positive one has the
-    higher score. Ties count half.
+    It is the share of pairs of a positive and a negative image in which the positive image has the
+    higher score. Pairs with equal scores count half.
 
     Args:
         scores: ``(num_images,)``.
-        positive: ``(num_images,)``, whether an image is of the positive class.
+        positive: ``(num_images,)``, True for images of the positive class.
+
+    Returns:
+        None if one of the two classes has no image.
     """
     num_positive = int(positive.sum())
     num_negative = len(positive) - num_positive
     if num_positive == 0 or num_negative == 0:
         return None
-    # The Mann-Whitney U statistic over the number of pairs. Equal scores share the mean of their
-    # ranks. Written out, because importing scipy.stats would cost each worker a second.
+    # This is the Mann-Whitney U statistic, divided by the number of pairs. Equal scores have the
+    # mean of their ranks. scipy.stats has this function, but importing it takes each worker a
+    # second.
     _, value_index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum() - (counts - 1) / 2
     rank_sum = float(mean_ranks[value_index][positive].sum())
@@ -68,12 +72,12 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
 def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.bool_]) -> float:
     """Return the expected calibration error (ECE).
 
-    It is the mean gap between confidence and accuracy over bins of confidence, weighted by the
-    images in a bin.
+    It is the mean difference between confidence and accuracy over bins of confidence, weighted by
+    the number of images in each bin.
 
     Args:
         confidences: ``(num_images,)`` largest probability of each image.
-        is_correct: ``(num_images,)``, whether each image is classified correctly.
+        is_correct: ``(num_images,)``, True for images that are classified correctly.
     """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     error = 0.0
@@ -85,15 +89,16 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.
 
 
 def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
-    """Return the AUROC: of two classes, or the mean of each class against the rest.
+    """Return the AUROC of two classes, or the mean over the classes of one class against the rest.
 
-    It is None if a logit is not finite, or if no class can be compared with the others.
+    Returns:
+        None if a logit is not finite, or if fewer than two classes have images.
     """
     if not np.isfinite(logits).all():
         return None
     if num_classes == 2:
         return area_under_curve(logits[:, 1] - logits[:, 0], labels == 1)
-    # Each class against the rest by its log probability, averaged over the classes with images.
+    # The score of a class against the rest is its log probability.
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     areas: list[float] = []
@@ -111,14 +116,14 @@ def to_parquet(
 ) -> bytes:
     """Return predictions as a Parquet file with one row per test image.
 
-    Columns are ``image``, ``label``, and one float32 ``logit_0``, … per output, bit by bit as the
-    network gave them.
+    The columns are ``image``, ``label``, and for each output one float32 column ``logit_0``,
+    ``logit_1`` and so on. The logits are not rounded.
 
     Args:
         logits: ``(num_images, num_outputs)``.
         labels: ``(num_images,)``.
-        rows: ``(num_images,)`` row of each image in the prepared dataset. None if it is not known;
-            ``image`` is then the index in the test set.
+        rows: ``(num_images,)`` row of each image in the prepared dataset, for the column ``image``.
+            If it is None, ``image`` is the index in the test set.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})
@@ -133,10 +138,13 @@ def from_parquet(data: bytes) -> pd.DataFrame:
     """Return the table that :func:`to_parquet` wrote.
 
     Raises:
-        CorruptStoreError: ``data`` is no Parquet file.
+        CorruptStoreError: ``data`` is not a Parquet file.
     """
     try:
         return pd.read_parquet(io.BytesIO(data))
-    except (OSError, ValueError) as error:  # pyarrow's errors are of one of these types
+    except (OSError, ValueError) as error:  # all errors of pyarrow have one of these types
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError(f"Kept predictions are not a Parquet file: {reason}") from error
+        raise CorruptStoreError(
+            f"The stored predictions are not a Parquet file: {reason}",
+            hint="Delete the file, and run the sweep again; it computes the predictions again",
+        ) from error

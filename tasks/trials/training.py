@@ -1,16 +1,17 @@
-"""Training and evaluation with the whole dataset resident on the device as one tensor.
+"""Training and evaluation of a network, with all images of a set on the device as one tensor.
 
-The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes). They are put on the
-device once, and batches are rows of that tensor: no loader, no worker processes, no decoding in
-each epoch. Pixels stay in their stored type (normally uint8) and become float32, channels last,
-batch by batch. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels
-are ``(num_images,)`` int64. Both are on the device of the model, which maps pixels to logits.
+The datasets of this study are small: 1,750 images of 224x224 are 88 MB as bytes. They are copied to
+the device once. A batch is a selection of rows of this tensor, so there are no loaders and no
+worker processes, and no epoch decodes images. Pixels have their stored type (normally uint8). Each
+batch is converted to float32, channels last. Images are ``(num_images, channels, height, width)``
+with pixels in [0, 255]; labels are ``(num_images,)`` int64. Both are on the device of the model.
+The model maps pixels to logits.
 
-Python runs one optimization step, :class:`Step`, on any device. On a GPU a step can also be
-captured as a graph and replayed. At the study's batches (6 to 40 images) a ResNet spends its time
-starting its 274 to 687 kernels per step, and a graph starts them all at once. A graph replays what
-was captured, so a step touches only tensors that keep their memory. :class:`Checkpoints` let a
-training that was killed continue as if undisturbed.
+:class:`Step` runs one training step on any device. On a GPU, a step can also be captured as a CUDA
+graph and replayed. With the study's batches of 6 to 40 images, a ResNet needs most of its time to
+start its 274 to 687 kernels per step. A graph starts all of them at once. A graph always reads and
+writes the same memory, so a step uses only tensors that stay at the same place.
+:class:`Checkpoints` make it possible to continue an interrupted training with the same results.
 """
 
 from __future__ import annotations
@@ -38,33 +39,37 @@ from tasks.trials.isolation import seeded, set_states_outside_torch, states_outs
 from tasks.trials.records import EVALUATION_PASS, EpochRecord, EpochScore
 
 SGD_MOMENTUM = 0.9
+"""Momentum of the optimizer ``sgd``."""
 WARM_UP_STEPS = 3
-"""Steps before a capture, as PyTorch's CUDA graph notes advise. They are real training steps."""
+"""Number of steps before a capture, as PyTorch's CUDA graph notes recommend. They are part of the
+training."""
 CHECKPOINT_INTERVAL_S = 300.0
-"""Seconds between two checkpoints. A shorter training writes none."""
+"""Seconds between two checkpoints. A shorter training saves no checkpoint."""
 AVERAGED_BATCH = 64
-"""Batch size of the released evaluation, which ``mean_of_batch_means`` averages over."""
+"""Batch size of the evaluation in the released code. ``mean_of_batch_means`` averages over batches
+of this size."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Step:
-    """Forward pass, backward pass and weight update on one batch of resident images.
+    """A training step: forward pass, backward pass and weight update on one batch of images.
 
-    The precision ``bfloat16`` runs the forward pass under autocast. ``float16_unscaled`` does so in
-    float16 without scaling the gradients, as the released code does on a GPU; small gradients may
-    become zero. On a CPU float16 kernels are slow and round in other places, so they show the
-    effect but not the released numbers. Weights, gradients, the update and the loss are float32 in
-    every precision.
+    With the precision ``bfloat16``, the forward pass runs under autocast. With
+    ``float16_unscaled``, it runs under autocast in float16, and the gradients are not scaled. The
+    released code does the same on a GPU. Small gradients may then become zero. On a CPU, float16
+    kernels are slow and round in other places, so the results are similar to the released results,
+    but not equal. Weights, gradients, the update and the loss are float32 in every precision.
 
     Args:
-        model: trained in place.
-        images: never written to.
-        labels: one for each image.
+        model: the model, which is trained in place.
+        images: the training images, which are not changed.
+        labels: labels of the images.
         recipe: optimizer, rates and precision.
-        micro_batch: images that pass the network at once; None for the whole batch. The step is
-            that of the whole batch, but batch norm sees the parts.
-        capturable: let the optimizer count its steps on the device, as a graph needs it.
+        micro_batch: images per forward pass; None for the whole batch. The step is still that of
+            the whole batch, but batch norm uses the statistics of each part.
+        capturable: True if a CUDA graph will capture the step. The optimizer then counts its steps
+            on the device.
     """
 
     def __init__(
@@ -89,16 +94,18 @@ class Step:
         self._num_examples = 0
 
     def __call__(self, rows: Tensor) -> None:
-        """Take one step on the images at ``rows`` ``(batch_size,)`` int64, and count it."""
+        """Take one step on the images at ``rows``, ``(batch_size,)`` int64, and count the
+        images.
+        """
         self.take(rows)
         self.count(len(rows))
 
     def take(self, rows: Tensor) -> None:
-        """Take one step: the part that a graph replays.
+        """Take one step, without counting the images. A CUDA graph replays this part.
 
-        Nothing here may wait for the device or ask it for a number.
+        No operation here may wait for the device or read a number from it.
         """
-        # zero_grad without its records and hooks: in a small network Python's time counts.
+        # This is faster than zero_grad, which also runs hooks. It matters for small networks.
         for parameter in self._parameters:
             parameter.grad = None
         parts = [rows]
@@ -113,20 +120,20 @@ class Step:
             if len(part) == len(rows):
                 torch.autograd.backward(loss)
             else:
-                # The batch's mean is the mean over its parts, weighted by their sizes.
+                # The mean of a batch is the mean of its parts, weighted by their sizes.
                 torch.autograd.backward(loss * (len(part) / len(rows)))
             self._loss_sum.add_(loss.detach(), alpha=len(part))
             self._num_correct += (logits.argmax(1) == labels).sum()
         self.optimizer.step()
 
     def count(self, num_images: int) -> None:
-        """Add a batch of ``num_images`` to the number of examples."""
+        """Add a batch of ``num_images`` images to the number of examples."""
         self._num_examples += num_images
 
     def read_totals(self) -> tuple[float, float]:
-        """Return mean loss and accuracy since the last call, and start again from zero.
+        """Return mean loss and accuracy since the last call, and reset the sums to zero.
 
-        Only this method waits for a GPU.
+        This is the only method that waits for the GPU.
         """
         loss = float(self._loss_sum) / self._num_examples
         accuracy = int(self._num_correct) / self._num_examples
@@ -137,9 +144,10 @@ class Step:
 
 
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Return ``rows`` in batches.
+    """Divide ``rows`` into batches of ``batch_size``.
 
-    A last batch of one row joins the one before it: batch norm needs a variance.
+    A last batch of only one row is added to the batch before it, because batch norm cannot compute
+    the variance of one image.
     """
     batches = list(torch.split(rows, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
@@ -148,14 +156,20 @@ def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
 
 
 class CaptureError(RuntimeError):
-    """A step could not be captured; its memory is lost until the process ends (pytorch#190308)."""
+    """A training step could not be captured as a CUDA graph.
+
+    The memory of the capture is not free again until the process ends (pytorch#190308).
+    """
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture ``work`` on the current CUDA device, without running it, and return its replay.
+    """Capture ``work`` as a CUDA graph on the current device, without running it.
+
+    Returns:
+        A function that replays the graph.
 
     Raises:
-        CaptureError: it cannot be captured. The cause is the original error.
+        CaptureError: ``work`` cannot be captured. The cause is the original error.
     """
     graph = torch.cuda.CUDAGraph()
     try:
@@ -169,18 +183,19 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
 
 
 class CapturedSteps:
-    """Graphs of a step, one per batch size: one of full batches, another of the ragged last one.
+    """The CUDA graphs of a training step, one graph per batch size.
 
-    The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as a capture
-    demands. They are training steps like all others, so training with and without graphs takes the
-    same steps.
+    There are two sizes at most: that of full batches, and that of the last batch of an epoch. The
+    first :data:`WARM_UP_STEPS` batches of each size run without a graph, on a side stream, because
+    a capture requires it. They are normal training steps, so a training with graphs takes the same
+    steps as a training without graphs.
 
-    All graphs live as long as the training. A graph that ends while another one of its stream lives
-    takes cuBLAS's workspace from it (pytorch#193402).
+    All graphs exist until the training ends. If one graph were deleted earlier, the other graphs of
+    its stream would lose the workspace of cuBLAS (pytorch#193402).
 
     Args:
-        step: what is captured.
-        record: captures work and returns its replay, as :func:`record_graph` does.
+        step: the step to capture.
+        record: captures a function and returns its replay, as :func:`record_graph` does.
     """
 
     def __init__(
@@ -188,7 +203,7 @@ class CapturedSteps:
     ) -> None:
         self._step = step
         self._record = record
-        # Each by batch size. A graph reads its rows from the same tensor at every replay.
+        # The keys are batch sizes. A graph reads its rows from the same tensor at every replay.
         self._rows: dict[int, Tensor] = {}
         self._replays: dict[int, Callable[[], None]] = {}
         self._num_batches: dict[int, int] = {}
@@ -211,7 +226,10 @@ class CapturedSteps:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Run a block on another stream, in order with the current one; do nothing on a CPU."""
+    """Run a block on a side stream, after the work of the current stream. On a CPU, just run it.
+
+    The current stream waits for the work of the block.
+    """
     if device.type != "cuda":
         yield
         return
@@ -224,38 +242,40 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # One per process: memory that was cached for a stream serves no other, and cuBLAS keeps a
-    # workspace for each.
+    # There is one side stream per process: streams cannot share cached memory, and cuBLAS allocates
+    # a workspace for each stream.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Return a float32 copy in channels-last layout, with which convolutions are fastest."""
-    # A copy even of float32 images: kernels may round differently on memory aligned differently.
+    """Return a float32 copy in the channels-last layout, in which convolutions are fastest."""
+    # float32 images are copied as well: kernels may round differently if memory is aligned
+    # differently.
     return images.to(torch.float32, copy=True, memory_format=torch.channels_last)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a layer of ``model`` normalizes over the batch."""
+    """Return whether ``model`` has a batch-norm layer."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def make_optimizer(
     model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; ``capturable`` lets a graph capture its steps."""
+    """Return the optimizer of a recipe. With ``capturable``, a CUDA graph can capture its steps."""
     parameters = list(model.parameters())
     rate = recipe.learning_rate
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
-    # Adam's weight decay is the coupled L2 term of the released code; AdamW's is decoupled.
+    # The weight decay of Adam is an L2 term of the loss, as in the released code. That of AdamW is
+    # separate from the gradient.
     optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return optimizer(parameters, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context of a forward pass in ``precision``."""
+    """Return the context in which a forward pass has this precision."""
     if precision == "float32":
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float16
@@ -263,21 +283,21 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 class Checkpoints:
-    """Save the state of a training between epochs, and restore it.
+    """Saves the state of a training between epochs, and restores it.
 
-    A checkpoint holds the weights, the optimizer's state, the generators of batch order and
-    dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
-    same to the last bit. A training that began on a CPU is not continued on a GPU, nor the other
-    way round: its numbers would be those of neither.
+    A checkpoint contains the weights, the state of the optimizer, the random states of batch order
+    and dropout, and the records of the finished epochs. On a CPU, the epochs after a restart have
+    the same results to the last bit. A training that began on a CPU does not continue on a GPU, and
+    the reverse: its results would be those of neither device.
 
     Args:
-        read: returns the latest complete state, or None if there is none.
-        save: stores a state, completely or not at all.
-        interval_s: seconds between two saves.
+        read: returns the latest complete state, or None if there is no state.
+        save: stores a state, either completely or not at all.
+        interval_s: smallest number of seconds between two checkpoints.
 
     Attributes:
-        test_history: scores on the test images so far. They are the caller's, and are saved and
-            restored with the training.
+        test_history: scores on the test images so far. The caller adds to this list. It is saved
+            and restored with the training.
     """
 
     def __init__(
@@ -303,7 +323,7 @@ class Checkpoints:
         """Restore the latest state.
 
         Returns:
-            The records of the epochs before it; an empty list means a fresh start.
+            The records of the finished epochs; empty if the training must start from the beginning.
         """
         data = self._read()
         if data is None:
@@ -316,7 +336,7 @@ class Checkpoints:
         if was_on_gpu != (device.type == "cuda"):
             return []
         model.load_state_dict(state["model"])
-        # Only the moments: whether a graph captures the steps may differ from the last attempt.
+        # Only the moments are restored: ``capturable`` may differ from that of the last attempt.
         moments = {"state": state["optimizer"]["state"]}
         optimizer.load_state_dict(optimizer.state_dict() | moments)
         order_generator.set_state(state["order"])
@@ -335,7 +355,7 @@ class Checkpoints:
         order_generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        """Save the state after the last epoch of ``history`` if the interval has passed."""
+        """Save the state after the last epoch of ``history``, if the interval has passed."""
         if time.monotonic() - self._saved_at < self._interval_s:
             return
         dropout_cuda = None
@@ -360,11 +380,11 @@ class Checkpoints:
 def to_device(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
     """Return ``array`` as a tensor on ``device``.
 
-    On a CPU the tensor shares the array's memory and must not be written to. The array may be
-    read-only, as arrays from Ray's object store are.
+    On a CPU, the tensor shares the memory of the array and must not be changed. The array may be
+    read-only, as arrays in Ray's object store are.
     """
     with warnings.catch_warnings():
-        # Nothing here writes to the tensor, so a read-only array is no danger.
+        # torch warns about read-only arrays, but the tensor is never changed.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array).to(device)
 
@@ -384,23 +404,24 @@ def train(
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant learning rate.
 
-    Every epoch takes all images once, in batches of :func:`split_batches`. The weights after the
-    last epoch are kept, not the best ones.
+    Every epoch uses each image once, in batches of :func:`split_batches`. The resulting weights are
+    those after the last epoch, not those with the best score.
 
     Args:
-        model: moved to ``device``.
-        images: moved to ``device``.
-        labels: moved to ``device``.
+        model: the model, which is moved to ``device``.
+        images: the training images, which are moved to ``device``.
+        labels: the labels, which are moved to ``device``.
         recipe: optimizer, rates, batch size, epochs and precision.
-        seed: of batch order and dropout.
-        device: where the training runs.
+        seed: seed of batch order and dropout.
+        device: device of the training.
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: see :class:`Step`.
-        checkpoints: restored at the start, and saved between epochs.
-        graphs: on a GPU, capture the steps as graphs and replay them.
+        checkpoints: restores a state at the start, and saves states between epochs.
+        graphs: True to capture the steps as CUDA graphs on a GPU, and replay them.
 
     Returns:
-        One record per epoch. The last one is ``diverged`` if its mean loss is NaN or infinite.
+        One record per epoch. If the mean loss of an epoch is NaN or infinite, its record is
+        ``diverged`` and is the last one.
 
     Raises:
         ConfigError: the batch size is 1 and the network has batch norm.
@@ -409,7 +430,7 @@ def train(
     if recipe.batch_size == 1 and has_batch_norm(model):
         raise ConfigError(
             "batch_size is 1, but the network has batch norm, which needs two images per batch",
-            hint="Use a batch_size of 2 or more, or a network without batch norm",
+            hint="Choose a batch_size of 2 or more, or a network without batch norm",
         )
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -417,7 +438,7 @@ def train(
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     run_step: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
     order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    # A graph captures the work of the current device. Device -1 changes nothing.
+    # A graph captures the work of the current device. Device -1 does not change the device.
     current_device = torch.cuda.device(device if graphs else -1)
     with current_device, seeded(derive_seed("dropout", seed), device):
         history: list[EpochRecord] = []
@@ -442,13 +463,13 @@ def train(
 
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
-"""The average of losses. ``mean_of_batch_means`` is the released code's average over batches of
-64, in which the images of a shorter last batch weigh more."""
+"""Rule for the average of losses. ``mean_of_batch_means`` is the rule of the released code: the
+mean over batches of 64 images. The images of a smaller last batch have a larger weight."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats, and accuracy, of a network on one set of images."""
+    """The mean cross-entropy in nats and the accuracy of a network on one set of images."""
 
     loss: float
     accuracy: float
@@ -462,14 +483,14 @@ def evaluate(
     rule: LossRule = "mean_over_examples",
     batch_size: int = EVALUATION_PASS,
 ) -> Evaluation:
-    """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
+    """Return loss and accuracy, computed in evaluation mode and float32.
 
     Args:
-        model: maps pixels to logits.
+        model: maps pixels to logits. Its mode is restored afterwards.
         images: pixels in [0, 255] of any type.
         labels: the true labels.
-        rule: how losses are averaged.
-        batch_size: images per pass. It changes nothing but speed and memory.
+        rule: rule for the average of losses.
+        batch_size: images per forward pass. It only changes speed and memory.
     """
     losses: list[Tensor] = []
     correct: list[Tensor] = []
@@ -482,10 +503,11 @@ def evaluate(
 
 
 def scaled_batch_size(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
-    """Return the batch size of a pass other than training's.
+    """Return the batch size of an evaluation or an attack.
 
-    It is ``num_images`` if training passes whole batches. If training passes a fraction of each
-    batch, it is that fraction of ``num_images``, and at least 1: memory is short for both.
+    If a training pass contains a whole batch, this is ``num_images``. If memory is short and a
+    training pass contains only a fraction of a batch, this is the same fraction of ``num_images``,
+    and at least 1.
     """
     part = micro_batch or recipe.batch_size
     return max(1, min(num_images, num_images * part // recipe.batch_size))
@@ -494,20 +516,20 @@ def scaled_batch_size(num_images: int, recipe: RecipeSpec, micro_batch: int | No
 def image_batches(
     images: Tensor, labels: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of fresh float32 pixels with their labels, in the stored order."""
+    """Yield batches of copied float32 pixels with their labels, in the stored order."""
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
         yield as_pixels(images[rows]), labels[rows]
 
 
 def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's cross-entropy, and whether its largest logit is the label's."""
+    """Return the cross-entropy of each image, and whether the image is classified correctly."""
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses, logits.argmax(1) == labels
 
 
 def mean_loss(losses: Tensor, rule: LossRule) -> float:
-    """Return the mean of ``losses`` ``(num_images,)`` by ``rule``, computed in float64."""
+    """Return the mean of ``losses``, ``(num_images,)``, by a rule. It is computed in float64."""
     losses = losses.double()
     if rule == "mean_of_batch_means":
         losses = torch.stack([batch.mean() for batch in torch.split(losses, AVERAGED_BATCH)])
@@ -515,7 +537,7 @@ def mean_loss(losses: Tensor, rule: LossRule) -> float:
 
 
 class evaluation_mode:
-    """Put a model in evaluation mode for a block, then give every module its own mode back."""
+    """Context in which a model is in evaluation mode. At the end every module has its old mode."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -1,6 +1,6 @@
-"""Weights of a network as bytes: of a trained network, and pretrained ones of a library.
+"""Weights of a network as bytes: those of a trained network, and pretrained weights of a library.
 
-The format is safetensors, which holds no code.
+The format is safetensors. Unlike pickle, it cannot contain code.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 from search_spaces.specs import ModelSpec
 
 ANSWER_TIMEOUT_S = 5.0
-"""Seconds that the server of pretrained weights has to answer a first request."""
+"""Seconds after which the server of pretrained weights counts as unreachable."""
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel, of pixels in [0, 1]."""
+"""Mean and standard deviation of each channel, for pixels in [0, 1]."""
 
 
 def to_bytes(model: nn.Module) -> bytes:
-    """Return all parameters and buffers of ``model``, bit by bit, as a safetensors file.
+    """Return all parameters and buffers of ``model`` as a safetensors file, without rounding.
 
-    A tensor that layers share is written once per layer: safetensors allows no shared memory.
+    If layers share a tensor, the file contains it once per layer, because safetensors does not
+    allow shared memory.
     """
     state: dict[str, Tensor] = {}
     addresses: set[int] = set()
@@ -43,25 +44,29 @@ def load_into(model: nn.Module, data: bytes) -> None:
     """Load weights of :func:`to_bytes` into ``model``, which was built from the same spec.
 
     Raises:
-        CorruptStoreError: they are not the weights of this network.
+        CorruptStoreError: the weights do not fit the network, or are not a safetensors file.
     """
     try:
         model.load_state_dict(load(data))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError(f"Kept weights are not those of the network: {reason}") from error
+        raise CorruptStoreError(
+            f"The stored weights are not those of this network: {reason}",
+            hint="Run the sweep again; it trains the network again",
+        ) from error
 
 
-# Pretrained weights, which the driver downloads once.
+# Pretrained weights. The driver downloads them once.
 
 
 def download(spec: ModelSpec) -> bytes:
-    """Return the library's pretrained weights of an architecture, as a safetensors file.
+    """Return a library's pretrained weights of an architecture, as a safetensors file.
 
-    The libraries look into their caches first (``TORCH_HOME``, ``HF_HOME``).
+    If the weights are in the cache of the library (``TORCH_HOME``, ``HF_HOME``), there is no
+    download.
 
     Raises:
-        ConfigError: the library has no weights for the architecture.
+        ConfigError: the library has no pretrained weights for the architecture.
         SetupError: the weights cannot be downloaded.
     """
     normalization(spec)  # raises if the library has no weights
@@ -75,23 +80,23 @@ def download(spec: ModelSpec) -> bytes:
             import torchvision
 
             network = torchvision.models.get_model(spec.architecture, weights="DEFAULT")
-    except OSError as error:  # of urllib, of the hub, of a full disk
+    except OSError as error:  # from urllib, from the Hugging Face Hub, or from a full disk
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SetupError(
             f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
             f"{lines[0][:300]}",
-            hint="Run the sweep once where there is a connection and copy the folder pretrained of "
-            "its root here, or leave pretrained out",
+            hint="Run the sweep once on a machine with an internet connection, and copy the folder "
+            "pretrained from its root into this root; or remove pretrained from the model",
         ) from error
     return to_bytes(network)
 
 
 @contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Let the hub's client use its cache alone if its server does not answer one request.
+    """Run a block in which the Hugging Face Hub is used only if its server is reachable.
 
-    Otherwise the client asks for every name that a file may have, six times each with growing
-    pauses: 46 s without a connection.
+    Otherwise its client uses the cache only. It would request every possible file name six times,
+    with longer and longer pauses. Without a connection this takes 46 s.
     """
     from huggingface_hub import constants, get_session
 
@@ -99,7 +104,7 @@ def _offline_if_unreachable() -> Iterator[None]:
     reason = ""
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
-    # The client's own errors, and those of a proxy's or a certificate's settings.
+    # Errors of the client, or of the settings of a proxy or a certificate.
     except Exception as error:
         reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
         constants.HF_HUB_OFFLINE = True
@@ -112,18 +117,18 @@ def _offline_if_unreachable() -> Iterator[None]:
 
 
 def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
-    """Return the mean and standard deviation that the library's pretrained weights expect.
+    """Return the mean and standard deviation of pixels that pretrained weights expect.
 
-    For one channel they are the means over the three colors.
+    For one channel, these are the means over the three colors.
 
     Raises:
-        ConfigError: the library has no weights for the architecture.
+        ConfigError: the library has no pretrained weights for the architecture.
     """
     three_channels = _library_normalization(spec)
     if three_channels is None:
         raise ConfigError(
             f"{spec.library} has no pretrained weights for {spec.architecture}",
-            hint="Leave pretrained out for this model",
+            hint="Remove pretrained from this model",
         )
     if in_channels != 1:
         return three_channels
@@ -132,7 +137,11 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
 
 
 def _library_normalization(spec: ModelSpec) -> Normalization | None:
-    """Return mean and standard deviation for three channels; None without pretrained weights."""
+    """Return mean and standard deviation for three channels.
+
+    Returns:
+        None if the library has no pretrained weights for the architecture.
+    """
     if spec.library == "timm":
         import timm
 
@@ -153,17 +162,23 @@ def _library_normalization(spec: ModelSpec) -> Normalization | None:
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Load pretrained weights into a network.
 
-    The classifier stays random if its number of outputs differs. For one-channel images the first
-    convolution takes the sum over the three colors, as timm does: the output for a gray image is
-    that for the same image in color.
+    If the classifier has another number of outputs, its weights stay random. For one-channel
+    images, the weights of the first convolution are the sum over the three colors, as in timm. So a
+    gray image has the same output as the same image in three equal channels.
 
     Raises:
-        ConfigError: the weights do not fit, e.g. those of a transformer for another image size.
+        ConfigError: the weights do not fit the network, for example because a transformer was
+            trained on another image size.
     """
     try:
         pretrained = load(data)
     except SafetensorError as error:
-        raise ConfigError(f"Pretrained weights are not a safetensors file: {error}") from error
+        raise ConfigError(
+            f"The pretrained weights of {spec.library} {spec.architecture} are not a valid "
+            f"safetensors file: {error}",
+            hint=f"Delete pretrained/{spec.pretrained_key}.safetensors in the root. The next run "
+            "downloads the weights again",
+        ) from error
     state = network.state_dict()
     layers: list[str] = []
     for name, module in network.named_modules():
@@ -185,9 +200,9 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} differ "
-            "in shape or are missing",
-            hint="Choose the image_size and arguments that the weights were trained with, or leave "
-            "pretrained out",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} have "
+            "another shape or are missing",
+            hint="Choose the image_size and the arguments with which the weights were trained, or "
+            "remove pretrained from the model",
         )
     network.load_state_dict(fitting, strict=False)

@@ -59,7 +59,7 @@ def trials_told(stderr: IO[str]) -> tuple[str, str]:
     """Read what a run says until it tells the address of its trials, and the function that they
     run."""
     said = ""
-    while not (told := re.search(r"filter the Task Table of (\S+) by (\S+)\n", said)):
+    while not (told := re.search(r"open (\S+) and filter the Task Table by (\S+)\n", said)):
         said += stderr.readline() or pytest.fail(said)
     return told[1], told[2]
 

@@ -114,5 +114,8 @@ def test_a_driver_without_the_token_is_refused(found, which):
     refused = found[which]
     assert refused["exit"] == 3
     message = " ".join(refused["stderr"].split())
-    assert "refused this machine's token, or there is none. Set RAY_AUTH_MODE=token" in message
+    assert (
+        "refused this machine's token, or this machine has no token. Set RAY_AUTH_MODE=token"
+        in message
+    )
     assert "Traceback" not in message

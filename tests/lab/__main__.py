@@ -29,7 +29,7 @@ TOOLS = ("ip", "nsenter", "ssh", "ssh-keygen", "rsync", "tmux", SSHD)
 RAY = ("ray", "isweep", "orchestrator", "raylet", "gcs_server", "mlflow", "log_monitor")
 UP_S, SWEEP_S = 300.0, 400.0
 NUM_TRIALS = 24
-LAUNCH_IS_GOOD = "no mistake was detected; no provider was asked"
+LAUNCH_IS_GOOD = "no mistake was detected; the check does not contact the provider"
 HOME = "/home/isweep"
 ISWEEP = f"{HOME}/isweep-venv/bin/isweep"
 RUN = "isweep run paper --address auto --device gpu"
@@ -204,7 +204,7 @@ class Story:
     def read_on(self) -> list[str]:
         """What the log says of where raw files were read."""
         log = (self.cluster.root / "isweep.log").read_text(encoding="utf-8")
-        return re.findall(r"pictures is read by \d+ CPUs on \d+ nodes", log)
+        return re.findall(r"\d+ CPUs on \d+ nodes read pictures", log)
 
     def write_sweep(self, name: str, seeds: str) -> None:
         """Put the sweep where the documents' ``paper`` is translated to."""

@@ -60,9 +60,9 @@ MUTATIONS = tuple(
             ),
             (
                 "a settled trial is done",
-                '        """Remove a trial that has its result, or that failed for good."""\n'
+                '        """Remove a running trial that has a result, or that gets no further attempt."""\n'
                 "        self.running.discard(trial_id)\n",
-                '        """Remove a trial that has its result, or that failed for good."""\n',
+                '        """Remove a running trial that has a result, or that gets no further attempt."""\n',
             ),
             (
                 "a trial that waits again runs no more",
@@ -332,7 +332,7 @@ MUTATIONS = tuple(
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._behind[key] = self._behind.pop(key)  # Behind the others.\n",
+                "                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table\n",
                 "                self._behind.pop(key)\n",
             ),
             (

@@ -418,7 +418,7 @@ class SimulatedBackend:
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
             if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
-                self._process.over.add("No node runs the code of the driver")
+                self._process.over.add("No node has the same source code as the driver")
 
     @staticmethod
     def _must(holds: bool, why: str) -> None:

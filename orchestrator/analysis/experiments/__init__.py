@@ -1,1 +1,1 @@
-"""Experiments that move one property of a dataset: gates, effects, and what followed."""
+"""Experiments that change one property of a dataset: checks of conditions, and effects."""

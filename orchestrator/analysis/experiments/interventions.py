@@ -1,13 +1,15 @@
-"""Experiments that move one property of a dataset and hold the others.
+"""Experiments that change one property of a dataset and leave the others as they are.
 
-The question is what losses do when only K_F is moved. Worlds (a base, and arms in which one
-parameter was changed) are the replicates. An arm is compared with its own base, and counts only if
-the measures say that it moved what it was meant to move, and that alone.
+The question is how losses change if only K_F changes. The replicates are worlds. A world is a base
+dataset (base) with copies in which one parameter was changed (arms, or conditions). An arm is
+compared with its own base. It counts only if the measures show that it changed its property and no
+other.
 
-An arm that moves training images alone leaves its base's test images as they are. Then three slopes
-can be separated: trained on the condition and tested on the base (what K_F of the training images
-does), trained on the base and tested on the condition (what harder test images do, an artefact),
-and both at once (what an arm that moves all images shows).
+If an arm changes training images alone, three slopes can be separated:
+
+- trained on the condition, tested on the base: the effect of K_F of the training images;
+- trained on the base, tested on the condition: the effect of harder test images alone;
+- trained and tested on the condition: both effects together.
 """
 
 from __future__ import annotations
@@ -60,17 +62,18 @@ from orchestrator.results.columns import (
 )
 
 LOG_R_HAT = "log_r_hat"
+"""Column of log R̂."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A logged response.
+    """The logarithm of a response: loss, error or R̂.
 
     Attributes:
-        name: What it is called.
-        column: Its column of the points.
-        theory: Its slope on log K_F by the law.
-        has_control: Whether controls leave its unit as it is; they move that of R.
+        name: Name of the response.
+        column: Column of its logarithm in the points.
+        theory: The law's slope on log K_F.
+        has_control: Whether controls leave its unit unchanged; they change the unit of R̂.
     """
 
     name: str
@@ -87,7 +90,7 @@ RESPONSES = (
 
 
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
-    """Gate the arms, estimate the effects, and say what came out.
+    """Check the arms, estimate the effects, and return both with sentences on them.
 
     Args:
         table: One row per trial.
@@ -133,7 +136,7 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
 
 
 def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Add logarithms of losses on further test sets: seeds are averaged as logarithms."""
+    """Add logarithms of losses on further test sets, before seeds are averaged."""
     added = {}
     for condition in conditions:
         losses = _column(full, condition, "loss")
@@ -142,7 +145,7 @@ def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFr
 
 
 def _with_further_responses(points: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Add what is logged after seeds are averaged, of every further test set: error and R̂."""
+    """Add log error and log R̂ on every further test set, after seeds are averaged."""
     added = {}
     for condition in conditions:
         errors = 1.0 - _column(points, condition, "accuracy")
@@ -167,7 +170,7 @@ def further(column: str, condition: str) -> str:
 def _moved_shares(
     points: pd.DataFrame, gates: Sequence[Gate], bases: Mapping[str, str]
 ) -> dict[str, float]:
-    """Return the median share of the bases' test loss on the images that a condition moves."""
+    """Return the median share of the test loss that lies on the images a condition changes."""
     shares: dict[str, list[float]] = {"base": [], "condition": []}
     for gate in gates:
         condition = gate.arm.name
@@ -190,7 +193,7 @@ def _moved_shares(
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
-    """Judge an arm by its measures at the largest train size that it and its base have."""
+    """Check an arm by its measures at the largest train size that it shares with its base."""
     if base is None:
         return Gate(arm=arm, reason=f"world {arm.world} has no base")
     sharpness = _log_ratio(points, LABEL_SHARPNESS, arm.dataset, base)
@@ -217,7 +220,7 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 
 def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> float | None:
-    """Return the log ratio of a measure at the largest train size of both; None without one."""
+    """Return the log ratio of a measure at the largest common train size; None without one."""
     positive = points[points[column] > 0]
     means = positive.groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
     at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()
@@ -230,8 +233,9 @@ def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> fl
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Return the change of every logged response from base to arm.
 
-    A row per arm that counts, model and train size. If the base has the chance loss, nothing could
-    get worse; no other rows go, since choosing arms by their own loss would move it.
+    The table has a row per counted arm, model and train size. Rows whose base has at least the
+    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own loss,
+    which would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
@@ -251,7 +255,7 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 def _changes_of_arm(
     means: pd.DataFrame, gate: Gate, base: str, columns: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the changes of one arm at the models and train sizes that its base has too."""
+    """Return the changes of one arm at the models and train sizes that it shares with its base."""
     arm = gate.arm
     datasets = means.index.get_level_values(DATASET)
     of_arm = means[datasets == arm.dataset].droplevel(DATASET)
@@ -283,16 +287,16 @@ def _effects(
     *,
     on_training: bool,
 ) -> Iterator[Effect]:
-    """Yield the effects on a response, not judged yet.
+    """Yield the effects on a response, without intervals.
 
-    Pairs are averaged within an arm, and arms within a world, so that none outweighs another.
+    Values are averaged within an arm, then over the arms of a world, so all have equal weight.
 
     Args:
         changes: Changes from base to arm.
         response: The response.
-        of_bases: Points of the bases, whose exponents are shown.
-        bases: Base of each world.
-        on_training: Whether arms move training images alone.
+        of_bases: Points of the bases, for their exponents.
+        bases: World -> dataset name of its base.
+        on_training: Whether arms change training images alone.
     """
     of_sharpness = changes[changes["moves"] == "sharpness"]
     estimand = f"Δ log {response.name} / Δ log K_F"
@@ -316,7 +320,7 @@ def _effects(
 def _on_moved_tests(
     of_sharpness: pd.DataFrame, response: Response, estimand: str
 ) -> Iterator[Effect]:
-    """Yield the slopes of networks that are tested on moved images."""
+    """Yield the slopes of networks that are tested on changed images."""
     trained_ons: tuple[Images, ...] = ("base", "condition")
     for trained_on in trained_ons:
         column = f"{response.column}:{trained_on}"
@@ -326,7 +330,7 @@ def _on_moved_tests(
 
 
 def _exponent(of_bases: pd.DataFrame, response: Response, bases: Mapping[str, str]) -> Effect:
-    """Return the exponent of N times d within the bases that have two train sizes."""
+    """Return the exponent of N times d, within the bases that have two train sizes."""
     rows = of_bases.dropna(subset=[response.column, D_REFERENCE])
     num_sizes = rows.groupby([DATASET, MODEL])[TRAIN_SIZE].transform("nunique")
     rows = rows[num_sizes > 1]
@@ -357,7 +361,7 @@ def _slope(
     arm: str = "",
     images: tuple[Images, Images] = ("", ""),
 ) -> Effect:
-    """Return the slope of a logged response in each world, not judged yet."""
+    """Return the slope of a logged response in each world, without an interval."""
     is_at_chance = rows["at_chance"].astype(bool)
     is_without = rows[column].isna()
     used = rows[~is_at_chance & ~is_without]
@@ -385,7 +389,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
 
     Args:
         effect: The effect, with its value in each world.
-        shows: Classes that each world shows.
+        shows: World -> the classes that its images show.
     """
     if not effect.by_world:
         return effect
@@ -424,8 +428,9 @@ def _length(bounds: Interval) -> float:
 def _means_without_each_class(
     effect: Effect, values: Array, shows: Mapping[str, Sequence[str]]
 ) -> list[float]:
-    """Return the mean over the worlds that do not show a class, for every class without which any
-    is left.
+    """Return one mean for every class: over the worlds whose images do not show that class.
+
+    A class that all worlds show has no such mean.
     """
     names = {name for world in effect.by_world for name in shows[world]}
     means = []

@@ -1,4 +1,4 @@
-"""Records of an experiment: its arms, what the measures say of each, and what responses did."""
+"""Records of an experiment: its arms, their changes of K_F and d, and the effects on responses."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 InterveneOn = Literal["all", "training"]
 Images = Literal["", "base", "condition"]
 MOVED = float(np.log(2))
-"""An arm counts if log K_F moves by this much: K_F by a factor of two."""
+"""Smallest change of log K_F of an arm that counts: a factor of two in K_F."""
 MOVED_DIMENSION = float(np.log(1.25))
-"""The same of log d, which cannot be doubled as easily."""
+"""Smallest change of log d of an arm that counts; d is harder to double than K_F."""
 HELD = 0.05
-"""Largest change (log) of the property that an arm holds."""
+"""Largest change of the logarithm of the property that an arm should leave unchanged."""
 SMALL_SHARE = 0.5
-"""A slope whose interval lies within this share of the law's rate of 0 is smaller than half."""
+"""Share of the law's rate; a slope whose whole interval is closer to 0 is called small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One dataset of a world.
+    """One dataset of a world: its base or a condition.
 
     Attributes:
-        dataset: Its name.
-        world: The world.
-        moves: What it is meant to move.
+        dataset: Name of the dataset.
+        world: Name of the world.
+        moves: The property that it should change.
         name: Name of the condition, the same in all worlds.
         shows: Classes that its images show.
-        intervene_on: Whether all images are moved, or training images alone.
+        intervene_on: Whether all images are changed, or training images alone.
     """
 
     dataset: str
@@ -47,14 +47,14 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """The measures of one arm against its base.
+    """The check of one arm against its base.
 
     Attributes:
         arm: The arm.
-        sharpness_moved: Change of log K_F.
-        dimension_moved: Change of log d.
-        counts: Whether the arm moved what it should, and that alone.
-        reason: Why it does not count.
+        sharpness_moved: Change of log K_F from base to arm.
+        dimension_moved: Change of log d from base to arm.
+        counts: Whether the arm changed its property, and no other.
+        reason: Why the arm does not count.
     """
 
     arm: Arm
@@ -66,29 +66,29 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """The change of one response when one property moves, as a mean over worlds.
+    """The change of one response if one property changes, as a mean over worlds.
 
-    Interval and p-values are the wider and the larger ones of two: t over worlds, and a jackknife
-    over the classes that worlds share.
+    Two methods give an interval and p-values: t over worlds, and a jackknife over the classes that
+    worlds share. The wider interval and the larger p-values are stored.
 
     Attributes:
-        estimand: The number, in words.
+        estimand: The estimated number, in words.
         response: Name of the response.
-        arm: The condition; empty for all together.
-        theory: What the law says.
-        num_worlds: Worlds that the mean is over.
-        num_classes: Classes that the jackknife is over; 0 if there are too few for one.
-        value: The mean.
-        interval: 95 % interval.
-        p_zero: p-value of no effect.
-        p_theory: p-value of the law's value.
-        by_world: The value of each world.
-        num_cells: Pairs of equal model and N that entered.
-        num_at_chance: Pairs left out because their base has the chance loss or more.
-        num_without: Pairs left out because one side lacks the response (an error of 0).
-        trained_on: Images that the compared networks were trained on, if arms move training images
-            alone; else empty.
-        tested_on: The same of the images that they were tested on.
+        arm: Name of the condition; empty for all conditions together.
+        theory: The law's value of the number.
+        num_worlds: Number of worlds in the mean.
+        num_classes: Number of classes in the jackknife; 0 if they are too few for one.
+        value: The mean over worlds.
+        interval: 95 % interval of the mean.
+        p_zero: p-value against no effect.
+        p_theory: p-value against the law's value.
+        by_world: World -> its value.
+        num_cells: Number of pairs of arm and base, of equal model and N.
+        num_at_chance: Number of pairs left out because their base has at least the chance loss.
+        num_without: Number of pairs left out because a side lacks the response (an error of 0).
+        trained_on: Images on which the compared networks were trained; empty unless arms change
+            training images alone.
+        tested_on: Images on which they were tested; empty unless arms change training images alone.
     """
 
     estimand: str
@@ -110,12 +110,12 @@ class Effect:
 
     @property
     def told_from_zero(self) -> bool:
-        """True if the interval leaves 0 out: the response follows K_F, or moves against the law."""
+        """Whether the interval excludes 0."""
         return is_significant(0.0, self.interval)
 
     @property
     def smaller_than_half(self) -> bool:
-        """True if the whole interval lies within half the law's rate of 0."""
+        """Whether the whole interval is closer to 0 than half the law's rate."""
         if self.interval is None:
             return False
         bound = SMALL_SHARE * abs(self.theory)
@@ -124,7 +124,7 @@ class Effect:
 
     @property
     def in_units_of_the_law(self) -> Interval:
-        """The interval divided by the law's value: 1 is the law, and negative is against it."""
+        """The interval divided by the law's value: 1 agrees with the law, below 0 opposes it."""
         if self.interval is None or not self.theory:
             return -np.inf, np.inf
         low, high = sorted(bound / self.theory for bound in self.interval)
@@ -132,7 +132,7 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the law's direction; not adjusted for other responses."""
+        """The verdict on the law's direction, without correction for other responses."""
         if self.interval is None or self.p_zero is None or not self.theory:
             return "not testable"
         if not is_significant(self.p_zero, self.interval):
@@ -146,11 +146,11 @@ class Interventions:
     """The results of an experiment.
 
     Attributes:
-        gates: Gates of all arms.
+        gates: The checks of all arms.
         effects: Effects of the arms that count.
-        answer: The same in sentences.
-        moved_shares: Median share of the test loss of the bases' networks that lies on the images
-            which a condition moves: ``base`` as the base has them, ``condition`` as moved.
+        answer: Gates and effects in sentences.
+        moved_shares: Median share of the bases' test loss on the images that a condition changes:
+            ``base`` before the change, ``condition`` after it.
     """
 
     gates: tuple[Gate, ...]

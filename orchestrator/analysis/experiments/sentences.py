@@ -1,4 +1,4 @@
-"""The results of an experiment in sentences: gates, the rule for each slope, and controls."""
+"""Sentences on the results of an experiment: checked arms, slopes, and controls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from orchestrator.analysis.number_formats import interval, listing, number
 from search_spaces.errors import plural
 
 HALF = "half the law's rate"
+"""Words for the effect that the registered rule can exclude."""
 
 
 def experiment_answer(
     gates: Sequence[Gate], effects: Sequence[Effect], max_change_of_d: float
 ) -> str:
-    """Say what losses do when only K_F is moved, whichever way it came out.
+    """Return sentences on the arms that count, the effects of K_F, and the controls.
 
     Args:
-        gates: Gates of all arms.
-        effects: Effects of those that count.
+        gates: The checks of all arms.
+        effects: Effects of the arms that count.
         max_change_of_d: Largest change of log d of an arm that counts.
     """
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
@@ -38,7 +39,7 @@ def experiment_answer(
 
 
 def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]:
-    """Say what controls do, which change nothing that is learned."""
+    """Yield sentences on the controls, which change nothing that a network learns."""
     for effect in effects:
         if "controls" not in effect.estimand or effect.interval is None:
             continue
@@ -55,7 +56,7 @@ def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]
 
 
 def followed(effects: Sequence[Effect]) -> str:
-    """Say of every response whether it follows K_F when only that is moved."""
+    """Return whether each response follows K_F if only K_F changes, in sentences."""
     slopes = [e for e in effects if "Δ log K_F" in e.estimand and not e.arm]
     if any(effect.tested_on for effect in effects):
         return " ".join(_on_training(slopes))
@@ -63,7 +64,7 @@ def followed(effects: Sequence[Effect]) -> str:
 
 
 def _worlds(effect: Effect) -> str:
-    """Return the replicates of an effect."""
+    """Return the number of worlds of an effect, and of the classes that they share."""
     text = plural(effect.num_worlds, "world")
     if effect.num_classes:
         text += f" that share {effect.num_classes} classes"
@@ -71,7 +72,7 @@ def _worlds(effect: Effect) -> str:
 
 
 def _on_all_images(effect: Effect) -> str:
-    """Say whether a response follows K_F of training and test images together."""
+    """Return whether a response follows K_F of all images, as a sentence."""
     start = "When K_F is moved in training and test images, "
     worlds = _worlds(effect)
     if effect.interval is None:
@@ -87,12 +88,12 @@ def _on_all_images(effect: Effect) -> str:
 
 
 def _direction(effect: Effect) -> str:
-    """Return the direction that the law gives the response."""
+    """Return the law's direction of the response as K_F rises."""
     return "rises with it" if effect.theory > 0 else "falls as it rises"
 
 
 def _follows(effect: Effect) -> str:
-    """Compare an interval with no effect and with the law's rate."""
+    """Return how the response follows K_F, from its interval, 0 and the law's rate."""
     low, high = effect.in_units_of_the_law
     agrees = low <= 1 <= high
     if not effect.told_from_zero:
@@ -103,7 +104,7 @@ def _follows(effect: Effect) -> str:
 
 
 def _rate(effect: Effect, low: float, high: float) -> str:
-    """Say at which rate a response that moves follows, of the law's own."""
+    """Return the direction and the rate of an effect, compared with the law's rate."""
     if high < 0:
         return "moves against the law"
     direction = _direction(effect)
@@ -114,9 +115,7 @@ def _rate(effect: Effect, low: float, high: float) -> str:
 
 
 def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
-    """Say whether responses follow K_F of the training images alone, and what harder test images
-    do by themselves.
-    """
+    """Yield sentences on the effects of changed training images, and of changed test images."""
     for effect in slopes:
         about = f"{_worlds(effect)}, at least 3 with scatter needed"
         if effect.interval is not None:
@@ -138,7 +137,7 @@ def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
 
 
 def _registered_conclusion(effect: Effect) -> str:
-    """Return what the registered rule concludes of a slope on log K_F of the training images."""
+    """Return the conclusion of the registered rule on a slope on log K_F of training images."""
     if effect.interval is None:
         return "cannot be judged"
     if not effect.told_from_zero:

@@ -1,4 +1,4 @@
-"""Figures written to files and embedded in a page; equal figures are equal bytes."""
+"""Writing figures to files and into a page; the same figure always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from orchestrator.analysis.fits import ScalingFits
 from tasks.atomic import write_atomic
 
 MAX_SVG_POINTS = 2000
-"""More points make SVG too large to open at once; the figure is then a picture."""
+"""Largest number of points of an SVG figure; with more, it loads slowly and PNG is used."""
 PNG_DPI = 150
+"""Dots per inch of a PNG figure."""
 FORMER_DRAWINGS = ("d_repr_on_d_data",)
-"""Figures of earlier versions, which are removed."""
+"""File stems of figures of earlier versions, which are deleted."""
 NO_METADATA: dict[str, dict[str, None]] = {
     "png": dict.fromkeys(("Software",)),
     "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
     "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
 }
-"""Format -> entries that would make equal figures differ: dates and versions."""
+"""Format -> metadata that is left out: dates and versions would make equal figures differ."""
 SVG_ID = re.compile(r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)')
-"""Ids that matplotlib counts from 1 in each figure."""
+"""Ids that matplotlib numbers from 1 in each figure."""
 
 
 def write_figures(
     points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Draw every figure that has data, and remove earlier ones.
+    """Draw every figure that has data, and delete earlier files without data.
 
     Args:
-        points: The points.
+        points: The fitted points, a row each.
         fits: Their fits.
         folder: Folder of the files.
-        formats: Formats besides the one that the page embeds.
+        formats: Formats to write besides the one in the page.
 
     Returns:
-        File name, caption and drawing of each, for a page.
+        File name, caption and drawing of each figure, for a page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
@@ -78,7 +79,7 @@ def write_figures(
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """Return a figure as a file of a format: png, pdf or svg."""
-    # Laid out once, by hand: every save would do it again, and change nothing.
+    # The layout is computed once here: savefig would compute it again, with the same result.
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -89,7 +90,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def _embedded(data: bytes, kind: str, name: str) -> Markup:
-    """Return what the page embeds: SVG, whose points say what they are, or a picture."""
+    """Return the figure as HTML: SVG, whose points have links, or a PNG image."""
     if kind == "png":
         encoded = base64.b64encode(data).decode("ascii")
         return Markup(f'<img alt="" src="data:image/png;base64,{encoded}">')

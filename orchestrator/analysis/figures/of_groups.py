@@ -1,4 +1,4 @@
-"""A figure of any table that was fitted within and between its groups."""
+"""The figure of a user's table that was fitted within and between its groups."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from orchestrator.analysis.grouped_tables.design import LEVELS
 from orchestrator.analysis.grouped_tables.fit import GroupedFit
 
 MAX_VECTOR_POINTS = 2_000
-"""More points than this are drawn as a picture inside the figure."""
+"""Largest number of points drawn as vectors; more points are drawn as a bitmap in the figure."""
 
 
 def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
     """Draw the response over each column: rows colored by group, and both slopes.
 
     Args:
-        table: The rows that were fitted.
-        fit: Their fit.
+        table: The fitted rows.
+        fit: The fit of these rows.
     """
     design = fit.design
     codes = table.groupby(list(design.groups)).ngroup()
@@ -52,8 +52,8 @@ def _draw_slopes(
     Args:
         axes: The panel.
         rows: The column as ``x``, the response as ``y``.
-        codes: Group of each row.
-        fit: The fit.
+        codes: Number of the group of each row.
+        fit: The fit of these rows.
         name: Name of the column.
     """
     by_group = rows.groupby(codes)

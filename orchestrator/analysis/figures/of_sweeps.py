@@ -1,6 +1,7 @@
-"""The study's figures: each function draws one from points and fits, or returns None without data.
+"""The study's figures.
 
-A caption begins with what the figure shows.
+Each function draws one figure from points and fits, or returns None if they lack its data. The
+first sentence of a caption states the message of the figure.
 """
 
 from __future__ import annotations
@@ -63,12 +64,14 @@ DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pi
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
-"""Loss axes span at least this factor, so that scatter of a few per cent does not fill a panel."""
+"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on it."""
 MAX_COLORBAR_TICKS = 6
+"""Largest number of ticks on a color bar."""
 MAX_NAMED_PAIRS = 60
-"""Class pairs up to which dots have names; more names would cover each other."""
+"""Largest number of class pairs whose dots are labeled; more labels would overlap."""
 ACCURACY_LOST = "accuracy_lost"
-PAIRS_SHARE = "Pairs share classes, so dots are not independent; intervals count classes."
+"""Column of the accuracy that attacks cost, in percentage points."""
+PAIRS_SHARE = "Pairs share classes, so dots are not independent. Intervals are over classes."
 """Sentence of a caption whose dots are class pairs."""
 ADDRESS_TITLES = {
     D_DATA_MLE: "d_data",
@@ -77,7 +80,7 @@ ADDRESS_TITLES = {
 }
 """Column -> its title in the address of a drawn point."""
 ADDRESS_COLUMNS = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, *ADDRESS_TITLES]
-"""Columns that the address of a drawn point is made of."""
+"""Columns in the address of a drawn point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class Drawn:
 
     Attributes:
         figure: The figure.
-        caption: Its message first, then how to read it.
+        caption: The message of the figure, then how to read it.
     """
 
     figure: Figure
@@ -94,7 +97,7 @@ class Drawn:
 
 
 def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
-    """Give drawn points addresses, by which the page finds their trials and says what they are."""
+    """Set the link of each drawn point; the page uses it to show the trials of the point."""
     addresses = []
     for row in rows.reindex(columns=ADDRESS_COLUMNS).itertuples(index=False):
         address = dict(zip(ADDRESS_COLUMNS, row, strict=True))
@@ -111,7 +114,10 @@ def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
 
 
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw bars of d_data and K_F by dataset, sorted within domain; one dataset gives no figure."""
+    """Draw bars of d_data and K_F by dataset, sorted within domain.
+
+    Returns None for one dataset.
+    """
     cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE])
     properties = {
         D_DATA_MLE: (DIMENSION_LABEL, _d_data_of),
@@ -138,8 +144,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     return Drawn(
         figure,
-        "How the datasets differ in intrinsic dimension and label sharpness. Bars are the numbers "
-        "of the summary; error bars run over train sizes and class pairs.",
+        "Intrinsic dimension and label sharpness of the datasets. Bars show the numbers of the "
+        "summary. Error bars show the range over train sizes and class pairs.",
     )
 
 
@@ -177,7 +183,10 @@ def _bars(axes: Axes, cells: pd.DataFrame, name: str, means: dict[str, float | N
 
 
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against d_data, one panel per model, colored by N; one d gives no figure."""
+    """Draw test loss against d_data, one panel per model, colored by N.
+
+    Returns None if all points have the same d_data.
+    """
     rows = points.dropna(subset=[LOG_LOSS, D_DATA_MLE])
     models = sorted(rows[MODEL].unique())[:MAX_PANELS]
     if rows[D_DATA_MLE].nunique() < 2:
@@ -222,13 +231,16 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     frame(figure, DIMENSION_LABEL, LOSS_LABEL, handles)
     return Drawn(
         figure,
-        "How the loss goes with intrinsic dimension at each train size. Both change with N: "
-        "compare points of one color.",
+        "Test loss by intrinsic dimension, at each train size. Both change with N, so compare "
+        "points of one color.",
     )
 
 
 def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against N, a panel per dataset and a line per model; one N gives no figure."""
+    """Draw test loss against N, a panel per dataset and a line per model.
+
+    Returns None for one train size.
+    """
     rows = points.dropna(subset=[LOG_LOSS])
     pairs = rows[[DOMAIN, DATASET]].drop_duplicates()
     in_order = pairs.sort_values([DOMAIN, DATASET])
@@ -257,16 +269,16 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         _loss_axis(axes, of_dataset[TEST_LOSS])
         axes.set_title(str(dataset), color=DOMAIN_COLORS[domain])
     handles = mark_handles(marks, marks, "-")
-    caption = "How the loss falls with the number of training images."
+    caption = "Test loss by the number of training images."
     if has_slope:
         label = "predicted slope\n−1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
         caption += (
-            " A dashed line has the slope −1/d_data of the law's bound; its height is not "
-            "predicted."
+            " A dashed line has the slope −1/d_data of the law's bound. The law does not predict "
+            "its height."
         )
     frame(figure, SIZE_LABEL, LOSS_LABEL, handles)
-    return Drawn(figure, f"{caption} Class pairs and seeds are averaged.")
+    return Drawn(figure, f"{caption} Points are means over class pairs and seeds.")
 
 
 def _curves(axes: Axes, curves: pd.DataFrame, marks: dict[str, Mark]) -> None:
@@ -310,7 +322,7 @@ def _loss_axis(axes: Axes, losses: pd.Series) -> None:
 def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Draw accuracy lost to attacks against δ, a dot per class pair and network at the largest N.
 
-    Only tables of class pairs of one dataset get this figure.
+    Returns None unless the table has the class pairs of one dataset.
     """
     if not fits.class_pairs:
         return None
@@ -344,15 +356,15 @@ def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     size = int(rows[TRAIN_SIZE].iloc[0])
     return Drawn(
         figure,
-        f"How much accuracy is lost to {attack_in_words(fits)}, by the distance δ between two "
-        f"classes. One dot per class pair and network, all at N = {size:,}. {PAIRS_SHARE}",
+        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. There "
+        f"is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
     )
 
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Draw the loss gained by each attack against K_F, a panel per attack and epsilon.
 
-    An attack whose points all have one K_F gets no panel.
+    An attack has no panel if K_F is the same at all its points.
     """
     has_sharpness = points[LABEL_SHARPNESS].notna()
     points_with_sharpness = points[has_sharpness]
@@ -396,15 +408,15 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             axes.axhline(0, color=GREY, linewidth=0.8)
     handles = mark_handles(marks, points[DATASET])
     frame(figure, SHARPNESS_LABEL, "loss gained by the attack (nat)", handles)
-    caption = "How much an attack raises the loss, by label sharpness."
+    caption = "Loss gained by an attack, by label sharpness."
     if fits.class_pairs:
-        caption += f" One dot per class pair, network and N. {PAIRS_SHARE}"
+        caption += f" There is one dot per class pair, network and N. {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
-        caption += " One dataset: K_F differs only through N, so a trend shows N and not K_F."
+        caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:
         caption += (
-            " r is over dataset effects at equal model and train size, within domains, of all "
-            "models. Its 95 % interval is for each panel alone, so r is exploratory."
+            " r is the correlation over datasets at equal model and train size, within domains, "
+            "over all models. Its 95 % interval is for one panel alone, so r is exploratory."
         )
     return Drawn(figure, caption)
 
@@ -416,4 +428,4 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_d_data": loss_on_d_data,
     "dataset_properties": dataset_properties,
 }
-"""File stem -> drawing, in the order of the report; the first two are the key ones."""
+"""File stem -> drawing function, in the order of the report; the page shows the first two open."""

@@ -1,7 +1,7 @@
-"""Colors, panels and axes that all figures share.
+"""Colors, panels and axes of all figures.
 
-Colors are safe for color-blind readers. A domain has the same colors in every figure, and every
-dataset its own marker.
+Color-blind readers can distinguish the colors. A domain has the same colors in every figure, and
+every dataset has its own marker.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ MARKERS = "os^DvPX<>hp*"
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
 """Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
 MAX_PANELS = 12
-"""More panels are unreadable; the tables have the rest."""
+"""Largest number of panels of a figure; the tables show the data of further panels."""
 MAX_LINEAR_FACTOR = 30.0
-"""Values that span more than this factor get a logarithmic axis."""
+"""Factor between largest and smallest value above which an axis is logarithmic."""
 LEGEND_WIDTH = 1.5
-"""Inches beside the panels, for the legend."""
+"""Width of the legend beside the panels, in inches."""
 SINGLE_PANEL_WIDTH = 1.5
-"""A single panel is this much wider, or its legend would be as large as the plot."""
+"""Factor on the width of a single panel, which would be as small as its legend otherwise."""
 SINGLE_PANEL_HEIGHT = 1.3
-"""The same of its height."""
+"""Factor on the height of a single panel."""
 MAX_LINEAR_TICKS = 5
-"""Ticks of a linear axis: numbers of K_F are long."""
+"""Largest number of ticks on a linear axis: the numbers of K_F are long."""
 MIN_GAP_OF_TICKS = 0.19
 """Smallest distance of two train sizes on an axis, as a share of its length."""
 STYLE: dict[Any, Any] = {
@@ -82,7 +82,7 @@ STYLE: dict[Any, Any] = {
     # A name with dollars is a name, not a formula.
     "text.parse_math": False,
 }
-"""Applied while drawing only."""
+"""Matplotlib settings that are used only while figures are drawn."""
 Mark = tuple[str, str]
 """Color and marker of one dataset or model."""
 AnyAxis = XAxis | YAxis
@@ -118,8 +118,8 @@ def panels(
         num: Number of panels.
         width: Width of a panel in inches.
         height: Height of a panel in inches.
-        most_columns: Panels in a row.
-        share: Whether all have the same axes.
+        most_columns: Largest number of panels in a row.
+        share: Whether all panels have the same axes.
     """
     num_columns = min(most_columns, max(1, num))
     num_rows = ceil(max(1, num) / num_columns)
@@ -143,7 +143,7 @@ def frame(figure: Figure, x: str, y: str, handles: Sequence[Line2D]) -> None:
     Args:
         figure: The figure.
         x: Quantity and unit of the x axes.
-        y: The same of the y axes.
+        y: Quantity and unit of the y axes.
         handles: Entries of the legend.
     """
     figure.supxlabel(x, fontsize=9)
@@ -154,7 +154,7 @@ def frame(figure: Figure, x: str, y: str, handles: Sequence[Line2D]) -> None:
 def mark_handles(
     marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
 ) -> list[Line2D]:
-    """Return legend entries for what is drawn."""
+    """Return legend entries for the marks whose names are present."""
     present_names = set(present)
     marker_size = 6 if line == "none" else 3.5
     handles = []
@@ -176,10 +176,10 @@ def spans_much(values: pd.Series) -> bool:
 
 
 def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
-    """Write plain numbers on an axis, without a common factor; logarithmic if values span much.
+    """Format an axis with plain numbers; make it logarithmic if its values span a large factor.
 
-    Values of which some are negative or 0 get a symmetric logarithmic axis, which is linear up to
-    the smallest positive one that matters.
+    If some values are negative or 0, the logarithmic axis is symmetric around 0. It is linear up to
+    the first quartile of the absolute values.
     """
     if spans_much(values):
         log_ticks(axis, values)
@@ -197,18 +197,18 @@ def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
 
 def _plain_number(value: float, _: int | None) -> str:
-    """Return a tick's number as text, small ones in decimals: one notation an axis."""
+    """Return the number of a tick as text, without powers of ten for small numbers."""
     if 0 < abs(value) < SMALL:
         return np.format_float_positional(value, precision=3, fractional=False, trim="-")
     return number(value)
 
 
 def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
-    """Make an axis logarithmic, with plain numbers and enough of them.
+    """Make an axis logarithmic, with ticks at plain numbers.
 
     Args:
         axis: The axis.
-        values: What is drawn on it: below a decade more ticks are set.
+        values: The drawn values; if they span less than a decade, more ticks are set.
     """
     positive = values[values > 0]
     decades = 1.0
@@ -224,7 +224,7 @@ def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
 
 def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
-    """Put the train sizes themselves on a logarithmic x axis, leaving out those that collide."""
+    """Set ticks at the train sizes on a logarithmic x axis, except where labels would overlap."""
     span = np.log(sizes[-1] / sizes[0])
     ticks = [sizes[0]]
     for size in sizes[1:]:
@@ -235,7 +235,7 @@ def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 def _ticks(axis: AnyAxis, locator: Locator) -> None:
-    """Make an axis logarithmic with ticks at the locator's places."""
+    """Make an axis logarithmic, with ticks at the positions of a locator."""
     _set_scale(axis, "log")
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(_plain_number))
@@ -244,5 +244,5 @@ def _ticks(axis: AnyAxis, locator: Locator) -> None:
 
 
 def _set_scale(axis: AnyAxis, scale: str | ScaleBase) -> None:
-    """Set the scale of an axis, which its panel does by the axis' name."""
+    """Set the scale of an axis through its panel, which needs the name of the axis."""
     axis.axes.set(**{f"{axis.axis_name}scale": scale})

@@ -80,7 +80,7 @@ def _limits(slope: Slope) -> str:
     if not slope.is_significant and slope.interval is not None and slope.detectable:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
-            f"data. At the verdict's level of {per_cent_of(slope.test_level)}, 80 of 100 such "
+            f"data. At a significance level of {per_cent_of(slope.test_level)}, 80 of 100 such "
             f"studies would detect a slope of {number(slope.detectable)}."
         )
     group = slope.most_influential

@@ -1,1 +1,1 @@
-"""A results table: read, checked, and reduced to the points that are fitted."""
+"""Reading and checking results tables, and averaging their trials to points."""

@@ -1,8 +1,9 @@
-"""Chance level: which losses are no better than chance, and which networks are over-confident.
+"""Chance level: losses near that of guessing, and over-confident networks.
 
-A network that learned nothing of n classes has the chance loss, ln n nat. A loss of at least 0.8
-ln n is *at chance level*, unless the same network's accuracy or AUROC is well above chance: it then
-learned, and is *over-confident*, since its wrong answers are as sure as its right ones.
+A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at chance
+level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above chance. If
+accuracy or AUROC is well above chance, the network has learned something and is *over-confident*:
+its wrong predictions are as sure as its right ones.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import numpy as np
 import pandas as pd
 
 AT_CHANCE_SHARE = 0.8
-"""A loss is at chance level from this share of the chance loss on."""
+"""Smallest share of the chance loss at which a loss is at chance level."""
 LEARNED_ACCURACY = 1 / 3
-"""Share of the way from chance to a perfect accuracy from which on a network has learned: three
-standard errors of chance with two classes and 100 test images."""
+"""Smallest accuracy of a network that has learned, as a share of the way from chance to 100 %.
+With two classes and 100 test images it is three standard errors above chance."""
 LEARNED_AUC = 0.75
-"""AUROC from which on a network has learned: halfway from chance to a perfect one."""
+"""Smallest AUROC of a network that has learned: halfway from chance to 1."""
 UNKNOWN_NUM_CLASSES = 2.0
-"""Classes of a table that does not say how many: the study's tasks have two."""
+"""Number of classes if a table does not contain it: the study's tasks have two."""
 
 
 def chance_loss(num_classes: Any) -> Any:
-    """Return the loss of chance, ln n nat; of two classes where n is not known.
+    """Return the chance loss, ln n nat; for unknown n, that of two classes.
 
     Args:
-        num_classes: A number, or a column of them; None, NaN and 0 are not known.
+        num_classes: A number or a column of numbers; None, NaN and 0 mean unknown.
     """
     if isinstance(num_classes, pd.Series):
         counts = num_classes.astype(float)
@@ -37,7 +38,7 @@ def chance_loss(num_classes: Any) -> Any:
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
-    """Return whether accuracy or AUROC is well above chance; unknown ones are not."""
+    """Return whether accuracy or AUROC is well above chance; an unknown value is not."""
     chance = np.exp(-chance_loss(num_classes))
     is_accurate = accuracy >= chance + LEARNED_ACCURACY * (1 - chance)
     return is_accurate | (auc >= LEARNED_AUC)
@@ -46,13 +47,13 @@ def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
 def is_at_chance_level(
     loss: float, num_classes: Any = None, *, accuracy: Any = None, auc: Any = None
 ) -> bool:
-    """Return whether a test loss (nat) is no better than chance, and the network learned nothing.
+    """Return whether a network is at chance level.
 
     Args:
         loss: Test loss in nat.
-        num_classes: Classes of the task; two if not known.
-        accuracy: Test accuracy, if known.
-        auc: Area under the ROC curve, if known.
+        num_classes: Number of classes; two if it is unknown.
+        accuracy: Test accuracy, a share; None if it is unknown.
+        auc: Area under the ROC curve; None if it is unknown.
     """
     return _loss_is_at_chance(loss, num_classes) and not _learned(accuracy, auc, num_classes)
 
@@ -60,7 +61,7 @@ def is_at_chance_level(
 def is_over_confident(
     loss: float, num_classes: Any = None, *, accuracy: Any = None, auc: Any = None
 ) -> bool:
-    """Return whether a loss is at chance level although accuracy or AUROC is well above chance."""
+    """Return whether a loss is that high although accuracy or AUROC is well above chance."""
     return _loss_is_at_chance(loss, num_classes) and _learned(accuracy, auc, num_classes)
 
 
@@ -75,10 +76,10 @@ def _learned(accuracy: Any, auc: Any, num_classes: Any) -> bool:
 
 
 def reaches(shares: pd.Series, share: float = AT_CHANCE_SHARE) -> pd.Series:
-    """Return which losses reach a share of the chance loss; missing ones do not.
+    """Return which losses are at least a share of the chance loss; missing losses are not.
 
     Args:
-        shares: Logarithms of the share of the chance loss.
-        share: The share.
+        shares: Logarithm of each loss divided by its chance loss.
+        share: The share of the chance loss.
     """
     return pd.Series(shares >= np.log(share))

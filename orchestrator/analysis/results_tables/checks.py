@@ -1,4 +1,4 @@
-"""Checks of a results table that may come from anybody, and its values made numbers."""
+"""Checks of a results table from any source, and conversion of its values to numbers."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from search_spaces.errors import DataError, plural
 from tasks.trials.records import TrialStatus
 
 LARGEST_VALUE = 1e50
-"""Larger values stand for infinity: MLflow stores it as 1.797e308, and nothing measured comes near.
-The square of this bound is still a number."""
+"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value is
+near the bound, and its square is still a finite number."""
 DIVERGED = "diverged (loss stopped being a finite number)"
 POSITIVE_MEASURES = ("d_data_", "label_sharpness")
-"""Beginnings of measures that are positive by what they mean."""
+"""Beginnings of the names of measures that are positive by definition."""
 MISSING_TEXTS = ("", "nan", "none")
-"""Texts that stand for a missing number, in lower case."""
+"""Texts that mean a missing number, in lower case."""
 CELL_COLUMNS = (MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, SEED, DATA_MODE)
-"""Columns that name a trial of one recipe."""
+"""Columns that identify a trial of one recipe."""
 MAX_NAMED = 5
-"""Names that a message lists."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """A number of rows, or stored values, that were left out, and why."""
+    """A number of rows, or stored values, that were excluded, with the reason."""
 
     reason: str
     count: int
 
     def __str__(self) -> str:
-        """Return it as a line."""
+        """Return the reason and the number."""
         return f"{self.reason}: {self.count:,}"
 
 
@@ -62,7 +62,7 @@ def check_values(table: pd.DataFrame) -> None:
     """Check names, statuses and train sizes.
 
     Raises:
-        DataError: If a row has no name, an unknown status, or a part of an image as train size.
+        DataError: If a row lacks a name, has an unknown status or a fractional train size.
     """
     _check_names(table)
     _check_statuses(table)
@@ -131,13 +131,13 @@ def _is_blank(value: Any) -> bool:
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Check a table, add the columns that it lacks, and make stored infinities missing.
+    """Check a table, add its missing columns, and replace stored infinities by NaN.
 
     Returns:
         The table sorted by ``trial_id``, and the number of unusable values by column.
 
     Raises:
-        DataError: If the table lacks a column or contradicts itself.
+        DataError: If a required column is missing, or its values contradict each other.
     """
     _check_columns(table)
     check_values(table)
@@ -151,8 +151,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
             absent[column.name] = "" if column.kind == "text" else np.nan
     full = full.assign(**absent)
     texts = [name for name in full.columns if name in TEXT_COLUMNS]
-    # As objects: every look at one of pandas' own string columns is a call into Arrow, and fits
-    # take thousands.
+    # Texts are stored as objects: each access to a pandas string column calls Arrow, and fits
+    # access these columns thousands of times.
     filled = full[texts].astype(object).where(full[texts].notna(), "")
     full[texts] = filled.astype(str).astype(object)
     full.loc[full[STATUS] == "", STATUS] = DONE
@@ -164,7 +164,7 @@ def _check_columns(table: pd.DataFrame) -> None:
     if missing:
         raise DataError(
             f"The results table has no column {', '.join(missing)}",
-            hint="Add what is missing; docs/results-columns.md describes every column",
+            hint="Add the missing columns, which docs/results-columns.md describes",
         )
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     if repeated:
@@ -214,7 +214,7 @@ def _check_accuracies(table: pd.DataFrame) -> None:
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that did not diverge, and how many trials and values that left out."""
+    """Return the trials that did not diverge, and the numbers of excluded trials and values."""
     check_values(table)
     statuses = table.get(STATUS, pd.Series("", table.index)).fillna("")
     is_done = statuses.isin([DONE, ""])
@@ -226,7 +226,7 @@ def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion,
 
 
 def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
-    """Name models by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
+    """Add the recipe settings that vary to model names: ``vgg13 (learning_rate=0.0003)``."""
     if RECIPE not in table:
         return table
     changes = [_changes_of(recipe) for recipe in table[RECIPE].fillna("")]
@@ -243,7 +243,7 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changes_of(recipe: str) -> dict[str, str]:
-    """Return what a recipe's name says: its base, and the settings that it changes."""
+    """Return the base and the changed settings in the name of a recipe."""
     changes = {}
     for text in f"recipe={recipe}".split("+"):
         if "=" in text:
@@ -253,7 +253,7 @@ def _changes_of(recipe: str) -> dict[str, str]:
 
 
 def _varied(recipes: Iterable[dict[str, str]]) -> set[str]:
-    """Return the settings that are not the same in all recipes."""
+    """Return the settings whose values differ between recipes."""
     of_cell = list(recipes)
     names = {name for changes in of_cell for name in changes}
     varied = set()
@@ -270,9 +270,7 @@ def _label(changes: dict[str, str], names: Iterable[str]) -> str:
 
 
 def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Make every measured column one of numbers; what stands for none becomes missing, and is
-    counted.
-    """
+    """Convert measured columns to numbers; unusable values become NaN and are counted."""
     exclusions = []
     for name in full.columns:
         (column,) = describe([name])
@@ -290,7 +288,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
-    """Return a column as float64, and which of its values are unusable, by reason."""
+    """Return a column as float64, and for each reason, which of its values are unusable."""
     name = str(cells.name)
     values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
     is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)

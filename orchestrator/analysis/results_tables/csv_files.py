@@ -1,8 +1,8 @@
-"""Results tables as CSV files, safe to open in a spreadsheet and read back unchanged.
+"""Results tables as CSV files that are safe in a spreadsheet and are read back unchanged.
 
-A text cell that begins with =, +, - or @ is a formula to a spreadsheet. Such cells get a leading
-apostrophe (OWASP, "CSV Injection"), which reading takes off again; so does a cell that begins with
-an apostrophe itself.
+A spreadsheet treats a text cell that begins with =, +, - or @ as a formula. Writing puts an
+apostrophe in front of such cells (OWASP, "CSV Injection"), and reading removes it. Cells that begin
+with an apostrophe get another one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from orchestrator.results.columns import TEXT_COLUMNS
 from search_spaces.errors import DataError
 
 RISKY_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+"""First characters of cells that get an apostrophe."""
 
 
 def escape_cell(value: object) -> object:
-    """Return a cell made safe for a spreadsheet; anything but risky text is returned as it is."""
+    """Return a cell that is safe in a spreadsheet: with an apostrophe if it needs one."""
     if isinstance(value, str) and value.startswith(RISKY_STARTS):
         return f"'{value}"
     return value
 
 
 def unescape_cell(value: object) -> object:
-    """Undo :func:`escape_cell`."""
+    """Return the cell before :func:`escape_cell`."""
     if not isinstance(value, str) or not value.startswith("'"):
         return value
     text = value[1:]
@@ -36,7 +37,7 @@ def unescape_cell(value: object) -> object:
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """Return a table as CSV, every number in full precision and every risky text escaped."""
+    """Return a table as CSV, with numbers in full precision and escaped texts."""
     safe = table.rename(columns=escape_cell)
     for position, dtype in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
@@ -46,7 +47,7 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as :func:`csv_text`; return the path."""
+    """Write a table as CSV, as :func:`csv_text` returns it, and return the path."""
     path.write_text(csv_text(table), encoding="utf-8", newline="")
     return path
 
@@ -55,7 +56,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read a table that :func:`write_csv` wrote; empty text stays empty.
 
     Raises:
-        DataError: If the file is missing or is no CSV table.
+        DataError: If the file is missing, or is not a CSV table.
     """
     try:
         table = _read(path)

@@ -32,19 +32,19 @@ class DatasetSummary:
     """A summary of one dataset.
 
     Attributes:
-        dataset: Its name.
-        domain: Natural or medical.
-        num_trials: Its trials.
-        train_sizes: Their train sizes.
-        d_data: d_data at the largest N.
-        label_sharpness: K_F, a mean over train sizes and class pairs.
-        image_size: Side in pixels; 0 if it has several, None if none is recorded.
-        channels: Channels, in the same way.
-        num_classes: Classes, in the same way.
+        dataset: Name of the dataset.
+        domain: ``natural`` or ``medical``.
+        num_trials: Number of trials.
+        train_sizes: Train sizes of the trials.
+        d_data: Intrinsic dimension at the largest N.
+        label_sharpness: K_F, averaged over train sizes and class pairs.
+        image_size: Side of the images in pixels; 0 if several, None if unknown.
+        channels: Number of channels; 0 if several, None if unknown.
+        num_classes: Number of classes; 0 if several, None if unknown.
         loss: Geometric mean of the test loss over models at the largest N, in nat.
-        accuracy: Mean accuracy there.
-        auc: Mean AUROC there.
-        loss_gain: What ``attack`` adds to the loss there, in nat.
+        accuracy: Mean test accuracy at the largest N, a share.
+        auc: Mean AUROC at the largest N.
+        loss_gain: Mean loss gained by ``attack`` at the largest N, in nat.
         attack: The strongest attack up to 8/255.
     """
 
@@ -116,7 +116,7 @@ def _strongest_attack(points: pd.DataFrame) -> Any:
 
 
 def _number_of(numbers: pd.Series, dataset: Any) -> float | None:
-    """Return the number of a dataset; None if it has none, or NaN."""
+    """Return the number of a dataset; None if it is missing or NaN."""
     value = numbers.get(dataset, np.nan)
     if np.isnan(value):
         return None
@@ -124,7 +124,7 @@ def _number_of(numbers: pd.Series, dataset: Any) -> float | None:
 
 
 def _single(values: pd.Series) -> int | None:
-    """Return the one value that there is; 0 for several, None for none."""
+    """Return the only value; 0 if there are several, None if there is none."""
     if values.isna().all():
         return None
     if values.nunique() > 1:

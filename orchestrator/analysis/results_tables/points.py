@@ -36,21 +36,21 @@ from orchestrator.results.columns import (
 LOG_LOSS = "log_loss"
 LOG_ERROR = "log_error"
 OF_CHANCE_LOSS = "of_chance_loss"
-"""Logarithm of the share that a loss has of the chance loss."""
+"""Logarithm of the loss divided by the chance loss."""
 AT_CHANCE_LEVEL = "at_chance_level"
-"""Indicator, 1 or 0, of a loss at chance level."""
+"""1 for a point at chance level, else 0."""
 LOG_TRAIN_SIZE = "log_train_size"
 D_REFERENCE = "d_reference"
-"""d_data at the largest train size of the dataset and class pair: the estimate grows with N."""
+"""d_data at the largest train size of the dataset and class pair; estimates grow with N."""
 INVERSE_D = "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
 CELL = "cell"
-"""Code of what must be equal for two points to be compared: model, train size and data mode."""
+"""Number of a group of comparable points: equal model, train size and data mode."""
 CURVE = "curve"
-"""Code of one curve over N: a model on one dataset and class pair."""
+"""Number of a curve over N: one model on one dataset and class pair."""
 WEIGHT = "weight"
-"""Weight of a point; the class pairs of a dataset count together as one."""
+"""Weight of a point; the weights of a dataset's class pairs add to one."""
 SEED_STD = "seed_std"
 
 WORDS = {
@@ -73,19 +73,19 @@ WORDS = {
     LOG_SHARPNESS: "log K_F",
     IS_MEDICAL: "the domain label",
 }
-"""Column -> what it is called in text."""
+"""Column -> its name in text."""
 POOLED = "pooled"
 """All models together, each with its own intercept."""
 ALL = "all"
 """Both domains together."""
 SUBSET = [DATASET, CLASS_PAIR, DATA_MODE]
-"""Columns that name what a network was trained on."""
+"""Columns that identify the training images of a network."""
 POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
-"""Columns that name a point: its trials differ in their seed alone."""
+"""Columns that identify a point; its trials differ only in their seed."""
 
 
 def given(terms: Sequence[str], name: str) -> str:
-    """Return which other terms a coefficient holds equal, as ``, given 1/d``; empty for none."""
+    """Return the other terms of a fit as ``, given 1/d``; empty if there are none."""
     held_equal = [WORDS[term].removeprefix("log ") for term in terms if term != name]
     if not held_equal:
         return ""
@@ -99,9 +99,9 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         full: A checked table, one row per trial.
 
     Returns:
-        A row per model, dataset, class pair and train size, losses averaged as logarithms; and how
-        many trials have no loss to fit, each under its first reason. Those that finished stay, for
-        their other numbers.
+        A row per model, dataset, class pair and train size, with losses averaged as logarithms. And
+        the numbers of trials without a usable loss, by their first reason. Finished trials of
+        these stay in the table for their other numbers.
     """
     unusable = {
         DIVERGED: full[STATUS] != DONE,
@@ -132,7 +132,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
-    """Add what fits regress on, and the codes by which points are compared."""
+    """Add the regressors of the fits, and the numbers of comparable groups and curves."""
     num_pairs = points.groupby([MODEL, DATASET, TRAIN_SIZE])[CLASS_PAIR].transform("size")
     sharpness = points[LABEL_SHARPNESS]
     errors = 1.0 - points[TEST_ACCURACY]
@@ -153,7 +153,7 @@ def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
         D_REFERENCE: reference,
         INVERSE_D: 1.0 / reference,
     }
-    # Copied: added columns lie apart in memory, and every selection of rows would pay for it.
+    # Copying makes the added columns contiguous in memory, which speeds up selecting rows.
     return points.assign(**added).copy()
 
 
@@ -163,7 +163,7 @@ def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET)
     Args:
         points: Rows with a train size.
         name: Column of the measure.
-        by: Columns that name what it is a measure of.
+        by: Columns that identify the measured images.
     """
     keys = list(by)
     measured = points[points[name] > 0]
@@ -176,7 +176,7 @@ def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET)
 
 
 def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
-    """Return the points of one model (or all of them, pooled) and one domain (or both)."""
+    """Return the points of one model, or of all, and of one domain, or of both."""
     rows = points
     if model != POOLED:
         rows = rows[rows[MODEL] == model]
@@ -186,7 +186,7 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
 
 
 def sums_of(points: pd.DataFrame, column: str) -> Sums:
-    """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
+    """Return sums per dataset for the slope of ``column`` on −log N / d within curves."""
     log_size = points[LOG_TRAIN_SIZE].to_numpy(dtype=float)
     d_data = points[D_REFERENCE].to_numpy(dtype=float)
     fall = -log_size / d_data

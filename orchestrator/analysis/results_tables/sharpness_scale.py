@@ -1,4 +1,4 @@
-"""The image scale on which K_F was measured, and whether values of datasets may be compared."""
+"""The image scale of each K_F, and the decision whether K_F may be compared over datasets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from search_spaces.errors import plural
 Policy = Literal["refuse", "ignore"]
 """Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
-"""The short reason of every refusal; the scale's note names the scales."""
+"""Reason of a refused fit. The note of the scale lists the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"
 UNRECORDED = "unrecorded"
 SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
@@ -33,8 +33,8 @@ class SharpnessScale:
     Attributes:
         comparable: Whether K_F is compared over datasets.
         policy: What to do about unequal scales.
-        note: A sentence about them; empty if there is one scale.
-        scales: Each scale with its datasets.
+        note: A sentence on unequal or unknown scales; empty if there is one scale.
+        scales: Each scale as text, with its datasets.
     """
 
     comparable: bool
@@ -44,7 +44,7 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Return whether K_F may be compared: it depends on pixel range, side and channels.
+    """Return the scales of K_F, which depends on pixel range, image size and channels.
 
     Args:
         table: One row per trial.
@@ -65,15 +65,17 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     if len(scales) > 1 and policy == "refuse":
         note = (
             f"{UNEQUAL_SCALES} ({names}), so fits that compare it over datasets are refused. "
-            "Measure at one size and channel count."
+            "Measure all datasets at one image size and number of channels."
         )
     elif len(scales) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands. More pixels or channels alone make "
-            f"it smaller: {names}."
+            "K_F is compared over unequal scales as it stands. With more pixels or channels, K_F "
+            f"is smaller: {names}."
         )
     elif measured[SCALE_COLUMNS].isna().any(axis=None):
-        note = "The scale of K_F is not fully recorded; it is taken to be one."
+        note = (
+            "The scale of K_F is not fully recorded. It is assumed to be the same for all datasets."
+        )
     return SharpnessScale(
         comparable=len(scales) <= 1 or policy == "ignore",
         policy=policy,
@@ -86,7 +88,7 @@ def spell_scale(key: object) -> str:
     """Return the scale of a K_F as text.
 
     Args:
-        key: Pixel range, side in pixels and channels; NaN where one is not recorded.
+        key: Pixel range, side in pixels and number of channels; NaN for an unrecorded value.
     """
     pixel_range, side, channels = np.asarray(key, dtype=float).tolist()
     parts = [f"{UNRECORDED} size", f"{UNRECORDED} channels", f"{UNRECORDED} range"]

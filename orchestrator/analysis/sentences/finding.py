@@ -1,4 +1,4 @@
-"""A finding: a question with its verdict, and the parts of sentences that all findings share."""
+"""A finding is a question with its verdict and its answer; parts of sentences of all findings."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from search_spaces.errors import plural
 FindingVerdict = Verdict | Literal["described"]
 """A verdict, or ``described``: numbers that are shown and not tested."""
 ASKED_AFTER_SEEING = (
-    "This question was put after these images had been looked at. The answer shows the relation, "
-    "and does not confirm it."
+    "This question was asked after seeing these images, so the answer confirms nothing."
 )
 """Sentence on an answer whose question came after the data."""
+NO_RELATION = "No relation was detected."
+"""First sentence of an undecided answer whose interval includes the null value."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
     "slower": "one-sided for a slower fall",
 }
-"""On which side of the null value a result counts, in words."""
+"""Side of the null value on which a result counts -> its words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +44,13 @@ class Finding:
 
     Attributes:
         question: The question as a person asks it.
-        verdict: What the table says to it.
-        sentences: The answer in short: what was found, how sure it is, what would tell more.
-        details: Further sentences, on the page alone.
-        notes: What a reader has to know beside the answer.
+        verdict: The table's verdict on the question.
+        sentences: The answer in one or two lines: the estimate, its interval and the adjusted p.
+        details: Sentences on the test, its power and the most influential dataset or class.
+        notes: Remarks on the numbers of this answer.
         to_add: What to add to a sweep that cannot answer.
-        claim: The statement that is supported, or what contradicts it, for the first screen.
-        size: How large the effect is and what decides, for the first screen.
+        claim: The supported statement, or the statement that contradicts the expected one. Empty
+            if nothing is decided.
     """
 
     question: str
@@ -59,16 +60,14 @@ class Finding:
     notes: tuple[str, ...] = ()
     to_add: str = ""
     claim: str = ""
-    size: str = ""
 
     def with_sentence(self, sentence: str) -> Finding:
-        """Return it with one more sentence, on the first screen too."""
-        size = f"{self.size} {sentence}" if self.claim else self.size
-        return replace(self, sentences=(*self.sentences, sentence), size=size)
+        """Return the finding with one more sentence in its short answer."""
+        return replace(self, sentences=(*self.sentences, sentence))
 
     @property
     def line(self) -> str:
-        """The answer in short, with what to add if it cannot be tested."""
+        """The short answer, with what to add if the question cannot be tested."""
         sentences = [*self.sentences]
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")
@@ -76,22 +75,17 @@ class Finding:
 
     @property
     def answer(self) -> str:
-        """The answer in full."""
+        """The short answer and its details."""
         return " ".join([*self.sentences, *self.details])
 
 
-def in_brackets(num_datasets: int) -> str:
-    """Return the number of datasets in brackets."""
-    return f"({plural(num_datasets, 'dataset')})"
-
-
 def multiplied(value: float, bounds: Interval | None, by: float) -> tuple[str, Interval | None]:
-    """Return by what a loss is multiplied, and the interval of that.
+    """Return the factor between two losses as text, and its interval.
 
     Args:
-        value: Slope of the log loss.
-        bounds: Its interval.
-        by: By how much the term moves.
+        value: Slope of the log loss on a term.
+        bounds: Interval of the slope.
+        by: Difference of the term between the two losses.
     """
     factor = number(float(np.exp(value * by)))
     if bounds is None:
@@ -110,7 +104,7 @@ def not_testable(
         question: The question.
         reason: Why it cannot be tested.
         to_add: What to add to the sweep to test it.
-        notes: What a reader has to know beside the answer.
+        notes: Remarks on the numbers of this answer.
     """
     sentence = f"This cannot be tested: {reason}."
     return Finding(
@@ -122,44 +116,113 @@ def not_testable(
     )
 
 
-def opening_of_undecided(answer: Answer, nothing: str, replicates: str) -> str:
-    """Return the first sentence of an answer that decides nothing.
+def short_answer(
+    answer: Answer,
+    size: str,
+    bounds: str,
+    *,
+    name_of_value: str,
+    replicate: str = "dataset",
+    claim: str = "",
+    if_undecided: str = NO_RELATION,
+    of_interval: str = "",
+    against: str = "",
+) -> tuple[str, ...]:
+    """Return the sentences of a tested answer: its size, its interval and the adjusted p.
 
     Args:
         answer: The answer.
-        nothing: The sentence for an interval that holds the null value, without its end.
-        replicates: How many datasets or classes there are, in brackets.
+        size: The size of the effect: a sentence without its full stop.
+        bounds: The interval of that size as text.
+        name_of_value: Name of the number of the answer, for its value without one replicate.
+        replicate: What the interval is over: dataset or class.
+        claim: The statement that contradicts the question.
+        if_undecided: First sentence of an undecided answer whose interval includes the null value.
+        of_interval: Words between ``95 % interval`` and its bounds.
+        against: Words after the adjusted p on the null value.
     """
-    if is_significant(0.0, answer.interval, answer.question.null):
-        return f"Undecided {replicates}."
-    return f"{nothing} {replicates}."
+    opening = ""
+    if answer.verdict == "contradicted":
+        opening = claim
+    elif not answer.is_decided and not _leaves_null_out(answer):
+        opening = if_undecided
+    evidence = f"95 % interval{of_interval} {bounds}"
+    if answer.adjusted_p is not None:
+        evidence += f"; adjusted {p_equals(answer.adjusted_p)}{against}"
+    sentences = [opening, f"{size} ({evidence}).", why_undecided(answer)]
+    if one_decides(answer):
+        sentences.append(influence(answer, name_of_value, replicate))
+    return tuple(filter(None, sentences))
 
 
-def p_sentences(answer: Answer) -> list[str]:
-    """Return p and adjusted p with the null value and the sides, and what an interval lacks."""
+def details_of_test(
+    answer: Answer, name_of_value: str, replicate: str = "dataset"
+) -> tuple[str, ...]:
+    """Return the sentences on p, the most influential replicate and the power.
+
+    Args:
+        answer: The answer.
+        name_of_value: Name of the number of the answer.
+        replicate: What the interval is over: dataset or class.
+    """
+    sentences = []
+    if answer.p_value is not None:
+        sentences.append(
+            f"Tested against {_null_value(answer)}, {SIDES[answer.question.alternative]}: "
+            f"{p_equals(answer.p_value)} before correction for "
+            f"{plural(answer.num_tests, 'test')}."
+        )
+    if not one_decides(answer):
+        sentences.append(influence(answer, name_of_value, replicate))
+    if not answer.is_decided:
+        sentences.append(power_sentence(answer))
+    return tuple(filter(None, sentences))
+
+
+def _null_value(answer: Answer) -> str:
+    """Return the null value as text."""
+    if answer.question.is_share:
+        return percent(answer.question.null)
+    return number(answer.question.null)
+
+
+def _leaves_null_out(answer: Answer) -> bool:
+    """Return whether the interval excludes the null value."""
+    return is_significant(0.0, answer.interval, answer.question.null)
+
+
+def why_undecided(answer: Answer) -> str:
+    """Return why an answer is undecided although its interval excludes the null value."""
+    if answer.verdict != "undecided" or not _leaves_null_out(answer):
+        return ""
+    if answer.p_value is not None and answer.p_value > LEVEL:
+        return "The interval is by t alone; resampling does not confirm it."
+    return "The interval is not adjusted; the adjusted p decides."
+
+
+def p_sentences(answer: Answer, where: str = "") -> list[str]:
+    """Return sentences on p and adjusted p, with the null value and the sides that count.
+
+    Args:
+        answer: The answer.
+        where: Where the other tests of its family are shown, such as `` of this ledger``.
+    """
     if answer.p_value is None or answer.adjusted_p is None:
         return []
-    null = number(answer.question.null)
-    if answer.question.is_share:
-        null = percent(answer.question.null)
     adjusted = adjusted_p_equals(answer.adjusted_p, answer.num_tests)
     sides = SIDES[answer.question.alternative]
-    sentences = [f"Against {null}, {sides}: {p_equals(answer.p_value)}, {adjusted}."]
-    is_left_out = is_significant(0.0, answer.interval, answer.question.null)
-    if answer.verdict == "undecided" and is_left_out:
-        if answer.p_value > LEVEL:
-            sentences.append("The interval is by t alone; resampling does not confirm it.")
-        else:
-            sentences.append("The interval is not adjusted; the adjusted p decides.")
-    return sentences
+    sentences = [
+        f"Against {_null_value(answer)}, {sides}: {p_equals(answer.p_value)}, {adjusted}{where}."
+    ]
+    return [*sentences, *filter(None, [why_undecided(answer)])]
 
 
 def power_sentence(answer: Answer) -> str:
-    """Return in how many studies the effect would be detected; empty if nothing is known of it.
+    """Return how many of 100 such studies would detect the effect; empty if it is unknown.
 
-    Where no effect is named, the one that 80 of 100 studies would detect is given.
+    If the question names no effect, return the slope that 80 of 100 such studies would detect.
     """
-    level = f"At the verdict's level of {per_cent_of(answer.test_level)},"
+    level = f"At a significance level of {per_cent_of(answer.test_level)},"
     if answer.power is not None:
         by_chance = ""
         if answer.power < 2 * answer.test_level:
@@ -176,12 +239,18 @@ def power_sentence(answer: Answer) -> str:
     return ""
 
 
+def one_decides(answer: Answer) -> bool:
+    """Return whether a notable estimate depends on one dataset or class alone."""
+    name = answer.most_influential
+    return name is not None and answer.is_decided_by(name, answer.question.null)
+
+
 def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") -> str:
-    """Return the value without the replicate that matters most; empty if none can be left out.
+    """Return the value without the most influential replicate; empty if none can be left out.
 
     Args:
         answer: The answer.
-        name_of_value: What the number is called.
+        name_of_value: Name of the number of the answer.
         replicate: What is left out: a dataset or a class.
     """
     name = answer.most_influential
@@ -190,24 +259,20 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
     without = number(answer.left_out[name])
     if without == number(answer.value):
         return ""
-    if answer.is_decided_by(name, answer.question.null):
+    if one_decides(answer):
         return f"One {replicate} decides this: without {name}, {name_of_value} is {without}."
     return f"Without {name}, the most influential {replicate}, {name_of_value} is {without}."
 
 
-def changes_of_sign(answer: Answer, weights: dict[str, float]) -> tuple[str, ...]:
-    """Name the datasets without which the sign changes, and the weight of the most influential."""
-    name = answer.most_influential
-    if name is None or answer.value is None:
+def changes_of_sign(answer: Answer) -> tuple[str, ...]:
+    """Return a sentence on the datasets without which the sign changes; empty if there is none."""
+    if answer.value is None:
         return ()
-    texts = []
-    if name in weights:
-        texts.append(f"{name} carries {percent(weights[name])} of the weight.")
     opposite = [
         dataset for dataset, value in sorted(answer.left_out.items()) if value * answer.value < 0
     ]
+    if not opposite:
+        return ()
     if len(opposite) == 1:
-        texts.append(f"Leaving out {opposite[0]} turns the sign round.")
-    elif opposite:
-        texts.append(f"Leaving out any one of {listing(opposite)} turns the sign round.")
-    return tuple(texts)
+        return (f"Without {opposite[0]}, the sign changes.",)
+    return (f"The sign changes without any one of {listing(opposite)}.",)

@@ -1,4 +1,4 @@
-"""Sentences on what the class pairs of one dataset answer."""
+"""Sentences on the answers of the class pairs of one dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from orchestrator.analysis.answers import Verdict
+from orchestrator.analysis.answers import Answer, Verdict
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
     PAIR_QUESTIONS,
@@ -18,27 +18,26 @@ from orchestrator.analysis.class_pairs import (
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Interval
-from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.number_formats import interval, number, p_value
 from orchestrator.analysis.sentences.finding import (
     ASKED_AFTER_SEEING,
+    NO_RELATION,
     Finding,
-    influence,
+    details_of_test,
     multiplied,
     not_testable,
-    opening_of_undecided,
-    p_sentences,
-    power_sentence,
+    short_answer,
 )
 from orchestrator.results.columns import attack_columns
 
 TOGETHER = 0.7
-"""Size of a correlation from which on half of the variance of two columns is common."""
+"""Size of a correlation at which two columns share half of their variance."""
 STEP = 1.1
-"""Factor between two pairs in a sentence: within the range of any data from which a slope comes."""
+"""Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
 
 
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
-    """Yield what class pairs answer: a finding per question, and one of all slopes at equal δ."""
+    """Yield a finding per question to class pairs, and one on all slopes at equal δ."""
     d_data = None
     for dataset in fits.datasets:
         if dataset.d_data and dataset.loss:
@@ -66,7 +65,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
 
 
 def attack_in_words(fits: ScalingFits) -> str:
-    """Return the attack whose mean accuracy drop is explained, or how many there are."""
+    """Return the attack that lowers accuracy, or the number of attacks if there are several."""
     columns = attack_columns(dict.fromkeys(fit.response for fit in fits.attacks))
     if len(columns) == 1:
         return columns[0].words
@@ -76,13 +75,13 @@ def attack_in_words(fits: ScalingFits) -> str:
 def _of_pair_slope(
     slope: Slope, d_data: float | None, in_pixels: Slope | None, attack: str
 ) -> Finding:
-    """Answer one question to class pairs.
+    """Return the finding on one question to class pairs.
 
     Args:
         slope: The slope that answers.
-        d_data: d_data of the dataset, which turns an exponent into a factor.
-        in_pixels: The same slope in pixel units, which is shown beside it and claims nothing.
-        attack: The attack to which accuracy is lost, in words.
+        d_data: d_data of the dataset, for the factor of a doubling of N.
+        in_pixels: The same slope in pixel units, which is shown without a test.
+        attack: The attack that lowers accuracy, in words.
     """
     pair_question = PAIR_QUESTIONS[slope.on]
     answer = pair_answer(slope)
@@ -92,106 +91,108 @@ def _of_pair_slope(
         notes.append(f"In pixel units the {in_pixels.on} is {in_pixel_units}, but {UNITS_ALONE}.")
     if answer.value is None or answer.verdict == "not testable":
         return not_testable(pair_question.question.text, slope.reason, notes=notes)
-    estimand = answer.question.estimand
-    named = f"{estimand[:1].upper()}{estimand[1:]}"
-    estimate = f"{named} is {number(slope.value)} (95 % interval {interval(slope.interval)})."
-    classes = f"({slope.num_groups} classes)"
-    factor = _factor_of_pairs(slope, d_data, attack)
-    claim = ""
-    if answer.is_decided:
-        claim = f"{answer.statement} {classes}."
-        sentences = [claim, factor, estimate]
-    else:
-        opening = opening_of_undecided(answer, "No relation was detected", classes)
-        sentences = [opening, factor, estimate]
-    sentences += [*p_sentences(answer), influence(answer, "it", "class")]
-    if not answer.is_decided:
-        sentences.append(power_sentence(answer))
+    estimate = f"the {answer.question.estimand} is {number(slope.value)}"
+    over_pairs = f"Over pairs of {slope.num_groups} classes, {estimate}"
+    step = _step_between_pairs(slope, d_data, attack)
+    size, bounds = over_pairs, interval(slope.interval)
+    details = []
+    if step is not None:
+        size, bounds = step
+        details.append(f"{over_pairs} (95 % interval {interval(slope.interval)}).")
+    claim = f"{answer.statement}." if answer.is_decided else ""
     return Finding(
         question=pair_question.question.text,
         verdict=answer.verdict,
-        sentences=tuple(filter(None, sentences)),
+        sentences=short_answer(
+            answer, size, bounds, name_of_value="the slope", replicate="class", claim=claim
+        ),
+        details=(*details, *details_of_test(answer, "the slope", "class")),
         notes=tuple(notes),
         claim=claim,
-        size=" ".join([factor or estimate, *p_sentences(answer)]),
     )
 
 
-def _factor_of_pairs(slope: Slope, d_data: float | None, attack: str) -> str:
-    """Say what a slope means for a doubling of N, or for 10 % of K_F or δ; empty if nothing."""
+def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tuple[str, str] | None:
+    """Return the effect of a doubling of N, or of 10 % more K_F or δ, and its interval as text.
+
+    Returns None if the slope has no such effect or no interval.
+    """
     pair_question = PAIR_QUESTIONS[slope.on]
     if not pair_question.factor or slope.value is None or slope.interval is None:
-        return ""
+        return None
     if pair_question.response == "drop":
-        return pair_question.factor.format(_accuracy_lost(slope.value, slope.interval, attack))
+        size, bounds_text = _accuracy_lost(slope.value, slope.interval, attack)
+        return pair_question.factor.format(size), bounds_text
     change = float(np.log(STEP))
     if pair_question.response == "fall":
         if d_data is None:
-            return ""
+            return None
         change = -np.log(2) / d_data
     factor, bounds = multiplied(slope.value, slope.interval, change)
-    return pair_question.factor.format(f"{factor} ({interval(bounds)})")
+    return pair_question.factor.format(factor), interval(bounds)
 
 
-def _accuracy_lost(value: float, bounds: Interval, attack: str) -> str:
-    """Return how much more or less accuracy is lost for a step of 10 %, in percentage points."""
+def _accuracy_lost(value: float, bounds: Interval, attack: str) -> tuple[str, str]:
+    """Return the accuracy lost for a step of 10 %, in percentage points, and its interval."""
     points = 100 * float(np.log(STEP)) * np.array([value, *bounds])
     comparative = "more"
     if value < 0:
         points = -points
         comparative = "less"
     size, *ends = (number(float(end), 2) for end in (points[0], *sorted(points[1:])))
-    return (
-        f"{size} percentage points {comparative} accuracy to {attack} (95 % interval "
-        f"{' to '.join(ends)})"
-    )
+    return f"{size} percentage points {comparative} accuracy to {attack}", " to ".join(ends)
 
 
 def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None) -> Finding:
-    """Say what still goes with K_F between pairs of equal mean distance δ.
+    """Return the finding on K_F between pairs of equal mean distance δ.
 
     Args:
         slopes: Slopes on log K_F at equal δ.
-        sharpness_with_delta: r of log K_F with log δ over pairs, if it is known.
+        sharpness_with_delta: r of log K_F with log δ over pairs; None if it is unknown.
     """
     question = "Between pairs equally far apart (equal δ), does K_F still matter?"
     estimated = [slope for slope in slopes if slope.value is not None]
     if not estimated:
         return not_testable(question, slopes[0].reason)
-    sentences = []
-    for slope in estimated:
-        sentences.append(
-            f"The slope of {AT_DELTA[slope.on]} on log K_F at equal 1/d and δ is "
-            f"{number(slope.value)} (95 % interval {interval(slope.interval)})."
-        )
-        answer = pair_answer(slope)
-        sentences += p_sentences(answer)
-        if not answer.is_decided:
-            sentences.append(power_sentence(answer))
-    decided = [slope for slope in estimated if pair_answer(slope).is_decided]
+    answers = {slope.on: pair_answer(slope) for slope in estimated}
     claims = []
-    for slope in decided:
-        direction = "rises" if (slope.value or 0.0) > 0 else "falls"
-        claims.append(f"At equal δ, {AT_DELTA[slope.on]} {direction} with K_F.")
-    if not decided:
-        sentences.insert(0, "No relation was detected at equal δ.")
+    sentences = []
+    details = ["The slopes are compared at equal 1/d and δ."]
+    for name, answer in answers.items():
+        response = AT_DELTA[name]
+        if answer.is_decided:
+            direction = "rises" if (answer.value or 0.0) > 0 else "falls"
+            claims.append(f"At equal δ, {response} {direction} with K_F.")
+        sentences.append(
+            f"The slope of {response} on log K_F is {number(answer.value)} (95 % interval "
+            f"{interval(answer.interval)})."
+        )
+        of_response = " ".join(details_of_test(answer, "the slope", "class"))
+        if of_response:
+            details.append(f"{response[:1].upper()}{response[1:]}: {of_response}")
+    adjusted_ps = [one.adjusted_p for one in answers.values() if one.adjusted_p is not None]
+    if adjusted_ps:
+        smallest = min(adjusted_ps)
+        sentences.append(f"The smallest adjusted p of these slopes is {p_value(smallest)}.")
+    if not claims:
+        sentences.insert(0, NO_RELATION)
         if sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER:
-            sentences.append(
-                "K_F and δ go together over these pairs (r = "
-                f"{number(sharpness_with_delta)} of their logarithms), so they can hardly be told "
-                "apart."
+            details.append(
+                f"Over these pairs, log K_F and log δ have a correlation of "
+                f"{number(sharpness_with_delta)}. Their effects can hardly be separated."
             )
     return Finding(
         question=question,
-        verdict=_joint_verdict(decided),
-        sentences=tuple(filter(None, [*claims, *sentences])),
+        verdict=_joint_verdict([*answers.values()]),
+        sentences=(*claims, *sentences),
+        details=tuple(details),
         claim=" ".join(claims),
     )
 
 
-def _joint_verdict(decided: Sequence[Slope]) -> Verdict:
+def _joint_verdict(answers: Sequence[Answer]) -> Verdict:
     """Return one verdict of several slopes: contradicted if any of them is."""
-    verdicts = {pair_answer(slope).verdict for slope in decided}
+    verdicts = {answer.verdict for answer in answers}
     if "contradicted" in verdicts:
         return "contradicted"
     if "supported" in verdicts:

@@ -1,4 +1,4 @@
-"""Sentences on what several datasets answer to the study's questions."""
+"""Sentences on the answers of several datasets to the study's questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.analysis.headline import (
 )
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import Estimate
-from orchestrator.analysis.law_fits.records import AttackFit, HeightFit
+from orchestrator.analysis.law_fits.records import HeightFit
 from orchestrator.analysis.number_formats import interval, listing, number, p_equals, percent
 from orchestrator.analysis.results_tables.points import (
     INVERSE_D,
@@ -33,13 +33,11 @@ from orchestrator.analysis.results_tables.points import (
 from orchestrator.analysis.sentences.finding import (
     Finding,
     changes_of_sign,
-    in_brackets,
-    influence,
+    details_of_test,
     multiplied,
     not_testable,
-    opening_of_undecided,
     p_sentences,
-    power_sentence,
+    short_answer,
 )
 from orchestrator.analysis.sentences.to_add import datasets_to_add
 from orchestrator.results.columns import attack_columns
@@ -47,11 +45,11 @@ from search_spaces.errors import plural
 
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
-"""Datasets that are named where a bound is broken."""
+"""Datasets that a sentence names, of those in which d_repr is above d_data."""
 
 
 def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
-    """Yield the answers to the study's questions."""
+    """Yield the findings on the study's questions."""
     yield _dimension(fits)
     yield _sharpness(fits)
     fall = _fall(fits)
@@ -64,14 +62,15 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A property of datasets, and how losses compare over a step of it.
+    """A property of datasets, and the comparison of losses over a step of it.
 
     Attributes:
-        name: What it is called.
-        column: Column of its term.
-        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their losses.
-        change: By how much the term differs between them.
-        effect: Slope whose detection is told; None if there is none.
+        name: Name of the property.
+        column: Column of its term in the fit.
+        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their losses
+            and without its full stop.
+        change: Difference of the term between the two kinds.
+        effect: Slope whose power is given; None if there is none.
     """
 
     name: str
@@ -84,64 +83,53 @@ class Property:
 def _of_height(
     fits: ScalingFits, answer: Answer, dataset_property: Property, notes: Sequence[str]
 ) -> Finding:
-    """Answer a question about the height of losses."""
+    """Return the finding on a question about the height of losses: the loss at equal N."""
     fit = fits.headline()
     if answer.verdict == "not testable" or answer.value is None:
         to_add = datasets_to_add(fits, fit, "d_data, K_F and losses", answer.reason)
         return not_testable(answer.question.text, answer.reason, to_add, notes)
     column = dataset_property.column
     slope = f"the slope on {WORDS[column]}"
-    sign = ""
-    if column == INVERSE_D:
-        sign = " A negative slope means that the loss rises with d_data."
     details = [
-        f"Compared at equal model and N{given(fit.terms, column)}.",
+        f"This compares {plural(fit.num_datasets, 'dataset')} at equal model and "
+        f"N{given(fit.terms, column)}.",
         f"The slope on {WORDS[column]} is {number(answer.value)} "
-        f"({interval(answer.interval)}).{sign}",
+        f"(95 % interval {interval(answer.interval)}).",
     ]
-    factor = _factor(answer, dataset_property)
+    if column == INVERSE_D:
+        details.append("A negative slope means that the loss rises with d_data.")
     claim = ""
     if answer.is_decided:
-        claim = _claim(answer.value, dataset_property, fit)
-        sentences = [claim, factor]
-    else:
-        nothing = f"No relation of the loss with {dataset_property.name} was detected"
-        replicates = in_brackets(fit.num_datasets)
-        sentences = [opening_of_undecided(answer, nothing, replicates), factor]
-    sentences += [*p_sentences(answer), influence(answer, slope)]
-    if not answer.is_decided:
-        sentences.append(power_sentence(answer))
-        sentences.append(_datasets_needed(fit, dataset_property, answer.num_tests))
+        claim = _claim(answer.value, dataset_property)
+    factor, bounds = multiplied(answer.value, answer.interval, dataset_property.change)
+    details += details_of_test(answer, slope)
+    if not answer.is_decided and dataset_property.effect is not None:
+        details.append(_datasets_needed(fit, column, dataset_property.effect, answer.num_tests))
     return Finding(
         question=answer.question.text,
         verdict=answer.verdict,
-        sentences=tuple(filter(None, sentences)),
+        sentences=short_answer(
+            answer,
+            dataset_property.step.format(factor),
+            interval(bounds),
+            name_of_value=slope,
+            claim=claim,
+        ),
         details=tuple(details),
-        notes=(*changes_of_sign(answer, {}), *notes),
+        notes=(*changes_of_sign(answer), *notes),
         claim=claim,
-        size=" ".join([factor, *p_sentences(answer)]),
     )
 
 
-def _claim(value: float, dataset_property: Property, fit: HeightFit) -> str:
-    """Say what the loss does as a property rises."""
+def _claim(value: float, dataset_property: Property) -> str:
+    """Return the statement that the loss rises or falls with a property."""
     verb = "rises" if value * dataset_property.change > 0 else "falls"
-    return f"The loss {verb} with {dataset_property.name} {in_brackets(fit.num_datasets)}."
+    return f"The loss {verb} with {dataset_property.name}."
 
 
-def _factor(answer: Answer, dataset_property: Property) -> str:
-    """Say how the losses of two kinds of datasets compare, with the interval of that."""
-    value = 0.0 if answer.value is None else answer.value
-    factor, bounds = multiplied(value, answer.interval, dataset_property.change)
-    text = dataset_property.step.format(factor)
-    return f"{text} (95 % interval {interval(bounds)})."
-
-
-def _datasets_needed(fit: HeightFit, dataset_property: Property, tests: int) -> str:
-    """Say how many datasets would detect the effect; empty if there is none to detect."""
-    if dataset_property.effect is None:
-        return ""
-    needed = needed_for_doubling(fit, dataset_property.column, dataset_property.effect, tests)
+def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> str:
+    """Return a sentence on the number of datasets that would detect the effect."""
+    needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
         return "No practical number of such datasets would make it 80 of 100."
     return f"About {needed:,} such datasets would make it 80 of 100."
@@ -157,7 +145,7 @@ def _dimension(fits: ScalingFits) -> Finding:
         name="d_data",
         column=INVERSE_D,
         step=(
-            f"From the lowest to the highest d_data here ({number(low)} to {number(high)}) the "
+            f"From the lowest to the highest d_data ({number(low)} to {number(high)}) the "
             "loss is {} times as high"
         ),
         change=1 / high - 1 / low,
@@ -167,7 +155,7 @@ def _dimension(fits: ScalingFits) -> Finding:
 
 
 def _domain_gap(offset: Estimate) -> str:
-    """Say how losses of medical datasets compare with those of natural ones."""
+    """Return a sentence on the ratio of losses, medical over natural datasets."""
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
         f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
@@ -176,7 +164,10 @@ def _domain_gap(offset: Estimate) -> str:
 
 
 def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
-    """Return how many datasets would detect the law's slope on log K_F; None if none would."""
+    """Return the number of datasets that would detect the law's slope on log K_F.
+
+    Returns None if the question is decided, or if no practical number would detect it.
+    """
     answer = fits.answer(SHARPNESS)
     if answer.verdict != "undecided":
         return None
@@ -204,7 +195,7 @@ def _sharpness(fits: ScalingFits) -> Finding:
 
 
 def _fall(fits: ScalingFits) -> Finding | None:
-    """Describe in how many datasets the loss fell with N; None without two train sizes."""
+    """Count the datasets in which the loss fell with N; None without two train sizes."""
     fit = fits.fall()
     if fit.status != "ok":
         return None
@@ -213,30 +204,33 @@ def _fall(fits: ScalingFits) -> Finding | None:
     share = f"{fit.num_falling} of {plural(fit.num_datasets, 'dataset')}"
     if fit.num_falling == fit.num_datasets > 1:
         share = f"all {fit.num_datasets} datasets"
-    sentences = [f"The loss fell from N = {smallest:,} to {largest:,} in {share}."]
+    details = []
     if fit.sign_p is not None and fit.num_datasets > 1:
-        sentences.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
+        details.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
     factor, bounds = multiplied(slope.value, slope.interval, float(np.log(2)))
     doubling = f"Doubling N went with {factor} times the loss"
     if bounds is not None:
         doubling += f" (95 % interval {interval(bounds)})"
-    sentences.append(f"{doubling}, where every dataset counts once.")
     counted = f"{fit.num_falling_curves} of {plural(fit.num_curves, 'curve')}"
-    details = (
+    details += [
+        "Every dataset counts once.",
         f"Of single networks, the loss fell in {counted}.",
         f"The mean slope of log loss on log N is {number(slope.value)} "
-        f"({interval(slope.interval)}).",
-    )
+        f"(95 % interval {interval(slope.interval)}).",
+    ]
     return Finding(
         question=FALL_QUESTION,
         verdict="described",
-        sentences=tuple(sentences),
-        details=details,
+        sentences=(
+            f"The loss fell from N = {smallest:,} to {largest:,} in {share}.",
+            f"{doubling}.",
+        ),
+        details=tuple(details),
     )
 
 
 def _exponent(fits: ScalingFits) -> Finding:
-    """Answer whether one exponent describes the fall with N, and whether it is below the bound."""
+    """Return the finding on the exponent of the fall with N: against no fall, and the bound."""
     question = EXPONENT.text
     notes = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
     fit = fits.exponent()
@@ -251,23 +245,31 @@ def _exponent(fits: ScalingFits) -> Finding:
     middle = float(np.median(d_values)) if d_values else 1.0
     factor, bounds = multiplied(falls.value, falls.interval, -np.log(2) / middle)
     allowed = number(float(2 ** (-1 / middle)))
-    datasets = in_brackets(fit.num_datasets)
     verdict, claim = _verdict_on_fall(falls, below)
-    exponent = f"b is {number(falls.value)} (95 % interval {interval(falls.interval)})."
-    times = (
-        f"Doubling N multiplies the loss by {factor} (95 % interval {interval(bounds)}) at the "
-        f"median d_data, {number(middle)}. The bound allows a factor of {allowed} or less."
+    # The verdict follows from one of two tests, so the short answer has the p of that one alone.
+    deciding, other = falls, below
+    if below.verdict == "contradicted" and falls.verdict != "contradicted":
+        deciding, other = below, falls
+    short = short_answer(
+        deciding,
+        f"b is {number(falls.value)}",
+        interval(falls.interval),
+        name_of_value="b",
+        if_undecided="",
+        against=f" against b = {number(deciding.question.null)}",
     )
-    sentences = [f"Undecided {datasets}."]
     if claim:
-        claim = f"{claim} {datasets}."
-        sentences = [claim]
-    sentences += [exponent, *p_sentences(falls), *p_sentences(below), times]
-    sentences.append(_weighting(fit.estimates[0]))
-    sentences.append(influence(falls, "b"))
-    if verdict == "undecided":
-        sentences.append(power_sentence(falls))
-    details = ["b is the slope of log loss on −log N / d within datasets."]
+        claim = f"{claim}."
+        short = (claim, *short)
+    details = [
+        f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
+        f"Doubling N multiplies the loss by {factor} (95 % interval {interval(bounds)}) at the "
+        f"median d_data, {number(middle)}.",
+        f"The bound allows a factor of {allowed} or less.",
+        *details_of_test(deciding, "b"),
+        *p_sentences(other),
+        _weighting(fit.estimates[0]),
+    ]
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         details.append(
@@ -277,16 +279,15 @@ def _exponent(fits: ScalingFits) -> Finding:
     return Finding(
         question=question,
         verdict=verdict,
-        sentences=tuple(filter(None, sentences)),
+        sentences=short,
         details=tuple(details),
-        notes=(*changes_of_sign(falls, {}), *notes),
+        notes=(*changes_of_sign(falls), *notes),
         claim=claim,
-        size=" ".join([exponent, *p_sentences(falls)]),
     )
 
 
 def _weighting(exponent: Estimate) -> str:
-    """Say how datasets weigh in the exponent, and which one weighs most."""
+    """Return a sentence on the weights of datasets in the exponent, and on the largest one."""
     text = "Datasets weigh by 1/d², times the spread of log N"
     if not exponent.weights:
         return f"{text}."
@@ -295,7 +296,7 @@ def _weighting(exponent: Estimate) -> str:
 
 
 def _verdict_on_fall(falls: Answer, below: Answer) -> tuple[Verdict, str]:
-    """Return the verdict of two tests, and its statement without the number of datasets."""
+    """Return the verdict of two tests, and its statement without a full stop."""
     low, high = falls.interval or (-np.inf, np.inf)
     if below.verdict == "contradicted":
         if falls.verdict == "contradicted":
@@ -316,7 +317,7 @@ def _verdict_on_fall(falls: Answer, below: Answer) -> tuple[Verdict, str]:
 
 
 def _attacks(fits: ScalingFits) -> Finding:
-    """Answer whether attacks gain more where labels are sharper."""
+    """Return the finding on whether attacks raise the loss more where labels are sharper."""
     answer = fits.answer(ATTACKS)
     best = strongest_attack(fits.attacks)
     question = ATTACKS.text
@@ -326,16 +327,20 @@ def _attacks(fits: ScalingFits) -> Finding:
         to_add = datasets_to_add(fits, best, "K_F and attacks at equal N", answer.reason)
         return not_testable(question, answer.reason, to_add)
     correlations = [fit for fit in fits.attacks if fit.status == "ok"]
-    largest = _largest_correlation(answer, best, len(correlations))
-    datasets = in_brackets(best.num_datasets)
+    attack = attack_columns([best.response])[0].words
+    model = best.model if " " in best.model else f"model {best.model}"
     domains = {dataset.domain for dataset in fits.datasets}
-    details = [f"Compared at equal model and N{', within domains' if len(domains) > 1 else ''}."]
+    within_domains = ", within domains" if len(domains) > 1 else ""
+    details = [
+        f"r is the correlation of K_F with the loss gained by {attack} on {model}.",
+        f"This compares {plural(best.num_datasets, 'dataset')} at equal model and N"
+        f"{within_domains}.",
+    ]
     if best.variant:
         details.append(f"Only datasets with K_F of {best.variant} are compared.")
     claim = ""
     if answer.is_decided:
-        claim = f"Attacks raise the loss more where labels are sharper {datasets}."
-        sentences = [claim, largest]
+        claim = f"{answer.statement}."
         num_significant = 0
         for fit in correlations:
             p = fit.estimates[0].resampled_p
@@ -344,51 +349,42 @@ def _attacks(fits: ScalingFits) -> Finding:
             f"The rise is significant in {num_significant} of {len(correlations)} combinations of "
             "attack, epsilon and model, adjusted for their number."
         )
-    else:
-        nothing = "No relation of K_F with what attacks add to the loss was detected"
-        opening = f"{nothing} {datasets}."
-        if answer.value > 0:
-            opening = opening_of_undecided(answer, nothing, datasets)
-        sentences = [opening, largest]
-        if answer.value <= 0:
-            sentences.append("The estimate is a fall, against what the law expects.")
-    sentences += [*p_sentences(answer), influence(answer, "r")]
-    if not answer.is_decided:
-        sentences.append(power_sentence(answer))
+    size = f"The correlation is r = {number(answer.value)}"
+    of_interval = ""
+    if len(correlations) > 1:
+        size = f"The largest of {len(correlations)} correlations is r = {number(answer.value)}"
+        of_interval = f" for all {len(correlations)}"
+    sentences = short_answer(
+        answer,
+        size,
+        interval(answer.interval),
+        name_of_value="r",
+        claim=claim,
+        of_interval=of_interval,
+    )
+    if answer.value <= 0:
+        sentences += ("The law expects a rise.",)
     return Finding(
         question=question,
         verdict=answer.verdict,
-        sentences=tuple(filter(None, sentences)),
-        details=tuple(details),
-        notes=changes_of_sign(answer, {}),
+        sentences=sentences,
+        details=(*details, *details_of_test(answer, "r")),
+        notes=changes_of_sign(answer),
         claim=claim,
-        size=" ".join([largest, *p_sentences(answer)]),
-    )
-
-
-def _largest_correlation(answer: Answer, best: AttackFit, num_correlations: int) -> str:
-    """Return the correlation that answers, with its interval and what it is of."""
-    attack = attack_columns([best.response])[0].words
-    model = best.model if " " in best.model else f"model {best.model}"
-    tested = f"for {attack} on {model}"
-    r = number(answer.value)
-    bounds = interval(answer.interval)
-    if num_correlations == 1:
-        return f"The correlation is r = {r} (95 % interval {bounds}), {tested}."
-    return (
-        f"The largest of {num_correlations} correlations is r = {r}, {tested}. Its 95 % interval, "
-        f"for all {num_correlations} at once, is {bounds}."
     )
 
 
 def of_representations(fits: ScalingFits) -> Finding:
-    """Describe how often d_repr is at most d_data."""
+    """Count the points at which d_repr is at most d_data."""
     question = "Does a network compress its data below their intrinsic dimension?"
     fit = fits.representation()
     if fit.status != "ok":
         return not_testable(question, fit.reason, "measure both on one set of training images")
     (share,) = fit.estimates
-    counted = f"At {fit.num_held} of {plural(fit.num_points, 'point')} d_repr is at most d_data."
+    counted = (
+        f"At {fit.num_held} of {plural(fit.num_points, 'point')}, the dimension of the network's "
+        "last hidden layer (d_repr) is at most d_data."
+    )
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"

@@ -1,4 +1,4 @@
-"""Sentences on what followed in an experiment."""
+"""Sentences on the results of an experiment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from search_spaces.errors import plural
 
 
 def of_experiment(interventions: Interventions) -> Finding:
-    """Describe what followed when one property was moved."""
+    """Return the finding on the effects of changing one property."""
     effects = interventions.effects
     notes = [
-        "Worlds are the replicates: intervals hold for these kinds of images and networks. Where "
+        "Worlds are the replicates: intervals hold for these kinds of images and networks. If "
         "worlds share classes, the wider of two intervals is given.",
-        "Arms with exchanged labels also raise the loss that no network can go below.",
+        "Arms with exchanged labels also raise the lowest loss that a network can reach.",
     ]
     overall = [effect for effect in effects if not effect.arm]
     num_at_chance = 0
@@ -28,12 +28,11 @@ def of_experiment(interventions: Interventions) -> Finding:
             num_without += effect.num_without
     if num_at_chance:
         notes.append(
-            f"Left out: {plural(num_at_chance, 'pair')} whose base has the chance loss or more."
+            f"Left out: {plural(num_at_chance, 'pair')} whose base has at least the chance loss."
         )
     if num_without:
         notes.append(
-            f"Left out: {plural(num_without, 'pair')} with an error of 0 on one side, which has no "
-            "logarithm."
+            f"Left out: {plural(num_without, 'pair')} in which one error is 0 and has no logarithm."
         )
     images = "in training and test images"
     if any(effect.tested_on for effect in effects):

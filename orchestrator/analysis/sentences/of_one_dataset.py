@@ -1,4 +1,4 @@
-"""Sentences on what one dataset answers."""
+"""Sentences on the answers of one dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.analysis.sentences.of_datasets import of_representations
 
 
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
-    """Yield what one dataset answers, and in one line what would need more of them."""
+    """Yield the findings on one dataset, and one finding on the questions to several datasets."""
     if single.best:
         line = single.best_line
         yield Finding(
@@ -43,7 +43,7 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
         yield representation
     yield not_testable(
         "What do d_data and K_F decide?",
-        "the study's questions compare datasets, and here is one",
-        "add datasets: isweep power says how many they need",
+        "the study's questions compare datasets, and this sweep has one",
+        "add datasets: isweep power estimates how many are needed",
         notes=tuple(filter(None, [single.dimension_line])),
     )

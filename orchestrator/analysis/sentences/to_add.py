@@ -1,4 +1,4 @@
-"""Datasets to add to a sweep so that it can answer a question."""
+"""The number of datasets that a sweep needs in addition to answer a question."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from search_spaces.errors import plural
 
 
 def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "") -> str:
-    """Return what to add so that a fit can be made and tested; empty if more datasets do not help.
+    """Return advice on how to make and test a fit; empty if more datasets do not help.
 
     Args:
         fits: All fits.
         fit: The fit that could not be made or tested.
-        numbers: What each dataset must have, in words.
-        reason: Why it could not be tested, if the fit itself was made.
+        numbers: The numbers that each dataset must have, in words.
+        reason: Why the fit could not be tested; empty if it could not be made.
     """
     if UNEQUAL_SCALES in (fit.reason, reason):
         return "measure K_F at one image size and number of channels"
@@ -29,7 +29,7 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     noun = "dataset"
     domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
     if domains and not isinstance(fit, ExponentFit):
-        # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
+        # Four datasets of one domain have 24 permutations; two and three of two domains have 12.
         (domain, num_of_domain), *other_domains = domains.most_common()
         ways_of_others = prod(factorial(num) for _, num in other_domains)
         while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:

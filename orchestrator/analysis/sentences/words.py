@@ -1,4 +1,4 @@
-"""The list of words that a page explains: those of its own answers, and no others."""
+"""The words that a page explains: only those that occur in its own answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.results.columns import attack_columns
 
 METHODS = {
-    "fgsm": "every pixel moves by that much, in the direction that raises the loss (fast gradient "
-    "sign method)",
-    "pgd": "every pixel moves by at most that much, in several small steps, each in the direction "
-    "that raises the loss (projected gradient descent)",
+    "fgsm": "every pixel changes by that size, in the direction that raises the loss (fast "
+    "gradient sign method)",
+    "pgd": "every pixel changes by at most that size, in several small steps that each raise the "
+    "loss (projected gradient descent)",
 }
-"""Attack -> what it does to an image."""
+"""Name of an attack -> its effect on an image."""
 
 
 def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Yield a word and its meaning, as they hold on the page of these fits."""
+    """Yield each word of the page of these fits with its meaning."""
     yield from _of_data(fits)
     yield from _of_tests(fits)
     yield from _of_attacks(fits)
@@ -31,13 +31,13 @@ def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "d_data",
-        "Intrinsic dimension of the training images: how many numbers it takes, locally, to tell "
-        "one image from its neighbours. In formulas it is d.",
+        "Intrinsic dimension of the training images: the number of directions in which an image "
+        "and its neighbors differ. In formulas it is d.",
     )
     yield (
         "K_F",
         "Label sharpness: the largest 1/distance over pairs of images with different labels. It "
-        "scales with pixel range, side and channels.",
+        "depends on the pixel range, the image size and the number of channels.",
     )
     if fits.class_pairs:
         yield (
@@ -48,56 +48,57 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     if any("R̂" in slope.on for slope in fits.class_pairs):
         yield (
             "R̂",
-            "The distance from an image to the nearest one that the network labels otherwise.",
+            "The distance from an image to the nearest image for which the network predicts "
+            "another class.",
         )
     yield (
         "d_repr",
         "Intrinsic dimension of the last hidden layer's activations on the training images.",
     )
-    yield "N", "Train size: how many images a network was trained on."
-    yield "pooled", "A fit over all models at once, each with its own intercept."
+    yield "N", "Train size: the number of images on which a network was trained."
+    yield "pooled", "One fit to all models together, with an intercept for each model."
 
 
 def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    replicates = "datasets, not trainings, since the law is about datasets"
+    replicates = "datasets, not trainings: the law is about datasets"
     if fits.class_pairs:
-        replicates = "classes, which pairs share, and not over pairs or trainings"
+        replicates = "classes, not pairs or trainings: pairs share classes"
     yield (
         "interval",
-        f"The 95 % interval. It is over {replicates}. It is for one number alone, not adjusted for "
-        "the number of tests.",
+        f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and is "
+        "not adjusted for the number of tests.",
     )
     if fits.class_pairs:
         yield (
             "jackknife",
-            "Every number is computed anew without each class in turn; their scatter gives the "
-            "interval.",
+            "A method for intervals. A number is computed again without each class in turn, and "
+            "the interval follows from the scatter of these values.",
         )
     yield (
         "supported, contradicted",
-        "The adjusted p is at most 0.05 and the interval leaves the null value out. The estimate "
-        "is on the side that the question expects, or on the other.",
+        "The adjusted p is at most 0.05 and the interval excludes the null value. If the estimate "
+        "is on the expected side, the claim is supported. On the other side, it is contradicted.",
     )
     yield (
         "undecided",
-        "Not shown, and not excluded. The adjusted p is above 0.05, or the interval holds the null "
-        "value.",
+        "The effect is neither shown nor excluded. The adjusted p is above 0.05, or the interval "
+        "includes the null value.",
     )
-    yield "described", "Numbers that are shown and not tested."
-    yield "not testable", "The table lacks what the test needs; the answer says what to add."
+    yield "described", "The numbers are shown and not tested."
+    yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (
-        "against 0, against 1",
-        "The null value: the number if nothing is there, or the law's bound. Two-sided: a result "
-        "on either side counts.",
+        "tested against 0, against 1",
+        "0 and 1 are null values: the value without an effect, or the law's bound. In a two-sided "
+        "test, a result on either side counts.",
     )
     yield (
         "adjusted p",
-        "The p-value after Holm's correction (1979) for the number of tests beside it.",
+        "The p-value after Holm's correction (1979) for the number of tests.",
     )
     yield (
-        "at the verdict's level, … of 100 such studies would detect",
-        "The power: how often such data, with this scatter, would detect an effect of that size. "
-        "The level is 5 % over the number of tests, the strictest one of Holm's correction.",
+        "at a significance level of …, … of 100 such studies would detect",
+        "The power: the share of studies with this scatter that would detect an effect of this "
+        "size. The level is 5 % divided by the number of tests, Holm's strictest level.",
     )
 
 
@@ -113,17 +114,17 @@ def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 def _of_losses() -> Iterator[tuple[str, str]]:
     yield (
         "nat",
-        "Unit of the loss, by natural logarithms: 1 nat is 1.44 bits, and guessing between two "
-        "classes costs ln 2.",
+        "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing between two "
+        "classes has a loss of ln 2 = 0.693 nat.",
     )
-    share = f"{AT_CHANCE_SHARE:g} ln n or more for n classes"
     yield (
         "at chance level",
-        f"A loss of {share} ({number(AT_CHANCE_SHARE * np.log(2))} for two), where accuracy and "
-        "AUROC are not well above chance either. Guessing costs ln n.",
+        f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
+        f"({number(AT_CHANCE_SHARE * np.log(2))} for two), and accuracy and AUROC are not well "
+        "above chance. Guessing has a loss of ln n.",
     )
     yield (
         "over-confident",
-        f"A loss of {share}, although accuracy or AUROC is well above chance: wrong answers are as "
-        "sure as right ones.",
+        f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC is "
+        "well above chance. Such a network is very sure where it is wrong.",
     )

@@ -7,9 +7,9 @@ import pandas as pd
 from orchestrator.analysis.tables.layout import Table
 
 LONG_CELL = 24
-"""Characters from which on a column's cells are broken into lines."""
+"""Number of characters above which a column breaks its cells into lines."""
 BROKEN_WIDTH = 0.5
-"""Share of the line's width that all broken columns have together."""
+"""Share of the line's width that all columns with line breaks have together."""
 SPECIAL: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -36,16 +36,16 @@ SPECIAL: dict[str, str | int | None] = {
     "<": "$<$",
     ">": "$>$",
 }
-"""Character -> what LaTeX sets as it."""
+"""Character -> LaTeX code that prints it."""
 
 
 def escape(text: str) -> str:
-    """Return text that LaTeX sets as it reads."""
+    """Return LaTeX code that prints a text as it is."""
     return text.translate(str.maketrans(SPECIAL))
 
 
 def to_latex(table: Table) -> str:
-    """Return a table as LaTeX; columns of long cells are broken and share half a line."""
+    """Return a table as LaTeX; columns of long cells break lines and share half the width."""
     longest = [0] * len(table.header)
     for row in table.rows:
         for k, cell in enumerate(row):

@@ -1,4 +1,4 @@
-"""A table as plain cells, declared as columns over records."""
+"""A table of text cells, and its construction from records and columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.analysis.number_formats import interval, number, p_value
 
 Column = str | Callable[[Any], str]
-"""The content of a column: a field by its name, or a text made from the record."""
+"""Content of a column: the name of a field, or a function from a record to text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Table:
     """A table of text.
 
     Attributes:
-        key: Its anchor on the page.
+        key: Anchor of the table on the page.
         title: Heading.
-        note: What it shows.
+        note: Explanation of the columns.
         header: Names of the columns.
-        rows: Cells.
-        numeric_from: First column of numbers, which are set to the right.
+        rows: Cells of each row.
+        numeric_from: Index of the first column of numbers, which are right-aligned.
     """
 
     key: str
@@ -44,15 +44,15 @@ def laid_out(
     *,
     numeric_from: int = 1,
 ) -> Table:
-    """Return a table of a row per record, without columns that are empty in all.
+    """Return a table with one row per record, without columns that are empty in all rows.
 
     Args:
-        key: Anchor on the page.
+        key: Anchor of the table on the page.
         title: Heading.
-        note: What it shows.
+        note: Explanation of the columns.
         records: Mappings, or objects with fields.
-        columns: Name -> what it shows.
-        numeric_from: First column of numbers.
+        columns: Name of a column -> its content.
+        numeric_from: Index of the first column of numbers.
     """
     rows = []
     for record in records:
@@ -83,7 +83,7 @@ def _field(record: Any, name: str) -> Any:
 
 
 def _cell(record: Any, column: Column) -> str:
-    """Return what a column shows of a record."""
+    """Return the text of a column for a record."""
     if callable(column):
         return column(record)
     value = _field(record, column)

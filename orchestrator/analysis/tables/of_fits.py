@@ -1,4 +1,4 @@
-"""Tables of fits and their answers; a fit that could not be made is no row."""
+"""Tables of fits and answers, without the fits that could not be made."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
 MAX_REASONS = 3
-"""Reasons that the line on unmade fits names."""
+"""Number of reasons in the line on fits that could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitRow:
-    """An estimate with its fit: a row of a table of fits."""
+    """A row of a table of fits: an estimate with its fit."""
 
     fit: AnyFit
     estimate: Estimate
@@ -46,11 +46,11 @@ class FitTable:
 
     Attributes:
         key: Anchor on the page.
-        kinds: Kinds of fits that it shows.
+        kinds: Kinds of fits in the table.
         title: Heading.
-        note: What it shows.
-        columns: Name -> what it shows of a row.
-        numeric_from: First column of numbers.
+        note: Explanation of the columns.
+        columns: Name of a column -> its text for a row.
+        numeric_from: Index of the first column of numbers.
     """
 
     key: str
@@ -171,10 +171,10 @@ FIT_TABLES = (
         kinds=("exponent",),
         title="Exponent of N within datasets, times d",
         note=(
-            "Slope of log test loss on −log N / d. Every curve has its own intercept, and one d "
-            "per dataset and class pair (at its largest N). 1 is the law's bound, 0 no dependence; "
-            "no unit of N, pixels or loss changes it. Curves: fitted, of all. If there is a "
-            "ceiling at chance level, those clear of it are fitted."
+            "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
+            "dataset and class pair has one d, measured at its largest N. The law's bound is 1. No "
+            "dependence on N is 0. Curves: number of fitted curves, of all curves. If losses reach "
+            "chance level, only curves clear of chance level are fitted."
         ),
         columns={
             "model": _model,
@@ -195,7 +195,7 @@ FIT_TABLES = (
         title="Fall of the loss with N, dataset by dataset",
         note=(
             "Slope of log test loss on log N within curves, of all curves with two train sizes. "
-            "The mean counts every dataset once; its interval is by t over datasets."
+            "The mean counts every dataset once. Its interval is a t interval over datasets."
         ),
         columns={
             "datasets": _datasets,
@@ -213,9 +213,9 @@ FIT_TABLES = (
         kinds=("headline", "height"),
         title="Losses of datasets at equal N",
         note=(
-            "Dataset effects of log test loss at equal model and train size; t intervals. The "
-            "permutation p of exchangeable datasets is exact (*). “Without”: the value without the "
-            "most influential dataset."
+            "Fits to the mean log test loss of each dataset at equal model and train size, with t "
+            "intervals. *: exact permutation p, over all orders of datasets; the others use random "
+            "orders. Without: the value without the most influential dataset."
         ),
         columns={
             "model": _model,
@@ -235,9 +235,9 @@ FIT_TABLES = (
         kinds=("attack",),
         title="Loss gained by attacks, with K_F",
         note=(
-            "Pearson's r over dataset effects at equal model and train size, within domains if "
-            "there are two, with its 95 % interval. p is of a rise, adjusted over all attacks, "
-            "epsilons and models of this table, before the correction over questions."
+            "Pearson's r over datasets at equal model and train size, within domains if there are "
+            "two, with its 95 % interval. p tests a rise, and is adjusted over all rows of "
+            "this table, not over questions."
         ),
         columns={
             "attack": _attack,
@@ -254,7 +254,7 @@ FIT_TABLES = (
         key="representations",
         kinds=("representation",),
         title="d_repr against d_data",
-        note="Both by maximum likelihood; the bound d_repr ≲ d_data is approximate.",
+        note="Both are maximum likelihood estimates. The bound d_repr ≲ d_data is approximate.",
         columns={
             "model": _model,
             "datasets": _datasets,
@@ -269,7 +269,7 @@ FIT_TABLES = (
 
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
-    """Return the tables of all fits, the answers first; those without a row are left out."""
+    """Return the table of answers and the tables of all fits, without empty tables."""
     tables = [answer_table(fits)]
     if fits.interventions:
         tables += intervention_tables(fits.interventions)
@@ -292,7 +292,7 @@ def fit_tables(fits: ScalingFits) -> list[Table]:
 
 
 def not_fitted(fits: ScalingFits) -> str:
-    """Say in one line how many fits could not be made, and why; empty if all could."""
+    """Return a line on the fits that could not be made; empty if all could be made."""
     reasons = Counter(fit.reason for fit in fits.fits if fit.status != "ok")
     if not reasons:
         return ""
@@ -306,16 +306,16 @@ def not_fitted(fits: ScalingFits) -> str:
 def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
-        "p is the larger one of the t test over datasets and of the permutation (or wild cluster "
-        "bootstrap) test. It is two-sided, but for attacks (a rise) and the bound (a slower fall). "
-        "Intervals are by t, or simultaneous for attacks. The adjusted p is Holm's, over the tests "
-        "that could be made."
+        "p is the larger p of two tests: the t test over datasets, and the permutation (or wild "
+        "cluster bootstrap) test. It is two-sided. For attacks it is one-sided for a rise, and for "
+        "the bound one-sided for a slower fall. Intervals are t intervals; for attacks, one "
+        "interval holds for all correlations. The adjusted p is Holm's, over all tests made."
     )
     if fits.class_pairs:
         note = (
-            "Intervals are by a jackknife over classes, by t with classes − 1 degrees of freedom. "
-            "Between pairs p is the larger one of this t test and of a permutation of classes, "
-            "two-sided. The adjusted p is Holm's."
+            "Intervals are from a jackknife over classes, with a t distribution of classes − 1 "
+            "degrees of freedom. Between pairs, p is the larger p of this t test and of a "
+            "permutation of classes. All tests are two-sided. The adjusted p is Holm's."
         )
     return laid_out(
         "answers",
@@ -336,21 +336,22 @@ def answer_table(fits: ScalingFits) -> Table:
 
 
 MEANT = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
-"""Name of what an arm moves, in the table."""
+"""Property that an arm changes -> its name in the table."""
 
 
 def intervention_tables(interventions: Interventions) -> list[Table]:
-    """Return effects, and what each arm moved."""
+    """Return the table of effects, and the table of checked arms."""
     return [_effect_table(interventions.effects), _gate_table(interventions.gates)]
 
 
 def _effect_table(effects: Sequence[Effect]) -> Table:
     return laid_out(
         "interventions",
-        "What follows when one property is moved",
-        "Mean over worlds with its 95 % interval: the wider one of t and of a jackknife over the "
-        "classes that worlds share. Every arm is compared with the base of its own world at equal "
-        "model and N. Only arms that pass the gate count. Rows of single arms are exploratory.",
+        "Effects of changing one property",
+        "Mean over worlds with its 95 % interval: the wider of the t interval and of a jackknife "
+        "over the classes that worlds share. Every arm is compared with the base of its own world "
+        "at equal model and N. Only arms that pass the gate count. Rows of single arms are "
+        "exploratory.",
         effects,
         {
             "effect": _effect_words,
@@ -369,7 +370,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
 
 
 def _effect_words(effect: Effect) -> str:
-    """Return what an effect is of, and which images were used."""
+    """Return the estimand of an effect, with the images of training and test."""
     text = effect.estimand
     if effect.estimand == "exponent · d":
         text += f", {effect.response}"
@@ -383,14 +384,14 @@ def _effect_words(effect: Effect) -> str:
 def _gate_table(gates: Sequence[Gate]) -> Table:
     return laid_out(
         "intervention-gates",
-        "What each arm moved",
-        "Factors on K_F and d against the world's base, at the largest N that both have. An arm "
-        "counts if what it is to move moved (K_F by 2, d by 1.25), and the log of what it holds by "
-        "less than 0.05.",
+        "Changes of K_F and d in each arm",
+        "Ratios of K_F and d to the world's base, at the largest common N. An arm counts if its "
+        "property changed enough (K_F by a factor of 2, d by 1.25). The log of the other property "
+        "must change by less than 0.05.",
         gates,
         {
             "dataset": lambda gate: gate.arm.dataset,
-            "meant to move": lambda gate: MEANT.get(gate.arm.moves, ""),
+            "should change": lambda gate: MEANT.get(gate.arm.moves, ""),
             "K_F": lambda gate: _factor(gate.sharpness_moved),
             "d": lambda gate: _factor(gate.dimension_moved),
             "counts": lambda gate: "yes" if gate.counts else f"no: {gate.reason}",

@@ -1,4 +1,4 @@
-"""Tables of what was trained: a summary of each dataset, and the best model of each."""
+"""Tables of trials: a summary of each dataset and class pair, and the best models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def loss_text(
     accuracy: float | None = None,
     auc: float | None = None,
 ) -> str:
-    """Return a loss, and whether it is at chance level or over-confident."""
+    """Return a loss as text, marked if it is at chance level or over-confident."""
     if loss is None:
         return ""
     if is_at_chance_level(loss, num_classes, accuracy=accuracy, auc=auc):
@@ -76,7 +76,7 @@ def loss_text(
 
 
 def seen_table(fits: ScalingFits) -> Table:
-    """Return every dataset's properties, its loss at its largest N, and what an attack adds."""
+    """Return the summary table: properties, loss at the largest N and loss gain of each dataset."""
     attack = "attacks"
     losses = []
     for dataset in fits.datasets:
@@ -92,11 +92,12 @@ def seen_table(fits: ScalingFits) -> Table:
     return laid_out(
         "seen",
         "Summary of the data",
-        f"{range_of_losses}d_data is by maximum likelihood at the largest N. K_F, the largest "
-        "1/distance of a training set, is averaged over N and class pairs. Losses are in nat: "
-        "geometric means over models and class pairs at the largest train size. At chance level: "
-        f"{AT_CHANCE_SHARE:g} ln n or more for n classes ({number(AT_CHANCE_SHARE * np.log(2))} "
-        "for two). Over-confident: the same with an accuracy or AUROC well above chance.",
+        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F, the "
+        "largest 1/distance of a training set, is averaged over N and class pairs. Losses are in "
+        "nat: geometric means over models and class pairs at the largest train size. At chance "
+        f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
+        f"({number(AT_CHANCE_SHARE * np.log(2))} for two). Over-confident: the loss is as high, "
+        "but accuracy or AUROC is well above chance.",
         fits.datasets,
         {
             "dataset": "dataset",
@@ -112,9 +113,9 @@ def seen_table(fits: ScalingFits) -> Table:
 
 
 def pair_table(points: pd.DataFrame, fits: ScalingFits) -> Table | None:
-    """Return every class pair of one dataset at its largest N, the closest pair first.
+    """Return a table of the class pairs of one dataset at the largest N, the closest pair first.
 
-    None if the table has no class pairs that are compared.
+    Returns None if the fits have no class pairs.
     """
     if not fits.class_pairs:
         return None
@@ -125,9 +126,10 @@ def pair_table(points: pd.DataFrame, fits: ScalingFits) -> Table | None:
     return laid_out(
         "class-pairs",
         "Class pairs",
-        f"At the largest train size, N = {int(points[TRAIN_SIZE].max()):,}, means over networks. δ "
-        "is the mean distance of a training image to the nearest image of the other class. The "
-        "closest pair comes first. Accuracy lost is in percentage points.",
+        "The numbers are means over networks at the largest train size, "
+        f"N = {int(points[TRAIN_SIZE].max()):,}. δ is the mean distance of a training image to the "
+        "nearest image of the other class. The closest pair comes first. Accuracy lost is in "
+        "percentage points.",
         means.reset_index().to_dict("records"),
         {
             "pair": CLASS_PAIR,
@@ -152,25 +154,24 @@ def _loss_of_dataset(dataset: DatasetSummary) -> str:
 
 
 LOWER_IS_BETTER = (TEST_LOSS, TRAIN_LOSS, CALIBRATION_ERROR)
-"""Scores of which a small value is a good one; all others rank downward."""
+"""Scores whose smallest value is the best; of all other scores, the largest value is best."""
 
 
 def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
-    """Return the best model per dataset and train size, and the runner-up.
+    """Return the best model and the runner-up for each dataset and train size.
 
-    Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std`` is
-    over seeds.
+    Means are over the class pairs and seeds that every model has; ``num_compared`` is their number.
+    ``seed_std`` is the standard deviation over seeds.
 
     Args:
         table: Rows of the results table.
-        score: Column to rank by.
+        score: Column to rank models by.
 
     Returns:
-        A row per dataset and train size, with :data:`BEST_COLUMNS`, where ``score`` takes the place
-        of the test loss.
+        A row per dataset and train size with :data:`BEST_COLUMNS`. ``score`` replaces the loss.
 
     Raises:
-        ConfigError: If the table has no such column of numbers.
+        ConfigError: If the table has no column of numbers with the name ``score``.
     """
     if score not in table or not is_numeric_dtype(table[score]):
         raise unknown_name("score", score, table.select_dtypes("number").columns)
@@ -185,7 +186,7 @@ def _runner_up_column(score: str) -> str:
 
 
 def _ranked(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
-    """Return the best models with their mean AUROC, a row per dataset and train size."""
+    """Return a row per dataset and train size: the best model with its mean AUROC."""
     rows = split_by_recipe(table)
     needed = {*rows, CLASS_PAIR, SEED, STATUS, TEST_ACCURACY, AUC, NUM_CLASSES}
     rows = rows.reindex(columns=sorted(needed)).fillna({CLASS_PAIR: "", SEED: 0})
@@ -198,7 +199,7 @@ def _ranked(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
 
 
 def _best_of(group: pd.DataFrame, score: str) -> dict[Hashable, Any]:
-    """Return the best model of one dataset and train size, and the next."""
+    """Return the best model of one dataset and train size, and the runner-up."""
     key = [CLASS_PAIR, SEED]
     num_models = group[MODEL].nunique()
     shared = group[group.groupby(key)[MODEL].transform("nunique") == num_models]
@@ -224,10 +225,10 @@ def best_table(full: pd.DataFrame) -> Table:
     return laid_out(
         "best",
         "Best model per dataset and train size",
-        "The lowest mean test loss over the class pairs and seeds that all models have, by "
-        "arithmetic means; the summary of the data has geometric ones. Seed spread is the standard "
-        "deviation over seeds. With one seed, or within the spread, do not read an order from "
-        "this table.",
+        "The model with the lowest mean test loss over the class pairs and seeds that all models "
+        "have. Means are arithmetic here, and geometric in the summary of the data. Seed spread is "
+        "the standard deviation over seeds. With one seed, or if models differ by less than the "
+        "spread, the order of models means nothing.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,

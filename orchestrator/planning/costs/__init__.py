@@ -1,1 +1,1 @@
-"""Costs of a network: kernels, memory and time of its passes, on the GPUs of a table."""
+"""Predicted cost of a network: kernels, memory and time of its passes on each kind of GPU."""

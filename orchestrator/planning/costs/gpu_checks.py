@@ -1,4 +1,4 @@
-"""Files that ``isweep gpu-check`` wrote: measured rates of GPUs, and whether trials share one."""
+"""Read files of ``isweep gpu-check``: measured rates of GPUs, and the gain by sharing a GPU."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from orchestrator.planning.costs.gpu_models import GpuModel
 
 PACKING_PAYS = 1.1
-"""Trials share a GPU if two of them process this many times the images per second of one."""
+"""Trials share a GPU if two trials together process at least this many times the images of one."""
 RATES = tuple(field.name for field in fields(GpuModel) if field.type == "float")
-"""Columns of the table of GPUs that a check may have measured."""
+"""Columns of the table of GPUs that a check can measure."""
 GAINS = ("pair_gain", "pair_gain_mps")
-"""Keys of the measured gain by sharing, without and with MPS."""
+"""Keys of the measured gain by sharing a GPU, without and with MPS."""
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of the GPU checks in folders, by the driver's name of the GPU.
+    """Return the summaries of all GPU checks in folders, by the driver's name of the GPU.
 
-    If a GPU was checked several times, the last file of the last folder counts. Damaged files and
-    those with impossible numbers are left out.
+    If a GPU was checked several times, the last file of the last folder is used. Damaged files and
+    files with impossible numbers are ignored.
     """
     checks: dict[str, dict[str, Any]] = {}
     for folder in folders:
@@ -45,8 +45,8 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
     """Return whether trials should share a GPU.
 
-    If a pair of trials was measured on this GPU, the measured gain decides. Otherwise trials share
-    it if, and only if, MPS runs.
+    If two trials on one GPU of this kind were measured, the measured gain decides. Otherwise trials
+    share a GPU if and only if MPS runs.
     """
     summary = checks.get(name) or {}
     gain = summary.get("pair_gain_mps" if mps else "pair_gain")

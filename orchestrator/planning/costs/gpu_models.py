@@ -1,7 +1,8 @@
-"""Table of GPUs: rates and memory by data sheet, and the share of them that training reaches.
+"""Table of GPUs: rates and memory of the data sheet, and the share of the rates in training.
 
-The shares are fitted to published training throughput at 224 pixels, or assumed where a row of
-``gpu_models.csv`` says so. ``isweep gpu-check`` measures them on a GPU of your own.
+The shares are fitted to published training throughput with images of 224 x 224 pixels, or assumed:
+the column ``origin`` of ``gpu_models.csv`` states which. ``isweep gpu-check`` measures them on your
+own GPU.
 """
 
 from __future__ import annotations
@@ -19,29 +20,31 @@ from search_spaces.errors import unknown_name
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
 OLDEST = "v100"
-"""GPU whose rates are taken for one that is older than all GPUs of the table."""
+"""GPU whose rates are used for a GPU that is older than all GPUs of the table."""
 NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
-"""Words of a driver's name that mean a smaller GPU than the table's row of the same number: a slice
-(MIG), and the variants Laptop, Max-Q and D."""
+"""Words in a driver's name of a GPU that is smaller than the GPU of the same number in the table: a
+MIG slice, and the variants Laptop, Max-Q and D."""
 
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A model of GPU, by the name that the command line knows it by.
+    """A kind of GPU.
 
     Attributes:
+        name: Name of the GPU on the command line.
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors.
-        half_tflops: Dense rate in 16 bits (bfloat16, or else float16), 1e12 operations per second.
+        half_tflops: Dense rate in bfloat16, or float16 on GPUs without bfloat16, 1e12 operations
+            per second.
         single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
         bandwidth: Bandwidth of the memory, GB/s.
         memory_gib: Size of the memory, GiB.
         compute_efficiency: Share of the arithmetic rates that training reaches.
         bandwidth_efficiency: Share of the bandwidth that training reaches.
-        origin: Where these numbers come from, in words.
-        timed: False where the time of a trial on this GPU cannot be predicted.
-        network_factors: Measured over predicted time of a network's trials, by its name. Only
-            ``isweep gpu-check`` gives them.
+        origin: Source of these numbers, as text.
+        timed: False if the time of a trial on this GPU cannot be predicted.
+        network_factors: Ratio of measured to predicted time of a network's trials, by the name of
+            the network. Only ``isweep gpu-check`` measures these factors.
     """
 
     name: str
@@ -58,12 +61,12 @@ class GpuModel:
     network_factors: tuple[tuple[str, float], ...] = ()
 
     def time_factor(self, network: str) -> float:
-        """Return measured over predicted time of a network's trials; 1 if it was not measured."""
+        """Return the ratio of measured to predicted time of a network's trials, or 1 if unknown."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property
     def bfloat16(self) -> bool:
-        """True if the GPU computes in bfloat16; PyTorch emulates it on older ones."""
+        """True if the GPU computes in bfloat16. PyTorch only emulates bfloat16 on older GPUs."""
         return self.capability >= BFLOAT16_FROM
 
 
@@ -92,7 +95,7 @@ GPU_MODELS = _read_table()
 
 
 def gpu_model(name: str) -> GpuModel:
-    """Return a GPU of the table by its name, in any case.
+    """Return a GPU of the table by its name, in upper or lower case.
 
     Raises:
         ConfigError: The table has no such GPU.
@@ -103,17 +106,17 @@ def gpu_model(name: str) -> GpuModel:
 
 
 def gpu_model_like(name: str) -> GpuModel | None:
-    """Return the GPU of the table that a driver or Ray calls by this name, or None.
+    """Return the GPU of the table with this name of a driver or of Ray, or None.
 
-    If several fit, return the one with the least memory. A slice of a GPU (MIG) and its smaller
-    variants are not in the table.
+    If several GPUs fit, return the one with the least memory. MIG slices and smaller variants of a
+    GPU are not in the table.
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # "RTX 3090" is rtx3090
     if NOT_WHOLE.intersection(words):
         return None
     fitting = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
-    # Ray calls both sizes of an A100 by one name; a driver writes NVIDIA A100-SXM4-80GB.
+    # Ray uses one name for both sizes of an A100. A driver reports NVIDIA A100-SXM4-80GB.
     size = re.search(r"\b(\d+)\s?g", name.lower())
     if size:
         fitting = [gpu for gpu in fitting if gpu.memory_gib == int(size[1])] or fitting
@@ -129,18 +132,19 @@ def gpu_model_there(
     processors: int,
     checks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GpuModel:
-    """Return the GPU that the driver of a node describes.
+    """Return the kind of a GPU from the data that its driver reports.
 
-    A GPU that the table lacks, for example a slice (MIG), gets the rates per processor of the
-    slowest GPU of its compute capability, or of the last capability before it.
+    If the GPU is not in the table, for example a MIG slice, use the rates per processor of the
+    slowest GPU with its compute capability. If there is none, use the next lower capability.
 
     Args:
         name: The driver's name of the GPU.
         memory_gib: Memory that the driver reports, GiB.
         capability: CUDA compute capability.
-        processors: Number of streaming multiprocessors; 0 if unknown.
+        processors: Number of streaming multiprocessors. 0 if unknown.
         checks: Measured rates by the driver's name, see
-            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace the table's.
+            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
+            the rates of the table.
     """
     gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
     row = (checks or {}).get(name, {}).get("row", {})
@@ -149,14 +153,14 @@ def gpu_model_there(
         if field.name in row:
             measured[field.name] = row[field.name]
     measured.update(name=gpu.name, memory_gib=memory_gib)
-    # JSON has lists; a frozen GPU is also a key of caches.
+    # JSON has lists, but a GpuModel must be hashable: it is a key of caches.
     factors = measured.get("network_factors", ())
     measured["network_factors"] = tuple((str(name), float(factor)) for name, factor in factors)
     return replace(gpu, **measured)
 
 
 def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
-    """Return a GPU that is not in the table, with the rates per processor of one that is."""
+    """Return a GPU that is not in the table, with the rates per processor of a GPU in the table."""
     older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
     like = max(
         older or [GPU_MODELS[OLDEST]],
@@ -172,5 +176,5 @@ def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
         single_tflops=part * like.single_tflops,
         bandwidth=part * like.bandwidth,
         timed=False,
-        origin=f"unknown: no hours; per processor as {like.name}",
+        origin=f"not in the table; rates per processor as for {like.name}",
     )

@@ -1,4 +1,4 @@
-"""Records of what the passes of a network cost: kernels, arithmetic, traffic and memory."""
+"""Records of the cost of a network's passes: kernels, arithmetic, memory traffic and memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 PASSES = ("step", "evaluation", "attack")
-"""Fields of :class:`NetworkCost` that hold a pass."""
+"""Fields of :class:`NetworkCost` that are a :class:`PassCost`."""
 STREAMING = ("_fused_adam", "_to_copy", "mm", "addmm")
-"""Beginnings of the names of operations that read and write long arrays in order."""
+"""Prefixes of the names of operations that read and write long arrays sequentially."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Kernel:
 
     Attributes:
         name: PyTorch's name of the operation.
-        flops: Operations of a convolution or matrix product; 0 for all others.
-        num_bytes: Bytes that are read and written.
+        flops: Arithmetic operations of a convolution or matrix product. 0 for all other kernels.
+        num_bytes: Bytes that the operation reads and writes.
     """
 
     name: str
@@ -28,26 +28,26 @@ class Kernel:
     @property
     def num_launches(self) -> int:
         """Number of kernels that a GPU starts for the operation."""
-        # The gradients of a convolution by its input and by its weight are two kernels.
+        # One kernel for the gradient of the input, and one for the gradient of the weights.
         if self.name == "convolution_backward":
             return 2
         return 1
 
     @property
     def streams(self) -> bool:
-        """True if the operation reads and writes long arrays in order, as an optimizer does."""
+        """True if the operation reads and writes long arrays sequentially, as an optimizer does."""
         return self.name.startswith(STREAMING)
 
 
-@dataclass(frozen=True, eq=False)  # hundreds of trials share one: it is hashed by its identity
+@dataclass(frozen=True, eq=False)  # hundreds of trials share one cost, so it is hashed by identity
 class PassCost:
     """Costs of one pass.
 
     Attributes:
         kernels: The operations of the pass, in order.
-        peak_bytes: The most bytes that tensors hold at once.
-        workspace_bytes: Bytes of input and output of the largest convolution. The scratch memory
-            of a library grows with them.
+        peak_bytes: Largest number of bytes that tensors occupy at the same time.
+        workspace_bytes: Bytes of the input and output of the largest convolution. The scratch
+            memory of convolutions grows with this number.
     """
 
     kernels: tuple[Kernel, ...]
@@ -56,30 +56,31 @@ class PassCost:
 
     @cached_property
     def flops(self) -> float:
-        """Operations of all convolutions and matrix products."""
+        """Arithmetic operations of all convolutions and matrix products."""
         return sum(kernel.flops for kernel in self.kernels)
 
     @cached_property
     def num_launches(self) -> int:
-        """Number of kernels that a GPU starts."""
+        """Number of kernels that a GPU starts for the pass."""
         return sum(kernel.num_launches for kernel in self.kernels)
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Costs of one network in one recipe; a multiply-add is two operations.
+    """Costs of one network with one recipe. A multiply-add counts as two operations.
 
     Attributes:
         num_parameters: Number of trained parameters.
-        state_bytes: Bytes of the weights and buffers that are stored.
-        forward_flops: Operations of one image forward.
-        step: A training step on a whole batch.
-        evaluation: ``evaluation_batch`` images forward, in float32.
-        attack: ``attack_batch`` images forward, and back to the pixels, in float32.
-        evaluation_batch: Images of an evaluation's pass.
-        attack_batch: Images of an attack's pass.
-        uncounted: Why the passes could not be counted; empty if they were. Uncounted passes are
-            those of one dense layer with as many weights.
+        state_bytes: Bytes of the stored weights and buffers.
+        forward_flops: Arithmetic operations of a forward pass of one image.
+        step: Cost of a training step on a whole batch.
+        evaluation: Cost of a forward pass of ``evaluation_batch`` images in float32.
+        attack: Cost of a forward and a backward pass to the pixels of ``attack_batch`` images in
+            float32.
+        evaluation_batch: Number of images in a pass of the evaluation.
+        attack_batch: Number of images in a pass of an attack.
+        uncounted: Reason why the passes could not be counted, or an empty string. The costs are
+            then those of one dense layer with the same number of weights.
     """
 
     num_parameters: int

@@ -1,4 +1,4 @@
-"""Predicted memory of a trial on a GPU: its CUDA context, tensors, and scratch of convolutions."""
+"""Predict the memory of a trial on a GPU: CUDA context, tensors and scratch of convolutions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES, scored_epochs
 
 TENSOR_FACTOR = 1.1
-"""Memory that the allocator takes, over the bytes of tensors that are alive. This and the next
-factor are fitted to published A100 measurements of ResNet-50 and VGG-16 at batches of 32 to 128:
-0.89 to 1.10 of the measured memory."""
+"""Memory that the allocator reserves, divided by the bytes of tensors. Both factors are fitted to
+published measurements of ResNet-50 and VGG-16 on an A100 with batches of 32 to 128. Predictions are
+0.89 to 1.10 times the measured memory."""
 WORKSPACE_FACTOR = 2.0
-"""Scratch memory of convolutions, over the bytes of input and output of the largest one."""
+"""Scratch memory of convolutions, divided by the bytes of input and output of the largest one."""
 
 
 def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
-    """Return the bytes of a trial's training and test images, a byte per value.
+    """Return the bytes of a trial's training and test images, with one byte per value.
 
     Args:
-        network: The network that is trained.
-        train_size: Number of training images that are loaded; None for those of the network.
+        network: The network to train.
+        train_size: Number of training images to load. None for the train size of the network.
     """
     prepared = network.subset.prepared
     num_images = (train_size or network.train_size) + network.subset.test_size
@@ -30,31 +30,31 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict the bytes that a process holds on a GPU during a pass, with its CUDA context."""
+    """Predict the GPU memory of a process during a pass, in bytes, including its CUDA context."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
 def peak_bytes(network: NetworkSpec) -> float:
-    """Predict the most bytes that a trial holds on a GPU, in training, evaluation and attacks."""
+    """Predict the peak GPU memory of a trial in training, evaluation and attacks, in bytes."""
     cost = cost_of(network)
     passes = [cost.step, cost.evaluation, cost.attack]
     if scored_epochs(network.recipe.epochs):
-        # The test set is evaluated between two epochs, while the training still holds its memory.
+        # The test set is evaluated between two epochs, while the memory of the training is in use.
         during_training = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         passes.append(replace(cost.evaluation, peak_bytes=during_training))
     return array_bytes(network) + max(memory_bytes(part) for part in passes)
 
 
 def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
-    """Return the bytes that a training holds between two epochs, besides its weights."""
+    """Return the memory of a training between two epochs besides its weights, in bytes."""
     recipe = network.recipe
     gradients = 4 * cost.num_parameters  # float32
     moments_per_gradient = 1 if recipe.optimizer == "sgd" else 2
     moments = moments_per_gradient * gradients
     if network.model.library == "own":
-        # Its steps are not captured as CUDA graphs, so that no activations are held.
+        # Without a CUDA graph, activations are freed after each step.
         return moments + gradients
-    # A graph keeps the memory of its step. A last batch of another size has a graph of its own.
+    # A CUDA graph keeps the memory of its step. A last batch of another size has a second graph.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
     last_batch = network.train_size % recipe.batch_size
     if network.train_size < recipe.batch_size or not last_batch:

@@ -1,4 +1,4 @@
-"""Predicted time of a trial on a GPU or a core, and the share of a GPU that it needs."""
+"""Predict the time of a trial on a GPU or a CPU core, and the share of a GPU that it needs."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
 
 TRIAL_SECONDS = 3.0
-"""Seconds per trial besides the work of its GPU: building, copying, d_repr, storing; assumed."""
+"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and store
+the result. Assumed."""
 CORE_TRIAL_SECONDS = 0.5
-"""The same seconds per trial on a core; assumed."""
+"""Seconds per trial besides its passes, on a CPU core. Assumed."""
 CORE_FLOPS = 100e9
-"""Operations per second that one core sustains, where nothing was measured
+"""Arithmetic operations per second of one CPU core, for models without a measurement
 (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
-"""Seconds that an operation takes on a core besides its arithmetic. A step of small_cnn on 32
-images of 32 pixels, 52 operations and 0.12 GFLOP, takes 2.9 ms
+"""Seconds of an operation on a CPU core besides its arithmetic. A step of small_cnn on 32 images of
+32 x 32 pixels has 52 operations and 0.12 GFLOP, and takes 2.9 ms
 (benchmarks/results/training_throughput_epyc.json)."""
 MEMORY_MARGIN = 1.15
-"""Memory of a share of a GPU over predicted memory: a trial whose share is too small runs out of
+"""Memory of a share divided by predicted memory. If a share is too small, its trial runs out of
 memory."""
 BUSY_ENOUGH = 0.95
-"""A GPU that works for this part of the time gains nothing from another trial. That a second
-process fills the gaps of the first is known of processes under MPS."""
+"""If a GPU computes for this fraction of the time, another trial on it gains nothing. A second
+process is known to use the idle time of the first only under MPS."""
 SHARE_STEP = 100
-"""Shares are multiples of a hundredth of a GPU."""
+"""Shares are multiples of one over this: hundredths of a GPU."""
 MIN_UNTIMED_SHARE = 0.25
-"""Least share of a GPU whose times cannot be predicted."""
+"""Smallest share on a kind of GPU whose times cannot be predicted."""
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Measured over predicted values, by model; 1 is taken for a model that is not listed.
+    """Measured values divided by predicted values, by name of the model.
 
     Attributes:
-        memory: The largest ratio of peak memory, on any GPU.
-        seconds: The median ratio of seconds, on one kind of GPU.
-        core_seconds: The median ratio of seconds on a core.
+        memory: The largest ratio of peak memory, on any GPU. It is 1 for a model not listed.
+        seconds: The median ratio of seconds, on one kind of GPU. It is 1 for a model not listed.
+        core_seconds: The median ratio of seconds on a CPU core. It is the median of the others for
+            a model not listed.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -60,12 +62,12 @@ class Corrections:
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """Predicted needs of a trial on one kind of GPU.
+    """Predicted time, share and memory of a trial on one kind of GPU.
 
     Attributes:
         seconds: Seconds of the trial on its share.
-        share: Share of a GPU, above 0; a whole number above 1 is several GPUs.
-        memory_bytes: Peak memory.
+        share: Share of a GPU, above 0. A whole number above 1 means several GPUs.
+        memory_bytes: Peak memory, bytes.
     """
 
     seconds: float
@@ -74,13 +76,13 @@ class GpuNeed:
 
     @property
     def gpu_seconds(self) -> float:
-        """Seconds of a whole GPU that the trial takes; several GPUs are taken entirely."""
+        """GPU time of the trial, in seconds of one whole GPU: seconds times share."""
         return self.seconds * self.share
 
 
 @dataclass(frozen=True)
 class _TimedPasses:
-    """A number of like passes, and the predicted time of each."""
+    """A number of equal passes, and the predicted time of each."""
 
     number: float
     time: PassTime
@@ -92,14 +94,14 @@ def need_of(
     corrections: Corrections | None = None,
     given: float | None = None,
 ) -> GpuNeed:
-    """Predict what a trial needs of a GPU.
+    """Predict the time, share and memory of a trial on a kind of GPU.
 
     Args:
         trial: The trial.
         gpu: The kind of GPU.
-        corrections: How far predictions for like trials were off.
-        given: The share of a GPU that the trial gets. If None or 0, as many trials share a GPU as
-            keep it busy together, or as few as its memory holds.
+        corrections: Ratios of measured to predicted values of finished trials.
+        given: The share of a GPU that the trial gets. If None or 0, the share is so small that
+            the trials on one GPU keep it busy, but large enough for the trial's memory.
     """
     corrections = corrections or Corrections()
     passes = _timed_passes(trial, gpu)
@@ -116,7 +118,7 @@ def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
     """Return the passes of a trial with their predicted times on a GPU."""
     cost = cost_of(trial.network)
     numbers = batch_passes(trial, cost)
-    # Steps of your own networks are not captured as CUDA graphs.
+    # Training steps of your own networks are not captured as CUDA graphs.
     is_captured = trial.network.model.library != "own"
     step_interval = GRAPH_INTERVAL_S if is_captured else EAGER_INTERVAL_S
     is_half = trial.network.recipe.precision != "float32"
@@ -133,15 +135,15 @@ def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
 
 
 def _share(gpu: GpuModel, busy: float, memory: float) -> float:
-    """Return the share of a GPU for a trial that keeps it busy for a part of the time.
+    """Return the share of a GPU that a trial needs.
 
     Args:
         gpu: The kind of GPU.
-        busy: Part of the trial's time in which it keeps a whole GPU busy.
+        busy: Fraction of the trial's time in which a whole GPU would compute.
         memory: Peak memory of the trial, bytes.
     """
     num_together = max(1, math.ceil(BUSY_ENOUGH / busy))
-    # Rounded down: a third becomes 0.33, and three of these fit on a GPU.
+    # Rounded down: a third becomes 0.33, so that three trials fit on a GPU.
     for_work = math.floor(SHARE_STEP / num_together) / SHARE_STEP
     if not gpu.timed:
         for_work = max(for_work, MIN_UNTIMED_SHARE)
@@ -151,9 +153,9 @@ def _share(gpu: GpuModel, busy: float, memory: float) -> float:
 
 
 def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
-    """Predict the seconds of a trial on one core.
+    """Predict the seconds of a trial on one CPU core.
 
-    A model that was not measured is corrected by the median over the models that were.
+    For a model without a correction, the median correction of the other models is used.
     """
     cost = cost_of(trial.network)
     numbers = batch_passes(trial, cost)

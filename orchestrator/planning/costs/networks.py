@@ -1,4 +1,4 @@
-"""Costs of a network: from the shipped table, from the user's cache, or by walking over it."""
+"""Costs of a network: from the table of the package, from the user's cache, or newly counted."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
 from tasks.atomic import write_atomic
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the networks of all presets by :func:`cost_key`: a plan of a preset needs no torch."""
+"""Costs of the networks of all presets by :func:`cost_key`. Planning a preset needs no torch."""
 MAX_REMEMBERED = 4096
-"""Networks whose costs are remembered by the identity of their specs."""
+"""Largest number of costs in the cache of :func:`cost_of`."""
 
 
 @cache
@@ -32,7 +32,11 @@ def _shipped_costs() -> dict[str, dict[str, Any]]:
 
 
 def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
-    """Return the key of a network's costs; sizes are channels, side in pixels and logits."""
+    """Return the key of a network's costs.
+
+    ``sizes`` are the number of channels, the side of the images in pixels, and the number of
+    logits.
+    """
     return fingerprint([model, recipe, sizes])[:16]
 
 
@@ -40,9 +44,9 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
 def network_cost(
     model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
 ) -> NetworkCost:
-    """Return the costs of a network's passes on square images of ``image_size`` pixels.
+    """Return the costs of a network's passes on square images with a side of ``image_size`` pixels.
 
-    ``num_outputs`` is the number of logits if the recipe names none.
+    ``num_outputs`` is the number of logits if the recipe sets none.
 
     Raises:
         ConfigError: The network cannot be built with these sizes.
@@ -50,7 +54,7 @@ def network_cost(
     key = cost_key(model, recipe, channels, image_size, num_outputs)
     if key in _shipped_costs():
         return _cost_of_plain(_shipped_costs()[key])
-    can_be_cached = model.library != "own"  # files of your own network may change
+    can_be_cached = model.library != "own"  # the user may change the code of their own network
     file = user_cache("costs") / f"{key}-{_code_version()}.json"
     if can_be_cached:
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -67,7 +71,7 @@ def network_cost(
 
 @cache
 def _code_version() -> str:
-    """Return a hash of what a walk depends on besides its network: torch's packages, our source."""
+    """Return a hash of the code that counts costs: versions of torch's packages and our source."""
     versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
     code = hashlib.sha256(versions.encode())
     trials = Path(__file__).parents[3] / "tasks" / "trials"
@@ -77,7 +81,7 @@ def _code_version() -> str:
 
 
 def plain_cost(cost: NetworkCost) -> dict[str, Any]:
-    """Return costs as plain values for JSON; like kernels stand once, with their number."""
+    """Return costs as plain values for JSON. Equal kernels are stored once, with their number."""
     plain = asdict(cost)
     for name in PASSES:
         kernels = getattr(cost, name).kernels
@@ -87,7 +91,7 @@ def plain_cost(cost: NetworkCost) -> dict[str, Any]:
 
 
 def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
-    """Return the costs that :func:`plain_cost` wrote."""
+    """Return the costs of the plain values that :func:`plain_cost` returned."""
     passes = {}
     for name in PASSES:
         kernels: list[Kernel] = []
@@ -99,9 +103,9 @@ def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
 
 @dataclass(frozen=True)
 class _Remembered:
-    """Costs of a network, with the specs whose identities are their key.
+    """Costs of a network, with the specs whose identities are the key.
 
-    The specs are held, so that no other objects can get their identities.
+    While the specs are stored here, Python cannot give their identities to other objects.
     """
 
     specs: tuple[Spec, ...]
@@ -109,15 +113,15 @@ class _Remembered:
 
 
 _REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
-"""Costs by the identity of model, recipe and prepared data. The trials of a plan share these
-objects, and hashing their content for each trial would take longer than the rest of a plan."""
+"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share these
+objects. Hashing their content for each trial would take longer than the rest of the planning."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe.
+    """Return the costs of a network with its recipe.
 
     Raises:
-        ConfigError: The network cannot be built, or fails on every image that was tried.
+        ConfigError: The network cannot be built, or it failed on every image that was tried.
     """
     specs = (network.model, network.recipe, network.subset.prepared)
     key = tuple(map(id, specs))
@@ -146,8 +150,8 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network without the values that change no cost."""
-    # Adam's kernel applies the weight decay in passing; SGD adds it to copies of all gradients.
+    """Return the recipe of a network with fixed values where a value changes no cost."""
+    # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
     has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
     return network.recipe.model_copy(
         update={
@@ -161,9 +165,9 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
 
 
 def was_built(network: NetworkSpec, num_outputs: int) -> bool:
-    """Return whether a network is one of a preset.
+    """Return whether a network is one of a preset, so that it is known to build.
 
-    It was then built when its shipped costs were counted, and need not be tried again.
+    Such a network was built when the costs in the package were counted.
     """
     prepared = network.subset.prepared
     sizes = (prepared.channels, prepared.image_size, num_outputs)
@@ -171,7 +175,7 @@ def was_built(network: NetworkSpec, num_outputs: int) -> bool:
 
 
 def has_cost(network: NetworkSpec) -> bool:
-    """Return whether the costs of a network are counted, and not guessed from its weights."""
+    """Return whether the costs of a network were counted, and not guessed from its weights."""
     try:
         return not cost_of(network).uncounted
     except SweepError:
@@ -179,9 +183,9 @@ def has_cost(network: NetworkSpec) -> bool:
 
 
 def has_batch_norm(network: NetworkSpec) -> bool:
-    """Return whether a network may normalize over the batch.
+    """Return whether a network may have batch norm.
 
-    A network that could not be counted may have any operation.
+    If its operations could not be counted, batch norm may be among them.
     """
     cost = cost_of(network)
     if cost.uncounted:

@@ -1,7 +1,7 @@
-"""Predicted time of one pass of a network on a GPU, kernel by kernel.
+"""Predict the time of one pass of a network on a GPU, kernel by kernel.
 
-A kernel takes as long as its arithmetic or its traffic, whichever is longer, and never less than
-the time between two kernels.
+The time of a kernel is that of its arithmetic or of its memory traffic, whichever is longer. It is
+at least the interval between the starts of two kernels.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.kernels import PassCost
 
 STREAM_EFFICIENCY = 0.85
-"""Share of the bandwidth that long reads and writes in order reach: optimizer, casts of weights."""
+"""Share of the bandwidth that long sequential reads and writes reach, as in an optimizer."""
 EAGER_INTERVAL_S = 10e-6
-"""Seconds between two kernels that Python starts; assumed, not measured yet."""
+"""Seconds between the starts of two kernels from Python. Assumed, not measured."""
 GRAPH_INTERVAL_S = 3e-6
-"""Seconds between two kernels of a captured CUDA graph; assumed, not measured yet."""
+"""Seconds between the starts of two kernels in a CUDA graph. Assumed, not measured."""
 SINGLE_EFFICIENCY = 0.7
-"""Least share of the float32 rate that training reaches: the float32 units come closer to their
-data sheet than tensor cores."""
+"""Training is assumed to reach at least this share of the float32 rate. Float32 units come closer
+to the rate of their data sheet than tensor cores."""
 
 
 class PassTime(NamedTuple):
-    """Seconds that a pass takes alone on a GPU, and the seconds of them in which the GPU works."""
+    """Predicted time of a pass alone on a GPU.
+
+    Attributes:
+        seconds: Seconds of the pass.
+        busy: Those seconds in which the GPU computes.
+    """
 
     seconds: float
     busy: float
@@ -36,9 +41,9 @@ def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = Tr
 
     Args:
         cost: The kernels of the pass.
-        gpu: The GPU that computes it alone.
-        interval: Least seconds between two kernels.
-        half: True for products in 16 bits; False for float32 without TensorFloat-32.
+        gpu: The GPU, on which nothing else runs.
+        interval: Smallest number of seconds between the starts of two kernels.
+        half: True for matrix products in 16 bits. False for float32 without TensorFloat-32.
     """
     if half:
         flops_per_s = 1e12 * gpu.half_tflops * gpu.compute_efficiency

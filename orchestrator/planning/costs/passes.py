@@ -1,4 +1,4 @@
-"""Numbers of images that a trial sends through its network, in training and by each attack."""
+"""Count the passes of a trial through its network, in training and in each attack."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import scored_epochs
 
 ROBUSTNESS = "robustness"
-"""Name of the search for the robustness radius among the kinds of attack."""
+"""Key of the search for the robustness radius, next to the names of attacks."""
 
 
 @dataclass(frozen=True)
 class ImagePasses:
-    """Number of images that pass a network forward and back, and forward only."""
+    """Numbers of images in passes through a network.
+
+    Attributes:
+        gradients: Images with a forward and a backward pass to the pixels.
+        forwards: Images with a forward pass only.
+    """
 
     gradients: int
     forwards: int
@@ -25,12 +30,12 @@ class ImagePasses:
 
 @dataclass(frozen=True)
 class BatchPasses:
-    """Number of batches that a trial sends through its network.
+    """Numbers of batches that a trial sends through its network.
 
     Attributes:
         steps: Training steps.
-        evaluations: Batches forward only.
-        gradients: Batches forward, and back to the pixels.
+        evaluations: Batches with a forward pass only.
+        gradients: Batches with a forward and a backward pass to the pixels.
     """
 
     steps: float
@@ -39,16 +44,16 @@ class BatchPasses:
 
 
 def training_flops(trial: TrialSpec) -> float:
-    """Return the operations of a trial's training."""
+    """Return the number of arithmetic operations of a trial's training."""
     network = trial.network
     flops_per_image = cost_of(network).step.flops / network.recipe.batch_size
     return network.recipe.epochs * network.train_size * flops_per_image
 
 
 def attack_flops(trial: TrialSpec) -> dict[str, float]:
-    """Return the operations of a trial's attacks, by kind.
+    """Return the number of arithmetic operations of a trial's attacks, by kind.
 
-    A gradient by the pixels costs three forward passes.
+    A gradient with respect to the pixels costs as much as three forward passes.
     """
     forward = cost_of(trial.network).forward_flops
     return {
@@ -58,7 +63,10 @@ def attack_flops(trial: TrialSpec) -> dict[str, float]:
 
 
 def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
-    """Return the passes of every attack by name, and of ``robustness``; 0 if not requested."""
+    """Return the passes of every attack by its name, and of ``robustness``.
+
+    The numbers are 0 for an attack that the trial does not make.
+    """
     test_size = trial.network.subset.test_size
     num_epsilons = len(trial.attacks.epsilons)
     passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, ROBUSTNESS)}
@@ -80,13 +88,13 @@ def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
 
 
 def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
-    """Return the batches that a trial sends through its network."""
+    """Return the numbers of batches that a trial sends through its network."""
     network = trial.network
     recipe = network.recipe
     passes = attack_passes(trial).values()
     gradients = sum(kind.gradients for kind in passes)
-    # The pass that gives FGSM its directions also gives the test loss, so that it is made without
-    # FGSM as well.
+    # The pass that computes FGSM's gradients also computes the test loss. A trial without FGSM
+    # makes this pass too.
     num_shared = 0
     for method in trial.attacks.methods:
         num_shared += ATTACKS[method].passes(trial.attacks.all_parameters(method)).shared_gradients

@@ -1,7 +1,7 @@
-"""Costs of a network, counted by a walk over its passes with tensors that hold no data.
+"""Count the costs of a network's passes by running them on tensors without data.
 
-PyTorch's fake tensors have shapes, types and lifetimes, but no values. So kernels, the bytes that
-they move, and memory are counted without a GPU.
+PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic and
+memory can therefore be counted without a GPU.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch.utils.flop_counter import flop_registry
 from orchestrator.planning.costs.kernels import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
-from tasks.trials.isolation import contained
+from tasks.trials.isolation import fixed_torch_state
 from tasks.trials.models import build_model, depends_on_pixels, num_parameters, one_line
 from tasks.trials.records import EVALUATION_PASS
 from tasks.trials.training import Step
 
 ALLOCATION_BYTES = 512
-"""CUDA's caching allocator rounds every block up to a multiple of this."""
+"""PyTorch's CUDA allocator rounds the size of every block up to a multiple of this, bytes."""
 WHITE = 255.0
-"""Largest pixel value of the random images that a network is walked over with."""
+"""Largest pixel value of the random images on which a network is run."""
 BLACK = 0.0
-"""The same for black images: some networks fail on noise only."""
+"""Largest pixel value of black images. Some networks fail on noise but not on black images."""
 SHAPE_ONLY = frozenset(
     (
         "alias",
@@ -60,16 +60,16 @@ SHAPE_ONLY = frozenset(
         "view",
     )
 )
-"""Operations that start no kernel: they change shapes, or take memory without writing to it."""
+"""Operations that start no kernel: they change shapes, or allocate memory without writing to it."""
 IN_PLACE_ADAM = (0, 2, 3)
-"""Arguments of the fused Adam kernel that are written in place: weights and both moments."""
+"""Positions of the arguments that the fused Adam kernel updates: weights and both moments."""
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A network that can be built and walked over.
+    """A network to build and run.
 
-    ``num_outputs`` logits are built if the recipe names no number.
+    ``num_outputs`` is the number of logits if the recipe sets none.
     """
 
     model: ModelSpec
@@ -97,13 +97,13 @@ class _Network:
 def walk_network(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
-    """Return the costs of a network's passes; see ``costs.networks.network_cost``."""
-    # It logs a traceback of every failure inside it. Failures are raised as errors anyway.
+    """Count the costs of a network's passes, see ``costs.networks.network_cost``."""
+    # torch logs a traceback of every failure. The failure is raised as an error anyway.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     network = _Network(model, recipe, channels, image_size, num_outputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with contained():
+        with fixed_torch_state():
             module = _build_fake(network, mode)
             with mode:
                 return _walk(network, module, WHITE)
@@ -114,14 +114,14 @@ def walk_network(
 
 
 def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
-    """Build a network whose tensors hold no data."""
+    """Build a network whose tensors have no data."""
     try:
         with mode, warnings.catch_warnings():
-            # nn.TransformerEncoder copies its first layer, of which torch warns here.
+            # torch warns when nn.TransformerEncoder copies its first layer.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of Fake")
             return network.build()
     except DataDependentOutputException:
-        # Transformers and Inceptions of timm and torchvision read numbers while they are built.
+        # Some transformers and Inceptions of timm and torchvision read values while they are built.
         module = network.build()
         with FakeCopyMode(mode):
             return copy.deepcopy(module)
@@ -129,10 +129,10 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
-    """Run attention as operators that can be counted, instead of one that counts as none.
+    """Run attention as single operators, because a fused transformer layer is not counted.
 
-    In evaluation torch may fuse a whole transformer layer: a forward pass of ViT-B/16 then had two
-    thirds of its operations, one of a small ViT 0.4 % of them.
+    With torch's fused layers, the count had two thirds of the operations of a forward pass of
+    ViT-B/16, and 0.4 % of those of a small ViT.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -145,7 +145,7 @@ def _unfused_attention() -> Iterator[None]:
 
 @_unfused_attention()
 def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
-    """Return the costs of the passes of a network, on images with values up to ``brightest``."""
+    """Count the costs of a network's passes on images with values up to ``brightest``."""
     module.eval()
     evaluation = _PassCounter(module)
     pixels = torch.rand(EVALUATION_PASS, *network.shape) * brightest
@@ -171,7 +171,7 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
 
 
 def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
-    """Return the costs of a training step in which the optimizer's moments exist already."""
+    """Count the cost of a training step after the first, so that the optimizer's moments exist."""
     module.train()
     batch_size = network.recipe.batch_size
     images = (torch.rand(batch_size, *network.shape) * brightest).to(torch.uint8)
@@ -192,25 +192,25 @@ def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCo
 
 
 def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
-    """Return the costs of your own network by a walk with real tensors.
+    """Count the costs of your own network on tensors with data.
 
-    A network that fails on noise and on black images may still work on the images of a sweep, if
-    it depends on the values of pixels. Its passes are then taken as those of one dense layer with
-    as many weights.
+    A network may fail on noise and on black images, but work on the images of a sweep. If its
+    computation depends on pixel values, its costs are guessed as those of one dense layer with the
+    same number of weights.
 
     Args:
         network: The network.
-        error: What it raised on tensors that hold no data.
+        error: The exception that the network raised on tensors without data.
     """
     for brightest in (WHITE, BLACK):
         try:
-            with contained():
+            with fixed_torch_state():
                 return _walk(network, network.build(), brightest)
         except (Exception, SystemExit) as raised:
             failure = raised
     if not depends_on_pixels(error):
         raise failure
-    with contained():
+    with fixed_torch_state():
         module = network.build()
     num_weights = num_parameters(module)
     num_pixels = math.prod(network.shape)
@@ -225,12 +225,12 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     )
 
 
-class _PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
-    """Count operations, bytes and living memory of the passes that are made within it.
+class _PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for dispatch modes
+    """Count the kernels, memory traffic and memory of all passes inside a ``with`` block.
 
     Args:
-        network: Its parameters and buffers are held from the start.
-        held_tensors: Further tensors that are.
+        network: The network. Its parameters and buffers occupy memory from the start.
+        held_tensors: Other tensors that occupy memory from the start.
     """
 
     def __init__(self, network: nn.Module, *held_tensors: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""Recovery from failures: what failed, which trial is tried again and how, and what hangs."""
+"""Recovery from failures: classify each failure, plan retries, and end trials that hang."""

@@ -1,9 +1,10 @@
-"""Causes of failed attempts: which exception stands for which failure, and what is known of it.
+"""Classification of failed attempts: the cause of each exception, and facts for the next attempt.
 
-A worker classifies what a trial raises (:func:`classify`). The driver classifies what Ray says
-about a worker that is gone (:func:`classify_lost_worker`). Our own errors, and most of Ray's, are
-known by their type. CUDA, cuDNN and Ray's memory killer only have words: these stand in
-:data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS` and nowhere else.
+A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process has
+died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). isweep's own
+errors, and most of Ray's, are classified by their type. CUDA, cuDNN and Ray's memory killer raise
+general types, so their messages decide. Only
+:data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS` lists these messages.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from orchestrator.running.trial_device import UnusableGpuError
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500
-"""Characters of a library's message that a failure keeps."""
+"""Largest number of characters of a library's message that a failure stores."""
 MAX_USER_MESSAGE = 1000
-"""Characters of a message of ours, which names the fix at its end."""
+"""Largest number of characters of isweep's own message, which has the fix at its end."""
 MAX_TRACEBACK = 8000
-"""Characters of a traceback that a failure keeps, from its end."""
+"""Largest number of characters of a traceback that a failure stores, counted from its end."""
 WORKER_GONE = "the worker process has died"
-"""Message of a lost worker of which nothing else is known."""
+"""Message for a lost worker if Ray gives no reason."""
 
 
 class OtherCodeError(SetupError):
@@ -45,14 +46,14 @@ KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ray.exceptions.OutOfDiskError, FailureKind.DISK_FULL),
     (ray.exceptions.ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
     (ray.exceptions.NodeDiedError, FailureKind.LOST_NODE),
-    (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # an exception of the task's own
+    (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # an exception in the task's own code
     (RayError, FailureKind.CLUSTER_ERROR),  # every other error of Ray
 )
-"""Failure by class of the exception; the first match counts."""
+"""Kind of failure by the exception's class; the first matching row counts."""
 
 
 def classify(error: BaseException) -> TrialFailure:
-    """Return the failure that an exception inside a trial stands for."""
+    """Return the failure for an exception that a trial raised."""
     row = library_error(error)
     kind = _kind_of(error) if row is None else row.kind
     facts: dict[str, Any] = {}
@@ -61,6 +62,7 @@ def classify(error: BaseException) -> TrialFailure:
         facts["memory"] = row.memory
         facts["device_lost"] = row.device_lost
         facts["capture_failed"] = row.capture_failed
+        facts["no_engine"] = row.no_engine
     if isinstance(error, UnusableGpuError):
         facts["unfit_node"] = True
         facts["gpu"] = error.gpu
@@ -95,13 +97,13 @@ def _first_line(text: str) -> str:
 def classify_lost_worker(
     error: BaseException | None, text: str = "", *, dead_ids: Collection[str] = (), pid: int = 0
 ) -> TrialFailure:
-    """Return the failure of a trial whose worker is gone and gave no report.
+    """Return the failure of a trial whose worker died without a report.
 
     Args:
-        error: Ray's exception, if Tune kept it.
-        text: what Tune wrote about it.
-        dead_ids: Ray's ids of nodes that are gone, and of actors that were on them.
-        pid: the worker's process on its node; 0 if unknown.
+        error: Ray's exception; None if Tune did not store it.
+        text: Tune's text about the failure.
+        dead_ids: Ray's ids of dead nodes, and of the actors that ran on them.
+        pid: process id of the worker on its node; 0 if unknown.
     """
     text = text or str(error or WORKER_GONE)
     memory_row = matching_row({LOST_WORKER}, text)
@@ -117,16 +119,17 @@ def classify_lost_worker(
 
 
 MEMORY_OF_NODE = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
-"""Ray's words for a node's memory when it killed a worker (Ray 2.60)."""
+"""Part of Ray's message about a killed worker: used memory and limit of its node (Ray 2.60)."""
 MEMORY_OF_PROCESS = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
-"""A row of the table of the ten largest processes in the same text: process id and GB."""
+"""A row in that message's table of the ten largest processes: process id and memory in GB."""
 
 
 def _killed_for_memory(text: str, pid: int) -> TrialFailure:
     """Return the failure of a worker that Ray killed because the machine's memory ran out.
 
-    Ray names the ten largest processes. A worker that is not among them held no more than the
-    smallest of these. What other trials of the sweep hold counts as held by others, too.
+    Ray lists the ten largest processes. A worker that is not in this list used at most as much
+    memory as the smallest process in it. Memory of the sweep's other trials counts as memory of
+    other processes.
     """
     message = _first_line(text)
     share = None
@@ -138,8 +141,8 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
         own_gb = held_by_process.get(pid, min(held_by_process.values()))
         share = min(1.0, max(0.0, used_gb - own_gb) / limit_gb)
         message = (
-            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use; this "
-            f"trial held at most {own_gb:.1f} GB"
+            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use, at "
+            f"most {own_gb:.1f} GB of them by this trial"
         )
     return TrialFailure(
         kind=FailureKind.OUT_OF_MEMORY,
@@ -151,9 +154,9 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
 
 
 def classify_broken_loop(error: BaseException) -> TrialFailure:
-    """Return the failure of the trials that ran when Tune's loop raised an exception.
+    """Return the failure of all trials that ran when Tune's loop raised an exception.
 
-    The exception may wrap one of Ray's, which then counts.
+    If this exception wraps one of Ray's exceptions, Ray's exception decides.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):

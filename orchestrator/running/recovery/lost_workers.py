@@ -1,7 +1,7 @@
-"""Questions to Tune and Ray about trials whose worker failed or is gone.
+"""Reasons why workers failed or died, read from Tune and Ray.
 
-Tune and Ray keep the answers in private places. Where one is missing, the docstring says what is
-then assumed.
+Some of these reasons are in private attributes of Tune and Ray. Each docstring describes what
+happens if a later version lacks such an attribute.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from orchestrator.running.recovery.failures import classify_lost_worker
 log = logging.getLogger(__name__)
 
 DEATH_KNOWN_WITHIN_S = 2.0
-"""Seconds until Ray's head knows of what a worker died; it learns that a moment after the error."""
+"""Seconds to wait until Ray's head has recorded why a worker died. The head records it shortly
+after the error."""
 ASK_AGAIN_AFTER_S = 0.1
-"""Seconds between two such questions."""
+"""Seconds between two requests to the head."""
 FAILURE_HEADING = "Failure # "
-"""Line that Tune writes above each error; attempts at one trial share a file."""
+"""Beginning of the line above each error in Tune's file, which all attempts at a trial share."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return a failed trial's report, or the failure that Ray gives for a worker that is gone.
+    """Return a failed trial's report; if its worker died without one, return Ray's reason.
 
     Args:
         trial: Tune's trial.
-        location: where it ran, if its worker told so.
+        location: where the trial ran; None if its worker sent no location.
     """
     error = _pickled_error(trial)
     cause = getattr(error, "cause", None) or error
@@ -51,18 +52,18 @@ def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | Tri
 
 
 def _pickled_error(trial: Any) -> Any:
-    """Return the exception that Tune kept of a trial; None unless an actor or a task raised it.
+    """Return the exception that Tune stored for a trial; None if no actor or task raised one.
 
-    Private: if a later Ray keeps it elsewhere, every failure counts as a crash of its worker.
+    The attribute is private. If a later Ray lacks it, every failure counts as a worker's crash.
     """
     with suppress(Exception):
-        # Our own driver wrote the file a moment ago, below its own folder.
+        # Safe to unpickle: this driver wrote the file a moment ago, in its own folder.
         return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return None
 
 
 def _last_error_text(trial: Any) -> str:
-    """Return the text of a trial's last error, as Tune wrote it; empty if there is none."""
+    """Return Tune's text about a trial's last error; empty if there is none."""
     with suppress(OSError, AttributeError, TypeError):
         text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         last = text.rpartition(FAILURE_HEADING)[2]
@@ -71,10 +72,11 @@ def _last_error_text(trial: Any) -> str:
 
 
 def _dead_nodes(location: WorkerLocation | None) -> set[str]:
-    """Return Ray's ids of nodes that are gone.
+    """Return Ray's ids of dead nodes.
 
-    A worker dies a moment before its node, which the head still counts as alive. So the trial's own
-    node is asked as well; the others are not, for each may take two seconds to not answer.
+    If a node dies, the head counts it as alive for a moment longer than its workers. So this
+    function also tries to connect to the node of the trial. It does not try the other nodes,
+    because each may take two seconds to time out.
     """
     dead = set()
     try:
@@ -85,12 +87,15 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
             ):
                 dead.add(str(node["NodeID"]))
     except Exception as problem:
-        log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
+        log.warning("Ray did not list the dead nodes: %s", problem)
     return dead
 
 
 def eligible_nodes(failure: TrialFailure) -> set[str]:
-    """Return addresses of live nodes to which a trial that failed because of its node could go."""
+    """Return addresses of the live nodes that could run a trial which failed because of its node.
+
+    After a difference in source code these are the nodes with CPUs; else those with GPUs.
+    """
     resource = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     return {
         str(node["NodeManagerAddress"])
@@ -100,20 +105,20 @@ def eligible_nodes(failure: TrialFailure) -> set[str]:
 
 
 def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
-    """Return the ids of those trials whose worker Ray killed for memory.
+    """Return the ids of the trials whose worker Ray killed because memory ran out.
 
-    Ray's error, which ended Tune's loop, does not say whose worker it was. Waits for two seconds
-    at most; no trial runs meanwhile.
+    The error that ended Tune's loop does not name the worker. This function waits at most
+    :data:`DEATH_KNOWN_WITHIN_S` seconds, in which no trial runs.
 
     Args:
-        locations: where each trial ran, by its id.
+        locations: location of each trial, by trial id.
     """
     deadline = time.monotonic() + DEATH_KNOWN_WITHIN_S
     while locations:
         try:
             killed = {trial_id for trial_id, place in locations.items() if _was_killed(place.actor)}
         except Exception as problem:
-            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
+            log.warning("Ray did not report why a worker died: %s", problem)
             return set()
         if killed or time.monotonic() > deadline:
             return killed

@@ -1,7 +1,7 @@
-"""Quarantine of GPUs: a GPU on which a trial failed is kept away from trials for a while.
+"""Quarantine of GPUs: after a failure, trials do not use the GPU for some minutes.
 
-Ray hands out the first free GPU, so it would hand out the failed one again and again. A sleeping
-task of ours therefore occupies it.
+Ray assigns the first free GPU, so it would assign the failed GPU again and again. Therefore a
+sleeping Ray task occupies the failed GPU.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from orchestrator.running.messages import WorkerLocation
 from orchestrator.running.trial_device import REST_S
 
 MAX_QUARANTINE_S = REST_S * 2.0**3
-"""Seconds of the longest quarantine. A GPU that was too hot, or was reset by hand, is back by then.
-"""
+"""Seconds of the longest quarantine: enough for a GPU to cool down or to be reset by hand."""
 TRY_AGAIN_AFTER_S = 0.1
-"""Seconds between two attempts to be given the failed GPU."""
+"""Seconds between two attempts to get the failed GPU from Ray."""
 
 
 class GpuQuarantine:
-    """The GPUs of a cluster that are kept away from trials.
+    """The quarantined GPUs of a cluster.
 
     Args:
-        num_gpus: GPUs of the cluster; the last one that is left is never quarantined.
+        num_gpus: number of GPUs of the cluster. The last usable GPU is never quarantined.
     """
 
     def __init__(self, num_gpus: float) -> None:
@@ -35,8 +34,8 @@ class GpuQuarantine:
         self._gpu_by_task: dict[Any, tuple[str, str]] = {}
 
     def add(self, location: WorkerLocation, seconds: float) -> None:
-        """Quarantine the share of a GPU that a failed trial had."""
-        self._forget_ended()
+        """Quarantine the share of a GPU that a failed trial had, for some seconds."""
+        self._remove_ended_tasks()
         gpu = (location.node, location.gpus)
         quarantined = list(self._gpu_by_task.values())
         is_last = len({gpu, *quarantined}) >= self._num_gpus
@@ -44,7 +43,7 @@ class GpuQuarantine:
         if not is_last and occupied_share + location.num_gpus <= 1:
             self._gpu_by_task[occupy(location, seconds)] = gpu
 
-    def _forget_ended(self) -> None:
+    def _remove_ended_tasks(self) -> None:
         tasks = list(self._gpu_by_task)
         if not tasks:
             return
@@ -54,10 +53,10 @@ class GpuQuarantine:
 
 
 def occupy(location: WorkerLocation, seconds: float) -> Any:
-    """Occupy a failed share of a GPU with a sleeping task; return the reference of its end.
+    """Occupy a failed share of a GPU with a sleeping Ray task; return the task's reference.
 
-    Until the failed process has ended, Ray gives the task another GPU, and the task asks again. If
-    another trial gets the failed GPU first and stays on it, nothing is occupied.
+    While the failed process still runs, Ray assigns another GPU to the task, which then tries
+    again. If another trial gets the failed GPU first and stays on it, the GPU is not quarantined.
     """
     on_node = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_occupy)
@@ -80,7 +79,7 @@ def _occupy(location: WorkerLocation, seconds: float) -> None:
 
 
 def _sleep_on_gpu(gpus: str, seconds: float, deadline: float) -> bool:
-    """Sleep if this task was given the GPU; return whether it was."""
+    """Sleep if Ray assigned the failed GPU to this task; return whether it did."""
     is_on_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") == gpus and time.time() < deadline
     if is_on_gpu:
         time.sleep(seconds)

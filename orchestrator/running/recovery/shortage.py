@@ -1,6 +1,6 @@
-"""The shortage of a cluster: what it lacks for a trial to start, and what its autoscaler does.
+"""The shortage of a cluster: which resources a trial waits for, and what the autoscaler does.
 
-Ray itself waits silently.
+Ray itself waits without a message.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.machine.processes import run_program
 
 MAX_NODE_KINDS = 4
-"""Kinds of nodes that a message names."""
+"""Largest number of kinds of nodes in a message."""
 MAX_FAILURES = 3
-"""Failed launches that a message names."""
+"""Largest number of failed launches in a message."""
 MAX_FAILURE_CHARACTERS = 200
-"""Characters of each that it repeats."""
+"""Largest number of characters of a failed launch's text in a message."""
 MONITOR_LOG = "See monitor.* in /tmp/ray/session_latest/logs on the head node"
 NODE_BY_ID = re.compile(r"node_[0-9a-f]{40,}")
-"""Type of a node that was added by hand, as Ray names it; it launches none of these."""
+"""Ray's name for the type of a node that was added by hand. Ray launches no such nodes."""
 STATUS_SECTION = re.compile(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", re.MULTILINE)
-"""A section of ``ray status``: its title, and its indented lines."""
+"""A section of ``ray status``: its title and its indented lines."""
 
 
 class Advice(NamedTuple):
-    """A hint for a failed launch whose message, without blanks and _, has one of ``words``."""
+    """A hint for a failed launch.
+
+    Attributes:
+        words: the hint is for messages with one of these words, in lower case without blanks and _.
+        hint: what the user can do.
+    """
 
     words: tuple[str, ...]
     hint: str
@@ -43,8 +48,8 @@ ADVICE = (
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
-        "Name another zone or type. An on-demand type is taken when max_workers of this type is "
-        "lowered",
+        "Name another zone or node type in the launch file. To use another type that the file "
+        "already has, lower max_workers of this one",
     ),
     Advice(
         ("servicelinkedrole",),
@@ -60,16 +65,17 @@ ADVICE = (
     ),
     Advice(("securitygroup", "subnet"), "Correct the security group or subnet in the launch file"),
 )
-"""Hints for failed launches; the first that fits counts."""
+"""Hints for failed launches; the first matching row counts."""
 NO_TYPE_FITS = (
-    "Ask for less, or raise max_workers or the size of a node type in the launch file. "
-    "`ray status` shows what is asked for."
+    "Lower resources in the sweep file, or raise max_workers or the size of a node type in the "
+    "launch file. `ray status` shows all requests."
 )
-"""Hint if nothing failed and nothing comes: no node of any type would do, or no more may come."""
+"""Hint if no launch failed and no node is being launched: each node type is too small, or
+max_workers is reached."""
 
 
 def shortage_for(resources: Resources) -> str:
-    """Return what a trial asks for, what the cluster lacks for it, and what comes."""
+    """Return text about a trial's request, the resources that are missing, and coming nodes."""
     request = {
         name if name == "memory" else name.upper(): amount
         for name, amount in resources.as_ray().items()
@@ -77,25 +83,25 @@ def shortage_for(resources: Resources) -> str:
     total = ray.cluster_resources()
     free = ray.available_resources()
     nodes = live_nodes()
-    # Ray puts a trial together from no two nodes.
+    # A trial runs on one node: Ray does not combine the resources of two.
     fits_a_node = any(_fits(request, node) for node in nodes)
     is_held = fits_a_node and any(free.get(name, 0) < total.get(name, 0) for name in request)
     sentences = [_request_text(request, total, free)]
     if is_held:
-        sentences.append("Other work, or processes that are starting, hold the rest.")
+        sentences.append("Other work, or processes that are starting, use the rest.")
     elif not fits_a_node and _fits(request, total):
         kinds = _kinds_text(request, nodes)
-        sentences.append(f"No single node has all of this: the nodes have {kinds}.")
+        sentences.append(f"No single node has all of these: the nodes have {kinds}.")
     report = autoscaler_report()
     if report is not None:
         sentences.append(report)
     elif is_held:
-        sentences.append("The sweep goes on as soon as the resources are free.")
+        sentences.append("The sweep continues when these resources are free.")
     else:
-        less = "or ask for less"
+        fixes = "add nodes, or lower resources in the sweep file"
         if resources.num_gpus:
-            less = "ask for less, or run with --device cpu"
-        sentences.append(f"This cluster does not grow by itself: add nodes, {less}.")
+            fixes = "add nodes, lower resources in the sweep file, or run with --device cpu"
+        sentences.append(f"This cluster adds no nodes by itself: {fixes}.")
     return " ".join(sentences)
 
 
@@ -110,7 +116,7 @@ def _request_text(
         f"{amount:g} {name} (the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} free)"
         for name, amount in request.items()
     ]
-    return f"each trial asks for {', '.join(amounts)}."
+    return f"each trial requests {', '.join(amounts)}."
 
 
 def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]) -> str:
@@ -121,24 +127,29 @@ def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]
 
 
 def live_nodes() -> list[dict[str, float]]:
-    """Return what each live node of the connected cluster hands out, by resource."""
+    """Return the resources of each live node of the connected cluster, by name."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def node_memory_bytes() -> float:
-    """Return the memory that Ray may hand out on the connected cluster's largest node."""
+    """Return the bytes of memory that Ray may assign on the connected cluster's largest node."""
     return max(float(node.get("memory", 0)) for node in live_nodes())
 
 
 class Slots(NamedTuple):
-    """Trials that run at once; ``note`` says if CPUs are too few to fill the GPUs."""
+    """The number of trials that run at once.
+
+    Attributes:
+        num_trials: the number.
+        note: a note to the user if the nodes have too few CPUs to use all GPUs; else empty.
+    """
 
     num_trials: int
     note: str
 
 
 def slots_for(resources: Resources) -> Slots:
-    """Return how many trials of these requests the connected cluster runs at once."""
+    """Return how many trials with this request the connected cluster runs at once."""
     num_cpus, num_gpus = resources.num_cpus, resources.num_gpus
     nodes = live_nodes()
     by_cpu = [int(node.get("CPU", 0) / num_cpus) for node in nodes]
@@ -150,15 +161,15 @@ def slots_for(resources: Resources) -> Slots:
     if count >= by_all_gpus:
         return Slots(max(1, count), "")
     note = (
-        f"With resources.num_cpus {num_cpus:g}, CPUs limit the sweep to {count} trials at once, "
-        f"and the GPUs could run {by_all_gpus}. To use all GPUs, their nodes need "
-        f"{by_all_gpus * num_cpus:g} CPUs"
+        f"The cluster's GPUs could run {by_all_gpus} trials at once, but with resources.num_cpus: "
+        f"{num_cpus:g} its CPUs are enough for {count}. To use all GPUs, lower resources.num_cpus, "
+        f"or use nodes with {by_all_gpus * num_cpus:g} CPUs in total"
     )
     return Slots(max(1, count), note)
 
 
 def autoscaler_report() -> str | None:
-    """Return what the connected cluster's autoscaler does for waiting trials; None without one."""
+    """Return text about the launches of the cluster's autoscaler; None if there is none."""
     address = ray.get_runtime_context().gcs_address
     script = (sys.executable, "-m", "ray.scripts.scripts")
     answer = run_program(*script, "status", "--verbose", "--address", address)
@@ -166,10 +177,11 @@ def autoscaler_report() -> str | None:
 
 
 def status_summary(status: str) -> str | None:
-    """Return what ``ray status --verbose`` says of launches: what comes, what failed, what to do.
+    """Return a summary of the launches that ``ray status --verbose`` lists.
 
     Returns:
-        A few sentences; None if the status shows that the cluster has no autoscaler.
+        Sentences about coming nodes, failed launches and what to do. None if the status shows that
+        the cluster has no autoscaler.
     """
     sections: dict[str, list[str]] = {}
     for title, text in STATUS_SECTION.findall(status):
@@ -181,9 +193,9 @@ def status_summary(status: str) -> str | None:
     node_types = [line.split()[1] for line in nodes]
     if not pending and not failures and all(map(NODE_BY_ID.fullmatch, node_types)):
         return None
-    sentences = ["No node is on its way."]
+    sentences = ["No node is being launched."]
     if pending:
-        sentences = [f"Nodes on their way: {'; '.join(pending)}."]
+        sentences = [f"Nodes being launched: {'; '.join(pending)}."]
     for failure in failures[:MAX_FAILURES]:
         shortened = failure[:MAX_FAILURE_CHARACTERS].rstrip(".")
         sentences.append(f"A launch failed: {shortened}.")

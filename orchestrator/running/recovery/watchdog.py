@@ -1,6 +1,6 @@
-"""Watchdog: ends trials that hang and workers that do not answer, and says why no trial starts.
+"""The watchdog: ends trials that hang, and tells the user why no trial starts.
 
-Ray itself waits silently, and for ever.
+Ray itself waits forever and prints nothing.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
 
 WARN_AFTER_S = 60.0
-"""Seconds without a started trial before the run says what it waits for, and between two checks."""
+"""Seconds without a running trial before the run prints what is missing, and between two checks."""
 GIVE_UP_AFTER_S = 180.0
-"""Seconds without a started trial on a private cluster, in which no worker makes progress, before
-the run ends. Such a cluster never grows, and nobody else holds anything of it."""
+"""Seconds without a running trial, and without a worker that makes progress, before the run ends.
+This holds for private clusters only: they never grow, and nobody else uses them."""
 STARTING_CPU_S = 1.0
-"""CPU seconds between two checks, a minute apart, that show that a worker is still starting. With
-80 busy processes on two cores each gets 1.5 s of a minute."""
+"""CPU seconds that a starting worker uses at least between two checks, a minute apart. With 80 busy
+processes on two cores each gets 1.5 s of a minute."""
 MAX_STARTING_S = 1800.0
-"""Seconds after which the run ends even so: no import takes half an hour."""
+"""Seconds without a running trial before the run ends although workers use CPU time. No import
+takes half an hour."""
 STOOD_STILL_S = 30.0
-"""Seconds between two checks from which on the driver stood still, and no trial is to blame."""
+"""Seconds between two checks from which on the driver itself was stopped, so that no trial hung."""
 WORKER_TIMEOUT_S = 60.0
-"""Seconds that a worker may take to confirm the trial that it was given."""
+"""Seconds that a worker may take to confirm that it has started its trial."""
 
 
 @dataclass
 class _WatchedTrial:
-    """A trial that was given to a worker.
+    """A trial that was sent to a worker.
 
     Attributes:
-        silent_since: time of its last message.
-        limit_s: seconds that it may be silent.
-        confirmed: whether its worker has said that it runs.
+        silent_since: monotonic time of the trial's last message, in seconds.
+        limit_s: seconds without a message after which the trial counts as hung.
+        confirmed: whether the worker has confirmed the start of the trial.
     """
 
     silent_since: float
@@ -46,15 +47,15 @@ class _WatchedTrial:
 
 
 class Watchdog:
-    """The limits of a run's trials.
+    """Time limits for a run's trials, and for the wait until one starts.
 
     Args:
-        note: shows a line to the user.
-        killer_of: returns how to kill the process of a Tune trial; None if it has none.
-        shortage: returns what is missing for a trial to start.
-        is_private: the cluster is this run's own, so waiting for it may be given up.
-        cpu_seconds: returns the CPU time of each of Ray's worker processes here, by process id.
-        clock: the time.
+        note: prints a line for the user.
+        killer_of: returns a function that kills a Tune trial's process; None if it has no process.
+        shortage: returns text about the resources that a trial waits for.
+        is_private: whether this run started the cluster. Only then may the watchdog end the run.
+        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
+        clock: source of the time.
     """
 
     def __init__(
@@ -84,19 +85,19 @@ class Watchdog:
         self._cpu_before: Mapping[int, float] = {}
 
     def started(self, trial_id: str, limit_s: float) -> None:
-        """Watch a trial that starts; it counts as hung after ``limit_s`` seconds of silence."""
+        """Watch a starting trial, which counts as hung after ``limit_s`` s without a message."""
         self._failures.pop(trial_id, None)
         self._watched[trial_id] = _WatchedTrial(self._clock.monotonic(), limit_s)
 
     def message_from(self, trial_id: str) -> None:
-        """Begin a trial's limit anew: it said where it runs, or that an epoch ended."""
+        """Restart a trial's time limit after a message from its worker."""
         if trial_id in self._watched:
             watched = self._watched[trial_id]
             watched.silent_since = self._clock.monotonic()
             watched.confirmed = True
 
     def ended(self, trial_id: str) -> None:
-        """Stop watching a trial: it has its result, or its process is gone."""
+        """Stop watching a trial that has ended."""
         self._watched.pop(trial_id, None)
 
     def failure(self, trial_id: str) -> TrialFailure | None:
@@ -104,14 +105,14 @@ class Watchdog:
         return self._failures.get(trial_id)
 
     def check(self, trials: Collection[Any], running: Collection[str]) -> None:
-        """End trials that are silent for too long, and say why none starts.
+        """End trials that hang, and print why no trial starts.
 
         Args:
             trials: Tune's trials.
-            running: ids of those that should run.
+            running: ids of the trials that should run.
 
         Raises:
-            SetupError: on a private cluster no trial could start for minutes.
+            SetupError: no trial could start on a private cluster for minutes.
         """
         now = self._clock.monotonic()
         since_last_check = now - self._checked_at
@@ -133,7 +134,7 @@ class Watchdog:
                 self._end_if_silent(trial_id, self._killer_of(trial), now)
 
     def _check_start(self, now: float) -> None:
-        """Say why no trial starts; end the run if that will not change."""
+        """Print why no trial starts; end the run if a private cluster makes no progress."""
         self._asked_at = now
         waited_s = now - self._ran_at
         shortage = self._shortage()
@@ -147,15 +148,14 @@ class Watchdog:
         if now - self._progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
             raise SetupError(
                 f"Ray started no trial on this machine for {waited_s:.0f} s: {shortage}",
-                hint="Run the same command again when the machine has less to do and bash is on "
-                "PATH; finished trials are kept. Check other causes with `isweep doctor`",
+                hint="Run `isweep doctor` to look for the cause, and end other programs if the "
+                "machine is busy. Then run the same command again; finished trials are kept",
             )
 
     def _workers_progress(self) -> bool:
-        """Return whether a worker process that was there at the last check has computed since.
+        """Return whether a worker process of the last check has used CPU time since then.
 
-        A process that is new does not count: workers that die at once, and are started again, use
-        CPU as well.
+        New processes do not count: workers that crash at their start also use CPU time.
         """
         cpu_before = self._cpu_before
         self._cpu_before = self._cpu_seconds()
@@ -168,7 +168,7 @@ class Watchdog:
     def _end_if_silent(self, trial_id: str, kill: Callable[[], object] | None, now: float) -> None:
         if kill is None:
             return
-        # A worker that was used before is asked to take the trial; only then does Tune start it.
+        # A reused worker first gets the trial; Tune calls the trial started when it answers.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
         limit_s = watched.limit_s
         if not watched.confirmed:
@@ -178,12 +178,12 @@ class Watchdog:
         if watched.confirmed:
             kind = FailureKind.HUNG
             message = (
-                f"the trial gave neither a result nor an epoch in {limit_s:.0f} s, far longer than "
+                f"the trial ended no epoch and sent no result for {limit_s:.0f} s, far longer than "
                 "expected"
             )
         else:
             kind = FailureKind.WORKER_CRASH
-            message = f"the worker did not answer for {limit_s:.0f} s and was ended"
+            message = f"the worker did not answer for {limit_s:.0f} s, so its process was killed"
             self._note(f"{trial_id}: {message}")
         self._failures[trial_id] = TrialFailure(kind=kind, message=message)
         kill()

@@ -1,4 +1,4 @@
-"""The processes of a private cluster's workers on this machine, from ``/proc``."""
+"""The processes of a private cluster's workers on this machine, read from ``/proc``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 WORKER_SCRIPT = b"default_worker.py"
-"""Part of the command line of a worker of Ray's that is starting."""
+"""Part of the command line of a Ray worker that is starting."""
 WORKER_TITLE = b"ray::IsweepTrial"
-"""Title of a worker that imports what trials need."""
+"""Title of a worker that imports the modules of trials."""
 PARENT, USER_TICKS, SYSTEM_TICKS = 1, 11, 12
-"""Fields of ``/proc/PID/stat`` behind the command's name, which may contain blanks."""
+"""Positions of fields in ``/proc/PID/stat``, counted after the command's name, which may contain
+blanks."""
 
 
 def worker_cpu_seconds(ancestor: int | None = None) -> dict[int, float]:
-    """Return the CPU seconds of each worker process that is starting or runs trials, by its id.
+    """Return the CPU seconds of each worker process, by process id.
 
     Args:
-        ancestor: the process from which the workers descend; None is this one, a driver.
+        ancestor: process id from which the workers descend; None is this process, the driver.
     """
     children: dict[int, list[int]] = defaultdict(list)
     cpu_seconds: dict[int, float] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):  # it may have ended meanwhile
+        with suppress(OSError, IndexError, ValueError):  # the process may have ended meanwhile
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             pid = int(folder.name)
             children[int(fields[PARENT])].append(pid)

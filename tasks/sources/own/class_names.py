@@ -1,4 +1,4 @@
-"""The rules for names of classes: one spelling each, no measurement, no word for unknown."""
+"""Check class names: one spelling per class, no measurements, no word for unknown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SYNONYMS = {
     "pos": "positive",
     "neg": "negative",
 }
-"""Word -> the word that stands for it when two names of classes are compared."""
+"""Word -> its synonym. Synonyms count as the same class name."""
 INITIALS = {
     "y": "yes",
     "n": "no",
@@ -30,20 +30,20 @@ INITIALS = {
     "p": "positive",
     "+": "positive",
 }
-"""Letter -> the word that it abbreviates. It is expanded only if the full word is also a class.
-Otherwise the letter stays the name of a class."""
+"""Abbreviation -> the full word. An abbreviation counts as a spelling of the full word only if the
+full word is also a class."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
-"""Characters between the classes of a cell that lists several."""
+"""Characters that separate the classes in a label of several classes."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that mean "unknown" if they lie far above the other classes; 255 is -1 in a byte."""
+"""Numbers that often mean "unknown" if all other labels are far smaller; 255 is -1 in a byte."""
 MAX_LABEL_LENGTH = 200
-"""Characters of a class name."""
-LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
+"""Largest number of characters of a class name."""
+LABEL_MAP_HINT = "give their classes with --label-map or label_map"
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Sort distinct labels as numbers if all are whole numbers, else as text."""
+    """Return the distinct labels, sorted as numbers if all are whole numbers, else as text."""
     distinct = set(labels)
     if all(label.isascii() and label.isdigit() for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
@@ -51,16 +51,16 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def check_class_names(names: Iterable[str], request: RawRequest) -> None:
-    """Check that every class has one spelling, and a name that can be printed.
+    """Check that every class has one spelling, and a plausible name that can be printed.
 
-    Names that differ only in these are the same class, so they are refused as two spellings:
+    Two names are spellings of the same class if they differ only in these points:
 
-    - letter case, quotes, and Unicode forms (NFKC);
+    - letter case, quotes, or Unicode form (NFKC);
     - blanks, hyphens and underscores between words;
-    - how a number, a truth value, positive or negative is written.
+    - the way in which a number, a truth value, positive or negative is written.
 
-    A list of other classes and a word for "unknown" are refused too, unless ``label_map`` names
-    them.
+    A list of several classes and a word for "unknown" are class names only if ``label_map`` maps a
+    label to them.
 
     Raises:
         DataError: A rule is broken. The message shows the names, which are not confidential.
@@ -75,7 +75,11 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
 
 
 def _check_printable(classes: set[str], request: RawRequest) -> None:
-    """Check that names can be printed: control characters could change a user's terminal."""
+    """Check that names can be printed. Control characters could change a user's terminal.
+
+    Raises:
+        DataError: A name is blank, not printable or too long.
+    """
     odd = []
     for name in sorted(classes):
         if not name.strip() or not name.isprintable() or len(name) > MAX_LABEL_LENGTH:
@@ -83,15 +87,18 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
     if odd:
         names = plural(len(odd), "class name")
         raise request.error(
-            f"{names} cannot be used, since blank, not "
-            f"printable, or longer than {MAX_LABEL_LENGTH} characters; the first "
-            f"is {odd[0][:MAX_LABEL_LENGTH]!a}",
-            hint=f"Rename them, or {LABEL_MAP_HINT}",
+            f"{names} cannot be used: blank, not printable, or longer than {MAX_LABEL_LENGTH} "
+            f"characters, for example {odd[0][:MAX_LABEL_LENGTH]!a}",
+            hint=f"Rename these classes, or {LABEL_MAP_HINT}",
         )
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """Check that labels, if all are numbers, are not measurements and hold no code for unknown."""
+    """Check that labels which are all numbers are class numbers.
+
+    Raises:
+        DataError: The numbers are measurements, or one of them seems to be a code for unknown.
+    """
     numerals = set()
     for name in classes:
         # Word processors write the minus sign U+2212; many languages have a decimal comma.
@@ -103,39 +110,47 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            f"the labels are {len(numbers)} different numbers, such as {fractions[0]:.6g}: "
-            "measurements, not classes",
-            hint="Say which class each number is with --label-map or label_map",
+            f"the labels seem to be measurements, not classes: {len(numbers)} different numbers, "
+            f"such as {fractions[0]:.6g}",
+            hint="Give the class of each number with --label-map or label_map",
         )
     if len(numbers) < 3:
         return  # -1 and 1, or 0 and 255, are common names of two classes
     if numbers[0] < 0:
-        rule = "a label is negative, though there are three or more classes"
         code = numbers[0]
     elif numbers[-1] in MISSING_CODES and 2 * numbers[-2] < numbers[-1]:
-        rule = "a label seems to be a code"
         code = numbers[-1]
     else:
         return
     raise request.error(
-        f"{rule}: {code} often means unknown",
-        hint=f"Take those images out, or name the class with --label-map={code}=NAME or label_map",
+        f"one of the {len(numbers)} labels is {code}, which often means unknown",
+        hint=f"Remove the images with this label. If it is a class, add --label-map={code}=NAME, "
+        "or label_map in the sweep file",
     )
 
 
 def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
-    """Check that no class is a word for unknown, unless ``label_map`` names it."""
+    """Check that no class name is a word for unknown, unless ``label_map`` maps a label to it.
+
+    Raises:
+        DataError: A class name is a word for unknown.
+    """
     unknown = sorted(name for name in unmapped if name.strip().casefold() in UNKNOWN)
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
             f"the class {', '.join(map(repr, unknown))} is a word for unknown",
-            hint=f"Take those images out, or keep the class with --label-map {option} or label_map",
+            hint=f"Remove these images. To use the word as a class, add --label-map {option}, or "
+            "label_map in the sweep file",
         )
 
 
 def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -> None:
-    """Check that no name lists other classes, as ``Mass|Nodule`` with ``Mass`` and ``Nodule``."""
+    """Check that no class name is a list of other classes, such as ``Mass|Nodule``.
+
+    Raises:
+        DataError: A class name is a list of classes.
+    """
     lists = []
     for name in sorted(unmapped):
         parts = [part.strip(" '\"") for part in SEPARATOR.split(name.strip("[]() "))]
@@ -144,13 +159,17 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
     if lists:
         labels = plural(len(lists), "label")
         raise request.error(
-            f"several classes stand in {labels}: {first_of(map(repr, lists))}",
-            hint=f"Take those images out, or {LABEL_MAP_HINT}",
+            f"a label lists several classes ({labels}): {first_of(map(repr, lists))}",
+            hint=f"Remove these images, or {LABEL_MAP_HINT}",
         )
 
 
 def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
-    """Check that no two names are spellings of the same class."""
+    """Check that no two names are spellings of the same class.
+
+    Raises:
+        DataError: A class has two spellings.
+    """
     words = {name.strip().casefold() for name in classes}
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in classes:
@@ -163,7 +182,7 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
     if doubtful:
         raise request.error(
             f"a class has several spellings: {first_of(doubtful)}",
-            hint=f"Write each class in one way, or {LABEL_MAP_HINT}",
+            hint=f"Spell each class the same way everywhere, or {LABEL_MAP_HINT}",
         )
 
 

@@ -1,4 +1,7 @@
-"""Choose which columns of a user's table, JSON keys or arrays are read; join those of files."""
+"""Choose the columns of a user's data that are read, and join the columns of several files.
+
+A column is a column of a table, a key of JSON objects, or an array with one entry per image.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, MAX_NAME_LENGTH, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns that must not predict the label. If the data have them, they are compared with it."""
+"""Columns that must not predict the label. If the data have such a column, this is checked."""
 ONE_HOT = {
     "0": False,
     "0.0": False,
@@ -21,20 +24,21 @@ ONE_HOT = {
     "1.0": True,
     "true": True,
 }
-"""Text in a one-hot column -> whether the image is of the column's class."""
+"""Text in a one-hot column -> whether the image belongs to the column's class."""
 Cells = Mapping[str, Sequence[str]]
-"""Name of a column -> its text, one entry per row."""
+"""Name of a column -> the text of its cells, one entry per row."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the data that are read, and what each of them holds.
+    """The columns of the data that are read.
 
     Attributes:
         name_in_data: Our name of a column, such as ``group`` -> its name in the data, such as
             ``patient_id``.
-        labels: Columns of labels in the data: one, or a column of 0 and 1 for each class.
-        flags: Doubts about the choice, and the columns that are not read.
+        labels: Names of the columns of labels in the data: one, or for one-hot labels a column of
+            0 and 1 for each class.
+        flags: Doubts about the choice, and the names of columns that are not read, in words.
     """
 
     name_in_data: dict[str, str]
@@ -42,10 +46,10 @@ class Columns:
     flags: tuple[str, ...]
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
-        """Return the columns under our names. One-hot columns become one column of labels.
+        """Return the columns that are read, by our names. One-hot labels become one column.
 
         Args:
-            data: Columns under their names in the data.
+            data: Columns by their names in the data.
             request: For errors.
             row_name: Returns the name of a row in messages.
         """
@@ -66,32 +70,33 @@ def find_columns(
     request: RawRequest,
     *,
     more: Sequence[str] = (),
-    fixed: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> Columns:
-    """Choose which columns of the data to read.
+    """Choose the columns of the data that are read.
 
     Args:
         header: Names of the columns in the data.
         our_names: Columns to choose, by their names in :data:`tasks.sources.tables.COLUMNS`.
-        request: If its dataset has ``label_columns``, these are the labels.
-        more: Further columns that the kind reads by itself, so that they are not flagged.
-        fixed: Our name -> name in the data, for columns that the kind has chosen already.
+        request: The request. If its dataset has ``label_columns``, these are the labels.
+        more: Further columns that the kind reads itself. These columns get no flag.
+        chosen: Our name -> name in the data, for columns that the kind has already chosen.
 
     Raises:
-        DataError: Several columns could be the same one; a guess might train on the wrong label.
+        DataError: Several columns could be the label, group or split. Choosing one by chance might
+            train on the wrong label.
     """
     given_labels = request.dataset.label_columns
-    # Reversed, so that the first of several columns with one key is chosen.
+    # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
-    names = dict(fixed or {})
+    names = dict(chosen or {})
     flags: list[str] = []
     for column in our_names:
         if column == "label" and given_labels:
             continue
         exact = names.get(column) or by_key.get(column_key(column))
-        chosen = _choose_column(column, exact, by_key, request, flags)
-        if chosen is not None:
-            names[column] = chosen
+        name = _choose_column(column, exact, by_key, request, flags)
+        if name is not None:
+            names[column] = name
     for trait in TRAITS:
         if trait in by_key:
             names[trait] = by_key[trait]
@@ -108,17 +113,18 @@ def _choose_column(
     request: RawRequest,
     flags: list[str],
 ) -> str | None:
-    """Return the name in the data of one of our columns, or None if the data lack it.
+    """Return the name that one of our columns has in the data, or None if the data lack it.
 
     Args:
-        column: Our name.
-        exact: The column of the data with our name, or None. It goes before all other usual names.
-        by_key: Key of a name -> name, of all columns of the data.
+        column: Our name of the column.
+        exact: The column of the data with our name, or None. This column is preferred to columns
+            with another usual name.
+        by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
-        flags: Doubts about the choice are added here.
+        flags: List to which doubts about the choice are added.
 
     Raises:
-        DataError: Several columns have a usual name, and none has ours.
+        DataError: Several columns have a usual name, and none has our name.
     """
     keys = dict.fromkeys(map(column_key, COLUMNS[column]))
     aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
@@ -132,11 +138,11 @@ def _choose_column(
     if len(aliases) > 1:
         raise request.error(
             f"several columns may be the {column}: {', '.join(sorted(aliases))}",
-            hint=f"Call the right one {column}",
+            hint=f"Rename the right column to {column}",
         )
     alias = aliases[0]
     is_plural = column_key(alias) == f"{column}s"
-    if not is_plural:  # the plural of our own name leaves no doubt, so it gets no flag
+    if not is_plural:  # the plural of our name is not doubtful
         flags.append(f"column {alias} read as {column}")
     return alias
 
@@ -145,7 +151,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     """Return the columns of a dataset of several files.
 
     Raises:
-        DataError: A file has other names for its columns than the first file.
+        DataError: A file has other names of columns than the first file.
     """
     columns = columns_of_files[0]
     num_others = 0
@@ -155,7 +161,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         raise request.error(
             f"{num_others} of {len(columns_of_files)} tables have other names of columns than the "
             "first",
-            hint="Rename them",
+            hint="Give the columns the same names in all tables",
         )
     return columns
 
@@ -163,7 +169,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
 def _unused_columns(
     header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
 ) -> list[str]:
-    """Return the names of columns that are not read, and that have no flag of their own yet."""
+    """Return the names of columns that are not read and have no flag yet."""
     known_keys = set(map(column_key, used))
     for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
@@ -176,18 +182,15 @@ def _unused_columns(
 
 
 def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -> list[str]:
-    """Decode one-hot label columns.
+    """Return the class of every row from one-hot columns.
 
     Args:
         cells: Class -> its column of 0 and 1.
         request: For errors.
         row_name: Returns the name of a row in messages.
 
-    Returns:
-        The class of every row.
-
     Raises:
-        DataError: Some row has not exactly one 1.
+        DataError: A row does not have exactly one 1.
     """
     class_of_row = []
     bad_rows: defaultdict[str, list[int]] = defaultdict(list)
@@ -195,7 +198,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         values = [ONE_HOT.get(text.strip().casefold()) for text in texts]
         row_classes = [name for name, value in zip(cells, values, strict=True) if value]
         if None in values:
-            bad_rows["with other cells"].append(row)
+            bad_rows["with text other than 0 and 1"].append(row)
         elif len(row_classes) > 1:
             bad_rows["of several classes"].append(row)
         elif not row_classes:
@@ -209,16 +212,16 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         raise request.error(
             f"not every row has exactly one 1 in its {len(cells)} label columns: "
             f"{', '.join(listed)}",
-            hint="Take those rows out. An image of several classes cannot be used",
+            hint="Remove these rows. An image of several classes cannot be used",
         )
     return class_of_row
 
 
 class JoinedFiles:
-    """The columns of several files, one after the other.
+    """The rows of several files, joined one file after the other.
 
     Attributes:
-        cells: Columns of all rows; blank for the rows of a file that lacks a column.
+        cells: Columns of all rows. A cell is blank if its file lacks the column.
     """
 
     def __init__(self, files: Sequence[Cells]) -> None:
@@ -233,9 +236,9 @@ class JoinedFiles:
             self.cells[name] = column
 
     def file_of(self, row: int) -> int:
-        """Return the index of the file that holds a row."""
+        """Return the index of the file that contains a row."""
         return bisect_right(self._starts, row) - 1
 
     def row_in_file(self, row: int) -> int:
-        """Return the index of a row in its own file."""
+        """Return the index of a row in its file."""
         return row - self._starts[self.file_of(row)]

@@ -1,4 +1,4 @@
-"""The rules for group ids, so that no patient is in training and test."""
+"""Check group ids, so that no patient has images in both training and test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from search_spaces.errors import plural
-from tasks.sources.base import RawRequest
+from tasks.sources.base import RawRequest, first_of
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import GivenSplit
 from tasks.sources.own.words import NO_IDS, PLACEHOLDERS
@@ -16,9 +16,12 @@ from tasks.sources.tables import SEVERAL
 
 
 def check_groups(rows: Rows, request: RawRequest) -> None:
-    """Refuse group ids that are blank, a word for "unknown", or one placeholder for most rows.
+    """Check that the column of groups contains real ids.
 
-    A word for "unknown" must not be an id: all rows with it would be images of one patient.
+    A word for "unknown" is not an id: all rows with it would count as images of one patient.
+
+    Raises:
+        DataError: An id is blank or a word for "unknown", or most rows have the same id.
     """
     groups = rows.cells.get("group", ())
     if not groups:
@@ -29,8 +32,8 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         raise request.error(
             "the group is blank, NaN, None, a word for unknown, or several values for "
             f"{rows.describe(blank)}",
-            hint="Give each row a group id, or drop these rows or the column. A patient who "
-            "really has this name needs another id",
+            hint="Write a group id in each of these rows, or remove the rows or the column. If "
+            "such a word is the real id of a patient, change the id",
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
@@ -38,17 +41,21 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
-            f"{count} of {len(groups)} rows have one and the same group id",
-            hint="Give each patient an id, or drop the column",
+            f"{count} of {len(groups)} rows have the same group id",
+            hint="Give each patient a different id, or remove the column of groups",
         )
 
 
 def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest) -> None:
-    """Check that every group id has one spelling."""
+    """Check that every group id has only one spelling.
+
+    Raises:
+        DataError: Two ids differ only in spelling.
+    """
     first_rows: dict[str, int] = {}
     for row in kept_rows:
         first_rows.setdefault(rows.group(row), row)
-    first_rows.pop("", None)  # a blank is no id: these images are groups of their own
+    first_rows.pop("", None)  # an image without an id is a group of its own
     rows_by_id: defaultdict[str, list[int]] = defaultdict(list)
     for group, row in first_rows.items():
         rows_by_id[plain_id(group)].append(row)
@@ -57,17 +64,22 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
         if len(rows_of_spellings) > 1:
             doubtful += rows_of_spellings
     if doubtful:
+        first_images = f"{first_of(map(rows.name, doubtful))}{rows.describe_numbering(doubtful)}"
         raise request.error(
-            "a group id has several spellings, such as p0 and P0, or 7, 07 and 7.0, for "
-            f"{rows.describe(doubtful)}",
-            hint="Write the id of a patient in one way",
+            f"{len(doubtful)} group ids differ only in spelling, as p0 and P0 do, or 7, 07 and "
+            f"7.0; the first images with these ids are {first_images}",
+            hint="Spell each patient's id the same way everywhere",
         )
 
 
 def check_no_leak(
     rows: Rows, kept_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
 ) -> None:
-    """Check that no group is in training and test."""
+    """Check that no group is in both training and test.
+
+    Raises:
+        DataError: A group is in both.
+    """
     first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
     for row in kept_rows:
         group = rows.group(row)
@@ -81,16 +93,17 @@ def check_no_leak(
         pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
         groups_text = plural(len(leaking), "group")
         raise request.error(
-            f"training and test share {groups_text}; the first images of one are "
-            f"{pair}{rows.describe_numbering([train_row])}",
-            hint="Split by patient, not by image",
+            f"training and test share {groups_text}, for example the group of {pair}"
+            f"{rows.describe_numbering([train_row])}",
+            hint="Put all images of a patient into the same split",
         )
 
 
 def plain_id(group: str) -> str:
-    """Return a key that is equal for all spellings of one patient's id.
+    """Return a normalized patient id, which is equal for all spellings of one id.
 
-    It is in lower case and NFKC, without extra blanks, leading zeros and a final ``.0``.
+    The normalized id is in NFKC and lower case, without extra blanks, leading zeros and final
+    ``.0``.
     """
     text = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
     number = re.fullmatch(r"0*(\d+)(?:\.0*)?", text)

@@ -1,7 +1,8 @@
-"""Find the class of each row from its label in the data."""
+"""Find the class of each row from its label in the data, ``label_map`` and the class names."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tasks.sources.base import RawRequest
@@ -11,77 +12,89 @@ from tasks.sources.own.words import is_missing
 from tasks.sources.tables import MAX_NAMED, SEVERAL
 
 
-def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
-    """Return the class of each row: its label, after ``label_map`` and ``class_names`` are applied.
+def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
+    """Return the class of each row.
+
+    The class of a row is its label, or the class to which ``label_map`` maps its label. If the data
+    number the class names, the label is replaced by the class name of that number first.
 
     Args:
-        rows: Only the labels are read.
-        request: Its dataset has the ``label_map``.
-        class_names: Names of the labels 0, 1, ... if the data give them.
+        rows: The rows; only their labels are used.
+        request: The request, with the dataset's ``label_map``.
+        class_names: Names of the labels 0, 1, ... if the data have such names.
 
     Raises:
-        DataError: Labels are missing, are different spellings of one class, or are not plausible
-            names of classes.
+        DataError: A label is missing, a class has several spellings, or a class name breaks a rule
+            of :func:`check_class_names`.
     """
-    written = rows.cells["label"]
+    raw_labels = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
     if class_names:
         check_class_names(class_names, request)
-        if len(set(class_names)) < len(class_names):
-            raise request.error("a class name stands twice in the data's list of classes")
-    class_of_cell = {}
-    for cell in dict.fromkeys(written):
-        class_of_cell[cell] = _class_of(cell, rows, request, class_names)
-    _check_label_map(label_map, {*class_of_cell, *class_names}, request)
-    if SEVERAL in class_of_cell and SEVERAL not in label_map:
+        repeated = [name for name, count in Counter(class_names).items() if count > 1]
+        if repeated:
+            raise request.error(
+                f"the data list the class {repeated[0]!r} twice",
+                hint="Give every class a different name",
+            )
+    class_of_label = {}
+    for label in dict.fromkeys(raw_labels):
+        class_of_label[label] = _class_of(label, rows, request, class_names)
+    _check_label_map(label_map, {*class_of_label, *class_names}, request)
+    # SEVERAL is the text that the reader of a table writes for a list or for bytes.
+    if SEVERAL in class_of_label and SEVERAL not in label_map:
         raise request.error(
-            "several labels, or bytes, stand in place of a label for "
+            "the label is a list or bytes, not one text or number, for "
             f"{rows.describe_labeled({SEVERAL})}",
             hint="Write one class per image, as text or number",
         )
-    mapped = set(label_map.values())
-    blank = set()
-    for cell, class_name in class_of_cell.items():
-        if is_missing(class_name) and class_name not in mapped:
-            blank.add(cell)
-    if blank:
+    classes_in_map = set(label_map.values())
+    blank_labels = set()
+    for label, class_name in class_of_label.items():
+        # A word such as NA is a class if label_map maps a label to it.
+        if is_missing(class_name) and class_name not in classes_in_map:
+            blank_labels.add(label)
+    if blank_labels:
         raise request.error(
-            f"the label is blank for {rows.describe_labeled(blank)}",
-            hint="Give these images a class, or take them out. Blank, NaN and NA are classes "
-            "only if label_map says so",
+            f"the label is blank for {rows.describe_labeled(blank_labels)}",
+            hint="Give these images a class, or remove them. To use blank, NaN or NA as a class, "
+            "add it to label_map",
         )
-    check_class_names(set(class_of_cell.values()), request)
-    return [class_of_cell[cell] for cell in written]
+    check_class_names(set(class_of_label.values()), request)
+    return [class_of_label[label] for label in raw_labels]
 
 
-def _class_of(cell: str, rows: Rows, request: RawRequest, class_names: Sequence[str]) -> str:
-    """Return the class of the rows whose label is ``cell``, see :func:`classes_of_rows`.
+def _class_of(label: str, rows: Rows, request: RawRequest, class_names: Sequence[str]) -> str:
+    """Return the class of the rows with this label, see :func:`find_classes`.
 
     Raises:
-        DataError: The data name the labels by number, and ``cell`` is not one of these numbers.
+        DataError: The data number the class names, and the label is not one of these numbers.
     """
     label_map = dict(request.dataset.label_map)
-    mapped = label_map.get(cell.strip())
-    if mapped is not None:
-        return mapped
-    if not class_names or is_missing(cell):
-        return cell
-    if not (cell.isascii() and cell.isdigit() and int(cell) < len(class_names)):
+    mapped_class = label_map.get(label.strip())
+    if mapped_class is not None:
+        return mapped_class
+    if not class_names or is_missing(label):
+        return label
+    if not (label.isascii() and label.isdigit() and int(label) < len(class_names)):
         raise request.error(
-            f"the label is not a number of a class name, 0 to {len(class_names) - 1}, for "
-            f"{rows.describe_labeled({cell})}",
-            hint=f"Take these images out, or {LABEL_MAP_HINT}",
+            f"the label is not a class number from 0 to {len(class_names) - 1} for "
+            f"{rows.describe_labeled({label})}",
+            hint=f"Remove these images, or {LABEL_MAP_HINT}",
         )
-    class_name = class_names[int(cell)]
+    class_name = class_names[int(label)]
     return label_map.get(class_name.strip(), class_name)
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
-    """Check that every label of the map is in the data: a misspelled one would have no effect."""
+    """Check that the data have every label of ``label_map``.
+
+    Without this check, a misspelled label would be ignored silently.
+    """
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
-            "label_map names labels that the data do not have: "
+            "label_map has labels that the data do not have: "
             f"{', '.join(map(repr, unused[:MAX_NAMED]))}",
-            hint="Correct or drop them",
+            hint="Correct these labels, or remove them from label_map",
         )

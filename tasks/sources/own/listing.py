@@ -1,4 +1,4 @@
-"""The listing of a user's own data, after all rules for labels, groups and splits are checked."""
+"""Make the listing of a user's own data, and check all rules for labels, groups and splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import TRAITS
 from tasks.sources.own.groups import check_groups, check_id_spellings, check_no_leak
-from tasks.sources.own.labels import classes_of_rows
+from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import (
     ITEM_SPLITS,
@@ -30,14 +30,18 @@ HIDDEN = "hidden, by the dot before its name"
 NO_TEST_SPLIT = (
     "no test split beside train and val: call the validation split test, or give train alone"
 )
+"""Flag of a dataset with a validation split that is left out, and without a test split."""
 
 
 def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> dict[str, int]:
-    """Count hidden folders, and hidden files that would be read if they were not hidden.
+    """Count hidden folders, and hidden files that would otherwise be read.
 
     Args:
-        names: Names that the search for files left out; folders end with a slash.
-        is_readable: Returns whether files of that name are read.
+        names: Names of files and folders that the search left out; folders end with a slash.
+        is_readable: Returns whether a file of that name is read if it is not hidden.
+
+    Returns:
+        The reason and the count, for :attr:`Listing.excluded`.
     """
     count = 0
     for name in names:
@@ -52,23 +56,24 @@ def own_listing(
     *,
     dataset_flags: Iterable[str] = (),
     class_names: Sequence[str] = (),
-    order: Callable[[Iterable[str]], list[str]] = sort_labels,
-    draft: Listing,
+    sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
+    defaults: Listing,
 ) -> Listing:
-    """Return the listing of a user's data: an item for every row outside a validation split.
+    """Return the listing of a user's data, with an item for every row outside a validation split.
 
     Args:
-        rows: The rows as the kind found them.
+        rows: The rows that the kind read.
         request: The dataset, and the key of hashes in messages.
         dataset_flags: Doubts about all rows.
-        class_names: Names of the labels 0, 1, ... if the data give them.
-        order: Sorts the names of the classes.
-        draft: A listing without items and classes. Its other fields are kept or added to.
+        class_names: Names of the labels 0, 1, ... if the data have such names.
+        sort_classes: Sorts the names of the classes.
+        defaults: A listing without items and classes. The result has its other fields; counts are
+            added to ``excluded`` and ``flags``.
 
     Raises:
         DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    class_of_row = classes_of_rows(rows, request, class_names)
+    class_of_row = find_classes(rows, request, class_names)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
     kept_rows = []
@@ -78,17 +83,20 @@ def own_listing(
             kept_rows.append(row)
             kept_classes.append(class_of_row[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = tuple(order(set(kept_classes)))
+    classes = tuple(sort_classes(set(kept_classes)))
     if len(classes) < 2:
-        value = f"only {classes[0]}" if classes else "none"
+        value = f"only the class {classes[0]}" if classes else "no class"
         if num_validation:
             value += f" ({num_validation} rows are in a validation split)"
-        raise request.error(f"two classes are needed, but the images have {value}")
+        raise request.error(
+            f"two classes are needed, but the images have {value}",
+            hint="Add images of a second class",
+        )
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
-    excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
-    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | draft.flags
+    excluded = Counter(defaults.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | defaults.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
@@ -97,15 +105,18 @@ def own_listing(
     labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
     items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
     return replace(
-        draft, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
+        defaults, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
     )
 
 
 def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
-    """Return the split of every row: that of its cell, or of its file if the cell is blank.
+    """Return the split of every row.
+
+    The split is the one in the column ``split``. If that cell is blank or there is no such column,
+    the split is the one in the name of the row's file or folder.
 
     Raises:
-        DataError: A cell is no word for a split, or contradicts the split of the row's file.
+        DataError: A cell is not a word for a split, or contradicts the name of the row's file.
     """
     file_splits = list(map(rows.file_split, range(len(rows.cells["label"]))))
     cells = rows.cells.get("split")
@@ -123,20 +134,20 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
         splits.append(split)
     if unknown:
         raise request.error(
-            f"the split is not blank and none of {', '.join(SPLIT_WORDS)} for "
-            f"{rows.describe(unknown)}"
+            f"the column split has an unknown word for {rows.describe(unknown)}",
+            hint=f"Leave the cell blank, or use one of these words: {', '.join(SPLIT_WORDS)}",
         )
     if contradictory:
         raise request.error(
             "the column split contradicts the name of the folder or file for "
             f"{rows.describe(contradictory)}",
-            hint="Drop the column, or move the files",
+            hint="Remove the column, or move the files",
         )
     return splits
 
 
 def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
-    """Return doubts about the splits -> number of rows that they concern."""
+    """Return flags about the splits: doubt -> number of rows that it concerns."""
     flags = {}
     num_without = splits.count(GivenSplit.NONE)
     if "split" in rows.cells and num_without:
@@ -151,13 +162,13 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
-    """The items of rows, each made when it is read: a list would be large for small images.
+    """The items of the rows. An item is made when it is read, because a list of all would be large.
 
     Attributes:
         rows: All rows.
-        kept_rows: Rows that become items, ``(num_items,)``.
+        kept_rows: Index of the row of every item, ``(num_items,)``.
         labels: Class index of every item, ``(num_items,)``.
-        splits: Split of every row, also of those that become no item.
+        splits: Split of every row, also of rows without an item.
     """
 
     rows: Rows
@@ -186,5 +197,5 @@ class RowItems(Sequence[Item]):
         )
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Pickle as a plain list: a block must not carry the columns of all others to its task."""
+        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
         return list, (list(self),)

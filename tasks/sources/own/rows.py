@@ -1,4 +1,4 @@
-"""The rows of a user's own data, one per image, as the module of a kind finds them."""
+"""The rows of a user's own data, one per image."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from tasks.sources.own.columns import Cells
 from tasks.sources.own.splits import GivenSplit
 
 FROM_ZERO = "the first row is 0"
-"""The way in which numpy and pandas count the rows of arrays and Parquet files."""
+"""The numbering of rows in numpy and pandas, for messages about arrays and Parquet files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a user's data, one per image, as the module of a kind finds them.
+    """The rows of a user's data, one per image, as the module of a kind reads them.
+
+    All functions take the index of a row, which begins with 0.
 
     Attributes:
         cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
-        name: Returns the name of a row in messages, which holds no id and no file name.
-        numbering: Returns how the row's file numbers rows, such as ``the first row is 0``; empty if
-            rows have no numbers.
-        default_group: Returns the group of a row if there is no such column: its folder or volume.
-        file_split: Returns the split that a row's file or folder means.
+        name: Returns the name of a row in messages, which contains no id and no file name.
+        numbering: Returns the first number of the row's file in words, such as ``the first row is
+            0``; empty if rows have no numbers.
+        default_group: Returns the group of a row if there is no column ``group``: the row's folder
+            or volume.
+        file_split: Returns the split that the name of a row's file or folder states.
         details: Returns the details of a row's item.
     """
 
@@ -45,17 +48,20 @@ class Rows:
         return self.default_group(row)
 
     def describe(self, rows: Iterable[int]) -> str:
-        """Format how many rows these are, and the names of the first ones."""
+        """Format the number of rows and the names of the first ones, for a message."""
         listed = list(rows)
         names = first_of(map(self.name, listed))
         return f"{plural(len(listed), 'image')}: {names}{self.describe_numbering(listed)}"
 
     def describe_numbering(self, rows: Sequence[int]) -> str:
-        """Format how rows are numbered, with a blank before it; empty if they have no numbers."""
+        """Format the numbering of rows, such as `` (the first row is 0)``, with a leading blank.
+
+        Returns an empty text if rows have no numbers.
+        """
         if not rows or not self.numbering(rows[0]):
             return ""
         return f" ({self.numbering(rows[0])})"
 
     def describe_labeled(self, labels: set[str]) -> str:
-        """Format the rows that have one of these labels, as the data write them."""
+        """Format the number and names of the rows whose text in the data is one of these labels."""
         return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)

@@ -1,4 +1,7 @@
-"""The words for training, test and validation split, in cells and in names of files and folders."""
+"""The words for training, test and validation splits, in cells and in names of files and folders.
+
+Every kind of own data reads these words in the same way.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from tasks.sources.base import RawRequest, Split
 
 
 class GivenSplit(IntEnum):
-    """The split that the data assign to an image.
+    """The split that the data state for an image.
 
-    The values are the codes in the array ``splits`` of a prepared dataset. No code there is
-    ``VALIDATION``: images of a validation split are left out.
+    The values are the codes in the array ``splits`` of a prepared dataset. This array contains no
+    ``VALIDATION``, because images of a validation split are left out.
     """
 
     NONE = 0
@@ -27,55 +30,56 @@ ITEM_SPLITS: dict[GivenSplit, Split] = {
     GivenSplit.TRAIN: "train",
     GivenSplit.TEST: "test",
 }
-"""The split of an item. Rows of a validation split become no items."""
+"""Split of a row -> split of its item."""
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), GivenSplit.TRAIN),
     **dict.fromkeys(("test", "testing", "tst"), GivenSplit.TEST),
     **dict.fromkeys(("val", "valid", "validation"), GivenSplit.VALIDATION),
 }
-"""Word, in lower case -> the split that it means."""
+"""Word in lower case -> split."""
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason for leaving out a row. The study trains without validation images, and tuning draws its
-own from the training images."""
+"""Reason for leaving out a row. The study trains without validation images. A hyperparameter search
+draws its validation images from the training images."""
 
 
 def parse_split(word: str) -> GivenSplit:
-    """Return the split that a word means; case does not matter.
+    """Return the split of a word, in any letter case; ``NONE`` if the word is not one for a split.
 
-    The Hugging Face Hub stores the first files of a large split in a folder ``partial-train``.
+    The prefix ``partial-`` is ignored: the Hugging Face Hub stores the first files of a large split
+    in a folder ``partial-train``.
     """
     return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
 
 def parse_splits(words: Iterable[str]) -> set[GivenSplit]:
-    """Return the splits that words mean; words of no split are ignored."""
+    """Return the splits of words. Words that are not for a split are ignored."""
     return set(map(parse_split, words)) - {GivenSplit.NONE}
 
 
 def is_split_word(word: str) -> bool:
-    """Return whether a word means a split."""
+    """Return whether a word is one for a split."""
     return parse_split(word) is not GivenSplit.NONE
 
 
 def split_of_file(name: str, request: RawRequest) -> GivenSplit:
-    """Return the split that a file's name means, or else that of the nearest folder with one.
+    """Return the split in a file's name, or else the split in the name of the nearest folder.
 
     Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``. If the
-    user gave the file itself as the raw data, its name means no split.
+    raw data are this file alone, its name is ignored.
 
     Raises:
-        DataError: The name has the words of two splits.
+        DataError: The name contains the words of two splits.
     """
     if request.root().is_file():
         return GivenSplit.NONE
     *folders, file_name = name.split("/")
-    # The word may be a part of the file's name, but it must be the whole name of a folder.
+    # The word may be a part of a file's name, but must be the whole name of a folder.
     for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
         splits = parse_splits(words)
         if len(splits) > 1:
             raise request.error(
-                f"the name of {request.hashed(name)} contains several splits",
-                hint="Rename it: train-..., test-... or val-...",
+                f"the name of the file {request.hashed(name)} contains several splits",
+                hint="Rename the file to train-..., test-... or val-...",
             )
         if splits:
             return splits.pop()

@@ -1,15 +1,14 @@
-"""Words that say that a value is not known, in a user's own data or in a table."""
+"""Words for a missing or unknown value, in a user's own data or in a table."""
 
 from __future__ import annotations
 
-# Words that say that something is not known, in lower case. There are four sets, because a word may
-# name a class and still be no patient's id:
-# - MISSING: the cell is blank, or holds a program's word for that.
-# - UNKNOWN: a word that people use as the name of a class.
-# Both are refused as a label unless they are in ``label_map``; the messages differ. Neither is
-# ever an id.
-# - NO_IDS adds the words for a patient whose name was taken out.
-# - PLACEHOLDERS adds ids that look real. One patient may have such an id, but not most of them.
+# All words are in lower case. There are four sets, because a word such as "anonymous" may be the
+# name of a class, but is not the id of a patient:
+# - MISSING: words that programs write for a missing value.
+# - UNKNOWN: words that people write if they do not know a value.
+#   A word of these two sets is a label only if label_map contains it. It is never an id.
+# - NO_IDS: these two sets, and words for a patient whose name was removed.
+# - PLACEHOLDERS: also ids such as 0. One patient may have such an id, but not most patients.
 MISSING = (
     frozenset({"", ".", "?", "na", "n/a"})  # R, SAS and ARFF
     | {"nan", "-nan", "<na>", "none", "nat", "inf", "-inf", "+inf"}  # numpy and pandas
@@ -23,13 +22,13 @@ UNKNOWN = (
     | {"unlabeled", "unlabelled", "no label", "tbd", "todo"}
     | {"ignore", "ignored", "not applicable", "n.a."}
 )
-"""Words that people write if they do not know the class; a class may have such a name."""
+"""Words that people write for an unknown class. A class may also have such a name."""
 NO_IDS = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
-"""Text that is not a patient's id."""
+"""Text that is never the id of a patient."""
 PLACEHOLDERS = NO_IDS | {"0", "x"}
-"""Ids that programs for anonymization give to many patients."""
+"""Text that anonymization programs write as the id of many patients."""
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell says that there is no value."""
+    """Return whether a cell is blank or contains a word for a missing value."""
     return cell.strip().casefold() in MISSING

@@ -82,7 +82,7 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
             match="so it is unclear which value is white",
         ):
             isweep.measure(floats, LABELS)
-    with pytest.raises(SweepError, match=r"pixel_range \[-1, 1\] cuts"):
+    with pytest.raises(SweepError, match=r"of the values lie outside pixel_range \[-1, 1\]"):
         isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
 
 
@@ -123,7 +123,12 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
-        ("absent", None, {}, "absent does not exist, and is no known dataset. Name a folder"),
+        (
+            "absent",
+            None,
+            {},
+            "absent is neither an existing path nor a known dataset. Give a folder",
+        ),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
         (FOUR, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
         (FOUR, [None] * 4, {}, "own: the label is blank for"),
@@ -134,7 +139,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {},
             "own: a class has several spellings: 'Cat' / 'cat'",
         ),
-        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or leave the images"),
+        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (
             MASKED,
             [0, 1],
@@ -168,7 +173,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             r"train_sizes is 2, which is not a list\. Pass a list of sizes",
         ),
         (FOUR, None, {"num_neighbours": 4}, "Unknown setting 'num_neighbours'. Did you mean"),
-        (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 names a class that the data do not have"),
+        (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 has a class that the data do not have"),
         (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
         (
             FOUR,

@@ -63,7 +63,7 @@ def test_a_sweep_that_never_ran(root):
         ("dmo", {}, "'dmo'. Did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
         ({**SMALL, "model": []}, {}, r"model is not a known key\. Did you mean 'models'"),
-        ({**SMALL, "models": [3j]}, {}, "a value that a sweep file cannot hold: 3j"),
+        ({**SMALL, "models": [3j]}, {}, "a value that is not allowed in a sweep file: 3j"),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
         (SMALL, {"changes": {"models.7": "x"}}, "index 7, but the list has the indices 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "'small', which has no keys"),
@@ -99,7 +99,7 @@ def test_a_sweep_that_never_ran(root):
         (
             SMALL,
             {"changes": {"seeds": {1, 2}}},
-            r"cannot hold: \{1, 2\}\. Use numbers, text, lists",
+            r"is not allowed in a sweep file: \{1, 2\}\. Use numbers, text, lists",
         ),
     ],
 )

@@ -203,8 +203,8 @@ class TestWaiting:
         executor = RayExecutor(note=note, **options).labelled("prepare mnist")
         assert sorted(executor.map_unordered(sleep_for, [(0,), (0,)])) == [(0, 0), (1, 0)]
         assert told == [
-            "prepare mnist sleep for: nothing came back for 1 s. Each task asks for 1 CPUs of "
-            f"{where}; where other work holds them, the tasks go on as soon as some are free."
+            "prepare mnist sleep for: no task has finished for 1 s. Each task needs 1 CPU of "
+            f"{where}. If other work uses all CPUs, the tasks start as soon as a CPU is free."
         ]
 
     def test_tasks_that_take_long_are_not_taken_for_waiting(self, ray_cluster, monkeypatch):

@@ -92,7 +92,7 @@ def test_an_empty_table_gives_no_fit_and_no_error():
     fits = fit_scaling_laws(synthetic_table().head(0))
     assert (fits.num_trials, fits.fits, [*with_p_values(fits.answers)]) == (0, (), [])
     assert fits.headline().reason == "no usable trial"
-    assert any("No medical dataset" in caveat for caveat in fits.caveats)
+    assert any("There is no medical dataset" in caveat for caveat in fits.caveats)
 
 
 def test_too_little_is_refused_in_words_with_what_is_needed():
@@ -107,7 +107,7 @@ def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
         "2 natural datasets are too few for a statement about natural datasets alone.",
-        "There is only one model and seed: another one could give other results.",
+        "There is only one model and seed. Another one could give other results.",
     )
     more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
     assert fit_scaling_laws(more).caveats == ()
@@ -130,7 +130,7 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
         "Intervals over the 5 datasets may be too narrow for other datasets.",
         "Training and test images come from the same few pictures: medical0 (one volume) and "
         "medical1 (one slide).",
-        "No medical dataset here has several patients: nothing speaks about patients.",
+        "No medical dataset here has several patients, so no result is about patients.",
     )
     assert fits.answers == plain.answers
 
@@ -265,7 +265,7 @@ def test_what_limits_the_whole_sweep_is_listed():
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
     words = " ".join(fit_scaling_laws(table).caveats)
-    for part in ("No medical dataset", "as_released and corrected", "in natural0"):
+    for part in ("There is no medical dataset", "as_released and corrected", "in natural0"):
         assert part in words
 
 
@@ -327,8 +327,8 @@ def test_every_count_of_chance_level_is_the_same_one():
     fits = explored(held)
     assert fits.num_at_chance_level == num
     assert fits.caveats[:2] == (
-        f"In {num} of 36 points the loss is 0.8 ln n or more for n classes: 0.555 for two, where "
-        "guessing costs 0.693.",
+        f"In {num} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
+        "for two classes).",
         f"{num} of these do not clearly separate the classes: they are at chance level.",
     )
     reason = (
@@ -351,7 +351,7 @@ def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
     assert (ten.num_at_chance_level, ten.headline().status) == (0, "ok")
     assert ["chance" in str(row) for row in seen_table(ten).rows] == [False] * 12
     beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
-    assert "the loss is 0.8 ln n or more for n classes" in beyond.caveats[0]
+    assert "the loss is at least 80% of the loss of guessing" in beyond.caveats[0]
     assert "they are at chance level" in beyond.caveats[1]
 
 
@@ -401,7 +401,7 @@ def test_a_high_loss_of_a_network_that_learned_is_over_confidence(accuracy, auc,
     said = "separate the classes and are over-confident"
     if not is_over_confident:
         said = "do not clearly separate the classes: they are at chance level"
-    assert fits.caveats[0].startswith("In 12 of 12 points the loss is 0.8 ln n or more")
+    assert fits.caveats[0].startswith("In 12 of 12 points the loss is at least 80% of")
     assert f"12 of these {said}" in fits.caveats[1]
     assert fits.num_at_chance_level == (0 if is_over_confident else 12)
     shown = "0.835 (over-confident)" if is_over_confident else "0.835 (at chance level)"

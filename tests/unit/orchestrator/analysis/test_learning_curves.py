@@ -146,7 +146,7 @@ def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
     found = answer(points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
     assert found.to_json()["needed_train_size"] is None
     assert "no number of images up to 12,800 reaches it" in found.lines()[-1]
-    assert "Train with 800 images next, and ask again." in found.lines()[-1]
+    assert "Train with 800 images, and predict again." in found.lines()[-1]
 
 
 def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
@@ -185,7 +185,7 @@ def test_a_table_has_a_curve_per_network_and_pair():
     assert [curve.name for curve in answers(whole, CurveQuestion()).curves] == ["a", "b"]
     report = answers(table, CurveQuestion())
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
-    assert report.remarks[0] == "Left out: 1 of 6 rows, which have no test loss."
+    assert report.remarks[0] == "Left out: 1 of 6 rows (no test loss)."
     assert "a 0-2: the learning curve has 1 train size" in report.remarks[1]
     (only,) = answers(whole, CurveQuestion(), "b").curves
     assert (only.name, only.num_siblings) == ("b", 1)
@@ -295,7 +295,7 @@ def test_a_target_that_is_met_already_asks_for_no_more():
         ({"metric": "acc"}, "metric .*'acc'"),
         ({"assurance": "80%"}, "assurance is '80%', which is not a number"),
         ({"train_size": 0}, "train_size is 0, which is not a number of images"),
-        ({"test_size": 1}, "test_size is 1, but a test set has 2 images"),
+        ({"test_size": 1}, "test_size is 1, but a test set has at least 2 images"),
     ],
 )
 def test_an_option_that_is_none_is_refused(fields, reason):

@@ -66,7 +66,9 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
 def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
     said = summary(fit_scaling_laws(table()))
     assert sum("NOT TESTABLE" in line for line in said) == 1
-    assert not any("1 medical dataset" in line or "No natural dataset" in line for line in said)
+    assert not any(
+        "1 medical dataset" in line or "There is no natural dataset" in line for line in said
+    )
 
 
 def test_several_seeds_give_the_difference_an_interval():

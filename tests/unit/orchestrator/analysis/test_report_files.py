@@ -267,7 +267,7 @@ def test_the_report_answers_first(page, fits):
     for finding in findings(fits):
         assert finding.question in strip
         assert f">{finding.verdict}</span>" in strip
-        assert (" such studies" in finding.line) == (finding.verdict == "undecided")
+        assert (" such studies" in finding.answer) == (finding.verdict == "undecided")
     assert page.partition("<h2>Answers")[0].count("<svg ") == 2
     rest = page.partition("<h2>The rest")[2]
     assert 0 < rest.count("<details") == rest.count("</details>")

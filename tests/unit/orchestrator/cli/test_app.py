@@ -144,7 +144,7 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
             signal.signal(number, handler)
         stop_heard()  # or the next run in this process would stop
     said = capsys.readouterr().err
-    assert said == "Stopped. Everything that was stored is kept. Run the same command again.\n"
+    assert said == "Stopped. All stored results are kept. Run the same command again to continue.\n"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
         (
             OSError(28, "No space left on device", "/full"),
             3,
-            "The disk that holds /full is full (No space left on device). Free some space",
+            "The disk of /full is full (No space left on device). Free some space",
         ),
         (PermissionError(13, "Permission denied"), 3, "refused an operation: Permission denied"),
     ],

@@ -141,7 +141,7 @@ SPLITS = {
         (
             {"images": pixels(60), "labels": PLACES % 2},
             "--pixel-range 0 254",
-            ["doubtful: values outside pixel_range cut, "],
+            ["doubtful: values outside pixel_range clipped, "],
         ),
     ],
 )
@@ -166,7 +166,7 @@ def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, 
     assert code == 0
     assert f"{10 * slices} images, 2 classes, {groups} groups" in out
     assert out.count(f": {5 * slices} images, 5 groups") == 2
-    assert "made 16x16, 1 channel: " in out
+    assert "prepared: 16x16 pixels, 1 channel; " in out
 
 
 def test_a_range_that_is_asked_for_can_be_said(measure, own):
@@ -181,7 +181,7 @@ def test_a_range_that_is_asked_for_can_be_said(measure, own):
     assert (code, "1.0000002" in err, "--pixel-range" in err) == (2, True, True)
     assert "12x12, float64 in [" in measure(source, *given)[1]
     for size in ([], ["--image-size", "12"]):
-        assert "[0, 1] (pixel_range) to [0, 255], cut there" in measure(source, *given, *size)[1]
+        assert "[0, 1] (pixel_range) to [0, 255], clipped" in measure(source, *given, *size)[1]
 
 
 def test_floats_have_one_scale_with_and_without_a_size(measured, own):
@@ -199,8 +199,8 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is for a .npy file, and own.npz is not one. Leave"),
-        ("--raw x", "--raw is for a known dataset, and own.npz is a file or folder. Leave"),
+        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Omit"),
+        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Omit"),
         ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
@@ -241,7 +241,7 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
-        ([], "layout: class/group or layout: group/class (--layout)"),
+        ([], "the classes, set layout: class/group (--layout)"),
         (["--label-columns", "x"], "label_columns is an option of kind table"),
         (
             ["--pixel-range", "0", "1"],
@@ -258,7 +258,7 @@ def test_the_pair_can_be_looked_at(measure, own, tmp_path):
     figure = tmp_path / "pair.png"
     code, out, err = measure(own(PLACES % 3), "--class-pair", "0", "2", "--show-pair", str(figure))
     assert (code, f"wrote {figure}" in err) == (0, True)
-    assert "Intrinsic dimension" in out
+    assert "The intrinsic dimension" in out
     assert "higher than" in out
     with Image.open(figure) as image:
         assert image.size[0] > image.size[1]
@@ -287,7 +287,7 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(
     allowed = (source, "--image-size", "12", "--max-skipped-share", "10%")
     shown = run("measure", *allowed)[1]
     assert "skipped: not an image, 2" in shown
-    assert "groups, every image its own (docs/datasets.md says how to name patients)" in shown
+    assert "groups, one for each image (docs/datasets.md explains how to group by patient)" in shown
     assert "isweep locate HASH" in shown
     found = measured(*allowed)
     assert found["label_names"] == ["benign", "malignant"]
@@ -343,7 +343,7 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
     [
         (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
-        ([-1, 0, 1], "Take those images out, or name the class with --label-map=-1=NAME"),
+        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
     ],
 )
@@ -406,5 +406,7 @@ def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
     source = own(np.arange(1100) % 2, pixels(1100, 4, 4))
     code, out, _ = measure(source)
     assert code == 0
-    assert "K_F of 1,100 images is the mean of the maxima of 10 samples of 1,000 images" in out
+    assert (
+        "K_F of 1,100 images is the mean of 10 maxima, one from each sample of 1,000 images" in out
+    )
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]

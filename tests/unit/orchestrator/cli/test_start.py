@@ -47,7 +47,7 @@ class TestInit:
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]
         assert re.search(
-            r"\d files are listed, but not opened\. Open the files with `isweep measure \S+`",
+            r"\d files are listed, but not opened\. To check the files, run `isweep measure \S+`",
             planned,
         )
         assert json.loads(out)["sweep_file"] == "mine.yaml"
@@ -86,7 +86,7 @@ class TestInit:
             text := (here / "scans.yaml").read_text()
         )
         assert "domain: medical" in text
-        assert "# natural or medical? guessed by the patients" in text
+        assert "# domain is a guess from the patients: natural or medical" in text
 
     @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_patients_of_dicom_headers_are_the_groups_that_are_proposed(self, run, here, kind):
@@ -103,7 +103,7 @@ class TestInit:
         code, _, said = run("init", "scans")
         assert code == 0, said
         assert (
-            "80 images, 10 groups (patients): a 40, b 40, by the patients of the DICOM headers"
+            "80 images, 10 groups (patients): a 40, b 40; groups are the patients in the DICOM headers"
             in said
         )
         sweep = load_sweep(here / "scans.yaml")
@@ -132,7 +132,9 @@ class TestInit:
             "# `isweep plan 'My Images (1).yaml'` checks"
             in (here / "My Images (1).yaml").read_text()
         )
-        assert "Name another file with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+        assert (
+            "Choose another file name with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+        )
 
     def test_a_file_is_never_written_over(self, run, here):
         (here / "first.yaml").write_text("mine", encoding="utf-8")
@@ -143,7 +145,7 @@ class TestInit:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (("absent",), "absent does not exist. Name a folder, a table or a file of arrays"),
+            (("absent",), "absent does not exist. Give a folder, a table or a file of arrays"),
             (("fw.npz",), "ean {here}/few.npz?"),
             (
                 ("train.npz",),
@@ -161,7 +163,7 @@ class TestInit:
                     "Repair or convert"
                 ),
             ),
-            (("few.npz",), "few has 8 images, of which 6 are left to train on"),
+            (("few.npz",), "few has 8 images. Only 6 of them can be used for training"),
             (
                 ("few.npz", "--out", "few.txt"),
                 "--out is 'few.txt', but must be a file that ends with .yaml or .yml",
@@ -237,7 +239,8 @@ class TestRoot:
         code, _, said = run("rm", "mine")
         assert code == 2
         assert (
-            "There is no terminal on which to ask whether mine is to be removed. Add --yes" in said
+            "isweep cannot ask before it removes mine, because there is no terminal. Add --yes"
+            in said
         )
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")

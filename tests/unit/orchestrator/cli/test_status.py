@@ -69,7 +69,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Only this display has ended. The run goes on." in err
+    assert "Stopped. Only this display has ended. The run continues." in err
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
@@ -78,7 +78,7 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
-    Console(width=60).print(status.watched(document))
+    Console(width=60).print(status.run_display(document))
     said = " ".join(capsys.readouterr().out.split())
     assert said.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
 
@@ -132,7 +132,7 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     other = Workspace.open("demo", root)
     other.record()
     damage(workspace.sweep_paths.sweep_file)
-    whole_in = "The sweep 'smoke' cannot be read as it was last run: "
+    whole_in = "The stored file of the sweep 'smoke' cannot be read: "
     code, out, err = run("status")
     assert code == 2
     assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)

@@ -28,7 +28,10 @@ def changed(old, new):
     [
         ("", "mine.yaml is empty. Write a sweep file with `isweep init`"),
         ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Indent with spaces."),
-        ("models: [small_cnn]\n", "- The key name is missing. - The key train_sizes is missing."),
+        (
+            "models: [small_cnn]\n",
+            "- The key name is missing. Add this key. - The key train_sizes is missing.",
+        ),
         (changed("mine", "../x"), "name is '../x', which cannot be a name. Use at most 64 lower"),
         (changed("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
         (
@@ -37,7 +40,7 @@ def changed(old, new):
         ),
         (
             changed("[manifold_d4]", PAIR.format("[3, 3]")),
-            "class_pairs lists the pair [3, 3], whose two classes are the same. Name two different classes",
+            "class_pairs lists the pair [3, 3], whose two classes are the same. Write two different classes",
         ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path does not exist: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0 is 'fgms'"),
@@ -71,7 +74,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
         (
             "resources: {num_cpus: 999}",
             [],
-            "A trial asks for resources.num_cpus: 999, but this machine has",
+            "A trial requests resources.num_cpus: 999, but this machine has",
         ),
         (
             "resources: {num_cpus: 2}",

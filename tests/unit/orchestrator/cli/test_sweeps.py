@@ -195,7 +195,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     way = f"isweep {command} ./mine.yaml --root {root}"
-    told = f"mine means the sweep as it last ran, and ./mine.yaml differs. Run ./mine.yaml with `{way}`"
+    told = f"mine means the sweep as it last ran, but ./mine.yaml is different. To use the file, run `{way}`"
     assert told in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
@@ -220,7 +220,8 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
     )
     _, _, err = run("results", "smoke", "--from-store")
     assert (
-        f"no results yet, but a run is under way. See `isweep status smoke --root {root}`." in err
+        f"no results yet, but it is running. Watch the run with `isweep status smoke --root {root}`."
+        in err
     )
 
 

@@ -43,7 +43,7 @@ def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, comma
     code, _, err = run(command, sweep(), "--mlflow-uri", "foo", at=str(tmp_path / "none"))
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "start" not in err
-    assert "The MLflow URI foo is neither a database nor a server. Give a URI such as" in err
+    assert "The MLflow URI foo is neither a database nor a server. Use a URI such as" in err
     code, _, err = run(command, sweep(models=["small_mpl"], datasets=["manifold_d5"]))
     assert code == 2
     assert "'small_mpl'" in err
@@ -71,7 +71,7 @@ def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
     code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
     assert code == 0
     assert (
-        f"MLflow lacks 3 updates. Send the updates with `isweep tune {path} --set tune.budget=0.4"
+        f"MLflow lacks 3 updates. To send them, run `isweep tune {path} --set tune.budget=0.4"
         in err
     )
 
@@ -85,5 +85,5 @@ def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):
     ResultStore(workspace.search_url).save(record)
     code, out, _ = run("status", path)
     assert code == 0
-    assert "search: 0 trials, 1 failed; no recipe yet" in out
+    assert "search: 0 trials, 1 failed; the recipe is not written yet" in out
     assert json.loads(run("status", path, "--json")[1])["search"]["failed"] == 1

@@ -10,7 +10,7 @@ WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "T
 # Command line | what is said of it.
 MISTAKES = r"""
 run dmo | 'dmo'. Did you mean 'demo'?
-plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or name a preset: demo,
+plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
 plan | Command "plan" parameter SWEEP requires an argument
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
@@ -24,76 +24,76 @@ measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: No such 
 results smoke --csv /absent/a.csv | /absent/a.csv cannot be written
 results smoke --predictions /absent/a.parquet | /absent/a.parquet cannot be written
 fit smoke --figure /absent/a.svg | /absent/a.svg cannot be written
-claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory. Name a file in
+claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory. Choose a file in
 init --out /proc/x.yaml | /proc/x.yaml cannot be written
 gpu-check --device cpu --into THIS_FILE | cannot be written
-prepare mnist --label-map 7=one | --label-map is for your own data, but mnist is a known dataset
+prepare mnist --label-map 7=one | --label-map works only for your own data, but mnist is a known dataset
 measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
-predict | The prediction is given neither a sweep nor a learning curve. Name a sweep, or
+predict | The prediction needs a sweep or a learning curve, but none is given. Give the name
 predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
 predict smoke --train-size 9 --measured '' | --measured is empty
-plan –-all ./absent.yaml | –-all begins with a dash that is no hyphen
+plan –-all ./absent.yaml | –-all begins with a long dash instead of a hyphen
 run smoke --raw mnist | --raw mnist does not have the form NAME=DIR
 run smoke --num-cpus 0 | --num-cpus is 0, but must be at least 1
 run smoke --mlflow-uri ./mlruns | The MLflow URI ./mlruns is neither a database nor a server
-run smoke --mlflow-uri postgresql://me:pw@h/x | --mlflow-uri holds a password, which every user
-status smoke '--mlflow-uri=http://h/?password=pw' | Export MLFLOW_TRACKING_URI=URI instead
+run smoke --mlflow-uri postgresql://me:pw@h/x | --mlflow-uri contains a password, and every user
+status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI instead
 run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not host:port of a Ray head
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 names one class twice. Choose two
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 has the same class twice. Choose two
 measure digits --device cuda | Choose, for example, `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
-plan smoke --storage foo://x | --storage foo://… is not a kind of store
+plan smoke --storage foo://x | --storage foo://… is not a known kind of storage
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction lacks label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
-plan a b | `isweep plan` does not take b. See `isweep plan --help`.
+plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or leave the option out
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ''. Known presets or sweeps of
-measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
-plan / | / is a folder, not a sweep file. Name a file
+measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
+plan / | / is a folder, not a sweep file. Give the path of a sweep file
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
 run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
 run smoke --raw =x | --raw =x does not have the form NAME=DIR
-PREDICT | The prediction for a new dataset has no goal. Give --train-size N, or
+PREDICT | The prediction for a new dataset needs a train size or a target loss. Give --train-size N, or
 PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss are both given
 PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
-measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has no neighbor
-measure digits --estimators mle mle | estimators must be names, each once
-locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
+measure digits --sharpness-sample 1 | --sharpness-sample is 1, but a single image has no neighbor
+measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
+locate 0000000000000000 --raw . | does not exist, but its key is needed to find a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
-datasets mnist brats | `isweep datasets` does not take brats
-plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
-plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
+datasets mnist brats | `isweep datasets` does not accept brats
+plan smoke --storage s3:/bucket | `--storage s3:/bucket` has no bucket or host. Write, for example, s3
+plan smoke --storage THIS_FILE | is a file, but results need a folder. Choose a folder
 run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Give a value
 PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
-plan smoke --storage foo://me:secret@x | --storage foo://… is not a kind of store
+plan smoke --storage foo://me:secret@x | --storage foo://… is not a known kind of storage
 power smoke --num-tables 20 | and power needs at least 3
-compare smoke smoke | The sweep smoke is to be compared with itself
-claims | The claims are given neither a sweep nor --published
-ui | MLflow has nothing to show:
+compare smoke smoke | The sweep smoke cannot be compared with itself
+claims | The claims need a sweep or --published, but none is given
+ui | MLflow has no runs, because
 ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
-status smoke --trial small_mlp | The text small_mlp of --trial is in the ids of 4 trials: small_mlp-
-status smoke --trial small_mlp-manifold_d5 | No trial of the sweep has an id with 'small_mlp-manifold_d5'
+status smoke --trial small_mlp | --trial small_mlp is the beginning or end of 4 trial ids: small_mlp-
+status smoke --trial small_mlp-manifold_d5 | No trial id of the sweep begins or ends with 'small_mlp-manifold_d5'
 status --trial x | --trial is given without a sweep
-plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Give
+plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Use
 run smoke --raw mnist=/a --raw mnist=/b | --raw gives mnist two values: mnist=/a and mnist=/b.
 plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
 """
@@ -156,7 +156,7 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
     assert "No preset or sweep has the name mine" in err
-    assert "Write ./mine.yaml" in err
+    assert "write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
@@ -168,12 +168,12 @@ def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
 def test_options_stand_after_the_command(capsys):
     assert main([]) == 2
     assert (
-        "The command line names no command. See the commands with `isweep --help`"
+        "The command line has no command. List the commands with `isweep --help`"
         in capsys.readouterr().err
     )
     assert main(["--root", "x", "plan", "smoke"]) == 2
     assert (
-        "The option --root stands before the command. Write options after the command"
+        "The option --root is before the command. Write options after the command"
         in capsys.readouterr().err
     )
 

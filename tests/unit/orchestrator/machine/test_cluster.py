@@ -436,7 +436,8 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
 
         try:
             with pytest.raises(
-                SetupError, match=f"{rule} at .* has not answered for .* Run the same command again"
+                SetupError,
+                match=f"{rule} at .* has not answered for .* Repair or restart the cluster, and",
             ):
                 stopped()
             assert process.wait(300) == -signal.SIGKILL
@@ -474,7 +475,9 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
 
     ray = SimpleNamespace(init=init, shutdown=lambda: undone.append(1))
     message = (
-        r"Ray did not start on this machine: The .* startup\. Run" if ends is SetupError else None
+        r"Ray did not start on this machine: The .* startup\. If the machine"
+        if ends is SetupError
+        else None
     )
     ending = pytest.raises(ends, match=message) if ends else nullcontext()
     with ending, _started(ray, num_cpus=1):

@@ -79,7 +79,7 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
     )
     hint = (
         "Install a driver of branch 580 or later for CUDA 13.0 (the present one is 570.82.01), or "
-        "a torch of"
+        "install torch 2.14 or earlier from"
     )
     for words in (*named, hint):
         assert words in str(caught.value)
@@ -96,7 +96,7 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
             "12.6",
             r"a driver of branch 525 or later for CUDA 12\.6 \(the present one is 470\.82\)$",
         ),
-        ("550.1", "13.0", "branch 580 .* or a torch of PyTorch's cu126 wheels"),
+        ("550.1", "13.0", "branch 580 .* or install torch 2.14 or earlier from PyTorch's cu126"),
         ("580.65", "13.0", "the driver is new enough"),
     ],
 )
@@ -173,8 +173,8 @@ def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
     assert device_for(1.0).graphs is False
     assert (
-        f"GPU-3f (RTX 4090) of node {socket.gethostname()} takes plain steps instead of captured "
-        "graphs: "
+        f"Trials on GPU-3f (RTX 4090) of node {socket.gethostname()} use plain steps instead of "
+        "captured graphs: "
         "vgg13: a weight differs by 1.0e-03"
     ) in caplog.text
 
@@ -510,7 +510,7 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
     (problem,) = gpu_problems.gpu_problems(shown, needed=8 * 2**30)
     what = problem.text
     assert what == (
-        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes hold 3.0 of "
+        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes use 3.0 of "
         "9.5 GiB, but the "
         "largest trial needs up to 8.0 GiB"
     )

@@ -90,7 +90,7 @@ def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
     assert found["fix"].startswith("Run `make wheel` and `ray up`")
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
     (found,) = check_nodes()
-    assert found["detail"] == "the node gave no answer within 0 s"
+    assert found["detail"] == "the node did not answer within 0 s"
     assert found["fix"].startswith("Run the same check again")
 
 

@@ -506,7 +506,7 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
 
     monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
     with pytest.raises(
-        KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. The next check starts from the"
+        KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. The same command starts again"
     ):
         check(None, tmp_path, lambda line: None)
     assert path.read_text() == whole
@@ -726,9 +726,9 @@ def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(
     assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(
-            ConfigError, match=f"`--device {wrong}` is not the number .* Choose from 0, 1, or cpu"
+            ConfigError, match=f"`--device {wrong}` is not the number .* Type one of 0, 1, or cpu"
         ):
             devices(wrong)
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    with pytest.raises(SetupError, match=r"Run `isweep doctor` to see why, or .* --device cpu"):
+    with pytest.raises(SetupError, match=r"Run `isweep doctor` to see why. .* --device cpu"):
         devices(None)

@@ -36,7 +36,11 @@ from orchestrator.planning.runtimes import (
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
 from orchestrator.running.recovery.failures import classify
-from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+from orchestrator.running.recovery.resource_policy import (
+    ResourcePolicy,
+    expectation_for,
+    names_of_small_gpus,
+)
 from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
@@ -86,10 +90,11 @@ class Situation:
 
 
 NO_BFLOAT16 = (
-    "left, but not on {}: the recipe paper needs bfloat16, .* Use `--set recipe.precision=float32`"
+    "left, which cannot run on {}: the recipe paper needs bfloat16, "
+    ".* Set `--set recipe.precision=float32`"
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
-SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
+SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {}, the time is unknown until `isweep gpu-check` has measured this kind of GPU"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
@@ -197,17 +202,17 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             r"the compute mode Exclusive_Process, so trials cannot use shares of 0\.5",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
-        (node(MIG, visible="0"), 1.0, "cut into slices"),
+        (node(MIG, visible="0"), 1.0, "divided into slices"),
         (
             node(replace(A100, held_bytes=75 * GIB)),
             1.0,
-            r"GPU-a100: other processes hold 75\.0 of 79\.3 GiB, but the largest trial needs up to "
+            r"GPU-a100: other processes use 75\.0 of 79\.3 GiB, but the largest trial needs up to "
             r"6\.\d GiB",
         ),
         (
             node(MIG, replace(MIG, uuid="MIG-2", held_bytes=4 * GIB), visible="MIG-1,MIG-2"),
             1.0,
-            "MIG-2: other processes hold",
+            "MIG-2: other processes use",
         ),
         (
             node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
@@ -218,6 +223,21 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             node(replace(A100, has_kernels=False)),
             1.0,
             r"has the compute capability 8\.0, for which torch 2\.13\.0 has no kernels",
+        ),
+        (
+            node(replace(A100, capability=12.0, has_kernels=False)),
+            1.0,
+            r"12\.0, for which torch 2\.13\.0 has no kernels\. Install the newest torch, or hide",
+        ),
+        (
+            node(replace(A100, capability=7.0, has_kernels=False)),
+            1.0,
+            r"no kernels\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
+        ),
+        (
+            node(replace(A100, capability=3.7, has_kernels=False)),
+            1.0,
+            r"3\.7, for which torch 2\.13\.0 has no kernels\. Use a newer GPU, or hide",
         ),
     ],
 )
@@ -247,7 +267,7 @@ def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others
     """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
     small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
     refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
-    with pytest.raises(SetupError, match=r"other processes hold 1\.0 of 5\.0 GiB"):
+    with pytest.raises(SetupError, match=r"other processes use 1\.0 of 5\.0 GiB"):
         refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
 
 
@@ -395,6 +415,64 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
     assert requests.request_for(trials["vgg16"]).fast == "auto"
 
 
+NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute this computation"))
+
+
+def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(plan, trials):
+    requests = ResourcePolicy(
+        Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
+    )
+    nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    hint = requests.failed(trials["resnet50"], nobody_else)
+    assert "cuDNN has no kernel for resnet50 at batch size 12 in bfloat16 on this GPU" in hint
+    assert "Install another torch, choose another GPU" in hint
+
+
+@pytest.mark.parametrize("held_by_others", [0.6, None])
+def test_cudnn_without_an_engine_beside_other_processes_waits_for_memory(
+    plan, trials, held_by_others
+):
+    requests = ResourcePolicy(
+        Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
+    )
+    failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
+    assert requests.failed(trials["resnet50"], failure) == ""
+
+
+def test_cudnn_without_an_engine_on_a_gpu_that_may_be_too_small_takes_plain_steps(plan, trials):
+    small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
+    requests = ResourcePolicy(
+        Resources(1, 1.0), expectation_for([node(small)], plan.sweep.resources, ())
+    )
+    nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    assert requests.failed(trials["vgg19"], nobody_else) == ""
+    assert requests.request_for(trials["vgg19"]).fast == "off"
+
+
+def test_what_a_small_gpu_lacks_changes_no_other_trial_of_its_network(plan):
+    small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
+    nodes = [node(A100), node(small)]
+    requests = ResourcePolicy(
+        Resources(1, 1.0),
+        expectation_for(nodes, plan.sweep.resources, ()),
+        small_gpus=names_of_small_gpus(nodes),
+    )
+    first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg19"][:3]
+    assert requests.failed(first, MINE, small.name) == ""
+    assert requests.request_for(first).fast == "off"
+    assert requests.request_for(second).fast == "auto"
+    # The largest GPU of the cluster decides for all of them.
+    assert requests.failed(second, MINE, A100.name) == ""
+    assert requests.request_for(third).fast == "off"
+
+
+def test_gpus_of_equal_memory_are_all_large():
+    slower = replace(A100, name="NVIDIA slower", uuid="GPU-slower")
+    assert names_of_small_gpus([node(A100, slower)]) == frozenset()
+    assert names_of_small_gpus([node(A100), node(T4, RTX4090)]) == {T4.name, RTX4090.name}
+    assert names_of_small_gpus([]) == frozenset()
+
+
 def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
     """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
     in vain."""
@@ -507,9 +585,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory.")
     failure = TrialTrainable._failure(worker, error)
     assert failure.held_by_others == pytest.approx(14.3 / 24)
-    assert (
-        failure.message == "other processes hold 14.3 of 24.0 GiB of the GPU: CUDA out of memory."
-    )
+    assert failure.message == "other processes use 14.3 of the GPU's 24.0 GiB: CUDA out of memory."
     failure = TrialTrainable._failure(half, error)
     assert (failure.held_by_others, failure.message) == (None, "CUDA out of memory.")
 
@@ -522,7 +598,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     failure = TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
     assert (failure.kind, failure.held_by_others) == ("out_of_memory", 1.0)
     assert (failure.ends_process, failure.gpu) == (True, "")
-    assert failure.message.startswith("other processes hold all memory of the GPU: CUDA error")
+    assert failure.message.startswith("other processes use all memory of the GPU: CUDA error")
 
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):

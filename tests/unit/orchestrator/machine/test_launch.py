@@ -88,7 +88,7 @@ def test_every_place_marked_change_is_named(name, places):
     found = [
         one
         for one in check_launch_file(REPOSITORY / name)
-        if "must still be replaced" in one.problem
+        if "that you must replace" in one.problem
     ]
     for place in places:
         assert any(one.place.endswith(place) for one in found), (place, found)
@@ -117,23 +117,23 @@ WRONG = {
         ("provider", None, "'provider' is a required property"),
         ("max_workers", "many", "max_workers: 'many' is not of type"),
         ("idle_timeout_minutes", "ten", "idle_timeout_minutes: 'ten' is not of type"),
-        ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
+        ("provider/head_ip", "127.0.0.2", "provider: a machine is listed twice"),
         (
             "provider/head_ip",
             "no-such-host.invalid",
-            "this machine has no address for the name no-such-host.invalid",
+            "this machine cannot look up the address of no-such-host.invalid",
         ),
         (
             "provider/worker_ips",
             ["127.0.0.2"],
-            "min_workers: the value is 2, but worker_ips names 1 machines. Set min_workers: 1",
+            "min_workers: the value is 2, but worker_ips lists 1 machines. Set min_workers: 1",
         ),
         (
             "auth/ssh_private_key",
             "~/.ssh/other",
             "auth.ssh_private_key: ~/.ssh/other does not exist. Make a key with `ssh",
         ),
-        ("auth/ssh_private_key", None, "auth.ssh_private_key: the head needs a key"),
+        ("auth/ssh_private_key", None, "auth.ssh_private_key: the key is missing"),
         (
             "file_mounts",
             {"~/isweep-dist": "./dits"},
@@ -152,11 +152,11 @@ WRONG = {
         (
             "head_start_ray_commands",
             [START.replace("127.0.0.1", "0.0.0.0")],
-            "the dashboard, which runs",
+            "other machines may reach the dashboard, which can run any code",
         ),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
-        ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
-        ("provider/head_ip", None, "provider.head_ip: no head is named"),
+        ("head_start_ray_commands", [START], "Ray uses version 2 of its autoscaler by default"),
+        ("provider/head_ip", None, "provider.head_ip: the head is missing"),
         ("auth/ssh_user", None, "auth.ssh_user: the account to log in with is missing"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is not a path"),
         ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token is copied"),
@@ -190,27 +190,27 @@ WRONG = {
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
             None,
-            "no disk is named, so the disk may not be encrypted. Name a disk with Encrypted: true",
+            "no disk is configured, so the disk may not be encrypted. Configure a disk with",
         ),
         (
             f"{NODE}/InstanceMarketOptions",
             {"MarketType": "spot"},
             "the head is a spot instance",
         ),
-        (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
+        (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the internet"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
         ("head_node_type", "haed", "head_node_type: 'haed' is not among the available_node_types"),
         ("max_workers", 0, "max_workers: no worker can start"),
-        ("provider/region", None, "provider.region: no region is named"),
-        (f"{NODE}/ImageId", None, "ImageId: no image is named"),
+        ("provider/region", None, "provider.region: the region is missing"),
+        (f"{NODE}/ImageId", None, "ImageId: the image is missing"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
         (
             f"{NODE}/SecurityGroupIds",
             [5],
             "Invalid type for parameter SecurityGroupIds[0], value: 5",
         ),
-        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct it'),
+        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct this'),
         (
             f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
             "1",
@@ -221,7 +221,7 @@ WRONG = {
         (
             f"{WORKER}/node_config/scheduling",
             [{"provisioningModel": "SPOT"}],
-            "so its disk stays and costs money. Add",
+            "so their disks stay and cost money. Add",
         ),
         (f"{NODE}/scheduling", [{"preemptible": True}], "the head is a spot machine"),
         (
@@ -233,7 +233,7 @@ WRONG = {
         (
             f"{WORKER}/node_config/networkInterfaces",
             None,
-            "which opens SSH to the world. Set subnetwork",
+            "which opens SSH to the internet. Set subnetwork",
         ),
         (
             f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
@@ -262,11 +262,11 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
     [
         (
             lambda text: text,
-            "cluster_name: this file has mine, but clusters/iam/head.json lets the head start and",
+            "cluster_name: the value is mine, but with clusters/iam/head.json the head can",
         ),
         (
             lambda text: text.replace("CHANGE-region", "eu-west-1"),
-            "provider.region: this file has us-east-1, but clusters",
+            "provider.region: the value is us-east-1, but with clusters",
         ),
     ],
 )
@@ -291,28 +291,31 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text(" \n"),
-            "the token is not one word of text",
+            "the token's file must contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text("a b"),
-            "the token is not one word of text",
+            "the token's file must contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"),
-            "the token is not one word of text",
+            "the token's file must contain exactly one word",
         ),
         (
             lambda at: (at / "dist/constraints-cuda.txt").unlink(),
             "dist/constraints-cuda.txt does not exist, but the setup commands use it. Run",
         ),
-        (lambda at: next((at / "dist").glob("*.whl")).unlink(), "dist has no wheel, but isweep"),
+        (
+            lambda at: next((at / "dist").glob("*.whl")).unlink(),
+            "dist has no isweep wheel, but this machine has",
+        ),
         (
             lambda at: make_wheel(at, "0" * 40),
-            "py3-none-any.whl was built from commit 000000000000, but commit ",
+            "py3-none-any.whl was built from commit 000000000000, but this machine has commit ",
         ),
         (
             lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""),
-            "was built from commit unknown, but commit ",
+            "was built from commit unknown, but this machine has commit ",
         ),
         (
             lambda at: (at / ".ssh/id_ed25519").chmod(0o644),
@@ -331,12 +334,12 @@ def test_what_travels_must_be_there(checkout, harm, message):
     ("text", "message"),
     [
         ("a: [", "not YAML"),
-        ("", "no file for `ray up`"),
-        ("- a", "no file for `ray up`"),
-        ("apiVersion: ray.io/v1", "has no cluster_name, so it is no file for `ray up`"),
+        ("", "so it is no launch file for `ray up`"),
+        ("- a", "so it is no launch file for `ray up`"),
+        ("apiVersion: ray.io/v1", "has no cluster_name, so it is no launch file for `ray up`"),
         (None, "launch.yaml does not exist"),
         ("a: 1\nb: {c: 1, c: 2}", "not YAML: while constructing a mapping"),
-        ("? [a]\n: 1", "no file for `ray up`"),
+        ("? [a]\n: 1", "so it is no launch file for `ray up`"),
         ("a: 2020-13-45", "not YAML: month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
         ("[" * 1000, "not YAML"),

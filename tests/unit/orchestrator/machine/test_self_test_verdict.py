@@ -119,5 +119,5 @@ def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch
 def test_a_self_test_that_dies_takes_nobody_along(monkeypatch, tmp_path, program, words):
     monkeypatch.setattr(self_test_verdict.sys, "executable", program)
     verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
-    assert verdict.plain_because == f"the self-test gave no verdict: {words}"
+    assert verdict.plain_because == f"the self-test ended without a verdict: {words}"
     assert (verdict.wrong, verdict.is_final) == ("", False)

@@ -59,7 +59,7 @@ def opened(tmp_path):
         (
             "[[1, 11]]",
             20,
-            "mine.class_pairs has the numbers 1 and 11, .* named 1, 11, 21. Name classes as text",
+            "mine.class_pairs has the numbers 1 and 11. .* numbers: 1, 11, 21. Write class names in quotes",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(
         SweepError,
-        match="folders with images and 0 images outside of any, but two classes are needed",
+        match="folders with images and 0 images outside class folders, but two classes are needed",
     ) as caught:
         check_feasible(workspace, {"mine": tmp_path / "other"})
     assert str(caught.value).count("two classes are needed") == 1
@@ -109,7 +109,7 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
     text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(
-        DataError, match="training and test share 10 groups; the first images of one are row 0"
+        DataError, match="training and test share 10 groups, for example the group of row 0"
     ):
         check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
     assert not (tmp_path / "root").exists()

@@ -197,7 +197,7 @@ def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus
 
 
 def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
-    message = r"One trial asks for 2 GPUs .*, and the plan has only 1\. Plan with `--gpus 2`"
+    message = r"One trial needs 2 GPUs .*, but the plan has only 1\. Plan with `--gpus 2`"
     with pytest.raises(ConfigError, match=message):
         on_gpus(trials, H100, 1, share=2.0)
     assert estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2

@@ -126,7 +126,7 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
 def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
     with pytest.raises(
         ConfigError,
-        match=rf"`--storage {storage}` names no bucket or host\. Write, for example, s3",
+        match=rf"`--storage {storage}` has no bucket or host\. Write, for example, s3",
     ):
         Workspace.open("smoke", str(tmp_path), storage)
 

@@ -63,7 +63,7 @@ def data(text):
         ),
         (but("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
         (but("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
-        (but("[20, 40]", "[]"), r"train_sizes is empty\. Write at least one value"),
+        (but("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
         (but("[20, 40]", "[20, 20]"), r"train_sizes lists 20 more than once"),
         (but("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
         (but("size: 20", "size: 12:30"), r"test_size is '12:30', but should be a valid integer"),
@@ -74,11 +74,11 @@ def data(text):
         ),
         (
             but("name: mine", "name: mine\nname: other"),
-            r'line 3, column 1 has key "name" for the second time',
+            r'line 3, column 1 repeats the key "name"',
         ),
         (
             but("mine", "&a mine"),
-            r"line 2, column 7 has an anchor or alias\. Write the value out",
+            r"line 2, column 7 has an anchor or alias\. Write the value itself",
         ),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7 has the tag"),
         (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise .*\n.* has no datasets and no wo"),
@@ -92,7 +92,7 @@ def data(text):
         (but("size: 28", "size: 1e400"), r"image_size"),
         (
             data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
-            r"Your dataset has the name 'mnist5k', which is that of a known dataset",
+            r"Your dataset has the name 'mnist5k', which is the name of a known dataset",
         ),
         (
             data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
@@ -184,13 +184,13 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- a\n- b", "holds a list, not keys with values"),
+        ("- a\n- b", "has a list instead of keys with values"),
         ("a: [b\nc: [d]", "line 1, column 4 has a bracket that is not closed"),
         (
             "a: 1\nname:x\nb: 2",
-            r"line 2, column 1 has no `key: value`\. Write a colon and a space after the key",
+            r"line 2, column 1 has a key without a value\. Write a colon and a space after the key",
         ),
-        ("name: x\n a: [b]", "line 2, column 3 has a colon that cannot be there"),
+        ("name: x\n a: [b]", "line 2, column 3 has a colon in a wrong place"),
         ("a:\n    b: 1\n  c: 2", "line 3, column 3 is not indented like the lines above"),
         (
             'a: "C:\\data"',
@@ -201,7 +201,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             r"line 1, column 4 has a character that no value can begin with\. Put the text in quo",
         ),
         ("a: *", r"line 1, column 5 has \* or & at the beginning of a value"),
-        ("a: ]", "line 1, column 4 has a character that cannot be there"),
+        ("a: ]", "line 1, column 4 has a character in a wrong place"),
         (
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
             r"line 1, column 4 has an anchor or",
@@ -231,14 +231,14 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD + "---\n" + GOOD,
-            r"line 9, column 1 begins a second document\. Remove the line with",
+            r"line 9, column 1 begins a second YAML document\. Remove the line with",
         ),
-        ("? [a]\n: 1\n", r"a value that a sweep file cannot hold: keys must be str"),
+        ("? [a]\n: 1\n", r"a value that is not allowed in a sweep file: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0 is .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd holds a single value, not keys with values\. Write, for example, recipe",
+            r"/etc/passwd has a single value instead of keys with values\. Write, for example, recipe",
         ),
     ],
     ids=range(24),
@@ -279,9 +279,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
-        "folder": r"folder\.yaml is a folder, not a sweep file\. Name a file; `isweep init",
+        "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file, or write",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
-        "absent": r"The sweep file .*absent\.yaml does not exist\. .*name a preset: .*demo",
+        "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, more than the 1,000,000 that",
         "home": "own.path starts with the home folder of an unknown user: ~nobody-of",
@@ -419,7 +419,7 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
     ("text", "message"),
     [
         ("from: [", "tuned-mine.yaml"),
-        ("[1, 2]", "holds a list, not keys with values"),
+        ("[1, 2]", "has a list instead of keys with values"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
         (
             "{from: smoke, tuned: {cells: []}}",
@@ -427,7 +427,7 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
         ),
         ("{from: smoke, tuned: {cells: [3]}}", "no values for small_cnn on manifold_d4"),
         ("{from: smoke, tuned: {cells: 3}}", "no values for small_cnn on manifold_d4"),
-        ("{from: smoke, overrides: 3, tuned: {cells: []}}", "has overrides that are not a list"),
+        ("{from: smoke, overrides: 3, tuned: {cells: []}}", "has `overrides`, which is not a list"),
         (
             "{from: smoke, tuned: {cells: [{model: [1], dataset: {a: b}}]}}",
             "no values for small_cnn on manifold_d4",
@@ -490,7 +490,7 @@ def test_the_document_itself_stays():
     [
         ("datasets.1.name", "`--set datasets.1.name` has the index 1, but the list has the ind"),
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
-        ("name.first", "asks for the key first of 'a', which has no keys"),
+        ("name.first", "cannot set the key first of 'a', which has no keys"),
     ],
 )
 def test_keys_that_lead_nowhere(key, message):
@@ -610,7 +610,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
     found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
     assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
     (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
-    with pytest.raises(ConfigError, match="A chain of more than 5 recipe files leads to"):
+    with pytest.raises(ConfigError, match="comes after a chain of more than 5 recipe files"):
         load_sweep(str(tmp_path / "sweep.yaml"))
 
 
@@ -646,7 +646,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
         (
             "./nowhere.yaml",
-            r"nowhere\.yaml does not exist\. Correct the path, or name a known recipe: paper, rel",
+            r"nowhere\.yaml does not exist\. Correct the path, or use a known recipe: paper, rel",
         ),
     ],
 )
@@ -667,7 +667,7 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
         ("[small_cnn, small_cnn]", "models lists small_cnn more than once"),
         (
             "[small_cnn, {from: small_mlp, name: small_cnn}]",
-            "several models with the name small_cnn",
+            "models uses these names more than once: small_cnn",
         ),
         ("[{from: small_cnn, arguments: {width: 3}}]", "arguments"),
     ],
@@ -708,16 +708,18 @@ def test_the_disk_of_predictions_is_counted():
     logits = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
     one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
     assert found["predictions_bytes"] == pytest.approx(one * len(plan.trials), rel=0.3)
-    assert "kept predictions: " in extras_text(found)
+    assert "stored predictions: " in extras_text(found)
 
 
 def test_the_plan_says_what_attacks_cost_beside_training():
     long = "{from: smoke, epochs: 1000}"
-    assert extras_text(extras(planned(recipe=long), ())).endswith("% of training")
+    assert extras_text(extras(planned(recipe=long), ())).endswith("% of the operations of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == [*ATTACKS, "robustness"]
-    assert re.search(r"% of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear))
+    assert re.search(
+        r"% of the operations of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear)
+    )
 
 
 def test_recipes_that_vary_within_a_cell_part_the_models():

@@ -157,9 +157,9 @@ def test_hours_are_time_times_share():
     assert state(whole).measured_trials() == [
         MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000),
     ]
-    text = "cost so far 1.5 GPU-hours and 4 core-hours"
+    text = "cost so far: 1.5 GPU-hours and 4 core-hours"
     assert state(half, whole, four).cost() == {"gpu_hours": 1.5, "core_hours": 4.0, "text": text}
-    assert state().cost()["text"] == "cost so far 0 core-hours"
+    assert state().cost()["text"] == "cost so far: 0 core-hours"
 
 
 @pytest.fixture

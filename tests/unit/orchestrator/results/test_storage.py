@@ -33,19 +33,19 @@ def _no_pause(monkeypatch):
     [
         (
             "memory://x",
-            r"--storage memory://… is not a kind of store that keeps results\. Use a path, or a URL",
+            r"--storage memory://… is not a known kind of storage\. Use a path, or a URL",
         ),
-        ("http://me:hunter2@host/x", "--storage http://… is not a kind of store"),
+        ("http://me:hunter2@host/x", "--storage http://… is not a known kind of storage"),
         (
             "s3://key:hunter2@b/x",
-            r"--storage s3://…@b holds a password.*\. Give the password in the environment",
+            r"--storage s3://…@b has a password.*\. Set AWS_ACCESS_KEY_ID",
         ),
         (
             "s3://b/x?secret_key=hunter2",
             r"--storage s3://b/… has more than a path after the bucket",
         ),
-        ("s3://", r"s3://… names no bucket or host"),
-        ("s3://[", r"s3://… names no bucket or host"),
+        ("s3://", r"s3://… has no bucket or host"),
+        ("s3://[", r"s3://… has no bucket or host"),
     ],
 )
 def test_urls_that_hold_no_results_are_refused_without_their_secrets(url, reason):
@@ -183,7 +183,7 @@ def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, monkeypatch, numb
     place = str(tmp_path / "trials" / record.trial_id / "result.json")
     assert paused.startswith(f"Paused: {place} cannot be written: {os.strerror(number)} (")
     assert re.search(r"\([\d,]+ bytes needed, [\d,]+ bytes free\)", paused)
-    assert goes_on.startswith("The storage takes results again")
+    assert goes_on.startswith("The storage accepts results again")
 
 
 def test_any_write_may_be_repeated_and_a_long_pause_is_said_again(monkeypatch):

@@ -92,7 +92,7 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
     stored = StoredResults.read(str(tmp_path))
     with pytest.raises(
         NewerRecordError,
-        match=r"A newer isweep wrote .*\. Update isweep, or keep these results apart",
+        match=r"A newer isweep wrote .*\. Update isweep, or choose another --root",
     ):
         stored.check_writable()
 
@@ -115,7 +115,7 @@ def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_p
     store = reseal(tmp_path, change)
     with pytest.raises(NewerRecordError, match=f"this isweep does not know the field {field}"):
         store.read(TrialRecord, "a")
-    with pytest.raises(NewerRecordError, match="Update isweep, or keep these results apart"):
+    with pytest.raises(NewerRecordError, match="Update isweep, or choose another --root"):
         StoredResults.read(str(tmp_path)).check_writable()
 
 
@@ -134,7 +134,7 @@ def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version
         assert record is not None
         assert record.result == RECORD.result
     else:
-        with pytest.raises(CorruptStoreError, match="but this program reads 2 to 3"):
+        with pytest.raises(CorruptStoreError, match="but this isweep reads 2 to 3"):
             store.read(NextTrialRecord, "a")
 
 
@@ -149,7 +149,7 @@ def of_result(**changes):
         (
             RECORD,
             lambda plain: {**plain, "schema_version": 0},
-            "the schema version is 0, but this program reads 2",
+            "the schema version is 0, but this isweep reads 2",
         ),
         (RECORD, of_result(status="done"), "result: a trial that is done must have scores"),
         (
@@ -218,7 +218,7 @@ def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
 def test_a_story_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     (tmp_path / "trials").write_text("in the way")
     ResultStore(str(tmp_path)).log_event("a", event(), "log")
-    assert "the history of a is not stored" in caplog.text
+    assert "the history of a cannot be stored" in caplog.text
 
 
 def test_a_cell_that_is_tried_for_ever_keeps_the_newest_of_its_story(tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     scan = store.scan(type(record))
     assert scan.records == {"good": good}
     assert [item.path for item in scan.unreadable] == [str(path)]
-    why = "the record of another trial, good" if damage == "of another cell" else ""
+    why = "the record of good" if damage == "of another cell" else ""
     with pytest.raises(CorruptStoreError, match=f"The stored record .* is damaged: .*{why}"):
         store.read(type(record), record.record_id)
     store.save(record)  # done anew, by what it replaces or what removes it
@@ -299,7 +299,7 @@ def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on
     (tmp_path / "trials" / record.trial_id).touch()  # where a folder belongs
     with pytest.raises(
         SetupError,
-        match=rf"/{record.trial_id}\S* cannot be written: File exists.*what is in the way, and",
+        match=rf"/{record.trial_id}\S* cannot be written: File exists.*other file with this path, and",
     ):
         store.save(record)
 

@@ -421,7 +421,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     tracker.close("FINISHED")
     assert tracker.num_behind == 4  # both results, the sweep's run and its end
     assert said == [
-        "MLflow does not answer: no route. The sweep goes on, and MLflow is updated later"
+        "MLflow does not answer: no route. The sweep continues, and MLflow is updated later"
     ]
 
 
@@ -574,7 +574,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ("folder", r"unable to open database file\. Start MLflow"),
         (
             "text",
-            r"file is not a database\. Remove the file, and run `isweep reconcile SWEEP` for every sweep",
+            r"file is not a database\. Delete the file, and run `isweep reconcile SWEEP` for every sweep",
         ),
     ):
         with pytest.raises(SetupError, match=f"sqlite:.* does not answer: .*{told}"):
@@ -677,7 +677,7 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, capl
     assert (
         read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
     )
-    assert "reports link to no runs" in caplog.text
+    assert "reports have no links to MLflow" in caplog.text
 
 
 def test_pages_say_what_a_run_is(client, sweep):
@@ -723,10 +723,10 @@ def test_values_and_trials_that_one_side_lacks_are_counted():
     assert differences(rows, lacking, "mend") == [
         "MLflow differs from the result store in 6 values of 2 trials (model of a is 'other' in "
         "MLflow and 'm' in the store; test_loss of a is nothing in MLflow and 0.5 in the store; "
-        "data_fingerprint of a is 'x' in MLflow and nothing in the store; and 3 more). The values "
-        "of the result store are used. Correct MLflow with `mend`.",
-        "MLflow lacks 1 result of the result store. Send them to MLflow with `mend`.",
-        "MLflow shows 1 trial without a result in the planned sweep. These rows are left out.",
+        "data_fingerprint of a is 'x' in MLflow and nothing in the store; and 3 more). isweep "
+        "uses the values of the result store. To correct MLflow, run `mend`.",
+        "MLflow lacks 1 result of the result store. To send them to MLflow, run `mend`.",
+        "MLflow has rows of 1 trial without a result in this sweep. isweep ignores these rows.",
     ]
 
 

@@ -122,8 +122,7 @@ def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function,
     beside = extras(plan, ())
     assert beside["uncounted"] == ({function: why} if why else {})
     assert (
-        f"costs of {function} are guessed from the size of its weights: {why}"
-        in extras_text(beside)
+        f"costs of {function} are guessed from its number of weights: {why}" in extras_text(beside)
     ) == bool(why)
     assert beside["weights_bytes"] == 4 * (
         16 * 16 * 2 + 2 + 1000

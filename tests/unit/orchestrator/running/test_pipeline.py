@@ -161,7 +161,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again()
     (note,) = rerun.notes  # nor is a sweep another one than itself
     assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
-    assert f"{finished.paths.log} names every file" in note
+    assert f"{finished.paths.log} lists all of them" in note
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):

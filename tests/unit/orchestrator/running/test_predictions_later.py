@@ -70,7 +70,8 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     whole = {path: path.read_bytes() for path in (damaged, gone)}
     damaged.write_bytes(whole[damaged][:-1] + b"x")
     with pytest.raises(
-        CorruptStoreError, match=r"stored predictions has another checksum.*\. Run the sweep again"
+        CorruptStoreError,
+        match=r"does not have the checksum in the trial's record.*\. Run the sweep again",
     ):
         _ = isweep.open(SWEEP, root=root).predictions
     gone.unlink()

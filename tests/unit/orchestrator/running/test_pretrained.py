@@ -30,7 +30,7 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(root
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
-    told = "resnet18 cannot be downloaded: <urlopen error.*leave pretrained out"
+    told = "resnet18 cannot be downloaded: <urlopen error.*or remove pretrained from the model"
     with pytest.raises(SetupError, match=told) as raised:
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
     assert raised.value.exit_code == 3
@@ -67,7 +67,9 @@ def test_damaged_weights_are_refused_before_anything_is_prepared(root, monkeypat
     path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a download")
-    with pytest.raises(ConfigError, match="Pretrained weights are not a safetensors file"):
+    with pytest.raises(
+        ConfigError, match="weights of torchvision resnet18 are not a valid safetensors file"
+    ):
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
 
 
@@ -85,6 +87,6 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
 
 def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
-    with pytest.raises(ConfigError, match="Pretrained networks cannot be searched"):
+    with pytest.raises(ConfigError, match="A search cannot tune pretrained networks"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()

@@ -96,7 +96,7 @@ def test_where_nothing_ever_works_the_sweep_ends():
     ("kind", "hopeless", "reason"),
     [
         (FailureKind.CODE_ERROR, False, "a retry would fail with code_error again"),
-        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more memory"),
+        (FailureKind.OUT_OF_MEMORY, True, "every further attempt would fail as well"),
     ],
 )
 def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
@@ -144,7 +144,7 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
         for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.epoch_ended("a")  # an epoch is told
-    with pytest.raises(SetupError, match="No node gives trials a GPU"):
+    with pytest.raises(SetupError, match="No node has a GPU on which trials"):
         [
             retries.check_nodes("a", failure, {"a"})
             for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT + 1)

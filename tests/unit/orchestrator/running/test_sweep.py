@@ -301,7 +301,9 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypa
     monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
-    message = r"No node runs the code of the driver \(1 node tried\)\. .*0123456789abcdef"
+    message = (
+        r"No node has the same source code as the driver \(1 node tried\)\. .*0123456789abcdef"
+    )
     with pytest.raises(SetupError, match=message) as caught:
         run(plan, trainable=Patched, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
@@ -321,7 +323,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
 
     monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
-        KeyboardInterrupt, match=r"each trial asks for 64 CPU \(the cluster has 2, \S+ free\)"
+        KeyboardInterrupt, match=r"each trial requests 64 CPU \(the cluster has 2, \S+ free\)"
     ):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 

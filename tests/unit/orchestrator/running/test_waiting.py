@@ -71,7 +71,7 @@ def second_version() -> str:
     [
         (
             first_version,
-            r"Nodes on their way: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. A launch failed: spot: "
+            r"Nodes being launched: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. A launch failed: spot: "
             r"Insuff.*"
             r"no g6 here\. A launch failed: gpu: Quota.*"
             r"A launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. Name another "
@@ -79,7 +79,7 @@ def second_version() -> str:
         ),
         (
             second_version,
-            r"Nodes on their way: gpu, 1 launching; i-1: gpu, installing\. A launch failed: new: "
+            r"Nodes being launched: gpu, 1 launching; i-1: gpu, installing\. A launch failed: new: "
             r"LaunchFailed.*"
             rf"{NO_CAPACITY}\. A launch failed: old: ",
         ),
@@ -119,8 +119,8 @@ def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
     assert "A launch failed: d" not in text
-    assert text.endswith("An on-demand type is taken when max_workers of this type is lowered.")
-    nothing = "No node is on its way. Ask for less, or raise max_workers"
+    assert text.endswith("the file already has, lower max_workers of this one.")
+    nothing = "No node is being launched. Lower resources in the sweep file, or raise max_workers"
     assert status_summary(status()).startswith(nothing)
     assert "raise max_workers" not in status_summary(status(pending="gpu, 1 launching"))
     assert status_summary(status(node=f"node_{'3f' * 28}")) is status_summary("") is None
@@ -137,7 +137,7 @@ def test_a_cluster_without_an_autoscaler_has_no_report(ray_local, monkeypatch):
         assert autoscaler_report() is None
     text = shortage_for(Resources(1, 0.5))
     assert "0.5 GPU (the cluster has 0, 0 free)" in text
-    assert "does not grow by itself" in text
+    assert "adds no nodes by itself" in text
 
 
 def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float]) -> None:
@@ -159,14 +159,14 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         {"CPU": 4.0, "GPU": 1.0},
     )
     said, with_gpu = shortage_for(Resources(3, 0)), shortage_for(Resources(3, 1))
-    kinds = "No single node has all of this: the nodes have 1 CPU (2 nodes), 2 CPU (1 nodes). "
+    kinds = "No single node has all of these: the nodes have 1 CPU (2 nodes), 2 CPU (1 nodes). "
     assert said.startswith(
-        f"each trial asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not"
+        f"each trial requests 3 CPU (the cluster has 4, 4 free). {kinds}This cluster adds"
     )
-    assert said.endswith("add nodes, or ask for less.")
+    assert said.endswith("add nodes, or lower resources in the sweep file.")
     # Each alone would be there, together they are on no node.
     assert "0 GPU (2 nodes)" in with_gpu
-    assert with_gpu.endswith("add nodes, ask for less, or run with --device cpu.")
+    assert with_gpu.endswith("lower resources in the sweep file, or run with --device cpu.")
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 ):
     of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     said = shortage_for(asked)
-    assert ("Other work, or processes that are starting, hold the rest." in said) is held
-    assert said.endswith("goes on as soon as the resources are free.") is held
+    assert ("Other work, or processes that are starting, use the rest." in said) is held
+    assert said.endswith("continues when these resources are free.") is held
     assert ("add nodes, " in said) is not held
 
 
@@ -234,14 +234,14 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
             [(16, 8)],
             Resources(4, 0.25),
             4,
-            "to 4 trials at once, and the GPUs could run 32. To use all GPUs, their nodes need 128",
+            "enough for 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
         ),
         # CPUs of a node without gpus fill none of another's.
         (
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
             2,
-            "num_cpus 4, CPUs limit the sweep to 2 trials at once, and the GPUs could run 4",
+            "could run 4 trials at once, but with resources.num_cpus: 4 its CPUs are enough for 2",
         ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),
@@ -266,20 +266,20 @@ STARTED, HEARD = "started", "heard"
     ("events", "told"),
     [
         # Past its limit, once.
-        ([STARTED, HEARD, 100, 40], "the trial gave neither a result nor an epoch in 100 s"),
+        ([STARTED, HEARD, 100, 40], "the trial ended no epoch and sent no result for 100 s"),
         # One that tells of epochs lives however slow it is.
         (
             [STARTED, *[HEARD, 90] * 5, HEARD, 120],
-            "the trial gave neither a result nor an epoch in 100 s",
+            "the trial ended no epoch and sent no result for 100 s",
         ),
         # A full disk, a closed laptop: the driver stood still.
         (
             [STARTED, HEARD, 50, -3600, 50, 20],
-            "the trial gave neither a result nor an epoch in 100 s",
+            "the trial ended no epoch and sent no result for 100 s",
         ),
-        ([STARTED, 60, 10], "the worker did not answer for 60 s and was ended"),
+        ([STARTED, 60, 10], "the worker did not answer for 60 s, so its process was killed"),
         # It freezes between two cells: Tune asks it to take the next, which does not start.
-        ([60, 20], "the worker did not answer for 60 s and was ended"),
+        ([60, 20], "the worker did not answer for 60 s, so its process was killed"),
     ],
 )
 def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):

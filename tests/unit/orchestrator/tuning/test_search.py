@@ -174,7 +174,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
         (
             lambda asked: None,
             (0, 5),
-            "no point was trained to its end (0 tried, 0 diverged, 5 failed)",
+            "no training finished (0 tried, 0 diverged, 5 failed)",
         ),
         (
             lambda asked: None if asked.run else FOUND,
@@ -186,7 +186,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
                 None if asked.run and asked.point == asked.combination.sweep_point else FOUND
             ),
             None,
-            "the recipe of the sweep failed, so the gain over it is unknown",
+            "trainings with the sweep's recipe failed, so the gain over this recipe is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],

@@ -77,7 +77,7 @@ def test_a_listing_that_failed_is_tried_again(raw, listed):
     request = request_for("folder", raw / "cat")
     with pytest.raises(
         DataError,
-        match="images outside of any, but two classes are needed",
+        match="images outside class folders, but two classes are needed",
     ):
         listings.of(request)
     write_tree(raw / "cat", "tabby/", "siamese/")

@@ -133,11 +133,11 @@ def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(
         DataError,
-        match="has files that are no prepared dataset",
+        match="has files that are not a prepared dataset",
     ):
         run(toy, tmp_path / "out")
     run(toy, tmp_path / "other")
-    with pytest.raises(DataError, match=r"has the prepared dataset .*, not "):
+    with pytest.raises(DataError, match=r"contains the prepared dataset .* is requested"):
         run(toy, tmp_path / "other", spec=SPEC.model_copy(update={"image_size": 16}))
 
 
@@ -221,7 +221,7 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
 
 
 def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
-    with pytest.raises(RuntimeError, match="sealed when no shard is missing"):
+    with pytest.raises(RuntimeError, match="a shard is missing, so the store is not complete"):
         run(toy, tmp_path / "out", executor=Forgetful())
     assert not (tmp_path / "out").exists()
 
@@ -230,7 +230,7 @@ def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b"))
     )
-    with pytest.raises(DataError, match="the source toy gave an image no label"):
+    with pytest.raises(DataError, match="the source toy returned an image without a label"):
         run(toy, tmp_path / "out")
 
 
@@ -332,5 +332,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
             assert (readers.num_calls, readers.num_refused) == (NUM_BLOCKS, refused)
     assert_equal(*stores)
     assert stores[0].fingerprint == stores[1].fingerprint
-    warning = f"{refused} blocks are read on the driver's node: elsewhere files differ"
+    warning = (
+        f"{refused} blocks are read on the driver's node, because other nodes have different files"
+    )
     assert (warning in caplog.text) == (refused > 0)

@@ -88,7 +88,7 @@ def test_a_trait_that_tells_the_label_is_flagged_with_its_information():
             part((1, "site", "a", 10), (1, "site", "b", 30)),
         ]
     )
-    assert flags == {"site tells the label (75% by it alone, 0.19 of 1.00 bits)": 60}
+    assert flags == {"site predicts the label (right for 75%, 0.19 of 1.00 bits)": 60}
 
 
 def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():

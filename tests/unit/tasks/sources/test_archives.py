@@ -35,7 +35,7 @@ def test_class_folders_in_an_archive(prepare, class_folder, tmp_path, ending, wr
     actual = prepare("folder", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other")
     assert_equal(actual, expected)
     assert actual.record.excluded == expected.record.excluded == {HIDDEN: 2}
-    assert actual.record.flags == ({"the one top folder taken as the source": 1} if wrapped else {})
+    assert actual.record.flags == ({"a wrapper folder was skipped": 1} if wrapped else {})
 
 
 def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
@@ -56,16 +56,14 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
     )
     with zipfile.ZipFile(outer, "a") as archive:
         archive.write(inner, "inner.zip")
-    with pytest.raises(
-        DataError, match="several archives, inner ones included, have files of the same name"
-    ):
+    with pytest.raises(DataError, match="or in archives inside it, have the same path"):
         prepare("folder", outer)
 
 
 def test_a_table_in_an_archive_has_to_be_unpacked(prepare, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("manifest.csv", "path,label")
-    with pytest.raises(DataError, match=r"give the table \(kind table\), unpacked with its images"):
+    with pytest.raises(DataError, match=r"use kind table and give its path, after unpacking it"):
         prepare("folder", tmp_path / "a.zip")
 
 
@@ -127,7 +125,7 @@ def zip_of(path: Path, change: Change) -> Path:
     return path
 
 
-ELSEWHERE, REPEATED = "names that lead elsewhere", "repeated names"
+ELSEWHERE, REPEATED = "names that lead out of it", "repeated names"
 ZIPS: dict[str, tuple[Change, str]] = {
     **{
         name: (zip_entry(name), ELSEWHERE)
@@ -214,7 +212,7 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(DataError, match="cannot be read: an archive without its end, as if cut"):
+    with pytest.raises(DataError, match="cannot be read: a truncated archive, without its end"):
         prepare(kind, path)
 
 

@@ -58,7 +58,7 @@ OF_SPLITS = {
 }
 TRAIN_TEST = {"train": slice(0, 6), "test": slice(6, 12)}
 GROUPED = {f"{split}_groups": np.arange(6) for split in ("train", "test")}
-SHAPE = r"8\), but images are numbers of shape \(n, height, width\), \(n, height, width, 3\)"
+SHAPE = r"8\), which are not images\. Save numbers of shape \(n, height, width\)"
 RANGE = "so it is unclear which value is white"
 PLAIN = {"labels": LABELS.tolist(), "groups": 12, "flags": {}}
 CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str, object]]] = {
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "a group on both sides": (
         {**parts(train=slice(6), test=slice(6, 12)), **GROUPED},
         {},
-        "share 6 groups; the first images of one are row train_images/0 and row test_images/0",
+        "share 6 groups, for example the group of row train_images/0 and row test_images/0",
     ),
     "a class of one side": (
         {
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
             "test_labels": LABELS[6:] + 1,
         },
         {},
-        {"flags": {"class in train only: 0": 1, "class in test only: 2": 1}},
+        {"flags": {"class only in the training split: 0": 1, "class only in the test split: 2": 1}},
     ),
     # labels
     "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),
@@ -113,17 +113,17 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "a number without a name": (
         of(label_names=np.array(["a"])),
         {},
-        ("number of a class name, 0 to 0, for 6 images: row 1, row"),
+        ("not a class number from 0 to 0 for 6 images: row 1, row"),
     ),
     "several labels of an image": (
         of(labels=np.zeros((12, 14), np.uint8)),
         {},
-        r"labels has the dtype and shape uint8 \(12, 14\), but there must be one",
+        r"the array labels holds uint8 values of shape \(12, 14\), not one number",
     ),
     "labels of others": (
         of(IMAGES[:5]),
         {},
-        r"labels has the dtype and shape int64 \(12,\), but there must be one number",
+        r"holds int64 values of shape \(12,\), not one number or text for each of the 5 images",
     ),
     # shapes and values
     "one image": (of(IMAGES[0]), {}, SHAPE),
@@ -144,27 +144,31 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         {},
         (r"pixel_range: \[-1000, " r"89\d.*-1000 89"),
     ),
-    "around 0": (of(FLOATS * 2 - 1), {}, r"lie in pixel_range: \[-1, 1\], or --pixel-range -1 1"),
-    "one value": (of(FLOATS * 0 + 2), {}, r"lie in pixel_range: \[0, 2\]"),
+    "around 0": (
+        of(FLOATS * 2 - 1),
+        {},
+        r"contains all values is pixel_range: \[-1, 1\], or --pixel-range -1 1",
+    ),
+    "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is pixel_range: \[0, 2\]"),
     "nearly all cut": (
         of(SIGNED * 1.0),
         {"pixel_range": (-1.0, 1.0)},
-        (r"pixel_range \[-1, 1\] cuts 99\.6% of the values, which lie in \[-499, 499\]"),
+        r"99\.6% of the values lie outside pixel_range \[-1, 1\]; all values lie in \[-499, 499\]",
     ),
     "a window": (
         of(SIGNED * 1.0),
         {"pixel_range": (-160.0, 240.0)},
-        {"flags": {"values outside pixel_range cut": 12}},
+        {"flags": {"values outside pixel_range clipped": 12}},
     ),
     "a range of which they fill nothing": (
         of(FLOATS),
         {"pixel_range": (-1e300, 1e300)},
-        r"in \[0\.00205684314, 0\.999025881\] fill less than 0\.01% of pixel_range \[-1e\+300, 1e\+300\]",
+        r"0\.999025881\], which is less than 0\.01% of pixel_range \[-1e\+300, 1e\+300\]",
     ),
     ("train in [0, 1], test in [0, 255]"): (
         parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST),
         {},
-        (r"test images have different scales: .* all together lie in \[0\.00274714758,"),
+        r"test images seem to have different scales: .* both lie in \[0\.00274714758,",
     ),
     "what was proposed": (
         of(SIGNED / 7),
@@ -179,9 +183,9 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "beyond pixel_range": (
         of(with_value(FLOATS, 1.5)),
         {"pixel_range": (0.0, 1.0)},
-        {"flags": {"values outside pixel_range cut": 1}},
+        {"flags": {"values outside pixel_range clipped": 1}},
     ),
-    "negative numbers": (of(SIGNED), {}, {"flags": {"negative values cut at 0": 12}}),
+    "negative numbers": (of(SIGNED), {}, {"flags": {"negative values clipped to 0": 12}}),
 }
 
 
@@ -228,7 +232,7 @@ def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
         save_image(
             tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32)
         )
-    assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
+    assert prepare("folder", tmp_path / "raw").record.flags["negative values clipped to 0"] == 4
 
 
 def test_a_pixel_range_must_rise():
@@ -252,7 +256,9 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
     from tasks.sources import arrays
 
     monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
-    with pytest.raises(DataError, match=r"the file has 12 images; at most 11 can be read\."):
+    with pytest.raises(
+        DataError, match=r"the file has 12 images; at most 11 can be read\. Save fewer"
+    ):
         prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
 
 
@@ -297,7 +303,7 @@ HUGE = {
     "labels": header(200 << 20) + bytes(1 << 20),
 }
 LIES = {
-    "cut": (saved()[:-40], r"the \.npz is not as numpy saves it: damaged archive"),
+    "cut": (saved()[:-40], r"the \.npz file cannot be read: damaged archive"),
     "objects": (saved(images=IMAGES.astype(object)), "never unpickled"),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),
@@ -356,7 +362,7 @@ HDF5 = {
         lambda file: file.create_dataset(
             "images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"
         ),
-        "images has no values: none were written",
+        "the array images has no values: none were written",
     ),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
 from tasks.sources.base import SkipItem
@@ -104,6 +105,14 @@ def test_a_file_that_cannot_be_used_is_skipped_with_its_reason(case):
     make, reason = SKIPPED[case]
     with pytest.raises(SkipItem, match=reason):
         list(frame_samples(decode_dicom(make())))
+
+
+def test_a_syntax_without_an_installed_decoder_is_skipped_with_the_package_to_install(monkeypatch):
+    decoder = get_decoder(RLELossless)
+    monkeypatch.setattr(type(decoder), "is_available", property(lambda self: self is not decoder))
+    with pytest.raises(SkipItem, match="no decoder for RLE Lossless: pip install"):
+        decode_dicom(shipped("MR_small_RLE.dcm"))
+    decode_dicom(shipped("MR_small_jp2klossless.dcm"))
 
 
 def pixels(values=VALUES, **options) -> np.ndarray:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
-from tasks.sources.pictures import by_own_maximum, decode_image, to_prepared
+from tasks.sources.pictures import decode_image, scale_by_image_maximum, to_prepared
 from tasks.sources.raw import read_plain
 from tests.unit.tasks.sources.conftest import picture, png
 
@@ -95,8 +95,8 @@ def test_skipped(case):
     [
         ("empty.png", "empty file"),
         ("gone.png", "gone or unreadable"),
-        (".", "no plain file"),
-        ("fifo.png", "no plain file"),
+        (".", "not a plain file"),
+        ("fifo.png", "not a plain file"),
     ],
 )
 def test_what_is_no_file_with_content_is_skipped_and_not_waited_for(tmp_path, name, reason):
@@ -108,7 +108,7 @@ def test_what_is_no_file_with_content_is_skipped_and_not_waited_for(tmp_path, na
 
 def test_truncated_images_switch_is_refused(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(SetupError, match="LOAD_TRUNCATED_IMAGES is on"):
+    with pytest.raises(SetupError, match="LOAD_TRUNCATED_IMAGES is True"):
         decode_image(jpeg())
 
 
@@ -205,4 +205,4 @@ def test_own_maximum_is_the_studys_rule_exactly(dtype):
     values = np.random.default_rng(2).integers(-50, 3000, (80, 80))
     values = {np.uint8: values % 200, np.uint16: abs(values)}.get(dtype, values).astype(dtype)
     expected = (np.clip(values, 0, None).astype(float) * 255.0 / values.max()).astype(np.uint8)
-    np.testing.assert_array_equal(by_own_maximum(values)[0], expected)
+    np.testing.assert_array_equal(scale_by_image_maximum(values)[0], expected)

@@ -20,7 +20,7 @@ from tasks.remote import InlineExecutor
 from tasks.sources import demo
 from tasks.sources.base import RawRequest
 from tasks.sources.demo import lesions, render_slice
-from tasks.sources.made import MARGIN, manifold_images, manifold_points
+from tasks.sources.generated import MARGIN, manifold_images, manifold_points
 
 PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
 PACKAGED = [row for row in DATASETS.values() if row.images_per_class]
@@ -122,7 +122,7 @@ def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkey
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     with pytest.raises(
         SetupError,
-        match="This dataset comes with",
+        match="which contains the images of this dataset, is not installed",
     ):
         demo.SETS[name]()
     assert importlib.util.find_spec("skimage") is not None
@@ -201,7 +201,7 @@ def test_manifold_classes_keep_their_distance():
 
 
 def test_manifold_needs_enough_pixels():
-    with pytest.raises(ConfigError, match="patterns need more than 40 pixels"):
+    with pytest.raises(ConfigError, match="needs images of more than 40 pixels"):
         manifold_images(np.full((1, 20), 0.5), 6)
 
 

@@ -142,15 +142,15 @@ def write_idx(raw: Path, *bodies: bytes) -> None:
 
 
 IDX = {
-    "cut": (lambda images, labels: (images[:-5], labels), "it ends early"),
-    "longer": (lambda images, labels: (images + b"0", labels), "more bytes"),
+    "cut": (lambda images, labels: (images[:-5], labels), "has fewer bytes than its header"),
+    "longer": (lambda images, labels: (images + b"0", labels), "has more bytes than its header"),
     r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.": (
         lambda images, labels: (b"\0\0\x09" + images[3:], labels),
         r"train-images-idx3-ubyte is not an IDX file of bytes with 3 dimensions\.",
     ),
     "billions": (
         lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels),
-        "ends early",
+        "has fewer bytes than its header",
     ),
     "five labels": (
         lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
@@ -158,7 +158,7 @@ IDX = {
     ),
     "label 11": (
         lambda images, labels: (images, labels[:-1] + b"\x0b"),
-        (r"labels run from 0 to 11, not within 0 to 9\."),
+        r"labels range from 0 to 11, but must be 0 to 9\.",
     ),
 }
 
@@ -351,7 +351,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"centre {line}": (
             "oai",
             centre(line),
-            (r"knee_centers\.csv the side is not R or L, the center lies outside the image,"),
+            r"knee_centers\.csv \(\d+\), the side is not R or L, the center lies outside the image,",
         )
         for line in (
             "9000014,R,nan,220",
@@ -385,7 +385,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a slice of another patient": (
         "dbc",
         of_another_patient,
-        "another patient in the header than the table says: 1",
+        "another patient in the header than in the table: 1",
     ),
     "no uids": (
         "dbc",
@@ -406,19 +406,19 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
                 next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
             ),
         ),
-        r"any is not the largest of its subtypes for the slices 1, first \(hashed\)",
+        r"any is not the largest label of the subtypes, for these slices: 1, first \(hashed\)",
     ),
     "tables that disagree": (
         "mura",
         lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
-        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 odd lines;",
+        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 lines cannot",
     ),
     "a file of another class": (
         "imagenet",
         in_another_class,
-        ("1 file found outside of the folder of the class in the name"),
+        "the class in the file name is not the class of the folder for 1 file",
     ),
-    "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
+    "a segmentation elsewhere": ("brats", moved, "volumes at different positions in space: 1"),
     "no volumes": (
         "brats",
         without_volumes,
@@ -427,18 +427,18 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "two years": (
         "brats",
         second_year,
-        "the years 18, 20, and later releases have the cases of earlier ones again",
+        "the years 18, 20, and later releases repeat the cases of earlier ones",
     ),
     "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
     "two tables that differ": (
         "prostate",
         second_table,
-        "2 tables that differ have the columns of Target Data:",
+        "2 different tables have the columns of Target Data:",
     ),
     "only an archive": (
         "mura",
         only_an_archive,
-        r"mura needs train_image_paths\.csv\. This part was not found, also not in 1 archives",
+        r"mura needs train_image_paths\.csv, which was not found in the download or its 1 archive",
     ),
     "labels of the other set": (
         "mnist",

@@ -15,11 +15,11 @@ from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write
 CATS = ("cat/", "dog/")
 TWO = {"classes": ("cat", "dog")}
 BOTH = [2] * 6 + [1] * 6
-ASKED = "so either may be the classes, and the others patients, sites or parts"
-NOT_BOTH = "the top folders mix splits"
+ASKED = "so it is unclear which of the two are the classes"
+NOT_BOTH = "some top folders are splits"
 OTHER_NAME = "the top folders are neither classes nor splits called train, test and val:"
 NO_CLASSES = r"two classes are needed\..* "
-TABLE = r"With a table of labels beside it, give the table \(kind table\)"
+TABLE = r"There is a table: use kind table and give its path"
 NAMES_NOT_TOLD = ("Adams", "Brown", "Smith", "Jones")
 
 
@@ -41,7 +41,7 @@ CASES = {
         *CATS,
         "cat/notes.txt",
         "README.png",
-        excluded={"not an image by its ending": 1, "outside the class folders": 1},
+        excluded={"not an image by its extension": 1, "outside the class folders": 1},
     ),
     "hidden files": case(
         *CATS,
@@ -56,11 +56,11 @@ CASES = {
     "a class in place of the folder of classes": case(
         "a.png",
         "b.png",
-        refused="folders with images and 2 images outside of any, but two classes are needed",
+        refused="folders with images and 2 images outside class folders, but two classes are needed",
     ),
     "no image": case(
         "cat/notes.txt",
-        refused="folders with images and 0 images outside of any, but two classes are needed",
+        refused="folders with images and 0 images outside class folders, but two classes are needed",
     ),
     "an empty class": case(
         *CATS, "horse/notes.txt", flags={("class folder without an image: horse"): 1}
@@ -106,16 +106,16 @@ CASES = {
     "a folder around splits": case(
         *cross(("chest_xray/train", "chest_xray/test")),
         splits=BOTH,
-        flags={"the one top folder taken as the source": 1},
+        flags={"a wrapper folder was skipped": 1},
         **TWO,
     ),
     "a folder around splits, beside a picture": case(
         *cross(("x/train", "x/test")),
         "notes.png",
-        refused="folder with images and 1 images outside of any, but two classes are needed",
+        refused="folder with images and 1 images outside class folders, but two classes are needed",
     ),
     "splits beside a class": case(
-        *SPLIT, "extra/", refused=rf"{NOT_BOTH} \(test, train\) with others \(extra\)"
+        *SPLIT, "extra/", refused=rf"{NOT_BOTH} \(test, train\), and others are not \(extra\)"
     ),
     **{
         f"train beside {classes}": case(*cross(("train", *classes)), refused=NOT_BOTH)
@@ -148,13 +148,13 @@ CASES = {
         "train/dog/p2/",
         "test/cat/p1/",
         "test/dog/p3/",
-        refused="training and test share 1 group; the first images of one are",
+        refused="training and test share 1 group, for example the group of",
     ),
     # A visit was a group of its own: a patient was on both sides, in silence.
     "visits of patients": case(
         *cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")),
         groups=3,
-        flags={"in a folder in a group's folder, and taken as that group's": 24},
+        flags={"in a deeper folder, counted to its group": 24},
         **TWO,
     ),
     "a visit on each side": case(
@@ -162,7 +162,7 @@ CASES = {
         "train/dog/p2/",
         "test/cat/p1/v2/",
         "test/dog/p3/",
-        refused="training and test share 1 group; the first images of one are",
+        refused="training and test share 1 group, for example the group of",
     ),
     ("visits in patients' classes"): case(
         *cross(("p1/cat", "p1/dog", "p2/cat", "p2/dog"), ("v1", "v2")),
@@ -206,22 +206,22 @@ CASES = {
         "p3/",
         "Smith/notes.txt",
         layout="group/class",
-        excluded={"outside the class folders": 3, "not an image by its ending": 1},
+        excluded={"outside the class folders": 3, "not an image by its extension": 1},
         flags={"folder without an image": 2},
     ),
     # something else
     **{
         f"a folder of {name}": case(name, refused=NO_CLASSES + hint)
         for name, hint in {
-            "cats.zip": "There are archives: give one archive",
+            "cats.zip": "There are archives: give the path of one",
             "train/metadata.jsonl": TABLE,
             "train/metadata.csv": TABLE,
-            "a/x.h5": "Give the array file itself",
+            "a/x.h5": "There is an array file: give its path",
             "train/data-00000-of-00001.arrow": (
-                "Write what datasets' save_to_disk made with to_parquet"
+                "Convert the output of `datasets.save_to_disk` with `to_parquet`"
             ),
-            "a/x.nii.gz": "NIfTI volumes are read by a table",
-            "a/IM0001": "Files without an ending are read only if they are DICOM and not in an archive",
+            "a/x.nii.gz": "There are NIfTI volumes: give a table",
+            "a/IM0001": "Add an extension to the files: only DICOM files outside archives may lack one",
         }.items()
     },
 }
@@ -330,7 +330,7 @@ def test_headers_tell_which_folders_are_patients(prepare, tmp_path, patient, lay
         save_dicom(tmp_path / "raw" / top / below / f"{number}.dcm", data)
     verdict = {
         "classes": classes,
-        "flags": {f"layout {layout}, by the patients in the headers": 12},
+        "flags": {f"layout {layout}, by the patient ids in DICOM headers": 12},
     }
     check_verdict(
         verdict if layout else ASKED,
@@ -346,5 +346,5 @@ def test_dicom_files_without_an_ending(prepare, class_folder, ending):
         )
         path.unlink()
     (class_folder / "cat/LICENSE").write_text("no image " * 30)
-    verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its ending": 1}}
+    verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its extension": 1}}
     check_verdict(verdict, lambda: prepare("folder", class_folder))

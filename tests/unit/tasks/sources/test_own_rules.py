@@ -83,11 +83,11 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 
 NO_LABEL = "the label is blank for 4 images:"
-UNKNOWN_CODE = "often means unknown"
+UNKNOWN_CODE = "which often means unknown"
 ONE_SPELLING = "a class has several spellings:"
-APART = "rows have one and the same group id"
+APART = "rows have the same group id"
 EVERY_GROUP = "the group is blank, NaN, None, a word for unknown, or several values for"
-ONE_WAY = "group id has several spellings, such as p0 and P0, or 7, 07 and"
+ONE_WAY = "group ids differ only in spelling, as p0 and P0 do, or 7, 07 and"
 MAPPED = {"-1": "unsure"}
 
 CASES: dict[str, Case] = {
@@ -102,19 +102,19 @@ CASES: dict[str, Case] = {
     "0.0 and 1.0": labels(0.0, 1.0, classes=("0.0", "1.0"), unlike={"xlsx": ("0", "1")}),
     "true and false": labels(False, True, classes=("False", "True")),
     "-1 and 1": labels(-1, 1, classes=("-1", "1")),
-    "-1 beside others": labels(-1, 0, 1, refused=f"-1 {UNKNOWN_CODE}"),
+    "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
     "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
-    "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1 {UNKNOWN_CODE}"),
+    "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
     "a map of no label": labels(
         *CATS,
         label_map={"x": "cat"},
-        refused="label_map names labels that the data do not have: 'x'",
+        refused="label_map has labels that the data do not have: 'x'",
     ),
-    "-1 in a byte": labels(0, 1, 255, refused=f"255 {UNKNOWN_CODE}"),
+    "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(
         0.5,
         1.5,
-        refused=r"the labels are 2 different numbers, such as 0\.5: measurements, not classes",
+        refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
     ),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
@@ -124,7 +124,7 @@ CASES: dict[str, Case] = {
         "cat", "dog", "NA", classes=("cat", "dog", "no animal"), label_map={"NA": "no animal"}
     ),
     "unknown, quoted": labels(
-        "cat", "dog", "not known", refused=("--label-map 'not known=not known' or")
+        "cat", "dog", "not known", refused=("--label-map 'not known=not known', or")
     ),
     "unknown on purpose": labels(
         "cat", "unknown", classes=("cat", "unknown"), label_map={"unknown": "unknown"}
@@ -136,13 +136,13 @@ CASES: dict[str, Case] = {
         refused=("two classes are"),
     ),
     "a list beside its parts": labels(
-        "cat", "dog", "cat|dog", refused=(r"several classes stand in 1 label: 'cat\|dog'")
+        "cat", "dog", "cat|dog", refused=(r"a label lists several classes \(1 label\): 'cat\|dog'")
     ),
     "several in one": labels(
         "cat",
         "dog",
         ["cat", "dog"],
-        refused=("several labels, or bytes, stand in place of a label for 4 images:"),
+        refused=("the label is a list or bytes, not one text or number, for 4 images:"),
         only=("jsonl", "webdataset"),
     ),
     # columns
@@ -166,7 +166,7 @@ CASES: dict[str, Case] = {
     ),
     "a site that tells the label": Case(
         {"label": fill(*CATS), "site": fill("east", "west")},
-        flags=(("site tells the label (100% by it alone, 1.00 of 1.00 bits)"),),
+        flags=(("site predicts the label (right for 100%, 1.00 of 1.00 bits)"),),
         lacking=(NO_COLUMNS,),
     ),
     # groups
@@ -235,7 +235,7 @@ CASES: dict[str, Case] = {
         splits=(1,) * 6,
         groups=6,
         classes=("cat",),
-        refused=r"needed, but the images have only cat \(6 rows are in a validation split\)\.",
+        refused=r"needed, but the images have only the class cat \(6 rows are in a validation split\)\.",
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(
@@ -259,17 +259,17 @@ CASES: dict[str, Case] = {
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
     "holdout": splits(
         fill("train", "holdout"),
-        ("blank and none of train, training, trn, test, testing, tst, val, valid, validation"),
+        ("the column split has an unknown word for"),
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "nan as a split": splits(
         fill("train", "nan"),
-        "blank and none of train, training, trn, test, testing, tst, val, valid, validation",
+        "the column split has an unknown word for",
         lacking=(BLANK,),
     ),
     "a patient on both sides": Case(
         {"label": fill(*CATS), "group": each(2), "split": fill("train", "test")},
-        "training and test share 6 groups; the first images of one are",
+        "training and test share 6 groups, for example the group of",
         lacking=(("cats are then all in training", ("folder",)),),
     ),
     "a patient of validation is no leak": Case(
@@ -324,7 +324,7 @@ CASES |= {
     for word in MISSING
 }
 CASES |= {
-    f"a code: {words}": labels(*words.split(), refused=f"{code} {UNKNOWN_CODE}")
+    f"a code: {words}": labels(*words.split(), refused=f"{code}, {UNKNOWN_CODE}")
     for words, code in CODES.items()
 }
 CASES |= {
@@ -346,7 +346,7 @@ CASES |= {
 CASES["a comma for a point"] = labels(
     "0,5",
     "1,5",
-    refused=r"the labels are 2 different numbers, such as 0\.5: measurements, not classes",
+    refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
 )
 
 

@@ -119,7 +119,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
         assert CANARY not in PreparedDataset.open(out).record.model_dump_json()
 
 
-NO_HEADER = "has no column path, label; the first line may be no header"
+NO_HEADER = "has no column path, label; its first line may not be a header"
 HEADERS = {
     "file name,class,centre": ("has no column path, label among file name, class, centre"),
     "path;diagnosis;"

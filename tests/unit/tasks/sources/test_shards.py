@@ -112,7 +112,7 @@ CASES: dict[
         BOTH,
         {"train": slice(0, 7), "test": slice(7, 12)},
         {"group": PATIENTS},
-        "training and test share 1 group; the first images of one are",
+        "training and test share 1 group, for example the group of",
     ),
     # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
     "the owner's test images": (
@@ -154,7 +154,7 @@ def test_verdict(prepare, tmp_path, name, kind):
 def test_other_files_are_counted(prepare, tmp_path, kind, ending):
     raw = write_parts(kind, tmp_path / "raw", WHOLE)
     (raw / f"b.{ending}.zst").write_bytes(b"x")
-    assert prepare(kind, raw).record.excluded == {f"not a .{ending} by its ending": 1}
+    assert prepare(kind, raw).record.excluded == {f"not a .{ending} by its extension": 1}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_pixels_of_one_file(prepare, tmp_path, form):
 
 ROWS = {"image": image_cells(), "label": LABELS}
 UNSURE = ROWS | {"label": [-1, *LABELS[1:]]}
-NUMBERS = "not a number of a class name, 0 to "
+NUMBERS = "not a class number from 0 to "
 PARQUET: dict[
     str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]
 ] = {
@@ -188,24 +188,24 @@ PARQUET: dict[
         ROWS | {"image": [[cell] for cell in image_cells()]},
         None,
         {},
-        "several values, or bytes, stand in place of a file name in row 0",
+        r"the path in row 0 \(the first row is 0\) is a list or bytes, not one text",
     ),
     "several labels": (
         {"image": [b"x"], "label": [[0, 1]]},
         None,
         {},
-        ("several labels, or bytes, stand in place of a label for 1 image: row"),
+        ("the label is a list or bytes, not one text or number, for 1 image: row"),
     ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
     # datasets writes -1 where there is no label.
-    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1, for 1 image: row 0 of"),
+    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1 for 1 image: row 0 of"),
     "-1 on purpose": (
         UNSURE,
         ["no", "yes"],
         {"label_map": {"-1": "unsure"}},
         {"classes": ("no", "unsure", "yes")},
     ),
-    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0, for 6 images: row 1"),
+    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0 for 6 images: row 1"),
     "a class without an image": (
         ROWS,
         ["no", "yes", "x"],
@@ -235,9 +235,7 @@ def test_files_with_other_class_names_are_refused(prepare, tmp_path, names):
     half = {name: values[:6] for name, values in ROWS.items()}
     save_parquet(tmp_path / "raw" / "train.parquet", half, ["no", "yes"])
     save_parquet(tmp_path / "raw" / "test.parquet", half, names)
-    with pytest.raises(
-        DataError, match="names the labels otherwise than the first file, or not at all"
-    ):
+    with pytest.raises(DataError, match="are missing, or differ from those in the first file"):
         prepare("table", tmp_path / "raw")
 
 
@@ -285,15 +283,15 @@ TARS = {
     ),
     "two labels of a sample": (
         [("000000.json", b'{"label": 1}')],
-        (r"\.cls and \.json give two labels in"),
+        r"the \.cls and the \.json of [0-9a-f]{16} have different labels",
     ),
     "two images of a sample": (
         [("000000.seg.jpg", b"x")],
-        ("two images belong to one sample in"),
+        r"the sample of [0-9a-f]{16} has two images",
     ),
     "one key twice": (
         [("000000.json", b'{"group": 1, "group": 2}')],
-        r"\.cls is not UTF-8 text, or \.json is not JSON with each key once,",
+        r"is a \.cls that is not UTF-8 text, or a \.json that is not JSON or has a key twice",
     ),
 }
 

@@ -92,7 +92,9 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "an open quote": (
         'path,label\n"cat/0.png,1\n',
         {},
-        ("broken quotes or a huge cell in the row after 1"),
+        (
+            "has an unclosed quote, or a cell of more than 1,048,576 characters, in the row after row 1"
+        ),
     ),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "is not UTF-8 text"),
     "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
@@ -101,12 +103,12 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a repeat": (
         TEXT + "cat/0.png,1\n",
         {},
-        (rf"twice, for 1 image: row 12 {HEADER}1\)\. Repeats with another label: 1"),
+        (rf"are repeated for 1 image: row 12 {HEADER}1\); 1 of these rows have another label"),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
         {},
-        rf"twice, for 1 image: row 12 {HEADER}1\)\. .*: 0",
+        rf"are repeated for 1 image: row 12 {HEADER}1\); 0 of these",
     ),
     ("a repeat below a blank row"): (
         "path,label\n\ncat/0.png,0\ncat/0.png,1\n",
@@ -126,22 +128,22 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "not there": (
         TEXT + "cat/secret.png,1\n",
         {},
-        r"paths of the table are no files: 1 image: row 12 \(the header is",
+        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
     ),
     "no endings": (
         TEXT.replace(".png", ""),
         {},
-        ("paths of the table are no files: 10 images: row 2, row 3, row"),
+        ("the file in the column path does not exist for 10 images: row 2, row 3, row"),
     ),
     "in other letters": (
         TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n",
         {},
-        r"of the table are no files: 2 images: row 2, row 12 \(the header",
+        r"the file in the column path does not exist for 2 images: row 2, row 12 \(the header",
     ),
     "longer than any file": (
         TEXT + f"{'x' * 5000}.png,2\n",
         {},
-        r"paths of the table are no files: 1 image: row 12 \(the header is",
+        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
     ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
@@ -155,7 +157,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     ("a folder called as another class"): (
         rows("path,label", "dog", *["cat"] * 4, *["dog"] * 5),
         {},
-        {"flags": {"row whose folder is called as another class": 1}},
+        {"flags": {"row whose folder has the name of another class": 1}},
     ),
     # labels
     "grades mapped": (
@@ -182,8 +184,8 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         for cells, fault in (
             ("0.0,0.0,0.0", "of no class"),
             ("1.0,1.0,0.0", "of several classes"),
-            ("1.0,0.3,0.0", "with other cells"),
-            ("1.0,,0.0", "with other cells"),
+            ("1.0,0.3,0.0", "with text other than 0 and 1"),
+            ("1.0,,0.0", "with text other than 0 and 1"),
         )
     },
     "dx": (
@@ -201,7 +203,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "groups that are the classes": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
         {},
-        r"each of the 2 classes has one group \(patient\) only",
+        r"each of the 2 classes has only one group \(patient\)",
     ),
     "groups that are the classes, to measure": (
         rows("path,label,group", *["a,a", "b,b"] * 5),
@@ -213,7 +215,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
             "path,label,group", *(f"{a},p{0 if a == 'c' else n}" for n, a in enumerate("abc" * 3))
         ),
         {},
-        {"flags": {"class of one group: c": 1}},
+        {"flags": {"class with only one group: c": 1}},
     ),
 }
 
@@ -253,7 +255,7 @@ def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(
         tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]}
     )
     message = check_verdict(
-        "none of train, training, trn, test, testing, tst, val, valid, validation for 1 image:",
+        "the column split has an unknown word for 1 image:",
         lambda: prepare(kind, raw),
     )
     assert ("the first row is 0" in message) == (
@@ -277,7 +279,7 @@ def test_absolute_paths(prepare, class_folder, tmp_path, inside):
         (
             "c",
             (f"{class_folder}/../x.png,1",),
-            r"c: the path in row 12 \(the header is row 1\) leads back up",
+            r"c: the path in row 12 \(the header is row 1\) contains \.\.",
         ),
     ):
         table.write_text("\n".join((*lines, *more)))
@@ -369,7 +371,7 @@ def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
         table = pa.Table.from_arrays([*cells, cells[1]], names=[name, "label", "label"])
         pq.write_table(table, tmp_path / "raw" / f"{name}.parquet")
     for file, message in {
-        "t.jsonl": r"has no JSON object in line 1 \(a key twice\)",
+        "t.jsonl": r"has a key twice in line 1\. Remove one",
         "image.parquet": "has several columns named label",
         "path.parquet": "has several columns named label",
     }.items():
@@ -433,7 +435,7 @@ def write_dicoms(
 
 
 NO_ID = "no patient id in the header: the split cannot be by patient"
-SEVERAL = "patient of the header in several groups: is the group a patient?"
+SEVERAL = "patient in the image header with several groups; check that each group is a patient"
 PAIRS = ["P1", "P1", "P2", "P2", "P3", "P3"]
 PATIENTS = {
     "told by headers": (PAIRS, None, {"images": 6, "groups": 3, "flags": {}}),
@@ -468,11 +470,11 @@ def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
             folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}")
         )
     flags = prepare("folder", tmp_path / "raw").record.flags
-    assert flags["test images never used, since their group is in training"] == 2
+    assert flags["test images that are not used, because their group is in training"] == 2
 
 
 def tells(name: str) -> dict[str, int]:
-    return {f"{name} tells the label (100% by it alone, 1.00 of 1.00 bits)": 40}
+    return {f"{name} predicts the label (right for 100%, 1.00 of 1.00 bits)": 40}
 
 
 TRAITS = {
@@ -502,7 +504,11 @@ TRAITS = {
             "SeriesDescription": lambda number, _: "scout" if number < 4 else "axial",
             "spacing": lambda number, _: (2.0, 2.0) if number < 4 else (0.5, 0.5),
         },
-        {"localiser": 4, "series description: 2 different": 4, "pixel spacing: 2 different": 4},
+        {
+            "localiser": 4,
+            "series description has 2 different values": 4,
+            "pixel spacing has 2 different values": 4,
+        },
     ),
 }
 
@@ -557,12 +563,12 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "one slice twice": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"twice, for 1 image: row 3 {HEADER}1\)\. Repeats with another label: 1",
+        rf"are repeated for 1 image: row 3 {HEADER}1\); 1 of these rows have another label",
     ),
     "one slice twice, spelt otherwise": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,a,03", "1.nii.gz,b,3"],
-        r"path stands in the table twice, for 1 image: row 3 \(the header is",
+        r"paths of earlier rows are repeated for 1 image: row 3 \(the header is",
     ),
     "beyond the volume": (
         "path,label,slice",
@@ -572,7 +578,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "a volume on both sides": (
         "path,label,slice,split",
         [f"{v}.nii.gz,{v},{s},{('train', 'test')[s % 2]}" for v, s in FOUR],
-        "training and test share 2 groups; the first images of one are row 2",
+        "training and test share 2 groups, for example the group of row 2",
     ),
     ("a volume in several groups"): (
         "path,label,slice,group",
@@ -582,7 +588,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes, some rows name a slice and others do not, so slices might be",
+        "volumes, some rows have a slice and others have none, so slices might be",
     ),
 }
 
@@ -621,7 +627,7 @@ def cut(body: bytes) -> bytes:
 
 DAMAGED: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
     "text called xlsx": ("csv", "a.xlsx", bytes, "cannot be read: damaged archive"),
-    "text called parquet": ("csv", "a.parquet", bytes, "is not a whole Parquet file"),
+    "text called parquet": ("csv", "a.parquet", bytes, "is not a complete Parquet file"),
     "a zip that is no workbook": ("csv", "a.xlsx", lambda _: zipped(), "is not an xlsx workbook"),
     "a cut workbook": ("xlsx", "a.xlsx", cut, "cannot be read: damaged archive"),
     "cut JSON lines": (
@@ -630,7 +636,7 @@ DAMAGED: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         cut,
         "has no JSON object in line 9",
     ),
-    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "is not a whole Parquet file"),
+    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "is not a complete Parquet file"),
 }
 
 
@@ -640,6 +646,6 @@ def test_tables_that_are_damaged_or_called_otherwise_are_refused(prepare, tmp_pa
     raw = FORMS[form][1](tmp_path, {"label": [0, 1] * 6})
     (tmp_path / file).write_bytes(damage(raw.read_bytes()))
     check_verdict(
-        f"{message}.*Copy it again, or save it as .csv" if form != "jsonl" else message,
+        f"{message}.*Copy the table again, or save it as .csv" if form != "jsonl" else message,
         lambda: prepare("table", tmp_path / file),
     )

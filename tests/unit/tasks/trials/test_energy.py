@@ -42,10 +42,10 @@ METERS = {
         [0],
         3,
         None,
-        "the GPU's energy cannot be read: NVML gave error 3",
+        "the GPU's energy cannot be read: NVML returned the error code 3",
     ),
     "a machine without NVML": ("cuda", None, 0, None, "libnvidia-ml.so.1: cannot open"),
-    "a CPU": ("cpu", None, 0, None, "no GPU: the energy of a CPU is not counted"),
+    "a CPU": ("cpu", None, 0, None, "the trial ran on a CPU, whose energy isweep does not measure"),
 }
 """Device, what the counter shows, NVML's error code (3: not supported), joules, words why there are
 none."""
@@ -72,5 +72,5 @@ def test_what_is_held_of_a_slice_is_asked_by_its_uuid(monkeypatch):
     assert NvmlGpu("MIG-1").held_bytes() == 3 * 2**30
     assert nvml.asked == b"MIG-1"
     nvml.code = 3
-    with pytest.raises(OSError, match="NVML gave error 3"):
+    with pytest.raises(OSError, match="NVML returned the error code 3"):
         NvmlGpu("MIG-1").held_bytes()

@@ -39,7 +39,9 @@ def test_losses_of_moved_and_unmoved_images_are_those_of_a_forward_pass(moved):
         update={"further_tests": (NEAR, NULL), "robustness": RobustnessSpec(num_images=5)}
     )
     shelf = Shelf()
-    result = run_trial(spec, moved, keep=lambda content: shelf.save(content) or "kept here")
+    result = run_trial(
+        spec, moved, store_weights=lambda content: shelf.save(content) or "kept here"
+    )
     network = spec.network
     model = build_model(
         network.model,
@@ -80,7 +82,7 @@ def test_they_are_measured_on_kept_weights_and_nothing_else_changes(moved, monke
     both = few.model_copy(update={"further_tests": (NEAR, NULL)})
     assert few.trial_id == both.trial_id
     shelf = Shelf()
-    first = run_trial(few, moved, keep=lambda content: shelf.save(content) or "kept here")
+    first = run_trial(few, moved, store_weights=lambda content: shelf.save(content) or "kept here")
     at_once = run_trial(both, moved)
     assert first.further_tests == ()
     assert numbers(first.model_copy(update={"further_tests": at_once.further_tests})) == numbers(
@@ -116,6 +118,6 @@ def test_columns_are_named_after_the_condition_and_described(moved):
 def test_a_further_test_set_without_images_is_said(data):
     spec = trial_spec(epochs=0).model_copy(update={"further_tests": (NEAR,)})
     with pytest.raises(
-        DataError, match=r"The trial's images have no further test set named near\."
+        DataError, match=r"no images for the further test set near\. Request one of the .*: none"
     ):
         run_trial(spec, data)

@@ -68,7 +68,7 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
     many = few.model_copy(update=more)
     assert few.trial_id == many.trial_id
     shelf = Shelf()
-    first = run_trial(few, data, keep=lambda content: shelf.save(content) or "kept here")
+    first = run_trial(few, data, store_weights=lambda content: shelf.save(content) or "kept here")
     at_once = run_trial(many, data)
     monkeypatch.setattr("tasks.trials.trial.train", None)
     later = measure_trial(many, data, shelf.data, first, few.missing_for(many))
@@ -88,11 +88,11 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
 
 def test_weights_of_another_network_are_refused(data):
     shelf = Shelf()
-    first = run_trial(trial_spec(epochs=0), data, keep=shelf.save)
+    first = run_trial(trial_spec(epochs=0), data, store_weights=shelf.save)
     other = trial_spec("small_mlp", epochs=0)
     with pytest.raises(
         CorruptStoreError,
-        match=r"weights are not those of the network: Error\(s\) in loading state_dict for PixelModel:\.",
+        match=r"stored weights are not those of this network: Error\(s\) in loading state_dict for PixelModel:\.",
     ):
         measure_trial(other, data, shelf.data, first, other.measurements)
 
@@ -107,7 +107,7 @@ def test_weights_come_back_to_the_last_bit_where_layers_share_them_too():
 
 
 def test_a_full_disk_costs_the_weights_and_no_result(data):
-    result = run_trial(trial_spec(epochs=1), data, keep=lambda content: "no room")
+    result = run_trial(trial_spec(epochs=1), data, store_weights=lambda content: "no room")
     assert (result.status, result.weights, result.weights_note) == ("done", None, "no room")
 
 

@@ -66,13 +66,15 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
         (
             "torchvision vgg11",
             {"image_size": 16},
-            (r"torchvision vgg11 cannot take images of 1x16x16 \(Given input size: \(512x1x1\)"),
+            (
+                r"torchvision vgg11 cannot be used with images of 1x16x16 \(Given input size: \(512x1x1\)"
+            ),
         ),
         # patches of 32
         (
             "torchvision vit_b_32",
             {"image_size": 30},
-            r"torchvision vit_b_32 cannot take images of 1x30x30 \(Input shape indivisible by patch",
+            r"torchvision vit_b_32 cannot be used with images of 1x30x30 \(Input shape indivisible by patch",
         ),
         (
             "torchvision resnet81",

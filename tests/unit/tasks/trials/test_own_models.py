@@ -103,7 +103,7 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
     (folder / "layers.py").write_text("width = 9")
     with pytest.raises(
         ConfigError,
-        match="The source of your network mynets:tiny has changed since the sweep was planned",
+        match="The source code of your network mynets:tiny has changed since the sweep was planned",
     ):
         build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
 
@@ -116,7 +116,10 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
         ("mixes", r"returned \(1, 2\) for 2 images and 2 outputs"),
         ("exits", "Your function mynets:exits raised SystemExit: 3"),
         ("frozen", r"Your network mynets:frozen has no parameters to train\."),
-        ("no_network", r"Your function mynets:no_network returned int, not a torch\.nn\.Module\."),
+        (
+            "no_network",
+            r"Your function mynets:no_network returned int, which is not a torch\.nn\.Module\.",
+        ),
         (
             "breaks",
             "network mynets:breaks raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",

@@ -13,7 +13,7 @@ from sklearn.metrics import (
 
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import KeptFile
+from tasks.trials.records import TrialFile
 from tasks.trials.scores import area_under_curve, classification_scores, from_parquet, to_parquet
 from tasks.trials.trial import run_trial
 from tests.unit.tasks.trials.conftest import trial_spec
@@ -43,12 +43,12 @@ def guo_calibration_error(shares, labels):
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_all_scores_can_be_computed_from_the_predictions(num_classes):
-    data, files, kept = made_data(num_classes), [], KeptFile(sha256="0" * 64, num_bytes=1)
+    data, files, kept = made_data(num_classes), [], TrialFile(sha256="0" * 64, num_bytes=1)
     spec = trial_spec(epochs=40)
     for asked in (False, True):
         asks = spec.model_copy(update={"predictions": asked})
         result = run_trial(
-            asks, data, keep_predictions=lambda content: files.append(content) or kept
+            asks, data, store_predictions=lambda content: files.append(content) or kept
         )
         assert (result.predictions, len(files)) == ((kept, 1) if asked else (None, 0))
     table = from_parquet(files[0])

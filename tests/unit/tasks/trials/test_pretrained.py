@@ -105,12 +105,13 @@ def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
     weights = download(model)
     kept = []
     result = run_trial(
-        spec, data, pretrained=weights, keep=lambda content: kept.append(content) or "here"
+        spec, data, pretrained=weights, store_weights=lambda content: kept.append(content) or "here"
     )
     assert result.pretrained == hashlib.sha256(weights).hexdigest()
     name = "layer4.0.conv1.weight"
     assert torch.equal(load(kept[0])[f"network.{name}"], theirs.state_dict()[name])
     with pytest.raises(
-        ConfigError, match=r"The pretrained network test_resnet was given no weights\."
+        ConfigError,
+        match="network test_resnet is pretrained, but the trial has no pretrained weights",
     ):
         run_trial(spec, data)

@@ -233,7 +233,7 @@ def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
     record = measure(model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0)
     assert (record.pred, record.true, record.box_share) == (None, None, None)
     assert (record.radii, record.num_not_found) == ((None,) * 3, 3)
-    assert "one class" in record.reason
+    assert "the same class for all images" in record.reason
 
 
 def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():

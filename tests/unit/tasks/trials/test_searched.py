@@ -52,5 +52,7 @@ def test_losses_worse_than_twice_chance_count_the_same(loss):
 
 def test_results_that_contradict_themselves_are_refused():
     counts = {"epochs": 1, "num_train": 1, "num_validation": 1, "num_classes": 2}
-    with pytest.raises(ValidationError, match="a trial that did not diverge has validation losses"):
+    with pytest.raises(
+        ValidationError, match="a trial that did not diverge must have validation losses"
+    ):
         SearchResult(status="complete", curve=(), chance_loss=0.7, **counts)

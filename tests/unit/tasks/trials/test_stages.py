@@ -64,7 +64,7 @@ def test_every_stage_is_measured_at_once_and_later_alike(data):
     )
     assert few.trial_id == many.trial_id
     kept = []
-    first = run_trial(few, data, keep=lambda content: kept.append(content) or "here")
+    first = run_trial(few, data, store_weights=lambda content: kept.append(content) or "here")
     at_once = run_trial(many, data)
     later = measure_trial(many, data, kept[0], first, few.missing_for(many))
     assert [stage.module for stage in later.d_repr_stages] == ["2", "6", "10", "11"]

@@ -145,22 +145,24 @@ REFUSED = {
     "more images than there are": (
         {"train_size": 61},
         {},
-        "train_size is 61, but the subset has 60 training images",
+        "train_size is 61, but there are only 60 training images",
     ),
     "a pixel too bright": (
         {},
         with_pixel(300.0),
-        (r"Pixels of the training images run from 0\.0 to 300\.0, not within 0 to"),
+        (
+            r"Pixels of the training images are between 0\.0 and 300\.0, but must be between 0 and 255"
+        ),
     ),
     "a pixel that is none": (
         {},
         with_pixel(np.nan),
-        ("Pixels of the training images run from nan to nan, not within 0 to"),
+        ("Pixels of the training images are between nan and nan, but must be between 0 and 255"),
     ),
     "labels from 1": (
         {},
         {"test_labels": np.arange(20) % 2 + 1},
-        "Labels of the test images run from 1 to 2, but classes are numbered",
+        "Labels of the test images are between 1 and 2, but the classes are numbered from 0 to 1",
     ),
 }
 

@@ -1,0 +1,322 @@
+"""Measurements on a trained network: d_repr, attacks, robustness, further tests and predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from search_spaces.errors import DataError
+from search_spaces.fingerprint import derive_seed
+from search_spaces.specs import (
+    AttackMeasurement,
+    FurtherTestMeasurement,
+    Measurement,
+    PredictionMeasurement,
+    RepresentationMeasurement,
+    RobustnessMeasurement,
+    RobustnessSpec,
+    TrialSpec,
+)
+from tasks.measures.estimators import IntrinsicDimension
+from tasks.measures.neighbors import BLOCK_ROWS
+from tasks.prepared.subsets import FurtherTestImages, TrialData
+from tasks.trials.attacks import CleanPass, attack_all, run_clean_pass
+from tasks.trials.models import PixelModel
+from tasks.trials.phases import PhaseTimer
+from tasks.trials.records import (
+    AttackRecord,
+    FurtherTestRecord,
+    RobustnessRecord,
+    StageRecord,
+    TrialFile,
+    TrialResult,
+)
+from tasks.trials.representations import (
+    StageRows,
+    estimate_dimension,
+    extract_features,
+    stages,
+)
+from tasks.trials.robustness import measure_robustness
+from tasks.trials.scores import to_parquet
+from tasks.trials.training import to_device
+
+StoreFile = Callable[[bytes], TrialFile | str]
+"""Function that stores a file beside the result. It returns the stored file, or the reason why it
+could not store the file."""
+
+
+def store_file(
+    store: StoreFile | None, content: Callable[[], bytes]
+) -> tuple[TrialFile | None, str]:
+    """Store a file if ``store`` is not None.
+
+    Args:
+        store: stores the file; None stores nothing.
+        content: computes the content of the file.
+
+    Returns:
+        The stored file and an empty text; or None and the reason why the file is not stored, which
+        is empty if ``store`` is None.
+    """
+    if store is None:
+        return None, ""
+    stored = store(content())
+    if isinstance(stored, TrialFile):
+        return stored, ""
+    return None, stored
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The measurements that were made on a trained network.
+
+    Fields have the meaning and the name of the fields of
+    :class:`~tasks.trials.records.TrialResult`.
+    """
+
+    d_repr: dict[str, IntrinsicDimension]
+    d_repr_stages: tuple[StageRecord, ...]
+    attacks: tuple[AttackRecord, ...]
+    robustness: RobustnessRecord | None
+    further_tests: tuple[FurtherTestRecord, ...]
+    predictions: TrialFile | None
+    predictions_note: str
+
+    def merge_into(self, earlier: TrialResult) -> TrialResult:
+        """Return a result with these measurements added. All its other fields stay as they are."""
+        predictions_note = earlier.predictions_note
+        was_requested_now = self.predictions is not None or self.predictions_note != ""
+        if was_requested_now:
+            predictions_note = self.predictions_note
+        # A new measurement replaces an earlier one with the same name.
+        attacks = {attack.name: attack for attack in (*earlier.attacks, *self.attacks)}
+        further_tests = {test.name: test for test in (*earlier.further_tests, *self.further_tests)}
+        return earlier.model_copy(
+            update={
+                "d_repr": {**earlier.d_repr, **self.d_repr},
+                "d_repr_stages": self.d_repr_stages or earlier.d_repr_stages,
+                "attacks": tuple(attacks.values()),
+                "robustness": self.robustness or earlier.robustness,
+                "further_tests": tuple(further_tests.values()),
+                "predictions": self.predictions or earlier.predictions,
+                "predictions_note": predictions_note,
+            }
+        )
+
+
+@dataclass
+class TrainedNetwork:
+    """A trained network, and the images that it is measured on.
+
+    Attributes:
+        model: the network with its input scaling.
+        spec: the trial.
+        data: the arrays of the subset.
+        train_images: the training images, on the device of the model.
+        test_images: the test images, on the device of the model.
+        test_labels: labels of the test images, on the device of the model.
+        gradient_batch_size: images per pass that also computes the gradient of the pixels.
+        features: last hidden layer of the training images; None if it is not computed yet.
+    """
+
+    model: PixelModel
+    spec: TrialSpec
+    data: TrialData
+    train_images: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    gradient_batch_size: int
+    features: NDArray[np.float32] | None = None
+
+    @cached_property
+    def clean_pass(self) -> CleanPass:
+        """Logits and gradient signs of the test images, computed at the first use."""
+        return run_clean_pass(
+            self.model, self.test_images, self.test_labels, batch_size=self.gradient_batch_size
+        )
+
+    def measure(
+        self,
+        requested: Sequence[Measurement],
+        timer: PhaseTimer,
+        store_predictions: StoreFile | None,
+    ) -> Measurements:
+        """Make the requested measurements.
+
+        Args:
+            requested: the measurements to make.
+            timer: measures the seconds of each kind of measurement.
+            store_predictions: stores the predictions if ``requested`` contains them.
+
+        Raises:
+            DataError: the trial has no images for a requested further test set.
+        """
+        representations = _of_type(requested, RepresentationMeasurement)
+        last_layer_estimators = [item.estimator for item in representations if not item.stages]
+        stage_estimators = [item.estimator for item in representations if item.stages]
+        with timer.phase("d_repr"):
+            d_repr = self._measure_d_repr(last_layer_estimators)
+            d_repr_stages = self._measure_d_repr_stages(stage_estimators)
+        predictions = None
+        predictions_note = ""
+        if _of_type(requested, PredictionMeasurement):
+            predictions, predictions_note = store_file(store_predictions, self._predictions_file)
+        with timer.phase("attack"):
+            attacks = attack_all(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                _of_type(requested, AttackMeasurement),
+                self.clean_pass,
+                batch_size=self.gradient_batch_size,
+                loss_rule=self.spec.network.recipe.test_loss,
+            )
+        robustness = None
+        for measurement in _of_type(requested, RobustnessMeasurement):  # at most one
+            with timer.phase("robustness"):
+                robustness = self._measure_robustness(self.test_images, measurement.robustness)
+        return Measurements(
+            d_repr=d_repr,
+            d_repr_stages=d_repr_stages,
+            attacks=tuple(attacks),
+            robustness=robustness,
+            further_tests=self._measure_further_tests(_of_type(requested, FurtherTestMeasurement)),
+            predictions=predictions,
+            predictions_note=predictions_note,
+        )
+
+    def _predictions_file(self) -> bytes:
+        """Return a Parquet file with the logits and labels of the test images."""
+        logits = self.clean_pass.logits.cpu().numpy()
+        return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
+
+    def _measure_d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
+        """Return the intrinsic dimension of the last hidden layer, by estimator."""
+        if not estimators:
+            return {}
+        features = self.features
+        if features is None:
+            features = extract_features(self.model, self.train_images)
+        return self._estimate_dimension(features, estimators)
+
+    def _measure_d_repr_stages(self, estimators: Sequence[str]) -> tuple[StageRecord, ...]:
+        """Return the intrinsic dimension of the activations after every stage."""
+        if not estimators:
+            return ()
+        names = stages(self.model, self.train_images[:1])
+        # All stages run once before the first is measured, so that errors come early.
+        sources = [StageRows(self.model, name, self.train_images) for name in names]
+        records: list[StageRecord] = []
+        for source in sources:
+            d_repr = self._estimate_dimension(source, estimators, block_rows=source.block_rows)
+            num_features = math.prod(source.row_shape)
+            records.append(
+                StageRecord(module=source.module, num_features=num_features, d_repr=d_repr)
+            )
+        return tuple(records)
+
+    def _estimate_dimension(
+        self,
+        features: NDArray[np.float32] | StageRows,
+        estimators: Sequence[str],
+        block_rows: int = BLOCK_ROWS,
+    ) -> dict[str, IntrinsicDimension]:
+        """Return the intrinsic dimension of features, with the settings of this trial."""
+        return estimate_dimension(
+            features,
+            estimators,
+            num_neighbors=self.spec.representation.num_neighbors,
+            discard_fraction=self.spec.network.subset.twonn_discard_fraction,
+            seed=derive_seed("d_repr", self.spec.derived_seed),
+            block_rows=block_rows,
+        )
+
+    def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
+        """Measure robustness on ``images``, which have the labels of the test images."""
+        # The seed is that of the data, not of the network. So all networks of a subset, and of its
+        # conditions, are measured on the same images. "r_hat" stands for the robustness R; another
+        # text would choose other images.
+        seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
+        return measure_robustness(
+            self.model,
+            images,
+            self.test_labels,
+            self.train_images,
+            spec,
+            seed=seed,
+            batch_size=self.gradient_batch_size,
+        )
+
+    def _measure_further_tests(
+        self, requested: Sequence[FurtherTestMeasurement]
+    ) -> tuple[FurtherTestRecord, ...]:
+        """Score the network on further test sets.
+
+        Raises:
+            DataError: the trial has no images for one of the sets.
+        """
+        image_sets = {images.name: images for images in self.data.further_tests}
+        records: list[FurtherTestRecord] = []
+        for measurement in requested:
+            name = measurement.test.name
+            if name not in image_sets:
+                available = ", ".join(image_sets) or "none"
+                raise DataError(
+                    f"The trial has no images for the further test set {name}",
+                    hint=f"Request one of the further test sets of this dataset: {available}",
+                )
+            records.append(self._measure_further_test(image_sets[name], measurement.robustness))
+        return tuple(records)
+
+    def _measure_further_test(
+        self, test: FurtherTestImages, robustness: RobustnessSpec | None
+    ) -> FurtherTestRecord:
+        """Score one further test set: all images, the blended images, and the other images."""
+        images = to_device(test.images, self.test_images.device)
+        clean = run_clean_pass(
+            self.model, images, self.test_labels, batch_size=self.gradient_batch_size
+        )
+        is_blended = torch.from_numpy(test.is_blended).to(images.device)
+        record = FurtherTestRecord(
+            name=test.name,
+            num_moved=int(is_blended.sum()),
+            loss=_finite_mean(clean.losses),
+            accuracy=float(clean.correct.double().mean()),
+            moved_loss=_finite_mean(clean.losses[is_blended]),
+            moved_accuracy=_finite_mean(clean.correct[is_blended]),
+            unmoved_loss=_finite_mean(clean.losses[~is_blended]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_blended]),
+        )
+        if robustness is None:
+            return record
+        return record.model_copy(
+            update={"robustness": self._measure_robustness(images, robustness)}
+        )
+
+
+# A kind of measurement.
+M = TypeVar("M", bound=Measurement)
+
+
+def _of_type(measurements: Sequence[Measurement], kind: type[M]) -> list[M]:
+    """Return the measurements of one kind."""
+    return [measurement for measurement in measurements if isinstance(measurement, kind)]
+
+
+def _finite_mean(values: Tensor) -> float | None:
+    """Return the mean of ``values``, ``(num_images,)``.
+
+    Returns:
+        None if the mean is not finite, for example because there is no image.
+    """
+    mean = float(values.double().mean())
+    return mean if math.isfinite(mean) else None
