@@ -389,18 +389,18 @@ def posterior(
     notes = []
     if misfit > MISFIT:
         notes.append(
-            "the distances do not resemble those of any simulated family, so the corrected "
-            "dimension may be wrong"
+            "The distances do not resemble those of any simulated family, so the corrected "
+            "dimension may be wrong."
         )
     if value > HIGH_DIMENSION:
         notes.append(
-            f"above {HIGH_DIMENSION} dimensions, the correction depends on the simulated shapes. "
-            "It was too low for images of known dimension, and too high for curved sheets"
+            f"Above {HIGH_DIMENSION} dimensions, the correction depends on the simulated shapes. "
+            "It was too low for images of known dimension, and too high for curved sheets."
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
         notes.append(
-            "the interval includes the largest simulated dimension, so the true dimension may be "
-            "higher"
+            "The interval includes the largest simulated dimension, so the true dimension may be "
+            "higher."
         )
     family_weights = weights.sum(axis=1).tolist()
     return CalibratedDimension(

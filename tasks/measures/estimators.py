@@ -542,6 +542,6 @@ def _estimate_one(
     if num_fitted < FEW_POINTS:
         details["remark"] = (
             f"is based on {plural(num_fitted, 'point')}. Below {FEW_POINTS} points, the dimension "
-            "is very uncertain"
+            "is very uncertain."
         )
     return replace(record, value=fit.value, std_error=fit.std_error, details=details)

@@ -387,22 +387,23 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
     if record.num_duplicates:
         notes.append(
             f"{record.num_duplicates} of {record.train_size} images are equal to an earlier image. "
-            "All measures exclude them, because a distance of zero has no logarithm"
+            "All measures exclude them, because a distance of zero has no logarithm."
         )
     if record.num_conflicts:
         notes.append(
             f"{record.num_conflicts} of these have another label than the earlier image, so "
             "their label sharpness is infinite. The values here describe all other pairs. "
-            "conflict_pairs lists the images"
+            "conflict_pairs lists the images."
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of these images is not known. Set it with --pixel-range (in Python: "
-            "pixel_range), so that K_F can be compared with other datasets"
+            "The pixel range of these images is not known. Set it with --pixel-range (in Python: "
+            "pixel_range), so that K_F can be compared with other datasets."
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:
-            notes.append(f"{name} at {record.train_size} images {dimension.details['remark']}")
+            remark = dimension.details["remark"]
+            notes.append(f"The {name} estimate at {record.train_size} images {remark}")
     return tuple(notes)
 
 

@@ -111,10 +111,10 @@ class ClosestPairs:
             return np.inf
         return float(np.partition(squared_distances, num_entries, axis=None)[num_entries])
 
-    def merge(self, other: ClosestPairs) -> None:
+    def merge(self, part: ClosestPairs) -> None:
         """Add the pairs of another collection of the same shell."""
-        self.limit = min(self.limit, other.limit)
-        self._parts += other._parts
+        self.limit = min(self.limit, part.limit)
+        self._parts += part._parts
         self.prune()
 
     def prune(self) -> None:

@@ -196,8 +196,8 @@ def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
     function = getattr(networks, spec.architecture, None)
     if function is None:
-        known = [row.architecture for row in MODELS.values() if row.library == "isweep"]
-        raise unknown_name("isweep architecture", spec.architecture, known)
+        architectures = [row.architecture for row in MODELS.values() if row.library == "isweep"]
+        raise unknown_name("isweep architecture", spec.architecture, architectures)
     network: nn.Module = function(
         num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
     )

@@ -344,6 +344,7 @@ class Checkpoints:
         if was_on_gpu:
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
         set_states_outside_torch(*state["outside_torch"])
+        # Stored checkpoints have the test history under the key "notes".
         self.test_history[:] = [EpochScore.model_validate(score) for score in state["notes"]]
         return [EpochRecord(**record) for record in state["history"]]
 

@@ -88,9 +88,9 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
         calibrate(MANIFOLDS["hypercube"](300, d, np.random.default_rng(0)), families=FLAT).notes
         for d in (5, 30)
     )
-    assert not any("above 16 dimensions" in note for note in low)
+    assert not any("Above 16 dimensions" in note for note in low)
     assert any(
-        "above 16 dimensions, the correction depends on the simulated shapes" in note
+        "Above 16 dimensions, the correction depends on the simulated shapes" in note
         for note in high
     )
 

@@ -231,8 +231,8 @@ class TestFewPoints:
         points = hypersphere(5, 3, np.random.default_rng(0))
         notes = measure_array(points, None).notes
         assert notes == (
-            "twonn at 5 images is based on 5 points. Below 20 points, the dimension is very "
-            "uncertain",
+            "The twonn estimate at 5 images is based on 5 points. Below 20 points, the dimension "
+            "is very uncertain.",
         )
 
 
