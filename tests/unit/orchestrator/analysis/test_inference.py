@@ -312,7 +312,6 @@ def test_three_and_three_datasets_detect_nothing_at_1_percent_however_clear_the_
     assert test.power(1000.0, num_tests=1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("num", [3, 4, 8, 12])
 @pytest.mark.parametrize(("num_natural", "num_medical", "level"), [(3, 4, 0.01), (4, 4, 0.05)])
 def test_the_power_of_the_t_test_bounds_that_of_the_verdict(num_natural, num_medical, level):
     """Drawn regressions: the larger of both p-values is small less often than the t test's."""
@@ -336,6 +335,7 @@ def test_the_power_of_the_t_test_bounds_that_of_the_verdict(num_natural, num_med
     assert np.mean(by_both) <= min(power, np.mean(by_t))
 
 
+@pytest.mark.parametrize("num", [3, 4, 8, 12])
 def test_the_smallest_p_of_the_wild_bootstrap_is_the_share_of_draws_with_one_weight(num):
     weights = [-1.0, 1.0] if num >= 8 else WEBB
     share = np.mean([len(set(draw)) == 1 for draw in product(weights, repeat=num)])
