@@ -39,13 +39,13 @@ from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 
 SENTENCES = {
-    "loss on d_data": r"The loss (rises|falls) with d_data \(",
-    "loss on K_F": r"The loss (rises|falls) with K_F \(",
-    "attacks on K_F": r"Attacks (raise) the loss more where labels are sharper \(",
+    "loss on d_data": r"The loss (rises|falls) with d_data\.",
+    "loss on K_F": r"The loss (rises|falls) with K_F\.",
+    "attacks on K_F": r"Attacks (raise) the loss more where labels are sharper\.",
     "exponent": r"The loss (rises|falls) (?:with N|more slowly with N than the law's bound)",
     "below the bound": r"(rises with N, which contradicts|falls more slowly with N)",
 }
-"""Claim -> how a finished report says it, with its direction."""
+"""Claim -> pattern of its sentence in a report, with its direction."""
 BELOW = {"rises with N, which contradicts", "falls more slowly with N"}
 """How a finished report contradicts the bound."""
 CLAIM_KEYS = {
@@ -73,8 +73,8 @@ def true_claims(world: World) -> dict[str, set[str]]:
 
 
 def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Return the claims in the finished sentences."""
-    text = " ".join(finding.answer for finding in findings(fits))
+    """Return the claims in the finished sentences of decided findings."""
+    text = " ".join(finding.claim for finding in findings(fits))
     for claim, pattern in SENTENCES.items():
         for match in re.finditer(pattern, text):
             yield claim, match[1]

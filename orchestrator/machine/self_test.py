@@ -232,7 +232,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """How graphs change the results of plain steps, as text; empty if they do not."""
+        """Text about results that graphs change; empty if they equal those of plain steps."""
         if self.weights is None:
             if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
                 return (
@@ -286,7 +286,7 @@ class Verdict:
 
     @property
     def is_only_slow(self) -> bool:
-        """Whether graphs compute correctly and are only slower than plain steps."""
+        """True if graphs compute correctly and are only slower than plain steps."""
         return bool(self.plain_because) and self.plain_because == _slowness_of(self.trainings)
 
 

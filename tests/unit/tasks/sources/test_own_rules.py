@@ -401,7 +401,7 @@ def test_labels_from_python_get_the_same_verdict(name):
         with pytest.raises(DataError, match=case.refused):
             name_labels(cells, source)
     if case.refused and not case.label_map and name != "one class":
-        with pytest.raises(DataError, match="Correct these labels, or leave") as caught:
+        with pytest.raises(DataError, match="Correct these labels, or remove") as caught:
             name_labels(cells)
         assert "label_map" not in str(caught.value)
     text = [str(cell).encode() for cell in cells]
