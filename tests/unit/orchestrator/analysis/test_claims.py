@@ -187,7 +187,9 @@ def test_the_power_of_a_claim_is_one_number_in_the_ledger_and_the_findings(law):
     error = headline.estimate("log_sharpness").std_error
     expected = t_power(1.0, error, headline.num_datasets - 4, 0.05 / 5)
     assert entry(found, "Eq. 2").power == pytest.approx(expected)
-    said = [re.search(r"of 1 %, at most (\d+) of 100", finding.answer) for finding in findings(fits)[:2]]
+    said = [
+        re.search(r"of 1 %, at most (\d+) of 100", finding.answer) for finding in findings(fits)[:2]
+    ]
     told = [str(round(100 * entry(found, number).power)) for number in ("Fig. 2a", "Eq. 2")]
     assert [one and one[1] for one in said] == told
     assert len([*with_p_values(fits.answers)]) == 5
@@ -210,9 +212,7 @@ def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(publish
         "d_data."
     ) in line
     some = law[
-        law[c.DATASET].isin(
-            [f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)]
-        )
+        law[c.DATASET].isin([f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)])
     ]
     rng = np.random.default_rng(0)
     gains = {name: rng.random(len(some)) for name in some if name.endswith("loss_gain")}
