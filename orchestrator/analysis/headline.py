@@ -31,7 +31,7 @@ DIMENSION = Question(
     claim="Loss rises with d_data",
     estimand="slope of log loss on 1/d, given K_F and the domain label",
     expected_sign=-1,
-    power_of="a doubling of the loss over the range of d_data",
+    power_of="a doubling of loss over the range of d_data",
     source="Fig. 2a",
     published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.analysis.answers import Alternative, Answer, Verdict, is_significant
 from orchestrator.analysis.inference import LEVEL, Interval
+from orchestrator.analysis.law_fits.detection import TTest
 from orchestrator.analysis.number_formats import (
     adjusted_p_equals,
     in_hundred,
@@ -228,10 +229,12 @@ def power_sentence(answer: Answer) -> str:
         by_chance = ""
         if answer.power < 2 * answer.test_level:
             by_chance = " That is hardly more often than without any effect."
-        return (
-            f"{level} {in_hundred(answer.power)} such studies would detect "
-            f"{answer.question.power_of}.{by_chance}"
-        )
+        share = in_hundred(answer.power)
+        # The verdict also needs a small p by resampling, which detects less than the t test.
+        is_resampled = isinstance(answer.test, TTest) and answer.test.smallest_p > 0
+        if is_resampled and share[0].isdigit():
+            share = f"at most {share}"
+        return f"{level} {share} such studies would detect {answer.question.power_of}.{by_chance}"
     if answer.detectable is not None:
         slope = number(answer.detectable)
         return f"{level} 80 of 100 such studies would detect a slope of {slope}."

@@ -78,7 +78,8 @@ def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_need
     assert power(needed - 1) < 0.8 <= power(needed)
     assert power(11) == pytest.approx(power_by_scipy(1.0, estimate.std_error, 11 - 4, 0.05 / 5))
     shown = (
-        f"At a significance level of 1 %, {round(100 * power(11))} of 100 such studies would detect"
+        f"At a significance level of 1 %, at most {round(100 * power(11))} of 100 such studies "
+        "would detect"
     )
     assert f"{shown} the law's slope of 1" in found.answer
 
