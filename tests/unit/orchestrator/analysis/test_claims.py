@@ -81,9 +81,9 @@ def test_what_hangs_on_one_dataset_is_said_with_the_slope_without_it(published):
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    shown = f"ne dataset decides this: without prostate it is −6.83 ({interval(fit.interval)})"
-    assert steeper.note == f"o{shown}"
-    assert f" O{shown}." in claim_line(steeper)
+    shown = f"his rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
+    assert steeper.note == f"t{shown}"
+    assert f" T{shown}." in claim_line(steeper)
 
 
 def test_what_a_sweep_does_not_measure_says_so(published):
