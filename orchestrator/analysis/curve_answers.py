@@ -242,8 +242,10 @@ class CurveAnswer:
 
     def _score(self) -> str:
         bounds = f"{number(self.score.low)} to {number(self.score.high)}"
+        score = with_article(self.question.metric)
         return (
-            f"With {number(self.asked_size)} images expect {number(self.score.value)} "
+            f"With {number(self.asked_size)} images expect {score} of "
+            f"{number(self.score.value)} "
             f"({INTERVAL_LEVEL:.0%} interval {bounds})."
         )
 

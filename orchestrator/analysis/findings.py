@@ -123,6 +123,12 @@ def next_steps(fits: ScalingFits) -> tuple[str, ...]:
                 "would show it in 80 of 100 studies. A weaker effect needs more."
             )
         steps.append("`isweep power` estimates how often a larger sweep would decide.")
+    if fits.one_dataset is not None:
+        steps.append(
+            "Predict how many training images you need: `isweep predict SWEEP --target-accuracy "
+            "0.9`, with the name of this sweep."
+        )
+        return tuple(steps)
     steps.append("Measure your own images: `isweep measure ./my-images`.")
     steps.append(
         "Predict how many training images you need: "

@@ -84,7 +84,7 @@ def _calibrated_loss(accuracy: Any, num_classes: Any) -> float:
     """
     largest = chance_loss(num_classes)
     if accuracy is None or np.isnan(accuracy) or accuracy <= np.exp(-largest):
-        return largest
+        return float(largest)
     error_rate = 1 - accuracy
     num_others = np.exp(largest) - 1
     return float(

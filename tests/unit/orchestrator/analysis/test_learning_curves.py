@@ -134,7 +134,7 @@ def test_an_answer_says_the_score_the_shape_and_the_images():
     found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
-    assert "With 1,680 images expect 0.7" in text
+    assert "With 1,680 images expect an accuracy of 0.7" in text
     assert "he middle guess is" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
