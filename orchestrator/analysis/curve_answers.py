@@ -243,8 +243,10 @@ class CurveAnswer:
 
     def _score(self) -> str:
         bounds = f"{number(self.score.low)} to {number(self.score.high)}"
+        score = with_article(self.question.metric)
         return (
-            f"With {number(self.asked_size)} images expect {number(self.score.value)} "
+            f"With {number(self.asked_size)} images expect {score} of "
+            f"{number(self.score.value)} "
             f"({INTERVAL_LEVEL:.0%} interval {bounds})."
         )
 
@@ -509,7 +511,7 @@ def _overconfident(name: str) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
     return (
         f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network is over-confident. Predict its accuracy or AUROC instead of its loss."
+        "network gives wrong probabilities. Predict its accuracy or AUROC instead of its loss."
     )
 
 

@@ -134,7 +134,7 @@ def test_an_answer_says_the_score_the_shape_and_the_images():
     found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
-    assert "With 1,680 images expect 0.7" in text
+    assert "With 1,680 images expect an accuracy of 0.7" in text
     assert "he middle guess is" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
@@ -403,7 +403,7 @@ def test_a_curve_that_crosses_one_half_is_not_taken_for_two_classes(tmp_path):
     assert found.chance is None
 
 
-def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confident():
+def test_losses_at_chance_level_of_a_network_that_learned_make_no_ceiling():
     table = pd.DataFrame(
         {
             "train_size": [100, 200, 400],
@@ -414,7 +414,7 @@ def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confid
     )
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
-    assert "The network is over-confident" in report.remarks[0]
+    assert "The network gives wrong probabilities" in report.remarks[0]
 
 
 def test_networks_on_the_same_images_inform_each_other():
