@@ -95,7 +95,7 @@ class CurveQuestion:
         if not 0 < self.assurance < 1:
             raise ConfigError(
                 f"assurance is {self.assurance:g}, which is not between 0 and 1",
-                hint="Give a share, such as 0.8",
+                hint="Give a probability, such as 0.8",
             )
         if self.target is None:
             return
@@ -134,7 +134,8 @@ class NeededImages:
     Attributes:
         assured: N that reaches the target with the requested probability; inf if that N is beyond
             the range of extrapolation.
-        middle: Median N over the curves that reach the target; inf if none does.
+        middle: Median of the smallest N that reaches the target, over the plausible curves that
+            reach it; inf if no curve does.
         least: One-sided bound: with a probability of 90 % the target needs more images.
         probability_reachable: Probability that any number of images reaches the target.
         probability_at_limit: Probability that the largest N of the range reaches the target.

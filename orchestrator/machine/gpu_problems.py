@@ -153,8 +153,8 @@ def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec])
             hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
             f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
-            f"{node.node} (compute capability {old[0].capability}) can only emulate it, slower "
-            "than float32",
+            f"{node.node} (compute capability {old[0].capability}) can only emulate bfloat16, "
+            "which is slower than float32",
             hint=hint,
         )
 
@@ -200,7 +200,7 @@ def _unreached(node: NodeGpus) -> Problem:
     driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (
         f"node {node.node}: Ray offers {plural(int(node.offered), 'GPU')}, but torch {node.torch}, "
-        f"{build}, reaches {len(node.gpus)} {driver}"
+        f"{build}, can use {len(node.gpus)} {driver}"
     )
     if node.complaint:
         text += f": {node.complaint}"

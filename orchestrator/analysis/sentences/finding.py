@@ -67,7 +67,10 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The short answer, with what to add if the question cannot be tested."""
+        """The short answer.
+
+        If the question cannot be tested, it also says what to add to the sweep.
+        """
         sentences = [*self.sentences]
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")

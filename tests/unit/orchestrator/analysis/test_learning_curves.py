@@ -201,7 +201,9 @@ def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
     assert answers(table, CurveQuestion("accuracy")).curves[0].points[1].score == 0.8
     by_error = answers(table, CurveQuestion("error")).curves[0]
     assert by_error.points[1].score == pytest.approx(0.2)
-    with pytest.raises(DataError, match="has no column of the AUROC, only n, accuracy"):
+    with pytest.raises(
+        DataError, match=r"has no column of the AUROC\. Its columns are n, accuracy"
+    ):
         answers(table, CurveQuestion("auroc"))
     with pytest.raises(DataError, match="has no column of scores"):
         metric_of(pd.DataFrame({"train_size": [1]}))
@@ -322,7 +324,10 @@ def csv(tmp_path, text):
             "train_size,accuracy\n1.000,0.7\n2.000,0.8\n",
             r"Line 2 .* train_size '1\.000', .*\. Write 1000 or 1,",
         ),
-        ("N;accuracy\n1.000;0,7\n2.000;0,8\n", r"'1\.000', whose point may separate thousands"),
+        (
+            "N;accuracy\n1.000;0,7\n2.000;0,8\n",
+            r"'1\.000'\. The point in this number could separate thousands",
+        ),
         ("N;test_loss\n500;1.250,5\n900;0,8\n", "Line 2 of the table has test_loss '1.250,5'"),
         ("N;test_loss\n500;1.250\n900;0,8\n", r"Line 2 of the table has test_loss '1\.250'"),
     ],
@@ -350,7 +355,7 @@ def test_a_decimal_point_in_a_semicolon_file_is_one(tmp_path):
         ),
         (
             "train_size,accuracy,seed\n50,0.7,0\n50,0.6,0\n100,0.8,0\n",
-            "Lines 2, 3 of the table have different scores of the same training",
+            "Lines 2, 3 of the table have different scores for the same training",
         ),
     ],
 )

@@ -128,7 +128,9 @@ def test_curves_that_mix_experiments_are_left_out_with_the_reason():
     mixed = table().assign(image_size=[32, 64] * 4)
     single = one_dataset(mixed)
     assert single.curves == ()
-    assert "The table mixes trainings of more than one image_size: 32, 64" in single.why_no_curves
+    assert (
+        "The table contains trainings of more than one image_size: 32, 64" in single.why_no_curves
+    )
 
 
 def stored_predictions(right, seed=0, model="a", train_size=840):

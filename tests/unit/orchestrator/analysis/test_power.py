@@ -261,7 +261,9 @@ def test_an_experiment_of_two_worlds_is_refused():
 def test_mistakes_are_told():
     with pytest.raises(ConfigError, match=r"effect .*'sharpnes'.*[Dd]id you mean 'sharpness'"):
         power(SMALL, effect="sharpnes")
-    with pytest.raises(ConfigError, match=r"has 2 datasets, and power needs at least 3\. Add"):
+    with pytest.raises(
+        ConfigError, match=r"has 2 datasets, but a power calculation needs at least 3\. Add"
+    ):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
     with pytest.raises(ConfigError, match="num_tables is 0"):
         power(SMALL, num_tables=0)
