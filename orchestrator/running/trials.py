@@ -264,15 +264,15 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
         """
         trial = self._source.trials[trial_id]
-        hint = self._resources.failed(trial, failure, gpu_name)
-        failure = _without_secrets(failure, hint)
+        verdict = self._resources.failed(trial, failure, gpu_name)
+        failure = _without_secrets(failure, verdict.hint)
         record = FailureRecord(
             trial_id=trial_id, spec=trial, attempt=self._attempt(trial_id), failure=failure
         )
         self._run.stored.save(record)
         self._backend.count_failure(failure.kind)
         self._quarantine(trial_id, failure)
-        decision = self._retries.failed(trial_id, failure, died=died, hopeless=bool(hint))
+        decision = self._retries.failed(trial_id, failure, died=died, hopeless=verdict.is_final)
         if decision.pause_s is None:
             self._settled(trial_id)
             self._source.give_up(trial_id)

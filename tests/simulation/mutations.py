@@ -552,13 +552,13 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        return self._request(trial, num_increases)\n",
+                "        return self._request(trial, level)\n",
                 "        return self._request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "        if is_held_by_others or is_changed or granted < MAX_UNCHANGED:\n",
-                "        if is_changed or granted < MAX_UNCHANGED:\n",
+                "        if is_by_others or is_changed or level < MAX_UNCHANGED:\n",
+                "        if is_changed or level < MAX_UNCHANGED:\n",
             ),
         ),
     }.items()

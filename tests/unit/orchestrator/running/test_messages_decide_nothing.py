@@ -62,7 +62,7 @@ def decisions_on(trial, failure):
     retries, policy, decisions = Retries(), ResourcePolicy(Resources(1, 0.5)), []
     for _ in range(25):
         request = policy.request_for(trial)
-        is_hopeless = bool(policy.failed(trial, failure))
+        is_hopeless = policy.failed(trial, failure).is_final
         decision = retries.failed("t", failure, died=failure.ends_process, hopeless=is_hopeless)
         ends_sweep = False
         try:
