@@ -63,7 +63,9 @@ def decisions_on(trial, failure):
     for _ in range(25):
         request = policy.request_for(trial)
         is_hopeless = policy.failed(trial, failure).is_final
-        decision = retries.failed("t", failure, died=failure.ends_process, hopeless=is_hopeless)
+        decision = retries.failed(
+            "t", failure, process_ended=failure.ends_process, hopeless=is_hopeless
+        )
         ends_sweep = False
         try:
             retries.check_nodes("a", failure, {"a"})
