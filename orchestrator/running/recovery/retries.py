@@ -192,8 +192,8 @@ class Retries:
         kind = failure.kind
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
             # The GPU is the cause, so only the limit for all trials holds.
-            limit = MAX_CRASHES_AND_MEMORY_FAILURES - 1
-            return limit, f"it was retried {limit} times, since others failed on {failure.gpu} too"
+            most = MAX_CRASHES_AND_MEMORY_FAILURES - 1
+            return most, f"it was retried {most} times, since others failed on {failure.gpu} too"
         limit = MAX_RETRIES[kind]
         if limit is None:
             return None, "a lost node is not the trial's fault"
