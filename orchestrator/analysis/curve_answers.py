@@ -508,7 +508,7 @@ def _overconfident(name: str) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
     return (
         f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network is over-confident. Predict its accuracy or AUROC instead of its loss."
+        "network gives wrong probabilities. Predict its accuracy or AUROC instead of its loss."
     )
 
 

@@ -398,7 +398,7 @@ def test_a_curve_that_crosses_one_half_is_not_taken_for_two_classes(tmp_path):
     assert found.chance is None
 
 
-def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confident():
+def test_losses_at_chance_level_of_a_network_that_learned_make_no_ceiling():
     table = pd.DataFrame(
         {
             "train_size": [100, 200, 400],
@@ -409,7 +409,7 @@ def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confid
     )
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
-    assert "The network is over-confident" in report.remarks[0]
+    assert "The network gives wrong probabilities" in report.remarks[0]
 
 
 def test_networks_on_the_same_images_inform_each_other():

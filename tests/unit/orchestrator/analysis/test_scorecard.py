@@ -121,7 +121,9 @@ def test_seeds_of_a_cell_are_averaged_as_the_fits_do_and_the_note_says_so():
     factors = np.where(one["seed"] == 0, 1.0, 16.0)
     found = compare(one, one.assign(test_loss=one["test_loss"] * factors))
     assert found.changes[0].ratio == pytest.approx(4.0)
-    assert "over the seeds of a cell first" in found.table().note
+    assert (
+        "Means are over the seeds of a cell, then over the cells of a dataset" in found.table().note
+    )
 
 
 def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
