@@ -25,12 +25,12 @@ demo: $(STAMP)
 	  '  isweep run demo               # eight sets of images, four of them medical' \
 	  '  isweep init ./my-images       # a sweep file for your own images'
 
-# Five workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
+# Four workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
 # come first (tests/conftest.py), and files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds
 # of processes import the same modules, so their bytecode is kept also where the environment says otherwise.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
 
 # What takes many seconds of processor time a test: simulations of levels and powers, networks of the study in full.
 test-long: $(STAMP)
@@ -41,7 +41,7 @@ test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
 test-oldest test-newest: test-%:
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[demo,formats,medical]' --group dev $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
-	$(VENV)-$*/bin/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
+	$(VENV)-$*/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

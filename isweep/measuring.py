@@ -191,14 +191,14 @@ def measure(
         return Measurement(**vars(measured))
     if own:
         raise ConfigError(
-            f"own={own!r} is for image files, but the images are an array",
-            hint="Leave own out, and map the labels before the call",
+            f"own={own!r} can be used only with image files, but the images are an array",
+            hint="Leave own out, and map the labels before you call isweep.measure",
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
-            f"image_size={image_size} and channels={channels} are for image files, but the images "
-            "are an array",
-            hint="Leave both out, and resize the array before the call",
+            f"image_size={image_size} and channels={channels} can be used only with image files, "
+            "but the images are an array",
+            hint="Leave both out, and resize the array before you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(images, labels, request)

@@ -216,8 +216,9 @@ def check_training_parameters(parameters: specs.DatasetParameters) -> specs.Data
     for name, value in parameters:
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dial {name!r} generates all images anew, so it cannot change training images "
-                f"only. With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
+                f"dial {name!r} changes how all images are generated, so it cannot be used for "
+                "training images only. With intervene_on: training, set "
+                f"{' or '.join(TRAINING_PARAMETERS)}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))

@@ -77,7 +77,7 @@ PAIRS = "the question compares datasets; isweep fit shows the class pairs of thi
 """Reason of a claim on several datasets, for a table of one dataset."""
 SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
 """Reason of a claim on several datasets, for an experiment."""
-NO_CLAIM_OF_PAPERS = "isweep fit supports {} that no paper claims."
+NO_CLAIM_OF_PAPERS = "isweep fit supports {} beyond these claims."
 """Sentence on supported relations of class pairs that are not a claim of the study."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
@@ -391,7 +391,7 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
         if estimate is not None:
             without = f"without {dataset}, the most influential dataset, it is"
             if answer.is_decided_by(dataset):
-                without = f"one dataset decides this: without {dataset} it is"
+                without = f"this rests on one dataset: without {dataset} it is"
             note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=question, note=note)
 

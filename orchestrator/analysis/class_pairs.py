@@ -98,7 +98,7 @@ PAIR_QUESTIONS = {
         ),
         response="fall",
         on=("x",),
-        factor="Doubling N multiplies the loss by {}",
+        factor="Doubling N goes with {} times the loss",
         level="within",
     ),
     EXPONENT_BEYOND: PairQuestion(

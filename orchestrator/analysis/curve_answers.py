@@ -95,7 +95,7 @@ class CurveQuestion:
         if not 0 < self.assurance < 1:
             raise ConfigError(
                 f"assurance is {self.assurance:g}, which is not between 0 and 1",
-                hint="Give a share, such as 0.8",
+                hint="Give a probability, such as 0.8",
             )
         if self.target is None:
             return
@@ -134,7 +134,8 @@ class NeededImages:
     Attributes:
         assured: N that reaches the target with the requested probability; inf if that N is beyond
             the range of extrapolation.
-        middle: Median N over the curves that reach the target; inf if none does.
+        middle: Median of the smallest N that reaches the target, over the plausible curves that
+            reach it; inf if no curve does.
         least: One-sided bound: with a probability of 90 % the target needs more images.
         probability_reachable: Probability that any number of images reaches the target.
         probability_at_limit: Probability that the largest N of the range reaches the target.
@@ -242,8 +243,10 @@ class CurveAnswer:
 
     def _score(self) -> str:
         bounds = f"{number(self.score.low)} to {number(self.score.high)}"
+        score = with_article(self.question.metric)
         return (
-            f"With {number(self.asked_size)} images expect {number(self.score.value)} "
+            f"With {number(self.asked_size)} images expect {score} of "
+            f"{number(self.score.value)} "
             f"({INTERVAL_LEVEL:.0%} interval {bounds})."
         )
 
@@ -508,7 +511,7 @@ def _overconfident(name: str) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
     return (
         f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network is over-confident. Predict its accuracy or AUROC instead of its loss."
+        "network gives wrong probabilities. Predict its accuracy or AUROC instead of its loss."
     )
 
 

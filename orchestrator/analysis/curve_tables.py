@@ -181,7 +181,7 @@ def checked_table(
         if varies(rows, name):
             values = sorted(map(str, rows[name].unique()))[:5]
             raise DataError(
-                f"The table mixes trainings of more than one {name}: {', '.join(values)}",
+                f"The table contains trainings of more than one {name}: {', '.join(values)}",
                 hint=f"Keep the rows with one {name}",
             )
     rows, repeated = _without_repeats(rows)
@@ -219,7 +219,7 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
             same = unique["size"].eq(first["size"]) & has_rival
             lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
             raise DataError(
-                f"Lines {lines} of the table have different scores of the same training (train "
+                f"Lines {lines} of the table have different scores for the same training (train "
                 "size, model and seed)",
                 hint="Keep one of these lines",
             )
@@ -305,7 +305,8 @@ def _thousands_error(cell: str, row: int, column: str) -> DataError:
     text = cell.strip()
     plain = text.replace(".", "")
     return DataError(
-        f"Line {row + 2} of the table has {column} {text!r}, whose point may separate thousands",
+        f"Line {row + 2} of the table has {column} {text!r}. The point in this number could "
+        "separate thousands or decimals",
         hint=f"Write {plain} or {text.split('.')[0]}, depending on what you mean",
     )
 
@@ -322,7 +323,7 @@ def metric_of(table: pd.DataFrame) -> Metric:
     accepted = ", ".join(names[0] for names in SCORE_COLUMNS.values())
     present = ", ".join(map(str, table.columns[:12]))
     raise DataError(
-        f"The table has no column of scores, only {present}",
+        f"The table has no column of scores. Its columns are {present}",
         hint=f"Rename the column of scores to one of {accepted}",
     )
 
@@ -386,6 +387,6 @@ def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
     columns = [str(column) for column in table.columns]
     present = ", ".join(columns[:12])
     raise DataError(
-        f"The table has no column of the {content}, only {present}",
+        f"The table has no column of the {content}. Its columns are {present}",
         hint=f"{nearest(names[0], columns)}Rename the column to {names[0]}",
     )

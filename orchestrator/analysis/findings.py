@@ -111,16 +111,28 @@ def next_steps(fits: ScalingFits) -> tuple[str, ...]:
     slopes = {slope.on: slope for slope in fits.class_pairs}
     if DROP_ON_DELTA in slopes:
         if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
-            steps.append("Expect attacks to fool images first that resemble another class.")
+            steps.append(
+                "Expect attacks to cost more accuracy between classes that lie close together."
+            )
         steps.append("Repeat this sweep on another dataset before you rely on its answers.")
     elif any(answer.verdict == "undecided" for answer in fits.answers):
         needed = datasets_needed_for_sharpness(fits)
         if needed is not None:
-            steps.append(f"To decide about K_F, plan about {needed:,} datasets.")
-        steps.append("Plan with `isweep power`, which estimates how often a sweep would decide.")
+            steps.append(
+                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
+                "would show it in 80 of 100 studies. A weaker effect needs more."
+            )
+        steps.append("`isweep power` estimates how often a larger sweep would decide.")
+    if fits.one_dataset is not None:
+        steps.append(
+            "Predict how many training images you need: `isweep predict SWEEP --target-accuracy "
+            "0.9`, with the name of this sweep."
+        )
+        return tuple(steps)
     steps.append("Measure your own images: `isweep measure ./my-images`.")
     steps.append(
-        "Predict how many you need: `isweep predict --curve results.csv --target-accuracy 0.9`."
+        "Predict how many training images you need: "
+        "`isweep predict --curve results.csv --target-accuracy 0.9`."
     )
     return tuple(steps)
 
@@ -141,8 +153,9 @@ def family(fits: ScalingFits) -> str:
 def _of_holm(tests: int) -> str:
     """Return a sentence on the chance of a false verdict among adjusted tests."""
     return (
-        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If each p is "
-        f"right, the chance of any false verdict is at most {per_cent_of(LEVEL)}."
+        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If the tests' "
+        'assumptions hold, the chance of any false "supported" or "contradicted" is at most '
+        f"{per_cent_of(LEVEL)}."
     )
 
 

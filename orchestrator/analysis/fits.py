@@ -298,7 +298,7 @@ def fit_scaling_laws(
     fits = replace(
         fits,
         one_dataset=single,
-        caveats=(*fits.caveats, *limits_of_origins(facts.origins, fits.datasets)),
+        caveats=(*limits_of_origins(facts.origins, fits.datasets), *fits.caveats),
         asked_after_seeing=facts.asked_after_seeing,
     )
     if arms:

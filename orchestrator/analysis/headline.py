@@ -31,7 +31,7 @@ DIMENSION = Question(
     claim="Loss rises with d_data",
     estimand="slope of log loss on 1/d, given K_F and the domain label",
     expected_sign=-1,
-    power_of="a doubling of the loss over the range of d_data",
+    power_of="a doubling of loss over the range of d_data",
     source="Fig. 2a",
     published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
 )
@@ -46,14 +46,14 @@ SHARPNESS = Question(
 )
 EXPONENT = Question(
     key="exponent",
-    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
+    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
     claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
-    text="Does the loss fall as N^(−b/d), with b ≥ 1 as the law says?",
+    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,

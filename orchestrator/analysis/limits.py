@@ -62,12 +62,12 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         points: The fitted points, a row each.
     """
     return (
-        *_at_chance_level(points),
-        *_without_error(points),
+        *_of_repeats(full, points),
         *_of_domains(full, points),
         *_of_modes(full),
         *_of_conflicts(full),
-        *_of_repeats(full, points),
+        *_at_chance_level(points),
+        *_without_error(points),
     )
 
 
@@ -78,21 +78,21 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     if not is_high.any():
         return
     is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
-    is_over_confident = is_high & ~is_at_chance
+    has_learned = is_high & ~is_at_chance
     num_points = plural(len(rows_with_loss), "point")
     of_two_classes = f"{AT_CHANCE_SHARE * np.log(2):.3f} of {np.log(2):.3f} for two classes"
     yield (
         f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} of "
         f"the loss of guessing ({of_two_classes})."
     )
-    if is_over_confident.any():
+    if has_learned.any():
         yield (
-            f"{int(is_over_confident.sum())} of these separate the classes and are over-confident: "
-            f"accuracy or AUROC is well above chance{_where(rows_with_loss, is_over_confident)}."
+            f"{int(has_learned.sum())} of these still classify better than chance: accuracy or "
+            f"AUROC is well above chance{_where(rows_with_loss, has_learned)}."
         )
     if is_at_chance.any():
         yield (
-            f"{int(is_at_chance.sum())} of these do not clearly separate the classes: they are at "
+            f"{int(is_at_chance.sum())} of these classify little better than chance: they are at "
             f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
@@ -159,7 +159,10 @@ def limits_of_origins(
         texts.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
     if cut:
         names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
-        texts.append(f"Training and test images come from the same few pictures: {listing(names)}.")
+        texts.append(
+            f"Training and test images come from the same few pictures: {listing(names)}. "
+            "Losses on new pictures are probably higher."
+        )
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
         texts.append(

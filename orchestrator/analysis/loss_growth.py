@@ -272,9 +272,9 @@ def fit_growth(
         reason = growth
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
     raise DataError(
-        f"The sweep allows no prediction: {reason}",
-        hint="Add datasets (`isweep datasets` lists them) and train sizes, or use a sweep with "
-        "several of both, such as demo",
+        f"No prediction can be computed from this sweep: {reason}",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or use "
+        "another sweep that has several datasets and train sizes, such as demo",
     )
 
 

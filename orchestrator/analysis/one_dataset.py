@@ -116,20 +116,21 @@ class OneDataset:
     why_no_curves: str = ""
 
     @property
-    def best_line(self) -> str:
-        """The best network at each train size, and its lead at the largest one, as sentences."""
+    def best_sentences(self) -> tuple[str, str]:
+        """The best network at each train size, and how certain its lead at the largest one is."""
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
             sizes = f"at all {plural(len(self.best), 'train size')}"
             if len(self.best) == 1:
                 sizes = f"at N = {number(last.train_size)}"
-            lead = f"the lowest test loss {sizes} is that of {winners[0]}"
+            lead = f"The lowest test loss {sizes} is that of {winners[0]}"
         else:
             by_size = [f"{at_size.model} at {number(at_size.train_size)}" for at_size in self.best]
-            lead = f"the best network depends on N: {listing(by_size)}"
+            lead = f"The best network depends on N: {listing(by_size)}"
         losses = f"{number(last.loss)} against {number(last.runner_up_loss)} of {last.runner_up}"
-        return f"{lead}; at N = {number(last.train_size)} it is {losses}. {self._certainty()}"
+        first = f"{lead}; at N = {number(last.train_size)} it is {losses}."
+        return first, self._certainty()
 
     def _certainty(self) -> str:
         last = self.best[-1]

@@ -446,8 +446,8 @@ def power(
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < MIN_DATASETS:
         raise ConfigError(
-            f"The sweep has {plural(len(design.datasets), 'dataset')}, and power needs at least "
-            f"{MIN_DATASETS}",
+            f"The sweep has {plural(len(design.datasets), 'dataset')}, but a power calculation "
+            f"needs at least {MIN_DATASETS}",
             hint="Add datasets to the sweep",
         )
     if num_tables < 1:
@@ -503,8 +503,8 @@ def experiment_power(
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
         raise ConfigError(
-            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), and "
-            f"power needs at least {MIN_WORLDS}",
+            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), but a "
+            f"power calculation needs at least {MIN_WORLDS}",
             hint="Add base datasets to worlds in the sweep file",
         )
     slope = EFFECTS[effect].truth.sharpness

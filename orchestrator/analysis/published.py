@@ -288,9 +288,9 @@ def compare(
     shared = cells_of_first.index.intersection(cells_of_second.index).sort_values()
     if len(shared) == 0:
         raise DataError(
-            "The sweeps have no model, dataset, class pair and train size in common "
-            f"({len(cells_of_first)} combinations in {names[0]}, {len(cells_of_second)} in "
-            f"{names[1]})",
+            "No combination of model, dataset, class pair and train size is in both sweeps "
+            f"({names[0]} has {len(cells_of_first)} combinations, {names[1]} has "
+            f"{len(cells_of_second)})",
             hint="Compare sweeps that share models, datasets, class pairs and train sizes",
         )
     changes = []

@@ -248,8 +248,8 @@ def write_sweep_report(
     except OSError as error:
         raise SetupError(
             f"The report {error.filename} cannot be written: {error.strerror}",
-            hint="Copy the root to a folder that you may write to, or use `isweep fit`, which "
-            "writes nothing",
+            hint="Copy the root to a folder in which you may create files, or use `isweep fit`, "
+            "which creates no files",
         ) from None
 
 

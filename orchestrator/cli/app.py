@@ -188,7 +188,8 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         if re.match("[‐-―−]", word):
             hint = "Type the option with plain hyphens (-)"
             return ConfigError(
-                f"{word} begins with a long dash instead of a hyphen, as text from web pages does",
+                f"{word} begins with a long dash instead of a hyphen. Commands that were copied "
+                "from web pages often have long dashes",
                 hint=hint,
             )
     message = " ".join(str(error).split())

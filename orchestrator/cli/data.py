@@ -456,14 +456,15 @@ def locate(
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            f"{key_folder / KEY_FILE} does not exist, but its key is needed to find a hash",
-            hint="Give the root of the command that printed the hash, with --root or ISWEEP_ROOT",
+            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file to "
+            "find the file of a hash",
+            hint="Set --root or ISWEEP_ROOT to the root of the command that printed the hash",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
         raise ConfigError(
             f"No row or file of {raw} matches {message!r}",
-            hint="Give the row number or the hash of the message, and the --raw and --root of the "
-            "command that printed it",
+            hint="Give the row number or the hash that is in the message. Use the same --raw and "
+            "--root as the command that printed the message",
         )
     emit(place, {"file": name}, name)

@@ -226,7 +226,7 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
             )
         if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
-                f"{flag} gives {name} two values: {name}={value_by_name[name]} and {word}",
+                f"{name} has two values in {flag}: {name}={value_by_name[name]} and {word}",
                 hint=f"Keep one value of {name}",
             )
     return value_by_name

@@ -354,7 +354,7 @@ def compare(
     if first == second:
         raise ConfigError(
             f"The sweep {first} cannot be compared with itself",
-            hint="Give two different sweeps: `isweep status` lists those of the root",
+            hint="Give two different sweeps: `isweep status` lists the sweeps of the root",
         )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)

@@ -231,5 +231,5 @@ def _full_id(workspace: Workspace, text: str) -> str:
         listed += " and others"
     raise ConfigError(
         f"--trial {text} is the beginning or end of {len(matches)} trial ids: {listed}",
-        hint="Type more of the id",
+        hint="Type more characters of the id",
     )

@@ -143,8 +143,8 @@ class _HeadAddress:
         is_port = port.isdecimal() and int(port) <= LARGEST_PORT
         if "://" in address or not host or not is_port:
             raise ConfigError(
-                f"`--address {address}` is not host:port of a Ray head",
-                hint="Use `--address auto` on the head itself, or submit the command with "
+                f"`--address {address}` is not the host:port of the head node of a Ray cluster",
+                hint="Use `--address auto` on the head node itself, or submit the command with "
                 "`ray job submit` from another machine",
             )
         return cls(host, int(port))
@@ -344,7 +344,7 @@ def connect(
 def _check_bash() -> None:
     if shutil.which("bash") is None:
         raise SetupError(
-            "No folder on PATH contains bash, with which Ray starts its workers",
+            "Ray starts its workers with bash, but no folder on PATH contains bash",
             hint="Install bash, or add its folder to PATH",
         )
 
@@ -354,8 +354,8 @@ def _imported_ray() -> Any:
 
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
         raise SetupError(
-            f"Ray {ray.__version__} runs the code of anyone who reaches its ports; Ray 2.56 and "
-            "later do not",
+            f"Ray {ray.__version__} runs code from everybody who can connect to its ports. Ray "
+            "2.56 and later do not",
             hint="Run `pip install -U 'ray[default,tune]'`",
         )
     _read_settings_again()
@@ -530,8 +530,9 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
             ) from None
         raise SetupError(
             f"The Ray cluster at {typed_address} did not accept this machine: {reason}",
-            hint="Run isweep on a node of the cluster, with the cluster's version of Ray. Type the "
-            "port of the head (6379 by default), not that of the dashboard (8265 by default)",
+            hint="Run isweep on a node of the cluster, with the cluster's version of Ray. In "
+            "--address, write the port of the head node (6379 by default), not the port of "
+            "the dashboard (8265 by default)",
         ) from None
 
 

@@ -33,7 +33,7 @@ ANSWER_TIMEOUT_S = 60.0
 INSTALL_HINT = "Run `make wheel` and `ray up`, which install the same versions everywhere"
 SILENT_HINT = (
     "Run the same check again, because the first answer may be slow. If the node does not answer "
-    "then either, read its logs, or remove the node from the cluster"
+    "again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
 """Beginning of the names of a launch file's checks. A failure there is a mistake of the user, not a

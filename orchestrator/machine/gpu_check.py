@@ -313,14 +313,15 @@ def devices(number: str | None) -> list[Gpu | None]:
     by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
     if not by_number:
         raise SetupError(
-            "torch reaches no GPU on this machine",
-            hint="Run `isweep doctor` to see why. To only try the check itself, type --device cpu",
+            "torch cannot use a GPU on this machine",
+            hint="Run `isweep doctor` to see why. To try out only the check itself, use --device "
+            "cpu",
         )
     if number is None:
         return list(by_number.values())
     if number not in by_number:
         raise ConfigError(
-            f"`--device {number}` is not the number of a GPU that torch reaches",
+            f"`--device {number}` is not the number of a GPU that torch can use",
             hint=f"Type one of {', '.join(by_number)}, or cpu",
         )
     return [by_number[number]]

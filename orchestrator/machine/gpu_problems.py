@@ -153,8 +153,8 @@ def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec])
             hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
             f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
-            f"{node.node} (compute capability {old[0].capability}) can only emulate it, slower "
-            "than float32",
+            f"{node.node} (compute capability {old[0].capability}) can only emulate bfloat16, "
+            "which is slower than float32",
             hint=hint,
         )
 

@@ -329,10 +329,10 @@ def check_driver() -> None:
     if listing.output and value:
         gpus = ", ".join(listing.output.splitlines())
         raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES={value} names a GPU that this machine does not have, or one GPU "
-            "twice",
-            hint=f"Name GPUs by number or UUID: {gpus}. Unset the variable to use all of them, or "
-            "set CUDA_VISIBLE_DEVICES= to run on CPUs",
+            f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
+            "contains the same GPU twice",
+            hint=f"Write the numbers or UUIDs of some of these GPUs: {gpus}. To use all GPUs, "
+            "unset the variable. To run on CPUs, set the variable to an empty value",
         )
     version = driver_version()
     driver = f"driver {version}" if version else "driver"

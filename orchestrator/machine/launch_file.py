@@ -29,8 +29,8 @@ COMPARE_HINT = (
 )
 TOKEN_HINT = 'Make a token with the commands under "Tokens" in docs/cluster.md'
 SECRET_HINT = (
-    "Remove the secret from this file. Copy it to the nodes as a file of mode 600 by file_mounts, "
-    "or give the machine a role"
+    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a file "
+    "of mode 600. Or give the machine a role"
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
@@ -96,7 +96,7 @@ def check_launch_file(path: Path) -> list[Mistake]:
 
 
 def _read(path: Path) -> Config | Mistake:
-    hint = "Name a launch file, for example cluster.yaml"
+    hint = "Give the path of a launch file, for example cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
         # This parser rejects a key that occurs twice; Ray would use the last one.
@@ -186,7 +186,7 @@ def _missing_keys(config: Config) -> Iterator[Mistake]:
     path = Path(str(key)).expanduser()
     place = "auth.ssh_private_key"
     if not path.is_file():
-        hint = "Make a key with `ssh-keygen -t ed25519`, or name another key"
+        hint = "Make a key with `ssh-keygen -t ed25519`, or set another key"
         yield Mistake(place, f"{key} does not exist", hint)
     elif path.stat().st_mode & READ_BY_OTHERS:
         problem = "other users can read the key, so ssh refuses to use it"
@@ -230,7 +230,7 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
         if len(words) != 1:
             yield Mistake(place, "the token's file must contain exactly one word", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
-        problem = f"{source} is a checkout or a root, which may hold images of patients"
+        problem = f"{source} is a checkout or a root, which may contain images of patients"
         yield Mistake(place, problem, "Write dist/ here, and copy raw data with `ray rsync-up`")
     elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
         yield from _wheel_mistakes(place, path)

@@ -393,7 +393,7 @@ class Lease:
         if is_ours:
             return None
         return InUseError(
-            f"Another command took over {self._url}, because this one had not renewed its lease "
+            f"Another command now uses {self._url}, because this command had not renewed its lock "
             f"for {EXPIRES_S:g} s",
             hint="Wait until the other command ends, then run this one again; finished trials are "
             "kept",

@@ -109,7 +109,7 @@ class Gradient:
 
 
 def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
-    """Return the tolerance in float32 without TensorFloat-32.
+    """Return the tolerance for a device that computes in float32 without TensorFloat-32.
 
     Args:
         perturbed: loss and gradient on the CPU with weights that :func:`_perturbed` changed.

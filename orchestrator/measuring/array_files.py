@@ -39,9 +39,9 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but images of more than 2 GiB "
-            "are only measured after resizing",
-            hint="Add --image-size, for example the side of the stored images",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure more "
+            "than 2 GiB of images only after it has resized them",
+            hint="Add --image-size, for example with the side length of the stored images",
         )
     unfit = sorted(set(request.own_options) - ONLY_FOR_ARRAYS)
     if unfit:

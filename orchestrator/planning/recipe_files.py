@@ -48,8 +48,9 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
-            f"{path} comes after a chain of more than {MAX_RECIPE_FILES} recipe files",
-            hint="Set `from` to a known recipe in one of the files",
+            f"{path} is at the end of a chain of more than {MAX_RECIPE_FILES} recipe files. Each "
+            "of them refers to the next with `from`",
+            hint="In one of these files, set `from` to a known recipe",
         )
     text = read_file(path, "recipe file", "known recipe", RECIPES)
     inner = read_plain(text, str(path))
@@ -106,7 +107,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     if searched:
         hint += f", or choose a searched recipe of this root: {searched}"
     raise ConfigError(
-        f"recipe: {name} is a recipe that a search writes, but {path} does not exist", hint=hint
+        f"recipe: {name} is the result of a search, but {path} does not exist", hint=hint
     )
 
 

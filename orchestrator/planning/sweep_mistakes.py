@@ -47,7 +47,7 @@ def raise_problems(problems: list[SweepError]) -> None:
     shown = problems[:MAX_PROBLEMS]
     num_more = len(problems) - len(shown)
     if num_more:
-        shown.append(ConfigError(f"{plural(num_more, 'more problem')} like these"))
+        shown.append(ConfigError(f"The sweep has {plural(num_more, 'more problem')} like these"))
     collect(shown)
 
 

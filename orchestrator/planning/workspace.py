@@ -176,7 +176,8 @@ def _check_storage(storage: object) -> None:
         )
     if storage and os.path.isfile(os.path.expanduser(storage)):
         raise ConfigError(
-            f"`--storage {storage}` is a file, but results need a folder", hint="Choose a folder"
+            f"`--storage {storage}` is a file, but isweep stores results in a folder",
+            hint="Choose a folder",
         )
 
 

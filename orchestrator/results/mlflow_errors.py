@@ -58,7 +58,7 @@ def no_answer_error(error: Exception) -> SetupError:
         return error
     return SetupError(
         f"MLflow does not answer: {first_line(error)}",
-        hint="Run `isweep reconcile SWEEP` later. The result store has all results",
+        hint="Run `isweep reconcile SWEEP` later. All results are in the result store",
     )
 
 

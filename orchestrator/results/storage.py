@@ -204,7 +204,7 @@ def _check_url(url: str, scheme: str) -> None:
     if not host:
         problem = f"--storage {scheme}://… has no bucket or host"
     elif parts.query or parts.fragment:
-        problem = f"--storage {scheme}://{host}/… has more than a path after the bucket"
+        problem = f"--storage {scheme}://{host}/… has a query or a fragment (? or #) after the path"
     if problem:
         raise ConfigError(problem, hint=f"Write the URL as {scheme}://BUCKET/FOLDER")
 
@@ -463,9 +463,10 @@ Storage = Folder | Bucket
 def no_conditional_writes(url: str) -> SetupError:
     """Return the error for an object store without conditional writes."""
     return SetupError(
-        f"{url} has no conditional writes, without which two runs could overwrite each other",
-        hint="Update the server (MinIO since 2024-10, Ceph since Tentacle), or use another "
-        "--storage",
+        f"The object store of {url} has no conditional writes. Without them, two runs could "
+        "overwrite the results of each other",
+        hint="Update the server: MinIO has them from 2024-10 on, Ceph from Tentacle on. Or use "
+        "another --storage",
     )
 
 

@@ -250,7 +250,7 @@ class ResultStore:
             problem = f"cannot be read: {error.strerror or error}"
         raise CorruptStoreError(
             f"The {kind} file {path} {problem}",
-            hint="Run the sweep again. It creates the file again",
+            hint="Run the sweep again. isweep then creates the file again",
         )
 
     def checkpoint(self, trial_id: str) -> bytes | None:
@@ -327,7 +327,7 @@ class ResultStore:
             reason = str(error).splitlines()[0]
             raise CorruptStoreError(
                 f"The history of a trial in {path} is damaged: {reason}",
-                hint="Delete the file. No result depends on it",
+                hint="Delete the file. No result depends on this file",
             ) from None
 
     def attempt_log_path(self, trial_id: str, attempt: int) -> str:
@@ -433,5 +433,6 @@ class _UnusableRecord(Exception):
             )
         return CorruptStoreError(
             f"The stored record {self.path} is damaged: {self.reason}",
-            hint="Run the sweep again. It computes this result again and replaces the file",
+            hint="Run the sweep again. isweep then computes this result again and replaces the "
+            "file",
         )

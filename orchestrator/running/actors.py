@@ -69,9 +69,9 @@ class ActorHandles:
 def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on the driver's node and return its handle.
 
-    If the actor ran on another node, the loss of that node would fail every trial. It requests no
-    CPU, because it must answer while trials use all of them. Ray's list of tasks, which is for
-    trials, does not show its tasks.
+    If the actor ran on another node and that node was lost, every trial would fail. The actor
+    requests no CPU, because it must answer while trials use all CPUs. Ray's list of tasks is for
+    trials, so it does not show the actor's tasks.
     """
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False

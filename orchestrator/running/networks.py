@@ -175,10 +175,10 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"The pretrained weights {key} have the SHA-256 {hashes[key][:16]}… here, but "
-                f"stored results started from other weights: {results}",
-                hint=f"Copy pretrained/{key}.safetensors from the root of these results, or rename "
-                "the sweep",
+                f"The pretrained weights {key} on this machine (SHA-256 {hashes[key][:16]}…) are "
+                f"not those from which stored results were trained: {results}",
+                hint=f"Copy the file pretrained/{key}.safetensors from the root in which these "
+                "results were computed. Or give the sweep another name",
             )
         )
     collect(problems)

@@ -111,7 +111,8 @@ def pilot_sweep(
         raise ConfigError(
             f"The recipe of sweep {sweep.name} has several values of "
             f"{', '.join(sweep.recipe.axes)}, but a pilot is trained with one recipe",
-            hint="Train the pilot with a recipe of your own, and give its losses as a CSV file",
+            hint="Train the pilot yourself with one recipe. Then write the losses into a CSV "
+            "file (columns train_size and test_loss), and give this file with --pilot",
         )
     as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
     recipe = _recipe_of_model(sweep, model)
@@ -140,8 +141,8 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
     if model == POOLED:
         raise ConfigError(
             f"The model is {POOLED}, but a pilot is trained with one model",
-            hint=f"Name a model with --model {' or '.join(models)}, or give a CSV file with the "
-            "columns train_size and test_loss",
+            hint=f"Choose one model with --model ({' or '.join(models)}), or give a CSV file with "
+            "the columns train_size and test_loss",
         )
     if model not in models:
         raise unknown_name("model of the sweep", model, models)

@@ -109,8 +109,8 @@ class MeasureSettings:
             raise ConfigError(
                 f"pixel_range is {self.pixel_range!r}, but the first number must be lower than "
                 "the second",
-                hint="Write the lower number first, even if it means white; inverting all images "
-                "changes no measure",
+                hint="Write the lower number first, even if it is the value of white. If all "
+                "images are inverted, no measure changes",
             )
 
     def _check_estimators(self) -> None:
@@ -388,7 +388,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         raise DataError(
-            f"Images have the shape ({source.num_rows},), which has no axis of pixels", hint=SHAPES
+            f"Images have the shape ({source.num_rows},), which has no axis for pixels", hint=SHAPES
         )
     if source.num_rows == 0 or 0 in source.row_shape:
         raise DataError(

@@ -177,7 +177,7 @@ def _read_item(
         if label is None:
             raise request.error(
                 f"the source {request.dataset.source} returned an image without a label",
-                hint="Set label in the Item or in the Sample",
+                hint="Set `label` of each Item or Sample that the source returns",
             )
         image = to_prepared(
             sample.pixels,

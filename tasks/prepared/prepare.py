@@ -236,7 +236,7 @@ def _check_images(
         hint = "Correct the labels, or raise image_size"
         raise request.error(
             f"{num_conflicts} of {num_images} images equal an image with another label; at most "
-            f"{max_conflict_share:.2%} may",
+            f"{max_conflict_share:.2%} of the images may do so",
             hint=hint + _option_to_allow(num_conflicts, num_images),
         )
 

@@ -164,7 +164,8 @@ def write_shard(
         rows.append(np.array(part_images[row]))
         if digest(rows[-1]) != expected.tobytes():
             raise CorruptStoreError(
-                f"Part {part} has changed since it was written",
+                f"The temporary file of part {part} of the dataset has changed since isweep wrote "
+                "it",
                 hint=f"Delete the folder {stems[part].parent.name} and prepare the dataset again",
             )
     write_rows(folder, "images", start, np.stack(rows))

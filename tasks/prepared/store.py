@@ -47,7 +47,7 @@ METADATA_ARRAYS = {
     "splits": "int8",
 }
 """Data types of the other arrays, which have one number per image."""
-REMAKE = "Delete the folder and prepare the dataset again"
+REMAKE = "Delete the folder of this dataset, and prepare the dataset again"
 ABSENT = 2**64 - 1
 """Offset in the index of a shard that marks a chunk of zeros. Such a chunk is not stored."""
 CRC_BYTES = 4

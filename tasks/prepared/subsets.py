@@ -337,8 +337,8 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, max_train_size: in
     if max_train_size is None:
         if is_mispaired or "test_set_depends_on_size" in faults:
             raise DataError(
-                "The subset depends on the train size with the faults "
-                f"{', '.join(sorted(spec.prepared.faults))}",
+                f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
+                "on the train size",
                 hint="Call make_subset with max_train_size, once for every train size",
             )
     elif is_mispaired or is_released_split:
@@ -631,12 +631,12 @@ def _too_few_images(
     hint = "Lower test_size, or add images"
     if (splits == GivenSplit.TRAIN).any():
         hint += (
-            ". Images of your training split and of its groups are never test images: move groups "
-            "to your test split, or leave the split out"
+            ". isweep uses no image of your training split, and no image of its groups, for "
+            "testing. Move groups to your test split, or leave the split out"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
-        "for testing",
+        f"Class {class_name} needs {plural(quota, 'test image')}, but only {num_allowed} of its "
+        "images may be used for testing",
         hint=hint,
     )
 

@@ -189,7 +189,7 @@ def source_for(name: str) -> Source:
 def needs_download(dataset: DatasetSpec) -> bool:
     """Return whether a dataset can only be read from a download that ``--raw`` names.
 
-    A user's own data return False, because their path is in the sweep file.
+    The result is False for a user's own data, because their path is in the sweep file.
     """
     row = SOURCES.get(dataset.source)
     return row is not None and row.download == "required" and dataset.name in DATASETS
@@ -212,7 +212,7 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
     row = SOURCES.get(request.dataset.source)
     if row is not None and row.download == "none":
         raise ConfigError(
-            f"{request.dataset.name} reads no raw download, but --raw is {request.raw}",
+            f"{request.dataset.name} is not read from a raw download, but --raw is {request.raw}",
             hint="Remove --raw",
         )
 

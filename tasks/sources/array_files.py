@@ -109,7 +109,7 @@ class NpzFile:
             raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self._error(
-                f"the array {name} has Python objects, which are never unpickled",
+                f"the array {name} contains Python objects, and isweep never unpickles objects",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
@@ -297,7 +297,7 @@ class Hdf5File:
         # of them.
         if 0 not in header.shape and not stored_bytes:
             raise self._error(
-                f"the array {name} has no values: none were written",
+                f"the array {name} is empty: no values were written into it",
                 hint="Write the values, and save the file again",
             )
         return header

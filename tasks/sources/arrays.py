@@ -271,7 +271,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         listed = ", ".join(array.images_key for arrays in sets for array in arrays)
         raise request.error(
             f"the file has several sets of images: {listed}",
-            hint=f"Save one of them in a file of its own: {SAVE_AS}",
+            hint=f"Save one of these sets in a separate file: {SAVE_AS}",
         )
     if not sets:
         missing = "labels" if "images" in names else "images"
@@ -374,7 +374,7 @@ def _image_header(file: ArrayFile, images_key: str, request: RawRequest) -> Arra
     if header.dtype.kind == "b":
         hint = 'Convert the values to numbers first: images.astype("uint8") * 255'
     raise request.error(
-        f"the array {images_key} holds {header.dtype} values of shape {shape}, which are not "
+        f"the array {images_key} contains {header.dtype} values of shape {shape}, which are not "
         "images",
         hint=hint,
     )
@@ -411,8 +411,8 @@ def _text_cells(file: ArrayFile, key: str, num_images: int, request: RawRequest)
         if len(header.shape) == 2:
             hint += ". Images with several values each cannot be used"
         raise request.error(
-            f"the array {key} holds {header.dtype} values of shape {header.shape}, not one number "
-            f"or text for each of the {num_images} images",
+            f"the array {key} contains {header.dtype} values of shape {header.shape}, not one "
+            f"number or text for each of the {num_images} images",
             hint=hint,
         )
     values = _small_array(file, key, request).reshape(-1).tolist()

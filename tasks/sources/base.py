@@ -69,7 +69,7 @@ def hash_key(folder: Path) -> str:
         origin = str(path)
         hint = (
             f"Restore {path} from a backup. Without a backup, delete it and prepare the datasets "
-            "again, because no other key leads from a hash to its file"
+            "again, because only this key can be used to find the file of a hash"
         )
         try:
             key = path.read_text(encoding="ascii").strip()

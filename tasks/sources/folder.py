@@ -302,7 +302,7 @@ def _choose_layout(
     if layout is None:
         raise request.error(
             f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so it is "
-            "unclear which of the two are the classes",
+            "unclear whether the top folders or the subfolders are the classes",
             hint="If the top folders are the classes, set layout: class/group (--layout). If the "
             "subfolders are, set layout: group/class. If the top folders are folds, give the path "
             "of one fold",
@@ -318,8 +318,8 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
     """
     if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
-            f"the splits {', '.join(sorted(subfolders)[:5])} lie below the class folders, not "
-            "above them",
+            f"the splits {', '.join(sorted(subfolders)[:5])} are inside the class folders, but "
+            "should be above them",
             hint=EXPECTED,
         )
     with_split_word = []

@@ -96,7 +96,8 @@ def decode_image(body: bytes) -> Sample:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise SetupError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, so Pillow would accept truncated images",
-            hint="Set it to False: your code or a library that you import has changed it",
+            hint="Your code, or a library that it imports, has set LOAD_TRUNCATED_IMAGES to "
+            "True. Set it to False",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

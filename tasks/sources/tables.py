@@ -476,7 +476,7 @@ def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
         raise _error(
             request,
             path,
-            f"has {count} with another number of cells than the {width} of the header; the first "
+            f"has {count} with more or fewer cells than the header, which has {width}; the first "
             f"is row {ragged[0]} ({counting(table.numbers)})",
             hint=f"Write {width} cells in every row",
         )

@@ -269,10 +269,12 @@ class TrainedNetwork:
         for measurement in requested:
             name = measurement.test.name
             if name not in image_sets:
-                available = ", ".join(image_sets) or "none"
+                hint = "Remove the request, because this dataset has no additional test sets"
+                if image_sets:
+                    hint = f"Request one of the sets of this dataset: {', '.join(image_sets)}"
                 raise DataError(
-                    f"The trial has no images for the further test set {name}",
-                    hint=f"Request one of the further test sets of this dataset: {available}",
+                    f"The trial has no images for the additional test set {name!r}",
+                    hint=hint,
                 )
             records.append(self._measure_further_test(image_sets[name], measurement.robustness))
         return tuple(records)

@@ -163,7 +163,8 @@ class RobustnessRecord(Finding):
         box_share: share of the images with a radius whose perturbation is at a limit of the pixel
             range. Without this limit, their radius would be smaller.
         num_steps: gradient steps per image.
-        num_bisections: bisections between an image and a differently classified image.
+        num_bisections: number of bisection steps on the line between an image and a differently
+            classified image.
         reason: reason why ``pred`` is None; otherwise empty.
     """
 

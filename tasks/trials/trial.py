@@ -189,8 +189,8 @@ def run_search_trial(
     """
     if network.model.pretrained:
         raise ConfigError(
-            f"The model {network.model.name} is pretrained, but a search trains from random "
-            "weights",
+            f"The model {network.model.name} is pretrained, but trainings of a search start from "
+            "random weights",
             hint="Remove pretrained from this model",
         )
     num_train = len(data.train_images)

@@ -52,7 +52,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
         reason = str(error).splitlines()[0]
         raise CorruptStoreError(
             f"The stored weights are not those of this network: {reason}",
-            hint="Run the sweep again; it trains the network again",
+            hint="Run the sweep again. isweep then trains the network again",
         ) from error
 
 
@@ -85,8 +85,9 @@ def download(spec: ModelSpec) -> bytes:
         raise SetupError(
             f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
             f"{lines[0][:300]}",
-            hint="Run the sweep once on a machine with an internet connection, and copy the folder "
-            "pretrained from its root into this root; or remove pretrained from the model",
+            hint="Run the sweep once on a machine with an internet connection. Then copy the "
+            "folder `pretrained/` from the root on that machine to the root on this "
+            "machine. Or remove the key `pretrained` from the model",
         ) from error
     return to_bytes(network)
 
@@ -176,8 +177,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
         raise ConfigError(
             f"The pretrained weights of {spec.library} {spec.architecture} are not a valid "
             f"safetensors file: {error}",
-            hint=f"Delete pretrained/{spec.pretrained_key}.safetensors in the root. The next run "
-            "downloads the weights again",
+            hint=f"Delete the file pretrained/{spec.pretrained_key}.safetensors in the root. The "
+            "next run downloads the weights again",
         ) from error
     state = network.state_dict()
     layers: list[str] = []

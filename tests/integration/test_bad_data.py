@@ -53,5 +53,5 @@ def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert "images/c/0/0/0/0" in message
-    assert "Delete the folder and prepare the dataset again" in message
+    assert "Delete the folder of this dataset, and prepare the dataset again" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 1

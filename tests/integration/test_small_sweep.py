@@ -229,7 +229,7 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, here, monk
         "--from-store",
     )
     refused = isweep(*asked, root=root, exit_code=2)
-    assert "The sweep allows no prediction: " in refused.stderr
+    assert "No prediction can be computed from this sweep: " in refused.stderr
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):

@@ -12,7 +12,7 @@ import pytest
 from tests.integration import chaos
 from tests.simulation.schedules import NAMED, REAL, run_named, run_seed
 
-NUM_SEEDS, CHUNK = 100, 10
+NUM_SEEDS, CHUNK = 60, 10
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, CHUNK))

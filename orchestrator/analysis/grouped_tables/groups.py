@@ -198,7 +198,7 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
         if (b, a) in pairs:
             raise ConfigError(
                 f"{first} and {second} contain a pair in both orders: {a} and {b}, {b} and {a}",
-                hint="Write each pair in one order. If the columns do not name pairs, use other "
-                "names in one column",
+                hint="Write each pair in one order. If equal names in the two columns are "
+                "different groups, rename these groups in one column",
             )
     return True

@@ -108,6 +108,6 @@ def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
     if similar:
         names = listing(sorted(similar)[:MAX_SHOWN])
         yield (
-            f"Beware: column {labels.name} contains {names}, which differ only in spelling. If "
+            f"Beware: {labels.name} contains {names}, which differ only in spelling. If "
             "they mean the same, write them in one way."
         )

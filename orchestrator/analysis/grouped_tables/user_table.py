@@ -103,8 +103,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(
-            f"{path.name} has no ending of a table that isweep can read",
-            hint=f"Give a file with one of these endings: {', '.join(SUFFIXES)}",
+            f"{path.name} does not have the file extension of a table that isweep can read",
+            hint=f"Give a file with one of these extensions: {', '.join(SUFFIXES)}",
         )
     read, kind = READERS.get(suffix, (read_text, "UTF-8 text"))
     try:
@@ -130,8 +130,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if is_uneven.any():
         num_uneven = plural(int(is_uneven.sum()), "row")
         raise ConfigError(
-            f"{path.name} has {num_uneven} with more or fewer than the "
-            f"{plural(len(names), 'cell')} of the header ({row_numbers(is_uneven)})",
+            f"{path.name} has {num_uneven} with more or fewer cells than the header, which has "
+            f"{plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
             hint=SAVE_AS_CSV,
         )
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
@@ -145,8 +145,8 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     for name in design.columns:
         if design.columns.count(name) > 1:
             raise ConfigError(
-                f"The column {name} appears twice in response, on, groups and within",
-                hint="Replace it by another column in one of the two places",
+                f"The column {name} is used for more than one of response, on, groups and within",
+                hint="Use another column in one of these places",
             )
 
 
@@ -180,8 +180,9 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
         yield ConfigError(
             f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} below the "
             "header)",
-            hint="Write 1234.5, without comma, unit or word. Leave a cell empty where the value is "
-            f"missing. The size of a number must be between {limits}",
+            hint="Write numbers such as 1234.5, without commas, units or words. If a value is "
+            "missing, leave its cell empty. The absolute value of a number must be between "
+            f"{limits}",
         )
 
 
@@ -190,10 +191,11 @@ def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigEr
     share = 1 - is_fitted.mean()
     if share > MAX_SHARE_LEFT_OUT:
         yield ConfigError(
-            f"{share:.0%} of the rows would be left out, more than the {MAX_SHARE_LEFT_OUT:.0%} "
-            f"allowed: {'; '.join(reasons)}",
-            hint="If these rows are wrong, remove them from the table. Otherwise add a column in "
-            "which equal rows differ, or rename groups whose names count as missing",
+            f"{share:.0%} of the rows would be left out, but at most {MAX_SHARE_LEFT_OUT:.0%} may "
+            f"be left out: {'; '.join(reasons)}",
+            hint="If these rows are wrong, remove them from the table. If equal rows are "
+            "correct, add a column in which they differ. If the name of a group counts as "
+            "missing, rename the group",
         )
 
 
@@ -205,7 +207,7 @@ def _variation_faults(
         num_groups = rows[name].nunique()
         if num_groups < 2:
             yield ConfigError(
-                f"Column {name} has only {plural(num_groups, 'group')}, and a fit needs at least 2",
+                f"Column {name} has only {plural(num_groups, 'group')}, but a fit needs at least 2",
                 hint="Choose a column whose values mark rows that belong together, for example "
                 "dataset or patient",
             )
@@ -226,7 +228,7 @@ def _variation_faults(
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         yield ConfigError(
-            f"The columns of --within have {num_kinds:,} combinations of values, and a fit can use "
-            f"at most {MAX_KINDS_WITHIN:,}",
+            f"The columns of --within have {num_kinds:,} combinations of values, but a fit can "
+            f"use at most {MAX_KINDS_WITHIN:,}",
             hint="Choose columns with fewer different values",
         )

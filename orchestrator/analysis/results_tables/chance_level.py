@@ -2,8 +2,9 @@
 
 A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at chance
 level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above chance. If
-accuracy or AUROC is well above chance, the network has learned something and is *over-confident*:
-its wrong predictions are as sure as its right ones.
+accuracy or AUROC is well above chance, the network has learned something. Such a network is
+*over-confident* if its loss is larger than the loss of a network that is as confident as it is
+accurate.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 AT_CHANCE_SHARE = 0.8
 """Smallest share of the chance loss at which a loss is at chance level."""
@@ -61,8 +63,33 @@ def is_at_chance_level(
 def is_over_confident(
     loss: float, num_classes: Any = None, *, accuracy: Any = None, auc: Any = None
 ) -> bool:
-    """Return whether a loss is that high although accuracy or AUROC is well above chance."""
-    return _loss_is_at_chance(loss, num_classes) and _learned(accuracy, auc, num_classes)
+    """Return whether a network with so high a loss has learned, and is over-confident.
+
+    The loss is compared with that of a network whose confidence is its accuracy in every image. If
+    the accuracy is unknown, the loss is compared with the chance loss.
+
+    Example:
+        >>> is_over_confident(0.6, 2, accuracy=0.7), is_over_confident(0.65, 2, accuracy=0.7)
+        (False, True)
+    """
+    if not (_loss_is_at_chance(loss, num_classes) and _learned(accuracy, auc, num_classes)):
+        return False
+    return loss > _calibrated_loss(accuracy, num_classes)
+
+
+def _calibrated_loss(accuracy: Any, num_classes: Any) -> float:
+    """Return the loss in nat of a network whose confidence is its accuracy in every image.
+
+    With accuracy a and n classes this is -a ln a - (1 - a) ln((1 - a) / (n - 1)).
+    """
+    largest = chance_loss(num_classes)
+    if accuracy is None or np.isnan(accuracy) or accuracy <= np.exp(-largest):
+        return float(largest)
+    error_rate = 1 - accuracy
+    num_others = np.exp(largest) - 1
+    return float(
+        special.entr(accuracy) + special.entr(error_rate) + error_rate * np.log(num_others)
+    )
 
 
 def _loss_is_at_chance(loss: float, num_classes: Any) -> bool:

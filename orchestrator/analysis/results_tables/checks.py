@@ -180,7 +180,7 @@ def _check_trials(table: pd.DataFrame) -> None:
         raise DataError(
             f"The results table has {plural(len(repeated), 'repeated trial id')}, such as "
             f"{repeated.iloc[0]!r}",
-            hint="Keep the last attempt of each trial",
+            hint="Keep only the row of the last attempt of each trial",
         )
 
 
@@ -189,13 +189,13 @@ def _check_domains(table: pd.DataFrame) -> None:
     if unknown:
         raise DataError(
             f"The results table has the unknown domain {', '.join(map(repr, unknown))}",
-            hint="Write natural or medical",
+            hint="Write natural or medical in the column domain",
         )
     num_domains = table.groupby(DATASET)[DOMAIN].nunique()
     if (num_domains > 1).any():
         raise DataError(
             f"The dataset {num_domains.idxmax()!r} has two domains in the results table",
-            hint="Give the dataset one domain",
+            hint="Write the same domain in all rows of this dataset",
         )
 
 

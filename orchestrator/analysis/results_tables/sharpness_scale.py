@@ -64,8 +64,8 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     note = ""
     if len(scales) > 1 and policy == "refuse":
         note = (
-            f"{UNEQUAL_SCALES} ({names}), so fits that compare it over datasets are refused. "
-            "Measure all datasets at one image size and number of channels."
+            f"{UNEQUAL_SCALES} ({names}), so isweep makes no fit that compares K_F between "
+            "datasets. Measure all datasets at one image size and number of channels."
         )
     elif len(scales) > 1:
         note = (

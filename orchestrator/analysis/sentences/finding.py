@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.analysis.answers import Alternative, Answer, Verdict, is_significant
 from orchestrator.analysis.inference import LEVEL, Interval
+from orchestrator.analysis.law_fits.detection import TTest
 from orchestrator.analysis.number_formats import (
     adjusted_p_equals,
     in_hundred,
@@ -66,7 +67,10 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The short answer, with what to add if the question cannot be tested."""
+        """The short answer.
+
+        If the question cannot be tested, it also says what to add to the sweep.
+        """
         sentences = [*self.sentences]
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")
@@ -145,6 +149,8 @@ def short_answer(
         opening = claim
     elif not answer.is_decided and not _leaves_null_out(answer):
         opening = if_undecided
+    if opening == NO_RELATION:
+        size = f"Estimate: {size[0].lower()}{size[1:]}"
     evidence = f"95 % interval{of_interval} {bounds}"
     if answer.adjusted_p is not None:
         evidence += f"; adjusted {p_equals(answer.adjusted_p)}{against}"
@@ -225,11 +231,13 @@ def power_sentence(answer: Answer) -> str:
     if answer.power is not None:
         by_chance = ""
         if answer.power < 2 * answer.test_level:
-            by_chance = " That is hardly more than chance."
-        return (
-            f"{level} {in_hundred(answer.power)} such studies would detect "
-            f"{answer.question.power_of}.{by_chance}"
-        )
+            by_chance = " That is hardly more often than without any effect."
+        share = in_hundred(answer.power)
+        # The verdict also needs a small p by resampling, which detects less than the t test.
+        is_resampled = isinstance(answer.test, TTest) and answer.test.smallest_p > 0
+        if is_resampled and share[0].isdigit():
+            share = f"at most {share}"
+        return f"{level} {share} such studies would detect {answer.question.power_of}.{by_chance}"
     if answer.detectable is not None:
         slope = number(answer.detectable)
         return f"{level} 80 of 100 such studies would detect a slope of {slope}."
@@ -257,7 +265,7 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
     if without == number(answer.value):
         return ""
     if one_decides(answer):
-        return f"One {replicate} decides this: without {name}, {name_of_value} is {without}."
+        return f"This rests on one {replicate}: without {name}, {name_of_value} is {without}."
     return f"Without {name}, the most influential {replicate}, {name_of_value} is {without}."
 
 

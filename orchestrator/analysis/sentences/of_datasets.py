@@ -263,8 +263,8 @@ def _exponent(fits: ScalingFits) -> Finding:
         short = (claim, *short)
     details = [
         f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
-        f"Doubling N multiplies the loss by {factor} (95 % interval {interval(bounds)}) at the "
-        f"median d_data, {number(middle)}.",
+        f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
+        f"the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
         *details_of_test(deciding, "b"),
         *p_sentences(other),
@@ -395,19 +395,19 @@ def of_representations(fits: ScalingFits) -> Finding:
     num_lacking = fits.num_points - fit.num_points
     if num_lacking:
         details.append(f"{num_lacking} more lack one of the two.")
-    details.append("The approximate bound d_repr ≲ d_data expects nearly all; this is exploratory.")
+    details.append("This is exploratory.")
     notes = []
     worst = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_WORST]
     if worst:
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
         notes.append(f"d_repr is most often above d_data in {named}.")
     notes.append(
-        "Both are estimates on a few hundred points; estimators differ by tens of per cent."
+        "Both are estimates from few points. Other estimators can differ by a factor of 2 or more."
     )
     return Finding(
         question=question,
         verdict="described",
-        sentences=(counted,),
+        sentences=(counted, "The approximate bound d_repr ≲ d_data expects nearly all."),
         details=tuple(details),
         notes=tuple(notes),
     )

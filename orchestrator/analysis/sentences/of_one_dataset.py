@@ -16,11 +16,10 @@ from orchestrator.analysis.sentences.of_datasets import of_representations
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
     """Yield the findings on one dataset, and one finding on the questions to several datasets."""
     if single.best:
-        line = single.best_line
         yield Finding(
             question=f"Which network is best on {single.dataset}?",
             verdict="described",
-            sentences=(f"{line[:1].upper()}{line[1:].rstrip('.')}.",),
+            sentences=single.best_sentences,
             notes=tuple(filter(None, [single.test_set_line, single.why_no_curves])),
         )
     for curve in single.curves:

@@ -126,5 +126,6 @@ def _of_losses() -> Iterator[tuple[str, str]]:
     yield (
         "over-confident",
         f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC is "
-        "well above chance. Such a network is very sure where it is wrong.",
+        "well above chance. The loss is also larger than that of a network that is as confident as "
+        "it is accurate.",
     )

@@ -182,8 +182,8 @@ class ResourcePolicy:
         if self._may_be_split(trial):
             return hint
         return (
-            f"{hint}. Or set resources.micro_batches: on, which splits batches, so that batch norm "
-            "uses the statistics of smaller batches"
+            f"{hint}. Or set resources.micro_batches: on. isweep then splits batches, and batch "
+            "norm uses the statistics of smaller batches"
         )
 
     def _no_kernel_hint(self, trial: TrialSpec) -> str:

@@ -139,7 +139,7 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
-            f"the class {', '.join(map(repr, unknown))} is a word for unknown",
+            f"the class {', '.join(map(repr, unknown))} is a word that means unknown",
             hint=f"Remove these images. To use the word as a class, add --label-map {option}, or "
             "label_map in the sweep file",
         )

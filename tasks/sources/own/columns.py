@@ -137,7 +137,7 @@ def _choose_column(
         return None
     if len(aliases) > 1:
         raise request.error(
-            f"several columns may be the {column}: {', '.join(sorted(aliases))}",
+            f"several columns could contain the {column}: {', '.join(sorted(aliases))}",
             hint=f"Rename the right column to {column}",
         )
     alias = aliases[0]
@@ -159,8 +159,8 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         num_others += file_columns.name_in_data != columns.name_in_data
     if num_others:
         raise request.error(
-            f"{num_others} of {len(columns_of_files)} tables have other names of columns than the "
-            "first",
+            f"{num_others} of {len(columns_of_files)} tables have other column names than the "
+            "first table",
             hint="Give the columns the same names in all tables",
         )
     return columns

@@ -30,8 +30,8 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     blank = [row for row, group in enumerate(groups) if group.strip().casefold() in no_ids]
     if blank:
         raise request.error(
-            "the group is blank, NaN, None, a word for unknown, or several values for "
-            f"{rows.describe(blank)}",
+            "the group id is blank, NaN, None, a word that means unknown, or more than one "
+            f"value, for {rows.describe(blank)}",
             hint="Write a group id in each of these rows, or remove the rows or the column. If "
             "such a word is the real id of a patient, change the id",
         )
@@ -66,8 +66,8 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
     if doubtful:
         first_images = f"{first_of(map(rows.name, doubtful))}{rows.describe_numbering(doubtful)}"
         raise request.error(
-            f"{len(doubtful)} group ids differ only in spelling, as p0 and P0 do, or 7, 07 and "
-            f"7.0; the first images with these ids are {first_images}",
+            f"{len(doubtful)} group ids differ only in spelling (such as p0 and P0, or 7, 07 and "
+            f"7.0); the first images with these ids are {first_images}",
             hint="Spell each patient's id the same way everywhere",
         )
 

@@ -163,7 +163,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             [],
             None,
             {},
-            r"Images have the shape \(0,\), which has no axis of pixels\. Pass an array of shape",
+            r"Images have the shape \(0,\), which has no axis for pixels\. Pass an array of shape",
         ),
         (np.array([["a"]]), None, {}, "Images have the dtype"),
         (
@@ -182,8 +182,18 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             r"class_pair is \(0, 1, 2\), which is not a pair of classes",
         ),
         (FOUR, NAMES, {"class_pair": 3}, r"class_pair is 3, .*\. Give two classes, such as"),
-        (FOUR, None, {"image_size": 4}, "image_size=4 and channels=1 are for image files"),
-        (FOUR, None, {"channels": 3}, "image_size=None and channels=3 are for image files"),
+        (
+            FOUR,
+            None,
+            {"image_size": 4},
+            "image_size=4 and channels=1 can be used only with image files",
+        ),
+        (
+            FOUR,
+            None,
+            {"channels": 3},
+            "image_size=None and channels=3 can be used only with image files",
+        ),
         ("digits", None, {"channels": 5}, "channels is 5: input should be 1 or 3"),
         (
             "digits",

@@ -81,7 +81,7 @@ def test_a_sweep_that_never_ran(root):
             "device is 'cuda': input should be 'auto', 'cpu' or 'gpu'",
         ),
         (SMALL, {"address": 5}, "address is 5: input should be a valid string"),
-        (SMALL, {"address": "ray://x:1"}, "--address ray://x:1` is not host:port"),
+        (SMALL, {"address": "ray://x:1"}, "--address ray://x:1` is not the host:port"),
         (SMALL, {"mlflow_uri": 5}, "mlflow_uri is 5: input should be a valid string"),
         (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4 is 3: input is not a valid path"),
         (

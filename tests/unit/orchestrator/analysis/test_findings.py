@@ -64,7 +64,7 @@ def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_need
     assert found.verdict == "undecided"
     assert found.sentences[:2] == (
         "No relation was detected.",
-        f"Datasets with twice the K_F have {number(value)} times the loss (95 % interval "
+        f"Estimate: datasets with twice the K_F have {number(value)} times the loss (95 % interval "
         f"{interval((low, high))}; adjusted p = {answer.adjusted_p:.2g}).",
     )
     tested = f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
@@ -78,7 +78,8 @@ def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_need
     assert power(needed - 1) < 0.8 <= power(needed)
     assert power(11) == pytest.approx(power_by_scipy(1.0, estimate.std_error, 11 - 4, 0.05 / 5))
     shown = (
-        f"At a significance level of 1 %, {round(100 * power(11))} of 100 such studies would detect"
+        f"At a significance level of 1 %, at most {round(100 * power(11))} of 100 such studies "
+        "would detect"
     )
     assert f"{shown} the law's slope of 1" in found.answer
 
@@ -203,11 +204,11 @@ def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, 
     assert found.verdict == verdict
     assert found.answer.startswith(f"{said}. b is ")
     factor = re.search(
-        r"Doubling N multiplies the loss by ([\d.]+) \(95 % .*\) at the median d_data, ([\d.]+)\. "
-        r"The bound allows a factor of ([\d.]+) or less",
+        r"At this b and the median d_data, ([\d.]+), doubling N goes with ([\d.]+) times the loss "
+        r"\(95 % .*\)\. The bound allows a factor of ([\d.]+) or less",
         found.answer,
     )
-    times, d_data, bound = map(float, factor.groups())
+    d_data, times, bound = map(float, factor.groups())
     assert bound == pytest.approx(2 ** (-1 / d_data), rel=2e-3)
     stated = re.search(r"b is (−?[\d.]+) \(95", found.answer)[1].replace("−", "-")
     assert times == pytest.approx(2 ** (-float(stated) / d_data), rel=5e-3)
@@ -272,7 +273,9 @@ def test_an_attack_that_is_undecided_says_what_it_could_have_found():
         **{n: rng.normal(5, 1, len(table)) for n in table if n.endswith("loss_gain")}
     )
     answer = answers(table)["attacks"].answer
-    assert answer.startswith("No relation was detected. The largest of 4 correlations is r = ")
+    assert answer.startswith(
+        "No relation was detected. Estimate: the largest of 4 correlations is r = "
+    )
     assert re.search(r"of 1 %, .* 100 such studies would detect a correlation of 0.8", answer)
 
 
@@ -315,7 +318,8 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     found = answers(table)["representation"]
     assert found.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
-        "d_data. With each dataset counting once, that is 75%"
+        "d_data. The approximate bound d_repr ≲ d_data expects nearly all. With each dataset "
+        "counting once, that is 75%"
     )
     assert found.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
     never = answers(table.assign(d_repr_mle=1e9))["representation"]
@@ -330,7 +334,7 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
     assert "Without prostate, the most influential dataset, b is 1.78." in found["exponent"].answer
     assert "prostate has 49% of the weight." in found["exponent"].answer
     assert "without" not in found["dimension"].notes[0]
-    assert "One dataset decides this: without prostate, the slope on 1/d is −8.28." in (
+    assert "This rests on one dataset: without prostate, the slope on 1/d is −8.28." in (
         found["dimension"].line
     )
     assert "the slope on log K_F is 0.111." in found["sharpness"].answer

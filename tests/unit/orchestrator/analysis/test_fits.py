@@ -18,6 +18,7 @@ from orchestrator.analysis.law_fits.heights import fit_height
 from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
+from orchestrator.analysis.results_tables.chance_level import is_over_confident
 from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.analysis.tables.of_fits import answer_table, fit_tables, not_fitted
 from orchestrator.analysis.tables.of_trials import seen_table
@@ -106,8 +107,8 @@ def test_too_little_is_refused_in_words_with_what_is_needed():
 def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "2 natural datasets are too few for a statement about natural datasets alone.",
         "There is only one model and seed. Another one could give other results.",
+        "2 natural datasets are too few for a statement about natural datasets alone.",
     )
     more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
     assert fit_scaling_laws(more).caveats == ()
@@ -125,12 +126,12 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
     plain = fit_scaling_laws(table)
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
-        *plain.caveats,
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Intervals over the 5 datasets may be too narrow for other datasets.",
         "Training and test images come from the same few pictures: medical0 (one volume) and "
-        "medical1 (one slide).",
+        "medical1 (one slide). Losses on new pictures are probably higher.",
         "No medical dataset here has several patients, so no result is about patients.",
+        *plain.caveats,
     )
     assert fits.answers == plain.answers
 
@@ -326,10 +327,10 @@ def test_every_count_of_chance_level_is_the_same_one():
     num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
     fits = explored(held)
     assert fits.num_at_chance_level == num
-    assert fits.caveats[:2] == (
+    assert fits.caveats[-2:] == (
         f"In {num} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
         "for two classes).",
-        f"{num} of these do not clearly separate the classes: they are at chance level.",
+        f"{num} of these classify little better than chance: they are at chance level.",
     )
     reason = (
         f"the losses of {num} of 36 points are at chance level, which flattens slopes by an "
@@ -351,8 +352,8 @@ def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
     assert (ten.num_at_chance_level, ten.headline().status) == (0, "ok")
     assert ["chance" in str(row) for row in seen_table(ten).rows] == [False] * 12
     beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
-    assert "the loss is at least 80% of the loss of guessing" in beyond.caveats[0]
-    assert "they are at chance level" in beyond.caveats[1]
+    assert "the loss is at least 80% of the loss of guessing" in beyond.caveats[-2]
+    assert "they are at chance level" in beyond.caveats[-1]
 
 
 def test_pairs_of_a_dataset_weigh_as_one_where_a_ceiling_is_judged():
@@ -391,21 +392,41 @@ def test_one_point_at_chance_level_blanks_no_question():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "auc", "is_over_confident"),
-    [(0.5, np.nan, False), (0.69, np.nan, True), (0.6, 0.85, True), (np.nan, np.nan, False)],
+    ("loss", "accuracy", "auc", "has_learned", "mark"),
+    [
+        (0.835, 0.5, np.nan, False, " (at chance level)"),
+        (0.835, np.nan, np.nan, False, " (at chance level)"),
+        (0.835, 0.69, np.nan, True, " (over-confident)"),
+        (0.835, 0.6, 0.85, True, " (over-confident)"),
+        (0.835, np.nan, 0.85, True, " (over-confident)"),
+        (0.6, 0.7, np.nan, True, ""),
+        (0.6, np.nan, 0.85, True, ""),
+    ],
 )
-def test_a_high_loss_of_a_network_that_learned_is_over_confidence(accuracy, auc, is_over_confident):
+def test_a_high_loss_of_a_network_that_learned_is_told_from_chance_level(
+    loss, accuracy, auc, has_learned, mark
+):
+    """A network that is right and confident in 70 % of the images has a loss of 0.611."""
     table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
-    rows = table.assign(test_loss=0.835, test_accuracy=accuracy, auc=auc)
-    fits = fit_scaling_laws(rows)
-    said = "separate the classes and are over-confident"
-    if not is_over_confident:
-        said = "do not clearly separate the classes: they are at chance level"
-    assert fits.caveats[0].startswith("In 12 of 12 points the loss is at least 80% of")
-    assert f"12 of these {said}" in fits.caveats[1]
-    assert fits.num_at_chance_level == (0 if is_over_confident else 12)
-    shown = "0.835 (over-confident)" if is_over_confident else "0.835 (at chance level)"
-    assert shown in seen_table(fits).rows[0]
+    fits = fit_scaling_laws(table.assign(test_loss=loss, test_accuracy=accuracy, auc=auc))
+    classified = "classify little better than chance: they are at chance level"
+    if has_learned:
+        classified = "still classify better than chance: accuracy or AUROC is well above chance"
+    text = " ".join(fits.caveats)
+    assert "In 12 of 12 points the loss is at least 80% of the loss of guessing" in text
+    assert f"12 of these {classified}" in text
+    assert fits.num_at_chance_level == (0 if has_learned else 12)
+    assert f"{loss}{mark}" in seen_table(fits).rows[0]
+
+
+@pytest.mark.parametrize(("num_classes", "accuracy"), [(2, 0.7), (4, 0.55), (10, 0.5)])
+def test_over_confident_is_a_loss_above_that_of_a_calibrated_network(num_classes, accuracy):
+    other = (1 - accuracy) / (num_classes - 1)
+    calibrated = -accuracy * np.log(accuracy) - (1 - accuracy) * np.log(other)
+    assert calibrated >= 0.8 * np.log(num_classes) or num_classes == 10
+    above = max(calibrated, 0.8 * np.log(num_classes)) + 0.01
+    assert is_over_confident(above, num_classes, accuracy=accuracy)
+    assert not is_over_confident(calibrated - 0.01, num_classes, accuracy=accuracy)
 
 
 def test_curves_that_are_flat_only_at_chance_level_have_no_exponent():

@@ -122,7 +122,7 @@ def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
     message = rf"{num} rows without dataset, because 'None' counts as missing \(rows 1, 2, 3"
     if num > 3:
         with pytest.raises(
-            ConfigError, match=rf"{message}, ….*\. .*rename groups whose names count as missing"
+            ConfigError, match=rf"{message}, ….*\. .*If the name of a group counts as missing"
         ):
             read_user_table(tmp_path / "own.csv", PLAIN)
     else:
@@ -429,7 +429,7 @@ def written(tmp_path, table, name="t.csv"):
         ),
         (
             lambda t: t.assign(dataset="a"),
-            ["Column dataset has only 1 group, and a fit needs at least 2"],
+            ["Column dataset has only 1 group, but a fit needs at least 2"],
         ),
         (
             lambda t: pd.concat([t, t]),
@@ -468,7 +468,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             b"loss,d,dataset\n1,2\n1,2,3,4\n",
-            "t.csv has 2 rows with more or fewer than the 3 cells of the header",
+            "t.csv has 2 rows with more or fewer cells than the header, which has 3 cells",
         ),
         (
             "t.csv",
@@ -478,7 +478,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             b"loss,d,dataset\n1,2,a,\n",
-            "t.csv has 1 row with more or fewer than the 3 cells",
+            "t.csv has 1 row with more or fewer cells than the header, which has 3 cells",
         ),
         (
             "t.csv",
@@ -486,7 +486,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
             "t.csv has more than one column with the name d",
         ),
         ("t.parquet", b"PAR1", r"t\.parquet cannot be read as a .*Parquet file"),
-        ("t.doc", b"x", "t.doc has no ending of a table that isweep can read"),
+        ("t.doc", b"x", "t.doc does not have the file extension of a table that isweep can read"),
     ],
 )
 def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):

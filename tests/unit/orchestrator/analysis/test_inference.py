@@ -312,6 +312,29 @@ def test_three_and_three_datasets_detect_nothing_at_1_percent_however_clear_the_
     assert test.power(1000.0, num_tests=1) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("num_natural", "num_medical", "level"), [(3, 4, 0.01), (4, 4, 0.05)])
+def test_the_power_of_the_t_test_bounds_that_of_the_verdict(num_natural, num_medical, level):
+    """Drawn regressions: the larger of both p-values is small less often than the t test's."""
+    rng = np.random.default_rng(2)
+    num = num_natural + num_medical
+    label = np.repeat([0.0, 1.0], [num_natural, num_medical])
+    blocks = ["natural"] * num_natural + ["medical"] * num_medical
+    by_t, by_both = [], []
+    for _ in range(400):
+        x = np.column_stack([rng.normal(size=(num, 2)), label])
+        design = np.column_stack([np.ones(num), x])
+        std_error = np.sqrt(np.linalg.inv(design.T @ design)[2, 2])
+        y = 8 * std_error * x[:, 1] + rng.normal(size=num)
+        terms = ("inverse_d", "log_sharpness", "is_medical")
+        slope = slope_estimates(y, x, terms, blocks, tested={"log_sharpness"})[1]
+        by_t.append(slope.p_value <= level)
+        by_both.append(slope.p <= level)
+    power = t_power(8.0, 1.0, num - 4, level)
+    # Four standard errors of 400 draws.
+    assert np.mean(by_t) == pytest.approx(power, abs=0.08)
+    assert np.mean(by_both) <= min(power, np.mean(by_t))
+
+
 @pytest.mark.parametrize("num", [3, 4, 8, 12])
 def test_the_smallest_p_of_the_wild_bootstrap_is_the_share_of_draws_with_one_weight(num):
     weights = [-1.0, 1.0] if num >= 8 else WEBB

@@ -136,6 +136,7 @@ def test_an_interval_over_worlds_that_share_classes_is_the_wider_of_two():
     assert (alone.num_classes, found.num_classes) == (0, 5)
 
 
+@pytest.mark.long
 def test_what_many_worlds_answer_stands_before_a_row_for_each(tmp_path):
     copies = [table(1.0, seed=k) for k in range(7)]
     for k, rows in enumerate(copies):

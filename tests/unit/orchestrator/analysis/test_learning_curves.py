@@ -134,7 +134,7 @@ def test_an_answer_says_the_score_the_shape_and_the_images():
     found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
-    assert "With 1,680 images expect 0.7" in text
+    assert "With 1,680 images expect an accuracy of 0.7" in text
     assert "he middle guess is" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
@@ -201,7 +201,9 @@ def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
     assert answers(table, CurveQuestion("accuracy")).curves[0].points[1].score == 0.8
     by_error = answers(table, CurveQuestion("error")).curves[0]
     assert by_error.points[1].score == pytest.approx(0.2)
-    with pytest.raises(DataError, match="has no column of the AUROC, only n, accuracy"):
+    with pytest.raises(
+        DataError, match=r"has no column of the AUROC\. Its columns are n, accuracy"
+    ):
         answers(table, CurveQuestion("auroc"))
     with pytest.raises(DataError, match="has no column of scores"):
         metric_of(pd.DataFrame({"train_size": [1]}))
@@ -322,7 +324,10 @@ def csv(tmp_path, text):
             "train_size,accuracy\n1.000,0.7\n2.000,0.8\n",
             r"Line 2 .* train_size '1\.000', .*\. Write 1000 or 1,",
         ),
-        ("N;accuracy\n1.000;0,7\n2.000;0,8\n", r"'1\.000', whose point may separate thousands"),
+        (
+            "N;accuracy\n1.000;0,7\n2.000;0,8\n",
+            r"'1\.000'\. The point in this number could separate thousands",
+        ),
         ("N;test_loss\n500;1.250,5\n900;0,8\n", "Line 2 of the table has test_loss '1.250,5'"),
         ("N;test_loss\n500;1.250\n900;0,8\n", r"Line 2 of the table has test_loss '1\.250'"),
     ],
@@ -350,7 +355,7 @@ def test_a_decimal_point_in_a_semicolon_file_is_one(tmp_path):
         ),
         (
             "train_size,accuracy,seed\n50,0.7,0\n50,0.6,0\n100,0.8,0\n",
-            "Lines 2, 3 of the table have different scores of the same training",
+            "Lines 2, 3 of the table have different scores for the same training",
         ),
     ],
 )
@@ -398,7 +403,7 @@ def test_a_curve_that_crosses_one_half_is_not_taken_for_two_classes(tmp_path):
     assert found.chance is None
 
 
-def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confident():
+def test_losses_at_chance_level_of_a_network_that_learned_make_no_ceiling():
     table = pd.DataFrame(
         {
             "train_size": [100, 200, 400],
@@ -409,7 +414,7 @@ def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confid
     )
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
-    assert "The network is over-confident" in report.remarks[0]
+    assert "The network gives wrong probabilities" in report.remarks[0]
 
 
 def test_networks_on_the_same_images_inform_each_other():

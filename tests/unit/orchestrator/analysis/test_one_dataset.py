@@ -76,15 +76,19 @@ def test_several_seeds_give_the_difference_an_interval():
     low, high = single.best[-1].difference
     assert low < np.log(1.152 / 0.79) < high
     assert low > 0
-    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in single.best_line
+    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in " ".join(
+        single.best_sentences
+    )
 
 
 def test_the_best_network_may_depend_on_n():
     rows = table()
     rows.loc[(rows["model"] == "resnet_tiny") & (rows["train_size"] == 840), "test_loss"] = 0.5
     single = one_dataset(rows)
-    assert "the best network depends on N: small_cnn at 105, " in single.best_line
-    assert "resnet_tiny at 840; at N = 840 it is 0.5 against 0.79 of small_cnn" in single.best_line
+    assert "The best network depends on N: small_cnn at 105, " in " ".join(single.best_sentences)
+    assert "resnet_tiny at 840; at N = 840 it is 0.5 against 0.79 of small_cnn" in " ".join(
+        single.best_sentences
+    )
 
 
 def test_one_network_is_no_comparison():
@@ -124,7 +128,9 @@ def test_curves_that_mix_experiments_are_left_out_with_the_reason():
     mixed = table().assign(image_size=[32, 64] * 4)
     single = one_dataset(mixed)
     assert single.curves == ()
-    assert "The table mixes trainings of more than one image_size: 32, 64" in single.why_no_curves
+    assert (
+        "The table contains trainings of more than one image_size: 32, 64" in single.why_no_curves
+    )
 
 
 def stored_predictions(right, seed=0, model="a", train_size=840):
@@ -198,9 +204,9 @@ def test_stored_predictions_say_whether_the_best_network_is_surely_best():
     )
     single = one_dataset(rows, predictions)
     assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in (
-        single.best_line
+        " ".join(single.best_sentences)
     )
-    assert "only small_cnn is right on 20, only resnet_tiny on 0" in single.best_line
+    assert "only small_cnn is right on 20, only resnet_tiny on 0" in " ".join(single.best_sentences)
     assert single.test_set_line.endswith("with both networks tested on the same images.")
     assert "--set predictions=true" in one_dataset(rows).test_set_line
 

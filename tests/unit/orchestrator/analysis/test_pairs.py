@@ -171,7 +171,9 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     )
     d_data = 1 / (1 / rows["d_data_mle"]).mean()
     fall, high, low = (2 ** (-value / d_data) for value in (slopes[0].value, *slopes[0].interval))
-    shown = f"Doubling N multiplies the loss by {fall:.3g} (95 % interval {interval((low, high))};"
+    shown = (
+        f"Doubling N goes with {fall:.3g} times the loss (95 % interval {interval((low, high))};"
+    )
     assert shown in found[0].line
     other = rows.assign(trial_id="other " + rows["trial_id"], dataset="another", d_data_mle=np.nan)
     beside = findings(fit_scaling_laws(pd.concat([rows, other], ignore_index=True)))[0]

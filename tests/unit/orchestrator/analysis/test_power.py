@@ -178,7 +178,10 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
     ]
     found = planned_power(plan, num_tables=4)
     assert found.experiment.num_worlds == 6
-    assert "with 6 worlds in which only K_F is moved, " in found.lines()[0]
+    assert (
+        "Power with 6 base datasets, if the true slope is 1 and every condition passes"
+        in found.lines()[0]
+    )
     assert found.experiment.slope == 1
 
 
@@ -237,7 +240,10 @@ def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit
 def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
     found = planned_power(plan_sweep(load_sweep("interventions-digits")), num_tables=1)
     experiment, no_claim = found.lines()
-    assert "by the jackknife over the 10 classes that worlds share, which is wider" in experiment
+    assert (
+        "by the jackknife over the 10 classes that base datasets share, which is wider"
+        in experiment
+    )
     assert found.experiment.half_width > 0.3
     assert no_claim == NO_CLAIM_BETWEEN_WORLDS
     assert NO_CLAIM_BETWEEN_WORLDS in found.table().note
@@ -255,7 +261,9 @@ def test_an_experiment_of_two_worlds_is_refused():
 def test_mistakes_are_told():
     with pytest.raises(ConfigError, match=r"effect .*'sharpnes'.*[Dd]id you mean 'sharpness'"):
         power(SMALL, effect="sharpnes")
-    with pytest.raises(ConfigError, match=r"has 2 datasets, and power needs at least 3\. Add"):
+    with pytest.raises(
+        ConfigError, match=r"has 2 datasets, but a power calculation needs at least 3\. Add"
+    ):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
     with pytest.raises(ConfigError, match="num_tables is 0"):
         power(SMALL, num_tables=0)

@@ -175,8 +175,9 @@ def test_d_data_and_k_f_enter_only_if_left_out_datasets_are_better_with_them():
     unrelated = fit_growth(table.assign(test_loss=losses))
     assert not unrelated.measures_help(num_pilot=2)
     found = predict(unrelated, train_size=1000, pilot=[PilotPoint(500, 0.15)], **AT)
-    assert "no better with d_data and K_F, so they are not used" in found.warning
-    assert "d_data" not in found.warning.replace("with d_data and K_F", "").split("lies outside")[0]
+    assert "d_data and K_F do not improve the predictions for left-out datasets" in found.warning
+    other_warnings = found.warning.replace("d_data and K_F do not improve", "")
+    assert "d_data" not in other_warnings.split("lies outside")[0]
 
 
 def test_a_pilot_whose_d_data_was_measured_at_far_fewer_images_lends_none(noisy):
@@ -405,7 +406,7 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
         ),
         (
             {"pilot": [PilotPoint(0, 0.5)]},
-            "pilot train size is 0, .*Give the size",
+            "pilot train size is 0, .*Give the number of training images",
         ),
         (
             {"pilot": [PilotPoint(10.5, 0.3)]},

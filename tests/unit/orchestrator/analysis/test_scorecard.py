@@ -91,7 +91,7 @@ def test_sweeps_without_a_shared_cell_are_no_comparison():
     one = synthetic_table(num_natural=2, num_medical=0)
     with pytest.raises(
         DataError,
-        match=r"class pair and train size in common \(6 combinations in first, 6 in second",
+        match=r"is in both sweeps \(first has 6 combinations, second has 6",
     ):
         compare(one, one.assign(train_size=7 * one["train_size"]))
 
@@ -121,7 +121,9 @@ def test_seeds_of_a_cell_are_averaged_as_the_fits_do_and_the_note_says_so():
     factors = np.where(one["seed"] == 0, 1.0, 16.0)
     found = compare(one, one.assign(test_loss=one["test_loss"] * factors))
     assert found.changes[0].ratio == pytest.approx(4.0)
-    assert "over the seeds of a cell first" in found.table().note
+    assert (
+        "Means are over the seeds of a cell, then over the cells of a dataset" in found.table().note
+    )
 
 
 def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
@@ -145,5 +147,7 @@ def test_recipes_of_a_sweep_are_not_averaged_as_if_they_were_seeds():
     )
     both = pd.concat([one, two])
     assert compare(both, both.assign(test_loss=3 * both["test_loss"])).changes[0].num_cells == 18
-    with pytest.raises(DataError, match=r"in common \(9 combinations in first, 18 in second"):
+    with pytest.raises(
+        DataError, match=r"is in both sweeps \(first has 9 combinations, second has 18"
+    ):
         compare(one, both)

@@ -128,7 +128,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     assert len(lines) <= 40
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("SUPPORTED: Does the loss fall with N?")
-    assert lines[place + 1].startswith("  Doubling N multiplies the loss by ")
+    assert lines[place + 1].startswith("  Doubling N goes with ")
     details = " ".join(asked(table, "fit", "--all").split())
     assert "the exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in details
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]

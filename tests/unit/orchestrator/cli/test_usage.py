@@ -29,7 +29,7 @@ init --out /proc/x.yaml | /proc/x.yaml cannot be written
 gpu-check --device cpu --into THIS_FILE | cannot be written
 prepare mnist --label-map 7=one | --label-map works only for your own data, but mnist is a known dataset
 measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
-measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
+measure digits --label-map 7=a 7=b | 7 has two values in --label-map: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
 predict | The prediction needs a sweep or a learning curve, but none is given. Give the name
 predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
@@ -40,7 +40,7 @@ run smoke --num-cpus 0 | --num-cpus is 0, but must be at least 1
 run smoke --mlflow-uri ./mlruns | The MLflow URI ./mlruns is neither a database nor a server
 run smoke --mlflow-uri postgresql://me:pw@h/x | --mlflow-uri contains a password, and every user
 status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI instead
-run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not host:port of a Ray head
+run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the host:port of the head node of a Ray cluster
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
@@ -73,18 +73,18 @@ PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
 measure digits --sharpness-sample 1 | --sharpness-sample is 1, but a single image has no neighbor
 measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
-locate 0000000000000000 --raw . | does not exist, but its key is needed to find a hash
+locate 0000000000000000 --raw . | does not exist, but isweep needs the key in this file to find the file of a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not accept brats
 plan smoke --storage s3:/bucket | `--storage s3:/bucket` has no bucket or host. Write, for example, s3
-plan smoke --storage THIS_FILE | is a file, but results need a folder. Choose a folder
-run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
+plan smoke --storage THIS_FILE | is a file, but isweep stores results in a folder. Choose a folder
+run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not the host:port of the head node of a Ray cluster
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Give a value
 PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
 plan smoke --storage foo://me:secret@x | --storage foo://… is not a known kind of storage
-power smoke --num-tables 20 | and power needs at least 3
+power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
 claims | The claims need a sweep or --published, but none is given
 ui | MLflow has no runs, because
@@ -94,7 +94,7 @@ status smoke --trial small_mlp | --trial small_mlp is the beginning or end of 4 
 status smoke --trial small_mlp-manifold_d5 | No trial id of the sweep begins or ends with 'small_mlp-manifold_d5'
 status --trial x | --trial is given without a sweep
 plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Use
-run smoke --raw mnist=/a --raw mnist=/b | --raw gives mnist two values: mnist=/a and mnist=/b.
+run smoke --raw mnist=/a --raw mnist=/b | mnist has two values in --raw: mnist=/a and mnist=/b.
 plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
 """
 

@@ -318,7 +318,8 @@ class TestAddress:
     def test_must_be_host_and_port(self, address):
         for ask in (lambda: RunOptions(address=address), lambda: connect(address).__enter__()):
             with pytest.raises(
-                ConfigError, match=r"is not host:port of a Ray head. Use `--address auto`"
+                ConfigError,
+                match=r"is not the host:port of the head node of a Ray cluster. Use `--address auto`",
             ) as caught:
                 ask()
             assert caught.value.exit_code == 2
@@ -395,7 +396,7 @@ print(json.dumps(found))
 def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path):
     """Ray starts workers by it: none would live, and nothing say why."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SetupError, match="No folder on PATH contains bash"):
+    with pytest.raises(SetupError, match="but no folder on PATH contains bash"):
         connect().__enter__()
 
 

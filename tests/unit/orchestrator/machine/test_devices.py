@@ -288,7 +288,7 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_in_silence(tmp_path, monkeyp
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     with pytest.raises(
-        ConfigError, match=f"CUDA_VISIBLE_DEVICES={said} names a GPU .* GPU 0: NVIDIA L4"
+        ConfigError, match=f"CUDA_VISIBLE_DEVICES={said} contains a GPU .* GPU 0: NVIDIA L4"
     ):
         gpus.check_driver()
     for hides in ("", "-1", "NoDevFiles"):

@@ -179,4 +179,4 @@ def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
     found = doctor._checked("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
     assert not found["ok"]
     assert "cannot be the root: it is in a session folder of Ray" in found["detail"]
-    assert found["fix"].startswith("Choose a folder outside the session folder with --root")
+    assert found["fix"].startswith("With --root, give the absolute path of a folder outside")

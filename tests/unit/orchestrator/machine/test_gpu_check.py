@@ -104,7 +104,7 @@ def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatc
     monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda fields: rows)
     for visible in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with pytest.raises(SetupError, match="torch reaches no GPU"):
+        with pytest.raises(SetupError, match="torch cannot use a GPU"):
             devices(None)
     assert asked == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

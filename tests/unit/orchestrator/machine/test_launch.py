@@ -388,7 +388,7 @@ def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(c
         config["file_mounts"][f"~/{name}"] = f"./{name.strip('.')}"
     *found, secret = sorted(told(checkout, config))
     assert len(found) == 4
-    assert all("is a checkout or a root, which may hold images of" in one for one in found)
+    assert all("is a checkout or a root, which may contain images of" in one for one in found)
     assert secret.startswith(
         "provider.aws_secret_access_key: the file contains a secret. Remove the secret"
     )

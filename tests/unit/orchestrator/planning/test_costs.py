@@ -50,6 +50,7 @@ def test_operations_and_parameters_are_the_published_ones(model):
     assert 2.8 < found.step.flops / 4 / found.forward_flops <= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "giga_macs", "mega_parameters"),
     [("vit_b_32", 4.409, 88.224232), ("googlenet", 1.498, 6.624904)],

@@ -213,11 +213,11 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD + "seeds: [" + "1" * 90_000 + "]", r"is not YAML: Exceeds the limit"),
         (
             GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
-            r"'x19'(?s:.)*1 more problem like these",
+            r"'x19'(?s:.)*The sweep has 1 more problem like these",
         ),
         (
             GOOD.replace("20, 40", "x, " * 900),
-            r"train_sizes\.19 is (?s:.)*880 more problems like these",
+            r"train_sizes\.19 is (?s:.)*The sweep has 880 more problems like these",
         ),
         ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
@@ -397,7 +397,7 @@ def test_a_model_or_dataset_without_a_searched_recipe_is_named(recipes):
     assert "to the sweep mine and run `isweep tune mine` again" in str(caught.value)
 
 
-SEARCHED = r"a recipe that a search writes, but .* does not exist\. {}.* of this root: tuned-mine"
+SEARCHED = r"is the result of a search, but .* does not exist\. {}.* of this root: tuned-mine"
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ SEARCHED = r"a recipe that a search writes, but .* does not exist\. {}.* of this
     [
         ("tuned", SEARCHED.format("Run `isweep tune other --set recipe=NAME` first")),
         ("tuned-absent", SEARCHED.format("Run `isweep tune absent` first")),
-        (f"tuned-{'a' * 300}", "a recipe that a search writes"),
+        (f"tuned-{'a' * 300}", "is the result of a search"),
         ("a" * 300, "Unknown recipe"),
         ("~nobody-is-called-so/recipe.yaml", "The recipe file ~nobody.* does not exist"),
     ],
@@ -610,7 +610,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
     found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
     assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
     (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
-    with pytest.raises(ConfigError, match="comes after a chain of more than 5 recipe files"):
+    with pytest.raises(ConfigError, match="is at the end of a chain of more than 5 recipe files"):
         load_sweep(str(tmp_path / "sweep.yaml"))
 
 

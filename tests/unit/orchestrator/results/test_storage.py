@@ -42,7 +42,7 @@ def _no_pause(monkeypatch):
         ),
         (
             "s3://b/x?secret_key=hunter2",
-            r"--storage s3://b/… has more than a path after the bucket",
+            r"--storage s3://b/… has a query or a fragment \(\? or #\) after the path",
         ),
         ("s3://", r"s3://… has no bucket or host"),
         ("s3://[", r"s3://… has no bucket or host"),

@@ -80,7 +80,7 @@ def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images,
             "mnist5k",
             "pooled",
             "smoke",
-            r"The model is pooled, .*one model\. Name a model with --model small_mlp or",
+            r"The model is pooled, .*one model\. Choose one model with --model \(small_mlp or",
         ),
         ("mnist5k", "x", "smoke", "model of the sweep.*'x'"),
         (

@@ -150,8 +150,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert (
-        f"The sweep smoke of this root has {num} of these trials, but this sweep trains its trials "
-        "itself" in rerun.notes
+        f"The sweep smoke of this root has results of {num} of these trials. This sweep does not use "
+        "them: it trains all of its trials" in rerun.notes
     )
     damaged = (
         finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
@@ -185,7 +185,9 @@ print("torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize(("side", "built"), [("32", "False"), ("33", "True")])
+@pytest.mark.parametrize(
+    ("side", "built"), [("32", "False"), pytest.param("33", "True", marks=pytest.mark.long)]
+)
 def test_networks_of_a_preset_are_not_built_again_before_a_start_and_others_are(side, built):
     done = subprocess.run(
         [sys.executable, "-c", CHECK, side], capture_output=True, text=True, check=True
@@ -210,7 +212,8 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
     with pytest.raises(
-        DataError, match=r"was changed or removed while a run used it.*prepares the dataset again"
+        DataError,
+        match=r"was changed or removed while a run used it.*Run the same command again to prepare",
     ):
         load_arrays(finished, subset, cell.network.train_size)
 

@@ -30,7 +30,7 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(root
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
-    told = "resnet18 cannot be downloaded: <urlopen error.*or remove pretrained from the model"
+    told = "resnet18 cannot be downloaded: <urlopen error.*Or remove the key `pretrained` from the model"
     with pytest.raises(SetupError, match=told) as raised:
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
     assert raised.value.exit_code == 3
@@ -80,7 +80,9 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
     record = trial_record(result, spec=plan.trials[0])
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
-    told = r"other weights: \w{16}… in 1 result\. Copy pretrained/torchvision-resnet18\.safe"
+    told = (
+        r"stored results were trained: \w{16}… in 1 result\. Copy the file pretrained/torchvision-"
+    )
     with pytest.raises(ConfigError, match=told):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
 

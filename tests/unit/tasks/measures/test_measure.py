@@ -264,7 +264,7 @@ def ragged():
             [0, 1, 1e300, 2e300, 0],
             r"The label of row 2 is 1e\+300, which is not a whole number",
         ),
-        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), which has no axis of pixels"),
+        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), which has no axis for pixels"),
         (
             ragged(),
             [0, 1],

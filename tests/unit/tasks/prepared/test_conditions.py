@@ -182,8 +182,8 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     [
         (
             {"arms": [{"name": "faint", "moves": "sharpness", "dials": {"contrast": 0.5}}]},
-            "arm faint in world digits: dial 'contrast' generates all images anew, so it cannot "
-            "change training images only. With intervene_on: training, set blend or reach",
+            "arm faint in world digits: dial 'contrast' changes how all images are generated, so "
+            "it cannot be used for training images only. With intervene_on: training, set blend or reach",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},

@@ -87,7 +87,7 @@ def test_single_faults_do_what_they_say():
         (
             ("test_set_depends_on_size",),
             None,
-            "The subset depends on the train size with the faults test_set_depends_on_size",
+            "With the faults test_set_depends_on_size, the subset depends on the train size",
         ),
         (RELEASED_FAULTS, 500, "need 265 images of each class"),
     ],

@@ -118,12 +118,12 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "several labels of an image": (
         of(labels=np.zeros((12, 14), np.uint8)),
         {},
-        r"the array labels holds uint8 values of shape \(12, 14\), not one number",
+        r"the array labels contains uint8 values of shape \(12, 14\), not one number",
     ),
     "labels of others": (
         of(IMAGES[:5]),
         {},
-        r"holds int64 values of shape \(12,\), not one number or text for each of the 5 images",
+        r"contains int64 values of shape \(12,\), not one number or text for each of the 5 images",
     ),
     # shapes and values
     "one image": (of(IMAGES[0]), {}, SHAPE),
@@ -362,7 +362,7 @@ HDF5 = {
         lambda file: file.create_dataset(
             "images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"
         ),
-        "the array images has no values: none were written",
+        "the array images is empty: no values were written",
     ),
 }
 

@@ -15,7 +15,7 @@ from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write
 CATS = ("cat/", "dog/")
 TWO = {"classes": ("cat", "dog")}
 BOTH = [2] * 6 + [1] * 6
-ASKED = "so it is unclear which of the two are the classes"
+ASKED = "so it is unclear whether the top folders or the subfolders are the classes"
 NOT_BOTH = "some top folders are splits"
 OTHER_NAME = "the top folders are neither classes nor splits called train, test and val:"
 NO_CLASSES = r"two classes are needed\..* "
@@ -141,7 +141,7 @@ CASES = {
     },
     "splits below the classes": case(
         *cross(("cat", "dog"), ("train", "test")),
-        refused="the splits test, train lie below the class folders, not above them",
+        refused="the splits test, train are inside the class folders, but should be above them",
     ),
     "a patient on both sides": case(
         "train/cat/p1/",

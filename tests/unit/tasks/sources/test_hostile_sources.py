@@ -175,6 +175,7 @@ def used() -> dict[str, tuple[float, str]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of its memory"
 )

@@ -86,8 +86,10 @@ NO_LABEL = "the label is blank for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
 ONE_SPELLING = "a class has several spellings:"
 APART = "rows have the same group id"
-EVERY_GROUP = "the group is blank, NaN, None, a word for unknown, or several values for"
-ONE_WAY = "group ids differ only in spelling, as p0 and P0 do, or 7, 07 and"
+EVERY_GROUP = (
+    "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
+)
+ONE_WAY = r"group ids differ only in spelling \(such as p0 and P0, or 7, 07 and"
 MAPPED = {"-1": "unsure"}
 
 CASES: dict[str, Case] = {
@@ -156,7 +158,7 @@ CASES: dict[str, Case] = {
     ),
     "class and target": Case(
         {"class": fill(*CATS), "target": fill(*CATS)},
-        "several columns may be the label: class, target",
+        "several columns could contain the label: class, target",
         lacking=(PAIRED,),
     ),
     "a column nobody reads": Case(
@@ -188,7 +190,7 @@ CASES: dict[str, Case] = {
     ),
     "two patient columns": Case(
         {"label": fill(*CATS), "subject_id": each(2), "case_id": each(3)},
-        "several columns may be the group: case_id, subject_id",
+        "several columns could contain the group: case_id, subject_id",
         lacking=(NO_COLUMNS,),
     ),
     "numbers of 17 digits": groups(
@@ -328,7 +330,9 @@ CASES |= {
     for words, code in CODES.items()
 }
 CASES |= {
-    f"a word for unknown: {word}": labels("cat", "dog", word, refused="is a word for unknown")
+    f"a word for unknown: {word}": labels(
+        "cat", "dog", word, refused="is a word that means unknown"
+    )
     for word in ("Unknown", "unknown", "-", "uncertain")
 }
 CASES |= {

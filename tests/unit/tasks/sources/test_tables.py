@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "short lines": (
         "path,label\ncat/0.png\n",
         {},
-        ("row with another number of cells than the 2 of the header; the first"),
+        ("row with more or fewer cells than the header, which has 2; the first"),
     ),
     "an open quote": (
         'path,label\n"cat/0.png,1\n',

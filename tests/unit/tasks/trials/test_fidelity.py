@@ -71,7 +71,7 @@ ONCE = ((1, "float32"), (3, "bfloat16"))
 LOOPS = [
     *product([("resnet18", 8, 1e-3)], (1, 3), ("float32", "bfloat16")),
     *((("resnet50", 6, 1e-3), *how) for how in ONCE),
-    (("vgg13", 6, 1e-4), 1, "float32"),  # 129 million weights
+    pytest.param(("vgg13", 6, 1e-4), 1, "float32", marks=pytest.mark.long),  # 129 million weights
     pytest.param(("vgg13", 6, 1e-4), 3, "bfloat16", marks=pytest.mark.long),
 ]
 
