@@ -89,6 +89,6 @@ def _check_complete(numbers: Mapping[str, float]) -> None:
     missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
     if missing:
         raise ConfigError(
-            f"The prediction lacks {' and '.join(missing)} of the new dataset",
+            f"The prediction needs {' and '.join(missing)} of the new dataset",
             hint="Give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
         )

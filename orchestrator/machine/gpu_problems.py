@@ -200,7 +200,7 @@ def _unreached(node: NodeGpus) -> Problem:
     driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (
         f"node {node.node}: Ray offers {plural(int(node.offered), 'GPU')}, but torch {node.torch}, "
-        f"{build}, reaches {len(node.gpus)} {driver}"
+        f"{build}, can use {len(node.gpus)} {driver}"
     )
     if node.complaint:
         text += f": {node.complaint}"

@@ -254,8 +254,8 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"{readers.num_workers} CPUs on {len(nodes)} nodes read {name}; these nodes have its raw "
-        "download"
+        f"isweep reads {name} with {readers.num_workers} CPUs on the {len(nodes)} nodes that have "
+        "its raw download"
     )
     return readers.labelled(f"prepare {name}")
 

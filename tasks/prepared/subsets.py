@@ -635,7 +635,7 @@ def _too_few_images(
             "testing. Move groups to your test split, or leave the split out"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}, but only {num_allowed} of its "
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} of its "
         "images may be used for testing",
         hint=hint,
     )

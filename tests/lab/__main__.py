@@ -204,7 +204,7 @@ class Story:
     def read_on(self) -> list[str]:
         """What the log says of where raw files were read."""
         log = (self.cluster.root / "isweep.log").read_text(encoding="utf-8")
-        return re.findall(r"\d+ CPUs on \d+ nodes read pictures", log)
+        return re.findall(r"isweep reads pictures with \d+ CPUs on the \d+ nodes", log)
 
     def write_sweep(self, name: str, seeds: str) -> None:
         """Put the sweep where the documents' ``paper`` is translated to."""

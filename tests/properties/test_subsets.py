@@ -140,13 +140,13 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
             [0] * 50 + [1],
             subset_spec(None),
             None,
-            "Class 1 needs 5 test images, but 1 may be used for testing",
+            "Class 1 needs 5 test images, but 1 of its images may be used for testing",
         ),
         (
             [0, 1] * 20,
             subset_spec(None, 60),
             None,
-            "Class 0 needs 30 test images, but 20 may be used for testing",
+            "Class 0 needs 30 test images, but 20 of its images may be used for testing",
         ),
         (
             [0, 1] * 50,

@@ -280,10 +280,10 @@ def test_predict_takes_a_pilot_as_pairs_or_as_a_file(record, fits, tmp_path):
 
 
 def test_predict_needs_both_numbers(images, fits, tmp_path):
-    with pytest.raises(isweep.SweepError, match="The prediction lacks label_sharpness of"):
+    with pytest.raises(isweep.SweepError, match="The prediction needs label_sharpness of"):
         isweep.predict(isweep.measure(images), fits, train_size=100)
     with pytest.raises(
-        isweep.SweepError, match="The prediction lacks d_data and label_sharpness of"
+        isweep.SweepError, match="The prediction needs d_data and label_sharpness of"
     ):
         isweep.predict(None, fits, train_size=100)
     for name, value in (("d_data", "9"), ("label_sharpness", True), ("train_size", "100")):

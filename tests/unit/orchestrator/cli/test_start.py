@@ -149,9 +149,9 @@ class TestInit:
             (("fw.npz",), "ean {here}/few.npz?"),
             (
                 ("train.npz",),
-                "train: Class cat needs 1 test image, but 0 may be used for testing",
+                "train: Class cat needs 1 test image, but 0 of its images may be used for testing",
             ),
-            (("train.npz",), "move groups to your test split, or leave the split out"),
+            (("train.npz",), "Move groups to your test split, or leave the split out"),
             (
                 ("few.npz", "--out", ""),
                 "--out is '', but must be a file that ends with .yaml or .yml",

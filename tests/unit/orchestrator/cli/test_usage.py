@@ -49,7 +49,7 @@ measure digits --device cuda | Choose, for example, `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
 plan smoke --storage foo://x | --storage foo://… is not a known kind of storage
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
-predict smoke --d-data 9 --train-size 100 | The prediction lacks label_sharpness of the new dataset
+predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`

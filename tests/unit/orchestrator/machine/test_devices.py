@@ -364,7 +364,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
     assert what.endswith(
-        "reaches 0 with the NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
+        "can use 0 with the NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
         f"{said}"
     )
     assert how.startswith(hint)
@@ -405,7 +405,7 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
-    assert "Ray offers 2 GPUs, but torch 2.13.0, built for CUDA 13.0, reaches 1" in what
+    assert "Ray offers 2 GPUs, but torch 2.13.0, built for CUDA 13.0, can use 1" in what
     assert how == "Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES=GPU-1"
 
 

@@ -34,7 +34,7 @@ def problems(**changes: Any) -> list[str]:
     [
         (
             {"gpus": replace(L4, gpus=(), driver="")},
-            "built for CUDA 13.0, reaches 0 without an NVIDIA driver. Install NVIDIA's driver",
+            "built for CUDA 13.0, can use 0 without an NVIDIA driver. Install NVIDIA's driver",
         ),
         ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1. Install a torch with CUDA"),
         ({"versions": HERE | {"ray": "2.56.0"}}, "the node has ray 2.56.0, but this machine has"),
@@ -167,7 +167,7 @@ def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them
     outcome = doctor._gpus(None)
     assert not outcome.ok
     assert (
-        "Ray offers 1 GPU, but torch 2.13.0, built for CUDA 13.0, reaches 0 with the NVIDIA driver "
+        "Ray offers 1 GPU, but torch 2.13.0, built for CUDA 13.0, can use 0 with the NVIDIA driver "
         "550.54" in outcome.detail
     )
     assert "Install a driver of branch 580 or later" in outcome.fix

@@ -193,7 +193,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(driver="550.54", offered=8.0),
             1.0,
-            r"Ray offers 8 GPUs, but torch 2\.13\.0, built for CUDA 13\.0, reaches 0 with the NVID"
+            r"Ray offers 8 GPUs, but torch 2\.13\.0, built for CUDA 13\.0, can use 0 with the NVID"
             r"IA driver 550\.54\. Install a driver of branch 580 or later for CUDA 13\.0",
         ),
         (
@@ -217,7 +217,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
             1.0,
-            "offers 2 GPUs, .* reaches 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
+            "offers 2 GPUs, .* can use 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
         ),
         (
             node(replace(A100, has_kernels=False)),

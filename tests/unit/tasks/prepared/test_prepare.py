@@ -195,7 +195,7 @@ def test_identical_images_join_their_groups_and_conflicts_need_permission(
     monkeypatch.setattr(Toy, "reader", twins)
     with pytest.raises(
         DataError,
-        match=r"2 of 40 images equal an image with another label; at most 0\.10% may",
+        match=r"2 of 40 images equal an image with another label; at most 0\.10% of the images may",
     ):
         run(toy, tmp_path / "out")
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2

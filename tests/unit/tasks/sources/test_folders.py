@@ -85,7 +85,9 @@ CASES = {
     "one image in two classes": case(
         *CATS,
         files={f"{name}/x.png": png(picture(99)) for name in ("cat", "dog")},
-        refused=(r"2 of 8 images equal an image with another label; at most 0\.00% may"),
+        refused=(
+            r"2 of 8 images equal an image with another label; at most 0\.00% of the images may"
+        ),
     ),
     ("one image twice in a class"): case(
         *CATS,
