@@ -45,7 +45,7 @@ from tasks.trials import isolation
 from tasks.trials.attacks import attack_batch_size, run_clean_pass
 from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 from tasks.trials.representations import extract_features
-from tasks.trials.training import evaluate, record_graph, train
+from tasks.trials.training import capture_graph, evaluate, train
 from tasks.trials.trial import run_trial
 
 Measurements = Iterator[tuple[str, Any]]
@@ -484,7 +484,7 @@ def faults(bench: Bench) -> Measurements:
         yield "next_training_s", bench.train(model, images, labels, 1)[0]
     yield "left_bytes", bench.reserved_bytes()
     if bench.on_gpu:  # last, because this process cannot use the GPU afterwards
-        kinds["capture"] = bench.failure_kind(lambda: record_graph(allocate))
+        kinds["capture"] = bench.failure_kind(lambda: capture_graph(allocate))
     fails = []
     for name, kind in kinds.items():
         if kind != "out_of_memory":

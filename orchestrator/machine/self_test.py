@@ -19,7 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -33,7 +33,7 @@ from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import deterministic, fixed_torch_state, seeded, trial_memory
 from tasks.trials.models import PixelModel, build_model
-from tasks.trials.training import as_pixels, autocast, has_batch_norm, record_graph, train
+from tasks.trials.training import Capture, as_pixels, autocast, capture_graph, has_batch_norm, train
 
 NUM_EPOCHS = 6
 """Epochs of each training. The smaller last batch of an epoch is captured in the fourth epoch and
@@ -531,10 +531,10 @@ def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 def frozen_dropout(
     device: torch.device,
-    record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph,
+    capture: Capture = capture_graph,
 ) -> str:
     """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty."""
-    if device.type != "cuda" and record is record_graph:
+    if device.type != "cuda" and capture is capture_graph:
         return ""
     ones = torch.ones(10_000, device=device)
     dropped = torch.empty_like(ones)
@@ -543,7 +543,7 @@ def frozen_dropout(
         dropped.copy_(F.dropout(ones, 0.5))
 
     draw()
-    replay = record(draw)
+    replay = capture(draw)
     masks = []
     for _ in range(2):
         replay()

@@ -8,7 +8,7 @@ from orchestrator.measuring.request import Measured
 from search_spaces.datasets import DATASETS
 from search_spaces.published import read_published
 from tasks.measures.records import MeasureResult
-from tasks.measures.sharpness import LabelSharpness, SharpnessConvention, conversion
+from tasks.measures.sharpness import LabelSharpness, SharpnessScale, conversion_factor
 
 PUBLISHED_RANGE = (0.0, 255.0)
 """Pixel values of black and white in the published label sharpness."""
@@ -34,12 +34,12 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     sharpness = {
         row["dataset"]: row["label_sharpness"] for row in read_published("label_sharpness")
     }
-    convention = _known_convention(record.label_sharpness)
+    scale = _known_scale(record.label_sharpness)
     rows: list[dict[str, Any]] = []
     for name, row in nearest.items():
         converted = None
-        if convention is not None:
-            converted = float(sharpness[name]) * _factor(name, convention)
+        if scale is not None:
+            converted = float(sharpness[name]) * _factor(name, scale)
         rows.append(
             {
                 "dataset": name,
@@ -56,21 +56,21 @@ def _distance(row: dict[str, str], size: int) -> int:
     return abs(int(row["train_size"]) - size)
 
 
-def _known_convention(sharpness: LabelSharpness | None) -> SharpnessConvention | None:
-    """Return the convention of a label sharpness, or None if it cannot be converted."""
+def _known_scale(sharpness: LabelSharpness | None) -> SharpnessScale | None:
+    """Return the scale of a label sharpness, or None if it cannot be converted."""
     if sharpness is None:
         return None
-    convention = sharpness.convention
-    if convention.pixel_range is None or convention.side is None:
+    scale = sharpness.convention
+    if scale.pixel_range is None or scale.side is None:
         return None
-    return convention
+    return scale
 
 
-def _factor(dataset: str, convention: SharpnessConvention) -> float:
-    """Return the factor from a published label sharpness to another convention."""
+def _factor(dataset: str, scale: SharpnessScale) -> float:
+    """Return the factor from a published label sharpness to another scale."""
     channels = 3 if dataset in THREE_CHANNELS else 1
-    published = SharpnessConvention(PUBLISHED_RANGE, PUBLISHED_SIDES, channels, convention.sample)
-    return conversion(published, convention)
+    published = SharpnessScale(PUBLISHED_RANGE, PUBLISHED_SIDES, channels, scale.sample)
+    return conversion_factor(published, scale)
 
 
 def describe(measured: Measured) -> list[str]:

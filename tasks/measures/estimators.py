@@ -532,7 +532,7 @@ def _estimate_one(
             "positive and finite, but at least two points are needed"
         )
         return replace(record, reason=reason)
-    indices = table.indices[:, :k]
+    indices = table.neighbor_positions[:, :k]
     fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
     num_fitted = num_usable - fit.num_ties
     record = replace(record, num_points=num_fitted, num_dropped=num_points - num_fitted)

@@ -47,8 +47,8 @@ from tasks.measures.records import (
 )
 from tasks.measures.sharpness import (
     LabelSharpness,
-    SharpnessConvention,
-    UnlikeDistances,
+    OtherLabelDistances,
+    SharpnessScale,
     permuted_sharpness,
     stratified_samples,
     summarize,
@@ -103,7 +103,7 @@ def measure_nested(
     profile = profile_rows(source, codes, executor=executor)
     precision = Precision(settings.dtype, settings.device, exact_bytes=profile.is_exact)
     distinct_images = _find_neighbors(profile, codes, sizes, precision, settings, executor)
-    convention = _convention(source, settings)
+    scale = _scale(source, settings)
     records = []
     for size_index, size in enumerate(sizes):
         table = distinct_images.neighbors.tables[size_index]
@@ -120,7 +120,7 @@ def measure_nested(
                 num_duplicates=size - table.num_positions,
                 num_conflicts=sum(row < size for row, _ in profile.conflicts),
                 d_data=dimensions,
-                label_sharpness=distinct_images.sharpness(size_index, convention),
+                label_sharpness=distinct_images.sharpness(size_index, scale),
             )
         )
     calibration = None
@@ -138,7 +138,7 @@ def measure_nested(
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
         precision=distinct_images.neighbors.precision,
-        notes=_notes(records[-1], convention),
+        notes=_notes(records[-1], scale),
         calibration=calibration,
     )
 
@@ -277,7 +277,7 @@ def intrinsic_dimension(
     }
 
 
-def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
+def _scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
     """Return the scale of the images: pixel range, side, channels and sample size.
 
     If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and from 0
@@ -291,8 +291,8 @@ def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConv
     elif pixel_range is None and dtype.kind == "u":
         pixel_range = (0.0, float(np.iinfo(dtype).max))
     if len(shape) == 3:
-        return SharpnessConvention(pixel_range, shape[1:], shape[0], settings.sharpness_sample)
-    return SharpnessConvention(pixel_range, None, int(np.prod(shape)), settings.sharpness_sample)
+        return SharpnessScale(pixel_range, shape[1:], shape[0], settings.sharpness_sample)
+    return SharpnessScale(pixel_range, None, int(np.prod(shape)), settings.sharpness_sample)
 
 
 @dataclass(frozen=True)
@@ -315,58 +315,63 @@ class SearchedImages:
     samples: BoolArray
     sample_slices: list[slice]
 
-    def sharpness(self, size_index: int, convention: SharpnessConvention) -> LabelSharpness | None:
+    def sharpness(self, size_index: int, scale: SharpnessScale) -> LabelSharpness | None:
         """Return the label sharpness at one train size, or None if there are no labels."""
         if self.labels is None:
             return None
         table = self.neighbors.tables[size_index]
         labels = self.labels[: table.num_positions]
-        unlike = self._unlike_distances(table, self.sample_slices[size_index])
-        record = summarize(labels, unlike, convention)
+        nearest = self._other_label_distances(table, self.sample_slices[size_index])
+        record = summarize(labels, nearest, scale)
         if record.value is None:
             return record
-        return replace(record, permuted=permuted_sharpness(table, labels, unlike.members))
+        return replace(record, permuted=permuted_sharpness(table, labels, nearest.sample_masks))
 
-    def _unlike_distances(self, table: NeighborTable, sample_slice: slice) -> UnlikeDistances:
+    def _other_label_distances(
+        self, table: NeighborTable, sample_slice: slice
+    ) -> OtherLabelDistances:
         """Return the distances to the nearest images with another label, at one train size.
 
         The smallest distances are computed again in float64.
         """
         positions = slice(table.num_positions)
-        nearest = table.unlike_distances.copy()
-        in_samples = self.neighbors.sample_unlike_distances[sample_slice, positions].copy()
-        if self.neighbors.precision != EXACT:
-            self._refine_minimum(nearest, table.unlike_indices)
-            sample_indices = self.neighbors.sample_unlike_indices[sample_slice, positions]
-            for distances, indices in zip(in_samples, sample_indices, strict=True):
-                self._refine_minimum(distances, indices)
+        nearest = table.other_label_distances.copy()
+        search = self.neighbors
+        sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
+        if search.precision != EXACT:
+            self._refine_minimum(nearest, table.other_label_positions)
+            sample_positions = search.sample_other_label_positions[sample_slice, positions]
+            for distances, nearest_positions in zip(
+                sample_distances, sample_positions, strict=True
+            ):
+                self._refine_minimum(distances, nearest_positions)
         pair_distance = float(nearest.min(initial=np.inf))
         pair = None
         if np.isfinite(pair_distance):
             closest = int(nearest.argmin())
             first = int(self.source_rows[closest])
-            second = int(self.source_rows[table.unlike_indices[closest]])
+            second = int(self.source_rows[table.other_label_positions[closest]])
             pair = min(first, second), max(first, second)
-        return UnlikeDistances(
+        return OtherLabelDistances(
             distances=nearest,
             pair=pair,
             pair_distance=pair_distance,
-            in_samples=in_samples,
-            members=self.samples[sample_slice, positions],
+            sample_distances=sample_distances,
+            sample_masks=self.samples[sample_slice, positions],
         )
 
-    def _refine_minimum(self, distances: FloatArray, indices: AnyArray) -> None:
+    def _refine_minimum(self, distances: FloatArray, nearest_positions: AnyArray) -> None:
         """Compute all distances that may be the smallest again in float64, in place.
 
         Args:
             distances: ``(num_positions,)``, infinite where there is no other image.
-            indices: ``(num_positions,)`` positions of the other images.
+            nearest_positions: ``(num_positions,)`` positions of the other images.
         """
         limit = distances.min(initial=np.inf) * NEAR_MINIMUM
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
         refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
         for position in candidates.tolist():
-            nearest = int(indices[position])
+            nearest = int(nearest_positions[position])
             pair = min(position, nearest), max(position, nearest)
             if pair not in refined:
                 a, b = (self._read(end) for end in pair)
@@ -381,7 +386,7 @@ class SearchedImages:
         return flatten(self.source.read(row, row + 1))
 
 
-def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
+def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
     """Return the remarks on the largest train size."""
     notes = []
     if record.num_duplicates:
@@ -395,7 +400,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
             "their label sharpness is infinite. The values here describe all other pairs. "
             "conflict_pairs lists the images."
         )
-    if record.label_sharpness is not None and convention.pixel_range is None:
+    if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
             "The pixel range of these images is not known. Set it with --pixel-range (in Python: "
             "pixel_range), so that K_F can be compared with other datasets."

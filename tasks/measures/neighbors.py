@@ -6,14 +6,13 @@ Three kinds of index occur here, in :mod:`tasks.measures.tile_blocks` and in
 - A *source row* is an index of the rows of the source.
 - A *position* is an index of the rows that are measured, in the same order. A duplicate of an
   earlier row is not measured, so it has no position.
-- A *shell* is the index of a train size. Train sizes are ascending. The training set of size n has
-  the positions ``0 .. n-1``. The shell of a pair is that of the smallest training set that contains
-  both positions.
+- A *size index* is an index of the train sizes, which are ascending. The training set of size n has
+  the positions ``0 .. n-1``. The size index of a position, or of a pair of positions, is that of
+  the smallest training set that contains it.
 
-In names, *unlike* means "with another label".
-
-Each pair is added once, to its shell. The table of a train size then merges all shells up to this
-size.
+A pair with the size index i is *new* at train size i: no smaller training set contains it. Results
+are first collected for the new pairs of each train size. The table of a train size then merges the
+results of the new pairs of this and all smaller sizes.
 
 The matrix of all pairs is cut into tiles, and one task computes one tile.
 :mod:`tasks.measures.tile_blocks` computes the distances of a tile. :mod:`tasks.measures.nearest`
@@ -63,14 +62,16 @@ TILE_ROWS_INLINE = 1 << 18
 transferred, so it may be larger."""
 TILES_PER_WORKER = 5
 """Smallest number of tiles per worker. With fewer, workers would wait for the last tile."""
-SPREAD_WORK = 1e11
-"""Multiply-adds per worker above which tasks are sent to other nodes. They take about a second;
-for less work, sending the rows takes longer."""
+MIN_WORK_TO_SPREAD = 1e11
+"""Number of multiply-adds per worker, about one second of work. Tasks are also sent to other nodes
+if a worker has more. For less work, sending the rows takes longer than computing."""
 PAIRS_PER_SAMPLE = 1024
-"""Number of closest pairs to collect for an average sample. If 1 % of the labels differ from the
-rest, the chance that 1,024 random pairs all have equal labels is about 1e-9."""
+"""Number of closest pairs that lie in an average sample. With so many, a permutation of the labels
+nearly always has a pair with different labels among them: if 1 % of the images have another label
+than the rest, the chance of no such pair is about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
-"""Largest number of closest pairs to collect per shell; they take 16 MiB."""
+"""Largest number of closest pairs to collect among the new pairs of a train size. They take
+16 MiB."""
 
 
 class PairList(NamedTuple):
@@ -96,18 +97,18 @@ class NeighborTable:
     Attributes:
         distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where there
             are fewer neighbors.
-        indices: Positions of the neighbors, -1 where there are fewer neighbors.
-        unlike_distances: ``(num_positions,)`` distances to the nearest row with another label,
+        neighbor_positions: Positions of the neighbors, -1 where there are fewer neighbors.
+        other_label_distances: ``(num_positions,)`` distances to the nearest row with another label,
             infinite where there is no such row.
-        unlike_indices: ``(num_positions,)`` positions of the rows at ``unlike_distances``, -1 where
-            there is no such row.
+        other_label_positions: ``(num_positions,)`` positions of the rows at
+            ``other_label_distances``, -1 where there is no such row.
         closest_pairs: The closest pairs; None if no samples were searched.
     """
 
     distances: FloatArray
-    indices: IntArray
-    unlike_distances: FloatArray
-    unlike_indices: IntArray
+    neighbor_positions: IntArray
+    other_label_distances: FloatArray
+    other_label_positions: IntArray
     closest_pairs: PairList | None = None
 
     @property
@@ -122,15 +123,15 @@ class NeighborSearch:
 
     Attributes:
         tables: One table per train size, ascending.
-        sample_unlike_distances: ``(num_samples, num_positions)`` distances to the nearest row of
-            the same sample with another label, infinite for positions outside the sample.
-        sample_unlike_indices: Positions of these rows, -1 for positions outside the sample.
+        sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest row
+            of the same sample with another label, infinite for positions outside the sample.
+        sample_other_label_positions: Positions of these rows, -1 for positions outside the sample.
         precision: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """
 
     tables: list[NeighborTable]
-    sample_unlike_distances: FloatArray
-    sample_unlike_indices: IntArray
+    sample_other_label_distances: FloatArray
+    sample_other_label_positions: IntArray
     precision: str
 
 
@@ -146,26 +147,30 @@ def nested_neighbors(
     source_rows: IntArray | None = None,
     samples: BoolArray | None = None,
 ) -> NeighborSearch:
-    """Return the nearest neighbors of every row among the rows of every train size.
+    """Return the nearest neighbors of every position in the training set of every size.
 
     The distances of rows of bytes are square roots of exact integers. Other distances have a
     relative error of at most 1e-5 in float32 and 1e-7 in float64.
 
     Args:
-        rows: ``(num_rows, ...)`` array, or a source. The rows of a smaller train size come first.
-        labels: ``(num_rows,)`` integers, or None to skip the nearest rows with another label.
+        rows: ``(num_source_rows, ...)`` array, or a source. The rows of a smaller train size come
+            first.
+        labels: ``(num_source_rows,)`` integers, by source row; None to skip the nearest rows with
+            another label.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per row, at least 1.
         executor: Executor of the tiles; None computes them in this process.
         precision: Precision of the products of floats; None for float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
-        source_rows: Source rows to measure, ascending; None for all. All indices in the result are
-            positions, which count these rows only.
-        samples: ``(num_samples, num_positions)`` masks. The nearest row with another label is also
-            searched inside each of these samples.
+        source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
+            indices in the result are positions, which count these rows only.
+        samples: ``(num_samples, num_positions)`` masks by position. The nearest row with another
+            label is also searched inside each of these samples.
 
     Raises:
         DataError: If the first row of a source is bytes, and a later row has another dtype.
+        ValueError: If there is not one label per source row, or not one entry of a mask per
+            position.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
@@ -180,20 +185,24 @@ def nested_neighbors(
     is_exact = precision.exact_bytes and is_byte_dtype(dtype)
     if samples is None:
         samples = np.zeros((0, num_positions), bool)
+    if samples.shape[1] != num_positions:
+        raise ValueError(f"masks have {samples.shape[1]} entries for {num_positions} positions")
     label_codes = None
     if labels is not None:
+        if len(labels) != source.num_rows:
+            raise ValueError(f"{len(labels)} labels for {source.num_rows} source rows")
         label_codes = _label_codes(labels)[source_rows]
-    num_pairs = num_positions**2 / 2
-    multiply_adds = num_pairs * float(np.prod(source.row_shape))
+    # Every unordered pair costs one multiply-add per feature.
+    multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
     positions = np.arange(num_positions)
     job = SearchJob(
         source=source,
         source_rows=source_rows,
         label_codes=label_codes,
-        first_shells=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
-        samples=samples[:, :num_positions],
+        size_indices=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
+        samples=samples,
         center=np.zeros(0) if is_exact else estimate_center(source),
-        num_shells=len(train_sizes),
+        num_sizes=len(train_sizes),
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
@@ -201,13 +210,15 @@ def nested_neighbors(
         pair_capacities=_pair_capacities(samples, train_sizes),
         byte_dtype=dtype if is_exact else None,
     )
-    total = _search_all_tiles(job, executor)
+    nearest = _search_all_tiles(job, executor)
+    # The bytes of ByteRows are the original values, divided by its unit.
     unit_length = source.unit if isinstance(source, ByteRows) else 1.0
+    by_sample = nearest.other_label_by_sample
     return NeighborSearch(
-        tables=_tables(total, train_sizes, unit_length),
-        sample_unlike_distances=np.sqrt(total.unlike_by_sample.squared) * unit_length,
-        sample_unlike_indices=total.unlike_by_sample.positions,
-        precision=total.precision,
+        tables=_tables(nearest, train_sizes, unit_length),
+        sample_other_label_distances=np.sqrt(by_sample.squared) * unit_length,
+        sample_other_label_positions=by_sample.positions,
+        precision=nearest.precision,
     )
 
 
@@ -218,7 +229,7 @@ def _label_codes(labels: IntArray) -> IntArray:
 
 
 def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of closest pairs to collect for each shell.
+    """Return the number of closest pairs to collect among the new pairs of each train size.
 
     A sample of M of n images contains both images of a pair with probability (M/n)². So among
     ``PAIRS_PER_SAMPLE`` * (n/M)² pairs, ``PAIRS_PER_SAMPLE`` lie in a sample on average. The number
@@ -237,20 +248,21 @@ def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[in
 def _search_all_tiles(job: SearchJob, executor: Executor) -> NearestOfSpan:
     """Search all tiles and merge their results."""
     num_positions = len(job.source_rows)
-    shared = executor.share(job)
+    # A worker receives the job once. `search_tile` gets the job itself in place of this reference.
+    shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
-    arguments = [(shared, rows, columns) for rows, columns in tiles]
-    is_spread = job.multiply_adds_per_worker > SPREAD_WORK
+    arguments = [(shared_job, rows, columns) for rows, columns in tiles]
+    is_spread = job.multiply_adds_per_worker > MIN_WORK_TO_SPREAD
     tile_results = executor.map_unordered(search_tile, arguments, spread=is_spread)
     if len(tiles) == 1:
         # The only tile is on the diagonal, so it has one result for all positions.
         _, results = next(tile_results)
-        return cast(NearestOfSpan, results[0])
-    total = NearestOfSpan(job, Span(0, num_positions))
+        return cast(NearestOfSpan, results[0])  # executors return Any
+    nearest = NearestOfSpan(job, Span(0, num_positions))
     for _, results in tile_results:
         for result in results:
-            total.merge(result)
-    return total
+            nearest.merge(result)
+    return nearest
 
 
 def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[NearestOfSpan]:
@@ -267,14 +279,19 @@ def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[NearestOfSpan
     """
     check_device(job.precision.device)
     results = TileResults.empty(job, rows, columns)
+    precision = results.rows.precision
     for block in blocks_of_tile(job, rows, columns):
-        # The last block has the widest precision, because the precision of a tile only widens.
-        for result in results:
-            result.precision = block.precision
+        precision = block.precision
         if block.rows == block.columns:
             np.fill_diagonal(block.squared, no_pair(block.squared.dtype))
         add_block(job, results, block)
-    return results.distinct()
+    distinct_results = results.distinct()
+    for result in distinct_results:
+        # The last block has the widest precision, because the precision of a tile only widens.
+        result.precision = precision
+        for pairs in result.closest_pairs:
+            pairs.prune()
+    return distinct_results
 
 
 def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
@@ -287,8 +304,9 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
     if num_workers == 1:
         num_spans = math.ceil(num_positions / TILE_ROWS_INLINE)
     else:
-        least_spans = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
-        num_spans = max(math.ceil(num_positions / TILE_ROWS), least_spans)
+        # n spans make about n²/2 tiles.
+        min_spans = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
+        num_spans = max(math.ceil(num_positions / TILE_ROWS), min_spans)
     num_edges = min(num_spans, max(num_positions, 1)) + 1
     edges = np.unique(np.linspace(0, num_positions, num_edges).astype(int))
     spans = [Span(start, stop) for start, stop in pairwise(edges.tolist())]
@@ -297,50 +315,62 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
 
 
 def _tables(
-    total: NearestOfSpan,
+    nearest: NearestOfSpan,
     train_sizes: Sequence[int],
     unit_length: float,
 ) -> list[NeighborTable]:
-    """Return the table of each train size: the nearest rows of all shells up to this size."""
-    squared = total.neighbor_squared[0]
-    positions = total.neighbor_positions[0]
-    unlike = total.unlike_by_shell
-    unlike_squared = unlike.squared[0]
-    unlike_positions = unlike.positions[0]
+    """Return the table of each train size: the nearest rows in pairs that are new up to this size.
+
+    Args:
+        nearest: The result for all positions.
+        train_sizes: Ascending train sizes, counted in positions.
+        unit_length: Factor from the distances of the search to those of the tables.
+    """
+    by_size = nearest.other_label_by_size
+    neighbor_squared = nearest.neighbor_squared[0]
+    neighbor_positions = nearest.neighbor_positions[0]
+    other_label_squared = by_size.squared[0]
+    other_label_positions = by_size.positions[0]
     tables = []
-    for shell, size in enumerate(train_sizes):
-        if shell > 0:
-            squared, positions = merge_nearest(
-                squared,
-                positions,
-                total.neighbor_squared[shell],
-                total.neighbor_positions[shell],
+    for size_index, size in enumerate(train_sizes):
+        if size_index > 0:
+            neighbor_squared, neighbor_positions = merge_nearest(
+                neighbor_squared,
+                neighbor_positions,
+                nearest.neighbor_squared[size_index],
+                nearest.neighbor_positions[size_index],
             )
-            # In a tie the earlier shell wins, because its positions are smaller.
-            is_better = unlike.squared[shell] < unlike_squared
-            unlike_squared = np.where(is_better, unlike.squared[shell], unlike_squared)
-            unlike_positions = np.where(is_better, unlike.positions[shell], unlike_positions)
+            # In a tie the smaller size wins, because its positions are smaller.
+            new_squared = by_size.squared[size_index]
+            new_positions = by_size.positions[size_index]
+            is_closer = new_squared < other_label_squared
+            other_label_squared = np.where(is_closer, new_squared, other_label_squared)
+            other_label_positions = np.where(is_closer, new_positions, other_label_positions)
         tables.append(
             NeighborTable(
-                distances=np.sqrt(squared[:size]) * unit_length,
-                indices=positions[:size],
-                unlike_distances=np.sqrt(unlike_squared[:size]) * unit_length,
-                unlike_indices=unlike_positions[:size],
-                closest_pairs=_pair_list(total.closest_pairs[: shell + 1], unit_length),
+                distances=np.sqrt(neighbor_squared[:size]) * unit_length,
+                neighbor_positions=neighbor_positions[:size],
+                other_label_distances=np.sqrt(other_label_squared[:size]) * unit_length,
+                other_label_positions=other_label_positions[:size],
+                closest_pairs=_pair_list(nearest.closest_pairs[: size_index + 1], unit_length),
             )
         )
     return tables
 
 
-def _pair_list(shells: Sequence[ClosestPairs], unit_length: float) -> PairList | None:
-    """Return the closest pairs of all shells of one train size; None if there are no shells."""
-    if not shells:
+def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> PairList | None:
+    """Return the closest pairs of one train size; None if no closest pairs were collected.
+
+    Args:
+        pairs_by_size: The closest of the new pairs, for this and all smaller train sizes.
+        unit_length: Factor from the distances of the search to those of the list.
+    """
+    if not pairs_by_size:
         return None
-    total = ClosestPairs(sum(shell.capacity for shell in shells))
-    for shell in shells:
-        shell.prune()
-        total.merge(shell)
-    order = np.argsort(total.pairs["squared"])
-    pairs = total.pairs[order]
+    closest = ClosestPairs(sum(new_pairs.capacity for new_pairs in pairs_by_size))
+    for new_pairs in pairs_by_size:
+        closest.merge(new_pairs)
+    order = np.argsort(closest.pairs["squared"])
+    pairs = closest.pairs[order]
     distances = np.sqrt(pairs["squared"]) * unit_length
     return PairList(distances, pairs["first"], pairs["second"])

@@ -5,14 +5,15 @@ paper has the numerator |y_i - y_j|. For two classes it is 1 for every pair with
 We use 1 for more classes as well.
 
 K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and fewer
-channels. So K_F is comparable only with the scale on which it was measured.
+channels. Compare values of K_F only if they were measured on the same scale (pixel range, side,
+channels and sample size).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,8 +35,8 @@ among them."""
 
 
 @dataclass(frozen=True)
-class SharpnessConvention:
-    """The scale on which a label sharpness was measured.
+class SharpnessScale:
+    """The scale of a label sharpness: the properties of the images on which its size depends.
 
     Attributes:
         pixel_range: Pixel values of black and white; None if unknown.
@@ -55,26 +56,27 @@ class LabelSharpness:
     """A label sharpness with its uncertainty and its scale.
 
     Attributes:
-        value: Mean over the samples of the maximum of 1/distance, in 1/pixel value. None if it is
-            undefined.
-        convention: Scale of the measurement.
+        value: The maximum of 1/distance in each sample, averaged over the samples, in 1/pixel
+            value. None if it is undefined.
+        convention: Scale of the measurement. Stored records use this key.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
         pair: Rows of the two closest images with different labels, among all images of this size.
         pair_value: 1/distance of ``pair``, which is the maximum over all images.
-        sample_values: Maximum of 1/distance in each sample; one number if all images are used.
+        sample_values: The maximum of 1/distance in each sample; one number if all images are used.
         percentiles: Percentiles over images of 1/distance to the nearest image with another label.
             The mean over images has the key ``"mean"``.
         permuted: Baseline: mean ``value`` over random permutations of the labels. None if it is
-            unknown.
+            unknown. Stored records use this key.
         reason: Reason why ``value`` is None.
-        mean_unlike_distance: Mean nearest-enemy distance δ, in pixel values: the mean over images
-            of the distance to the nearest image with another label. It is computed in each sample
-            and then averaged. None in old records without this field.
+        mean_unlike_distance: The distance to the nearest image with another label, averaged over
+            the images of each sample and then over the samples, in pixel values. It is called δ, or
+            mean nearest-enemy distance. Stored records use this key; None in old records without
+            it.
     """
 
     value: float | None
-    convention: SharpnessConvention
+    convention: SharpnessScale
     num_pairs: int
     num_images: int
     pair: tuple[int, int] | None = None
@@ -86,7 +88,10 @@ class LabelSharpness:
     mean_unlike_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, in which the fields of ``convention`` are fields of the record."""
+        """Return plain JSON, in which the fields of ``convention`` are fields of the record.
+
+        The JSON also contains `sample_range`, with the key ``interval``.
+        """
         fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
         del fields["convention"]
         left_out_if_none = ("permuted", "mean_unlike_distance", "reason")
@@ -151,80 +156,78 @@ def count_pairs(labels: AnyArray) -> int:
 
 
 @dataclass(frozen=True)
-class UnlikeDistances:
+class OtherLabelDistances:
     """The distances to the nearest image with another label, for the images of one train size.
 
     Attributes:
         distances: ``(num_images,)`` distances among all images.
-        pair: Rows of the closest pair; None if no pair with different labels has a finite
+        pair: Rows of the closest pair with different labels; None if no such pair has a finite
             distance.
         pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its relative
             error is at most 1e-6.
-        in_samples: ``(num_samples, num_images)`` distances inside each sample, infinite for images
-            outside the sample. There are no rows if all images are used.
-        members: ``(num_samples, num_images)`` masks of the samples.
+        sample_distances: ``(num_samples, num_images)`` distances inside each sample, infinite for
+            images outside the sample. ``num_samples`` is 0 if all images are used.
+        sample_masks: ``(num_samples, num_images)``, True for the images of each sample.
     """
 
     distances: FloatArray
     pair: tuple[int, int] | None
     pair_distance: float
-    in_samples: FloatArray
-    members: BoolArray
+    sample_distances: FloatArray
+    sample_masks: BoolArray
 
-    def sample_distances(self) -> list[FloatArray]:
-        """Return the distances inside each sample, ``(num_members,)``.
+    def distances_by_sample(self) -> list[FloatArray]:
+        """Return the distances inside each sample, ``(sample_size,)``.
 
         If there are no samples, the only entry contains the distances among all images.
         """
-        if not len(self.in_samples):
+        if not len(self.sample_distances):
             return [self.distances]
-        rows = zip(self.in_samples, self.members, strict=True)
-        return [distances[is_member] for distances, is_member in rows]
+        samples = zip(self.sample_distances, self.sample_masks, strict=True)
+        return [distances[is_member] for distances, is_member in samples]
 
 
 def summarize(
     labels: AnyArray,
-    unlike: UnlikeDistances,
-    convention: SharpnessConvention,
+    nearest: OtherLabelDistances,
+    scale: SharpnessScale,
 ) -> LabelSharpness:
     """Return the label sharpness of one train size.
 
     Args:
         labels: ``(num_images,)``.
-        unlike: Distances to the nearest images with another label.
-        convention: Scale of the distances.
+        nearest: Distances to the nearest images with another label.
+        scale: Scale of the distances.
 
     Returns:
         The record, without the permuted baseline. Its value is undefined, with a reason, if no pair
         has different labels, or if the distance of the closest such pair is zero or infinite.
     """
     sampled_labels = labels
-    if len(unlike.members):
+    if len(nearest.sample_masks):
         # All samples have the same number of images of each class.
-        sampled_labels = labels[unlike.members[0]]
+        sampled_labels = labels[nearest.sample_masks[0]]
     num_pairs = count_pairs(sampled_labels)
     num_images = len(sampled_labels)
-    reason = _undefined_reason(labels, num_pairs, unlike.pair_distance)
+    reason = _undefined_reason(labels, num_pairs, nearest.pair_distance)
     if reason is not None:
-        return LabelSharpness(
-            None, convention, num_pairs, num_images, pair=unlike.pair, reason=reason
-        )
-    distances_by_sample = unlike.sample_distances()
+        return LabelSharpness(None, scale, num_pairs, num_images, pair=nearest.pair, reason=reason)
+    distances_by_sample = nearest.distances_by_sample()
     inverses_by_sample = [1 / distances for distances in distances_by_sample]
     percentiles = {}
     for percent in PERCENTILES:
-        in_samples = [np.percentile(inverses, percent) for inverses in inverses_by_sample]
-        percentiles[f"{percent:g}"] = float(np.mean(in_samples))
+        by_sample = [np.percentile(inverses, percent) for inverses in inverses_by_sample]
+        percentiles[f"{percent:g}"] = float(np.mean(by_sample))
     percentiles["mean"] = float(np.mean([inverses.mean() for inverses in inverses_by_sample]))
     sample_values = [1 / float(distances.min()) for distances in distances_by_sample]
     mean_distances = [distances.mean() for distances in distances_by_sample]
     return LabelSharpness(
         value=float(np.mean(sample_values)),
-        convention=convention,
+        convention=scale,
         num_pairs=num_pairs,
         num_images=num_images,
-        pair=unlike.pair,
-        pair_value=1 / unlike.pair_distance,
+        pair=nearest.pair,
+        pair_value=1 / nearest.pair_distance,
         sample_values=tuple(sample_values),
         percentiles=percentiles,
         mean_unlike_distance=float(np.mean(mean_distances)),
@@ -234,34 +237,38 @@ def summarize(
 def permuted_sharpness(
     table: NeighborTable,
     labels: AnyArray,
-    members: BoolArray,
+    sample_masks: BoolArray,
 ) -> float | None:
     """Return the mean label sharpness over random permutations of the labels.
 
     Each permutation searches the closest pair with different labels:
 
-    - In a sample, among the closest pairs of the train size. Every pair outside their list is
-      farther apart, so the result is exact.
+    - In a sample, among the `CLOSEST_PAIRS` closest pairs of the sample. A pair that is found is
+      the closest one, because all other pairs are farther apart.
     - Among all images, in the lists of nearest neighbors. The search misses the closest pair (a, b)
-      only if all listed neighbors of a have a's label, and all those of b have b's label.
+      only if all listed neighbors of a have a's label, and all those of b have b's label. At most
+      `CLOSEST_PAIRS` entries of the lists are searched, closest first.
+
+    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded before,
+    so the distance 0 is a rounding error.
 
     Args:
         table: Neighbors and closest pairs of this train size.
         labels: ``(num_images,)``.
-        members: ``(num_samples, num_images)`` masks of samples; no rows for all images.
+        sample_masks: ``(num_samples, num_images)``, True for the images of each sample;
+            ``num_samples`` is 0 to use all images.
 
     Returns:
-        The mean over permutations and samples, in 1/pixel value. None if all searched pairs of one
-        permutation have equal labels.
+        The mean over permutations and samples, in 1/pixel value. None if, in any permutation of any
+        sample, all searched pairs have equal labels.
     """
     rng = np.random.default_rng(0)
-    masks = members
-    if not len(members):
-        masks = np.ones((1, len(labels)), bool)
-    # Closest pairs are collected for samples only.
-    if len(members) and table.closest_pairs is not None:
-        pairs = table.closest_pairs
+    if len(sample_masks):
+        masks = sample_masks
+        # A search with samples always collects the closest pairs.
+        pairs = cast(PairList, table.closest_pairs)
     else:
+        masks = np.ones((1, len(labels)), bool)
         pairs = listed_pairs(table)
     is_positive = pairs.distances > 0
     values = []
@@ -273,7 +280,7 @@ def permuted_sharpness(
         second = index_in_sample[pairs.second[inside]]
         sample_labels = labels[is_member]
         for _ in range(NUM_PERMUTATIONS):
-            closest = _first_unlike(rng.permutation(sample_labels), first, second)
+            closest = _first_with_different_labels(rng.permutation(sample_labels), first, second)
             if closest is None:
                 return None
             values.append(1 / float(pairs.distances[inside[closest]]))
@@ -287,7 +294,7 @@ def listed_pairs(table: NeighborTable) -> PairList:
     """
     num_points, num_neighbors = table.distances.shape
     first = np.repeat(np.arange(num_points), num_neighbors)
-    second = table.indices.ravel()
+    second = table.neighbor_positions.ravel()
     distances = table.distances.ravel()
     is_pair = np.isfinite(distances) & (second >= 0)
     order = np.argsort(distances, kind="stable")
@@ -295,7 +302,7 @@ def listed_pairs(table: NeighborTable) -> PairList:
     return PairList(distances[order], first[order], second[order])
 
 
-def _first_unlike(
+def _first_with_different_labels(
     labels: AnyArray,
     first: IntArray,
     second: IntArray,
@@ -307,10 +314,11 @@ def _first_unlike(
         first: ``(num_pairs,)`` index of one image of each pair.
         second: ``(num_pairs,)`` index of the other image.
     """
+    # First a few pairs, for speed; then all.
     for num_pairs in (FIRST_PAIRS, len(first)):
-        is_unlike = labels[first[:num_pairs]] != labels[second[:num_pairs]]
-        if is_unlike.any():
-            return int(is_unlike.argmax())
+        is_different = labels[first[:num_pairs]] != labels[second[:num_pairs]]
+        if is_different.any():
+            return int(is_different.argmax())
     return None
 
 
@@ -332,13 +340,13 @@ def _undefined_reason(
             "Use all images (sharpness_sample=None)"
         )
     if pair_distance <= 0:
-        return "the difference between two images with different labels is rounded to zero"
+        return "two images with different labels have the distance 0 after rounding"
     if not np.isfinite(pair_distance):
         return "the squared distance between images with different labels is too large for a float"
     return None
 
 
-def conversion(source: SharpnessConvention, target: SharpnessConvention) -> float:
+def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
     """Return the factor that converts a label sharpness from one scale to another.
 
     The factor follows from ``K ∝ 1/(range · √(height · width · channels))``. It is exact for the
@@ -367,16 +375,16 @@ def _sample_text(sample: int | None) -> str:
     return "all images" if sample is None else f"{sample} images"
 
 
-def _largest_distance(convention: SharpnessConvention) -> float:
+def _largest_distance(scale: SharpnessScale) -> float:
     """Return the distance between an all-black and an all-white image."""
-    if convention.pixel_range is None or convention.side is None:
+    if scale.pixel_range is None or scale.side is None:
         raise DataError(
             "A label sharpness cannot be converted without pixel_range and side, but pixel_range "
-            f"is {convention.pixel_range} and side is {convention.side}",
+            f"is {scale.pixel_range} and side is {scale.side}",
             hint="Measure again with a pixel_range, and with images as (num_images, channels, "
             "height, width)",
         )
-    black, white = convention.pixel_range
-    height, width = convention.side
-    num_values = height * width * convention.channels
+    black, white = scale.pixel_range
+    height, width = scale.side
+    num_values = height * width * scale.channels
     return float((white - black) * np.sqrt(num_values))

@@ -92,27 +92,28 @@ class SearchJob:
         source: The source of all rows.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
         label_codes: ``(num_positions,)`` labels as numbers, or None to search neighbors only.
-        first_shells: ``(num_positions,)`` shell of the smallest train size that contains the
-            position.
+        size_indices: ``(num_positions,)`` size index of each position: the index of the smallest
+            train size that contains it.
         samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with another
             label is also searched inside each sample.
         center: ``(num_features,)`` subtracted from rows of floats.
-        num_shells: Number of train sizes.
+        num_sizes: Number of train sizes.
         num_neighbors: Number of neighbors per position.
         precision: Precision of the products of floats.
         block_rows: Largest number of rows in a block.
         multiply_adds_per_worker: Number of multiply-adds for each worker.
-        pair_capacities: Number of closest pairs to collect, per shell; empty for none.
+        pair_capacities: Number of closest pairs to collect among the new pairs of each train size;
+            empty for none.
         byte_dtype: Dtype of rows of bytes; None if rows are measured as floats.
     """
 
     source: BlockSource
     source_rows: IntArray
     label_codes: IntArray | None
-    first_shells: IntArray
+    size_indices: IntArray
     samples: BoolArray
     center: FloatArray
-    num_shells: int
+    num_sizes: int
     num_neighbors: int
     precision: Precision
     block_rows: int

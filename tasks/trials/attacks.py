@@ -1,10 +1,9 @@
 """Adversarial attacks on a trained network.
 
-Perturbations are in pixel units, which are 1/255 of the pixel range. Epsilon 2 means 2/255, so
-every pixel changes by at most 2. All passes are float32 and in evaluation mode. Images are
-``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are ``(num_images,)``
-int64. An attack is one function in this module and one row in
-:data:`search_spaces.attacks.ATTACKS`.
+Pixels are in [0, 255], and epsilon has the same unit: epsilon 2 (often written 2/255) changes a
+pixel by at most 2. All passes are float32 and in evaluation mode. Images are ``(num_images,
+channels, height, width)``; labels are ``(num_images,)`` int64. An attack is one function in this
+module and one row in :data:`search_spaces.attacks.ATTACKS`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
-from search_spaces.specs import AttackMeasurement, RecipeSpec
+from search_spaces.specs import AttackMeasurement, RecipeSpec, TestLoss
 from tasks.trials.records import AttackRecord
 from tasks.trials.training import (
     Evaluation,
-    LossRule,
     evaluation_mode,
     image_batches,
     mean_loss,
@@ -43,29 +41,31 @@ class CleanPass:
     Attributes:
         logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nats.
-        correct: ``(num_images,)`` bool, True for images that are classified correctly.
+        is_correct: ``(num_images,)`` bool, True for images that are classified correctly.
         gradient_sign: int8, in the shape of the images: the sign of the gradient of each image's
             loss with respect to its pixels.
     """
 
     logits: Tensor
     losses: Tensor
-    correct: Tensor
+    is_correct: Tensor
     gradient_sign: Tensor
 
-    def evaluation(self, loss_rule: LossRule) -> Evaluation:
+    def evaluation(self, loss_rule: TestLoss) -> Evaluation:
         """Return mean loss and accuracy, as :func:`~tasks.trials.training.evaluate` does."""
-        return Evaluation(mean_loss(self.losses, loss_rule), float(self.correct.double().mean()))
+        accuracy = float(self.is_correct.double().mean())
+        return Evaluation(mean_loss(self.losses, loss_rule), accuracy)
 
 
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
     """Return the batch size of an attack, which needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
-    the batch size is half of that of the training, and at least 8. If training divides its batches,
-    the batch size is smaller by the same factor.
+    the batch size is half of that of the training, and at least 8. If training uses micro batches,
+    this number is then scaled down by the same factor.
     """
-    return scaled_batch_size(max(8, recipe.batch_size // 2), recipe, micro_batch)
+    full_batch_size = max(8, recipe.batch_size // 2)
+    return scaled_batch_size(full_batch_size, recipe, micro_batch)
 
 
 def run_clean_pass(
@@ -83,13 +83,13 @@ def run_clean_pass(
                 loss = F.cross_entropy(logits, batch_labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, pixels)
             logits = logits.detach()
-            losses, correct = scores_per_image(logits, batch_labels)
+            losses, is_correct = scores_per_image(logits, batch_labels)
             # torch.sign of NaN is 0, so FGSM does not change a pixel whose gradient is NaN.
-            batches.append(CleanPass(logits, losses, correct, gradient.sign().to(torch.int8)))
+            batches.append(CleanPass(logits, losses, is_correct, gradient.sign().to(torch.int8)))
     return CleanPass(
         logits=torch.cat([batch.logits for batch in batches]),
         losses=torch.cat([batch.losses for batch in batches]),
-        correct=torch.cat([batch.correct for batch in batches]),
+        is_correct=torch.cat([batch.is_correct for batch in batches]),
         gradient_sign=torch.cat([batch.gradient_sign for batch in batches]),
     )
 
@@ -101,9 +101,9 @@ class AttackBatch:
     Attributes:
         pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
-        gradient_sign: see :class:`CleanPass`.
-        rows: ``(num_images,)`` int64, the index of each image in the test set. Random starts are
-            seeded with it.
+        gradient_sign: see :class:`CleanPass`. Of the attacks in this module, only FGSM uses it.
+        rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a random
+            start depends on it.
     """
 
     pixels: Tensor
@@ -123,7 +123,7 @@ class AttackFunction(Protocol):
         Args:
             model: maps pixels to logits, in evaluation mode.
             batch: the images, which must not be changed.
-            epsilon: largest change of a pixel, in 1/255 of the pixel range.
+            epsilon: largest change of a pixel, in the unit of the pixels.
             parameters: one value for each parameter of the attack.
         """
 
@@ -156,7 +156,7 @@ def pgd(
     Args:
         model: see :class:`AttackFunction`.
         batch: see :class:`AttackFunction`.
-        epsilon: radius of the L-infinity ball around an image, in 1/255 of the pixel range.
+        epsilon: radius of the L-infinity ball around an image, in the unit of the pixels.
         num_steps: number of gradient steps in one descent.
         num_restarts: number of descents, including the first.
         relative_step_size: length of a step as a fraction of ``epsilon``.
@@ -164,11 +164,12 @@ def pgd(
     low = (batch.pixels - epsilon).clamp_min(0)
     high = (batch.pixels + epsilon).clamp_max(PIXEL_MAX)
     step_size = relative_step_size * epsilon
-    best = _SmallestMargins(batch)
+    best = _BestCandidates(batch)
     for restart in range(num_restarts):
         adversarial = batch.pixels
         if restart > 0:
-            noise = _uniform_noise(batch, seeds=batch.rows * num_restarts + restart)
+            seeds = batch.rows * num_restarts + restart  # unique for each image and restart
+            noise = _uniform_noise(batch, seeds)
             adversarial = low + noise * (high - low)
         for _ in range(num_steps):
             margins, gradient = margin_gradient(model, adversarial, batch.labels)
@@ -179,8 +180,12 @@ def pgd(
     return best.images
 
 
-class _SmallestMargins:
-    """The candidate with the smallest margin so far, for every image of a batch."""
+class _BestCandidates:
+    """The candidate with the smallest margin so far, for every image of a batch.
+
+    Attributes:
+        images: the candidates, in the shape of the pixels; before the first update, the images.
+    """
 
     def __init__(self, batch: AttackBatch) -> None:
         self.images = batch.pixels
@@ -216,17 +221,17 @@ def attack_function(method: str) -> AttackFunction:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """The result of one attack at one strength, for each image of a batch.
+    """The result of one attack at one epsilon, for each image of a batch.
 
     Attributes:
         losses: ``(num_images,)`` cross-entropy on the attacked images, in nats.
-        correct: ``(num_images,)`` bool, True if the attacked image is classified correctly.
-        unchanged: ``(num_images,)`` bool, True if the attack changed no pixel.
+        is_correct: ``(num_images,)`` bool, True if the attacked image is classified correctly.
+        is_unchanged: ``(num_images,)`` bool, True if the attack changed no pixel.
     """
 
     losses: Tensor
-    correct: Tensor
-    unchanged: Tensor
+    is_correct: Tensor
+    is_unchanged: Tensor
 
 
 def attack_all(
@@ -237,7 +242,7 @@ def attack_all(
     clean: CleanPass,
     *,
     batch_size: int,
-    loss_rule: LossRule,
+    loss_rule: TestLoss,
 ) -> list[AttackRecord]:
     """Attack every image with every attack.
 
@@ -254,55 +259,58 @@ def attack_all(
         One record for each attack.
     """
     functions = [attack_function(attack.method) for attack in attacks]
-    outcomes: list[list[AttackOutcome]] = [[] for _ in attacks]
+    # For each attack, the outcome of each batch.
+    outcomes_by_attack: list[list[AttackOutcome]] = [[] for _ in attacks]
     signs = torch.split(clean.gradient_sign, batch_size)
     rows = torch.split(torch.arange(len(images)), batch_size)
     parts = zip(image_batches(images, labels, batch_size), signs, rows, strict=True)
     with evaluation_mode(model), torch.no_grad():
         for (pixels, batch_labels), batch_signs, batch_rows in parts:
             batch = AttackBatch(pixels, batch_labels, batch_signs, batch_rows)
-            for attack, function, batches in zip(attacks, functions, outcomes, strict=True):
+            for attack, function, outcomes in zip(
+                attacks, functions, outcomes_by_attack, strict=True
+            ):
                 values = ATTACKS[attack.method].values(dict(attack.parameters))
                 adversarial = function(model, batch, attack.epsilon, **values)
-                losses, correct = scores_per_image(model(adversarial), batch_labels)
-                unchanged = (adversarial == pixels).flatten(1).all(dim=1)
-                batches.append(AttackOutcome(losses, correct, unchanged))
+                losses, is_correct = scores_per_image(model(adversarial), batch_labels)
+                is_unchanged = (adversarial == pixels).flatten(1).all(dim=1)
+                outcomes.append(AttackOutcome(losses, is_correct, is_unchanged))
     return [
-        _attack_record(attack, clean, batches, loss_rule)
-        for attack, batches in zip(attacks, outcomes, strict=True)
+        _attack_record(attack, clean, outcomes, loss_rule)
+        for attack, outcomes in zip(attacks, outcomes_by_attack, strict=True)
     ]
 
 
 def _attack_record(
     attack: AttackMeasurement,
     clean: CleanPass,
-    batches: Sequence[AttackOutcome],
-    loss_rule: LossRule,
+    outcomes: Sequence[AttackOutcome],
+    loss_rule: TestLoss,
 ) -> AttackRecord:
     """Combine the outcomes of one attack on all batches into its record."""
-    correct = torch.cat([batch.correct for batch in batches])
-    unchanged = torch.cat([batch.unchanged for batch in batches])
+    is_correct = torch.cat([outcome.is_correct for outcome in outcomes])
+    is_unchanged = torch.cat([outcome.is_unchanged for outcome in outcomes])
     before = clean.evaluation(loss_rule)
-    loss = mean_loss(torch.cat([batch.losses for batch in batches]), loss_rule)
-    accuracy = float(correct.double().mean())
+    loss = mean_loss(torch.cat([outcome.losses for outcome in outcomes]), loss_rule)
+    accuracy = float(is_correct.double().mean())
     # The share of the images that are classified correctly before and after the attack.
-    robust_accuracy = float((correct & clean.correct).double().mean())
-    reason = ""
+    robust_accuracy = float((is_correct & clean.is_correct).double().mean())
+    loss_missing_reason = ""
     if not math.isfinite(before.loss):
-        reason = f"the loss on the clean images is {before.loss}"
+        loss_missing_reason = f"the loss on the clean images is {before.loss}"
     elif not math.isfinite(loss):
-        reason = f"the loss on the attacked images is {loss}"
+        loss_missing_reason = f"the loss on the attacked images is {loss}"
     return AttackRecord(
         method=attack.method,
         epsilon=attack.epsilon,
         parameters=dict(attack.parameters),
-        loss=None if reason else loss,
-        loss_gain=None if reason else loss - before.loss,
+        loss=None if loss_missing_reason else loss,
+        loss_gain=None if loss_missing_reason else loss - before.loss,
         accuracy=accuracy,
         accuracy_drop=before.accuracy - accuracy,
         robust_accuracy=robust_accuracy,
-        num_unchanged=int(unchanged.sum()),
-        reason=reason,
+        num_unchanged=int(is_unchanged.sum()),
+        reason=loss_missing_reason,
     )
 
 

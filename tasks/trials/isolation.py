@@ -275,33 +275,29 @@ class EnergyMeter:
     """A meter of the energy that a GPU has used since the meter was created.
 
     It reads the energy counter of the GPU through NVML, a library of NVIDIA's driver.
-
-    Attributes:
-        note: reason why the energy is not measured; empty if it is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.note = ""
+        self._problem = ""
         self._start: int | None = None
         if device.type != "cuda":
-            self.note = "the trial ran on a CPU, whose energy isweep does not measure"
+            self._problem = "the trial ran on a CPU, whose energy isweep does not measure"
             return
         try:
             uuid = torch.cuda.get_device_properties(device).uuid
             self._gpu = NvmlGpu(f"GPU-{uuid}")
             self._start = self._gpu.millijoules()
         except (OSError, AttributeError) as error:  # NVML or one of its functions is missing
-            self.note = f"the GPU's energy cannot be read: {error}"
+            self._problem = f"the GPU's energy cannot be read: {error}"
 
-    def joules(self) -> float | None:
-        """Return the energy in joules so far; None if it is not measured."""
+    def read(self) -> tuple[float | None, str]:
+        """Return the energy in joules so far and an empty text, or None and the reason."""
         if self._start is None:
-            return None
+            return None, self._problem
         try:
-            return (self._gpu.millijoules() - self._start) / 1000
+            return (self._gpu.millijoules() - self._start) / 1000, ""
         except OSError as error:
-            self.note = f"the GPU's energy cannot be read: {error}"
-            return None
+            return None, f"the GPU's energy cannot be read: {error}"
 
 
 class NvmlGpu:

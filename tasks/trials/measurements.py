@@ -50,8 +50,8 @@ from tasks.trials.scores import to_parquet
 from tasks.trials.training import to_device
 
 StoreFile = Callable[[bytes], TrialFile | str]
-"""Function that stores a file beside the result. It returns the stored file, or the reason why it
-could not store the file."""
+"""Function that stores a file beside the result. It returns the stored file; or, as text, the
+reason why it did not store the file."""
 
 
 def store_file(
@@ -64,8 +64,9 @@ def store_file(
         content: computes the content of the file.
 
     Returns:
-        The stored file and an empty text; or None and the reason why the file is not stored, which
-        is empty if ``store`` is None.
+        - ``(file, "")`` if the file was stored.
+        - ``(None, reason)`` if it could not be stored.
+        - ``(None, "")`` if ``store`` is None.
     """
     if store is None:
         return None, ""
@@ -94,8 +95,8 @@ class Measurements:
     def merge_into(self, earlier: TrialResult) -> TrialResult:
         """Return a result with these measurements added. All its other fields stay as they are."""
         predictions_note = earlier.predictions_note
-        was_requested_now = self.predictions is not None or self.predictions_note != ""
-        if was_requested_now:
+        has_new_predictions = self.predictions is not None or self.predictions_note != ""
+        if has_new_predictions:
             predictions_note = self.predictions_note
         # A new measurement replaces an earlier one with the same name.
         attacks = {attack.name: attack for attack in (*earlier.attacks, *self.attacks)}
@@ -181,9 +182,11 @@ class TrainedNetwork:
                 loss_rule=self.spec.network.recipe.test_loss,
             )
         robustness = None
-        for measurement in _of_type(requested, RobustnessMeasurement):  # at most one
+        robustness_measurement = _only(requested, RobustnessMeasurement)
+        if robustness_measurement is not None:
+            spec = robustness_measurement.robustness
             with timer.phase("robustness"):
-                robustness = self._measure_robustness(self.test_images, measurement.robustness)
+                robustness = self._measure_robustness(self.test_images, spec)
         return Measurements(
             d_repr=d_repr,
             d_repr_stages=d_repr_stages,
@@ -213,7 +216,8 @@ class TrainedNetwork:
         if not estimators:
             return ()
         names = stages(self.model, self.train_images[:1])
-        # All stages run once before the first is measured, so that errors come early.
+        # The constructor of StageRows runs the network on one image, to get the shape of a row. So
+        # a stage with an error is known before the first stage is measured.
         sources = [StageRows(self.model, name, self.train_images) for name in names]
         records: list[StageRecord] = []
         for source in sources:
@@ -243,8 +247,8 @@ class TrainedNetwork:
     def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
         """Measure robustness on ``images``, which have the labels of the test images."""
         # The seed is that of the data, not of the network. So all networks of a subset, and of its
-        # conditions, are measured on the same images. "r_hat" stands for the robustness R; another
-        # text would choose other images.
+        # conditions, are measured on the same images. Do not change the text "r_hat": the chosen
+        # images depend on it.
         seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
         return measure_robustness(
             self.model,
@@ -282,36 +286,52 @@ class TrainedNetwork:
     def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
-        """Score one further test set: all images, the blended images, and the other images."""
+        """Score one further test set: all images, the blended images, and the other images.
+
+        The stored names call the blended images *moved*, and the other images *unmoved*.
+        """
         images = to_device(test.images, self.test_images.device)
         clean = run_clean_pass(
             self.model, images, self.test_labels, batch_size=self.gradient_batch_size
         )
         is_blended = torch.from_numpy(test.is_blended).to(images.device)
-        record = FurtherTestRecord(
+        is_other = ~is_blended
+        robustness_record = None
+        if robustness is not None:
+            robustness_record = self._measure_robustness(images, robustness)
+        return FurtherTestRecord(
             name=test.name,
             num_moved=int(is_blended.sum()),
             loss=_finite_mean(clean.losses),
-            accuracy=float(clean.correct.double().mean()),
+            # There is at least one test image, so the accuracy is finite.
+            accuracy=float(clean.is_correct.double().mean()),
             moved_loss=_finite_mean(clean.losses[is_blended]),
-            moved_accuracy=_finite_mean(clean.correct[is_blended]),
-            unmoved_loss=_finite_mean(clean.losses[~is_blended]),
-            unmoved_accuracy=_finite_mean(clean.correct[~is_blended]),
-        )
-        if robustness is None:
-            return record
-        return record.model_copy(
-            update={"robustness": self._measure_robustness(images, robustness)}
+            moved_accuracy=_finite_mean(clean.is_correct[is_blended]),
+            unmoved_loss=_finite_mean(clean.losses[is_other]),
+            unmoved_accuracy=_finite_mean(clean.is_correct[is_other]),
+            robustness=robustness_record,
         )
 
 
-# A kind of measurement.
-M = TypeVar("M", bound=Measurement)
+MeasurementKind = TypeVar("MeasurementKind", bound=Measurement)
 
 
-def _of_type(measurements: Sequence[Measurement], kind: type[M]) -> list[M]:
+def _of_type(
+    measurements: Sequence[Measurement], kind: type[MeasurementKind]
+) -> list[MeasurementKind]:
     """Return the measurements of one kind."""
     return [measurement for measurement in measurements if isinstance(measurement, kind)]
+
+
+def _only(
+    measurements: Sequence[Measurement], kind: type[MeasurementKind]
+) -> MeasurementKind | None:
+    """Return the measurement of a kind that occurs at most once, or None if it does not occur."""
+    of_kind = _of_type(measurements, kind)
+    if not of_kind:
+        return None
+    (measurement,) = of_kind
+    return measurement
 
 
 def _finite_mean(values: Tensor) -> float | None:

@@ -8,9 +8,9 @@ with pixels in [0, 255]; labels are ``(num_images,)`` int64. Both are on the dev
 The model maps pixels to logits.
 
 :class:`Step` runs one training step on any device. On a GPU, a step can also be captured as a CUDA
-graph and replayed. With the study's batches of 6 to 40 images, a ResNet needs most of its time to
-start its 274 to 687 kernels per step. A graph starts all of them at once. A graph always reads and
-writes the same memory, so a step uses only tensors that stay at the same place.
+graph and replayed. With the study's batches of 6 to 40 images, most of a ResNet's step is the
+launch of its 274 to 687 kernels. A graph launches all of them at once. A graph always reads and
+writes the same memory, so a step uses only tensors that stay at the same address.
 :class:`Checkpoints` make it possible to continue an interrupted training with the same results.
 """
 
@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import RecipeSpec
+from search_spaces.specs import RecipeSpec, TestLoss
 from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
 from tasks.trials.records import EVALUATION_PASS, EpochRecord, EpochScore
 
@@ -45,7 +44,7 @@ WARM_UP_STEPS = 3
 training."""
 CHECKPOINT_INTERVAL_S = 300.0
 """Seconds between two checkpoints. A shorter training saves no checkpoint."""
-AVERAGED_BATCH = 64
+RELEASED_EVAL_BATCH = 64
 """Batch size of the evaluation in the released code. ``mean_of_batch_means`` averages over batches
 of this size."""
 
@@ -91,16 +90,16 @@ class Step:
         self._parameters = list(model.parameters())
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=images.device)
-        self._num_examples = 0
+        self._num_images = 0
 
     def __call__(self, rows: Tensor) -> None:
         """Take one step on the images at ``rows``, ``(batch_size,)`` int64, and count the
         images.
         """
-        self.take(rows)
-        self.count(len(rows))
+        self.run(rows)
+        self.count_images(len(rows))
 
-    def take(self, rows: Tensor) -> None:
+    def run(self, rows: Tensor) -> None:
         """Take one step, without counting the images. A CUDA graph replays this part.
 
         No operation here may wait for the device or read a number from it.
@@ -117,6 +116,7 @@ class Step:
                 logits = self.model(pixels)
             labels = self.labels.index_select(0, part)
             loss = F.cross_entropy(logits.float(), labels)
+            # This is loss.backward(), which has no type annotations.
             if len(part) == len(rows):
                 torch.autograd.backward(loss)
             else:
@@ -126,31 +126,33 @@ class Step:
             self._num_correct += (logits.argmax(1) == labels).sum()
         self.optimizer.step()
 
-    def count(self, num_images: int) -> None:
-        """Add a batch of ``num_images`` images to the number of examples."""
-        self._num_examples += num_images
+    def count_images(self, num_images: int) -> None:
+        """Add a batch of ``num_images`` images to the number of images since the last reading."""
+        self._num_images += num_images
 
     def read_totals(self) -> tuple[float, float]:
         """Return mean loss and accuracy since the last call, and reset the sums to zero.
 
         This is the only method that waits for the GPU.
         """
-        loss = float(self._loss_sum) / self._num_examples
-        accuracy = int(self._num_correct) / self._num_examples
+        loss = float(self._loss_sum) / self._num_images
+        accuracy = int(self._num_correct) / self._num_images
         self._loss_sum.zero_()
         self._num_correct.zero_()
-        self._num_examples = 0
+        self._num_images = 0
         return loss, accuracy
 
 
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Divide ``rows`` into batches of ``batch_size``.
+    """Divide ``rows`` into batches of ``batch_size``, except the last, which may differ.
 
     A last batch of only one row is added to the batch before it, because batch norm cannot compute
-    the variance of one image.
+    the variance of one image. So a batch, or a micro batch, has up to ``batch_size + 1`` rows. With
+    a ``batch_size`` of 1, every batch has one row.
     """
     batches = list(torch.split(rows, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+    has_single_row_left = len(batches) > 1 and len(batches[-1]) == 1
+    if has_single_row_left and batch_size > 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -162,7 +164,13 @@ class CaptureError(RuntimeError):
     """
 
 
-def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+Replay = Callable[[], None]
+"""Function that replays captured work, or just runs work."""
+Capture = Callable[[Callable[[], None]], Replay]
+"""Function that captures work without running it, as :func:`capture_graph` does."""
+
+
+def capture_graph(work: Callable[[], None]) -> Replay:
     """Capture ``work`` as a CUDA graph on the current device, without running it.
 
     Returns:
@@ -178,7 +186,7 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise CaptureError(f"a step could not be captured: {reason}") from error
-    replay: Callable[[], None] = graph.replay
+    replay: Replay = graph.replay
     return replay
 
 
@@ -195,31 +203,30 @@ class CapturedSteps:
 
     Args:
         step: the step to capture.
-        record: captures a function and returns its replay, as :func:`record_graph` does.
+        capture: captures the work of a step, as :func:`capture_graph` does.
     """
 
-    def __init__(
-        self, step: Step, record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph
-    ) -> None:
+    def __init__(self, step: Step, capture: Capture = capture_graph) -> None:
         self._step = step
-        self._record = record
+        self._capture = capture
         # The keys are batch sizes. A graph reads its rows from the same tensor at every replay.
         self._rows: dict[int, Tensor] = {}
-        self._replays: dict[int, Callable[[], None]] = {}
+        self._replays: dict[int, Replay] = {}
         self._num_batches: dict[int, int] = {}
 
     def __call__(self, rows: Tensor) -> None:
         """Take one step on the images at ``rows``."""
         size = len(rows)
-        self._step.count(size)
+        self._step.count_images(size)
         self._num_batches[size] = self._num_batches.get(size, 0) + 1
         if self._num_batches[size] <= WARM_UP_STEPS:
             with side_stream(rows.device):
-                self._step.take(rows)
+                self._step.run(rows)
             return
         if size not in self._replays:
             self._rows[size] = rows.clone()
-            self._replays[size] = self._record(lambda: self._step.take(self._rows[size]))
+            # A capture does not run the step. The replay below takes it, also for this first batch.
+            self._replays[size] = self._capture(lambda: self._step.run(self._rows[size]))
         self._rows[size].copy_(rows)
         self._replays[size]()
 
@@ -287,8 +294,8 @@ class Checkpoints:
 
     A checkpoint contains the weights, the state of the optimizer, the random states of batch order
     and dropout, and the records of the finished epochs. On a CPU, the epochs after a restart have
-    the same results to the last bit. A training that began on a CPU does not continue on a GPU, and
-    the reverse: its results would be those of neither device.
+    the same results to the last bit. A training that began on a CPU does not continue on a GPU, or
+    the other way round, because the results would belong to neither device.
 
     Args:
         read: returns the latest complete state, or None if there is no state.
@@ -439,8 +446,10 @@ def train(
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     run_step: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
     order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    # A graph captures the work of the current device. Device -1 does not change the device.
-    current_device = torch.cuda.device(device if graphs else -1)
+    # A graph captures the work of the current device.
+    current_device: AbstractContextManager[object] = nullcontext()
+    if graphs:
+        current_device = torch.cuda.device(device)
     with current_device, seeded(derive_seed("dropout", seed), device):
         history: list[EpochRecord] = []
         if checkpoints is not None:
@@ -463,11 +472,6 @@ def train(
     return history
 
 
-LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
-"""Rule for the average of losses. ``mean_of_batch_means`` is the rule of the released code: the
-mean over batches of 64 images. The images of a smaller last batch have a larger weight."""
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """The mean cross-entropy in nats and the accuracy of a network on one set of images."""
@@ -481,7 +485,7 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     *,
-    rule: LossRule = "mean_over_examples",
+    loss_rule: TestLoss = "mean_over_examples",
     batch_size: int = EVALUATION_PASS,
 ) -> Evaluation:
     """Return loss and accuracy, computed in evaluation mode and float32.
@@ -490,7 +494,7 @@ def evaluate(
         model: maps pixels to logits. Its mode is restored afterwards.
         images: pixels in [0, 255] of any type.
         labels: the true labels.
-        rule: rule for the average of losses.
+        loss_rule: rule for the average of losses, see :func:`mean_loss`.
         batch_size: images per forward pass. It only changes speed and memory.
     """
     losses: list[Tensor] = []
@@ -500,18 +504,19 @@ def evaluate(
             batch_losses, batch_correct = scores_per_image(model(pixels), batch_labels)
             losses.append(batch_losses)
             correct.append(batch_correct)
-    return Evaluation(mean_loss(torch.cat(losses), rule), float(torch.cat(correct).double().mean()))
+    accuracy = float(torch.cat(correct).double().mean())
+    return Evaluation(mean_loss(torch.cat(losses), loss_rule), accuracy)
 
 
-def scaled_batch_size(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
-    """Return the batch size of an evaluation or an attack.
+def scaled_batch_size(full_batch_size: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
+    """Return the batch size of an evaluation or an attack, scaled down as training is.
 
-    If a training pass contains a whole batch, this is ``num_images``. If memory is short and a
-    training pass contains only a fraction of a batch, this is the same fraction of ``num_images``,
-    and at least 1.
+    The factor is ``micro_batch / recipe.batch_size``, and 1 without micro batches. The batch size
+    is rounded down, and at least 1.
     """
-    part = micro_batch or recipe.batch_size
-    return max(1, min(num_images, num_images * part // recipe.batch_size))
+    images_per_pass = micro_batch or recipe.batch_size
+    scaled = full_batch_size * images_per_pass // recipe.batch_size
+    return max(1, min(full_batch_size, scaled))
 
 
 def image_batches(
@@ -529,11 +534,16 @@ def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(1) == labels
 
 
-def mean_loss(losses: Tensor, rule: LossRule) -> float:
-    """Return the mean of ``losses``, ``(num_images,)``, by a rule. It is computed in float64."""
+def mean_loss(losses: Tensor, loss_rule: TestLoss) -> float:
+    """Return the mean of ``losses``, ``(num_images,)``, by a rule. It is computed in float64.
+
+    ``mean_of_batch_means`` is the rule of the released code: the mean over batches of
+    :data:`RELEASED_EVAL_BATCH` images. The images of a smaller last batch have a larger weight.
+    """
     losses = losses.double()
-    if rule == "mean_of_batch_means":
-        losses = torch.stack([batch.mean() for batch in torch.split(losses, AVERAGED_BATCH)])
+    if loss_rule == "mean_of_batch_means":
+        batches = torch.split(losses, RELEASED_EVAL_BATCH)
+        losses = torch.stack([batch.mean() for batch in batches])
     return float(losses.mean())
 
 

@@ -2,7 +2,7 @@
 
 Files are read and written only by callbacks of the caller. At the end, the random state, the thread
 counts and the determinism settings of the process are restored. On a CPU, the same spec, data and
-``num_threads`` have the same results to the last bit, whatever ran before in the process.
+``num_threads`` give the same results to the last bit, whatever ran before in the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import Measurement, NetworkSpec, TrialSpec
+from search_spaces.specs import Measurement, NetworkSpec, TestLoss, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.isolation import (
@@ -43,6 +42,7 @@ from tasks.trials.records import (
     SearchResult,
     SearchStatus,
     Timings,
+    TrialFile,
     TrialResult,
     TrialStatus,
     ValidationScore,
@@ -53,7 +53,6 @@ from tasks.trials.scores import classification_scores
 from tasks.trials.training import (
     Checkpoints,
     Evaluation,
-    LossRule,
     evaluate,
     scaled_batch_size,
     to_device,
@@ -114,8 +113,7 @@ def run_trial(
             hint="Pass the weights of tasks.trials.weights.download as pretrained",
         )
     with _Trial.isolated(spec, data, compute) as trial:
-        meter = EnergyMeter(trial.device)
-        result = trial.run(
+        return trial.run(
             on_epoch=on_epoch,
             on_score=on_score,
             store_weights=store_weights,
@@ -123,11 +121,6 @@ def run_trial(
             checkpoints=checkpoints,
             pretrained=pretrained,
         )
-        energy = meter.joules()  # sets the note if the energy cannot be read
-        update = {"energy_j": energy, "energy_note": meter.note}
-    if pretrained is not None:
-        update["pretrained"] = hashlib.sha256(pretrained).hexdigest()
-    return result.model_copy(update=update)
 
 
 def measure_trial(
@@ -161,10 +154,11 @@ def measure_trial(
     """
     check_inputs(spec.network, data)
     with _Trial.isolated(spec, data, compute) as trial:
-        trial.build()
+        trial.build()  # without pretrained weights, because load_into replaces all weights
         load_into(trial.model, weights)
-        trial.check_restored(earlier)
-        measurements = trial.trained.measure(requested, trial.timer, store_predictions)
+        trained = trial.trained_network()
+        trial.check_restored(trained, earlier)
+        measurements = trained.measure(requested, trial.timer, store_predictions)
         return measurements.merge_into(earlier)
 
 
@@ -215,7 +209,7 @@ def run_search_trial(
             reason = str(diverged)
         num_epochs = len(curve)
         if status is SearchStatus.DIVERGED:
-            num_epochs += 1  # the epoch that diverged has no validation loss
+            num_epochs += 1  # the epoch that diverged is not in the curve
         return SearchResult(
             status=status,
             reason=reason,
@@ -236,10 +230,15 @@ class _Trial:
     """A network, the images of its trial, and the results so far.
 
     Attributes:
+        network_spec: the network to build; ``model`` is the network itself.
         device: the device of the model and of all images.
         eval_batch_size: images per forward pass.
         images: the training images.
         labels: labels of the training images.
+        held_out_images: the test images; in a search, the validation images.
+        held_out_labels: labels of the held-out images.
+        scores: scores of the trained network; None before the evaluation.
+        history: records of the finished epochs that did not diverge.
         timer: seconds of each finished phase.
     """
 
@@ -247,19 +246,19 @@ class _Trial:
 
     def __init__(self, spec: TrialSpec, data: TrialData, compute: ComputeOptions) -> None:
         self.spec = spec
-        self.network = spec.network
+        self.network_spec = spec.network
         self.recipe = spec.network.recipe
         self.seed = spec.derived_seed
         self.data = data
         self.compute = compute
         self.device = torch.device(compute.device)
-        self.graphs = compute.graphs and self.device.type == "cuda"
+        self.uses_cuda_graphs = compute.graphs and self.device.type == "cuda"
         # A search has fewer than train_size images. The slice then contains all of them.
-        train_rows = slice(self.network.train_size)
+        train_rows = slice(self.network_spec.train_size)
         self.images = to_device(data.train_images[train_rows], self.device)
         self.labels = to_device(data.train_labels[train_rows], self.device)
-        self.test_images = to_device(data.test_images, self.device)
-        self.test_labels = to_device(data.test_labels, self.device)
+        self.held_out_images = to_device(data.test_images, self.device)
+        self.held_out_labels = to_device(data.test_labels, self.device)
         self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, compute.micro_batch)
         self.scores: NetworkScores | None = None
         self.history: list[EpochRecord] = []
@@ -292,19 +291,19 @@ class _Trial:
         checkpoints: Checkpoints | None,
         pretrained: bytes | None,
     ) -> TrialResult:
-        """Run all phases in order, until a loss diverges. :func:`run_trial` has the same arguments.
+        """Run all phases in order, until a loss diverges.
 
-        Returns:
-            The result, without energy and the checksum of pretrained weights.
+        The arguments and the result are those of :func:`run_trial`.
         """
+        meter = EnergyMeter(self.device)
         with self.timer.phase("build"):
             self.build(pretrained)
-        # After a restart the scores on the test images continue, so checkpoints contain them.
+        # Checkpoints contain the test scores, so the scores continue after a restart.
         test_history: list[EpochScore] = [] if checkpoints is None else checkpoints.test_history
 
-        def score_epoch(record: EpochRecord) -> None:
+        def evaluate_epoch(record: EpochRecord) -> None:
             if record.epoch in scored_epochs(self.recipe.epochs):
-                scores = self._test_scores(self.recipe.test_loss)
+                scores = self._evaluate_held_out(self.recipe.test_loss)
                 if math.isfinite(scores.loss):
                     score = EpochScore(
                         epoch=record.epoch, test_loss=scores.loss, test_accuracy=scores.accuracy
@@ -317,21 +316,34 @@ class _Trial:
 
         try:
             with self.timer.phase("train"):
-                self.fit(score_epoch, checkpoints)
+                self.fit(evaluate_epoch, checkpoints)
             with self.timer.phase("evaluate"):
-                self.score_network()
+                trained = self.evaluate_network()
         except Diverged as diverged:
-            return self._result(TrialStatus.DIVERGED, test_history, reason=str(diverged))
+            return self._result(
+                TrialStatus.DIVERGED,
+                test_history,
+                meter=meter,
+                pretrained=pretrained,
+                reason=str(diverged),
+            )
         weights, weights_note = store_file(store_weights, lambda: to_bytes(self.model))
-        measurements = self.trained.measure(self.spec.measurements, self.timer, store_predictions)
-        result = measurements.merge_into(self._result(TrialStatus.DONE, test_history))
-        return result.model_copy(update={"weights": weights, "weights_note": weights_note})
+        measurements = trained.measure(self.spec.measurements, self.timer, store_predictions)
+        result = self._result(
+            TrialStatus.DONE,
+            test_history,
+            meter=meter,
+            pretrained=pretrained,
+            weights=weights,
+            weights_note=weights_note,
+        )
+        return measurements.merge_into(result)
 
     def build(self, pretrained: bytes | None = None) -> None:
         """Build the network with seeded random weights, or with pretrained weights."""
         _, num_channels, image_size, _ = self.data.train_images.shape
         self.model = build_model(
-            self.network.model,
+            self.network_spec.model,
             num_outputs=self.recipe.num_outputs or self.data.num_classes,
             in_channels=num_channels,
             image_size=image_size,
@@ -347,7 +359,8 @@ class _Trial:
         """Train the network.
 
         Raises:
-            Diverged: the training loss of an epoch is NaN or infinite.
+            Diverged: the training loss of an epoch is NaN or infinite, or ``on_epoch`` raised this
+                error.
         """
         history = train(
             self.model,
@@ -359,18 +372,23 @@ class _Trial:
             on_epoch=on_epoch,
             micro_batch=self.compute.micro_batch,
             checkpoints=checkpoints,
-            graphs=self.graphs,
+            graphs=self.uses_cuda_graphs,
         )
         self.history = [record for record in history if not record.diverged]
         if history and history[-1].diverged:
             last = history[-1]
             raise Diverged(f"the training loss was {last.train_loss} in epoch {last.epoch}")
 
-    def score_network(self) -> None:
-        """Compute losses and accuracies of the trained network.
+    def evaluate_network(self) -> TrainedNetwork:
+        """Compute losses and accuracies of the trained network, and set ``scores``.
 
         One pass over the training images also collects the features of the last hidden layer. One
-        pass over the test images also computes the gradients for attacks.
+        pass over the test images also computes the gradients for attacks. With gradients, some
+        layers use other kernels, so the last digits of the test loss may differ from those of
+        :func:`~tasks.trials.training.evaluate`.
+
+        Returns:
+            The trained network, with the results of both passes.
 
         Raises:
             Diverged: a loss is NaN or infinite.
@@ -381,64 +399,73 @@ class _Trial:
                 self.model,
                 self.images,
                 self.labels,
-                rule=loss_rule,
+                loss_rule=loss_rule,
                 batch_size=self.eval_batch_size,
             )
-        self.trained.features = features.array
-        clean = self.trained.clean_pass
+        trained = self.trained_network(features.array)
+        clean = trained.clean_pass
         test_scores = clean.evaluation(loss_rule)
         for name, scores in (("train", train_scores), ("test", test_scores)):
             if not math.isfinite(scores.loss):
                 raise Diverged(f"the {name} loss of the trained network is {scores.loss}")
+        classification = classification_scores(
+            clean.logits.cpu().numpy(),
+            self.held_out_labels.cpu().numpy(),
+            self.data.num_classes,
+        )
         self.scores = NetworkScores(
             num_parameters=num_parameters(self.model),
             train_loss=train_scores.loss,
             train_accuracy=train_scores.accuracy,
             test_loss=test_scores.loss,
             test_accuracy=test_scores.accuracy,
-            classification=classification_scores(
-                clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
-            ),
+            classification=classification,
         )
+        return trained
 
-    def _test_scores(self, loss_rule: LossRule) -> Evaluation:
-        """Score the test images. In a search these are the validation images."""
+    def _evaluate_held_out(self, loss_rule: TestLoss) -> Evaluation:
+        """Return loss and accuracy on the held-out images."""
         return evaluate(
             self.model,
-            self.test_images,
-            self.test_labels,
-            rule=loss_rule,
+            self.held_out_images,
+            self.held_out_labels,
+            loss_rule=loss_rule,
             batch_size=self.eval_batch_size,
         )
 
     def validate(self, epoch: int) -> ValidationScore:
-        """Score the validation images after an epoch.
+        """Return the scores on the validation images after an epoch.
 
         Raises:
             Diverged: the loss is NaN or infinite.
         """
-        scores = self._test_scores("mean_over_examples")
+        scores = self._evaluate_held_out("mean_over_examples")
         if not math.isfinite(scores.loss):
             raise Diverged(f"the validation loss was {scores.loss} after epoch {epoch}")
         return ValidationScore(epoch=epoch, loss=scores.loss, accuracy=scores.accuracy)
 
-    @cached_property
-    def trained(self) -> TrainedNetwork:
-        """The network after its training, with the images that it is measured on."""
+    def trained_network(self, features: NDArray[np.float32] | None = None) -> TrainedNetwork:
+        """Return the network after its training, with the images that it is measured on.
+
+        Args:
+            features: last hidden layer of the training images; None if it is not computed yet.
+        """
         return TrainedNetwork(
             model=self.model,
             spec=self.spec,
             data=self.data,
             train_images=self.images,
-            test_images=self.test_images,
-            test_labels=self.test_labels,
+            test_images=self.held_out_images,
+            test_labels=self.held_out_labels,
             gradient_batch_size=attack_batch_size(self.recipe, self.compute.micro_batch),
+            features=features,
         )
 
-    def check_restored(self, earlier: TrialResult) -> None:
+    def check_restored(self, restored: TrainedNetwork, earlier: TrialResult) -> None:
         """Check that the network with stored weights has the test loss of the trained network.
 
-        The output of a user's network may depend on more than its weights.
+        The losses differ if the file belongs to another network, or if the output of a user's
+        network depends on more than its weights.
 
         Raises:
             CorruptStoreError: the test loss differs.
@@ -446,7 +473,7 @@ class _Trial:
         if earlier.scores is None:
             return
         trained_loss = earlier.scores.test_loss
-        loss = self.trained.clean_pass.evaluation(self.recipe.test_loss).loss
+        loss = restored.clean_pass.evaluation(self.recipe.test_loss).loss
         if not math.isclose(
             loss, trained_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
@@ -457,15 +484,32 @@ class _Trial:
             )
 
     def _result(
-        self, status: TrialStatus, test_history: Sequence[EpochScore], reason: str = ""
+        self,
+        status: TrialStatus,
+        test_history: Sequence[EpochScore],
+        *,
+        meter: EnergyMeter,
+        pretrained: bytes | None,
+        reason: str = "",
+        weights: TrialFile | None = None,
+        weights_note: str = "",
     ) -> TrialResult:
-        """Return the result without measurements and stored files.
+        """Return the result without measurements.
 
         Args:
             status: end of the trial.
             test_history: scores on the test images after some epochs.
+            meter: meter of the trial's energy.
+            pretrained: initial weights of a pretrained network.
             reason: reason why the trial diverged; empty if it did not diverge.
+            weights: stored file of the trained network's weights.
+            weights_note: reason why requested weights are not stored.
         """
+        pretrained_sha256 = ""
+        if pretrained is not None:
+            pretrained_sha256 = hashlib.sha256(pretrained).hexdigest()
+        energy_j, energy_note = meter.read()
+        # The best epoch only describes the training. No reported loss is that of this epoch.
         best = min(test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
@@ -477,10 +521,15 @@ class _Trial:
             history=tuple(self.history),
             test_history=tuple(test_history),
             best_epoch=None if best is None else best.epoch,
+            weights=weights,
+            weights_note=weights_note,
             timings=Timings(**self.timer.seconds),
             peak_memory_bytes=peak_bytes(self.device),
+            pretrained=pretrained_sha256,
+            energy_j=energy_j,
+            energy_note=energy_note,
             micro_batch=self.compute.micro_batch,
-            step_path="graph" if self.graphs else "eager",
+            step_path="graph" if self.uses_cuda_graphs else "eager",
         )
 
 

@@ -74,7 +74,9 @@ def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
     )
     for one, other in zip(whole.tables, parts.tables, strict=True):
         np.testing.assert_allclose(other.distances, one.distances, rtol=1e-5)
-        np.testing.assert_allclose(other.unlike_distances, one.unlike_distances, rtol=1e-5)
+        np.testing.assert_allclose(
+            other.other_label_distances, one.other_label_distances, rtol=1e-5
+        )
 
 
 NUM_BYTE_ROWS = 40
@@ -134,19 +136,19 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     for size, table in zip(sizes, search.tables, strict=True):
         for i, nearest in enumerate(reference.whole_neighbors(squared, size, 5)):
             padding = 5 - len(nearest)
-            assert table.indices[i].tolist() == [j for _, j in nearest] + [-1] * padding
+            assert table.neighbor_positions[i].tolist() == [j for _, j in nearest] + [-1] * padding
             expected = [np.sqrt(float(d)) * unit for d, _ in nearest] + [np.inf] * padding
             assert table.distances[i].tolist() == expected
         for i, opposite in reference.whole_opposite(squared, labels, range(size)).items():
             distance, j = opposite or (np.inf, -1)
-            assert table.unlike_indices[i] == j
-            assert table.unlike_distances[i] == np.sqrt(float(distance)) * unit
+            assert table.other_label_positions[i] == j
+            assert table.other_label_distances[i] == np.sqrt(float(distance)) * unit
     for number, chosen in enumerate(members):
         nearest = reference.whole_opposite(squared, labels, np.flatnonzero(chosen).tolist())
         for i in range(NUM_BYTE_ROWS):
             distance, j = nearest.get(i) or (np.inf, -1)
-            assert search.sample_unlike_indices[number, i] == j
-            assert search.sample_unlike_distances[number, i] == np.sqrt(float(distance)) * unit
+            assert search.sample_other_label_positions[number, i] == j
+            assert search.sample_other_label_distances[number, i] == np.sqrt(float(distance)) * unit
 
 
 @quick
@@ -241,7 +243,7 @@ def test_pairs_are_counted_as_in_the_loop(labels):
 def partial_of(seed):
     rng = np.random.default_rng(seed)
     job = SimpleNamespace(
-        num_shells=1,
+        num_sizes=1,
         num_neighbors=4,
         samples=(),
         pair_capacities=(6,),
@@ -253,7 +255,7 @@ def partial_of(seed):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.update_neighbors(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        partial.unlike_by_shell.update(
+        partial.other_label_by_size.update(
             0,
             np.arange(5),
             np.arange(squared.shape[1]),
@@ -278,9 +280,11 @@ def test_merging_is_associative_and_commutative(a, b, c):
         one = merged(a, b, c)
         np.testing.assert_array_equal(other.neighbor_squared, one.neighbor_squared)
         np.testing.assert_array_equal(other.neighbor_positions, one.neighbor_positions)
-        np.testing.assert_array_equal(other.unlike_by_shell.squared, one.unlike_by_shell.squared)
         np.testing.assert_array_equal(
-            other.unlike_by_shell.positions, one.unlike_by_shell.positions
+            other.other_label_by_size.squared, one.other_label_by_size.squared
+        )
+        np.testing.assert_array_equal(
+            other.other_label_by_size.positions, one.other_label_by_size.positions
         )
 
 

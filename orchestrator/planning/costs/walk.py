@@ -187,7 +187,7 @@ def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCo
                 parameter.grad = None
         step.optimizer.step()
         counter.kernels.clear()
-        step.take(rows)
+        step.run(rows)
     return counter.cost()
 
 

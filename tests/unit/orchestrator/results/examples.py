@@ -19,7 +19,7 @@ from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
-from tasks.measures.sharpness import LabelSharpness, SharpnessConvention
+from tasks.measures.sharpness import LabelSharpness, SharpnessScale
 from tasks.trials.records import (
     AttackRecord,
     EpochRecord,
@@ -100,7 +100,7 @@ def trial_record(result: TrialResult | None = None, **changes: object) -> TrialR
 def measure_record(**changes: object) -> MeasureRecord:
     spec = MeasureSpec(subset=SUBSET, train_sizes=(40,))
     sharpness = LabelSharpness(
-        0.25, SharpnessConvention((0.0, 255.0), (16, 16), 1, 1000), 400, 40, (3, 8), 0.25
+        0.25, SharpnessScale((0.0, 255.0), (16, 16), 1, 1000), 400, 40, (3, 8), 0.25
     )
     size = SizeRecord(
         40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "gride")}, sharpness

@@ -75,9 +75,9 @@ def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
         table = nested_neighbors(rows, labels[chosen], [int(chosen.sum())], NUM_NEIGHBORS).tables[0]
         found = entry(
             np.rint(table.distances**2),
-            table.indices,
-            np.rint(table.unlike_distances**2),
-            table.unlike_indices,
+            table.neighbor_positions,
+            np.rint(table.other_label_distances**2),
+            table.other_label_positions,
         )
         assert found == golden["{}, {}".format(*pair)], pair
 

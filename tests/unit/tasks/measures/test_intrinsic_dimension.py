@@ -152,7 +152,7 @@ class TestStandardErrors:
                 inverses = np.log(table.distances[:, 19:20] / table.distances[:, :19]).mean(axis=1)
                 error = block_std_error(
                     lambda weights, inverses=inverses: weights.sum() / (weights * inverses).sum(),
-                    neighborhood_blocks(table.indices),
+                    neighborhood_blocks(table.neighbor_positions),
                 )
                 errors.setdefault(block_points, []).append(error)
         means = [np.mean(values) for values in errors.values()]
@@ -160,13 +160,15 @@ class TestStandardErrors:
 
     def test_blocks_are_disjoint_neighborhoods_of_bounded_size(self, points):
         table = table_of(points)
-        blocks = neighborhood_blocks(table.indices)
+        blocks = neighborhood_blocks(table.neighbor_positions)
         members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
         assert len(blocks) == len(points)
         assert max(map(len, members)) <= BLOCK_POINTS
         assert len(members) < len(points) / 2
         for block in members:
-            assert any(set(block) <= {point, *table.indices[point].tolist()} for point in block)
+            assert any(
+                set(block) <= {point, *table.neighbor_positions[point].tolist()} for point in block
+            )
 
     def test_the_error_of_a_mean_is_its_standard_error(self):
         values = np.random.default_rng(0).normal(size=400)

@@ -9,8 +9,8 @@ from search_spaces.errors import DataError
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import (
-    SharpnessConvention,
-    conversion,
+    SharpnessScale,
+    conversion_factor,
     count_pairs,
     stratified_samples,
 )
@@ -65,7 +65,7 @@ UNDEFINED = {
         np.zeros(80, int),
     ),
     "the other class is too rare": (FEW, np.eye(80, dtype=int)[5]),
-    "with different labels is rounded to zero": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
+    "labels have the distance 0 after rounding": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
     "the squared distance between images with different labels is too large for a float": (
         np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]),
         [0, 1, 0],
@@ -87,7 +87,7 @@ def test_pair_counts_do_not_overflow():
 
 
 def test_conventions_are_recorded(images):
-    assert sharpness(images, np.arange(80) % 2).convention == SharpnessConvention(
+    assert sharpness(images, np.arange(80) % 2).convention == SharpnessScale(
         (0.0, 255.0), (6, 6), 1, 1000
     )
     wide = sharpness(images.astype(np.uint16), np.arange(80) % 2)
@@ -110,7 +110,7 @@ def test_conversion_is_exact_for_what_changes_no_image(images, changed):
     labels = np.arange(80) % 2
     others, options = changed(images)
     one, other = sharpness(images, labels), sharpness(others, labels, **options)
-    factor = conversion(one.convention, other.convention)
+    factor = conversion_factor(one.convention, other.convention)
     assert one.value * factor == pytest.approx(other.value, rel=1e-6)
     assert one.percentiles["mean"] * factor == pytest.approx(other.percentiles["mean"], rel=1e-5)
     assert one.permuted * factor == pytest.approx(other.permuted, rel=1e-5)
@@ -122,10 +122,10 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
     with pytest.raises(
         DataError, match="samples of 1000 images cannot be converted to samples of all images"
     ):
-        conversion(one.convention, other.convention)
+        conversion_factor(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
     with pytest.raises(DataError, match="cannot be converted without pixel_range and side"):
-        conversion(points.convention, one.convention)
+        conversion_factor(points.convention, one.convention)
 
 
 def permuted_by_brute_force(images, labels, masks, num_permutations):

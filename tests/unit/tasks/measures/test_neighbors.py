@@ -46,7 +46,7 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
             table.distances, reference.neighbor_distances(rows[:size], 10), rtol=tolerance
         )
         np.testing.assert_allclose(
-            table.unlike_distances,
+            table.other_label_distances,
             reference.nearest_opposite(rows[:size], labels[:size]),
             rtol=tolerance,
         )
@@ -99,7 +99,7 @@ class Recorder(InlineExecutor):
 
 @pytest.mark.parametrize(("work", "spread"), [(0, True), (1e11, False)])
 def test_long_searches_are_spread_over_the_nodes(monkeypatch, work, spread):
-    monkeypatch.setattr(neighbors, "SPREAD_WORK", work)
+    monkeypatch.setattr(neighbors, "MIN_WORK_TO_SPREAD", work)
     executor = Recorder()
     nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
     assert executor.spread == spread

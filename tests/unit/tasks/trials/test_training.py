@@ -132,7 +132,7 @@ def test_loss_is_the_mean_over_examples_or_the_released_mean_of_batch_means():
     by_example = sum(losses) / 66
     by_batch = (sum(losses[:64]) / 64 + sum(losses[64:]) / 2) / 2
     assert evaluate(model, images, labels).loss == pytest.approx(by_example, rel=1e-6)
-    released = evaluate(model, images, labels, rule="mean_of_batch_means")
+    released = evaluate(model, images, labels, loss_rule="mean_of_batch_means")
     assert released.loss == pytest.approx(by_batch, rel=1e-6)
     assert abs(by_batch - by_example) > 1e-4 * by_example
 
