@@ -285,17 +285,17 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
         )
         spec = SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
         smaller, subset = (
-            make_subset(data.labels, data.groups, spec, max_train_size=size)
+            make_subset(data.classes, data.groups, spec, max_train_size=size)
             for size in (train_size // 2, train_size)
         )
-        train, labels = subset.train_order[:train_size], subset.train_labels[:train_size]
+        train, labels = subset.train_rows[:train_size], subset.train_labels[:train_size]
         classes = np.array(pair if pair else (0, 1))
         record = measure_array(data.read_rows(train), labels, settings=SETTINGS)
         dimension = record.d_data["mle"]
-        is_in_training = np.isin(subset.test_rows, smaller.train_order[: train_size // 2])
+        is_in_training = np.isin(subset.test_rows, smaller.train_rows[: train_size // 2])
         rows.append(
             {
-                "wrong_labels": float((classes[labels] != data.labels[train]).mean()),
+                "wrong_labels": float((classes[labels] != data.classes[train]).mean()),
                 "class_0": float((labels == 0).mean()),
                 "test_in_smaller_train": float(is_in_training.mean()),  # F7
                 "test_with_shared_group": subset.shared_group_share,

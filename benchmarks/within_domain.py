@@ -175,8 +175,8 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     )
     rows = []
     for pair in combinations(range(10), 2):
-        of_pair = images[np.isin(prepared.labels, pair)]
-        apart = cdist(*(images[prepared.labels == name] / images.max() for name in pair))
+        of_pair = images[np.isin(prepared.classes, pair)]
+        apart = cdist(*(images[prepared.classes == name] / images.max() for name in pair))
         nearest = np.concatenate([apart.min(axis=0), apart.min(axis=1)]).mean()
         values = np.sort(np.linalg.eigvalsh(np.cov(of_pair.T)))[::-1][TAIL[0] - 1 : TAIL[1]]
         slope = np.polyfit(np.log(np.arange(TAIL[0], TAIL[0] + len(values))), np.log(values), 1)[0]

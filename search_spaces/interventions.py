@@ -26,16 +26,28 @@ from search_spaces import specs
 BASE = "base"
 """Name of the unchanged base dataset in a list of its conditions."""
 Target = Literal["sharpness", "dimension", "nothing"]
-"""The property that a condition should change. ``nothing`` marks a control, which should have no
-effect."""
+"""The property that a condition should change: ``sharpness`` for the label sharpness, ``dimension``
+for the intrinsic dimension. ``nothing`` marks a control, which should have no effect."""
 ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 """Kinds of images that can be generated or changed. Each kind is also the name of the source that
 makes these images."""
 InterveneOn = Literal["all", "training"]
 """Images that a condition changes. ``all``: all images before the split, test images included.
 ``training``: only the training images, after the split."""
-DIGIT_SETS = (0, 1)
-"""Values of the parameter ``set`` of ``pictures`` that stand for handwritten digits."""
+IMAGE_SETS = (
+    "digits",
+    "mnist5k",
+    "faces",
+    "textures",
+    "photographs",
+    "histology",
+    "retina",
+    "tissue",
+)
+"""Sets of images of the kind ``pictures``. The parameter ``set`` is an index into this tuple. Ids
+contain the index, so the order cannot change."""
+DIGIT_SETS = frozenset({"digits", "mnist5k"})
+"""Sets that show handwritten digits."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +88,17 @@ _COMMON = {
         default=0,
         low=0,
         high=0.5,
-        meaning="share of the labels that are flipped, in training and test images",
+        meaning="share of the labels that are flipped, in the training set and in the test set",
     ),
     "flipped": Parameter(
         default=0,
         low=0,
         high=100,
-        meaning="number of single labels that are flipped, in addition to flip_share",
+        meaning="number of labels that are flipped in addition to those of flip_share",
         is_integer=True,
     ),
     "pixel_scale": Parameter(default=1, low=0.01, high=1, meaning="factor on all pixels"),
 }
-_SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
 _BLEND = Parameter(
     default=0,
     low=0,
@@ -178,7 +189,11 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "digits_even_odd": {"blend": _BLEND, **_COMMON},
     "pictures": {
         "set": Parameter(
-            default=1, low=0, high=7, meaning=f"index of the set, from 0: {_SETS}", is_integer=True
+            default=1,
+            low=0,
+            high=len(IMAGE_SETS) - 1,
+            meaning=f"index of the set, from 0: {', '.join(IMAGE_SETS)}",
+            is_integer=True,
         ),
         "first": Parameter(
             default=0, low=0, high=9, meaning="class that gets the label 0", is_integer=True
@@ -203,22 +218,25 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
 """Parameters that can change training images after the split, in any base dataset. The image that
-is blended in is always a training image. Every other parameter generates all images anew, so the
-test images would change too."""
+is blended in is always a training image. Every other parameter applies to the whole dataset, before
+the split: it changes all images, or flips labels of training and test images."""
 
 
 def check_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
     """Return the parameters of a condition that changes training images, checked and sorted.
 
     Raises:
-        ValueError: a parameter cannot be set after the split, or its value is not allowed.
+        ValueError: a parameter does not exist or cannot be set after the split, or its value is not
+            allowed.
     """
+    hint = f"With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
     for name, value in parameters:
+        if not any(name in table for table in PARAMETERS.values()):
+            raise ValueError(f"there is no dial {name!r}. {hint}")
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dial {name!r} changes how all images are generated, so it cannot be used for "
-                "training images only. With intervene_on: training, set "
-                f"{' or '.join(TRAINING_PARAMETERS)}"
+                f"dial {name!r} applies to the whole dataset, so it cannot change training images "
+                f"only. {hint}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))
@@ -272,7 +290,7 @@ class GeneratedDatasetSpec(specs.Spec):
     @property
     def digit_classes(self) -> tuple[str, ...]:
         """The handwritten digits that the images show; empty if the images show none."""
-        if self.from_ != "pictures" or self.value("set") not in DIGIT_SETS:
+        if self.from_ != "pictures" or IMAGE_SETS[int(self.value("set"))] not in DIGIT_SETS:
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
@@ -289,7 +307,8 @@ class BaseDatasetSpec(GeneratedDatasetSpec):
 
     def without_name(self) -> GeneratedDatasetSpec:
         """Return the same dataset without its name."""
-        return self.with_parameters(())
+        parameters = tuple(sorted(self.parameters))
+        return GeneratedDatasetSpec(from_=self.from_, parameters=parameters)
 
 
 class ConditionSpec(specs.Spec):
@@ -329,9 +348,9 @@ class ExperimentDataset:
         target: property that the condition should change; ``base`` for the base dataset.
         images: kind and parameters of the images before the split.
         intervene_on: images that conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split. Empty for a
-            base dataset. Also empty for a condition that changes all images: ``images`` has the
-            parameters of that condition.
+        training_parameters: parameters that change the training images after the split; empty for a
+            base dataset. If conditions change all images, this is empty, and ``images`` has the
+            parameters of the condition.
     """
 
     base_name: str
@@ -342,11 +361,11 @@ class ExperimentDataset:
     training_parameters: specs.DatasetParameters = ()
 
     @property
-    def prepared_name(self) -> str:
+    def dataset_name(self) -> str:
         """Name of the dataset in plans and results."""
         return f"{self.base_name}_{self.condition_name}"
 
     @property
-    def base_prepared_name(self) -> str:
+    def base_dataset_name(self) -> str:
         """Name of the base dataset in plans and results."""
         return f"{self.base_name}_{BASE}"

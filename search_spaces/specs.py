@@ -28,12 +28,19 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# Each kind of result has a version. Increase the version when these results change, when the
-# meaning of a field of the spec changes, or when a default changes (defaults are not hashed). Then
-# all stored results of this kind are computed again. Results of other kinds are not.
+# Each kind of result has a version. A higher version means that all stored results of this kind are
+# computed again. Results of other kinds are not.
+#
+# An id is a hash of a spec, but a field with its default value is not part of the hash. So:
+# - A new field with a default changes no id, and needs no new version.
+# - A changed default needs a new version: the old ids would stand for other content.
+# - A field with a new meaning, and results that change for another reason, need a new version.
+# - The Python name of a field is part of the hash, so a renamed field changes ids.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-# Each row of search_spaces.attacks.ATTACKS lists the versions at which its numbers changed.
+# ATTACK_VERSION counts the changes of all attacks together. A row of search_spaces.attacks.ATTACKS
+# lists the versions at which the results of this attack changed. So if one attack changes, the
+# results of the other attacks are not computed again.
 ATTACK_VERSION = 2
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
@@ -44,10 +51,10 @@ MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distance
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 """Indices of two classes, from 0. The first class has label 0, the second label 1."""
-V = TypeVar("V", bound=Hashable)
+Value = TypeVar("Value", bound=Hashable)
 
 
-def check_unique(values: tuple[V, ...], *, field: str = "") -> tuple[V, ...]:
+def check_unique(values: tuple[Value, ...], *, field: str = "") -> tuple[Value, ...]:
     """Return ``values`` after checking that none is repeated.
 
     Args:
@@ -99,8 +106,9 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
-"""The way in which data are prepared and measured. ``as_released`` switches on all faults of the
-released code: TwoNN discards no ratios, and some sources read their files as that code did."""
+"""The way in which data are prepared and measured. ``as_released`` switches on all faults in
+:data:`Fault`. In addition, TwoNN discards no ratios, and some sources read their files as the
+released code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -112,8 +120,8 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""Faults of the released code that change data. ``docs/faults.md`` explains all faults by number,
-F1 to F34."""
+"""The nine faults of the released code that change data. ``docs/faults.md`` explains these and all
+other faults by number, F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 RELEASED_SEED = 1337
@@ -204,7 +212,8 @@ class DatasetSpec(Spec):
         layout: order of a user's folder levels; None if the folders show it.
         pixel_range: pixel values of black and white in a user's data; None if the files contain
             them.
-        dials: parameters of a generated or changed dataset. Stored records use this name.
+        dials: parameters of a generated or changed dataset. Ids and stored records contain the name
+            ``dials``, so the field keeps it.
     """
 
     name: Name
@@ -279,8 +288,8 @@ class RecipeSpec(Spec):
 def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     if max(epsilons, default=1) < 0.5:
         raise ValueError(
-            "should be in units of 1/255 of the pixel range: write 8 for 8/255. "
-            "At least one epsilon must be 0.5 or more"
+            "all values are below 0.5. The unit of epsilon is 1/255 of the pixel range: "
+            "write 8 for 8/255"
         )
     return check_unique(epsilons)
 
@@ -439,7 +448,9 @@ class PreparedSpec(Spec):
 class TrainingCondition(Spec):
     """A condition of an experiment that changes training images after the split.
 
-    The condition does not change test images.
+    The condition does not change test images. A sweep file defines the condition
+    (:class:`~search_spaces.interventions.ConditionSpec`). In the list of datasets, a base dataset
+    with this condition is a :class:`~search_spaces.sweeps.ConditionDataset`.
 
     Attributes:
         dataset: name of the condition's dataset in plans and results.
@@ -504,8 +515,8 @@ class SubsetSpec(Spec):
 
         Only the faults F3, F4 and F7 of ``docs/faults.md`` do so.
         """
-        by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
-        return not by_size.isdisjoint(self.prepared.faults)
+        size_dependent = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
+        return not size_dependent.isdisjoint(self.prepared.faults)
 
     @property
     def twonn_discard_fraction(self) -> float:
@@ -550,7 +561,11 @@ class MeasureSpec(Spec):
 
     @property
     def derived_seed(self) -> int:
-        """The seed of every random choice. The train sizes do not change it."""
+        """The seed of the estimators and of the calibration. The train sizes do not change it.
+
+        Samples for label sharpness have seeds of their own (``sharpness_seeds``). The permutations
+        of the labels always have the seed 0.
+        """
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
 
 
@@ -595,10 +610,13 @@ class AttackMeasurement(Spec):
 
 
 class RepresentationMeasurement(Spec):
-    """One estimate of d_repr: the intrinsic dimension of the representation of the training set.
+    """The estimates of d_repr by one estimator.
+
+    d_repr is the intrinsic dimension of the representation of the training set.
 
     Attributes:
-        stages: True for the activations after every stage; False for the last hidden layer.
+        stages: True for one estimate after every stage of the network; False for a single estimate,
+            at the last hidden layer.
     """
 
     schema_version: int
@@ -640,8 +658,8 @@ Measurement = (
 class TrialSpec(Spec):
     """A trial: a network and its measurements after training.
 
-    A trial has the id and the seed of its network. So an additional measurement does not change the
-    network.
+    A trial has the id and the seed of its network. So a trial with additional measurements has the
+    same id and the same network.
     """
 
     network: NetworkSpec
@@ -671,8 +689,11 @@ class TrialSpec(Spec):
         """All measurements of the network, one for each number or group of numbers."""
         representation = self.representation
         measurements: list[Measurement] = []
-        layers = (False, True) if representation.stages else (False,)
-        for stages in layers:
+        # The last hidden layer is always measured. With ``stages``, all stages are measured too.
+        stage_options = [False]
+        if representation.stages:
+            stage_options.append(True)
+        for stages in stage_options:
             for estimator in representation.estimators:
                 measurements.append(
                     RepresentationMeasurement(

@@ -1,4 +1,14 @@
-"""The format of a sweep file. :mod:`orchestrator.planning` makes trials and measures from it."""
+"""The format of a sweep file. :mod:`orchestrator.planning` makes trials and measures from it.
+
+A sweep file lists datasets in two ways:
+
+- ``datasets`` has :class:`DatasetChoice` entries: rows of the table of datasets, or user data.
+- ``base_datasets`` has :class:`BaseDatasetSpec` entries, to which ``conditions`` are applied. An
+  :class:`ExperimentDataset` is one base dataset, with one condition or without.
+
+:meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the planner
+reads. A :class:`ConditionDataset` is such an entry for a condition that changes training images.
+"""
 
 from __future__ import annotations
 
@@ -84,10 +94,15 @@ class ModelChoice(_TableEntry):
     name: specs.Name | None = None
 
 
+RECIPE_FIELDS = sorted(specs.RecipeSpec.model_fields.keys() - {"name"})
+"""Fields of a recipe that a sweep can change."""
+
+
 class RecipeChanges(specs.Spec):
     """Fields of a recipe that a sweep changes, each with one or several values.
 
-    Several values of a field are an axis of the grid.
+    Several values of a field are an axis of the grid. This class must have every field in
+    :data:`RECIPE_FIELDS`: pydantic raises an error when it builds the class without one.
     """
 
     model_config = ConfigDict(strict=False)
@@ -103,7 +118,7 @@ class RecipeChanges(specs.Spec):
     dropout: tuple[specs.Dropout, ...] = ()
     test_loss: tuple[specs.TestLoss, ...] = ()
 
-    @field_validator(*specs.RecipeSpec.model_fields.keys() - {"name"}, mode="before")
+    @field_validator(*RECIPE_FIELDS, mode="before")
     @classmethod
     def _as_tuple(cls, value: object) -> object:
         if isinstance(value, list | tuple):
@@ -186,8 +201,9 @@ class ResourceSpec(specs.Spec):
         memory_bytes: main memory that Ray reserves, bytes; 0 reserves none.
         fast: ``on`` trains with CUDA graphs on a GPU. ``auto`` does so only if a self-test showed
             that CUDA graphs are faster and compute the same numbers as training without them.
-        micro_batches: ``on`` splits a batch into parts if the batch does not fit on a whole GPU.
-            ``auto`` does so too, except for networks with batch norm: their numbers would change.
+        micro_batches: ``on`` splits a batch into parts if the batch does not fit in the memory of a
+            whole GPU. ``auto`` does the same, but not for networks with batch norm, because
+            splitting changes their results.
     """
 
     num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
@@ -250,20 +266,21 @@ class DatasetChoice(specs.Spec):
     Attributes:
         name: name in the table of datasets, or a new name for user data or generated data.
         class_pairs: pairs of classes, one binary task for each; None for the pairs in the table.
-        own: the user's data; None for other datasets.
-        made: kind and parameters of a generated or changed dataset; None for other datasets.
+        user_source: the user's data; None for other datasets. In a sweep file, the key is ``own``.
+        generated: kind and parameters of a generated or changed dataset; None for other datasets.
+            In a sweep file, the key is ``made``.
     """
 
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
-    own: UserSourceSpec | None = None
-    made: GeneratedDatasetSpec | None = None
+    user_source: UserSourceSpec | None = Field(default=None, alias="own")
+    generated: GeneratedDatasetSpec | None = Field(default=None, alias="made")
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if self.own is not None and self.made is not None:
+        if self.user_source is not None and self.generated is not None:
             raise ValueError("the dataset has the keys own and made. Remove one of them")
-        if self.own is not None and self.own.domain is None:
+        if self.user_source is not None and self.user_source.domain is None:
             raise ValueError("own has no domain. Add domain: natural or domain: medical")
         return self
 
@@ -288,8 +305,9 @@ class SweepSpec(specs.Spec):
     Attributes:
         name: name of the sweep.
         description: text for people.
-        asked_after_seeing: keys of exploratory (post hoc) questions, which were asked after results
-            on these images had been seen. The answers describe these data but confirm nothing.
+        asked_after_seeing: exploratory (post hoc) questions of the report, by their keys. They were
+            asked after results on these images had been seen. Their answers describe these data,
+            but confirm nothing.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
@@ -297,9 +315,9 @@ class SweepSpec(specs.Spec):
             dataset of the grid, with the name ``<base dataset>_<condition>``.
         intervene_on: images that conditions change. ``all``: all images before the split.
             ``training``: the training images after the split, so test images never change.
-        further_test_sets: True to test networks also on changed test images. A network of a base
-            dataset is tested on those of every condition. A network of a condition is tested on
-            those of its own condition.
+        further_test_sets: True to test networks also on changed test images. The network of a base
+            dataset is tested on the changed test images of every condition. The network of a
+            condition is tested on the changed test images of its own condition.
         train_sizes: numbers of training images.
         test_size: number of test images.
         image_size: side of the square images, in pixels.
@@ -308,7 +326,8 @@ class SweepSpec(specs.Spec):
         seeds: seeds of the networks, one network for each seed.
         split_seed: seed of the split into training and test images.
         recipe: training recipe of the networks.
-        data_mode: ``as_released`` switches on all faults of the released code.
+        data_mode: ``as_released`` switches on all faults of the released code, and ``faults`` is
+            then ignored.
         faults: faults of the released code that are switched on if data_mode is ``corrected``.
         attacks: adversarial attacks on the test images.
         robustness: settings of the measurement of R; None if R is not measured.
@@ -369,7 +388,7 @@ class SweepSpec(specs.Spec):
             )
         for field in ("train_sizes", "seeds", "faults"):
             specs.check_unique(getattr(self, field), field=field)
-        datasets = self.all_datasets
+        datasets = self.list_datasets()
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
                 "datasets lists a dataset more than once. Write one entry, with all its class_pairs"
@@ -439,8 +458,9 @@ class SweepSpec(specs.Spec):
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:
-            place = f"arm {condition.name} in world {base.base_name}"
-            raise ValueError(f"{place}: {_message(error)}") from None
+            raise ValueError(
+                f"arm {condition.name} in world {base.base_name}: {_message(error)}"
+            ) from None
         return replace(
             base,
             condition_name=condition.name,
@@ -449,17 +469,16 @@ class SweepSpec(specs.Spec):
             training_parameters=training_parameters,
         )
 
-    @property
-    def all_datasets(self) -> tuple[DatasetChoice, ...]:
-        """The datasets of the grid, then those of the experiment."""
+    def list_datasets(self) -> tuple[DatasetChoice, ...]:
+        """Return the datasets of the grid, followed by the datasets of the experiment."""
         choices = list(self.datasets)
         for dataset in self.experiment_datasets():
-            name = dataset.prepared_name
+            name = dataset.dataset_name
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
                     name=name,
                     made=dataset.images,
-                    base=dataset.base_prepared_name,
+                    base=dataset.base_dataset_name,
                     parameters=dataset.training_parameters,
                 )
                 choices.append(condition_dataset)
@@ -482,8 +501,8 @@ class SweepSpec(specs.Spec):
                 test = specs.FurtherTest(
                     name=dataset.condition_name, parameters=dataset.training_parameters
                 )
-                tests[dataset.prepared_name] = (test,)
-                base_name = dataset.base_prepared_name
+                tests[dataset.dataset_name] = (test,)
+                base_name = dataset.base_dataset_name
                 tests[base_name] = (*tests.get(base_name, ()), test)
         return tests
 

@@ -581,7 +581,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. In an experiment, only base datasets count.
     """
-    copies = {arm.prepared_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
+    copies = {arm.dataset_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -617,7 +617,7 @@ def planned_power(
     for arm in plan.sweep.experiment_datasets():
         arms.append(
             Arm(
-                arm.prepared_name,
+                arm.dataset_name,
                 arm.base_name,
                 arm.target,
                 arm.condition_name,

@@ -98,7 +98,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     for arm in workspace.plan.sweep.experiment_datasets():
         arms.append(
             Arm(
-                dataset=arm.prepared_name,
+                dataset=arm.dataset_name,
                 world=arm.base_name,
                 moves=arm.target,
                 name=arm.condition_name,

@@ -87,4 +87,6 @@ def _sources_of_sweep(name: str, place: Place) -> list[Path]:
         datasets = place.open(name).plan.sweep.datasets
     except (SweepError, OSError):
         return []
-    return [Path(dataset.own.path) for dataset in datasets if dataset.own is not None]
+    return [
+        Path(dataset.user_source.path) for dataset in datasets if dataset.user_source is not None
+    ]

@@ -191,14 +191,14 @@ def _measure_prepared(
     if request.class_pair is None and not request.train_sizes:
         # Read blocks of images, so that the images need not fit into memory.
         record = measure_nested(
-            data, data.labels, [data.num_images], executor=executor, settings=settings
+            data, data.classes, [data.num_images], executor=executor, settings=settings
         )
-        measured = with_pair(record, data.read_rows, data.labels, data.label_names)
+        measured = with_pair(record, data.read_rows, data.classes, data.label_names)
     else:
         rows = np.arange(data.num_images)
         if request.class_pair is not None:
-            rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
-        images = LabeledImages(data.read_rows(rows), data.labels[rows], data.label_names)
+            rows = rows_of_pair(data.classes, data.label_names, request.class_pair)
+        images = LabeledImages(data.read_rows(rows), data.classes[rows], data.label_names)
         request = replace(request, class_pair=None, settings=settings)
         measured = measure_arrays(images, request, executor)
     return replace(measured, preparation=data.record.model_dump(mode="json"))

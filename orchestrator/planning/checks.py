@@ -34,13 +34,13 @@ class LabelCounts:
     """Labels, groups and splits of a dataset, without its pixels.
 
     Attributes:
-        labels: ``(num_images,)`` class indices.
+        classes: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` group ids. An image without a group has a unique id.
         splits: ``(num_images,)`` codes of the splits that the data define.
         label_names: Names of the classes, by index.
     """
 
-    labels: NDArray[np.int64]
+    classes: NDArray[np.int64]
     groups: NDArray[np.int64]
     splits: NDArray[np.int8]
     label_names: tuple[str, ...]
@@ -159,7 +159,7 @@ def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> lis
         if not is_named:
             _check_pair_of_numbers(subset, names)
         make_subset(
-            images.labels,
+            images.classes,
             images.groups,
             subset,
             images.splits,
@@ -194,15 +194,15 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
     problems: list[SweepError] = []
     sources: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
-        if choice.own is None:
+        if choice.user_source is None:
             continue
-        path = raw.get(choice.name) or Path(choice.own.path)
+        path = raw.get(choice.name) or Path(choice.user_source.path)
         sources[choice.name] = path
         if choice.name not in raw and not path.exists():
             hint = "Correct the path. A relative path starts in the folder of the sweep file. "
             problems.append(
                 ConfigError(
-                    f"datasets.{choice.name}.own.path does not exist: {choice.own.path}",
+                    f"datasets.{choice.name}.own.path does not exist: {choice.user_source.path}",
                     hint=f"{hint}{nearest_path(path)}".rstrip(),
                 )
             )

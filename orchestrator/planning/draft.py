@@ -375,12 +375,12 @@ def _with_patients(
 
 def _counts_text(counts: LabelCounts) -> str:
     """Return the numbers of images, groups and images per class as text."""
-    num_images = len(counts.labels)
+    num_images = len(counts.classes)
     num_groups = len(np.unique(counts.groups))
     groups = f"{plural(num_groups, 'group')} (patients)"
     if num_groups == num_images:
         groups = "every image is its own group"
-    images_per_class = np.bincount(counts.labels, minlength=len(counts.label_names)).tolist()
+    images_per_class = np.bincount(counts.classes, minlength=len(counts.label_names)).tolist()
     classes: list[str] = []
     for name, number in zip(counts.label_names, images_per_class, strict=True):
         classes.append(f"{name} {number:,}")
@@ -392,18 +392,18 @@ def _counts_text(counts: LabelCounts) -> str:
 
 def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
     """Return sizes for which there are enough images. Each train size is about half of the next."""
-    num_images = len(counts.labels)
+    num_images = len(counts.classes)
     for share in TEST_SHARES:
         test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=test_size)
         try:
             order = make_subset(
-                counts.labels,
+                counts.classes,
                 counts.groups,
                 subset,
                 counts.splits,
                 class_names=counts.label_names,
-            ).train_order
+            ).train_rows
             break
         except DataError as error:
             problem = about_subset(subset, counts.label_names, error)

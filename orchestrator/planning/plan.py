@@ -122,7 +122,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     Raises:
         ConfigError: A name is unknown or is used twice, or the sweep has too many trials.
     """
-    choices = sweep.all_datasets
+    choices = sweep.list_datasets()
     datasets = {choice.name: _dataset(choice) for choice in choices}
     subsets: list[SubsetSpec] = []
     for choice in choices:
@@ -208,7 +208,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
             f"models uses these names more than once: {', '.join(twice)}",
             hint="Set a different `name` for each model",
         )
-    dataset_names = [choice.name for choice in sweep.all_datasets]
+    dataset_names = [choice.name for choice in sweep.list_datasets()]
     for row in sweep.recipe.overrides:
         _check_names("model", row.models, counts)
         _check_names("dataset", row.datasets, dataset_names)
@@ -223,11 +223,11 @@ def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) 
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
-    if choice.made is not None:
+    if choice.generated is not None:
         condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
-        return made_dataset_spec(choice.name, choice.made, condition)
-    if choice.own is not None:
-        return own_dataset_spec(choice.name, choice.own)
+        return made_dataset_spec(choice.name, choice.generated, condition)
+    if choice.user_source is not None:
+        return own_dataset_spec(choice.name, choice.user_source)
     return dataset_spec(choice.name)
 
 

@@ -127,10 +127,14 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    The limit is :data:`HANG_FACTOR` times the seconds of a whole trial. Two numbers of seconds are
-    known: those of the slowest finished trial of the model, scaled to this trial, and the expected
-    ones. On a GPU the larger one is used. On a CPU core the expected seconds are used only if no
-    trial has finished. The limit is infinite for a network whose operations cannot be counted.
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` is a duration of the whole
+    trial, from its expected duration (:class:`RuntimeModel`) and the duration of the slowest
+    finished trial of the same model, scaled to this trial:
+
+    - On a GPU: the larger one of both.
+    - On a CPU: the scaled one; the expected one if no trial has finished.
+
+    The limit is infinite for a network whose operations cannot be counted.
     """
     if not has_cost(trial.network):
         return math.inf

@@ -211,7 +211,7 @@ def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> S
 
     Relative paths start in the folder of the sweep file, whatever the working directory is.
     """
-    if all(choice.own is None for choice in spec.datasets):
+    if all(choice.user_source is None for choice in spec.datasets):
         return spec  # worlds refer to these datasets, so they must not be copied
     datasets = tuple(_with_absolute_path(choice, folder, listings) for choice in spec.datasets)
     return spec.model_copy(update={"datasets": datasets})
@@ -219,18 +219,18 @@ def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> S
 
 def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
     """Return a dataset with an absolute path, and with its classes if class pairs have names."""
-    if choice.own is None:
+    if choice.user_source is None:
         return choice
-    check_own_options(own_dataset_spec(choice.name, choice.own))
+    check_own_options(own_dataset_spec(choice.name, choice.user_source))
     try:
-        path = folder.absolute() / Path(choice.own.path).expanduser()
+        path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
             f"datasets.{choice.name}.own.path starts with the home folder of an unknown user: "
-            f"{choice.own.path}",
+            f"{choice.user_source.path}",
             hint="Write the absolute path, which starts with /",
         ) from None
-    own_data = choice.own.model_copy(update={"path": str(path)})
+    own_data = choice.user_source.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()
     has_names = any(isinstance(label, str) for pair in pairs for label in pair)
     if has_names and not own_data.class_names:
@@ -238,7 +238,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
         request = RawRequest(own_dataset_spec(choice.name, own_data), prepared, path)
         own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})
-    return choice.model_copy(update={"own": own_data})
+    return choice.model_copy(update={"user_source": own_data})
 
 
 def _plain_json(document: object, origin: str) -> bytes:

@@ -102,7 +102,9 @@ def prepare_missing(
     problems: list[SweepError] = []
     prepared_before = set(workspace.prepared)
     own_paths = {
-        choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own
+        choice.name: Path(choice.user_source.path)
+        for choice in workspace.plan.sweep.datasets
+        if choice.user_source
     }
     for spec in missing:
         name = spec.dataset
@@ -146,7 +148,7 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
     """
-    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.user_source}
     specs = [spec for spec in workspace.plan.prepared if spec.dataset in own_names]
     end = time.monotonic() + OWN_DATA_LIMIT_S
 
@@ -230,7 +232,7 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
     Returns:
         For each dataset, its :class:`PreparedSpec` and its :class:`DatasetSpec` as JSON text.
     """
-    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.user_source}
     pairs: list[tuple[str, str]] = []
     for spec in workspace.plan.prepared:
         is_brought_by_user = spec.dataset in own_names or spec.dataset in options.raw
@@ -325,7 +327,7 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
     data = workspace.prepared[subset.prepared.prepared_id]
     try:
         indices = make_subset(
-            data.labels, data.groups, subset, data.splits, max_train_size=train_size
+            data.classes, data.groups, subset, data.splits, max_train_size=train_size
         )
         tests = workspace.plan.further_tests.get(subset.dataset, ())
         return load_subset(data, indices, subset, train_size, tests)

@@ -76,10 +76,10 @@ def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> Data
         own_options: Options of your own data that replace those of the sweep.
     """
     for choice in sweep.datasets:
-        if choice.name == name and choice.own is not None:
-            label_map = {**choice.own.label_map, **own_options.get("label_map", {})}
-            source = choice.own.model_copy(update={**own_options, "label_map": label_map})
-            return choice.model_copy(update={"own": source})
+        if choice.name == name and choice.user_source is not None:
+            label_map = {**choice.user_source.label_map, **own_options.get("label_map", {})}
+            source = choice.user_source.model_copy(update={**own_options, "label_map": label_map})
+            return choice.model_copy(update={"user_source": source})
     dataset_spec(name)
     if own_options:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in own_options)

@@ -35,25 +35,39 @@ class TrialQueue:
             start after the ``ready`` ones.
         running: trials that were passed to Tune.
         started: the trials in ``running`` that have a worker.
-        error: why the run ends. If it is set, no further trial starts; else it is None.
+        stop_error: why the run stops: no further trial starts. None while the run goes on.
     """
 
     ready: deque[str]
     retry_at: dict[str, float] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     started: set[str] = field(default_factory=set)
-    error: SweepError | None = None
+    stop_error: SweepError | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if the run stops with an error."""
+        return self.stop_error is not None
+
+    def stop(self, error: SweepError) -> None:
+        """Start no further trial; the run then raises this error."""
+        self.stop_error = error
+
+    def raise_if_stopped(self) -> None:
+        """Raise the error that stops the run, if there is one."""
+        if self.stop_error is not None:
+            raise self.stop_error
 
     @property
     def is_empty(self) -> bool:
-        """True if no trial is left, or if the run ends with an error."""
-        if self.error is not None:
+        """True if no trial is left, or if the run stops with an error."""
+        if self.is_stopped:
             return True
         return not (self.ready or self.retry_at or self.running)
 
     def take(self, now: float) -> str | None:
         """Return the next trial and count it as running; return None if none may start yet."""
-        if self.error is not None:
+        if self.is_stopped:
             return None
         if self.ready:
             trial_id = self.ready.popleft()
@@ -131,7 +145,7 @@ def assignment_of(trial: Any) -> TrialAssignment:
 
 
 def release(trial: Any) -> None:
-    """Free the memory of an ended Tune trial, whose result is in the store.
+    """Free the memory of an ended Tune trial, whose outcome is in the store.
 
     Tune keeps all trials in memory until the last one ends. Each contains copies of its
     configuration and report, statistics of every number in the report, and a Ray object.

@@ -6,8 +6,9 @@
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
 3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
 4. :mod:`orchestrator.running.worker` runs it: :mod:`tasks.trials.trial` trains and measures.
-5. :mod:`orchestrator.results.store` stores its result; :mod:`orchestrator.results.tracking` shows
-   the result in MLflow.
+5. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
+   :mod:`orchestrator.results.store`. :mod:`orchestrator.results.tracking` shows the result in
+   MLflow.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Largest number of multiplications for the distances of a subset that this process measures. They
-take less than a second, which is the time that Ray needs to start a task."""
+"""Number of multiplications. If the distances of a subset need more, a Ray task measures the
+subset. Otherwise this process does: it takes less than the second that Ray needs to start a
+task."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def run_sweep(
     with ExitStack() as stack:
         purpose = f"isweep run {workspace.plan.sweep.name}"
         sweep = _SweepRun(purpose, workspace, options, monitor, stack)
-        _begin(sweep)
+        _check_before_start(sweep)
         state = sweep.state
         tracker = make_tracker(
             workspace,
@@ -122,10 +124,11 @@ def run_sweep(
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep.tracker = tracker
             try:
-                _start(sweep)
-                sweep.prepare()
-                # The second check reads the images, which are all prepared now.
+                _start_services(sweep)
+                sweep.prepare_datasets()
+                # Third check: all datasets are prepared now, so each class has a known size.
                 check_feasible(workspace, options.raw)
+                # The lists of raw files are not needed after the preparation; they use memory.
                 workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)
@@ -133,7 +136,7 @@ def run_sweep(
             except KeyboardInterrupt:
                 stop_heard()
                 monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
-                _count_kept(sweep)
+                _subtract_removed_results(sweep)
                 raise
         return replace(summary, num_behind=tracker.num_behind)
 
@@ -143,7 +146,7 @@ class _SweepRun(Stages):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
-        stored: results; set by :func:`_begin`.
+        stored: results; set by :func:`_check_before_start`.
         tracker: shows trials in MLflow; set by :func:`run_sweep`.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         actors: actors of the run, which start while MLflow starts; None if no trial is missing.
@@ -160,31 +163,32 @@ class _SweepRun(Stages):
         return compare_with_plan(self.workspace, self.stored)
 
 
-def _begin(sweep: _SweepRun) -> None:
+def _check_before_start(sweep: _SweepRun) -> None:
     """Lock the root, and check that the run can succeed before Ray and MLflow start."""
-    sweep.begin()
+    sweep.lock_root()
     workspace = sweep.workspace
     options = sweep.options
     with workspace.recorded_while_checked():
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
         if workspace.plan.sweep.predictions:
-            _drop_damaged_predictions(sweep)
+            _mark_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
+        # First check: the sweep file, the prepared datasets and the lists of files.
         check_feasible(workspace, options.raw)
         waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
         if waiting:
             sweep.check_machine()
         check_models(workspace.plan, sweep.stored.trials)
         preparation.prepare_own(workspace, options, sweep.monitor)
-        # The second check reads the user's images, which are now prepared or at least listed.
+        # Second check: the user's own data are prepared now, or at least their files are listed.
         check_feasible(workspace, options.raw)
     if waiting:
         _note_other_sweeps(sweep, waiting)
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
-def _drop_damaged_predictions(sweep: _SweepRun) -> None:
+def _mark_damaged_predictions(sweep: _SweepRun) -> None:
     """Mark missing and damaged predictions, so that this run computes them again."""
     remade, retrained = sweep.stored.forget_damaged(sweep.workspace.plan.trials_by_id)
     if remade:
@@ -214,7 +218,7 @@ def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
             )
 
 
-def _start(sweep: _SweepRun) -> None:
+def _start_services(sweep: _SweepRun) -> None:
     """Load pretrained weights, start Ray if trials are missing, and wait until MLflow answers."""
     workspace = sweep.workspace
     results = sweep.state.results
@@ -225,8 +229,9 @@ def _start(sweep: _SweepRun) -> None:
     background = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
     sweep.stack.callback(background.end)
     if len(results) < len(workspace.plan.trials):
-        # Called only for its errors. This first use of the cluster starts Ray or connects to it.
-        trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
+        cluster = sweep.cluster  # this first use starts Ray, or connects to it
+        # Raises an error if a trial requests more than the cluster has.
+        trial_resources(workspace.plan.sweep.resources, cluster, sweep.options.device)
         if sweep.options.address:
             sweep.check_gpus(sweep.nodes)
         from orchestrator.running.actors import ActorHandles
@@ -264,7 +269,7 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
     return executor.labelled(f"measure {subset.dataset} {pair_name(subset.class_pair)}".strip())
 
 
-def _count_kept(sweep: _SweepRun) -> None:
+def _subtract_removed_results(sweep: _SweepRun) -> None:
     """Count the stored results again, because the sweep's folder may have been deleted meanwhile.
 
     A remote store is skipped: the user wants to stop, and the store may take long to answer.

@@ -105,7 +105,11 @@ def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
 
 def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list[dict[str, Any]]:
     """Return one row per dataset that a run would prepare."""
-    paths = {choice.name: choice.own.path for choice in workspace.plan.sweep.datasets if choice.own}
+    paths = {
+        choice.name: choice.user_source.path
+        for choice in workspace.plan.sweep.datasets
+        if choice.user_source
+    }
     rows: list[dict[str, Any]] = []
     for spec in workspace.plan.prepared:
         if spec.prepared_id in workspace.prepared:

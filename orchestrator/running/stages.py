@@ -55,7 +55,7 @@ class Stages:
     monitor: Progress
     stack: ExitStack
 
-    def begin(self) -> None:
+    def lock_root(self) -> None:
         """Lock the root, and remove the files of killed runs."""
         if self.options.tracking:
             # A wrong address is an error here, before MLflow starts.
@@ -172,7 +172,7 @@ class Stages:
         prepared = self.workspace.prepared
         return [spec for spec in self.workspace.plan.prepared if spec.prepared_id not in prepared]
 
-    def prepare(self) -> None:
+    def prepare_datasets(self) -> None:
         """Prepare the datasets that are missing."""
         missing = self.missing
         if not missing:

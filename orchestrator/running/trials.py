@@ -108,10 +108,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 except Exception as error:
                     # Running trials may lose an attempt; other trials do not.
                     self._loop_broke(error)
-                if self._queue.error is not None:
-                    raise self._queue.error
+                self._queue.raise_if_stopped()
                 for trial_id in sorted(self._queue.running):  # Tune ended without their results
-                    self._lost(trial_id, NO_RESULT)
+                    self._ended_without_report(trial_id, NO_RESULT)
 
     def _assign(self, trial_id: str) -> TrialAssignment:
         """Count an attempt at a trial, and return the assignment for its worker."""
@@ -129,9 +128,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
         self._queue.started.add(trial_id)
-        with self._ends_run():
+        with self._stop_run_on_error():
             self._backend.arrays.trial_started(trial_id, self._array(trial_id))
-        if self._queue.error is not None:
+        if self._queue.is_stopped:
             return
         domain = self._source.domain_of(spec)
         tags = trial_tags(spec, domain, CellStatus.RUNNING, self._attempt(trial_id))
@@ -141,15 +140,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._log_event(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Check the running trials and process messages, some times a second.
+        """Check the running trials and process messages, several times a second.
 
         Errors that end the run are raised here; otherwise Tune would continue for hours.
         """
         raise_if_asked()
-        with self._ends_run():
+        with self._stop_run_on_error():
             self._watchdog.check(trials, self._queue.running)
-        if self._queue.error is not None:
-            raise self._queue.error
+        self._queue.raise_if_stopped()
         self._backend.arrays.check_actor()
         self._take_messages()
         requests = (
@@ -169,32 +167,35 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
         location = self._locations.get(trial_id)
-        outcome = self._hang_of(trial_id) or self._backend.outcome_of(trial, location)
+        outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._reported(trial_id, outcome)
         else:
-            self._lost(trial_id, outcome)
+            self._ended_without_report(trial_id, outcome)
         release(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the end of a trial; a trial without a result counts as failed."""
-        self._lost(trial_id_of(trial), NO_RESULT)
+        """Process the end of a trial in Tune; without a report, its attempt failed.
+
+        A trial that has reported is not in ``running`` any more, so this call changes nothing.
+        """
+        self._ended_without_report(trial_id_of(trial), NO_RESULT)
         release(trial)
 
     # What becomes of a trial.
 
     def _reported(self, trial_id: str, report: TrialReport) -> None:
         """Process a worker's report; a repeated report has no effect."""
-        if trial_id not in self._queue.running or self._queue.error is not None:
+        if trial_id not in self._queue.running or self._queue.is_stopped:
             return
         self._nodes[trial_id] = report.node
         outcome = report.outcome
-        with self._ends_run():
+        with self._stop_run_on_error():
             if isinstance(outcome, TrialFailure):
                 self._failed(
                     trial_id,
                     outcome,
-                    died=outcome.ends_process,
+                    process_ended=outcome.ends_process,
                     log_text=report.log,
                     gpu_name=report.gpu_name,
                 )
@@ -202,14 +203,17 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             else:
                 self._finished(trial_id, report)
 
-    def _lost(self, trial_id: str, failure: TrialFailure) -> None:
-        """Process the end of a trial's process, unless the trial has already ended."""
-        if trial_id not in self._queue.running or self._queue.error is not None:
-            return
-        with self._ends_run():
-            self._failed(trial_id, failure, died=True)
+    def _ended_without_report(self, trial_id: str, failure: TrialFailure) -> None:
+        """Process an attempt that ended without a report: crashed, hung, or stopped with Tune.
 
-    def _hang_of(self, trial_id: str) -> TrialFailure | None:
+        It has no effect if the trial has already reported.
+        """
+        if trial_id not in self._queue.running or self._queue.is_stopped:
+            return
+        with self._stop_run_on_error():
+            self._failed(trial_id, failure, process_ended=True)
+
+    def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU, which may be the cause."""
         failure = self._watchdog.failure(trial_id)
         location = self._locations.get(trial_id)
@@ -236,7 +240,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._locations.get(trial_id)
         self._retries.finished(report.node, location.gpus if location else "")
         self._num_broken_loops = 0
-        self._settled(trial_id)
+        self._close(trial_id)
         self._run.tracker.finish(row)
         self._run.monitor.trial_finished(trial_id, status)
         self._show_counts()
@@ -250,7 +254,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id: str,
         failure: TrialFailure,
         *,
-        died: bool = False,
+        process_ended: bool = False,
         log_text: str = "",
         gpu_name: str = "",
     ) -> None:
@@ -259,26 +263,28 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Args:
             trial_id: id of the trial.
             failure: why the attempt failed.
-            died: whether the worker's process has died, or must not be used again.
+            process_ended: whether the worker's process has died, or must not be used again.
             log_text: log of the attempt.
             gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
         """
         trial = self._source.trials[trial_id]
-        hint = self._resources.failed(trial, failure, gpu_name)
-        failure = _without_secrets(failure, hint)
+        verdict = self._resources.failed(trial, failure, gpu_name)
+        failure = _without_secrets(failure, verdict.hint)
         record = FailureRecord(
             trial_id=trial_id, spec=trial, attempt=self._attempt(trial_id), failure=failure
         )
         self._run.stored.save(record)
         self._backend.count_failure(failure.kind)
         self._quarantine(trial_id, failure)
-        decision = self._retries.failed(trial_id, failure, died=died, hopeless=bool(hint))
+        decision = self._retries.failed(
+            trial_id, failure, process_ended=process_ended, hopeless=verdict.is_final
+        )
         if decision.pause_s is None:
-            self._settled(trial_id)
+            self._close(trial_id)
             self._source.give_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
-            self._waits(trial_id, decision.pause_s)
+            self._retry_later(trial_id, decision.pause_s)
             ending = decision.reason
         message = f"{failure.message} ({ending})"
         self._run.tracker.fail_trial(record)
@@ -289,18 +295,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._log_event(trial_id, "failed", f"{failure.kind}: {message}", log_text)
 
     def _quarantine(self, trial_id: str, failure: TrialFailure) -> None:
+        """Quarantine the GPU of a trial, if the failure names a GPU as its cause."""
         location = self._locations.get(trial_id)
         if failure.gpu and location is not None:
             seconds = self._retries.quarantine_s(location.node, location.gpus)
             self._backend.quarantine(location, seconds)
 
-    def _settled(self, trial_id: str) -> None:
+    def _close(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
         self._queue.settle(trial_id)
         self._watchdog.ended(trial_id)
         self._backend.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
-    def _waits(self, trial_id: str, pause_s: float) -> None:
+    def _retry_later(self, trial_id: str, pause_s: float) -> None:
         """Let a trial start again after a pause."""
         self._queue.retry(trial_id, self._clock.monotonic() + pause_s)
         self._watchdog.ended(trial_id)
@@ -313,7 +320,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
         If Ray killed a worker for lack of memory, only its trial counts as failed.
         """
-        if self._queue.error is not None:
+        if self._queue.is_stopped:
             return
         self._num_broken_loops += 1
         log.warning("Ray Tune failed (%d times in a row)", self._num_broken_loops, exc_info=error)
@@ -321,17 +328,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             killed = self._killed_for_memory()
+        failed_ids = killed if killed else self._queue.started
         for trial_id in sorted(self._queue.running):
-            if trial_id in (killed or self._queue.started):
-                self._lost(trial_id, failure)
+            if trial_id in failed_ids:
+                self._ended_without_report(trial_id, failure)
             else:
                 self._stopped(trial_id, failure, killed)
         if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
-            self._queue.error = SetupError(
+            error_of_run = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
                 hint="Run the same command again; finished trials are kept. isweep.log below the "
                 "root has the details",
             )
+            self._queue.stop(error_of_run)
 
     def _killed_for_memory(self) -> set[str]:
         """Return the ids of running trials whose worker Ray killed because memory ran out."""
@@ -351,16 +360,20 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
         self._attempts[trial_id] -= 1
-        self._waits(trial_id, 0.0)
+        self._retry_later(trial_id, 0.0)
         self._run.monitor.trial_stopped(trial_id)
 
     @contextmanager
-    def _ends_run(self) -> Iterator[None]:
-        """End the run if the block raises a SweepError: no further trial starts."""
+    def _stop_run_on_error(self) -> Iterator[None]:
+        """Stop the run if the block raises a SweepError, which does not leave the block.
+
+        Tune would otherwise handle the error as a failure of its own. No further trial starts, and
+        ``run`` raises the error.
+        """
         try:
             yield
         except SweepError as error:
-            self._queue.error = error
+            self._queue.stop(error)
 
     def _take_messages(self, *, wait: bool = False) -> None:
         """Process workers' messages: locations, epochs, and notes to the user."""

@@ -96,7 +96,7 @@ class CombinationStudy:
             self.trials[index] = self._trial(params, TrialState.COMPLETE, result.capped_loss)
 
     def add(self, point: Point, result: SearchResult) -> None:
-        """Add a finished point from an earlier run of the search."""
+        """Add a finished point that an earlier command requested."""
         trial = self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss)
         self.trials.append(trial)
 
@@ -130,7 +130,8 @@ class RequestedTrial:
         spec: The trial.
         point: Point of the search space.
         role: Reason for which the trial is run.
-        run: 0 for the training during the search, 1 and up for further trainings of a finalist.
+        run: Repetition: 0 for the training during the search, 1 and up for further trainings of a
+            finalist with other seeds. Stored records use this name.
         study_index: Index of the point in the combination's study. None if the point is not in the
             study.
     """
@@ -149,7 +150,7 @@ class RequestedTrial:
 
 
 class EarlierTrial(NamedTuple):
-    """A trial that an earlier run of the search requested, with its result or None."""
+    """A trial that an earlier command requested, with its result or None."""
 
     record: RequestRecord | SearchRecord
     result: SearchResult | None
@@ -259,7 +260,7 @@ class CombinationSearch:
                     remaining.append((point, run))
         return remaining
 
-    def new_point(self) -> Point | None:
+    def sample_point(self) -> Point | None:
         """Return a new point. Return None and end the sampling if the space has no new point."""
         known_runs = self.known_runs
         for repeat in range(MAX_REPEATED_PROPOSALS):
@@ -269,8 +270,16 @@ class CombinationSearch:
         self.exhausted = True
         return None
 
+    def check_exhausted(self) -> None:
+        """End the sampling if the space has no new point, so that the search counts as over."""
+        if self.may_sample:
+            self.sample_point()
+
     def needs(self, point: Point, run: int) -> bool:
-        """Return whether the search with its present settings needs a trial of an earlier run."""
+        """Return whether the search, with its present settings, still needs an earlier request.
+
+        The answer depends on the trials that were added before this call.
+        """
         if run:
             return self.is_over and (point, run) in self.remaining_finalist_runs()
         if point == self.combination.sweep_point:
@@ -298,7 +307,7 @@ class Search:
         self._resumed: deque[RequestedTrial] = deque()
 
     def resume(self, earlier: Iterable[EarlierTrial]) -> None:
-        """Add the trials of an earlier run. Trials without a result run next.
+        """Add the trials of an earlier command. Trials without a result run next.
 
         Args:
             earlier: Trials in the order in which they were requested. Trials without a result are
@@ -316,10 +325,8 @@ class Search:
                     self._resumed.append(trial)
             elif record.run == 0 and search.combination.contains(record.point):
                 search.study.add(record.point, result)
-        # Ask for one point, so that a search of an exhausted space counts as over.
         for search in self.searches.values():
-            if search.may_sample:
-                search.new_point()
+            search.check_exhausted()
 
     def next_trial(self) -> RequestedTrial | None:
         """Return the next trial to run. Return None if a running trial has to end first."""
@@ -331,7 +338,7 @@ class Search:
                 return self._request(search, search.combination.sweep_point, Role.OWN)
         for search in searches:
             if search.may_sample:
-                point = search.new_point()
+                point = search.sample_point()
                 if point is not None:
                     return self._request(search, point, Role.SAMPLED)
         for search in searches:

@@ -63,7 +63,7 @@ class SearchQueue(TrialQueue):
     @property
     def is_empty(self) -> bool:
         """True if the search is done, or has ended with an error."""
-        if self.error is not None:
+        if self.is_stopped:
             return True
         return self._search.is_done and not self.retry_at and not self.running
 
@@ -72,7 +72,7 @@ class SearchQueue(TrialQueue):
         retried = super().take(now)
         if retried is not None:
             return retried
-        if self.error is not None or len(self.running - self.started) >= AHEAD:
+        if self.is_stopped or len(self.running - self.started) >= AHEAD:
             return None
         trial = self._search.next_trial()
         if trial is None:
@@ -80,7 +80,7 @@ class SearchQueue(TrialQueue):
         try:
             self._store_request(trial)
         except SweepError as error:
-            self.error = error
+            self.stop(error)
             return None
         trial_id = trial.spec.trial_id
         self._trials[trial_id] = trial.spec

@@ -62,7 +62,7 @@ class _Tuning(Stages):
         """Run all stages in order."""
         workspace = self.workspace
         options = self.options
-        self.begin()
+        self.lock_root()
         if not workspace.sweep_paths.sweep_file.is_file():
             workspace.record()  # the file of a sweep that was run stays as it is
         check_models(workspace.plan, ())
@@ -72,7 +72,7 @@ class _Tuning(Stages):
         if self.missing and not recipe.exists():
             self.check_machine()
         prepare_own(workspace, options, self.monitor)
-        self.prepare()
+        self.prepare_datasets()
         workspace.listings.clear()
         self._check_splits()
         stored = StoredResults.read(workspace.search_url)

@@ -54,7 +54,7 @@ from tasks.measures.sharpness import (
     summarize,
 )
 from tasks.measures.tile_blocks import EXACT
-from tasks.prepared.subsets import stratified_order
+from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10

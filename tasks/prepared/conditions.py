@@ -64,7 +64,7 @@ def load_subset(
 
     Args:
         prepared: The prepared dataset.
-        subset: The split of ``spec``. It is the same for all conditions.
+        subset: The split of ``spec``. The split does not depend on the condition.
         spec: The subset and its condition.
         train_size: Number of training images.
         further_tests: Conditions that are applied to the test images, one for each further test
@@ -73,8 +73,9 @@ def load_subset(
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    # Partners are chosen from all training images, not only from the first train_size.
-    training = LabeledImages(prepared.read_rows(subset.train_order), subset.train_labels)
+    # The images to blend and their partners are chosen from all training images, not only from the
+    # first train_size.
+    training = LabeledImages(prepared.read_rows(subset.train_rows), subset.train_labels)
     if spec.condition is not None:
         blended = blend_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=blended.images[:train_size])
@@ -106,7 +107,8 @@ def blend_images(
     if values["blend"] == 0:  # a control condition
         return BlendedImages(originals.images, is_blended)
     partners, distances = find_nearest_of_other_class(originals, training)
-    num_blended = round(values["reach"] * len(originals.images))
+    blended_share = values["reach"]
+    num_blended = round(blended_share * len(originals.images))
     is_blended[np.argsort(distances, kind="stable")[:num_blended]] = True
     images = originals.images.copy()
     chosen_images = images[is_blended].astype(np.float64)
@@ -122,7 +124,8 @@ def find_nearest_of_other_class(
     """Return the nearest training image of another class for each image.
 
     Returns:
-        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
+        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances. With
+        pixels of floats, a distance of 0 may be rounded to slightly less than 0.
     """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)

@@ -29,7 +29,7 @@ def save_montage(prepared: PreparedDataset, path: Path) -> None:
     step = max(1, prepared.row_shape[1] // MAX_SIDE)
     strips = []
     for label in range(len(prepared.label_names)):
-        members = np.flatnonzero(prepared.labels == label)
+        members = np.flatnonzero(prepared.classes == label)
         chosen = rng.permutation(members)[:EXAMPLES_PER_LABEL]
         images = prepared.read_rows(chosen)
         examples = images[:, :, ::step, ::step].astype(np.uint8)

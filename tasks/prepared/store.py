@@ -47,7 +47,7 @@ METADATA_ARRAYS = {
     "splits": "int8",
 }
 """Data types of the other arrays, which have one number per image."""
-REMAKE = "Delete the folder of this dataset, and prepare the dataset again"
+REMAKE_HINT = "Delete the folder of this dataset, and prepare the dataset again"
 ABSENT = 2**64 - 1
 """Offset in the index of a shard that marks a chunk of zeros. Such a chunk is not stored."""
 CRC_BYTES = 4
@@ -94,7 +94,8 @@ class ShardedRows:
         """Return rows in the order of ``indices``.
 
         Args:
-            indices: Indices of rows. A range must have step 1. It avoids a copy of the rows.
+            indices: Indices of rows. With a range of step 1, rows are read without an extra copy. A
+                range with another step is not allowed.
 
         Raises:
             IndexError: An index is out of range.
@@ -109,23 +110,25 @@ class ShardedRows:
         ordered = indices[order]
         for requested in self._chunk_slices(ordered):
             _read_chunk(requested.file, requested.entry, chunk)
-            positions = slice(requested.start, requested.stop)
-            rows[order[positions]] = chunk[ordered[positions] - requested.first_row]
+            in_request = slice(requested.request_start, requested.request_stop)
+            rows[order[in_request]] = chunk[ordered[in_request] - requested.chunk_first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:
         """Read consecutive rows directly into the result."""
         rows = self._empty(len(indices))
-        # The checksum covers the whole chunk, so rows that are not requested are read into scratch.
+        # The checksum covers the whole chunk, so rows that are not requested are read too. They are
+        # read into scratch, where they overwrite each other: their values are not used.
         scratch = self._empty(self.chunk_rows)
         for requested in self._chunk_slices(indices):
-            num_before = indices[requested.start] - requested.first_row
-            num_after = self.chunk_rows - num_before - (requested.stop - requested.start)
+            requested_rows = rows[requested.request_start : requested.request_stop]
+            num_before = indices[requested.request_start] - requested.chunk_first_row
+            num_after = self.chunk_rows - num_before - len(requested_rows)
             _read_chunk(
                 requested.file,
                 requested.entry,
                 scratch[:num_before],
-                rows[requested.start : requested.stop],
+                requested_rows,
                 scratch[:num_after],
             )
         return rows
@@ -135,25 +138,44 @@ class ShardedRows:
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
     def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
-        """Yield the requested rows of each chunk. ``ordered`` must be ascending."""
+        """Yield the requested rows of each chunk. ``ordered`` must be ascending.
+
+        The file of a slice is open until the next slice is requested from this generator.
+        """
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
             raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
-        start = 0  # the inner loop increases it
+        start = 0
         while start < len(ordered):
             shard = int(ordered[start]) // self.shard_rows
-            end_of_shard = bisect_left(ordered, (shard + 1) * self.shard_rows, start)
+            stop = bisect_left(ordered, (shard + 1) * self.shard_rows, start)
             with self._open(shard) as (file, index):
-                while start < end_of_shard:
-                    chunk = int(ordered[start]) // self.chunk_rows
-                    first_row = chunk * self.chunk_rows
-                    stop = bisect_left(ordered, first_row + self.chunk_rows, start)
-                    entry = index[(first_row % self.shard_rows) // self.chunk_rows]
-                    yield _ChunkSlice(file, entry, first_row, start, stop)
-                    start = stop
+                yield from self._chunk_slices_of_shard(ordered, start, stop, file, index)
+            start = stop
+
+    def _chunk_slices_of_shard(
+        self, ordered: Rows, start: int, stop: int, file: IO[bytes], index: NDArray[np.uint64]
+    ) -> Iterator[_ChunkSlice]:
+        """Yield the requested rows of each chunk of one shard.
+
+        Args:
+            ordered: All requested rows, in ascending order.
+            start: Position in ``ordered`` of the first row of this shard.
+            stop: Position in ``ordered`` after the last row of this shard.
+            file: The open file of the shard.
+            index: ``(num_chunks, 2)`` offset and length of each chunk in the file.
+        """
+        while start < stop:
+            chunk = int(ordered[start]) // self.chunk_rows
+            first_row = chunk * self.chunk_rows
+            next_start = bisect_left(ordered, first_row + self.chunk_rows, start, stop)
+            entry = index[(first_row % self.shard_rows) // self.chunk_rows]
+            yield _ChunkSlice(file, entry, first_row, start, next_start)
+            start = next_start
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
         """Open the file of a shard, and read the offset and length of every chunk."""
+        # The zarr package calls the file of shard 3 of a 4-d array c/3/0/0/0.
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
             index_bytes = INDEX_ENTRY_BYTES * (self.shard_rows // self.chunk_rows)
@@ -169,16 +191,16 @@ class _ChunkSlice(NamedTuple):
     Attributes:
         file: The open file of the shard.
         entry: Offset and length of the chunk in the file.
-        first_row: Index of the first row of the chunk.
-        start: Position of the first of these rows in the sorted request.
-        stop: Position after the last of these rows in the sorted request.
+        chunk_first_row: Index of the first row of the chunk.
+        request_start: Position of the first of these rows in the sorted request.
+        request_stop: Position after the last of these rows in the sorted request.
     """
 
     file: IO[bytes]
     entry: NDArray[np.uint64]
-    first_row: int
-    start: int
-    stop: int
+    chunk_first_row: int
+    request_start: int
+    request_stop: int
 
 
 def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *targets: Array) -> None:
@@ -199,10 +221,11 @@ def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
     import google_crc32c
 
     checksum = 0
-    for target in filter(len, targets):
+    for target in filter(len, targets):  # empty parts have no bytes
         target_bytes = target.view(np.uint8).reshape(-1)
         unfilled = target_bytes.data
         while unfilled:
+            # IO[bytes] declares no readinto, but every unbuffered file has it.
             count = file.readinto(unfilled)  # type: ignore[attr-defined]
             if not count:
                 raise OSError("the file is truncated")
@@ -235,7 +258,7 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     num_chunks = -(-num_images // chunk_rows)
     chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
     shard_rows = chunk_rows * chunks_per_shard
-    checked: dict[str, Any] = {
+    array_options: dict[str, Any] = {
         "compressors": [Crc32cCodec()],
         "filters": None,
         "fill_value": 0,
@@ -246,7 +269,7 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
         dtype=dtype,
         chunks=(chunk_rows, *image_shape),
         shards=(shard_rows, *image_shape),
-        **checked,
+        **array_options,
     )
     for name, number_type in METADATA_ARRAYS.items():
         group.create_array(
@@ -254,7 +277,7 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
             shape=(num_images,),
             dtype=number_type,
             chunks=(max(1, num_images),),
-            **checked,
+            **array_options,
         )
     return shard_rows
 
@@ -297,7 +320,9 @@ def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, File
 class PreparedDataset:
     """A complete prepared dataset. Arrays are read when they are used.
 
-    The pickle of this object contains only the path, so a task opens the dataset on its own node.
+    The measures read blocks of rows from this object, which is a
+    :class:`~tasks.measures.distances.BlockSource`. A row is an image. The pickle of this object
+    contains only the path, so a task opens the dataset on its own node.
     """
 
     def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileStamp]) -> None:
@@ -320,7 +345,8 @@ class PreparedDataset:
             )
         if not (folder / MARKER).is_file():
             raise CorruptStoreError(
-                f"Prepared dataset {folder.name} is incomplete: it has no {MARKER}", hint=REMAKE
+                f"Prepared dataset {folder.name} is incomplete: it has no {MARKER}",
+                hint=REMAKE_HINT,
             )
         try:
             body = _marker_body(folder)
@@ -331,7 +357,7 @@ class PreparedDataset:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptStoreError(
                 f"{MARKER} of prepared dataset {folder.name} is damaged ({type(error).__name__})",
-                hint=REMAKE,
+                hint=REMAKE_HINT,
             ) from error
         for name, stamp in files.items():
             _check_size(folder, name, stamp.size)
@@ -356,7 +382,7 @@ class PreparedDataset:
         """Number of images."""
         return self.record.num_images
 
-    num_rows = num_images  # the name of this property in BlockSource
+    num_rows = num_images  # BlockSource calls it num_rows
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -364,13 +390,16 @@ class PreparedDataset:
         return self.record.shape[1:]
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
+    def classes(self) -> NDArray[np.int64]:
         """``(num_images,)`` class index of each image. The stored array is called ``labels``."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """``(num_images,)`` keyed hashes. Images with equal hashes are in the same group."""
+        """``(num_images,)`` keyed hash of each image's group id. Equal hashes mean the same group.
+
+        See :func:`tasks.sources.base.hash_key`.
+        """
         return self._array("groups").astype(np.int64)
 
     @cached_property
@@ -396,7 +425,7 @@ class PreparedDataset:
             rows = indices
         else:
             rows = np.asarray(indices, dtype=np.int64)
-        with self._read_errors_as_corrupt("images", rows):
+        with self._convert_read_errors("images", rows):
             return self._images.read_rows(rows)
 
     def verify(self) -> None:
@@ -415,11 +444,11 @@ class PreparedDataset:
         if digest != self._files[name].digest:
             raise CorruptStoreError(
                 f"{name} of prepared dataset {self.path.name} has changed since it was written",
-                hint=REMAKE,
+                hint=REMAKE_HINT,
             )
 
     @cached_property
-    def _group(self) -> Any:
+    def _zarr_group(self) -> Any:
         """The zarr group. Its metadata are checked first, because zarr does not check them."""
         import zarr
 
@@ -431,7 +460,7 @@ class PreparedDataset:
     @cached_property
     def _images(self) -> ShardedRows:
         """The reader of the images."""
-        array = self._group["images"]
+        array = self._zarr_group["images"]
         return ShardedRows(
             self.path / "images" / "c",
             self.num_rows,
@@ -448,16 +477,16 @@ class PreparedDataset:
             CorruptStoreError: A file is damaged or missing.
         """
         all_rows = range(self.num_rows)
-        with self._read_errors_as_corrupt(name, all_rows):
+        with self._convert_read_errors(name, all_rows):
             # If a file is missing, zarr returns zeros. So missing files are detected here.
             for file in self._stored_files(name, all_rows):
                 if not (self.path / file).is_file():
                     raise FileNotFoundError(file)
-            values: Array = self._group[name][:]
+            values: Array = self._zarr_group[name][:]
         return values
 
     @contextmanager
-    def _read_errors_as_corrupt(self, name: str, rows: Rows) -> Iterator[None]:
+    def _convert_read_errors(self, name: str, rows: Rows) -> Iterator[None]:
         """Convert an error of reading to a CorruptStoreError with the names of the files."""
         try:
             yield
@@ -465,12 +494,12 @@ class PreparedDataset:
             raise CorruptStoreError(
                 f"Array {name} of prepared dataset {self.path.name} is damaged: "
                 f"{type(error).__name__} in {', '.join(self._stored_files(name, rows))}",
-                hint=REMAKE,
+                hint=REMAKE_HINT,
             ) from error
 
     def _stored_files(self, name: str, rows: Rows) -> list[str]:
         """Return the files that contain these rows of an array, relative to the folder."""
-        array = self._group[name]
+        array = self._zarr_group[name]
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
@@ -481,14 +510,18 @@ class PreparedDataset:
 def _marker_body(folder: Path) -> Any:
     """Return the JSON value of the marker after checking its hash and schema."""
     body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    is_unchanged = body.pop("sha256") == fingerprint(body)
+    stored_digest = body.pop("sha256")
+    marker_name = f"{MARKER} of prepared dataset {folder.name}"
     schema = body["schema"]
-    if is_unchanged and schema == STORE_SCHEMA:
-        return body
-    problem = "has changed since it was written"
     if schema != STORE_SCHEMA:
-        problem = f"has schema {schema!r}, but this version reads only schema {STORE_SCHEMA}"
-    raise CorruptStoreError(f"{MARKER} of prepared dataset {folder.name} {problem}", hint=REMAKE)
+        raise CorruptStoreError(
+            f"{marker_name} has schema {schema!r}, but this version reads only schema "
+            f"{STORE_SCHEMA}",
+            hint=REMAKE_HINT,
+        )
+    if stored_digest != fingerprint(body):
+        raise CorruptStoreError(f"{marker_name} has changed since it was written", hint=REMAKE_HINT)
+    return body
 
 
 def _check_size(folder: Path, name: str, expected: int) -> None:
@@ -500,4 +533,6 @@ def _check_size(folder: Path, name: str, expected: int) -> None:
         if size == expected:
             return
         problem = f"{size} bytes long, but should be {expected} bytes long"
-    raise CorruptStoreError(f"{name} of prepared dataset {folder.name} is {problem}", hint=REMAKE)
+    raise CorruptStoreError(
+        f"{name} of prepared dataset {folder.name} is {problem}", hint=REMAKE_HINT
+    )

@@ -339,3 +339,8 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 def row_locator(array: str, row: int) -> str:
     """Return the locator of an image: ``7`` in the array ``images``, or else ``NAME/7``."""
     return str(row) if array == "images" else f"{array}/{row}"
+
+
+def row_of_locator(locator: str) -> int:
+    """Return the row in a locator from :func:`row_locator`."""
+    return int(locator.rpartition("/")[2])

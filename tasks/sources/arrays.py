@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +29,16 @@ from tasks.sources.array_files import (
     NpzFile,
     array_path,
     row_locator,
+    row_of_locator,
 )
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own.class_names import sort_labels
-from tasks.sources.own.columns import TRAITS, JoinedFiles, find_columns
+from tasks.sources.own.columns import TRAITS, Columns, JoinedTables, find_columns
 from tasks.sources.own.listing import own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
 from tasks.sources.pictures import negative_flags, scale_by_image_maximum
-from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
+from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
 from tasks.sources.tables import MAX_NAMED, label_text, unused_flags
 
 SHORT_KEYS = (("x", "y"), ("X", "y"), ("X", "Y"))
@@ -68,11 +69,14 @@ SPLIT_NAMINGS = (
     SplitNaming("x_{}", "y_{}", suffix="_{}"),
     SplitNaming("X_{}", "y_{}", suffix="_{}"),
 )
-"""Names of arrays with splits: first those of MedMNIST, then those of Keras."""
+"""Names of arrays with splits: those of MedMNIST, those of Keras, and those of Keras with a capital
+X."""
 VALIDATION_NAMES = ("val", "valid")
 """Names of the validation split in the names of its arrays."""
 SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""Names of a split in the names of its arrays. Names in capital letters are not recognized."""
+"""Names of a split in the names of its arrays. TRAIN and Test, for example, are not recognized."""
+CHOSEN_LABELS = "labels"
+"""Name that stands for the arrays of labels, which are chosen together with the images."""
 LABEL_NAMES = "label_names"
 """Name of the array with the names of the classes."""
 SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
@@ -81,7 +85,7 @@ CHANNELS = (1, 3)
 MAX_IMAGES = 10_000_000
 """Largest number of images in a file. All labels are in memory at once, and a damaged header could
 declare many gigabytes of labels."""
-MAX_TEXT_BYTES = 1 << 28
+MAX_SMALL_ARRAY_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
 """Number of images that one reading task reads. Rows are small and cheap to read in order."""
@@ -95,25 +99,40 @@ class ImageArray:
         images_key: Name of the array of images.
         labels_key: Name of the array of labels.
         split: Split of the images.
-        key_by_column: Usual name of a further array, without the split -> its name in the file.
+        key_by_usual_name: Usual name of a further array, without the split -> its name in the file,
+            such as ``patient_id`` -> ``train_patient_id``.
     """
 
     images_key: str
     labels_key: str
     split: GivenSplit
-    key_by_column: dict[str, str]
+    key_by_usual_name: dict[str, str]
+
+    def key_by_our_name(self, columns: Columns) -> dict[str, str]:
+        """Return the arrays to read: our name of a column, such as ``group`` -> name in the file.
+
+        Args:
+            columns: The chosen columns. Here their names in the data are usual names.
+        """
+        key_by_our_name = {"label": self.labels_key}
+        for our_name, usual_name in columns.name_in_data.items():
+            is_read = our_name in ("group", "split", *TRAITS)
+            if is_read and usual_name in self.key_by_usual_name:
+                key_by_our_name[our_name] = self.key_by_usual_name[usual_name]
+        return key_by_our_name
 
 
 class Scale(NamedTuple):
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        limits: The values that become 0 and 255. None if values stay as stored, or if each image is
-            scaled by its own maximum.
+        pixel_range: The values that become 0 and 255. None if there is no such range. Then the type
+            of the values decides: uint8 stays as stored, and each image of other integers is scaled
+            by its own maximum.
         rule: The rule in words, for the record of the prepared dataset.
     """
 
-    limits: tuple[float, float] | None
+    pixel_range: Limits | None
     rule: str
 
 
@@ -123,28 +142,33 @@ class ArrayDetails:
 
     Attributes:
         array: Name of the array with the image.
-        black: The value that becomes 0. None if values stay as stored, or if each image is scaled
-            by its own maximum.
-        white: The value that becomes 255. None under the same conditions.
-        file_name: Name of the array file if the raw path is a folder; else empty. Prepared parts
-            are then made again if the file changes.
+        pixel_range: The values that become 0 and 255, or None, as in :class:`Scale`.
+        file_name: Name of the array file if the raw path is a folder; else empty. A raw folder may
+            get another array file. The name is part of the item, so the items of the other file are
+            other items, and are read again.
     """
 
     array: str
-    black: float | None
-    white: float | None
+    pixel_range: Limits | None
     file_name: str = ""
 
     @classmethod
     def of(cls, item: Item) -> ArrayDetails:
         """Return the details of an item that :func:`list_arrays` made."""
-        return cls(*item.details)  # type: ignore[arg-type]
+        array, black, white, *file_names = cast("tuple[Any, ...]", item.details)
+        pixel_range = None if black is None else (black, white)
+        return cls(array, pixel_range, *file_names)
 
     def to_tuple(self) -> tuple[str | float | None, ...]:
-        """Return the details as an item stores them, without an empty file name."""
+        """Return the details as an item stores them.
+
+        An empty file name is left out, so that items of a single file have the details that earlier
+        versions stored.
+        """
+        black, white = self.pixel_range or (None, None)
         if self.file_name:
-            return self.array, self.black, self.white, self.file_name
-        return self.array, self.black, self.white
+            return self.array, black, white, self.file_name
+        return self.array, black, white
 
 
 @dataclass(frozen=True)
@@ -153,23 +177,23 @@ class _ArrayRows:
 
     Attributes:
         arrays: The arrays of images.
-        files: Labels, groups, splits and traits of the images; one file per array.
-        limits: The values of black and white, as in :class:`Scale`.
+        tables: Labels, groups, splits and traits of the images; one table per array.
+        pixel_range: The values that become 0 and 255, or None, as in :class:`Scale`.
         file_name: Name of the array file, as in :class:`ArrayDetails`.
     """
 
     arrays: Sequence[ImageArray]
-    files: JoinedFiles
-    limits: tuple[float, float] | None
+    tables: JoinedTables
+    pixel_range: Limits | None
     file_name: str
 
     def array_of(self, row: int) -> ImageArray:
         """Return the array that contains an image."""
-        return self.arrays[self.files.file_of(row)]
+        return self.arrays[self.tables.table_of(row)]
 
     def locator(self, row: int) -> str:
         """Return the locator of an image."""
-        return row_locator(self.array_of(row).images_key, self.files.row_in_file(row))
+        return row_locator(self.array_of(row).images_key, self.tables.row_in_table(row))
 
     def name(self, row: int) -> str:
         """Return the name of an image in messages."""
@@ -181,9 +205,8 @@ class _ArrayRows:
 
     def details(self, row: int) -> tuple[str | float | None, ...]:
         """Return the details of an image's item."""
-        black, white = self.limits or (None, None)
         key = self.array_of(row).images_key
-        return ArrayDetails(key, black, white, self.file_name).to_tuple()
+        return ArrayDetails(key, self.pixel_range, self.file_name).to_tuple()
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -204,32 +227,35 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     # A dict keeps the order of the names.
     names: dict[str, None] = {}
     for array in arrays:
-        names |= dict.fromkeys(array.key_by_column)
-    # The labels are already chosen, with the images.
+        names |= dict.fromkeys(array.key_by_usual_name)
     columns = find_columns(
-        list(names), ("label", "group", "split"), request, chosen={"label": "labels"}
+        list(names), ("label", "group", "split"), request, chosen={"label": CHOSEN_LABELS}
     )
-    cells = []
+    tables = []
     for array, header in zip(arrays, headers, strict=True):
-        cells.append(_cells_of(file, array, header.shape[0], columns.name_in_data, request))
-    files = JoinedFiles(cells)
-    class_names = _class_names(file, files.cells["label"], request)
+        cells = {}
+        for our_name, key in array.key_by_our_name(columns).items():
+            cells[our_name] = _text_cells(file, key, header.shape[0], request)
+        tables.append(cells)
+    joined = JoinedTables(tables)
+    class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
     file_name = array_path(request).name if request.root().is_dir() else ""
-    images = _ArrayRows(arrays, files, scale.limits, file_name)
+    images = _ArrayRows(arrays, joined, scale.pixel_range, file_name)
 
     def sort_classes(labels: Iterable[str]) -> list[str]:
+        # Classes in class_names have the numbers of the file. Other classes follow.
         return [*class_names, *sort_labels(set(labels).difference(class_names))]
 
     rows = Rows(
-        cells=files.cells,
+        cells=joined.cells,
         locator=images.locator,
         name=images.name,
         file_split=images.split,
         details=images.details,
     )
     defaults = Listing(
-        dtype="uint8" if scale.limits is None else "float32",
+        dtype="uint8" if scale.pixel_range is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
@@ -258,15 +284,15 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
     for images_key, labels_key in KEYS:
         if {images_key, labels_key} <= names:
             other_names = sorted(names - {images_key, labels_key, LABEL_NAMES})
-            key_by_column = {name: name for name in other_names}
-            sets.append([ImageArray(images_key, labels_key, GivenSplit.NONE, key_by_column)])
+            key_by_usual_name = {name: name for name in other_names}
+            sets.append([ImageArray(images_key, labels_key, GivenSplit.NONE, key_by_usual_name)])
     num_validation = 0
     for naming in SPLIT_NAMINGS:
-        arrays, num_left_out = _arrays_of_splits(file, naming)
-        num_validation += num_left_out
+        arrays, num_validation_of_naming = _arrays_of_splits(file, naming)
+        num_validation += num_validation_of_naming
         if arrays:
             sets.append(arrays)
-    _check_labels_exist(names, request, is_without_sets=not sets)
+    _check_labels_exist(names, request, found_images=bool(sets))
     if len(sets) > 1:
         listed = ", ".join(array.images_key for arrays in sets for array in arrays)
         raise request.error(
@@ -302,25 +328,26 @@ def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageA
         if split is GivenSplit.VALIDATION:
             num_validation += file.header(images_key).shape[0]
         else:
-            key_by_column = _split_columns(names - {images_key, labels_key}, naming, split_name)
-            arrays.append(ImageArray(images_key, labels_key, split, key_by_column))
+            other_names = names - {images_key, labels_key}
+            key_by_usual_name = _split_columns(other_names, naming, split_name)
+            arrays.append(ImageArray(images_key, labels_key, split, key_by_usual_name))
     return arrays, num_validation
 
 
-def _check_labels_exist(names: set[str], request: RawRequest, *, is_without_sets: bool) -> None:
+def _check_labels_exist(names: set[str], request: RawRequest, *, found_images: bool) -> None:
     """Check that no images lack their labels: they would be left out silently.
 
     Args:
         names: Names of all arrays in the file.
         request: For errors.
-        is_without_sets: Whether no array of images has labels. Then arrays with short names, such
-            as ``x``, count as images too.
+        found_images: Whether an array of images has labels. If none has, arrays with short names,
+            such as ``x``, count as images too.
     """
     pairs = []
     for naming in SPLIT_NAMINGS:
         for split_name in SPLIT_NAMES:
             pairs.append((naming.images.format(split_name), naming.labels.format(split_name)))
-    if is_without_sets:
+    if not found_images:
         pairs += SHORT_KEYS
     for images_key, labels_key in pairs:
         if images_key in names and labels_key not in names:
@@ -344,11 +371,14 @@ def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dic
 
 
 def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags that name the arrays that are not read; no flag if all are."""
+    """Return flags that name the arrays that are not read; no flag if all are.
+
+    A flag is a warning in the record of the prepared dataset.
+    """
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
-        used |= {array.images_key, array.labels_key, *array.key_by_column.values()}
+        used |= {array.images_key, array.labels_key, *array.key_by_usual_name.values()}
     for naming in SPLIT_NAMINGS:
         for split_name in VALIDATION_NAMES:
             used.update(_split_columns(names, naming, split_name).values())
@@ -380,22 +410,6 @@ def _image_header(file: ArrayFile, images_key: str, request: RawRequest) -> Arra
     )
 
 
-def _cells_of(
-    file: ArrayFile,
-    array: ImageArray,
-    num_images: int,
-    name_in_data: dict[str, str],
-    request: RawRequest,
-) -> dict[str, list[str]]:
-    """Return the labels, groups, splits and traits of an array's images as text."""
-    cells = {"label": _text_cells(file, array.labels_key, num_images, request)}
-    for column, usual_name in name_in_data.items():
-        if column in ("group", "split", *TRAITS) and usual_name in array.key_by_column:
-            key = array.key_by_column[usual_name]
-            cells[column] = _text_cells(file, key, num_images, request)
-    return cells
-
-
 def _text_cells(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
     """Return an array with one entry per image as text.
 
@@ -425,18 +439,18 @@ def _small_array(file: ArrayFile, key: str, request: RawRequest) -> NDArray[np.g
     """Return an array as a whole.
 
     Raises:
-        DataError: The array has more than :data:`MAX_TEXT_BYTES` bytes, or is damaged.
+        DataError: The array has more than :data:`MAX_SMALL_ARRAY_BYTES` bytes, or is damaged.
     """
     header = file.header(key)
-    if header.num_bytes > MAX_TEXT_BYTES:
+    if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
         raise request.error(
             f"the array {key} has {header.num_bytes:,} bytes ({header.dtype} {header.shape}), more "
-            f"than the {MAX_TEXT_BYTES:,} that can be read",
+            f"than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
             hint="Save shorter text or smaller numbers",
         )
     try:
         return file.load(key)
-    except SkipItem as skip:
+    except SkipItem as skip:  # the array file raises this error for every damaged array
         raise request.error(
             f"the array {key} cannot be read: {skip.reason}", hint=COPY_AGAIN
         ) from None
@@ -466,25 +480,29 @@ def array_reader(file: ArrayFile) -> Reader:
         if details.array not in row_readers:
             row_readers[details.array] = file.rows(details.array)
         read_row = row_readers[details.array]
-        pixels = _channels_last(read_row(_row_of(item)))
-        if details.black is None or details.white is None:
-            if pixels.dtype == np.uint8:
-                return [Sample(pixels)]
-            scaled, conversions = scale_by_image_maximum(pixels)
-            return [Sample(scaled, conversions=conversions, flags=negative_flags(pixels))]
-        if not np.isfinite(pixels).all():
-            raise SkipItem("values not finite")
-        scaled, is_clipped = rescale_to_255(pixels, (details.black, details.white))
-        if is_clipped.any():
-            return [Sample(scaled, flags=(CLIPPED,))]
-        return [Sample(scaled)]
+        pixels = _channels_last(read_row(row_of_locator(item.locator)))
+        if details.pixel_range is not None:
+            return [_scale_by_range(pixels, details.pixel_range)]
+        if pixels.dtype == np.uint8:
+            return [Sample(pixels)]
+        scaled, conversions = scale_by_image_maximum(pixels)
+        return [Sample(scaled, conversions=conversions, flags=negative_flags(pixels))]
 
     return read
 
 
-def _row_of(item: Item) -> int:
-    """Return the row of an item's image in its array."""
-    return int(item.locator.rsplit("/", 1)[-1])
+def _scale_by_range(pixels: NDArray[np.generic], pixel_range: Limits) -> Sample:
+    """Return an image after scaling ``pixel_range`` to [0, 255].
+
+    Raises:
+        SkipItem: The image has infinite values or NaN.
+    """
+    if not np.isfinite(pixels).all():
+        raise SkipItem("values not finite")
+    scaled, is_clipped = rescale_to_255(pixels, pixel_range)
+    if is_clipped.any():
+        return Sample(scaled, flags=(CLIPPED,))
+    return Sample(scaled)
 
 
 def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -506,13 +524,14 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     """
     rows_by_array: dict[str, list[int]] = {}
     for item in listing.items:
-        rows_by_array.setdefault(ArrayDetails.of(item).array, []).append(_row_of(item))
+        rows = rows_by_array.setdefault(ArrayDetails.of(item).array, [])
+        rows.append(row_of_locator(item.locator))
     try:
         loaded = []
         for name, rows in rows_by_array.items():
             array = file.load(name)
-            is_complete = rows == list(range(len(array)))
-            loaded.append(array if is_complete else array[rows])
+            is_whole_array = rows == list(range(len(array)))
+            loaded.append(array if is_whole_array else array[rows])
         return loaded[0] if len(loaded) == 1 else np.concatenate(loaded)
     except SkipItem as skip:
         raise DataError(f"The arrays cannot be read: {skip.reason}", hint=COPY_AGAIN) from None
@@ -577,6 +596,7 @@ def list_npz(request: RawRequest) -> Listing:
     return listing
 
 
+# tasks.sources.SOURCES refers to npz and hdf5 by these names.
 npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
 # HDF5 compares the checksum of a chunk, if there is one, when the chunk is read.
 hdf5 = Source(

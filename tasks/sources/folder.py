@@ -3,8 +3,8 @@
 ``<raw>`` is the folder or archive that the user gives. Three terms are used below:
 
 - *Wrapper*: a single folder around all classes or splits. Many archives have one.
-- *Top folder*: a folder directly below ``<raw>``, below the wrapper, or below the folder of a
-  split.
+- *Top folder*: the first folder of an image's path, after the wrapper and the split are removed. It
+  is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.
 
 The default layout is called ``class/group``. The path of an image is ``<raw>/<class>/image.png``,
@@ -58,15 +58,16 @@ from tasks.sources.own.splits import (
 from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
-EXPECTED = (
+LAYOUT_HINT = (
     "Use FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and "
     "FOLDER/test/<class>/image.png"
 )
 MAX_SHARED_FOLDERS = 20
-"""Largest number of subfolder names for which the layout may be ``group/class``. If the top folders
-share more names, the subfolders are assumed to be patients."""
+"""Largest number of different subfolder names that may be classes. With more names, the subfolders
+are patients, so the layout is ``class/group``."""
 MAX_HEADERS = 200
-"""Largest number of DICOM headers that are read to choose the layout."""
+"""Largest number of DICOM headers that are read to choose the layout. It is divided equally between
+the subfolders, and at least one header is read in each."""
 MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that are flagged by name."""
 SPLIT_WORD_IN_NAME = re.compile(
@@ -103,10 +104,8 @@ HINTS = {
     "": "Add an extension to the files: only DICOM files outside archives may lack one",
 }
 """Extension of a file that was found instead of class folders -> hint for the user."""
-OUTSIDE = "outside the class folders"
+OUTSIDE_CLASSES = "outside the class folders"
 """Reason for leaving out an image."""
-DIRECTLY_IN_TOP = ""
-"""Name that stands for the first subfolder if an image lies directly in its top folder."""
 TRAIN_AND_TEST = frozenset({GivenSplit.TRAIN, GivenSplit.TEST})
 
 
@@ -127,12 +126,12 @@ class ImagePath:
     split: GivenSplit
 
     @property
-    def first_subfolder(self) -> str:
-        """The subfolder of ``top``, or :data:`DIRECTLY_IN_TOP`."""
-        return self.subfolders[0] if self.subfolders else DIRECTLY_IN_TOP
+    def first_subfolder(self) -> str | None:
+        """The subfolder of ``top``; None if the image lies directly in ``top``."""
+        return self.subfolders[0] if self.subfolders else None
 
-    def class_and_group(self, layout: Layout) -> tuple[str, str]:
-        """Return the names of the image's class and group; empty without such a folder."""
+    def class_and_group(self, layout: Layout) -> tuple[str | None, str | None]:
+        """Return the names of the image's class and group; None without such a folder."""
         if layout == "class/group":
             return self.top, self.first_subfolder
         return self.first_subfolder, self.top
@@ -153,6 +152,23 @@ class ClassImage:
     group: str
 
 
+@dataclass(frozen=True)
+class FolderScan:
+    """The images of a raw folder before their classes are known.
+
+    Attributes:
+        image_paths: The images that are used.
+        excluded: Reason -> number of files that are left out.
+        wrapper: Path of the wrapper with a final slash; empty without a wrapper.
+        has_splits: Whether the folders directly below the wrapper are splits.
+    """
+
+    image_paths: list[ImagePath]
+    excluded: Counter[str]
+    wrapper: str
+    has_splits: bool
+
+
 def list_folder(request: RawRequest) -> Listing:
     """List the images of all class folders. Classes are in the order of their names.
 
@@ -166,32 +182,26 @@ def list_folder(request: RawRequest) -> Listing:
             "the source is a file, not a folder", hint="Give a folder, a .zip or a .tar"
         )
     tree = RawTree(request)
-    image_names = []
-    for name in tree:
-        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
-            image_names.append(name)
-    repeated = _repeated_in_inner_archives(tree, image_names)
-    image_names = [name for name in image_names if name not in repeated]
-    wrapper = _find_wrapper(image_names, is_archive=root.is_file())
-    has_splits = _has_splits(image_names, wrapper, request)
-    image_paths, excluded = _parse_paths(tree, image_names, repeated, wrapper, has_splits)
-    excluded.update(count_hidden(tree.hidden, is_single_image_name))
-    layout, layout_flags = _choose_layout(image_paths, tree, request)
-    images = _images_of_classes(image_paths, layout)
-    excluded[OUTSIDE] += len(image_paths) - len(images)
-    _check_two_classes(images, excluded[OUTSIDE], tree, request)
-    flags = _flag_empty_folders(tree, images, has_splits, layout)
+    scan = _scan_folder(tree, request)
+    _check_no_splits(scan.image_paths, request)
+    _check_distinct_paths(scan.image_paths, request)
+    layout, layout_flags = _choose_layout(scan.image_paths, tree, request)
+    images = _images_of_classes(scan.image_paths, layout)
+    num_without_class = len(scan.image_paths) - len(images)
+    excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
+    _check_two_classes(images, excluded[OUTSIDE_CLASSES], tree, request)
+    flags = _flag_empty_folders(tree, images, scan.has_splits, layout)
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
         flags["in a deeper folder, counted to its group"] = num_nested_deeper
-    if wrapper:
+    if scan.wrapper:
         flags["a wrapper folder was skipped"] = 1
     locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
         cells={"label": [image.label for image in images]},
         locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        numbering=lambda _: "",  # files have no numbers
+        numbering=lambda _: "",  # messages identify an image by its hash, not by a row number
         default_group=lambda row: images[row].group,
         file_split=lambda row: images[row].path.split,
     )
@@ -213,28 +223,95 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
     images = []
     for path in image_paths:
         label, group = path.class_and_group(layout)
-        if label:
-            images.append(ClassImage(path, label, group))
+        if label is not None:
+            images.append(ClassImage(path, label, group or ""))
     return images
 
 
-def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
-    """Return the images to leave out because an inner archive most often repeats other images.
+def _scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
+    """Choose the images to use, and divide their paths into folders.
 
-    If the folder of an inner archive also has unpacked images, all images of the archive are left
-    out.
+    Raises:
+        DataError: Some folders are splits, and others may be splits with another name.
     """
-    archive_depths = {name: tree.locator(name).count(MARK) for name in image_names}
-    folders = set()
-    for name, archive_depth in archive_depths.items():
-        if archive_depth == 1:  # in the raw archive itself, not in an inner archive
-            folders.add(name.rpartition("/")[0])
-    folders.discard("")
+    # The wrapper and the splits are those of the images, not of other files, and repeated images
+    # must not count. So the order of these steps matters.
+    image_names = []
+    for name in tree:
+        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
+            image_names.append(name)
+    repeated = _repeated_in_inner_archives(tree, image_names)
+    distinct_names = [name for name in image_names if name not in repeated]
+    wrapper = _find_wrapper(distinct_names, is_archive=request.root().is_file())
+    has_splits = _has_splits(distinct_names, wrapper, request)
+    masks = _find_masks(distinct_names)
+    image_names_set = set(distinct_names)
+    excluded: Counter[str] = Counter()
+    image_paths = []
+    for name in tree:
+        path = _divide_path(name, wrapper, has_splits=has_splits)
+        # A file that meets several conditions is counted for the first of them.
+        if name in repeated:
+            excluded["in an archive beside images"] += 1
+        elif name not in image_names_set:
+            excluded["not an image by its extension"] += 1
+        elif path is None:
+            excluded[OUTSIDE_CLASSES] += 1
+        elif path.split is GivenSplit.VALIDATION:
+            excluded[VALIDATION_LEFT_OUT] += 1
+        elif name in masks:
+            # This is also the reason for a class of masks, whose images lie in another folder.
+            excluded["a mask beside its image"] += 1
+        elif not MASK_FOLDERS.isdisjoint(map(str.casefold, path.subfolders)):
+            excluded["in a folder of masks"] += 1
+        else:
+            image_paths.append(path)
+    excluded.update(count_hidden(tree.hidden, is_single_image_name))
+    return FolderScan(image_paths, excluded, wrapper, has_splits)
+
+
+def _divide_path(name: str, wrapper: str, *, has_splits: bool) -> ImagePath | None:
+    """Divide the path of a file into its folders, or return None if it lies in no top folder.
+
+    Args:
+        name: Name of the file in the tree.
+        wrapper: Path of the wrapper with a final slash; empty without a wrapper.
+        has_splits: Whether the folders directly below ``wrapper`` are splits.
+    """
+    *folders, _ = name.removeprefix(wrapper).split("/")
+    split = GivenSplit.NONE
+    if has_splits and folders:
+        split = parse_split(folders.pop(0))
+    if not folders:
+        return None
+    top, *subfolders = folders
+    groups = [subfolder for subfolder in subfolders if subfolder.casefold() not in NO_GROUPS]
+    return ImagePath(name, top, tuple(groups), split)
+
+
+def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
+    """Return the images of inner archives that lie beside unpacked images.
+
+    Such an archive most often repeats the images beside it. If ``raw.zip`` has ``a/1.png`` and
+    ``a/more.zip``, all images of ``a/more.zip`` are left out. An inner archive at the top of
+    ``raw.zip`` is always read.
+    """
+    folders_of_unpacked = set()
+    inner_names = []
+    for name in image_names:
+        num_archives = tree.locator(name).count(MARK)
+        if num_archives == 1:  # in the raw archive itself, not in an inner archive
+            folders_of_unpacked.add(name.rpartition("/")[0])
+        elif num_archives > 1:
+            inner_names.append(name)
+    folders_of_unpacked.discard("")
     repeated = set()
-    for name, archive_depth in archive_depths.items():
+    for name in inner_names:
+        # For the image 2.png of a/more.zip: the locator is raw.zip!/a/more.zip!/2.png, the name is
+        # a/2.png, the path in the archive is 2.png, and the folder of the archive is a.
         path_in_archive = tree.locator(name).rpartition(MARK)[2]
         archive_folder = name.removesuffix(path_in_archive).rstrip("/")
-        if archive_depth > 1 and archive_folder in folders:
+        if archive_folder in folders_of_unpacked:
             repeated.add(name)
     return repeated
 
@@ -252,7 +329,7 @@ def _check_two_classes(
         return
     is_archive = request.root().is_file()
     extensions = {PurePath(name).suffix.lower() for name in tree}
-    hints = [EXPECTED]
+    hints = [LAYOUT_HINT]
     for extension, hint in HINTS.items():
         if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
             hints.append(f"{hint}, after unpacking it with its images")
@@ -274,32 +351,25 @@ def _choose_layout(
         The layout, and a flag if patient ids in DICOM headers decided it.
 
     Raises:
-        DataError: The layout is unclear, or the top folders seem to be splits.
+        DataError: The layout is unclear.
     """
-    tops_by_subfolder: defaultdict[str, set[str]] = defaultdict(set)
-    for image in image_paths:
-        tops_by_subfolder[image.first_subfolder].add(image.top)
-    tops = sorted(set().union(*tops_by_subfolder.values()))
-    _check_no_splits(tops, set(tops_by_subfolder) - {DIRECTLY_IN_TOP}, request)
-    # A name contains MARK if two archives have the file, see RawTree.
-    if request.root().is_file() and any(MARK in image.name for image in image_paths):
-        raise request.error(
-            "two files in the archive, or in archives inside it, have the same path",
-            hint="Unpack the archives so that every file has its own path, and give the folder",
-        )
     if request.dataset.layout is not None:
         return request.dataset.layout, []
-    # Both layouts are possible if all images lie in subfolders, the subfolders have few names, and
-    # every name is in several top folders.
+    tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
+    for image in image_paths:
+        tops_by_subfolder[image.first_subfolder].add(image.top)
+    # Both layouts are possible if all images lie in subfolders, the subfolders have two or more
+    # names, but few, and every name is in several top folders.
     is_ambiguous = (
         1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
-        and DIRECTLY_IN_TOP not in tops_by_subfolder
+        and None not in tops_by_subfolder
         and min(map(len, tops_by_subfolder.values())) > 1
     )
     if not is_ambiguous:
         return "class/group", []
     layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
+        tops = set().union(*tops_by_subfolder.values())
         raise request.error(
             f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so it is "
             "unclear whether the top folders or the subfolders are the classes",
@@ -310,17 +380,33 @@ def _choose_layout(
     return layout, [f"layout {layout}, by the patient ids in DICOM headers"]
 
 
-def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequest) -> None:
+def _check_distinct_paths(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+    """Check that no two files of an archive, or of archives inside it, have the same path.
+
+    Raises:
+        DataError: Two files have the same path.
+    """
+    # A name contains MARK if two archives have the file, see RawTree.
+    if request.root().is_file() and any(MARK in image.name for image in image_paths):
+        raise request.error(
+            "two files in the archive, or in archives inside it, have the same path",
+            hint="Unpack the archives so that every file has its own path, and give the folder",
+        )
+
+
+def _check_no_splits(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
     """Check that neither the top folders nor their subfolders are splits.
 
     Raises:
         DataError: All subfolders are splits, or most top folders seem to be splits.
     """
+    tops = sorted({image.top for image in image_paths})
+    subfolders = {image.subfolders[0] for image in image_paths if image.subfolders}
     if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
             f"the splits {', '.join(sorted(subfolders)[:5])} are inside the class folders, but "
             "should be above them",
-            hint=EXPECTED,
+            hint=LAYOUT_HINT,
         )
     with_split_word = []
     splits = set()
@@ -336,7 +422,7 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
         raise request.error(
             "the top folders are neither classes nor splits called train, test and val: "
             f"{', '.join(with_split_word[:5])}",
-            hint=f"Rename the splits, and put the class folders into them. {EXPECTED}",
+            hint=f"Rename the splits, and put the class folders into them. {LAYOUT_HINT}",
         )
 
 
@@ -360,8 +446,8 @@ def _layout_by_headers(
     placeholder.
     """
     tops: defaultdict[str, set[str]] = defaultdict(set)
-    subfolders: defaultdict[str, set[str]] = defaultdict(set)
-    num_read: Counter[tuple[str, str]] = Counter()
+    subfolders: defaultdict[str, set[str | None]] = defaultdict(set)
+    num_read: Counter[tuple[str, str | None]] = Counter()
     num_folders = len({(image.top, image.first_subfolder) for image in image_paths})
     num_per_folder = max(MAX_HEADERS // num_folders, 1)
     for image in image_paths:
@@ -377,10 +463,13 @@ def _layout_by_headers(
         subfolders[patient].add(image.first_subfolder)
     have_one_top = set(map(len, tops.values())) == {1}
     have_one_subfolder = set(map(len, subfolders.values())) == {1}
-    # The last two rows of the table above.
-    if have_one_top == have_one_subfolder or len(tops) < 2:
+    if len(tops) < 2:
         return None
-    return "group/class" if have_one_top else "class/group"
+    if have_one_top and not have_one_subfolder:
+        return "group/class"
+    if have_one_subfolder and not have_one_top:
+        return "class/group"
+    return None
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
@@ -410,9 +499,15 @@ def _find_masks(image_names: Sequence[str]) -> set[str]:
     for name in image_names:
         stem = name.rpartition(".")[0]
         parent = name.rpartition("/")[0]
-        if _image_of_mask(stem) in stems or _image_of_mask(parent) in folders:
+        if _is_mask(stem, stems) or _is_mask(parent, folders):
             masks.add(name)
     return masks
+
+
+def _is_mask(path: str, paths: set[str]) -> bool:
+    """Return whether a path has the name of a mask and ``paths`` contains the path of its image."""
+    image = _image_of_mask(path)
+    return image is not None and image in paths
 
 
 def _image_of_mask(path: str) -> str | None:
@@ -428,55 +523,14 @@ def _image_of_mask(path: str) -> str | None:
     return f"{parent}/{match[1]}".lstrip("/").casefold()
 
 
-def _parse_paths(
-    tree: RawTree, image_names: Sequence[str], repeated: set[str], wrapper: str, has_splits: bool
-) -> tuple[list[ImagePath], Counter[str]]:
-    """Choose the images to use, and divide their paths into folders.
-
-    Args:
-        tree: All files.
-        image_names: Names of the files that are images.
-        repeated: Names of images to leave out, see :func:`_repeated_in_inner_archives`.
-        wrapper: Path that all images have in common, see :func:`_find_wrapper`.
-        has_splits: Whether the folders directly below ``wrapper`` are splits.
-
-    Returns:
-        The images that are used, and reason -> number of files that are left out.
-    """
-    masks = _find_masks(image_names)
-    distinct_names = set(image_names)
-    excluded: Counter[str] = Counter()
-    image_paths = []
-    for name in tree:
-        parts = name.removeprefix(wrapper).split("/")
-        split = GivenSplit.NONE
-        if has_splits and len(parts) > 1:
-            split = parse_split(parts.pop(0))
-        # A file that meets several conditions is counted for the first of them.
-        if name in repeated:
-            excluded["in an archive beside images"] += 1
-        elif name not in distinct_names:
-            excluded["not an image by its extension"] += 1
-        elif len(parts) < 2:
-            excluded[OUTSIDE] += 1
-        elif split is GivenSplit.VALIDATION:
-            excluded[VALIDATION_LEFT_OUT] += 1
-        elif name in masks:
-            excluded["a mask beside its image"] += 1
-        elif not MASK_FOLDERS.isdisjoint(map(str.casefold, parts[1:-1])):
-            excluded["in a folder of masks"] += 1
-        else:
-            folders = [part for part in parts[1:-1] if part.casefold() not in NO_GROUPS]
-            image_paths.append(ImagePath(name, parts[0], tuple(folders), split))
-    return image_paths, excluded
-
-
 def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
     """Return the path of the wrapper with a final slash; empty without a wrapper.
 
-    An archive often has a wrapper, or several nested ones: ``<name>/<name>-v2/<class>/``. If
-    ``<raw>`` is a folder, its only subfolder may be a class. The only subfolder is then a wrapper
-    only if its own subfolders are splits.
+    An archive often has a wrapper, or several nested ones: ``<name>/<name>-v2/<class>/``.
+
+    A folder ``<raw>`` has a wrapper only if the folders below it are splits. So in
+    ``<raw>/data/train/...`` the folder ``data`` is a wrapper, but in ``<raw>/cats/...`` the folder
+    ``cats`` is not, because it may be a class.
     """
     paths = [name.split("/") for name in image_names]
     wrapper = []
@@ -494,7 +548,7 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
 def _has_train_and_test(names: Iterable[str]) -> bool:
     """Return whether folders are the training split and the test split, perhaps with others."""
-    return parse_splits(names) >= TRAIN_AND_TEST
+    return parse_splits(names).issuperset(TRAIN_AND_TEST)
 
 
 def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -> bool:
@@ -539,14 +593,15 @@ def _flag_empty_folders(
     """
     depth = 2 if has_splits else 1
     with_images = {tuple(image.path.name.split("/")[:depth]) for image in images}
-    empty = []
+    empty_folders = []
     for name in tree.folders:
         parts = tuple(name.split("/"))
-        is_used = not has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
-        if len(parts) == depth and parts not in with_images and is_used:
-            empty.append(name)
+        is_read = not has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
+        if len(parts) == depth and parts not in with_images and is_read:
+            empty_folders.append(name)
     if layout == "class/group":
-        return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED_FOLDERS]}
-    if not empty:
+        named = empty_folders[:MAX_NAMED_FOLDERS]
+        return {f"class folder without an image: {name}": 1 for name in named}
+    if not empty_folders:
         return {}
-    return {"folder without an image": len(empty)}
+    return {"folder without an image": len(empty_folders)}

@@ -32,7 +32,7 @@ from tasks.sources.own.columns import (
     ONE_HOT,
     Cells,
     Columns,
-    JoinedFiles,
+    JoinedTables,
     common_columns,
     find_columns,
 )
@@ -51,7 +51,7 @@ from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
     MAX_NAMED,
-    SEVERAL,
+    SEVERAL_VALUES,
     counting,
     header_names,
     read_columns,
@@ -113,18 +113,18 @@ def list_table(request: RawRequest) -> Listing:
         return list_parquet(request)
     tables = [_read(file, request) for file in files]
     columns = common_columns([table.columns for table in tables], request)
-    joined = JoinedFiles([table.cells for table in tables])
+    joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
         raise request.error("the table has a header, but no rows", hint="Add a row per image")
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
-        return tables[joined.file_of(row)]
+        return tables[joined.table_of(row)]
 
     def row_name(row: int) -> str:
         table = table_of(row)
-        return _row_name(table.folder, table.numbers, joined.row_in_file(row))
+        return _row_name(table.folder, table.numbers, joined.row_in_table(row))
 
     rows = Rows(
         cells=joined.cells,
@@ -333,9 +333,9 @@ def _paths_from_base(
     Raises:
         DataError: A cell is not one path, or its path leads out of the raw folder.
     """
-    if SEVERAL in cells:
+    if SEVERAL_VALUES in cells:
         raise request.error(
-            f"the path in {row_name(cells.index(SEVERAL))} is a list or bytes, not one text",
+            f"the path in {row_name(cells.index(SEVERAL_VALUES))} is a list or bytes, not one text",
             hint="Write one file name in each row, or store the images themselves as bytes in a "
             "Parquet column",
         )

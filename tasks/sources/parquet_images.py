@@ -23,7 +23,7 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import INTENSITY
-from tasks.sources.own.columns import Cells, Columns, JoinedFiles, common_columns, find_columns
+from tasks.sources.own.columns import Cells, Columns, JoinedTables, common_columns, find_columns
 from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import FROM_ZERO, Rows
 from tasks.sources.own.splits import GivenSplit, is_split_word, split_of_file
@@ -118,20 +118,20 @@ def list_parquet(request: RawRequest) -> Listing:
                 "the first file",
                 hint="Write all files with to_parquet of the package datasets",
             )
-    files = JoinedFiles([content.cells for content in contents])
+    files = JoinedTables([content.cells for content in contents])
 
     def locator(row: int) -> str:
-        return f"{names[files.file_of(row)]}{MARK}{files.row_in_file(row)}"
+        return f"{names[files.table_of(row)]}{MARK}{files.row_in_table(row)}"
 
     def row_name(row: int) -> str:
-        name = names[files.file_of(row)]
-        return f"row {files.row_in_file(row)} of {request.hashed(name)}"
+        name = names[files.table_of(row)]
+        return f"row {files.row_in_table(row)} of {request.hashed(name)}"
 
     rows = Rows(
         cells=files.cells,
         locator=locator,
         name=row_name,
-        file_split=lambda row: splits[files.file_of(row)],
+        file_split=lambda row: splits[files.table_of(row)],
     )
     excluded = count_hidden(hidden, is_parquet_name)
     excluded["not a .parquet by its extension"] = len(all_names) - len(names)

@@ -56,7 +56,7 @@ ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
 """Number of rows of an unread sheet that are searched for a cell that is not blank."""
-SEVERAL = "several values"
+SEVERAL_VALUES = "several values"
 """Text for a list, an object or bytes in a cell. None of these can be a path, label or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
@@ -243,7 +243,9 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_parquet(body: bytes) -> Lines:
-    """Return the rows of a Parquet file. Cells of bytes or several values are :data:`SEVERAL`.
+    """Return the rows of a Parquet file.
+
+    Cells of bytes or several values are :data:`SEVERAL_VALUES`.
 
     Raises:
         TableError: The cells contain too much text.
@@ -264,7 +266,7 @@ def read_parquet(body: bytes) -> Lines:
     batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=single_columns, use_threads=False)
     for batch in batches:
         values = batch.to_pydict()
-        blank = [SEVERAL] * batch.num_rows
+        blank = [SEVERAL_VALUES] * batch.num_rows
         texts = [list(map(cell_text, values[name])) if name in values else blank for name in header]
         for row in zip(*texts, strict=True):
             rows.append(list(row))
@@ -377,11 +379,11 @@ def label_text(value: object) -> str:
 
 
 def cell_text(value: object) -> str:
-    """Return a value as text: empty for None and NaN, :data:`SEVERAL` for lists and bytes."""
+    """Return a value as text: empty for None and NaN, :data:`SEVERAL_VALUES` for lists, bytes."""
     if value is None or value != value:  # NaN and NaT are not equal to themselves
         return ""
     if isinstance(value, (list, dict, bytes)):
-        return SEVERAL
+        return SEVERAL_VALUES
     return str(value)
 
 

@@ -48,7 +48,7 @@ def test_fingerprint_and_rows_do_not_depend_on_the_partition(
         assert one.fingerprint == two.fingerprint
         assert one.num_images == 200
         np.testing.assert_array_equal(one.read_rows(wanted), two.read_rows(wanted))
-        np.testing.assert_array_equal(one.labels, two.labels)
+        np.testing.assert_array_equal(one.classes, two.classes)
 
 
 def test_fingerprint_depends_on_pixels_labels_and_groups(monkeypatch, tmp_path):

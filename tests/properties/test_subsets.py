@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.tuning import ValidationSpec
-from tasks.prepared import subsets
+from tasks.prepared import group_split, subsets
 from tasks.prepared.subsets import load_validation, make_subset, split_validation
 from tasks.prepared.table import number_groups
 
@@ -29,7 +29,7 @@ SHARE = ValidationSpec(share=0.25)
 class Toy:
     """What is asked of a prepared dataset; every image is its own row number."""
 
-    labels: NDArray[np.int64]
+    classes: NDArray[np.int64]
     groups: NDArray[np.int64]
     splits: NDArray[np.int8] | None = None
     fingerprint: str = "f"
@@ -40,7 +40,7 @@ class Toy:
         return np.asarray(rows, np.float32).reshape(-1, 1, 1, 1)
 
     def subset(self, spec: SubsetSpec, **options):
-        return make_subset(self.labels, self.groups, spec, self.splits, **options)
+        return make_subset(self.classes, self.groups, spec, self.splits, **options)
 
 
 def subset_spec(class_pair=None, test_size=10, split_seed=1, faults=()) -> SubsetSpec:
@@ -82,13 +82,13 @@ def made(make):
 @given(toys(), st.integers(2, 30), st.integers(0, 5), st.booleans())
 def test_promises(data, test_size, seed, whole):
     subset = made(lambda: data.subset(subset_spec(None if whole else (1, 0), test_size, seed)))
-    both = np.concatenate([subset.train_order, subset.test_rows])
+    both = np.concatenate([subset.train_rows, subset.test_rows])
     assert len(np.unique(both)) == len(both)
     assert len(subset.test_rows) == test_size
-    assert not set(data.groups[subset.train_order]) & set(data.groups[subset.test_rows])
+    assert not set(data.groups[subset.train_rows]) & set(data.groups[subset.test_rows])
     names = np.array([int(name) for name in subset.class_names])
     targets = np.concatenate([subset.train_labels, subset.test_labels])
-    np.testing.assert_array_equal(data.labels[both], names[targets])
+    np.testing.assert_array_equal(data.classes[both], names[targets])
     share = np.bincount(subset.train_labels, minlength=subset.num_classes) / max(
         1, subset.max_train_size
     )
@@ -107,8 +107,8 @@ def test_only_who_shares_a_group_matters_and_no_size_that_is_asked_for(data, see
     spec = subset_spec((0, 1), 8, seed)
     first = made(lambda: data.subset(spec))
     assume(size <= first.max_train_size)
-    second = Toy(data.labels, (data.groups + 1) * salt).subset(spec, max_train_size=size)
-    np.testing.assert_array_equal(first.train_order, second.train_order)
+    second = Toy(data.classes, (data.groups + 1) * salt).subset(spec, max_train_size=size)
+    np.testing.assert_array_equal(first.train_rows, second.train_rows)
     np.testing.assert_array_equal(first.test_rows, second.test_rows)
 
 
@@ -120,15 +120,15 @@ def test_given_splits_are_kept(data, seed):
     data.splits = np.where(given_test, 2, 1).astype(np.int8)
     subset = made(lambda: data.subset(subset_spec(None, 6, seed)))
     assert given_test[subset.test_rows].all()
-    assert not given_test[subset.train_order].any()
+    assert not given_test[subset.train_rows].any()
 
 
 def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
     data = toy(400, num_classes=4)
     one, two = (data.subset(subset_spec((3, 1), 10, seed)) for seed in (1, 2))
-    assert not np.array_equal(one.train_order, two.train_order)
+    assert not np.array_equal(one.train_rows, two.train_rows)
     assert one.class_names == ("3", "1")
-    np.testing.assert_array_equal(data.labels[one.test_rows], np.where(one.test_labels == 0, 3, 1))
+    np.testing.assert_array_equal(data.classes[one.test_rows], np.where(one.test_labels == 0, 3, 1))
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_a_validation_is_whole_groups_of_the_sweeps_training_rows(data, share, s
     split = made(lambda: split_validation(data, spec, size, ValidationSpec(share=share)))
     subset = data.subset(spec, max_train_size=size)
     sides = [
-        set(data.groups[rows]) for rows in (split.train_order, split.test_rows, subset.test_rows)
+        set(data.groups[rows]) for rows in (split.train_rows, split.test_rows, subset.test_rows)
     ]
     assert not sides[0] & sides[1]
     assert not (sides[0] | sides[1]) & sides[2]
-    assert {*split.train_order, *split.test_rows} <= set(subset.train_order[:size])
-    np.testing.assert_array_equal(data.labels[split.train_order], split.train_labels)
-    np.testing.assert_array_equal(data.labels[split.test_rows], split.test_labels)
+    assert {*split.train_rows, *split.test_rows} <= set(subset.train_rows[:size])
+    np.testing.assert_array_equal(data.classes[split.train_rows], split.train_labels)
+    np.testing.assert_array_equal(data.classes[split.test_rows], split.test_labels)
     assert set(split.test_labels) == set(split.train_labels) == set(range(split.num_classes))
 
 
@@ -191,7 +191,7 @@ def test_the_share_is_kept_classes_are_balanced_and_no_test_image_is_read():
     assert np.bincount(found.test_labels).tolist() == [15, 15]
     assert np.bincount(found.train_labels).tolist() == [45, 45]
     np.testing.assert_array_equal(
-        data.labels[found.test_images.ravel().astype(int)], found.test_labels
+        data.classes[found.test_images.ravel().astype(int)], found.test_labels
     )
     assert (len(found.train_images), len(data.read)) == (90, 120)
     assert not set(data.read) & set(data.subset(spec).test_rows)
@@ -210,7 +210,7 @@ def one_group() -> Toy:
     patient."""
     data, places = toy(200), np.arange(200)
     data.splits = np.where(places < 120, 1, 2).astype(np.int8)
-    data.groups = np.where((data.labels == 1) & (places < 120), 999, places)
+    data.groups = np.where((data.classes == 1) & (places < 120), 999, places)
     return data
 
 
@@ -244,11 +244,12 @@ def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
     """The product's own checks, met with a split that is wrong: the sweep's, or only the
     search's."""
     calls = itertools.count()
-    monkeypatch.setattr(
-        subsets,
-        "number_groups",
-        lambda groups: number_groups(groups) if next(calls) < right else np.arange(len(groups)),
-    )
+
+    def wrong_numbers(groups):
+        return number_groups(groups) if next(calls) < right else np.arange(len(groups))
+
+    for module in (group_split, subsets):
+        monkeypatch.setattr(module, "number_groups", wrong_numbers)
     with pytest.raises(AssertionError, match=f"a group is {message}"):
         split_validation(toy(per_group=4), subset_spec(test_size=20), 100, SHARE)
 
@@ -258,14 +259,14 @@ def test_poisoned_labels_of_test_images_change_nothing():
     labels."""
     clean, poisoned = toy(), toy()
     clean.splits = poisoned.splits = np.where(np.arange(200) < 140, 1, 2).astype(np.int8)
-    poisoned.labels[140:] = np.random.default_rng(0).permutation(clean.labels[140:])
-    assert (poisoned.labels != clean.labels).sum() > 10
+    poisoned.classes[140:] = np.random.default_rng(0).permutation(clean.classes[140:])
+    assert (poisoned.classes != clean.classes).sum() > 10
     spec = subset_spec(test_size=20)
     first, second = (split_validation(data, spec, 120, SHARE) for data in (clean, poisoned))
-    for name in ("train_order", "train_labels", "test_rows", "test_labels"):
+    for name in ("train_rows", "train_labels", "test_rows", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert not np.isin(
-        np.concatenate([first.train_order, first.test_rows]), np.arange(140, 200)
+        np.concatenate([first.train_rows, first.test_rows]), np.arange(140, 200)
     ).any()
 
 

@@ -78,12 +78,12 @@ MUTATIONS = tuple(
         TRIALS: (
             (
                 "the end of a trial is no failure of it",
-                "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
+                "        if trial_id not in self._queue.running or self._queue.is_stopped:\n"
                 "            return\n"
-                "        with self._ends_run():\n"
-                "            self._failed(trial_id, failure, died=True)",
-                "        with self._ends_run():\n"
-                "            self._failed(trial_id, failure, died=True)",
+                "        with self._stop_run_on_error():\n"
+                "            self._failed(trial_id, failure, process_ended=True)",
+                "        with self._stop_run_on_error():\n"
+                "            self._failed(trial_id, failure, process_ended=True)",
             ),
             (
                 "failures are stored",
@@ -114,12 +114,12 @@ MUTATIONS = tuple(
             (
                 "what a worker says of its failure counts",
                 "            self._reported(trial_id, outcome)\n        else:\n",
-                "            self._lost(trial_id, NO_RESULT)\n        else:\n",
+                "            self._ended_without_report(trial_id, NO_RESULT)\n        else:\n",
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
-                "if trial_id in (killed or self._queue.started):",
-                ("if not killed or trial_id in killed:"),
+                "        failed_ids = killed if killed else self._queue.started\n",
+                "        failed_ids = killed if killed else self._queue.running\n",
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
@@ -128,30 +128,30 @@ MUTATIONS = tuple(
             ),
             (
                 "a memory kill that ends Tune costs its own trial alone",
-                "if trial_id in (killed or self._queue.started):",
-                "if trial_id in self._queue.started:",
+                "        failed_ids = killed if killed else self._queue.started\n",
+                "        failed_ids = self._queue.started\n",
             ),
             (
                 "a report that comes twice counts once",
-                "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
+                "        if trial_id not in self._queue.running or self._queue.is_stopped:\n"
                 "            return\n"
                 "        self._nodes",
                 "        self._nodes",
             ),
             (
                 "a result ends its trial",
-                "        self._num_broken_loops = 0\n        self._settled(trial_id)\n",
+                "        self._num_broken_loops = 0\n        self._close(trial_id)\n",
                 "        self._num_broken_loops = 0\n",
             ),
             (
                 "what ends a sweep ends it",
-                "            self._queue.error = error\n\n    def _take_messages",
+                "            self._queue.stop(error)\n\n    def _take_messages",
                 "            pass\n\n    def _take_messages",
             ),
             (
                 "Tune that breaks now and then ends no sweep",
-                "        self._num_broken_loops = 0\n        self._settled",
-                "        self._settled",
+                "        self._num_broken_loops = 0\n        self._close",
+                "        self._close",
             ),
             (
                 ("Tune that breaks again and again ends one"),
@@ -212,12 +212,12 @@ MUTATIONS = tuple(
             ),
             (
                 "other code on every node ends a sweep",
-                "count[address] < MAX_ON_UNFIT_NODE for address in eligible",
+                "count[address] < NODE_UNFIT_AFTER for address in eligible",
                 "True for address in eligible",
             ),
             (
                 "where others die too, a trial that dies gets more attempts",
-                "        self.deaths[trial_id] += died\n",
+                "        self.process_ends[trial_id] += process_ended\n",
                 "",
             ),
             (
@@ -552,13 +552,13 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        return self._request(trial, num_increases)\n",
+                "        return self._request(trial, level)\n",
                 "        return self._request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "        if is_held_by_others or is_changed or granted < MAX_UNCHANGED:\n",
-                "        if is_changed or granted < MAX_UNCHANGED:\n",
+                "        if is_by_others or is_changed or level < MAX_UNCHANGED:\n",
+                "        if is_changed or level < MAX_UNCHANGED:\n",
             ),
         ),
     }.items()

@@ -162,7 +162,7 @@ def test_the_preset_is_the_registrations_design():
     shown = Counter()
     factors = Counter()
     for dataset in sweep.datasets:
-        dials = dict(dataset.made.parameters)
+        dials = dict(dataset.generated.parameters)
         _, pair, level = dataset.name.split("_")
         assert (dials["set"], dials["first"], dials["second"]) == (1, int(pair[0]), int(pair[1]))
         assert dials.get("factors", 0) == int(level)

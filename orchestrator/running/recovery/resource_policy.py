@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,138 @@ from search_spaces.sweeps import ResourceSpec
 log = logging.getLogger(__name__)
 
 MAX_UNCHANGED = 4
-"""Retries with an unchanged request if other processes may use the missing memory. The limit holds
-for each trial, and for all trials of a network in a row."""
-MOST_OF_MACHINE = 0.5
+"""Retries with an unchanged request, for each trial and for all trials of a network in a row. They
+are for failures after which more memory may become free without a smaller request."""
+MAX_OTHERS_ON_MACHINE = 0.5
 """Share of a machine's memory. If other processes used more, they count as the cause of a memory
 failure, not the trial that was killed."""
 MIN_MICRO_BATCH = 2
 """Least number of images in a forward pass: batch norm has no variance over one image."""
 
 
+class MemoryCause(Enum):
+    """Cause of a failure for lack of memory on a GPU."""
+
+    TRIAL = auto()
+    """The trial needs more memory than it requested."""
+    OTHER_PROCESSES = auto()
+    """Other processes use memory that the trial needs."""
+    UNKNOWN = auto()
+    """The trial had a whole GPU, and it is unknown how much memory other processes used."""
+    NO_KERNEL = auto()
+    """The memory suffices, but cuDNN has no kernel for the network on this GPU."""
+
+
+@dataclass(frozen=True)
+class MemoryVerdict:
+    """The decision of the resource policy about a failed trial.
+
+    Attributes:
+        is_final: True if every further attempt would fail as well.
+        hint: what the user can do; empty if the trial may be tried again.
+    """
+
+    is_final: bool = False
+    hint: str = ""
+
+
+MAY_RETRY = MemoryVerdict()
+"""Verdict on a trial that may succeed with its next request."""
+
+
+@dataclass
+class TrialMemory:
+    """Memory level of one trial; :class:`ResourcePolicy` explains the levels.
+
+    Attributes:
+        level: level of the trial's next request.
+        level_in_use: level of the request of the running attempt; None if no attempt runs.
+        num_failures_by_others: number of memory failures that other processes caused.
+    """
+
+    level: int = 0
+    level_in_use: int | None = None
+    num_failures_by_others: int = 0
+
+
+class GpuSharing(Enum):
+    """How the trials of a network adapt to other processes that use GPU memory."""
+
+    NORMAL = auto()
+    """Trials start at the network's normal level."""
+    REDUCED = auto()
+    """Trials start at the level at which they fit beside the other processes."""
+    PROBING = auto()
+    """Trials start at the normal level again. If one of them finishes at this level, the other
+    processes have ended; if it fails, the state becomes ``REDUCED`` again."""
+
+
+@dataclass
+class NetworkMemory:
+    """Memory level of all trials of one network.
+
+    Attributes:
+        level: level at which the network's trials start, because one of them needed it.
+        sharing: how the trials adapt to other processes.
+        reduced_level: level at which trials start in the state ``REDUCED``; 0 if unknown.
+        num_failures_by_others: number of memory failures that other processes caused since the
+            last result of the network.
+    """
+
+    level: int = 0
+    sharing: GpuSharing = GpuSharing.NORMAL
+    reduced_level: int = 0
+    num_failures_by_others: int = 0
+
+    @property
+    def start_level(self) -> int:
+        """Lowest level of a request for a trial of this network."""
+        if self.sharing == GpuSharing.REDUCED:
+            return max(self.level, self.reduced_level)
+        return self.level
+
+    def finished(self, level: int) -> None:
+        """Update the levels after a result of a trial with a request of this level."""
+        self.level = min(self.level, level)
+        if 0 < self.reduced_level <= level:
+            # The trial may have fitted only because of its reduced request.
+            self.sharing = GpuSharing.PROBING
+        else:
+            self.sharing = GpuSharing.NORMAL
+            self.reduced_level = 0
+            self.num_failures_by_others = 0
+
+    def failed_by_others(self, next_level: int | None) -> None:
+        """Count a failure that other processes caused on a whole GPU.
+
+        Args:
+            next_level: next level of the failed trial; None if this level changes no request.
+        """
+        self.num_failures_by_others += 1
+        is_probing = self.sharing == GpuSharing.PROBING
+        if self.num_failures_by_others > MAX_UNCHANGED or is_probing:
+            self.sharing = GpuSharing.REDUCED
+            if next_level is not None:
+                self.reduced_level = max(self.reduced_level, next_level)
+
+
 @dataclass
 class ResourcePolicy:
     """The resource requests of a run's trials.
 
-    If a trial runs out of GPU memory, its next attempt gets twice the share, up to a whole GPU. The
-    attempt after that trains with plain steps, because CUDA graphs occupy memory of their own.
-    Later attempts split each batch into smaller and smaller parts, if the network allows this. The
-    other trials of the same network start with what one of them needed. If other processes use the
-    memory, the trial first waits.
+    Each request has a memory level. It rises by 1 if the trial runs out of memory. With a GPU:
+
+    1. Level 0 is the share of a GPU that the trial is expected to need.
+    2. Each further level doubles the share, until the trial has a whole GPU. Level 1 also doubles
+       the machine's memory, if the sweep requests an amount of it.
+    3. The next level trains with plain steps, because CUDA graphs occupy memory of their own. A
+       trial that already uses plain steps skips this level.
+    4. Each further level halves the images of a forward pass, if the batches may be split.
+
+    Without a GPU, level 1 doubles the machine's memory, and each further level halves the images.
+
+    The other trials of the same network start at the level that one of them needed. If other
+    processes use the memory, the trial first repeats its attempt at the same level.
 
     Attributes:
         resources: resources that the sweep requests for every trial.
@@ -53,11 +168,8 @@ class ResourcePolicy:
         node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest GPU.
             A failure on such a GPU changes no other trial, because Ray may run it on a larger one.
-        num_increases: number of increases in the next request, by trial id and by network.
-        granted: number of increases in the last request of each trial.
-        num_waits: number of memory failures caused by other processes, by trial id and by network.
-            A result of a network resets the network's number.
-        pressed: increases for the trials of a network while other processes use the memory.
+        trials: memory level of each trial, by trial id.
+        networks: memory level of each network, by :func:`network_key`.
         not_captured: networks whose steps cannot be captured as CUDA graphs.
     """
 
@@ -65,20 +177,18 @@ class ResourcePolicy:
     expectation: RuntimeModel = field(default_factory=RuntimeModel)
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     small_gpus: frozenset[str] = frozenset()
-    num_increases: Counter[Hashable] = field(default_factory=Counter)
-    granted: dict[str, int] = field(default_factory=dict)
-    num_waits: Counter[Hashable] = field(default_factory=Counter)
-    pressed: Counter[Hashable] = field(default_factory=Counter)
+    trials: dict[str, TrialMemory] = field(default_factory=lambda: defaultdict(TrialMemory))
+    networks: dict[Hashable, NetworkMemory] = field(
+        default_factory=lambda: defaultdict(NetworkMemory)
+    )
     not_captured: set[Hashable] = field(default_factory=set)
 
     def request_for(self, trial: TrialSpec) -> Resources:
         """Return the resources that the next attempt at a trial requests."""
-        network = network_key(trial)
-        num_increases = max(self.num_increases[trial.trial_id], self.num_increases[network])
-        if self.num_waits[network] > MAX_UNCHANGED:
-            num_increases = max(num_increases, self.pressed[network])
-        self.granted[trial.trial_id] = num_increases
-        return self._request(trial, num_increases)
+        trial_memory = self.trials[trial.trial_id]
+        level = max(trial_memory.level, self.networks[network_key(trial)].start_level)
+        trial_memory.level_in_use = level
+        return self._request(trial, level)
 
     def mean_request(self, trials: Collection[TrialSpec]) -> Resources:
         """Return the mean request of ``trials``, which must not be empty."""
@@ -87,15 +197,12 @@ class ResourcePolicy:
 
     def finished(self, trial: TrialSpec) -> None:
         """Update the requests after a result: the trial's resources suffice for its network."""
-        network = network_key(trial)
-        granted = self.granted.pop(trial.trial_id, 0)
-        self.num_increases[network] = min(granted, self.num_increases[network])
-        if 0 < self.pressed[network] <= granted:
-            self.num_waits[network] = MAX_UNCHANGED  # the next trial gets the normal request
-        else:
-            self.num_waits[network] = self.pressed[network] = 0
+        trial_memory = self.trials[trial.trial_id]
+        level = trial_memory.level_in_use or 0
+        trial_memory.level_in_use = None
+        self.networks[network_key(trial)].finished(level)
 
-    def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> str:
+    def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> MemoryVerdict:
         """Update the requests after a failure.
 
         Args:
@@ -104,127 +211,160 @@ class ResourcePolicy:
             gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
 
         Returns:
-            A hint to the user if every further attempt would fail as well; empty otherwise.
+            Whether a further attempt can succeed; if not, with a hint to the user.
         """
         if failure.kind != FailureKind.OUT_OF_MEMORY:
             if failure.capture_failed:
                 self.not_captured.add(network_key(trial))
-            return ""
-        granted = self.granted.pop(trial.trial_id, self.num_increases[trial.trial_id])
-        if failure.memory == "machine":
-            return self._machine_failed(trial, failure, granted)
-        return self._gpu_failed(trial, failure, granted, gpu_name)
+            return MAY_RETRY
+        trial_memory = self.trials[trial.trial_id]
+        level = trial_memory.level_in_use
+        if level is None:
+            level = trial_memory.level
+        trial_memory.level_in_use = None
+        if failure.memory == "machine" or not self.resources.num_gpus:
+            return self._machine_failed(trial, failure, level)
+        return self._gpu_failed(trial, failure, level, gpu_name)
 
-    def _machine_failed(self, trial: TrialSpec, failure: TrialFailure, granted: int) -> str:
-        """Update the requests after the memory of a trial's machine ran out.
+    def _machine_failed(self, trial: TrialSpec, failure: TrialFailure, level: int) -> MemoryVerdict:
+        """Update the requests after the memory of a trial's machine ran out at a level.
 
-        If other processes use the memory, the trial waits, and later splits its batches. Such a
-        trial gets no final hint, because the others may free the memory. ``Retries`` limits the
-        number of attempts.
+        If other processes use the memory, the trial repeats its attempt, and later splits its
+        batches. The verdict on such a trial is never final, because the other processes may free
+        the memory. ``Retries`` limits the number of attempts.
         """
-        share = failure.held_by_others
-        is_held_by_others = share is not None and share > MOST_OF_MACHINE
-        if is_held_by_others:
-            self.num_waits[trial.trial_id] += 1
-            if self.num_waits[trial.trial_id] <= MAX_UNCHANGED:
-                return ""
-        self.num_increases[trial.trial_id] = granted + 1
-        is_changed = self._request(trial, granted + 1) != self._request(trial, granted)
-        if is_held_by_others or is_changed or granted < MAX_UNCHANGED:
-            return ""
-        return self._memory_hint(trial, "the machine gave", "Choose a larger machine")
+        trial_memory = self.trials[trial.trial_id]
+        share_of_others = failure.held_by_others
+        is_by_others = share_of_others is not None and share_of_others > MAX_OTHERS_ON_MACHINE
+        if is_by_others:
+            trial_memory.num_failures_by_others += 1
+            if trial_memory.num_failures_by_others <= MAX_UNCHANGED:
+                return MAY_RETRY
+        trial_memory.level = level + 1
+        is_changed = self._request(trial, level + 1) != self._request(trial, level)
+        # An unchanged request may succeed later, when the other trials of the machine need less.
+        if is_by_others or is_changed or level < MAX_UNCHANGED:
+            return MAY_RETRY
+        return self._too_little_memory(trial, "the machine gave", "Choose a larger machine")
 
     def _gpu_failed(
-        self, trial: TrialSpec, failure: TrialFailure, granted: int, gpu_name: str
-    ) -> str:
-        """Update the requests after memory ran out on a GPU, or somewhere unknown."""
-        network = network_key(trial)
-        before = self._request(trial, granted)
-        after = self._request(trial, granted + 1)
-        is_on_gpu = before.num_gpus > 0
-        share = failure.held_by_others
-        is_held_by_others = share is not None and share > MOST_HELD
-        if self._needs_less_than_half(trial, before.num_gpus):
-            if failure.no_engine and share is not None and not is_held_by_others:
-                return self._no_kernel_hint(trial)
-            is_held_by_others = True
-        if is_held_by_others and before.num_gpus >= 1:  # the trial alone would fit
-            self.num_waits.update((trial.trial_id, network))
-            if self.num_waits[network] > MAX_UNCHANGED and after != before:
-                self.pressed[network] = max(self.pressed[network], granted + 1)
-            if self.num_waits[trial.trial_id] <= MAX_UNCHANGED:
-                return ""
-        self.num_increases[trial.trial_id] = granted + 1
-        # If the memory of other processes on a whole GPU is unknown, they may be the cause.
-        is_own_need = share is not None or before.num_gpus < 1
+        self, trial: TrialSpec, failure: TrialFailure, level: int, gpu_name: str
+    ) -> MemoryVerdict:
+        """Update the requests after the memory of a trial's GPU ran out at a level."""
+        trial_memory = self.trials[trial.trial_id]
+        network_memory = self.networks[network_key(trial)]
+        request = self._request(trial, level)
+        is_changed = self._request(trial, level + 1) != request
+        cause = self._cause(trial, failure, request.num_gpus)
+        if cause == MemoryCause.NO_KERNEL:
+            return self._no_kernel(trial)
+        if cause == MemoryCause.OTHER_PROCESSES and request.num_gpus >= 1:
+            network_memory.failed_by_others(level + 1 if is_changed else None)
+            trial_memory.num_failures_by_others += 1
+            if trial_memory.num_failures_by_others <= MAX_UNCHANGED:
+                return MAY_RETRY
+        trial_memory.level = level + 1
         # Trials that Ray runs on a larger GPU may fit there with an unchanged request.
-        is_for_all = is_own_need and gpu_name not in self.small_gpus
-        if is_on_gpu and not is_held_by_others and is_for_all:
-            self.num_increases[network] = max(self.num_increases[network], granted + 1)
-        if after != before or (not is_on_gpu and granted < MAX_UNCHANGED):
-            return ""
-        if not is_on_gpu:
-            return self._memory_hint(trial, "the machine gave", "Choose a larger machine")
-        if is_held_by_others:
-            return self._memory_hint(
+        if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
+            network_memory.level = max(network_memory.level, level + 1)
+        if is_changed:
+            return MAY_RETRY
+        if cause == MemoryCause.OTHER_PROCESSES:
+            return self._too_little_memory(
                 trial,
                 "other processes leave on the GPU",
                 "End the other processes, choose another GPU",
             )
-        return self._memory_hint(trial, "a whole GPU has", "Choose a larger GPU")
+        return self._too_little_memory(trial, "a whole GPU has", "Choose a larger GPU")
 
-    def _memory_hint(self, trial: TrialSpec, memory: str, fix: str) -> str:
-        """Return why a trial cannot get enough memory, and what the user can do."""
+    def _cause(self, trial: TrialSpec, failure: TrialFailure, num_gpus: float) -> MemoryCause:
+        """Return why memory ran out on the GPU of a trial that had this share of a GPU."""
+        share_of_others = failure.held_by_others
+        if share_of_others is not None and share_of_others > MOST_HELD:
+            return MemoryCause.OTHER_PROCESSES
+        if self._needs_less_than_half(trial, num_gpus):
+            # The trial alone fits on the GPU. cuDNN reports a missing kernel and missing memory
+            # with the same error, so it lacks the kernel if nobody else uses the memory.
+            if failure.no_engine and share_of_others is not None:
+                return MemoryCause.NO_KERNEL
+            # The other processes may have freed the memory before it was measured.
+            return MemoryCause.OTHER_PROCESSES
+        if share_of_others is None and num_gpus >= 1:
+            return MemoryCause.UNKNOWN
+        # A trial with less than one GPU has a memory limit, so other processes are not the cause.
+        return MemoryCause.TRIAL
+
+    def _too_little_memory(self, trial: TrialSpec, memory: str, fix: str) -> MemoryVerdict:
+        """Return the final verdict on a trial that cannot get enough memory.
+
+        Args:
+            trial: the trial.
+            memory: text for the memory that is too little, such as "a whole GPU has".
+            fix: what the user can do.
+        """
         hint = (
             f"{trial.network.model.name} at batch size {trial.network.recipe.batch_size} needs "
             f"more memory than {memory}. {fix}, or lower recipe.batch_size"
         )
-        if self._may_be_split(trial):
-            return hint
-        return (
-            f"{hint}. Or set resources.micro_batches: on. isweep then splits batches, and batch "
-            "norm uses the statistics of smaller batches"
-        )
+        if not self._may_be_split(trial):
+            hint = (
+                f"{hint}. Or set resources.micro_batches: on. isweep then splits batches, and "
+                "batch norm uses the statistics of smaller batches"
+            )
+        return MemoryVerdict(is_final=True, hint=hint)
 
-    def _no_kernel_hint(self, trial: TrialSpec) -> str:
-        """Return the hint for a trial that failed in cuDNN while its GPU had enough free memory."""
+    def _no_kernel(self, trial: TrialSpec) -> MemoryVerdict:
+        """Return the final verdict on a trial for which cuDNN has no kernel on its GPU."""
         network = trial.network
-        return (
+        hint = (
             f"cuDNN has no kernel for {network.model.name} at batch size "
             f"{network.recipe.batch_size} in {network.recipe.precision} on this GPU, which has "
             "enough free memory. Install another torch, choose another GPU, or change "
             "recipe.batch_size or recipe.precision"
         )
+        return MemoryVerdict(is_final=True, hint=hint)
 
-    def _request(self, trial: TrialSpec, num_increases: int) -> Resources:
+    def _request(self, trial: TrialSpec, level: int) -> Resources:
+        """Return the request of a trial at a memory level; the class explains the levels."""
+        resources = self._first_request(trial)
+        if level == 0:
+            return resources
+        num_doublings = 1  # Without a GPU, only the machine's memory is doubled, and only once.
+        has_gpu = resources.num_gpus > 0
+        if has_gpu:
+            num_doublings = _doublings_to_whole_gpu(resources.num_gpus)
+        resources = self._doubled(resources, level)
+        num_levels_left = level - num_doublings
+        # Steps of a user's network are captured only if the sweep demands it (fast: on).
+        is_custom = trial.network.model.library == "own"
+        is_plain = resources.fast == "off" or (is_custom and resources.fast == "auto")
+        if num_levels_left > 0 and has_gpu and not is_plain:
+            resources = replace(resources, fast="off")
+            num_levels_left -= 1
+        if num_levels_left <= 0 or not self._may_be_split(trial):
+            return resources
+        num_images = trial.network.recipe.batch_size // 2**num_levels_left
+        return replace(resources, micro_batch=max(MIN_MICRO_BATCH, num_images))
+
+    def _first_request(self, trial: TrialSpec) -> Resources:
+        """Return the request of a trial at memory level 0."""
         resources = self.resources
         if resources.num_gpus and self.expectation.gpu is not None:
             share = self._expected_share(trial, self.expectation.gpu)
             resources = replace(resources, num_gpus=share)
         if network_key(trial) in self.not_captured:
             resources = replace(resources, fast="off")
-        if not num_increases:
-            return resources
-        share = resources.num_gpus
-        num_doublings = 1  # without a GPU: of the machine's memory, once
-        if share:
-            num_doublings = max(0, math.ceil(math.log2(1 / share) - 1e-9))
-        resources = self._doubled(resources, num_increases)
-        num_left = num_increases - num_doublings
-        is_custom = trial.network.model.library == "own"
-        is_plain = resources.fast == "off" or (is_custom and resources.fast == "auto")
-        if num_left > 0 and share and not is_plain:
-            resources = replace(resources, fast="off")
-            num_left -= 1
-        if num_left <= 0 or not self._may_be_split(trial):
-            return resources
-        part = max(MIN_MICRO_BATCH, trial.network.recipe.batch_size >> num_left)
-        return replace(resources, micro_batch=part)
+        return resources
 
-    def _doubled(self, resources: Resources, num_increases: int) -> Resources:
+    def _doubled(self, resources: Resources, level: int) -> Resources:
+        """Return a request with ``level`` times the doubled GPU share, and twice the memory.
+
+        The share ends at a whole GPU. The machine's memory is doubled only once, because a trial
+        that needs even more must split its batches.
+        """
         share = resources.num_gpus
         if 0 < share <= 1:  # whole GPUs are not doubled
-            share = min(1.0, share * 2**num_increases)
+            share = min(1.0, share * 2**level)
         memory_bytes = resources.memory_bytes
         if memory_bytes:
             twice = int(min(2 * memory_bytes, self.node_memory_bytes()))
@@ -263,8 +403,15 @@ class ResourcePolicy:
             return self.resources.num_gpus
 
 
+def _doublings_to_whole_gpu(share: float) -> int:
+    """Return how often a share of a GPU must be doubled until it is a whole GPU."""
+    num_doublings = math.log2(1 / share)
+    # The small number prevents that a rounding error of the logarithm adds a doubling.
+    return max(0, math.ceil(num_doublings - 1e-9))
+
+
 def network_key(trial: TrialSpec) -> Hashable:
-    """Return the key of all trials that need the same memory and that graphs capture alike."""
+    """Return the key of all trials whose steps use the same memory and are captured alike."""
     prepared = trial.network.subset.prepared
     return trial.network.model, trial.network.recipe, prepared.image_size, prepared.channels
 

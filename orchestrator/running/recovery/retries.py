@@ -36,17 +36,17 @@ FIRST_PAUSE_S = 1.0
 """Seconds before the first retry of a trial; each further pause is twice as long."""
 MAX_PAUSE_S = 60.0
 """Seconds of the longest pause before a retry."""
-MAX_DEATHS = 20
+MAX_CRASHES_AND_MEMORY_FAILURES = 20
 """Crashes and memory failures of one trial before it is given up, even if others crash too. Lost
 nodes do not count."""
 MAX_CONSECUTIVE_FAILURES = 200
 """Retries of any trials that may fail in a row before no trial is retried any more."""
-MAX_ON_UNFIT_NODE = 4
-"""Trials in a row that may fail because of their node before the node counts as unfit."""
+NODE_UNFIT_AFTER = 4
+"""Number of trials in a row that failed because of their node, after which the node is unfit."""
 DEVICE_ERRORS_PER_UNFIT = 10
-"""Number of device errors that count as much as one trial without a usable GPU. Each counts less,
-because the trial itself may have caused it."""
-OWN_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+"""Number of device errors that count as much as one trial without a usable GPU. A device error
+counts less, because the trial itself may have caused it."""
+AMBIGUOUS_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 """Failures that either the trial or its machine may cause. If the machine is the cause, other
 trials fail too."""
 
@@ -56,7 +56,8 @@ class Decision(NamedTuple):
 
     Attributes:
         pause_s: seconds until the next attempt; None gives the trial up.
-        reason: the reason, as text for the user.
+        reason: text for the user: the pause and the number of failures, or why the trial is given
+            up.
     """
 
     pause_s: float | None
@@ -69,24 +70,25 @@ class Retries:
 
     Attributes:
         failures: number of failures by trial id and kind.
-        deaths: number of dead worker processes by trial id, for any reason.
+        process_ends: number of worker processes that a trial's failures ended, by trial id.
         consecutive_failures: failed retries of all trials since the last result. A trial's first
             failure does not count, because 250 trials may lose their nodes at once.
         trials_by_gpu: ids of the trials that failed on each GPU, by its UUID and node.
-        gpu_failures: failures since the last result, by node and ``CUDA_VISIBLE_DEVICES``.
-        without_gpu: trials in a row that got no usable GPU, by the node's address. A device error
-            counts as a part of a trial.
+        gpu_failures: failures since the last result, by node and ``CUDA_VISIBLE_DEVICES``. Ray
+            assigns GPUs by these numbers, so a quarantine needs no UUID.
+        unfit_score: by the node's address, 1 for each trial without a usable GPU and 1/10 for each
+            device error, since the last epoch on the node. The node is unfit from 4 on.
         other_code: trials in a row that found different source code, by the node's address.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(
         default_factory=lambda: defaultdict(Counter[FailureKind])
     )
-    deaths: Counter[str] = field(default_factory=Counter)
+    process_ends: Counter[str] = field(default_factory=Counter)
     consecutive_failures: int = 0
     trials_by_gpu: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     gpu_failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    without_gpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    unfit_score: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     other_code: Counter[str] = field(default_factory=Counter)
 
     def finished(self, node: str = "", gpus: str = "") -> None:
@@ -98,10 +100,13 @@ class Retries:
 
     def epoch_ended(self, node: str) -> None:
         """Count an epoch on a node, which shows that a GPU of the node works."""
-        self.without_gpu[node] = 0
+        self.unfit_score[node] = 0
 
     def quarantine_s(self, node: str, gpus: str) -> float:
-        """Return the seconds to quarantine a failed GPU: doubled at each of the next 3 failures."""
+        """Count a failure of a GPU, and return the seconds to quarantine the GPU.
+
+        They double at each further failure without a result, up to 8 times ``REST_S``.
+        """
         num_before = self.gpu_failures[node, gpus]
         self.gpu_failures[node, gpus] += 1
         return REST_S * 2.0 ** min(num_before, 3)
@@ -122,38 +127,43 @@ class Retries:
             count = self.other_code
             count[node] += 1
             problem = "No node has the same source code as the driver"
-            hint = "Install the same isweep on every node, and do not change it while a sweep runs"
+            hint = ""  # the failure's message says what to do
         elif failure.unfit_node or failure.device_lost:
-            count = self.without_gpu
+            count = self.unfit_score
             count[node] += 1 if failure.unfit_node else 1 / DEVICE_ERRORS_PER_UNFIT
             problem = "No node has a GPU on which trials can compute"
-            hint = "Repair a node, or use --device cpu"
+            hint = "Repair a node, or use --device cpu. "
         else:
             return
-        if not eligible or any(count[address] < MAX_ON_UNFIT_NODE for address in eligible):
+        if not eligible or any(count[address] < NODE_UNFIT_AFTER for address in eligible):
             return
         raise SetupError(
             f"{problem} ({plural(len(eligible), 'node')} tried). The last trial failed with: "
             f"{failure.message.rstrip('.')}",
-            hint=f"{hint}. Then run the same command again; finished trials are kept. Check every "
+            hint=f"{hint}Then run the same command again; finished trials are kept. Check every "
             "node with `isweep doctor --address ADDRESS`",
         )
 
     def failed(
-        self, trial_id: str, failure: TrialFailure, *, died: bool = False, hopeless: bool = False
+        self,
+        trial_id: str,
+        failure: TrialFailure,
+        *,
+        process_ended: bool = False,
+        hopeless: bool = False,
     ) -> Decision:
         """Count a failed attempt and decide whether and when its trial is retried.
 
         Args:
             trial_id: id of the trial.
             failure: why the attempt failed.
-            died: the worker's process has died.
+            process_ended: the worker's process has died, or must not be used again.
             hopeless: every further attempt would fail for the same reason.
         """
         kind = failure.kind
         of_trial = self.failures[trial_id]
         of_trial[kind] += 1
-        self.deaths[trial_id] += died
+        self.process_ends[trial_id] += process_ended
         if failure.gpu:
             self.trials_by_gpu[failure.gpu].add(trial_id)
         is_retry = of_trial.total() > 1
@@ -162,8 +172,9 @@ class Retries:
             return Decision(None, f"{MAX_CONSECUTIVE_FAILURES} retries of trials failed in a row")
         if hopeless:
             return Decision(None, "every further attempt would fail as well")
-        if sum(of_trial[death] for death in OWN_DEATHS) >= MAX_DEATHS:
-            return Decision(None, f"the trial crashed or ran out of memory {MAX_DEATHS} times")
+        num_ambiguous = sum(of_trial[ambiguous] for ambiguous in AMBIGUOUS_KINDS)
+        if num_ambiguous >= MAX_CRASHES_AND_MEMORY_FAILURES:
+            return Decision(None, f"the trial crashed or ran out of memory {num_ambiguous} times")
         limit, reason = self._limit(trial_id, failure)
         if limit is not None and of_trial[kind] > limit:
             return Decision(None, reason)
@@ -171,23 +182,33 @@ class Retries:
         count = f"{kind} {of_trial[kind]}"
         if limit is not None:
             count = f"{count} of at most {limit + 1}"
-        return Decision(pause_s, f"retried in {pause_s:g} s, because {reason}; {count}")
+        return Decision(pause_s, f"retried in {pause_s:g} s; {count}")
 
     def _limit(self, trial_id: str, failure: TrialFailure) -> tuple[int | None, str]:
-        """Return the largest number of retries after a failure (None: no limit), and the reason."""
+        """Return the largest number of retries after this kind of failure, and why it ends there.
+
+        The number is None if there is no limit.
+        """
         kind = failure.kind
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
-            return MAX_DEATHS - 1, f"other trials failed on {failure.gpu} too"
+            # The GPU is the cause, so only the limit for all trials holds.
+            most = MAX_CRASHES_AND_MEMORY_FAILURES - 1
+            return most, f"it was retried {most} times, since others failed on {failure.gpu} too"
         limit = MAX_RETRIES[kind]
         if limit is None:
             return None, "a lost node is not the trial's fault"
         if limit == 0:
             return limit, f"a retry would fail with {kind} again"
-        if kind not in OWN_DEATHS:
+        if kind not in AMBIGUOUS_KINDS:
             return limit, f"a trial with {kind} is retried at most {limit} times"
-        # Only dead processes count. If memory runs out and the process survives, this shows nothing
-        # about other trials.
-        other_deaths = self.deaths.total() - self.deaths[trial_id]
-        if other_deaths < 2:
-            return limit, "other trials have not crashed"
-        return limit + other_deaths // 2, f"other trials crashed {other_deaths} times too"
+        # Only ended processes count. If memory runs out and the process survives, this shows
+        # nothing about other trials.
+        num_other_ends = self.process_ends.total() - self.process_ends[trial_id]
+        if num_other_ends < 2:
+            return limit, "other trials have not crashed, so this trial is the cause"
+        # One more retry for every two crashes of other trials: the machine is a likely cause.
+        limit += num_other_ends // 2
+        return (
+            limit,
+            f"it was retried {limit} times, and other trials crashed {num_other_ends} times",
+        )

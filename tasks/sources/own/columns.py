@@ -217,28 +217,30 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     return class_of_row
 
 
-class JoinedFiles:
-    """The rows of several files, joined one file after the other.
+class JoinedTables:
+    """The rows of several tables, joined one table after the other.
+
+    A table has the columns of a table file, of a Parquet file, or of one array of images.
 
     Attributes:
-        cells: Columns of all rows. A cell is blank if its file lacks the column.
+        cells: Columns of all rows. A cell is blank if its table lacks the column.
     """
 
-    def __init__(self, files: Sequence[Cells]) -> None:
+    def __init__(self, tables: Sequence[Cells]) -> None:
         self._starts = [0]
-        for file in files:
-            self._starts.append(self._starts[-1] + len(file["label"]))
+        for table in tables:
+            self._starts.append(self._starts[-1] + len(table["label"]))
         self.cells: dict[str, list[str]] = {}
-        for name in dict.fromkeys(chain(*files)):
+        for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []
-            for file in files:
-                column += file.get(name, [""] * len(file["label"]))
+            for table in tables:
+                column += table.get(name, [""] * len(table["label"]))
             self.cells[name] = column
 
-    def file_of(self, row: int) -> int:
-        """Return the index of the file that contains a row."""
+    def table_of(self, row: int) -> int:
+        """Return the index of the table that contains a row."""
         return bisect_right(self._starts, row) - 1
 
-    def row_in_file(self, row: int) -> int:
-        """Return the index of a row in its file."""
-        return row - self._starts[self.file_of(row)]
+    def row_in_table(self, row: int) -> int:
+        """Return the index of a row in its table."""
+        return row - self._starts[self.table_of(row)]

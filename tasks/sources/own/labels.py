@@ -9,14 +9,18 @@ from tasks.sources.base import RawRequest
 from tasks.sources.own.class_names import LABEL_MAP_HINT, check_class_names
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.words import is_missing
-from tasks.sources.tables import MAX_NAMED, SEVERAL
+from tasks.sources.tables import MAX_NAMED, SEVERAL_VALUES
 
 
 def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
     """Return the class of each row.
 
-    The class of a row is its label, or the class to which ``label_map`` maps its label. If the data
-    number the class names, the label is replaced by the class name of that number first.
+    The first of these rules that applies to a label decides its class:
+
+    1. ``label_map`` has the label: the class is the one in ``label_map``.
+    2. The data contain a list of class names: the label is a number in this list. The class is the
+       name with this number, or the class to which ``label_map`` maps this name.
+    3. The class is the label.
 
     Args:
         rows: The rows; only their labels are used.
@@ -39,24 +43,24 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
             )
     class_of_label = {}
     for label in dict.fromkeys(raw_labels):
-        class_of_label[label] = _class_of(label, rows, request, class_names)
+        class_of_label[label] = _class_of(label, rows, request, label_map, class_names)
     _check_label_map(label_map, {*class_of_label, *class_names}, request)
-    # SEVERAL is the text that the reader of a table writes for a list or for bytes.
-    if SEVERAL in class_of_label and SEVERAL not in label_map:
+    # SEVERAL_VALUES is the text that the reader of a table writes for a list or for bytes.
+    if SEVERAL_VALUES in class_of_label and SEVERAL_VALUES not in label_map:
         raise request.error(
             "the label is a list or bytes, not one text or number, for "
-            f"{rows.describe_labeled({SEVERAL})}",
+            f"{rows.describe_labeled({SEVERAL_VALUES})}",
             hint="Write one class per image, as text or number",
         )
     classes_in_map = set(label_map.values())
-    blank_labels = set()
+    missing_labels = set()
     for label, class_name in class_of_label.items():
         # A word such as NA is a class if label_map maps a label to it.
         if is_missing(class_name) and class_name not in classes_in_map:
-            blank_labels.add(label)
-    if blank_labels:
+            missing_labels.add(label)
+    if missing_labels:
         raise request.error(
-            f"the label is blank for {rows.describe_labeled(blank_labels)}",
+            f"the label is blank for {rows.describe_labeled(missing_labels)}",
             hint="Give these images a class, or remove them. To use blank, NaN or NA as a class, "
             "add it to label_map",
         )
@@ -64,19 +68,24 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
     return [class_of_label[label] for label in raw_labels]
 
 
-def _class_of(label: str, rows: Rows, request: RawRequest, class_names: Sequence[str]) -> str:
+def _class_of(
+    label: str,
+    rows: Rows,
+    request: RawRequest,
+    label_map: Mapping[str, str],
+    class_names: Sequence[str],
+) -> str:
     """Return the class of the rows with this label, see :func:`find_classes`.
 
     Raises:
-        DataError: The data number the class names, and the label is not one of these numbers.
+        DataError: The data contain a list of class names, and the label is not a number in it.
     """
-    label_map = dict(request.dataset.label_map)
     mapped_class = label_map.get(label.strip())
     if mapped_class is not None:
         return mapped_class
     if not class_names or is_missing(label):
         return label
-    if not (label.isascii() and label.isdigit() and int(label) < len(class_names)):
+    if not _is_index(label, len(class_names)):
         raise request.error(
             f"the label is not a class number from 0 to {len(class_names) - 1} for "
             f"{rows.describe_labeled({label})}",
@@ -84,6 +93,11 @@ def _class_of(label: str, rows: Rows, request: RawRequest, class_names: Sequence
         )
     class_name = class_names[int(label)]
     return label_map.get(class_name.strip(), class_name)
+
+
+def _is_index(label: str, length: int) -> bool:
+    """Return whether a label is an index into a list of this length, in decimal digits."""
+    return label.isascii() and label.isdigit() and int(label) < length
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:

@@ -42,8 +42,8 @@ class TestInit:
         code, out, said = run("init", str(source), "--out", "mine.yaml", "--json")
         assert code == 0, said
         sweep = load_sweep(here / "mine.yaml")
-        assert sweep.datasets[0].own.kind == detect_own_kind(source)
-        assert Path(sweep.datasets[0].own.path).resolve() == source.resolve()
+        assert sweep.datasets[0].user_source.kind == detect_own_kind(source)
+        assert Path(sweep.datasets[0].user_source.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]
         assert re.search(
@@ -107,7 +107,9 @@ class TestInit:
             in said
         )
         sweep = load_sweep(here / "scans.yaml")
-        assert sweep.datasets[0].own.domain == "medical"  # though the first file has no ending
+        assert (
+            sweep.datasets[0].user_source.domain == "medical"
+        )  # though the first file has no ending
         assert sweep.test_size == 20  # of three patients at least, who have 24
         assert max(sweep.train_sizes) <= 80 - 24
 
@@ -118,7 +120,7 @@ class TestInit:
         assert run("init", "scans.npz", *said, "--label-map", "CAT=cat")[0] == 0
         sweep = load_sweep(here / "scans.yaml")
         assert (sweep.image_size, sweep.recipe.from_) == (224, "paper")
-        own = sweep.datasets[0].own
+        own = sweep.datasets[0].user_source
         assert (own.domain, own.label_map) == ("medical", {"CAT": "cat"})
 
     def test_folders_with_other_letters_and_blanks_have_sweeps_of_their_own(self, run, here):

@@ -37,6 +37,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.resource_policy import (
+    MAY_RETRY,
     ResourcePolicy,
     expectation_for,
     names_of_small_gpus,
@@ -379,7 +380,7 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
         while not said:
             request = requests.request_for(trial)
             seen.append((request.num_gpus, request.micro_batch))
-            said = requests.failed(trial, failure)
+            said = requests.failed(trial, failure).hint
         batch = trial.network.recipe.batch_size
         is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
         assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
@@ -404,7 +405,7 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
         error.__cause__ = ended
         failure = classify(error)
         assert (failure.kind, failure.ends_process, failure.capture_failed) == (kind, True, True)
-        assert requests.failed(trial, classify(error)) == ""
+        assert requests.failed(trial, classify(error)) == MAY_RETRY
         if context is None:
             assert requests.request_for(trial) == replace(before, fast="off")
             requests.not_captured.clear()
@@ -423,7 +424,9 @@ def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(pla
         Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
     )
     nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
-    hint = requests.failed(trials["resnet50"], nobody_else)
+    verdict = requests.failed(trials["resnet50"], nobody_else)
+    assert verdict.is_final
+    hint = verdict.hint
     assert "cuDNN has no kernel for resnet50 at batch size 12 in bfloat16 on this GPU" in hint
     assert "Install another torch, choose another GPU" in hint
 
@@ -436,7 +439,7 @@ def test_cudnn_without_an_engine_beside_other_processes_waits_for_memory(
         Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
     )
     failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
-    assert requests.failed(trials["resnet50"], failure) == ""
+    assert requests.failed(trials["resnet50"], failure) == MAY_RETRY
 
 
 def test_cudnn_without_an_engine_on_a_gpu_that_may_be_too_small_takes_plain_steps(plan, trials):
@@ -445,7 +448,7 @@ def test_cudnn_without_an_engine_on_a_gpu_that_may_be_too_small_takes_plain_step
         Resources(1, 1.0), expectation_for([node(small)], plan.sweep.resources, ())
     )
     nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
-    assert requests.failed(trials["vgg19"], nobody_else) == ""
+    assert requests.failed(trials["vgg19"], nobody_else) == MAY_RETRY
     assert requests.request_for(trials["vgg19"]).fast == "off"
 
 
@@ -458,11 +461,11 @@ def test_what_a_small_gpu_lacks_changes_no_other_trial_of_its_network(plan):
         small_gpus=names_of_small_gpus(nodes),
     )
     first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg19"][:3]
-    assert requests.failed(first, MINE, small.name) == ""
+    assert requests.failed(first, MINE, small.name) == MAY_RETRY
     assert requests.request_for(first).fast == "off"
     assert requests.request_for(second).fast == "auto"
     # The largest GPU of the cluster decides for all of them.
-    assert requests.failed(second, MINE, A100.name) == ""
+    assert requests.failed(second, MINE, A100.name) == MAY_RETRY
     assert requests.request_for(third).fast == "off"
 
 
@@ -483,16 +486,16 @@ def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials)
         0.15,
         0.15,
     )
-    assert requests.failed(first, failure) == requests.failed(second, failure) == ""
+    assert requests.failed(first, failure) == requests.failed(second, failure) == MAY_RETRY
     assert [requests.request_for(cell).num_gpus for cell in (first, second, third)] == [
         0.3,
         0.3,
         0.3,
     ]
     assert requests.request_for(trials["resnet18"]).num_gpus == 0.15
-    assert requests.failed(third, failure) == ""
+    assert requests.failed(third, failure) == MAY_RETRY
     assert requests.request_for(first).num_gpus == 0.6
-    assert requests.failed(first, OTHERS) == ""
+    assert requests.failed(first, OTHERS) == MAY_RETRY
     assert (requests.request_for(first).num_gpus, requests.request_for(second).num_gpus) == (
         1.0,
         0.6,
@@ -533,7 +536,7 @@ def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
             whole.finished(cell)
             retries.finished()
             continue
-        assert whole.failed(cell, OTHERS) == ""
+        assert whole.failed(cell, OTHERS) == MAY_RETRY
         assert retries.failed(cell.trial_id, OTHERS).pause_s is not None
         waiting.append(cell)
     assert len(less) == len(cells)
@@ -552,18 +555,20 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
     )
     for cell in (first, second):
         assert whole.request_for(cell).fast == "auto"
-        assert whole.failed(cell, untold) == ""
+        assert whole.failed(cell, untold) == MAY_RETRY
     assert (whole.request_for(second).fast, whole.request_for(third).fast) == ("off", "auto")
-    assert whole.failed(third, MINE) == ""
+    assert whole.failed(third, MINE) == MAY_RETRY
     assert whole.request_for(third).fast == "off"
     small = next(cell for cell in plan.trials if cell.network.model.name == "resnet18")
     for _ in range(2):  # others may have gone before it was asked
         whole.request_for(small)
-        assert whole.failed(small, MINE) == ""
+        assert whole.failed(small, MINE) == MAY_RETRY
     assert whole.request_for(small).fast == "auto"
     fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
     assert whole.request_for(fourth).fast == "off"
-    whole.granted[first.trial_id] = 0  # it began before, and came to its end with graphs
+    whole.trials[
+        first.trial_id
+    ].level_in_use = 0  # it began before, and came to its end with graphs
     whole.finished(first)
     assert whole.request_for(fourth).fast == "auto"
 

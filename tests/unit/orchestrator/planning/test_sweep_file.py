@@ -150,7 +150,7 @@ def data(text):
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks\.epsilons .* 1\.0 more than once"),
         (
             GOOD + "attacks: {epsilons: [0.03, 0.3]}",
-            r"attacks\.epsilons .*should be in units of 1/255 .*8/255",
+            r"attacks\.epsilons .*all values are below 0\.5\. .*1/255 .* 8 for 8/255",
         ),
         (GOOD + "estimators: []", r"estimators is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
@@ -267,7 +267,7 @@ def test_kinds_of_other_packages_are_known(monkeypatch):
     point = EntryPoint("theirs", "elsewhere:Theirs", "isweep.sources")
     monkeypatch.setattr(sources, "entry_points", lambda group: [point])
     own = "[{name: mine, own: {kind: theirs, path: x, domain: medical}}]"
-    assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].own.kind == "theirs"
+    assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].user_source.kind == "theirs"
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -299,7 +299,7 @@ def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, monkeypatch, path, 
         tmp_path
     )  # a sweep that ran as ./mine.yaml is read again from its root's folder
     for written in (str(file), "./mine.yaml"):
-        assert load_sweep(written).datasets[0].own.path == found.format(folder=tmp_path)
+        assert load_sweep(written).datasets[0].user_source.path == found.format(folder=tmp_path)
 
 
 MINE = {

@@ -62,8 +62,10 @@ def decisions_on(trial, failure):
     retries, policy, decisions = Retries(), ResourcePolicy(Resources(1, 0.5)), []
     for _ in range(25):
         request = policy.request_for(trial)
-        is_hopeless = bool(policy.failed(trial, failure))
-        decision = retries.failed("t", failure, died=failure.ends_process, hopeless=is_hopeless)
+        is_hopeless = policy.failed(trial, failure).is_final
+        decision = retries.failed(
+            "t", failure, process_ended=failure.ends_process, hopeless=is_hopeless
+        )
         ends_sweep = False
         try:
             retries.check_nodes("a", failure, {"a"})

@@ -9,7 +9,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import TrialFailure
-from orchestrator.running.recovery.resource_policy import ResourcePolicy
+from orchestrator.running.recovery.resource_policy import MAY_RETRY, ResourcePolicy
 from tests.small_sweep import small_sweep
 
 
@@ -50,7 +50,7 @@ def attempts(requests, cell, number):
     for _ in range(number):
         request = requests.request_for(cell)
         found.append((request.num_gpus, request.memory_bytes, request.micro_batch))
-        said = requests.failed(cell, OUT_OF_MEMORY)
+        said = requests.failed(cell, OUT_OF_MEMORY).hint
     return found, said
 
 
@@ -72,7 +72,7 @@ def test_no_batch_is_cut_where_that_is_refused(cells):
 def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     requests = ResourcePolicy(Resources(1, 0))
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    said = [requests.failed(cell, OUT_OF_MEMORY) for _ in range(5)]
+    said = [requests.failed(cell, OUT_OF_MEMORY).hint for _ in range(5)]
     assert said[:4] == [""] * 4
     assert (
         "small_cnn at batch size 16 needs more memory than the machine gave. Choose a larger machine"
@@ -87,21 +87,21 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
         TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=held_gib / 39.4)
         for held_gib in (35.1, 0.3)
     )
-    said = [requests.failed(cell, others) for _ in range(6)]
+    said = [requests.failed(cell, others).hint for _ in range(6)]
     assert said[:5] == [""] * 5  # the last by plain steps
     assert (
         "needs more memory than other processes leave on the GPU. End the other processes"
         in said[5]
     )
-    assert "than a whole GPU has" in ResourcePolicy(Resources(1, 1.0, fast="off")).failed(
-        cell, alone
-    )
+    verdict = ResourcePolicy(Resources(1, 1.0, fast="off")).failed(cell, alone)
+    assert verdict.is_final
+    assert "than a whole GPU has" in verdict.hint
 
 
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: there)
-    requests.num_increases[cells[0].trial_id] = 1
+    requests.trials[cells[0].trial_id].level = 1
     assert requests.request_for(cells[0]) == Resources(
         1, 2, asked, fast="off"
     )  # whole GPUs are not doubled
@@ -119,7 +119,7 @@ def test_a_trial_whose_machine_s_memory_others_hold_waits_and_is_never_hopeless(
     requests, parts = ResourcePolicy(Resources(1, 0)), []
     for _ in range(30):
         parts.append(requests.request_for(cell).micro_batch)
-        assert requests.failed(cell, HELD) == ""
+        assert requests.failed(cell, HELD) == MAY_RETRY
     assert parts[:9] == [None] * 6 + [8, 4, 2]
     assert set(parts[9:]) == {2}
 
@@ -129,6 +129,6 @@ def test_a_trial_that_takes_its_machine_s_memory_itself_gets_smaller_parts_and_a
     requests, hints = ResourcePolicy(Resources(1, 0)), []
     for _ in range(6):
         requests.request_for(cell)
-        hints.append(requests.failed(cell, OWN))
+        hints.append(requests.failed(cell, OWN).hint)
     assert hints[:4] == [""] * 4
     assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]

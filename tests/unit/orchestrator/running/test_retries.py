@@ -19,9 +19,9 @@ from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.quarantine import MAX_QUARANTINE_S, GpuQuarantine
 from orchestrator.running.recovery.retries import (
     DEVICE_ERRORS_PER_UNFIT,
-    MAX_ON_UNFIT_NODE,
     MAX_PAUSE_S,
     MAX_RETRIES,
+    NODE_UNFIT_AFTER,
     Retries,
 )
 from orchestrator.running.trial_device import REST_S, UnusableGpuError
@@ -38,21 +38,19 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
     retries = Retries()
     decisions = []
     for _ in range(3):
-        decisions.append(retries.failed("poison", CRASH, died=True))
+        decisions.append(retries.failed("poison", CRASH, process_ended=True))
         retries.finished("good")
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
-    assert decisions[0].reason == (
-        "retried in 1 s, because other trials have not crashed; worker_crash 1 of at most 3"
-    )
-    assert decisions[-1].reason == "other trials have not crashed"
+    assert decisions[0].reason == "retried in 1 s; worker_crash 1 of at most 3"
+    assert decisions[-1].reason == "other trials have not crashed, so this trial is the cause"
 
 
 def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
     retries = Retries()
     for other in range(40):
-        retries.failed(f"other {other}", CRASH, died=True)
+        retries.failed(f"other {other}", CRASH, process_ended=True)
         retries.finished("good")
-    pauses = [retries.failed("mine", CRASH, died=True).pause_s for _ in range(20)]
+    pauses = [retries.failed("mine", CRASH, process_ended=True).pause_s for _ in range(20)]
     assert None not in pauses[:-1]
     assert pauses[-1] is None
 
@@ -61,15 +59,13 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
     retries = Retries()
     for _ in range(4):
         for cell in ("a", "b", "c"):
-            assert retries.failed(cell, MEMORY, died=True).pause_s is not None
-    more = retries.failed("a", MEMORY, died=True)
-    assert more.reason == (
-        "retried in 16 s, because other trials crashed 8 times too; out_of_memory 5 of at most 24"
-    )
+            assert retries.failed(cell, MEMORY, process_ended=True).pause_s is not None
+    more = retries.failed("a", MEMORY, process_ended=True)
+    assert more.reason == "retried in 16 s; out_of_memory 5 of at most 24"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, MEMORY)
-    decisions = [alone.failed("a", MEMORY, died=True) for _ in range(20)]
+    decisions = [alone.failed("a", MEMORY, process_ended=True) for _ in range(20)]
     assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
     assert decisions[-1].reason == "the trial crashed or ran out of memory 20 times"
 
@@ -77,18 +73,18 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     retries = Retries()
     for _ in range(201):
-        assert retries.failed("a", LOST, died=True).pause_s <= MAX_PAUSE_S
+        assert retries.failed("a", LOST, process_ended=True).pause_s <= MAX_PAUSE_S
     retries.finished("b")
-    assert retries.failed("a", LOST, died=True).pause_s == MAX_PAUSE_S
-    assert retries.failed("a", CRASH, died=True).pause_s is not None
+    assert retries.failed("a", LOST, process_ended=True).pause_s == MAX_PAUSE_S
+    assert retries.failed("a", CRASH, process_ended=True).pause_s is not None
 
 
 def test_where_nothing_ever_works_the_sweep_ends():
     retries = Retries()
     cells = [f"cell {number}" for number in range(200)]
     for cell in (*cells, *cells, "one more"):  # 201 nodes may go at once
-        assert retries.failed(cell, LOST, died=True).pause_s is not None
-    last = retries.failed("one more", LOST, died=True)
+        assert retries.failed(cell, LOST, process_ended=True).pause_s is not None
+    last = retries.failed("one more", LOST, process_ended=True)
     assert last.reason == "200 retries of trials failed in a row"
 
 
@@ -109,7 +105,7 @@ NONE = UnusableGpuError.of("GPU 0 of node a", "the NVIDIA driver is absent", "In
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
-    for node in ["a"] * 10 + ["b"] * (MAX_ON_UNFIT_NODE - 1):
+    for node in ["a"] * 10 + ["b"] * (NODE_UNFIT_AFTER - 1):
         retries.check_nodes(node, failure, {"a", "b"})
     last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
     with pytest.raises(SetupError, match=rf"\(2 nodes tried\)\. .* {last}"):
@@ -119,7 +115,7 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
 def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     retries, failure = Retries(), classify(NONE)
     for _ in range(5):
-        for _ in range(MAX_ON_UNFIT_NODE - 1):
+        for _ in range(NODE_UNFIT_AFTER - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.finished("a")
     for _ in range(20):
@@ -127,7 +123,7 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     # Other failures say nothing of GPUs.
     retries = Retries()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
-        for _ in range(MAX_ON_UNFIT_NODE):
+        for _ in range(NODE_UNFIT_AFTER):
             retries.check_nodes(
                 "a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"}
             )
@@ -141,13 +137,13 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
     for _ in range(500):
         retries.check_nodes("a", own, {"a"})
     for _ in range(10):
-        for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT - 1):
+        for _ in range(NODE_UNFIT_AFTER * DEVICE_ERRORS_PER_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.epoch_ended("a")  # an epoch is told
     with pytest.raises(SetupError, match="No node has a GPU on which trials"):
         [
             retries.check_nodes("a", failure, {"a"})
-            for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT + 1)
+            for _ in range(NODE_UNFIT_AFTER * DEVICE_ERRORS_PER_UNFIT + 1)
         ]
 
 
@@ -164,7 +160,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         ),
         _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )
-    for _ in range(5 * MAX_ON_UNFIT_NODE):
+    for _ in range(5 * NODE_UNFIT_AFTER):
         retries.check_nodes("a", failure, {"a"})
         TrialLoop._epoch_ended(loop, epoch, 0)
 
@@ -185,7 +181,7 @@ def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
         now, slot, ran = heapq.heappop(events)
         dead = slot >= 2 * num_gpus - 2  # processes that live take cells before another is started
         if ran is not None and dead:
-            decision = retries.failed(str(ran), on_gpu("GPU-1 of node a"), died=True)
+            decision = retries.failed(str(ran), on_gpu("GPU-1 of node a"), process_ended=True)
             lost += decision.pause_s is None
             if decision.pause_s is not None:
                 later.append((now + decision.pause_s, ran))
@@ -211,7 +207,7 @@ def test_a_dead_gpu_among_sound_ones_costs_no_cell(num_gpus):
 def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
     retries = Retries()
     gpus = [f"GPU-{number} of node a" for number in range(4)]
-    decisions = [retries.failed("poison", on_gpu(gpu), died=True) for gpu in gpus]
+    decisions = [retries.failed("poison", on_gpu(gpu), process_ended=True) for gpu in gpus]
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
 
 
@@ -264,19 +260,19 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
             _take_messages=lambda wait: None,
             _locations={trial_id: WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")},
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
-            _lost=lambda trial_id, failure: lost.append(failure),
+            _ended_without_report=lambda trial_id, failure: lost.append(failure),
         )
-        loop._hang_of = lambda trial_id, loop=loop: TrialLoop._hang_of(loop, trial_id)
+        loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
         TrialLoop.on_trial_error(loop, 0, [], trial)
         failure = lost[-1]
         assert failure.gpu == "GPU 0 of node 10.0.0.1"
         assert failure.message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
-        decisions.append(retries.failed(trial_id, failure, died=True))
+        decisions.append(retries.failed(trial_id, failure, process_ended=True))
     assert all(decision.pause_s is not None for decision in decisions)
-    assert "other trials failed on GPU 0 of node 10.0.0.1 too" in decisions[-1].reason
-    assert retries.failed("c", hung, died=True).pause_s is not None
-    assert retries.failed("c", hung, died=True).pause_s is None
+    assert decisions[-1].reason == "retried in 4 s; hung 3 of at most 20"
+    assert retries.failed("c", hung, process_ended=True).pause_s is not None
+    assert retries.failed("c", hung, process_ended=True).pause_s is None
 
 
 @pytest.mark.parametrize(
@@ -293,7 +289,7 @@ def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(loca
     loop = SimpleNamespace(
         _locations={"t": location}, _watchdog=SimpleNamespace(failure=lambda trial_id: hung)
     )
-    assert TrialLoop._hang_of(loop, "t") == hung
+    assert TrialLoop._hang_failure(loop, "t") == hung
 
 
 def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():

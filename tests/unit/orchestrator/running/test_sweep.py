@@ -215,7 +215,7 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
     assert re.search(
-        r"^worker_crash: .*\(retried in 1 s, because .*; worker_crash 1 of at most 3\)$",
+        r"^worker_crash: .*\(retried in 1 s; worker_crash 1 of at most 3\)$",
         crash,
     )
     (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
@@ -298,7 +298,7 @@ class Patched(TrialTrainable):
 def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
     monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
-    monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
+    monkeypatch.setattr(retries, "NODE_UNFIT_AFTER", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     message = (

@@ -168,13 +168,13 @@ def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_rea
     (data,) = workspace.prepared.values()
     stored = next(record for record in records(root).values() if record.role == Role.OWN)
     subset = stored.spec.network.subset
-    test_rows = make_subset(data.labels, data.groups, subset, data.splits).test_rows
+    test_rows = make_subset(data.classes, data.groups, subset, data.splits).test_rows
     assert len(rows_read) > 0
     assert not set(rows_read) & set(test_rows.tolist())
 
     class Poisoned:
         labels, groups, splits, fingerprint = (
-            data.labels,
+            data.classes,
             data.groups,
             data.splits,
             data.fingerprint,

@@ -95,8 +95,8 @@ def test_training_sets_of_all_sizes_and_conditions_hold_the_same_images(workspac
     prepared = workspace.prepared[subsets[f"{world}_base"].prepared.prepared_id]
 
     def rows(name, size):
-        given = prepared.labels, prepared.groups, subsets[f"{world}_{name}"], prepared.splits
-        return make_subset(*given, max_train_size=size).train_order[:size]
+        given = prepared.classes, prepared.groups, subsets[f"{world}_{name}"], prepared.splits
+        return make_subset(*given, max_train_size=size).train_rows[:size]
 
     for name in ("base", "near", "nearer", "null"):
         for size in SIZES:
@@ -112,8 +112,8 @@ def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, sub
     """By a slow search over pairs, over all training images of the split."""
     subset = subsets[f"{world}_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
-    chosen = make_subset(prepared.labels, prepared.groups, subset, prepared.splits)
-    pool = prepared.read_rows(chosen.train_order).astype(np.float64)
+    chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
+    pool = prepared.read_rows(chosen.train_rows).astype(np.float64)
     distances, partners = [], []
     for image, label in zip(pool, chosen.train_labels, strict=True):
         apart = [float(np.square(image - other).sum()) for other in pool]
@@ -156,8 +156,8 @@ def test_no_test_image_enters_training(workspace, subsets):
     """Other test images, and labels, leave every training image of a condition as it is."""
     subset = subsets["digits_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
-    chosen = make_subset(prepared.labels, prepared.groups, subset, prepared.splits)
-    training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
+    chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
+    training = LabeledImages(prepared.read_rows(chosen.train_rows), chosen.train_labels)
     moved, _ = blend_images(training, training, subset.condition.parameters)
     data = load(workspace, subset)
     assert moved[:120].tobytes() == data.train_images.tobytes()
@@ -182,8 +182,12 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     [
         (
             {"arms": [{"name": "faint", "moves": "sharpness", "dials": {"contrast": 0.5}}]},
-            "arm faint in world digits: dial 'contrast' changes how all images are generated, so "
-            "it cannot be used for training images only. With intervene_on: training, set blend or reach",
+            "arm faint in world digits: dial 'contrast' applies to the whole dataset, so it cannot "
+            "change training images only. With intervene_on: training, set blend or reach",
+        ),
+        (
+            {"arms": [{"name": "near", "moves": "sharpness", "dials": {"blnd": 0.2}}]},
+            "arm near in world digits: there is no dial 'blnd'. With intervene_on: training, set",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},

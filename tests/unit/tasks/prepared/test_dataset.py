@@ -47,7 +47,7 @@ def test_rows_are_those_of_the_source_in_the_order_of_the_indices(made):
     data = PreparedDataset.open(made)
     expected = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     np.testing.assert_array_equal(data.read(0, data.num_rows)[:, 0], expected)
-    np.testing.assert_array_equal(data.labels, load_digits().target)
+    np.testing.assert_array_equal(data.classes, load_digits().target)
     assert data.row_shape == (1, 8, 8)
     data.verify()
     indices = np.random.default_rng(0).integers(0, data.num_rows, 300)
@@ -95,7 +95,7 @@ def test_damaged_metadata_of_the_same_size_are_refused_by_name(store, name, old,
     body = (store / name).read_bytes()
     assert old in body
     (store / name).write_bytes(body.replace(old, new))
-    for read in (lambda data: data.read_rows([0]), lambda data: data.labels):
+    for read in (lambda data: data.read_rows([0]), lambda data: data.classes):
         with pytest.raises(
             CorruptStoreError,
             match=f"^{name} of prepared dataset digits has changed since it was written",

@@ -56,9 +56,7 @@ def reference(pair, train_size, test_size, *, aligned, files_fixed):
 def test_equals_the_released_code_image_by_image(dataset, aligned, files_fixed, train_size):
     subset = chosen(train_size, dataset=dataset)
     train, test = reference((4, 2), train_size, 30, aligned=aligned, files_fixed=files_fixed)
-    assert (
-        list(zip(subset.train_order.tolist(), subset.train_labels.tolist(), strict=True)) == train
-    )
+    assert list(zip(subset.train_rows.tolist(), subset.train_labels.tolist(), strict=True)) == train
     assert list(zip(subset.test_rows.tolist(), subset.test_labels.tolist(), strict=True)) == test
 
 
@@ -68,7 +66,7 @@ def test_equals_the_released_code_image_by_image(dataset, aligned, files_fixed, 
 def test_misaligned_labels_are_wrong_for_some_images(faults, size):
     subset = chosen(size, faults=faults)
     assert subset.max_train_size == size
-    wrong = subset.train_labels != np.where(LABELS[subset.train_order] == 4, 0, 1)
+    wrong = subset.train_labels != np.where(LABELS[subset.train_rows] == 4, 0, 1)
     assert 0 < wrong.mean() < 0.5
 
 
@@ -78,7 +76,7 @@ def test_single_faults_do_what_they_say():
     small, large = (chosen(size, faults=("test_set_depends_on_size",)) for size in (50, 60))
     assert not np.array_equal(small.test_rows, large.test_rows)
     first = chosen(40, dataset="mura", faults=("first_k_selection",))
-    assert max(first.train_order[:40].max(), first.test_rows.max()) < 250
+    assert max(first.train_rows[:40].max(), first.test_rows.max()) < 250
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def summary(data: PreparedDataset) -> dict[str, object]:
     record = data.record
     return {
         "classes": data.label_names,
-        "labels": data.labels.tolist(),
+        "labels": data.classes.tolist(),
         "splits": data.splits.tolist(),
         "images": record.num_images,
         "groups": record.num_groups,
@@ -71,7 +71,7 @@ def assert_equal(actual: PreparedDataset, expected: PreparedDataset) -> None:
     """Check that two stores hold the same images, labels and number of groups."""
     assert actual.record.num_images == expected.record.num_images > 0
     assert actual.record.num_groups == expected.record.num_groups
-    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_array_equal(actual.classes, expected.classes)
     rows = actual.record.num_images
     np.testing.assert_array_equal(actual.read(0, rows), expected.read(0, rows))
 

@@ -85,7 +85,7 @@ def test_a_raw_tree_is_prepared_with_the_counts_it_was_drawn_with(tree, official
 def brightness(data: PreparedDataset, label: int) -> float:
     """How much brighter the centre's brightest pixel is than the whole, in the median image of a
     class."""
-    images = data.read(0, data.num_images)[data.labels == label, 0].astype(float)
+    images = data.read(0, data.num_images)[data.classes == label, 0].astype(float)
     return float(np.median(images[:, 4:12, 4:12].max((1, 2)) / (images.mean((1, 2)) + 1)))
 
 
@@ -100,7 +100,7 @@ def test_brats_keeps_the_slices_of_the_stated_rule(tree, official):
     data = official("brats", tree("brats"), strict=False)
     for group in np.unique(data.groups):
         # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
-        assert (np.diff(data.labels[data.groups == group]) != 0).sum() <= 2
+        assert (np.diff(data.classes[data.groups == group]) != 0).sum() <= 2
 
 
 def test_oai_takes_given_centres_and_ready_crops(tree, official):
@@ -490,5 +490,5 @@ def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, tm
     for old, new in zip(files, files[::-1], strict=True):
         old.with_suffix(".tmp").rename(new)
     turned = official("dbc", raw, out=tmp_path / "turned")
-    np.testing.assert_array_equal(turned.labels, straight.labels)
+    np.testing.assert_array_equal(turned.classes, straight.classes)
     np.testing.assert_array_equal(turned.read(0, 50), straight.read(0, 50))

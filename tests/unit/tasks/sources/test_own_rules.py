@@ -381,7 +381,7 @@ def test_every_form_of_a_content_gets_its_verdict(prepare, tmp_path, name, form)
         for cell in next(iter(case.columns.values()))
     ]
     if form != "folder" and form not in case.unlike and data.num_images == COUNT:
-        assert [data.label_names[label] for label in data.labels] == written
+        assert [data.label_names[label] for label in data.classes] == written
     assert data.record.num_groups == case.groups
     assert data.splits.tolist() == list(case.splits)
     num_validation = COUNT - len(case.splits)

@@ -1,0 +1,234 @@
+"""Split images by groups into training and test images, and order the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import TooFewImagesError, plural
+from tasks.prepared.table import count_earlier, number_groups, quotas_of
+from tasks.sources.own.splits import GivenSplit
+
+Integers = NDArray[np.int64]
+Generator = np.random.Generator
+MIN_TEST_GROUP_SHARE = 0.3
+"""Smallest share of the groups from which test images are drawn. With a smaller share, the test set
+could consist of a few large groups (volumes). 0.3 is the share of test images in the study (750 of
+2,500 images)."""
+
+
+class Candidates(NamedTuple):
+    """All images of the subset's classes. Training and test images are chosen from them.
+
+    Attributes:
+        rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
+        labels: ``(num_candidates,)`` labels of the candidates.
+        class_names: Name of each class in messages, by label.
+        all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
+        all_splits: ``(num_images,)`` splits that the data state for all these images, see
+            :class:`GivenSplit`.
+    """
+
+    rows: Integers
+    labels: Integers
+    class_names: tuple[str, ...]
+    all_groups: Integers
+    all_splits: NDArray[np.int8]
+
+    @property
+    def groups(self) -> Integers:
+        """``(num_candidates,)`` group ids of the candidates."""
+        return self.all_groups[self.rows]
+
+    @property
+    def splits(self) -> NDArray[np.int8]:
+        """``(num_candidates,)`` splits that the data state for the candidates."""
+        return self.all_splits[self.rows]
+
+
+class GroupSplit(NamedTuple):
+    """A split of candidates.
+
+    Attributes:
+        candidates: The images that were split.
+        train: Indices of the training images in ``candidates.rows``, in the order of training sets.
+        test: Indices of the test images in ``candidates.rows``.
+    """
+
+    candidates: Candidates
+    train: Integers
+    test: Integers
+
+
+def split_by_group(
+    candidates: Candidates,
+    test_size: int,
+    rng: Generator | None,
+    *,
+    groups: Integers,
+    balanced: bool,
+) -> GroupSplit:
+    """Split candidates by groups into training and test images.
+
+    Args:
+        candidates: The images to split.
+        test_size: Number of test images.
+        rng: Random generator for the order of images and groups; None for stored order (F6).
+        groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group per
+            image if the split ignores groups.
+        balanced: True for equal numbers of images of all classes; False for proportional numbers.
+    """
+    labels = candidates.labels
+    class_names = candidates.class_names
+    splits = candidates.splits
+    group_numbers = number_groups(groups)
+    available = np.bincount(labels, minlength=len(class_names))
+    quotas = quotas_of(available, test_size, balanced=balanced)
+    test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
+    in_test_group = np.isin(group_numbers, group_numbers[test])
+    trainable = np.flatnonzero(~in_test_group & (splits != GivenSplit.TEST))
+    train = stratified_order(labels, trainable, rng, balanced=balanced)
+    return GroupSplit(candidates, train, test)
+
+
+def draw_test_or_validation(
+    labels: Integers,
+    group_numbers: Integers,
+    quotas: Integers,
+    splits: NDArray[np.int8],
+    rng: Generator | None,
+    class_names: Sequence[str],
+) -> Integers:
+    """Draw test or validation images from the first groups of a random order.
+
+    1. The groups are ordered at random.
+    2. The first groups are used, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are used only
+       if a quota needs them, or if the data have a test split.
+    3. For each class, one image of each of these groups is drawn first, then a second image of
+       each, until the quota is met.
+
+    Groups without a drawn image can be used for training.
+
+    Args:
+        labels: ``(num_images,)`` labels.
+        group_numbers: ``(num_images,)`` group numbers, from 0.
+        quotas: ``(num_classes,)`` number of images to draw for each label.
+        splits: ``(num_images,)`` splits that the data state. If the data have a test split, only
+            its images are drawn.
+        rng: Random generator for the order of groups and images; None for stored order.
+        class_names: Name of each class in messages, by label.
+
+    Returns:
+        Ascending indices of the drawn images.
+
+    Raises:
+        DataError: A class has too few images that may be test images.
+    """
+    num_groups = int(group_numbers.max()) + 1
+    rank_of_group = np.arange(num_groups)
+    shuffled = np.arange(len(labels))
+    if rng is not None:
+        rank_of_group = rng.permutation(num_groups)
+        shuffled = rng.permutation(len(labels))
+    ranks = rank_of_group[group_numbers]
+    by_group = shuffled[np.argsort(ranks[shuffled], kind="stable")]
+    eligible = by_group[_may_be_tested(group_numbers, splits)[by_group]]
+    min_groups = int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
+    has_test_split = bool((splits == GivenSplit.TEST).any())
+    if has_test_split:
+        min_groups = num_groups
+    drawn = []
+    for label, quota in enumerate(quotas.tolist()):
+        class_images = eligible[labels[eligible] == label]
+        if len(class_images) < quota:
+            raise _too_few_images(class_names[label], quota, len(class_images), splits)
+        drawn.append(_one_per_group_first(class_images, ranks, min_groups, quota))
+    return np.sort(np.concatenate(drawn))
+
+
+def _may_be_tested(group_numbers: Integers, splits: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Return a mask of the images that may be test images, ``(num_images,)``.
+
+    A group with an image of the data's training split is a training group. If the data have a test
+    split, only its images may be test images.
+    """
+    training_groups = group_numbers[splits == GivenSplit.TRAIN]
+    is_allowed = ~np.isin(group_numbers, training_groups)
+    is_test = splits == GivenSplit.TEST
+    if is_test.any():
+        is_allowed &= is_test
+    return is_allowed
+
+
+def _one_per_group_first(
+    class_images: Integers, ranks: Integers, min_groups: int, quota: int
+) -> Integers:
+    """Return ``quota`` images: one of each group, then a second one of each group, and so on.
+
+    Args:
+        class_images: Indices of the images of one class, in the order of their groups' ranks.
+        ranks: ``(num_images,)`` rank of the group of each image, from 0.
+        min_groups: Number of groups from which images are chosen; more if the quota needs more.
+        quota: Number of images to choose.
+    """
+    if quota == 0:
+        return class_images[:0]
+    # The first `quota` images reach up to this group. With fewer groups, there are too few images.
+    last_needed_rank = int(ranks[class_images[quota - 1]])
+    num_groups_used = max(min_groups, last_needed_rank + 1)
+    usable = class_images[ranks[class_images] < num_groups_used]
+    index_in_group = count_earlier(ranks[usable])
+    return usable[np.argsort(index_in_group, kind="stable")[:quota]]
+
+
+def _too_few_images(
+    class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
+) -> TooFewImagesError:
+    """Return the error for a class with too few images that may be test images."""
+    hint = "Lower test_size, or add images"
+    if (splits == GivenSplit.TRAIN).any():
+        hint += (
+            ". Images of your training split and of its groups are never test images: move groups "
+            "to your test split, or leave the split out"
+        )
+    return TooFewImagesError(
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
+        "for testing",
+        hint=hint,
+    )
+
+
+def stratified_order(
+    labels: Integers, trainable: Integers, rng: Generator | None, *, balanced: bool
+) -> Integers:
+    """Order images so that every prefix contains all classes in proportion.
+
+    The weight of a class is its number of images. If ``balanced``, all weights are 1, so the
+    classes alternate. The j-th image of a class, from 0, has the key (j + 1/2) / weight. Images are
+    sorted by this key.
+
+    Args:
+        labels: ``(num_images,)`` labels.
+        trainable: Indices of the images that may be used.
+        rng: Random generator for the order in each class; None for the order of ``trainable``.
+        balanced: True to use equal numbers of images of all classes.
+
+    Returns:
+        Indices of the used images, in the new order.
+    """
+    shuffled = trainable if rng is None else rng.permutation(trainable)
+    counts = np.bincount(labels[shuffled], minlength=int(labels.max()) + 1)
+    index_in_class = count_earlier(labels[shuffled])
+    weights = counts.astype(float)
+    if balanced:
+        is_used = index_in_class < counts.min()
+        shuffled = shuffled[is_used]
+        index_in_class = index_in_class[is_used]
+        weights = np.ones(len(counts))
+    used_labels = labels[shuffled]
+    keys = (index_in_class + 0.5) / weights[used_labels]
+    # Images with equal keys are in the order of their labels.
+    return shuffled[np.lexsort((used_labels, keys))]
