@@ -122,7 +122,10 @@ class SearchTrialSpec(TrialSpec):
 
     @property
     def trial_id(self) -> str:
-        """A readable name with a hash of network and split. A trial of the sweep has another id."""
+        """A readable name with a hash of network and split.
+
+        The sweep's own trial of the same network has a different id.
+        """
         network = self.network
         subset = network.subset
         return readable_id(

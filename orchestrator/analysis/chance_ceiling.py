@@ -93,7 +93,7 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
-    """Return the points at train sizes above chance level.
+    """Return the points at train sizes at which the networks learned something.
 
     A curve is flat while its loss is at chance level. For each dataset and class pair, all N up to
     the last N with a mean loss of its models at chance level are removed. For each curve, all N up

@@ -323,7 +323,7 @@ def look_here() -> NodeAnswer:
 
 
 def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
-    """Return the check of a node.
+    """Check the GPUs, package versions and free disk space of a node.
 
     Args:
         answer: the node's report about itself.

@@ -331,7 +331,7 @@ def check_driver() -> None:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
             "contains the same GPU twice",
-            hint=f"Write the numbers or UUIDs of some of these GPUs: {gpus}. To use all GPUs, "
+            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all GPUs, "
             "unset the variable. To run on CPUs, set the variable to an empty value",
         )
     version = driver_version()

@@ -77,7 +77,7 @@ def load_sweep(
     """
     changes = changes or {}
     if isinstance(source, SweepSpec) and not changes:
-        raise_problems(unknown_names(source.model_dump()))
+        raise_problems(unknown_names(source.model_dump(by_alias=True)))
         return source
     document = _read(source)
     spec = _spec_of(document, changes, recipes)
@@ -162,7 +162,7 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     except ValidationError as error:
         raise_problems(_problems_of(error.errors(), content, document.origin))
         raise
-    raise_problems(unknown_names(spec.model_dump()))
+    raise_problems(unknown_names(spec.model_dump(by_alias=True)))
     if tuned is not None:
         return with_tuned_cells(spec, tuned)
     return spec

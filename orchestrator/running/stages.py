@@ -147,8 +147,9 @@ class Stages:
             reads_files: the tasks read raw downloads or prepared data, so they run on the driver's
                 node; other nodes may lack these files.
         """
+        cluster = self.cluster  # connects Ray, which runs the tasks
         return RayExecutor(
-            driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note
+            driver_node_only=reads_files and not cluster.local, note=self.monitor.note
         )
 
     def check_stored(self, stored: StoredResults) -> None:

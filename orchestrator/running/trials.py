@@ -1,7 +1,8 @@
 """The loop that runs trials: it sends them to workers, stores results, and retries failed trials.
 
 The store decides which trials remain, and Ray Tune only executes them. Only this loop, in the
-driver, writes results. Tune calls its methods when a trial starts, ends or fails.
+driver, writes the records of trials. Workers store weights and predictions through an actor. Tune
+calls the loop's methods when a trial starts, ends or fails.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             return
         node = ray.util.get_node_ip_address()
         raise OtherCodeError(
-            f"Node {node} has isweep {provenance().code_version} with the source code {code_here}, "
-            f"but the driver has the source code {expected}",
+            f"The source code of isweep on node {node} (version {provenance().code_version}, hash "
+            f"{code_here}) differs from the driver's (hash {expected})",
             hint="Install the same isweep on every node, and do not change it while a sweep runs",
         )
 

@@ -243,8 +243,8 @@ def permuted_sharpness(
 
     Each permutation searches the closest pair with different labels:
 
-    - In a sample, among the `CLOSEST_PAIRS` closest pairs of the sample. A pair that is found is
-      the closest one, because all other pairs are farther apart.
+    - In a sample, among the closest pairs that the search has collected, at most `CLOSEST_PAIRS`.
+      A pair that is found is the closest one, because all other pairs are farther apart.
     - Among all images, in the lists of nearest neighbors. The search misses the closest pair (a, b)
       only if all listed neighbors of a have a's label, and all those of b have b's label. At most
       `CLOSEST_PAIRS` entries of the lists are searched, closest first.
@@ -336,7 +336,7 @@ def _undefined_reason(
         )
     if num_pairs == 0:
         return (
-            "a sample contains images of one class only, because the other class is too rare. "
+            "a sample contains images of one class only, because the other classes are too rare. "
             "Use all images (sharpness_sample=None)"
         )
     if pair_distance <= 0:

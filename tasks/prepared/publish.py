@@ -54,8 +54,8 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
         is_ours = (destination / MARKER).exists() or (destination / "zarr.json").exists()
         if not is_ours and any(destination.iterdir()):
             raise DataError(
-                f"{destination.name} has files that are not a prepared dataset",
-                hint="Choose another --root",
+                f"The folder {destination} contains files that isweep did not write",
+                hint="Move these files away, or choose another --root",
             ) from error
         logger.warning(
             "prepared dataset %s is damaged, so it is prepared again: %s", destination.name, error

@@ -133,7 +133,7 @@ class Subset:
             raise DataError(
                 f"The subset has only {self.max_train_size} training images, but the train size "
                 f"is {train_size}",
-                hint="Lower the train size, or call make_subset with this max_train_size",
+                hint=f"Lower the train size to at most {self.max_train_size}",
             )
         rows = np.concatenate([self.train_rows[:train_size], self.test_rows])
         images = prepared.read_rows(rows)

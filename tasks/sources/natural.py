@@ -311,10 +311,9 @@ def with_download(request: RawRequest) -> RawRequest:
         getattr(datasets, DOWNLOADS[name].torchvision)(str(folder), download=True, **split)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"--raw is not set for {name}, and torchvision could not download it "
-            f"({type(error).__name__})",
-            hint="Download the files yourself, and set --raw to their folder, with this layout: "
-            f"{request.dataset.raw_layout}",
+            f"torchvision could not download {name} ({type(error).__name__}), and --raw is not set",
+            hint="Download the files yourself, and set --raw to their folder. The folder must "
+            f"contain: {request.dataset.raw_layout}",
         ) from None
     return replace(request, raw=folder)
 

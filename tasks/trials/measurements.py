@@ -155,7 +155,7 @@ class TrainedNetwork:
 
         Args:
             requested: the measurements to make.
-            timer: measures the seconds of each kind of measurement.
+            timer: measures the seconds of d_repr, attacks and robustness.
             store_predictions: stores the predictions if ``requested`` contains them.
 
         Raises:

@@ -109,8 +109,8 @@ def run_trial(
     model_name = spec.network.model.name
     if spec.network.model.pretrained and pretrained is None:
         raise ConfigError(
-            f"The network {model_name} is pretrained, but the trial has no pretrained weights",
-            hint="Pass the weights of tasks.trials.weights.download as pretrained",
+            f"The model {model_name} has `pretrained: true`, but the weights were not passed",
+            hint="Pass pretrained=tasks.trials.weights.download(spec.network.model)",
         )
     with _Trial.isolated(spec, data, compute) as trial:
         return trial.run(

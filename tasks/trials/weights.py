@@ -86,7 +86,7 @@ def download(spec: ModelSpec) -> bytes:
             f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
             f"{lines[0][:300]}",
             hint="Run the sweep once on a machine with an internet connection. Then copy the "
-            "folder `pretrained/` from the root on that machine to the root on this "
+            "folder `pretrained/` of its root folder (isweep-root) into the root folder of this "
             "machine. Or remove the key `pretrained` from the model",
         ) from error
     return to_bytes(network)

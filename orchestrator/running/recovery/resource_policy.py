@@ -357,7 +357,7 @@ class ResourcePolicy:
         return resources
 
     def _doubled(self, resources: Resources, level: int) -> Resources:
-        """Return a request with ``level`` times the doubled GPU share, and twice the memory.
+        """Return a request with the GPU share doubled ``level`` times, and twice the memory.
 
         The share ends at a whole GPU. The machine's memory is doubled only once, because a trial
         that needs even more must split its batches.

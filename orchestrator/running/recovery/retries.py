@@ -191,7 +191,7 @@ class Retries:
         """
         kind = failure.kind
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
-            # The GPU is the cause, so only the limit for all trials holds.
+            # The GPU is the cause, so the limit of this kind of failure does not apply.
             most = MAX_CRASHES_AND_MEMORY_FAILURES - 1
             return most, f"it was retried {most} times, since others failed on {failure.gpu} too"
         limit = MAX_RETRIES[kind]

@@ -130,7 +130,7 @@ def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_late
     assert workspace.prepared.keys() == {second.prepared_id}
     with pytest.raises(
         DataError,
-        match="manifold_d4-16px-corrected-53f8cc06f99d has files that are not a prepared dataset",
+        match=r"manifold_d4-16px-corrected-53f8cc06f99d contains files that isweep did not write",
     ):
         preparation.prepare_missing(workspace, [first], options, InlineExecutor(), Progress())
 

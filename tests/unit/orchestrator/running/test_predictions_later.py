@@ -40,7 +40,7 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
         )  # and what was found beside them is kept
     sweep = isweep.open(SWEEP, root=root)
     with pytest.raises(
-        DataError, match=r"No trial of this sweep has predictions. Set predictions: true"
+        DataError, match=r"No trial of this sweep has predictions. Add `predictions: true`"
     ):
         _ = sweep.predictions
     blocked.unlink()

@@ -173,7 +173,7 @@ def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_rea
     assert not set(rows_read) & set(test_rows.tolist())
 
     class Poisoned:
-        labels, groups, splits, fingerprint = (
+        classes, groups, splits, fingerprint = (
             data.classes,
             data.groups,
             data.splits,

@@ -133,7 +133,7 @@ def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(
         DataError,
-        match="has files that are not a prepared dataset",
+        match="contains files that isweep did not write",
     ):
         run(toy, tmp_path / "out")
     run(toy, tmp_path / "other")

@@ -112,6 +112,6 @@ def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
     assert torch.equal(load(kept[0])[f"network.{name}"], theirs.state_dict()[name])
     with pytest.raises(
         ConfigError,
-        match="network test_resnet is pretrained, but the trial has no pretrained weights",
+        match="model test_resnet has `pretrained: true`, but the weights were not passed",
     ):
         run_trial(spec, data)
