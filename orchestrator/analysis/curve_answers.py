@@ -259,19 +259,25 @@ class CurveAnswer:
                 "The score has not improved with more images so far. The expected improvement "
                 "comes from the curves of other datasets, not from yours."
             )
+        score = METRIC_WORDS[self.question.metric]
         share = f"probability {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:
-            return f"The curve has flattened: twice the images would hardly help ({share})."
+            return f"The {score} has flattened: twice the images would hardly help ({share})."
         if self.probability_flat <= UNLIKELY:
-            return "The curve still improves with more images."
-        return f"It is undecided whether the curve has flattened ({share})."
+            return f"The {score} still improves with more images."
+        return f"It is undecided whether the {score} has flattened ({share})."
 
     def _images(self, images: NeededImages) -> str:
         question = self.question
         goal = f"{with_article(question.metric)} of {number(question.target)}"
         sure = f"with a probability of {_percent(question.assurance)}"
         if images.assured <= self.points[0].train_size:
-            return f"For {goal}: your smallest size, {number(images.assured)}, reaches it {sure}."
+            half = number(max(1, images.assured // 2))
+            return (
+                f"For {goal}: your smallest size, {number(images.assured)}, reaches it with a "
+                f"probability of at least {_percent(question.assurance)}. Fewer images may "
+                f"suffice: to find out, train with {half} images."
+            )
         if np.isfinite(images.assured):
             lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
             advice = ""
@@ -294,7 +300,9 @@ class CurveAnswer:
             return never
         distance = ", far beyond your sizes" if images.middle > self.limit else ""
         least = ""
-        if np.isfinite(images.least) and images.least > self.points[0].train_size:
+        # The bound is over all curves, and the guess over those that reach the target. If few do,
+        # the bound can be the larger of the two, and then says nothing more.
+        if self.points[0].train_size < images.least < images.middle:
             least = f" In 1 of 10 cases, fewer than {number(images.least)} images suffice."
         start = "The"
         if images.probability_reachable < 0.5:

@@ -176,12 +176,12 @@ class OneDataset:
         for model in sorted({at_size.model for at_size in self.robustness}):
             of_model = [at_size for at_size in self.robustness if at_size.model == model]
             first, last = of_model[0], of_model[-1]
-            gains = f"{number(last.loss_gain)} nat at {number(last.train_size)} images"
+            gains = f"{number(last.loss_gain)} nat at N = {number(last.train_size)}"
             if first is not last:
-                start = f"{number(first.loss_gain)} nat at {number(first.train_size)}"
-                gains = f"{start}, {gains}"
-            parts.append(f"{model}: {gains}")
-        return f"{self.robustness[0].attack} raises the loss by ({'; '.join(parts)})"
+                start = f"{number(first.loss_gain)} nat at N = {number(first.train_size)}"
+                gains = f"{start} and {gains}"
+            parts.append(f"of {model} by {gains}")
+        return f"{self.robustness[0].attack} raises the loss {listing(parts)}"
 
     @property
     def dimension_line(self) -> str:

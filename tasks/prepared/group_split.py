@@ -191,12 +191,12 @@ def _too_few_images(
     hint = "Lower test_size, or add images"
     if (splits == GivenSplit.TRAIN).any():
         hint += (
-            ". Images of your training split and of its groups are never test images: move groups "
-            "to your test split, or leave the split out"
+            ". isweep uses no image of your training split, and no image of its groups, for "
+            "testing. Move groups to your test split, or leave the split out"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
-        "for testing",
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} of its "
+        "images may be used for testing",
         hint=hint,
     )
 

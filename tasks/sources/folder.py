@@ -329,7 +329,10 @@ def _check_two_classes(
         return
     is_archive = request.root().is_file()
     extensions = {PurePath(name).suffix.lower() for name in tree}
-    hints = [LAYOUT_HINT]
+    hints = []
+    if not classes and num_outside:
+        hints.append("If this folder contains one class, give the folder above it")
+    hints.append(LAYOUT_HINT)
     for extension, hint in HINTS.items():
         if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
             hints.append(f"{hint}, after unpacking it with its images")

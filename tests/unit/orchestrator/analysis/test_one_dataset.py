@@ -216,8 +216,10 @@ def test_robustness_is_said_by_train_size():
     rows["fgsm_2_loss_gain"] = np.where(rows["train_size"] == 840, 0.9, 0.4)
     rows["fgsm_16_loss_gain"] = 7.0
     line = one_dataset(rows).robustness_line
-    assert line.startswith("FGSM at 2/255 raises the loss by (resnet_tiny: 0.4 nat at 105, ")
-    assert "small_cnn: 0.4 nat at 105, 0.9 nat at 840 images" in line
+    assert line.startswith(
+        "FGSM at 2/255 raises the loss of resnet_tiny by 0.4 nat at N = 105 and "
+    )
+    assert line.endswith("of small_cnn by 0.4 nat at N = 105 and 0.9 nat at N = 840")
 
 
 def test_the_dimension_is_placed_among_the_published_ones():

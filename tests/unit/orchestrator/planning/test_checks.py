@@ -59,7 +59,7 @@ def opened(tmp_path):
         (
             "[[1, 11]]",
             20,
-            "mine.class_pairs has the numbers 1 and 11. .* numbers: 1, 11, 21. Write class names in quotes",
+            "mine.class_pairs has the numbers 1 and 11. .* numbers as names: 1, 11, 21. Write class names in quotes",
         ),
     ],
 )

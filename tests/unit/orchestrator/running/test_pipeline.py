@@ -145,7 +145,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         raise ConfigError("enough was seen")
 
     finished.record()
-    monkeypatch.setattr(module, "_start", stop)
+    monkeypatch.setattr(module, "_start_services", stop)
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again(name="again")
     num = len(finished.plan.trials)

@@ -64,7 +64,7 @@ UNDEFINED = {
         FEW,
         np.zeros(80, int),
     ),
-    "the other class is too rare": (FEW, np.eye(80, dtype=int)[5]),
+    "the other classes are too rare": (FEW, np.eye(80, dtype=int)[5]),
     "labels have the distance 0 after rounding": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
     "the squared distance between images with different labels is too large for a float": (
         np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]),
