@@ -151,23 +151,25 @@ def limits_of_origins(
         if origin.cut_from:
             cut.append(dataset)
     texts = []
-    for collection, names in names_of.items():
-        if len(names) > 1:
-            texts.append(f"{listing(names)} are not independent: both show {collection}.")
-    if texts:
-        num_datasets = plural(len(datasets), "dataset")
-        texts.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
+    medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
+    if medical and all(dataset in cut for dataset in medical):
+        texts.append(
+            "No medical dataset here has several patients, so no result is about patients."
+        )
     if cut:
         names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
         texts.append(
             f"Training and test images come from the same few pictures: {listing(names)}. "
             "Losses on new pictures are probably higher."
         )
-    medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
-    if medical and all(dataset in cut for dataset in medical):
-        texts.append(
-            "No medical dataset here has several patients, so no result is about patients."
-        )
+    dependent = []
+    for collection, names in names_of.items():
+        if len(names) > 1:
+            dependent.append(f"{listing(names)} are not independent: both show {collection}.")
+    if dependent:
+        num_datasets = plural(len(datasets), "dataset")
+        dependent.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
+    texts += dependent
     return tuple(texts)
 
 

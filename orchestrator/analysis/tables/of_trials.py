@@ -97,7 +97,7 @@ def seen_table(fits: ScalingFits) -> Table:
         "nat: geometric means over models and class pairs at the largest train size. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
         f"({number(AT_CHANCE_SHARE * np.log(2))} for two). Over-confident: the loss is as high, "
-        "but accuracy or AUROC is well above chance.",
+        "and larger than that of a network that is as confident as it is accurate.",
         fits.datasets,
         {
             "dataset": "dataset",

@@ -126,11 +126,11 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
     plain = fit_scaling_laws(table)
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
-        "natural0 and natural2 are not independent: both show handwritten digits.",
-        "Intervals over the 5 datasets may be too narrow for other datasets.",
+        "No medical dataset here has several patients, so no result is about patients.",
         "Training and test images come from the same few pictures: medical0 (one volume) and "
         "medical1 (one slide). Losses on new pictures are probably higher.",
-        "No medical dataset here has several patients, so no result is about patients.",
+        "natural0 and natural2 are not independent: both show handwritten digits.",
+        "Intervals over the 5 datasets may be too narrow for other datasets.",
         *plain.caveats,
     )
     assert fits.answers == plain.answers
