@@ -357,7 +357,7 @@ def ledger(
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
-    """Return an entry for a table of one dataset; the reason of an untested one is PAIRS."""
+    """Return the answer for a table of one dataset. An answer that has a reason gets `PAIRS`."""
     if not entry.reason:
         return entry
     return replace(entry, reason=PAIRS)

@@ -63,7 +63,7 @@ class Pilot:
     d_data_size: float | None = None
 
     def measures_suit(self, largest_size: float) -> bool:
-        """Return whether d_data was measured at a train size close enough to the sweep's.
+        """Return whether d_data was measured at half the sweep's largest train size or more.
 
         Estimates of d rise with N. An estimate from far fewer images would therefore predict too
         steep a fall of the loss.

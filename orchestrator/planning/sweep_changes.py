@@ -1,4 +1,4 @@
-"""Change values of a sweep for one run: ``--set recipe.epochs=3``."""
+"""Change values of a sweep for one run, for example with ``--set recipe.epochs=3``."""
 
 from __future__ import annotations
 

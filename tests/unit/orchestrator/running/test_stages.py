@@ -1,4 +1,4 @@
-"""The stages that commands share: what they start, and when."""
+"""Tests of :class:`Stages`: Ray is connected before tasks run on it."""
 
 from __future__ import annotations
 
