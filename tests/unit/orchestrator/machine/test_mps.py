@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -20,6 +21,9 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
+from orchestrator.running.recovery.resource_policy import MAY_RETRY
+from orchestrator.running.recovery.retries import Decision
+from orchestrator.running.trials import TrialLoop
 from search_spaces.sweeps import ResourceSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import A100, H100, MIG, RTX4090, node
 
@@ -264,6 +268,22 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 )
 def test_mps_is_used_no_more_after_a_failure_that_may_have_broken_it(kind, facts, breaks):
     assert breaks_mps(TrialFailure(kind=kind, message="", **facts)) is breaks
+
+
+@pytest.mark.parametrize("kind", [FailureKind.DEVICE_ERROR, FailureKind.CODE_ERROR])
+def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
+    trial = paper[0]
+    loop = MagicMock()
+    loop._source.trials = {trial.trial_id: trial}
+    loop._attempt.return_value = 1
+    loop._resources.failed.return_value = MAY_RETRY
+    loop._retries.failed.return_value = Decision(1.0, "retried")
+    TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
+    calls = loop._run.cluster.mps.end_use.call_args_list
+    reasons = [call.args[0] for call in calls]
+    expected = [f"{trial.trial_id} failed (device_error)"]
+    assert reasons == (expected if kind == FailureKind.DEVICE_ERROR else [])
+    loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 
 def test_the_processes_of_ray_start_with_mps_and_end_before_it(control, monkeypatch, tmp_path):
