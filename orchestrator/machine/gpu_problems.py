@@ -21,9 +21,8 @@ from orchestrator.planning.costs.needs import MEMORY_MARGIN
 from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
-MOST_HELD = 0.1
-"""Share of a GPU's memory. If other processes use more, they count as the cause when memory runs
-out."""
+MAX_SHARE_OF_OTHERS_ON_GPU = 0.1
+"""Share of a GPU's memory. If other processes use more, they are the cause of a memory failure."""
 NODE_TIMEOUT_S = 120.0
 """Seconds that a node may take to describe its GPUs."""
 
@@ -243,7 +242,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             "resources.num_gpus: 1",
         )
     # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
-    needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
+    needed = min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
         yield Problem(
             f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "

@@ -60,7 +60,7 @@ class SweepPaths:
     its name."""
     report = _Below("report")
     """Folder of the report."""
-    report_made_of = _Below("report.sha256")
+    report_hash = _Below("report.sha256")
     """Hash of the report's inputs and files. If it is unchanged, the report is not built again."""
     search_report = _Below("search/report")
     """Folder of a search's report."""

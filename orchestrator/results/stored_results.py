@@ -151,7 +151,7 @@ class StoredResults:
             index=index,
         )
 
-    def forget_removed(self) -> int:
+    def drop_deleted_results(self) -> int:
         """Drop results and measures whose file was deleted, and return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
@@ -161,7 +161,7 @@ class StoredResults:
             del self.measures[measure_id]
         return len(lost) + len(lost_measures)
 
-    def forget_damaged(self, planned: Iterable[str]) -> PredictionLosses:
+    def mark_damaged_predictions(self, planned: Iterable[str]) -> PredictionLosses:
         """Drop missing or damaged predictions, so that a run computes them again.
 
         Only the memory changes. If a trial must be trained again, its stored result stays until the

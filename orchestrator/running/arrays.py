@@ -60,7 +60,7 @@ class ArrayCache:
         """Bytes of all arrays that are stored now."""
         return sum(size for _, size in self._held.values())
 
-    def trial_started(self, trial_id: str, key: str) -> None:
+    def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
 
         Raises:
@@ -87,7 +87,7 @@ class ArrayCache:
         self._held[key] = (reference, size)
         self._hand_out(key, reference)
 
-    def trial_ended(self, trial_id: str, key: str, *, for_good: bool) -> None:
+    def remove_trial(self, trial_id: str, key: str, *, for_good: bool) -> None:
         """Drop the array of an ended trial if no further trial needs it.
 
         Args:

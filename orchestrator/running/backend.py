@@ -18,6 +18,7 @@ from ray import tune
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, ActorHandles
 from orchestrator.running.arrays import ArrayCache
+from orchestrator.running.capacity import node_memory_bytes
 from orchestrator.running.messages import TrialReport, WorkerLocation, WorkerMessage
 from orchestrator.running.metrics import SweepMetrics
 from orchestrator.running.networks import user_code
@@ -25,7 +26,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialGenerator, trial_id_of
 from orchestrator.running.recovery.lost_workers import eligible_nodes, killed_for_memory, outcome_of
 from orchestrator.running.recovery.quarantine import GpuQuarantine
-from orchestrator.running.recovery.shortage import node_memory_bytes, shortage_for
+from orchestrator.running.recovery.shortage import shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.trial_source import RunContext, TrialSource

@@ -199,19 +199,16 @@ class Stages:
             trials: typical trials of the run, at least one.
             measured: finished trials, which correct the predictions.
         """
-        from orchestrator.running.recovery.resource_policy import (
-            ResourcePolicy,
-            expectation_for,
-            names_of_small_gpus,
-        )
-        from orchestrator.running.recovery.shortage import slots_for
+        from orchestrator.running.capacity import slots_for
+        from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
+        from orchestrator.running.recovery.resource_policy import ResourcePolicy
         from orchestrator.running.trial_source import RunContext
 
         requested = plan.sweep.resources
         folders = gpu_check_folders(self.workspace.paths.root)
         resources = trial_resources(requested, self.cluster, self.options.device)
-        expectation = expectation_for(self.nodes, requested, measured, folders)
-        slots = slots_for(ResourcePolicy(resources, expectation).mean_request(trials))
+        runtime_model = runtime_model_for(self.nodes, requested, measured, folders)
+        slots = slots_for(ResourcePolicy(resources, runtime_model).mean_request(trials))
         self.monitor.slots = slots.num_trials
         if slots.note:
             self.monitor.note(slots.note)
@@ -223,6 +220,6 @@ class Stages:
             stored,
             tracker,
             self.monitor,
-            expectation,
+            runtime_model,
             small_gpus=names_of_small_gpus(self.nodes),
         )

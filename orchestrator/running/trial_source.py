@@ -50,7 +50,7 @@ class RunContext:
         stored: results, read at the start; only this run changes them.
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
-        expectation: predicts the seconds and the GPU share of each trial.
+        runtime_model: predicts the seconds and the GPU share of each trial.
         actors: actors that were started early; None lets the backend start them.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest.
     """
@@ -62,7 +62,7 @@ class RunContext:
     stored: StoredResults
     tracker: Tracker
     monitor: Progress
-    expectation: RuntimeModel = field(default_factory=RuntimeModel)
+    runtime_model: RuntimeModel = field(default_factory=RuntimeModel)
     actors: ActorHandles | None = None
     small_gpus: frozenset[str] = frozenset()
 
@@ -154,7 +154,7 @@ class TrialSource:
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """Return the seconds without a message after which a trial counts as hung."""
-        return time_limit(trial, (), self.run.expectation)
+        return time_limit(trial, (), self.run.runtime_model)
 
 
 class SweepTrials(TrialSource):
@@ -182,7 +182,7 @@ class SweepTrials(TrialSource):
         pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
         trials = list(trials)
-        seconds = expected_seconds(trials, run.expectation)
+        seconds = expected_seconds(trials, run.runtime_model)
         run.monitor.expected = seconds
         in_order = order_trials(run.plan, trials, run.array_bytes, seconds)
         by_id = {trial.trial_id: trial for trial in in_order}
@@ -254,4 +254,4 @@ class SweepTrials(TrialSource):
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """See :class:`TrialSource`."""
-        return time_limit(trial, self._measured, self.run.expectation)
+        return time_limit(trial, self._measured, self.run.runtime_model)

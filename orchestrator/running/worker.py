@@ -160,9 +160,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _failure(self, error: BaseException) -> TrialFailure:
         """Return the failure for an exception, with facts about the GPU of this process.
 
-        If the node caused the failure of a process's first trial, this method first waits for
-        ``REST_S`` seconds. Otherwise the node would be free at once, get every trial of the sweep,
-        and fail each of them.
+        If the node caused the failure of a process's first trial, this method waits for
+        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every trial of
+        the sweep.
         """
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus
@@ -182,7 +182,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         failure = failure.model_copy(update={**facts, "message": message})
         is_of_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_run and (is_of_node or failure.unfit_node):
-            time.sleep(trial_device.REST_S)
+            time.sleep(trial_device.FIRST_QUARANTINE_S)
         return failure
 
     def _images(self) -> TrialData:
