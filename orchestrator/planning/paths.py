@@ -110,6 +110,17 @@ class RootPaths:
             raise _unusable_root(named, error) from None
         return cls(path)
 
+    def check_writable(self) -> None:
+        """Check that a run could create the root or write to it, without creating anything.
+
+        Raises:
+            SetupError: The root, or the folder in which it would be created, cannot be written.
+        """
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            error = PermissionError(errno.EACCES, f"{existing} cannot be written")
+            raise _unusable_root(self.root, error)
+
     def make(self) -> RootPaths:
         """Create the root with access for this user only, and return these paths.
 

@@ -118,16 +118,31 @@ def _request_text(
 ) -> str:
     """Return a sentence with each requested amount, and what the cluster has of it."""
     amounts = [
-        f"{amount:g} {name} (the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} free)"
+        f"{_amount_text(name, amount)} (the cluster has {_number_text(name, total.get(name, 0))}, "
+        f"{_number_text(name, free.get(name, 0))} free)"
         for name, amount in request.items()
     ]
     return f"each trial requests {', '.join(amounts)}."
 
 
+def _amount_text(name: str, amount: float) -> str:
+    """Return an amount of a resource with its unit: ``0.5 GPU`` or ``1.9 GiB of memory``."""
+    if name == "memory":
+        return f"{_number_text(name, amount)} GiB of memory"
+    return f"{_number_text(name, amount)} {name}"
+
+
+def _number_text(name: str, amount: float) -> str:
+    """Return an amount of a resource without its unit; memory is in GiB."""
+    if name == "memory":
+        return f"{amount / 2**30:,.1f}"
+    return f"{amount:g}"
+
+
 def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]) -> str:
     """Return the kinds of nodes by their requested resources, the most frequent first."""
     kinds = Counter(
-        " and ".join(f"{node.get(name, 0):g} {name}" for name in request) for node in nodes
+        " and ".join(_amount_text(name, node.get(name, 0)) for name in request) for node in nodes
     )
     return ", ".join(f"{kind} ({count} nodes)" for kind, count in kinds.most_common(MAX_NODE_KINDS))
 

@@ -47,7 +47,7 @@ class TestInit:
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]
         assert re.search(
-            r"\d files are listed, but not opened\. To check the files, run `isweep measure \S+`",
+            r"not prepared in this root: `isweep run` opens its \d files\. To check .* `isweep measure \S+`",
             planned,
         )
         assert json.loads(out)["sweep_file"] == "mine.yaml"
