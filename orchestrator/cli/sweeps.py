@@ -49,7 +49,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
         print_message(line)
-    _print_missing_updates(summary.num_behind, work.hint("reconcile", sweep))
+    _print_missing_updates(summary.num_unsent_updates, work.hint("reconcile", sweep))
     planned = plural(summary.planned, "trial")
     print_message(
         f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left."
@@ -87,7 +87,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         raise KeyboardInterrupt(f"Finished trials are kept. Continue with `{again}`.") from None
     for problem in summary.problems:
         print_message(problem)
-    _print_missing_updates(summary.num_behind, again)
+    _print_missing_updates(summary.num_unsent_updates, again)
     paths = [str(path) for path in (summary.report, summary.recipe) if path is not None]
     emit(work, summary.document(), report_tables(outcome_table(summary.combinations, BRIEF)), paths)
     return summary.exit_code

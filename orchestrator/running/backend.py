@@ -30,7 +30,7 @@ from orchestrator.running.recovery.shortage import shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.worker import TrialTrainable, configured
+from orchestrator.running.worker import TrialTrainable, configured_trainable
 
 
 class Backend(Protocol):
@@ -146,7 +146,7 @@ class TuneBackend:
             shutil.rmtree(self._run.paths.tune / folder_name, ignore_errors=True)
 
     def _configured_trainable(self) -> Any:
-        return configured(
+        return configured_trainable(
             self._trainable,
             perform=self._source.perform,
             arrays=self.arrays.actor,

@@ -66,7 +66,7 @@ class RunSummary:
         pending: number of trials with neither a result nor a failure.
         failures: one row per failed trial; see :meth:`FailureRecord.row`.
         report: path of the report; None if no report was written.
-        num_behind: number of updates that MLflow did not receive.
+        num_unsent_updates: number of updates that MLflow did not receive.
     """
 
     planned: int
@@ -75,7 +75,7 @@ class RunSummary:
     pending: int
     failures: list[dict[str, str]]
     report: Path | None
-    num_behind: int = 0
+    num_unsent_updates: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -121,7 +121,7 @@ def run_sweep(
             sweep.stored.store,
             options.mlflow_uri,
             used=options.tracking,
-            say=monitor.note,
+            print_note=monitor.note,
         )
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
@@ -141,7 +141,7 @@ def run_sweep(
                 monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
                 _recount_results_after_stop(sweep)
                 raise
-        return replace(summary, num_behind=tracker.num_behind)
+        return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
 
 @dataclass

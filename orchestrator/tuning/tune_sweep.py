@@ -88,7 +88,7 @@ class _Tuning(Stages):
             stored.store,
             options.mlflow_uri,
             used=options.tracking,
-            say=self.monitor.note,
+            print_note=self.monitor.note,
         )
         with open_tracker(tracker, map(flat_search, earlier.records.values())):
             tracker.check()
@@ -97,7 +97,7 @@ class _Tuning(Stages):
             num_new = len(earlier.records) - num_known
             summary = self._write(search, earlier.records, tracker, num_new)
         # Updates that MLflow lacks can be counted only after all were sent.
-        return replace(summary, num_behind=tracker.num_behind)
+        return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
     def _check_splits(self) -> None:
         """Check every validation split, and limit batch sizes to the number of training images.

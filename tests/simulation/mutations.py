@@ -331,14 +331,14 @@ MUTATIONS = tuple(
         TRACKING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._behind.get(key) is update:\n"
-                "                del self._behind[key]\n",
-                "            if key in self._behind:\n                del self._behind[key]\n",
+                "            if self._pending.get(key) is update:\n"
+                "                del self._pending[key]\n",
+                "            if key in self._pending:\n                del self._pending[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table\n",
-                "                self._behind.pop(key)\n",
+                "                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table\n",
+                "                self._pending.pop(key)\n",
             ),
             (
                 "a start compares the whole store",
@@ -367,8 +367,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._want(_END, _End(ending))",
-                "        self._want(_END, _End(ending))",
+                "        self._running.clear()\n        self._put(_END_KEY, _EndSweep(ending))",
+                "        self._put(_END_KEY, _EndSweep(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",

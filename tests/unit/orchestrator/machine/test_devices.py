@@ -215,7 +215,7 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
         (0, 1),
     ):
         worker = SimpleNamespace(
-            _has_run=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
+            _has_finished_a_trial=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
         )
         TrialTrainable._failure(worker, error)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]

@@ -576,7 +576,7 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
 def worker_with(num_gpus, *, has_run):
     """A worker that had this share of a GPU."""
     return SimpleNamespace(
-        _has_run=has_run,
+        _has_finished_a_trial=has_run,
         assignment=SimpleNamespace(resources=Resources(1, num_gpus)),
         _gpu_uuid="GPU-1",
     )

@@ -109,7 +109,9 @@ def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     worker = SimpleNamespace(
-        _has_run=False, assignment=SimpleNamespace(resources=Resources(1, 0.5)), _gpu_uuid="GPU-1"
+        _has_finished_a_trial=False,
+        assignment=SimpleNamespace(resources=Resources(1, 0.5)),
+        _gpu_uuid="GPU-1",
     )
     for error in (ValueError(REWORDED), DataError(REWORDED)):
         assert TrialTrainable._failure(worker, error).gpu == ""
