@@ -61,7 +61,12 @@ TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, pro
 
 
 def node(*gpus, **changes):
-    fields = {"driver": "580.65", "torch": "2.13.0", "cuda": "13.0", "offered": float(len(gpus))}
+    fields = {
+        "driver": "580.65",
+        "torch": "2.13.0",
+        "cuda": "13.0",
+        "num_ray_gpus": float(len(gpus)),
+    }
     return NodeGpus("a", gpus, **(fields | changes))
 
 
@@ -188,7 +193,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
     ("there", "share", "words"),
     [
         (
-            node(driver="550.54", offered=8.0),
+            node(driver="550.54", num_ray_gpus=8.0),
             1.0,
             r"Ray offers 8 GPUs, but torch 2\.13\.0, built for CUDA 13\.0, can use 0 with the NVID"
             r"IA driver 550\.54\. Install a driver of branch 580 or later for CUDA 13\.0",
@@ -212,7 +217,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             "MIG-2: other processes use",
         ),
         (
-            node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
+            node(MIG, visible="MIG-1,MIG-gone", num_ray_gpus=2.0),
             1.0,
             "offers 2 GPUs, .* can use 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
         ),
@@ -667,7 +672,7 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
     monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
-    assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
+    assert survey(2, local=False) == [replace(said["real"], num_ray_gpus=1.0)]
 
 
 def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):
