@@ -12,7 +12,7 @@ from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     connect,
-    reached,
+    resolve_head,
     this_machine,
     trial_resources,
 )
@@ -120,7 +120,7 @@ class Stages:
         """
         options = self.options
         if options.address is not None:
-            reached(options.address)
+            resolve_head(options.address)
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device

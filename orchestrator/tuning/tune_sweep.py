@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from orchestrator.machine.cluster import RunOptions, reached
+from orchestrator.machine.cluster import RunOptions, resolve_head
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
@@ -82,7 +82,7 @@ class _Tuning(Stages):
         search = Search(self.combinations, workspace.plan.sweep.tune)
         search.resume(earlier.trials())
         if options.address is not None and not search.is_done:
-            reached(options.address)
+            resolve_head(options.address)
         tracker = make_tracker(
             self._as_sweep,
             stored.store,

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from orchestrator.machine.cluster import answers
+from orchestrator.machine.cluster import accepts_connections
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import TrialFailedError, TrialReport, WorkerLocation
 from orchestrator.running.recovery.failures import classify_lost_worker
@@ -84,7 +84,8 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
         for node in ray.nodes():
             is_own = location is None or node["NodeID"] == location.node_id
             if not node["Alive"] or (
-                is_own and not answers(node["NodeManagerAddress"], node["NodeManagerPort"])
+                is_own
+                and not accepts_connections(node["NodeManagerAddress"], node["NodeManagerPort"])
             ):
                 dead.add(str(node["NodeID"]))
     except Exception as problem:
