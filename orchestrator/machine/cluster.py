@@ -87,7 +87,8 @@ _RAY_VARIABLES = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # isweep handles Ctrl-C: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Do not warn if no trial starts, because isweep prints the reason.
+    # Time of Tune's warning that no trial starts. The warning is not shown, because connect() hides
+    # the warnings of Ray's loggers.
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Save Tune's state rarely, because isweep never restores it.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",

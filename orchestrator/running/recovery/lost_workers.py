@@ -82,11 +82,12 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
     dead = set()
     try:
         for node in ray.nodes():
-            is_own = location is None or node["NodeID"] == location.node_id
-            if not node["Alive"] or (
-                is_own
-                and not accepts_connections(node["NodeManagerAddress"], node["NodeManagerPort"])
-            ):
+            is_dead = not node["Alive"]
+            is_of_trial = location is None or node["NodeID"] == location.node_id
+            if is_of_trial and not is_dead:
+                address = node["NodeManagerAddress"]
+                is_dead = not accepts_connections(address, node["NodeManagerPort"])
+            if is_dead:
                 dead.add(str(node["NodeID"]))
     except Exception as problem:
         log.warning("Ray did not list the dead nodes: %s", problem)
