@@ -152,7 +152,7 @@ class StoredResults:
         )
 
     def drop_deleted_results(self) -> int:
-        """Drop results and measures whose file was deleted, and return their number."""
+        """Drop results and measures from memory whose file was deleted, and return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -162,10 +162,10 @@ class StoredResults:
         return len(lost) + len(lost_measures)
 
     def mark_damaged_predictions(self, planned: Iterable[str]) -> PredictionLosses:
-        """Drop missing or damaged predictions, so that a run computes them again.
+        """Mark missing or damaged predictions in memory, so that a run computes them again.
 
-        Only the memory changes. If a trial must be trained again, its stored result stays until the
-        new result replaces it.
+        No stored file changes. The stored result of a trial that must be trained again stays until
+        the new result replaces it.
 
         Args:
             planned: Ids of the trials to check.
