@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from pydantic import Field
 
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
+from orchestrator.machine.mps import PrivateMps
 from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -203,6 +204,7 @@ class Cluster:
         dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
         local: True for a private cluster, which the command started on this machine.
         memory_bytes: memory of all nodes that Ray may assign.
+        mps: NVIDIA's MPS of a private cluster; None if the cluster was connected without it.
     """
 
     num_cpus: float
@@ -212,6 +214,7 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
+    mps: PrivateMps | None = None
 
 
 @dataclass(frozen=True)
@@ -306,6 +309,7 @@ def connect(
     dashboard: bool = True,
     token_file: Path | None = None,
     job: Mapping[str, str] | None = None,
+    mps: PrivateMps | None = None,
 ) -> Iterator[Cluster]:
     """Connect to Ray during a ``with`` block.
 
@@ -317,6 +321,7 @@ def connect(
         token_file: file for the private cluster's token (mode 600), with which the user opens the
             dashboard.
         job: texts about this driver's job for Ray's dashboard, by key.
+        mps: NVIDIA's MPS to start with a private cluster; None starts none.
 
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
@@ -345,12 +350,11 @@ def connect(
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
             settings |= _gpu_settings()
-            context = stack.enter_context(
-                _private_cluster(ray, include_dashboard=dashboard, **settings)
-            )
+            settings["include_dashboard"] = dashboard
+            context = stack.enter_context(_private_cluster(ray, mps, **settings))
         lost_after_s = PRIVATE_LOST_AFTER_S if head is None else SHARED_LOST_AFTER_S
         stack.enter_context(_watch_servers(ray, lost_after_s))
-        yield _cluster_info(ray, context, local=head is None)
+        yield replace(_cluster_info(ray, context, local=head is None), mps=mps)
 
 
 def _check_bash() -> None:
@@ -493,13 +497,17 @@ def _watch_servers(ray: Any, lost_after_s: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private_cluster(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster for a block, in a temporary folder.
+def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
+    """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
 
     If the start fails because the machine is too busy, the start is repeated.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
-        with ray_folders.private_folder() as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(ray_folders.private_folder())
+            if mps is not None:
+                # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
+                stack.enter_context(mps.running(Path(folder).parent / ray_folders.MPS))
             # Python reads TMPDIR only once, so this process reads the variable before the change.
             tempfile.gettempdir()
             try:

@@ -47,7 +47,7 @@ class TestInit:
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = " ".join(run("plan", "./mine.yaml")[1].split())
         to_check = r"To check the files before, run `isweep measure \S+`"
-        assert re.search(rf"`isweep run` opens its \d files\. {to_check}", planned)
+        assert re.search(rf"`isweep run` opens its \d+ files\. {to_check}", planned)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
     def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(
