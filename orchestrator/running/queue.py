@@ -1,7 +1,7 @@
 """The queue of a run's trials, and the generator that passes them to Ray Tune.
 
-Tune only executes trials. This module and :mod:`orchestrator.running.trials` decide which trial is
-next and which is tried again.
+Tune only executes trials. This module chooses the next trial, and
+:mod:`orchestrator.running.trials` chooses the trials that are tried again.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def assignment_of(trial: Any) -> TrialAssignment:
 def free_memory(trial: Any) -> None:
     """Free the memory of an ended Tune trial, whose outcome is in the store.
 
-    Tune keeps all trials in memory until the last one ends. Each contains copies of its
-    configuration and report, statistics of every number in the report, and a Ray object.
+    Tune keeps all its trials in memory until the last trial ends. Each Tune trial contains copies
+    of its configuration and report, statistics of every number in the report, and a Ray object.
     """
     trial.config[ASSIGNMENT] = None
     # Private: if a Ray lacks these attributes, the driver needs 20 kB more for each trial.
@@ -160,5 +160,5 @@ def free_memory(trial: Any) -> None:
         metadata.last_result = {}
         metadata.metric_analysis = {}
         metadata.metric_n_steps = {}
-        # A result that Tune requests from each trial's actor, and that Ray would keep in memory.
+        # Reference of a result that Tune requested. Ray keeps the result until it is removed.
         trial._default_result_or_future = None

@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Number of multiplications. A subset whose distances need at most so many is measured in this
-process, in less than a second. Ray needs about a second to start a task, so it measures only larger
-subsets."""
+"""Number of multiplications. If the distances of a subset need more, a Ray task measures it. Smaller
+subsets take less than a second in this process, and Ray needs as long to start a task."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class RunSummary:
 
     Attributes:
         planned: number of planned trials.
-        done: number of trials with a result.
+        done: number of trials with a complete result.
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
         failures: one row per failed trial; see :meth:`FailureRecord.row`.
@@ -106,7 +105,8 @@ def run_sweep(
 
     Raises:
         SweepError: a user's mistake, or an unusable environment; finished trials are kept.
-        KeyboardInterrupt: Ctrl-C. MLflow's runs are closed before, and finished trials are kept.
+        KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished trials
+            are kept.
     """
     options = options or RunOptions()
     monitor = progress or Progress()
@@ -249,14 +249,14 @@ def _start_services(sweep: _SweepRun) -> None:
     sweep.stack.callback(packaged_datasets.end)
     if _trials_to_run(workspace.plan, state):
         cluster = sweep.cluster  # This first use starts Ray, or connects to it.
-        # Raises an error if a trial requests more than the cluster has.
+        # This call raises an error if a trial requests more than the cluster has.
         trial_resources(workspace.plan.sweep.resources, cluster, sweep.options.device)
         if sweep.options.address:
             sweep.check_gpus(sweep.nodes)
         from orchestrator.running.actors import ActorHandles
 
         sweep.actors = ActorHandles(workspace.results_url)
-        # The import of Ray Tune takes a second, in which the actors start.
+        # The actors start while Ray Tune is imported, which takes a second.
         importlib.import_module("orchestrator.running.trials")
     packaged_datasets.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
@@ -289,9 +289,10 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
 
 
 def _recount_results_after_stop(sweep: _SweepRun) -> None:
-    """Count the stored results again, because the sweep's folder may have been deleted meanwhile.
+    """Count the stored results again, because somebody may have deleted the sweep's folder.
 
-    A remote store is skipped: the user wants to stop, and the store may take long to answer.
+    The results of a remote store are not counted, because the user waits for the end of the command
+    and the store may answer slowly.
     """
     if "://" in sweep.workspace.results_url:
         return

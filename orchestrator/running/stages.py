@@ -152,7 +152,7 @@ class Stages:
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device
-        # Raises an error if a trial requests more than this machine has.
+        # This call raises an error if a trial requests more than this machine has.
         trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
         if num_gpus:
             self.gpus_before = survey(num_gpus, local=True)

@@ -75,7 +75,8 @@ class TrialDevice(ComputeOptions):
     """The device of a trial, and how the trial computes on it.
 
     Attributes:
-        note: why the trial uses no captured graphs; empty if it does, or if none were requested.
+        note: why the trial uses no CUDA graphs; empty if it uses graphs, or if the sweep requests
+            no graphs.
     """
 
     note: str = ""

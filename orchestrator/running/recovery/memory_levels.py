@@ -1,4 +1,4 @@
-"""The memory levels of a trial: the requests of its attempts, each of which needs less GPU memory.
+"""The memory levels of a trial: how its requests change each time that memory runs out.
 
 With a GPU:
 
@@ -67,7 +67,7 @@ class MemoryLevels:
         return larger[min(level, len(larger)) - 1]
 
     def has_next(self, trial: TrialSpec, level: int) -> bool:
-        """Return whether the request of a trial at the next level differs from that of a level."""
+        """Return whether the level after ``level`` changes the request of a trial."""
         return self.request(trial, level + 1) != self.request(trial, level)
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
@@ -95,7 +95,7 @@ class MemoryLevels:
         try:
             return need_of(trial, gpu, self.runtime_model.corrections).share
         except SweepError as error:
-            # The trial may still train; otherwise it fails with its own message.
+            # The trial may still train. If it cannot, its own failure has a message.
             log.warning(
                 "%s gets the GPU share of resources.num_gpus, because its need is unknown: %s",
                 trial.trial_id,
@@ -127,7 +127,7 @@ class MemoryLevels:
         return requests
 
     def _twice_the_memory(self, memory_bytes: int) -> int:
-        """Return twice an amount of the machine's memory, but at most that of the largest node."""
+        """Return twice an amount of memory, limited by the memory of the largest node."""
         if not memory_bytes:
             return 0
         twice = int(min(2 * memory_bytes, self.node_memory_bytes()))

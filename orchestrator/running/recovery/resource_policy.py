@@ -81,7 +81,7 @@ class MemoryPressure(Enum):
     NONE = auto()
     """Trials start at the network's own level."""
     HIGH = auto()
-    """Trials start at the level at which they fit beside the other processes."""
+    """Trials start at a higher level, at which they fit although other processes use memory."""
     RECHECK = auto()
     """Trials start at the network's own level again. If one of them finishes at this level, the
     other processes have ended. If other processes make it fail, the pressure is high again."""
@@ -279,7 +279,7 @@ class ResourcePolicy:
             # with the same error. If no other process used memory, the kernel is missing.
             if failure.no_engine and share_of_others is not None:
                 return MemoryCause.NO_KERNEL
-            # The other processes may have freed the memory before it was measured.
+            # Other processes may have used the memory and freed it before it was measured.
             return MemoryCause.OTHER_PROCESSES
         if share_of_others is None and num_gpus >= 1:
             return MemoryCause.UNKNOWN
