@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Number of multiplications. If the distances of a subset need more, a Ray task measures it. Smaller
+"""Number of multiplications. If the distances of a subset need more, Ray measures it. Smaller
 subsets take less than a second in this process, and Ray needs as long to start a task."""
 
 
