@@ -53,7 +53,7 @@ from tasks.measures.sharpness import (
     stratified_samples,
     summarize,
 )
-from tasks.measures.tile_blocks import EXACT
+from tasks.measures.tile_blocks import EXACT, widest_precision
 from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
@@ -201,8 +201,8 @@ def measure_array(
             channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
             any real dtype.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. None
-            measures all images only.
+        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. They do not
+            change the measures of all images. None measures all images only.
         executor: Executor of the search for neighbors; None computes in this process, without Ray.
         settings: Settings of the measure; None for the defaults. The seed of the settings also
             determines the images of the subsets.
@@ -225,9 +225,42 @@ def measure_array(
     array = as_channels_first(as_array(images))
     codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
-    if train_sizes is None:
-        return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
-    sizes = [*check_train_sizes(train_sizes, num_images), num_images]
+    smaller_sizes: list[int] = []
+    if train_sizes is not None:
+        sizes = check_train_sizes(train_sizes, num_images)
+        smaller_sizes = [size for size in sizes if size < num_images]
+    result = measure_nested(array, codes, [num_images], executor=executor, settings=settings)
+    if not smaller_sizes:
+        return result
+    # The subsets are measured in a second pass, because their images must come first. The samples
+    # for label sharpness and the blocks of the bootstrap depend on the order of the images, so one
+    # pass would change the measures of all images.
+    subsets = _measure_subsets(array, codes, smaller_sizes, settings, executor)
+    return result.model_copy(
+        update={
+            "sizes": (*subsets.sizes, *result.sizes),
+            "precision": widest_precision(subsets.precision, result.precision),
+        }
+    )
+
+
+def _measure_subsets(
+    array: AnyArray,
+    codes: IntArray | None,
+    sizes: Sequence[int],
+    settings: MeasureSettings,
+    executor: Executor | None,
+) -> MeasureResult:
+    """Return the measures of nested, stratified subsets. Pairs are rows of ``array``.
+
+    Args:
+        array: ``(num_images, ...)`` all images.
+        codes: ``(num_images,)`` labels; None if there are no labels.
+        sizes: Sizes of the subsets, ascending, below the number of images.
+        settings: Settings of the measure. The seed determines the images of the subsets.
+        executor: Executor of the search for neighbors; None computes in this process.
+    """
+    num_images = len(array)
     classes = np.zeros(num_images, np.int64)
     if codes is not None:
         _, numbered = np.unique(codes, return_inverse=True)
@@ -235,10 +268,11 @@ def measure_array(
     rng = np.random.default_rng(settings.seed)
     order = stratified_order(classes, np.arange(num_images), rng, balanced=False)
     ordered_codes = None if codes is None else codes[order]
-    result = measure_nested(
-        array[order], ordered_codes, sizes, executor=executor, settings=settings
+    uncalibrated = replace(settings, calibrate=False)  # only all images are calibrated
+    subsets = measure_nested(
+        array[order], ordered_codes, sizes, executor=executor, settings=uncalibrated
     )
-    return result.renumbered(order)
+    return subsets.renumbered(order)
 
 
 def intrinsic_dimension(

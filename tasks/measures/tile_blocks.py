@@ -71,17 +71,34 @@ class Span(NamedTuple):
         return slice(self.start - outer.start, self.stop - outer.start)
 
 
-def no_pair(dtype: np.dtype[Any]) -> float | int:
-    """Return the value that marks "no pair" in a block of this dtype.
+def no_pair_value(dtype: np.dtype[Any]) -> Any:
+    """Return the entry that marks "no pair" in a block of this dtype, as a number of this dtype.
 
-    The value is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
-    large enough for rows of up to 2e9 features. float64 represents the values for integers exactly.
+    The number is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
+    large enough for rows of up to 2e9 features. float64 represents the integers exactly.
     """
     if dtype.kind == "f":
-        return np.inf
+        return dtype.type(np.inf)
     if dtype == np.int32:
-        return 2**31 - 1
-    return 2**47
+        return dtype.type(2**31 - 1)
+    return dtype.type(2**47)
+
+
+def is_within(squared_distances: SquaredDistances, limits: FloatArray) -> BoolArray:
+    """Return True for each entry of a block that is a pair and is at most a limit.
+
+    Args:
+        squared_distances: ``(num_rows, num_columns)``.
+        limits: One limit, ``()``, or one per row, ``(num_rows, 1)``. An infinite limit admits every
+            pair, but not the entries that mark "no pair".
+    """
+    dtype = squared_distances.dtype
+    largest = float(no_pair_value(dtype)) - 1
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
+    finite_limits = np.minimum(limits, largest).astype(dtype)
+    within: BoolArray = squared_distances <= finite_limits
+    return within
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,10 @@ class SearchJob:
         num_neighbors: Number of neighbors per position.
         precision: Precision of the products of floats.
         block_rows: Largest number of rows in a block.
-        multiply_adds_per_worker: Number of multiply-adds for each worker.
-        pair_capacities: Number of closest pairs to collect among the new pairs of each train size;
-            empty for none.
+        multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the number
+            of workers. It decides which library multiplies.
+        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of each
+            train size; empty for none.
         byte_dtype: Dtype of rows of bytes; None if rows are measured as floats.
     """
 
@@ -118,7 +136,7 @@ class SearchJob:
     precision: Precision
     block_rows: int
     multiply_adds_per_worker: float
-    pair_capacities: tuple[int, ...] = ()
+    max_pairs_by_size: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
     @property
