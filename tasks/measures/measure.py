@@ -1,8 +1,9 @@
 """Intrinsic dimension and label sharpness of a dataset, at each train size.
 
-The distance of two equal images is zero, and its logarithm and inverse are undefined. So all
-measures exclude an image that equals an earlier image, a *duplicate*. Duplicates are counted. A
-duplicate whose label differs from that of the earlier image is a *conflict*, and is also listed.
+The distance of two equal images is zero, and the logarithm and the inverse of zero are undefined.
+So all measures exclude each image that equals an earlier image, a *duplicate*. Duplicates are
+counted. If a duplicate has another label than the earlier image, the two are a *conflict*, which is
+also listed.
 
 Two kinds of index occur, as in `tasks.measures.neighbors`. A source row is an index of all images.
 A position is an index of the distinct images only.
@@ -60,15 +61,15 @@ from tasks.remote import Executor, InlineExecutor
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
 NEAR_MINIMUM = 1 + 4e-5
-"""Factor on the smallest distance. All distances up to this limit are computed again, because one
-of them may be the true minimum. The relative error of a distance is at most 1e-5; the factor allows
-twice that for both distances."""
+"""Factor on the smallest distance. All distances up to the product are computed again, because one
+of them may be the true minimum. Both compared distances have a relative error of up to 1e-5. The
+factor allows twice this error for each."""
 PROFILE_BYTES = 256 << 20
-"""Bytes of a piece of rows, as float64, in the search for duplicates."""
+"""Bytes of the rows that are read at a time in the search for duplicates, counted as float64."""
 KEY_VALUES = 512
 """Number of values of a row from which its hash key is computed."""
 KEY_SEED = 20240501
-"""Seed of the random choice of these values; an arbitrary number."""
+"""Seed of the random choice of the values of a hash key. The number is arbitrary."""
 
 
 def measure_nested(
@@ -431,8 +432,8 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
     if record.num_conflicts:
         notes.append(
             f"{record.num_conflicts} of these have another label than the earlier image, so "
-            "their label sharpness is infinite. The values here describe all other pairs. "
-            "conflict_pairs lists the images."
+            "their label sharpness is infinite. The printed K_F excludes these pairs. The field "
+            "conflict_pairs of the JSON lists the images."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
