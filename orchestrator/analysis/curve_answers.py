@@ -377,6 +377,19 @@ class CurveReport:
     curves: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
 
+    def example_target(self) -> float | None:
+        """Return the best expected score, with two figures, as an example of a target.
+
+        Returns None if no expected score is better than all measured scores.
+        """
+        metric = self.curves[0].question.metric
+        expected = [_errors(curve.score.value, metric) for curve in self.curves]
+        measured = [_errors(point.score, metric) for curve in self.curves for point in curve.points]
+        errors = float(f"{min(expected):.1e}")
+        if not 0 < errors < min(measured):
+            return None
+        return round(_errors(errors, metric), 12)
+
 
 def answer(
     points: Sequence[CurvePoint],
@@ -618,6 +631,11 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return bool(np.isfinite(float(value)))
+
+
+def _errors(score: float, metric: Metric) -> float:
+    """Return 1 − score for a score that rises, and any other score itself."""
+    return 1 - score if metric in RISING_METRICS else score
 
 
 def score_text(score: float, metric: Metric) -> str:

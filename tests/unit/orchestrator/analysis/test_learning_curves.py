@@ -157,6 +157,22 @@ def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
     assert "Choose an easier target or another network." in found.lines()[-1]
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_an_example_of_a_target_is_better_than_every_measured_score(metric):
+    table = pd.DataFrame(
+        {"train_size": [100, 200, 400], "accuracy": [0.6, 0.7, 0.76], "loss": [0.9, 0.7, 0.6]}
+    )
+    report = answers(table, CurveQuestion(metric))
+    target = report.example_target()
+    if metric == "accuracy":
+        assert 0.76 < target < 1
+    else:
+        assert 0 < target < 0.6
+    # Twice the images of a falling accuracy are expected to do no better than the best so far.
+    falling = table.assign(accuracy=[0.95, 0.7, 0.6], loss=[0.2, 0.9, 1.2])
+    assert answers(falling, CurveQuestion(metric)).example_target() is None
+
+
 def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
     with pytest.raises(
         ConfigError, match=r"12,800 images .*, not to 100,000\. Train with 6,250 images"
