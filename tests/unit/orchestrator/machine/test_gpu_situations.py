@@ -446,12 +446,12 @@ def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials
     in_worker = TrialTrainable._failure(worker_with(1.0, has_run=True), error)
     failure = TrialFailure.model_validate_json(in_worker.model_dump_json())
     policy = ResourcePolicy(
-        Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
+        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
     )
     trial = trials["resnet50"]
-    policy.request_for(trial)
+    policy.start_attempt(trial)
     verdict = policy.failed(trial, failure, H100.name)
-    decision = Retries().failed(trial.trial_id, failure, hopeless=verdict.is_final)
+    decision = Retries().failed(trial.trial_id, failure, is_final=verdict.is_final)
     assert decision.pause_s is None
     assert "cuDNN has no kernel for resnet50" in verdict.hint
     assert "memory than" not in verdict.hint
