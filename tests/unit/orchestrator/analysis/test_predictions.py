@@ -452,7 +452,7 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
 @pytest.mark.parametrize(
     ("pilot", "told"),
     [
-        ([PilotPoint(1e9, 0.01)], "the pilot's train size 1e+09 is far from the sweep's"),
+        ([PilotPoint(1e9, 0.01)], "the pilot's train size 1,000,000,000 is far from the sweep's"),
         ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is at chance level or above"),
         (
             [PilotPoint(500, 0.01), PilotPoint(1000, 0.02)],
