@@ -36,8 +36,8 @@ SILENT_HINT = (
     "again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Beginning of the names of a launch file's checks. A failure there is a mistake of the user, not a
-problem of the machine."""
+"""Begin of the names of a launch file's checks. A failure of such a check is a mistake of the user,
+not a problem of the machine."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 """File systems on which SQLite's locks do not work."""
 
@@ -47,7 +47,7 @@ class Outcome:
     """The outcome of a check.
 
     Attributes:
-        ok: whether the check succeeded.
+        ok: True if the check succeeded.
         detail: what the check detected, as text.
         fix: what the user can do if the check failed; may be empty.
     """
@@ -60,8 +60,8 @@ class Outcome:
 class Check(TypedDict):
     """A check in the form that the command prints.
 
-    ``fix`` is empty if the check succeeded. ``node`` describes a cluster's node; other checks lack
-    it.
+    ``fix`` is empty if the check succeeded. Only the check of a node of a cluster has ``node``,
+    with a description of the node.
     """
 
     name: str
@@ -83,7 +83,7 @@ def run_checks(
     Args:
         root: folder of all files; None for the default root.
         mlflow_uri: address of MLflow; None for the default one.
-        address: address of a running cluster, whose nodes are all checked. None starts a private
+        address: address of a running cluster; all its nodes are checked. None starts a private
             cluster.
         storage: folder or URL of a result store; None checks none.
         launch: launch file for ``ray up``; None checks none.
@@ -118,7 +118,7 @@ def run_checks(
 
 
 def _checked(name: str, check: Callable[[], Outcome]) -> Check:
-    """Run a check; return an exception as the outcome of a failed check."""
+    """Run a check, and return its outcome; a check that raises an exception has failed."""
     try:
         outcome = check()
     except SweepError as error:
