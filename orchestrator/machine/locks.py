@@ -365,6 +365,7 @@ class Lease:
         return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
+        """Wait until a lease has expired, and raise an error if its driver renews it."""
         holder = _holder_text(lease.fields, "another command")
         self._say(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s to "
@@ -381,7 +382,7 @@ class Lease:
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
-        """Renew the lease; return an error if another driver has taken it over."""
+        """Renew the lease, and return an error if another driver has taken it over."""
         try:
             is_ours = self._renew()
         except (SetupError, OSError) as error:
@@ -408,7 +409,7 @@ class Lease:
         )
 
     def _renew(self) -> bool:
-        """Renew the lease and return whether it is still this driver's."""
+        """Renew the lease, and return whether it still belongs to this driver."""
         with self._writing:
             if self.watch.ended.is_set():
                 return True
@@ -425,7 +426,7 @@ class Lease:
         try:
             lease = self._read()
         except FileNotFoundError:
-            # Another driver would have written its own lease, so somebody deleted the file.
+            # Another driver would have written a new lease, so somebody deleted the file.
             return self._files.put(self._path, self._content(), "create")
         # An earlier renewal may have succeeded although its reply was lost.
         if lease.fields.get("token") == self._token:
