@@ -258,7 +258,7 @@ class NodeAnswer:
         gpus: GPUs of the node.
         versions: versions by package; empty if the report is missing.
         free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        silence: why the report is missing; None if it is there.
+        silence: why the report is missing; None if the node sent it.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
@@ -271,7 +271,7 @@ def check_nodes() -> list[Check]:
     """Check every node of the connected cluster by a task on that node.
 
     Returns:
-        The checks, that of the head first, then sorted by name.
+        The checks, sorted by name after the check of the head.
     """
     nodes = ask_nodes(look_here)
     checks = []
@@ -281,7 +281,7 @@ def check_nodes() -> list[Check]:
 
 
 def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
-    """Yield the answer of each node when it arrives, and at the end the nodes without an answer."""
+    """Yield each node with its answer when it arrives, and last the nodes without an answer."""
     import ray
 
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -300,11 +300,13 @@ def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
 
 
 def _answer(reference: Any) -> NodeAnswer:
+    """Return a node's report, or the reason why it is missing."""
     import ray
 
     try:
         answer: NodeAnswer = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # a traceback, whose last line is the reason
+    except ray.exceptions.RayTaskError as error:
+        # The text is a traceback. Its last line is the reason.
         reason = str(error).strip().splitlines()[-1]
         return NodeAnswer(silence=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
     except ray.exceptions.RayError as error:
@@ -314,7 +316,7 @@ def _answer(reference: Any) -> NodeAnswer:
 
 
 def look_here() -> NodeAnswer:
-    """Return this node's report about itself; runs as a task on the node."""
+    """Return the report of the node on which this function runs, as a Ray task."""
     import ray
 
     # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.

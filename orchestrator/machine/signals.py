@@ -26,8 +26,8 @@ END_WITHIN_S = 5.0
 """Seconds that the main thread may take to end without force. It may hang in a call of Ray."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
-"""Function that ends the main thread with an error. If the event is set, the watched block has ended
-and the function does nothing."""
+"""Function that ends the main thread with an error. If the event is set, the function does nothing,
+because the watched block has ended."""
 
 _stop_requested = threading.Event()
 _cleanups: list[Callable[[], object]] = []
