@@ -66,8 +66,8 @@ RAGGED_SIZES = (
     (130, 257, 63),
     (2, 3, MAX_FEATURES),
 )
-"""Sizes of products of byte matrices: rows of both matrices, and features. They are close to torch's
-limits on CUDA, which are 17 rows and multiples of 8."""
+"""Sizes of products of byte matrices: rows of both matrices, and features. The sizes are close to
+torch's limits on CUDA, which are 17 rows and multiples of 8."""
 FIELDS_AT_REST = (
     "driver_version",
     "vbios_version",
