@@ -23,7 +23,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, SetupError, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import write_once
@@ -153,11 +152,6 @@ class RawRequest:
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
-            if name not in DATASETS:
-                raise DataError(
-                    f"The path {self.raw} of your dataset {name} does not exist",
-                    hint=f"{nearest_path(self.raw)} Correct --raw or the sweep file".lstrip(),
-                ) from None
             raise DataError(
                 f"The raw download {self.raw} of {name} was not found",
                 hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
