@@ -319,6 +319,8 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         fits += fit_exponents(points, prepared.full)
         fits += fit_attacks(points, scale, models)
         fits.append(fit_representation(points))
+    if len(models) > 1:
+        fits += [fit_representation(points, model=model) for model in models]
     if models and explore:
         fits += _exploratory(points, scale, models)
     datasets = summaries_of(prepared.full, points)
@@ -354,7 +356,6 @@ def _exploratory(
     for model in models:
         fits.append(fit_headline(points, scale, model=model))
         fits.append(fit_exponent(points, model=model))
-        fits.append(fit_representation(points, model=model))
     for domain in DOMAINS:
         fits.append(fit_exponent(points, subset=domain))
     for name, column in OTHER_D.items():

@@ -154,9 +154,10 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     for name, x_squares, products in zip(*sums, strict=True):
         if x_squares > 0:
             by_dataset[name] = float(products / x_squares)
-    bound_p = 1.0
-    if value < 1:
-        bound_p = max(p_of_bound, wild_cluster_p(sums, null=1.0))
     return replace(
-        unfitted, status="ok", estimates=(estimate,), by_dataset=by_dataset, bound_p=bound_p
+        unfitted,
+        status="ok",
+        estimates=(estimate,),
+        by_dataset=by_dataset,
+        bound_p=max(p_of_bound, wild_cluster_p(sums, null=1.0)),
     )

@@ -307,9 +307,9 @@ def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
         "p is the larger p of two tests: the t test over datasets, and the permutation (or wild "
-        "cluster bootstrap) test. It is two-sided. For attacks it is one-sided for a rise, and for "
-        "the bound one-sided for a slower fall. Intervals are t intervals; for attacks, one "
-        "interval holds for all correlations. The adjusted p is Holm's, over all tests made."
+        "cluster bootstrap) test. It is two-sided; for attacks it is one-sided for a rise. "
+        "Intervals are t intervals; for attacks, one interval holds for all correlations. The "
+        "adjusted p is Holm's, over all tests made."
     )
     if fits.class_pairs:
         note = (
