@@ -143,7 +143,7 @@ def _gpus(address: str | None) -> Outcome:
         if address is None:
             detail += ", so trials run on CPUs"
         return Outcome(True, detail)
-    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(gpus))
+    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), num_ray_gpus=len(gpus))
     problems = list(gpu_problems(node))
     if problems:
         return _of_problems(problems)
@@ -330,12 +330,12 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
         node: Ray's record of the node.
     """
     resources = node["Resources"]
-    gpus = replace(answer.gpus, offered=resources.get("GPU", 0.0))
+    gpus = replace(answer.gpus, num_ray_gpus=resources.get("GPU", 0.0))
     row = {
         "address": node["NodeManagerAddress"],
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
-        "num_gpus": gpus.offered,
+        "num_gpus": gpus.num_ray_gpus,
         "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
