@@ -493,6 +493,7 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if column:
+        # Only the claim on d_data is a headline question. The one on d_repr has a test of its own.
         return replace(answer, p_value=bound_p_value(fit, above_chance))
     of_headline = fits.answer(BELOW_BOUND)
     return replace(
@@ -541,6 +542,7 @@ def _compression(fits: ScalingFits) -> Answer:
         return Answer(question=COMPRESSION, reason=fit.reason)
     (share,) = fit.estimates
     degrees = fit.num_datasets - 1
+    # If all datasets have the same share, there is no scatter and so no test.
     test = None
     if share.std_error:
         test = TTest(std_error=share.std_error, degrees=degrees)

@@ -398,6 +398,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             )
             set_addresses(scatter, group)
         title = attack.words
+        # The verdict is on the largest correlation, so every panel shows its largest one.
         strongest = strongest_attack(fit for fit in fits.attacks if fit.response == attack.name)
         r = strongest.estimate("r") if strongest else None
         if strongest is not None and r is not None and r.interval is not None:

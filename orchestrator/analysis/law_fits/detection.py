@@ -74,6 +74,7 @@ class TTest:
             power = self.power(shift * self.std_error, num_tests)
             return power is not None and power >= TARGET_POWER
 
+        # Double the effect until it is detected, then bisect.
         low, high = 0.0, 1.0
         while not is_detected(high):
             low, high = high, 2 * high
@@ -130,6 +131,7 @@ class LargestCorrelation:
             return 0.0
         critical_of_family = self.criticals[max(num_tests, 1) - 1]
         critical = max(critical_of_family, self.interval_critical)
+        # Fisher's z of a correlation is normal with the variance 1 / degrees.
         shift = np.arctanh(effect) * np.sqrt(self.degrees)
         return float(special.ndtr(shift - critical))
 

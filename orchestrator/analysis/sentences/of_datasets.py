@@ -179,6 +179,7 @@ def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
 
 def _sharpness(fits: ScalingFits) -> Finding:
     values = [d.label_sharpness for d in fits.datasets if d.label_sharpness]
+    # A factor of two would be outside the data if no two datasets differ that much.
     kinds = "twice the"
     factor = 2.0
     if values and max(values) < factor * min(values):
@@ -243,6 +244,7 @@ def _exponent(fits: ScalingFits) -> Finding:
     if fit.status != "ok" or falls.value is None:
         to_add = datasets_to_add(fits, fit, "two train sizes and losses clear of chance level")
         return not_testable(question, falls.reason, to_add, notes)
+    # b has no unit that a reader knows. The factor of a doubling of N, at the median d, has.
     d_values = [
         d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None
     ]

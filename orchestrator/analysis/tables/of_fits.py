@@ -236,8 +236,9 @@ FIT_TABLES = (
         title="Loss gained by attacks, with K_F",
         note=(
             "Pearson's r over datasets at equal model and train size, within domains if there are "
-            "two, with its 95 % interval. p tests a rise, and is adjusted over all rows of "
-            "this table, not over questions."
+            "two, with its 95 % interval. Intervals of single models hold for all of them at once; "
+            "the interval of a pooled row holds for this row alone. p tests a rise, and is "
+            "adjusted over the single models and attacks, not over questions."
         ),
         columns={
             "attack": _attack,
