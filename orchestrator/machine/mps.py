@@ -52,6 +52,7 @@ print(torch.cuda.device_count())
 """
 """Program that computes on every visible GPU, and prints their number. Only such a program shows
 that MPS works: a daemon can answer commands while all processes that use it hang."""
+SHELL = "sh"
 QUIT_AFTER_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
 """Shell command that waits for the end of its standard input, and then ends the daemon."""
 
@@ -81,7 +82,10 @@ class PrivateMps:
             folder: a folder that does not exist yet, and that only this user can enter.
         """
         with contextlib.ExitStack() as stack:
-            problem = self._start(folder, stack)
+            try:
+                problem = self._start(folder, stack)
+            except OSError as error:
+                problem = str(error)
             if problem:
                 stack.close()
                 self.note(
@@ -221,7 +225,7 @@ def _daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
     with open(output_file, "w", encoding="utf-8") as output:
         # In a session of its own, the shell does not receive Ctrl-C.
         shell = subprocess.Popen(
-            ["sh", "-c", QUIT_AFTER_INPUT],
+            [SHELL, "-c", QUIT_AFTER_INPUT],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
