@@ -1,8 +1,8 @@
 """Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
 Test images are drawn first, from groups in a seeded order. Training images come only from the other
-groups, so no group is in both sets. The training images have one fixed order. The training set of size N is the
-first N images in this order.
+groups, so no group is in both sets. The training images have one fixed order. The training set of
+size N is the first N images in this order.
 
 A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
 classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class pair

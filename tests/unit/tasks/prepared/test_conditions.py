@@ -1,4 +1,4 @@
-"""Conditions that move training images after the split: test sets stay, training sets nest."""
+"""Conditions that blend images after the split: test sets stay, and training sets are nested."""
 
 import numpy as np
 import pytest
