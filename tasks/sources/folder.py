@@ -211,7 +211,7 @@ def list_folder(request: RawRequest) -> Listing:
         dataset_flags=layout_flags,
         # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
         sort_classes=sorted,
-        defaults=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
+        listing_fields=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
     )
 
 

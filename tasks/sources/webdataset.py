@@ -90,8 +90,8 @@ def list_samples(request: RawRequest) -> Listing:
     if not samples:
         raise request.error("the shards have no samples", hint=EXPECTED)
     cells = {}
-    for column, name in columns.name_in_data.items():
-        cells[column] = [sample.values.get(name, "") for sample in samples]
+    for role, name in columns.name_by_role.items():
+        cells[role] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
@@ -101,8 +101,8 @@ def list_samples(request: RawRequest) -> Listing:
         numbering=lambda _: "",
         file_split=lambda row: splits[samples[row].shard],
     )
-    defaults = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=columns.flags, defaults=defaults)
+    listing_fields = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    return own_listing(rows, request, dataset_flags=columns.flags, listing_fields=listing_fields)
 
 
 def _is_shard(name: str) -> bool:

@@ -62,6 +62,6 @@ class Rows:
             return ""
         return f" ({self.numbering(rows[0])})"
 
-    def describe_labeled(self, labels: set[str]) -> str:
-        """Format the number and names of the rows whose text in the data is one of these labels."""
+    def describe_rows_with_label(self, labels: set[str]) -> str:
+        """Format the number and names of the rows that have one of these labels in the data."""
         return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)

@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_source_in_the_order_of_the_indices(made):
         data.read_rows([1797])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_rows=st.integers(1, 40),
     chunk_rows=st.integers(1, 9),
