@@ -115,7 +115,7 @@ class ImageArray:
         """Return the arrays to read: role, as in :class:`Columns` -> array name."""
         array_of_role = {"label": self.labels_name}
         for role, column in columns.name_by_role.items():
-            if column in self.array_of_column:
+            if role != "label" and column in self.array_of_column:
                 array_of_role[role] = self.array_of_column[column]
         return array_of_role
 
@@ -225,8 +225,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     column_names: dict[str, None] = {}
     for array in arrays:
         column_names |= dict.fromkeys(array.array_of_column)
-    # The labels are not searched: each array of images was found with its array of labels.
-    columns = find_columns(list(column_names), ("group", "split"), request)
+    # Every array of images was found with its array of labels, which is the column label.
+    columns = find_columns(["label", *column_names], ("label", "group", "split"), request)
     tables = []
     for array, header in zip(arrays, headers, strict=True):
         cells = {}
