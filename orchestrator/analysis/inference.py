@@ -128,26 +128,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def members(codes: Codes) -> tuple[list[str], csr_array]:
-    """Return the sorted names of codes (n,), and their indicator matrix (names, n).
-
-    The product of the matrix and a column is the sum of the column over each name.
-    """
-    names, code = np.unique(codes, return_inverse=True)
-    ones = np.ones(len(code))
-    return [str(name) for name in names], csr_array((ones, (code, np.arange(len(code)))))
-
-
 def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array:
     """Return columns (n, k) minus their means over rows of the same code.
 
     Residuals below 1e-13 of a column's largest value are rounding errors and are set to 0.
     """
-    _, member = members(codes)
+    names, code = np.unique(codes, return_inverse=True)
+    num_rows = len(code)
     if weights is None:
-        weights = np.ones(len(values))
-    means = member @ (weights[:, None] * values) / (member @ weights)[:, None]
-    residuals = values - member.T @ means
+        weights = np.ones(num_rows)
+    one_per_row = (np.ones(num_rows), code, np.arange(num_rows + 1))
+    sum_by_code = csr_array(one_per_row, shape=(num_rows, len(names))).T
+    means = sum_by_code @ (weights[:, None] * values) / (sum_by_code @ weights)[:, None]
+    residuals = values - means[code]
     is_rounding = np.abs(residuals) <= 1e-13 * np.abs(values).max(axis=0)
     return np.asarray(np.where(is_rounding, 0.0, residuals))
 
@@ -169,9 +162,11 @@ def dataset_effects(
         Sorted names of the datasets, and effects ``(G, k)`` that sum to zero. None if datasets
         share no cells, directly or through other datasets.
     """
-    _, in_cell = members(cells)
-    names, in_group = members(groups)
-    weight_of = (in_cell * weights @ in_group.T).toarray()
+    cell_names, cell = np.unique(cells, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    num_cells, num_groups = len(cell_names), len(names)
+    pair = cell * num_groups + group
+    weight_of = np.bincount(pair, weights, num_cells * num_groups).reshape(num_cells, num_groups)
     shares_a_cell = csr_array(weight_of @ weight_of.T > 0)
     num_components, _ = connected_components(shares_a_cell, directed=False)
     if num_components != 1:
@@ -182,16 +177,27 @@ def dataset_effects(
     # The Laplacian is singular in the constant direction. A constant matrix is added to fill that
     # direction: a pseudo-inverse may mistake the rounding error of the zero eigenvalue (1e-16) for
     # a value and divide by it. With a single cell, the constant is the only direction.
-    num_cells = len(weight_of)
     filling = laplacian.diagonal().mean() if num_cells > 1 else 1.0
     weighted = weights[:, None] * values
-    by_group = in_group @ weighted
-    of_cells = np.linalg.solve(
-        laplacian + filling / num_cells, in_cell @ weighted - share @ by_group
-    )
+    by_cell = sums_by_code(weighted, cell, num_cells)
+    by_group = sums_by_code(weighted, group, num_groups)
+    of_cells = np.linalg.solve(laplacian + filling / num_cells, by_cell - share @ by_group)
     effects = (by_group - weight_of.T @ of_cells) / group_weights[:, None]
     is_constant = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
-    return names, np.where(is_constant, 0.0, effects - effects.mean(axis=0))
+    centered_effects = np.where(is_constant, 0.0, effects - effects.mean(axis=0))
+    return [str(name) for name in names], centered_effects
+
+
+def sums_by_code(values: Array, codes: NDArray[np.int64], num_codes: int) -> Array:
+    """Return the sums (num_codes, k) of columns (n, k) over the rows of each code.
+
+    Args:
+        values: Columns, ``(n, k)``.
+        codes: Code of each row, from 0 to ``num_codes - 1``.
+        num_codes: Number of codes. The sum of a code without rows is 0.
+    """
+    sums = [np.bincount(codes, column, num_codes) for column in values.T]
+    return np.column_stack(sums)
 
 
 def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
@@ -430,11 +436,11 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
         groups: Dataset of each point.
         weights: Weight of each point, ``(n,)``.
     """
-    names, member = members(groups)
+    names, group = np.unique(groups, return_inverse=True)
     x_residual, y_residual = centered(np.column_stack([x, y]), curves, weights).T
-    xx = member @ (weights * x_residual * x_residual)
-    xy = member @ (weights * x_residual * y_residual)
-    return Sums(names, xx, xy)
+    products = weights[:, None] * np.column_stack([x_residual**2, x_residual * y_residual])
+    xx, xy = sums_by_code(products, group, len(names)).T
+    return Sums([str(name) for name in names], xx, xy)
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:

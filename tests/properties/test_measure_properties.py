@@ -22,7 +22,7 @@ from tasks.measures.tile_blocks import Span
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
-quick = settings(max_examples=10)
+quick = settings(max_examples=5)
 
 
 class ManyWorkers:

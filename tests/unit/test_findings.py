@@ -54,6 +54,7 @@ def test_the_script_knows_nothing_of_the_product():
     assert imported - sys.stdlib_module_names == {"numpy"}
 
 
+@pytest.mark.long
 def test_it_finds_what_the_products_analysis_finds(numbers):
     for name in PAIRS:
         slopes = fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs

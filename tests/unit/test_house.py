@@ -8,6 +8,7 @@ import sys
 import tokenize
 import tomllib
 from collections import Counter
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -70,6 +71,7 @@ MAX_FUNCTION_LINES_ELSEWHERE = 75
 MAX_FILES_IN_A_FOLDER = 25
 
 
+@cache
 def modules() -> dict[str, str]:
     """Text of every module of the product, by path."""
     return {
@@ -77,6 +79,12 @@ def modules() -> dict[str, str]:
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
     }
+
+
+@cache
+def tree_of(text: str) -> ast.Module:
+    """Syntax tree of a module, which is parsed once for all tests."""
+    return ast.parse(text)
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -93,7 +101,7 @@ def functions() -> dict[str, int]:
     return {
         f"{path}:{node.name}": code_lines(node)
         for path, text in modules().items()
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(tree_of(text))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
 
@@ -113,7 +121,7 @@ def test_functions_are_short():
 
 def signs(source: str) -> Counter[str]:
     """Count how densely a module is packed; ``code`` counts its lines without text and comments."""
-    tree = ast.parse(source)
+    tree = tree_of(source)
     text_lines = {
         line
         for node in ast.walk(tree)
@@ -153,7 +161,7 @@ def test_a_rewritten_folder_imports_no_module_by_one_letter(folder):
         f"{path}: {alias.name} as {alias.asname}"
         for path, text in modules().items()
         if path.startswith(folder)
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(tree_of(text))
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
         if alias.asname and len(alias.asname) == 1 and not alias.name.endswith("functional")
@@ -187,7 +195,7 @@ def test_no_line_escapes_the_formatter():
 def imports_of(name: str, text: str, known: set[str]) -> set[str]:
     """Return the modules of the product that a module imports, at its top or anywhere inside."""
     imports: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(text)):
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -210,7 +218,7 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 
 def imported() -> set[str]:
     """Top-level names that the product imports from other distributions."""
-    nodes = [node for text in modules().values() for node in ast.walk(ast.parse(text))]
+    nodes = [node for text in modules().values() for node in ast.walk(tree_of(text))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     top = {name.partition(".")[0] for name in names}
@@ -222,6 +230,7 @@ def declared(*requirements: str) -> set[str]:
     return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
 
 
+@pytest.mark.long
 def test_whoever_installs_the_package_gets_all_that_it_imports_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]

@@ -11,12 +11,13 @@ import pandas as pd
 from orchestrator.analysis.inference import (
     MIN_DATASETS_OF_A_CORRELATION,
     Array,
+    Codes,
     centered,
     max_correlation_test,
 )
 from orchestrator.analysis.law_fits.estimates import Estimate, correlation_interval
 from orchestrator.analysis.law_fits.records import AttackFit
-from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
+from orchestrator.analysis.law_fits.rows import complete_rows, effects_of, effects_without_each
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
@@ -168,17 +169,18 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
     """Return the correlation without each dataset. The effects are estimated again each time."""
     attack = gain.fit.response
     correlations = {}
-    for name in gain.gains.index:
-        effects = effects_of(gain.rows[gain.rows[DATASET] != name], (attack,))
-        if effects is not None:
-            rows = about.loc[effects.index].assign(gain=effects[attack])
-            correlations[str(name)] = _correlation(rows)
+    for name, effects in effects_without_each(gain.rows, (attack,)):
+        rest = about.loc[effects.index]
+        correlations[name] = _correlation(
+            effects[attack].to_numpy(),
+            rest[LABEL_SHARPNESS].to_numpy(dtype=float),
+            rest[DOMAIN].to_numpy(dtype=str),
+        )
     return correlations
 
 
-def _correlation(rows: pd.DataFrame) -> float:
-    """Return Pearson's r between the added loss and K_F within domains."""
-    values: Array = rows[["gain", LABEL_SHARPNESS]].to_numpy(dtype=float)
-    residuals = centered(values, rows[DOMAIN].to_numpy(dtype=str))
+def _correlation(gains: Array, sharpness: Array, domains: Codes) -> float:
+    """Return Pearson's r between added losses (G,) and K_F (G,) within domains (G,)."""
+    residuals = centered(np.column_stack([gains, sharpness]), domains)
     lengths = np.prod(np.linalg.norm(residuals, axis=0))
     return float(np.prod(residuals, axis=1).sum() / max(lengths, 1e-300))

@@ -15,7 +15,7 @@ from orchestrator.analysis.chance_ceiling import why_flattened
 from orchestrator.analysis.inference import MIN_DATASETS, Array, ols
 from orchestrator.analysis.law_fits.estimates import Estimate, slope_estimates
 from orchestrator.analysis.law_fits.records import HeightFit
-from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
+from orchestrator.analysis.law_fits.rows import complete_rows, effects_of, effects_without_each
 from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.points import (
     ALL,
@@ -116,23 +116,20 @@ def fit_height(
     if estimates is None:
         return replace(unfitted, reason=_not_identified(terms, domains))
     if is_headline:
-        slopes_without = _slopes_without_each(rows, columns, terms, [*effects.index])
+        slopes_without = _slopes_without_each(rows, columns, terms)
         estimates = tuple(_with_left_out(estimates, slopes_without))
     return replace(unfitted, status="ok", estimates=estimates)
 
 
 def _slopes_without_each(
-    rows: pd.DataFrame, columns: Sequence[str], terms: Sequence[str], datasets: Sequence[str]
+    rows: pd.DataFrame, columns: Sequence[str], terms: Sequence[str]
 ) -> dict[str, Array]:
     """Return the slopes without each dataset, by name of the dataset.
 
     A dataset is missing if the slopes without it are not identified.
     """
     slopes_without: dict[str, Array] = {}
-    for dataset in datasets:
-        effects = effects_of(rows[rows[DATASET] != dataset], columns)
-        if effects is None:
-            continue
+    for dataset, effects in effects_without_each(rows, columns):
         slopes = ols(effects[LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy())
         if slopes is not None:
             slopes_without[dataset] = slopes[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.inference import dataset_effects
+from orchestrator.analysis.inference import Array, Codes, dataset_effects
 from orchestrator.analysis.results_tables.points import (
     AT_CHANCE_LEVEL,
     CELL,
@@ -35,13 +35,41 @@ def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | Non
 
     Returns None if datasets share no model and train size, directly or through other datasets.
     """
-    effects = dataset_effects(
+    return _as_frame(dataset_effects(*_arrays_of(rows, columns)), columns)
+
+
+def effects_without_each(
+    rows: pd.DataFrame, columns: Sequence[str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the name of each dataset, and the effects of the other datasets without it.
+
+    The effects are estimated again each time. A dataset is skipped if the others share no model and
+    train size without it.
+    """
+    values, cells, datasets, weights = _arrays_of(rows, columns)
+    for name in np.unique(datasets):
+        is_kept = datasets != name
+        kept = dataset_effects(values[is_kept], cells[is_kept], datasets[is_kept], weights[is_kept])
+        effects = _as_frame(kept, columns)
+        if effects is not None:
+            yield str(name), effects
+
+
+def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
+    """Return columns, cells, datasets and weights, as the arguments of ``dataset_effects``."""
+    return (
         rows[[*columns]].to_numpy(dtype=float),
-        rows[CELL].to_numpy(),
+        pd.factorize(rows[CELL], sort=True)[0],
         rows[DATASET].to_numpy(dtype=str),
         rows[WEIGHT].to_numpy(dtype=float),
     )
+
+
+def _as_frame(
+    effects: tuple[list[str], Array] | None, columns: Sequence[str]
+) -> pd.DataFrame | None:
+    """Return effects as a table with one row per dataset; None without effects."""
     if effects is None:
         return None
     names, values = effects
-    return pd.DataFrame(np.asarray(values), names, [*columns])
+    return pd.DataFrame(values, names, [*columns])

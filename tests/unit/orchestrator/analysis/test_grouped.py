@@ -564,7 +564,7 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     ("few", "many", "shared"),
     [
         (["A", "B", "other"], ["other", *(f"s{k}" for k in range(19))], 1),
-        (list("012"), list(map(str, range(12))), 3),
+        pytest.param(list("012"), list(map(str, range(12))), 3, marks=pytest.mark.long),
     ],
 )
 def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, shared):
@@ -606,7 +606,9 @@ def test_names_that_any_two_of_three_columns_share_are_told_and_kept_apart():
     assert "between 45 combinations of site, seed and fold, " in fit.sentence("x")
 
 
-@pytest.mark.parametrize("groups", [("dataset",), ("dataset", "other")])
+@pytest.mark.parametrize(
+    "groups", [("dataset", "other"), pytest.param(("dataset",), marks=pytest.mark.long)]
+)
 def test_as_many_groups_as_rows_are_fitted_as_by_hand(groups):
     """5,000 patients of three rows, alone or crossed with others: no square of their number is
     held."""

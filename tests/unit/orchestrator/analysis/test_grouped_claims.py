@@ -168,6 +168,7 @@ def test_scatter_of_rows_in_the_means_of_groups_is_that_of_an_analysis_of_varian
     )
 
 
+@pytest.mark.long
 def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
     """Of 100 tables at 5 %, more than 11 with a claim happen once in 200 times; means taken as
     they are claim in 38."""
@@ -241,7 +242,7 @@ def test_a_wild_bootstrap_of_two_columns_refits_the_other_one_for_every_pattern_
     assert wild_bootstrap_p(least_squares(y, x, 0), code) == expected
 
 
-@pytest.mark.parametrize("num_groups", [5, 10])
+@pytest.mark.parametrize("num_groups", [5, pytest.param(10, marks=pytest.mark.long)])
 def test_one_group_of_most_rows_makes_no_claims_and_no_silence(num_groups):
     """Slopes that differ: at most 8 of 80 null tables claim. One slope: most tables claim it."""
     sizes = np.array([300] + [10] * (num_groups - 1))

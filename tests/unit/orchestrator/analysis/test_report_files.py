@@ -161,7 +161,9 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
             )
 
 
-@pytest.mark.parametrize("after", [0, 4, 7])
+@pytest.mark.parametrize(
+    "after", [0, pytest.param(4, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)]
+)
 def test_a_report_that_is_stopped_leaves_every_file_whole(
     table, fits, folder, tmp_path, monkeypatch, after
 ):

@@ -43,7 +43,10 @@ def test_commands_that_only_look_load_nothing_heavy(root):
     assert not any(name in codes[-1][1] for name in ("torch", "ray", "mlflow"))
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell",
+    ["bash", *(pytest.param(shell, marks=pytest.mark.long) for shell in ("zsh", "fish"))],
+)
 def test_completion_names_every_command(shell):
     script = application().generate_completion(shell=shell)
     for functions in COMMANDS.values():

@@ -65,7 +65,7 @@ def test_every_network_of_the_presets_is_there_and_no_other():
         pytest.param(
             key,
             id=f"{model.name}-{sizes[1]}px",
-            marks=[pytest.mark.long] if sizes[1] > 32 and model.name != "resnet18" else [],
+            marks=[pytest.mark.long] if sizes[1] > 32 or model.name == "resnet_tiny" else [],
         )
         for key, (model, _, sizes) in networks().items()
     ],

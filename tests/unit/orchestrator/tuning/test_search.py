@@ -80,8 +80,15 @@ def test_the_chosen_rate_is_near_the_best():
         assert outcome.finalist_trainings == 2 * len(outcome.finalists)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(
+    ("sampler", "workers"),
+    [
+        ("tpe", 2),
+        ("random", 1),
+        pytest.param("tpe", 1, marks=pytest.mark.long),
+        pytest.param("random", 2, marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
     """Whenever it is killed: the same trainings in the same order, when results come in the same
     order."""

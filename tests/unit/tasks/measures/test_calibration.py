@@ -29,7 +29,7 @@ def embedded(points, num_columns=100, seed=1):
     [
         ("hypersphere", 10),
         pytest.param("hypercube", 16, marks=pytest.mark.long),
-        ("gaussian", 6),
+        pytest.param("gaussian", 6, marks=pytest.mark.long),
         pytest.param("hypercube", 30, marks=pytest.mark.long),
     ],
 )
@@ -95,6 +95,7 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     )
 
 
+@pytest.mark.long
 def test_does_not_depend_on_unit_or_embedding():
     points = MANIFOLDS["hypersphere"](300, 5, np.random.default_rng(0))
     one = calibrate(embedded(points, 50, seed=1), families=FLAT)
@@ -112,6 +113,7 @@ def test_is_seeded_and_json():
     assert max(first.families, key=first.families.get) == "hypersphere"
 
 
+@pytest.mark.long
 def test_larger_data_are_thinned(monkeypatch):
     monkeypatch.setattr(calibration, "MAX_POINTS", 300)
     record = calibrate(
@@ -142,6 +144,7 @@ def test_undefined_corrections_say_why(points, reason):
     assert reason in record.to_json()["reason"]
 
 
+@pytest.mark.long
 def test_shapes_unlike_all_families_are_noted():
     rng = np.random.default_rng(0)
     clusters = rng.normal(size=(300, 30)) * 10.0 ** rng.uniform(-4, 4, (300, 1))

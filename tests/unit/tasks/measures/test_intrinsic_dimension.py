@@ -130,6 +130,7 @@ class TestStandardErrors:
         samples = [MANIFOLDS["gaussian"](500, 5, np.random.default_rng(seed)) for seed in range(30)]
         return [estimate(table_of(points), estimators=["mle", "twonn"]) for points in samples]
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["mle", "twonn"])
     def test_the_bootstrap_matches_the_spread_over_samples(self, records, name):
         spread = np.std([record[name].value for record in records], ddof=1)

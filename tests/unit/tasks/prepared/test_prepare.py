@@ -251,7 +251,7 @@ prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys
 """
 
 
-@pytest.mark.parametrize("read", [40, 300])
+@pytest.mark.parametrize("read", [40, pytest.param(300, marks=pytest.mark.long)])
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
     """SIGKILL at any moment: no half-written store is used, and the next run reads the rest."""
     destination = tmp_path / "out"

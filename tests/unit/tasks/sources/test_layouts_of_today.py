@@ -255,7 +255,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
+SLOW = ("dbc: slips", "dbc: two manifests", "oai: series archives", "prostate: two manifests")
+"""Changes of series of DICOM files, which take seconds each; others of these sets are quick."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.long if case in SLOW else ()) for case in CHANGES],
+)
 def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
     name, change = CHANGES[case]
     raw = tree(name)

@@ -70,7 +70,7 @@ ONCE = ((1, "float32"), (3, "bfloat16"))
 """Each number of channels and each precision once."""
 LOOPS = [
     *product([("resnet18", 8, 1e-3)], (1, 3), ("float32", "bfloat16")),
-    *((("resnet50", 6, 1e-3), *how) for how in ONCE),
+    *(pytest.param(("resnet50", 6, 1e-3), *how, marks=pytest.mark.long) for how in ONCE),
     pytest.param(("vgg13", 6, 1e-4), 1, "float32", marks=pytest.mark.long),  # 129 million weights
     pytest.param(("vgg13", 6, 1e-4), 3, "bfloat16", marks=pytest.mark.long),
 ]
@@ -129,7 +129,11 @@ def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
 
 @pytest.mark.parametrize(
     ("architecture", "node"),
-    [("resnet18", "layer4"), ("resnet50", "layer4"), ("vgg13", "classifier.3")],
+    [
+        ("resnet18", "layer4"),
+        ("resnet50", "layer4"),
+        pytest.param("vgg13", "classifier.3", marks=pytest.mark.long),
+    ],
 )
 def test_features_are_those_of_torchvisions_extractor(architecture, node):
     model, images = built(architecture).eval(), pixels_of(5, seed=2).float()

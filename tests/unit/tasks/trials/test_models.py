@@ -115,7 +115,7 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
 @pytest.mark.parametrize(
     ("library", "name", "precision"),
     [
-        ("torchvision", "vgg11_bn", "float32"),
+        pytest.param("torchvision", "vgg11_bn", "float32", marks=pytest.mark.long),
         pytest.param("timm", "vgg11", "bfloat16", marks=pytest.mark.long),
     ],
 )

@@ -129,7 +129,7 @@ def digits(classes):
     params=[
         ("small_mlp", (3, 8)),
         pytest.param(("small_cnn", (4, 9)), marks=pytest.mark.long),
-        ("small_mlp", (0, 1, 2, 3)),
+        pytest.param(("small_mlp", (0, 1, 2, 3)), marks=pytest.mark.long),
     ],
 )
 def trained(request):
