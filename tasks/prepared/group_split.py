@@ -54,7 +54,8 @@ class GroupSplit(NamedTuple):
 
     Attributes:
         candidates: The images that were split.
-        train: Indices of the training images in ``candidates.rows``, in the order of training sets.
+        train: Indices of the training images in ``candidates.rows``. The training set of size N is
+            the first N of them.
         test: Indices of the test images in ``candidates.rows``.
     """
 

@@ -86,7 +86,7 @@ class PathTable:
         numbers: Number of the header and of each row in messages.
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
-        cells: The columns that are read, by our names. Paths are relative to the raw folder.
+        cells: The columns that are read, by role. Paths are relative to the raw folder.
     """
 
     folder: str

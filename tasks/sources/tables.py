@@ -284,8 +284,8 @@ def read_parquet(body: bytes) -> Lines:
 def read_text(body: bytes) -> Lines:
     """Return the rows of text with one of the :data:`DELIMITERS`, without blank lines.
 
-    A line above the header that begins with ``#`` is a comment, unless it has the usual name of a
-    column.
+    A line above the header that begins with ``#`` is a comment, unless it has a name in
+    :data:`COLUMNS`.
 
     Raises:
         TableError: The text is not UTF-8, a quote is not closed, or a cell is too long.
@@ -562,7 +562,7 @@ def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     shown. The line is shown only if it meets both conditions:
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
-    - It contains the usual name of a column.
+    - It contains a name in :data:`COLUMNS` or ``expected_names``.
 
     Args:
         row: The cells of the line.

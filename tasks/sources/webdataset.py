@@ -3,7 +3,8 @@
 The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files with
 the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that of another
 picture format. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class
-under ``label`` or another usual name, and also a group and a split.
+under ``label`` or another name in :data:`tasks.sources.tables.COLUMNS`, and also a group and a
+split.
 
 ``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the split
 is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the shard's

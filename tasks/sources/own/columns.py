@@ -131,7 +131,8 @@ def _choose_column(
     keys = dict.fromkeys(map(column_key, COLUMNS[role]))
     aliases = [by_key[key] for key in keys if key in by_key and key != column_key(role)]
     if exact is not None:
-        flags += [f"column {alias} not used, since there is {role}" for alias in aliases]
+        for alias in aliases:
+            flags.append(f"column {alias} not used, since there is {role}")
         return exact
     if not aliases:
         return None

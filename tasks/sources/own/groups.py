@@ -78,7 +78,7 @@ def check_no_leak(
     """Check that no group is in both training and test.
 
     Raises:
-        DataError: A group is in both.
+        DataError: A group has images in both.
     """
     first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
     for row in kept_rows:

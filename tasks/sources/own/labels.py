@@ -122,7 +122,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
     Raises:
         DataError: The data lack a label of ``label_map``.
     """
-    unused = sorted(label_map.keys() - {label.strip() for label in labels})
+    unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
             "label_map has labels that the data do not have: "

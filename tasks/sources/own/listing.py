@@ -64,7 +64,7 @@ def own_listing(
     Args:
         rows: The rows that the kind read.
         request: The dataset, and the key of hashes in messages.
-        dataset_flags: Doubts about all rows.
+        dataset_flags: Doubts about the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
         listing_fields: A listing without items and classes. The result has its other fields. Counts
