@@ -101,6 +101,11 @@ def init(
     hints = [place.hint("plan", path), place.hint("run", path)]
     if not place.json:
         print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
+        if source is None:
+            print_message(
+                "This sweep is an example on handwritten digits. For your own images, type "
+                "`isweep init ./my-images`."
+            )
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
 

@@ -14,6 +14,7 @@ All images of floats are scaled in the same way, as :mod:`tasks.sources.pixel_ra
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -233,6 +234,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         for role, array_name in array.array_of_role(columns).items():
             cells[role] = _text_cells(file, array_name, header.shape[0], request)
         tables.append(cells)
+    unused = _unused_cells(file, arrays[0], columns, request)
+    columns = columns.with_like_groups(unused, tables[0]["label"])
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -374,6 +377,23 @@ def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dic
             if column:
                 columns[column] = name
     return columns
+
+
+def _unused_cells(
+    file: ArrayFile, array: ImageArray, columns: Columns, request: RawRequest
+) -> dict[str, list[str]]:
+    """Return the unused columns that have one value per image, as text: column -> cells."""
+    num_images = file.header(array.labels_name).shape[0]
+    cells = {}
+    for column in columns.unused:
+        array_name = array.array_of_column.get(column)
+        if array_name is None:
+            continue
+        header = file.header(array_name)
+        if header.shape == (num_images,) and header.dtype.kind in "uiUSO":
+            with suppress(DataError):  # an array that is not used may be damaged
+                cells[column] = _text_cells(file, array_name, num_images, request)
+    return cells
 
 
 def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:

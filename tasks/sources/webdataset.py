@@ -94,6 +94,10 @@ def list_samples(request: RawRequest) -> Listing:
     for role, name in columns.name_by_role.items():
         cells[role] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
+    unused = {}
+    for name in columns.unused:
+        unused[name] = [sample.values.get(name, "") for sample in samples]
+    columns = columns.with_like_groups(unused, cells["label"])
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,
