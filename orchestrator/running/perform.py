@@ -53,7 +53,7 @@ class Performed(NamedTuple):
 
 
 Perform = Callable[[TrialTask], Performed]
-"""Function that runs a trial; sweeps and searches have different ones."""
+"""Function that runs a trial. A sweep and a search have different functions."""
 
 
 def perform_trial(task: TrialTask) -> Performed:
@@ -90,7 +90,8 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
 
 
 def _train(task: TrialTask) -> TrialResult:
-    from tasks.trials.training import Checkpoints
+    """Train a network, and return its result."""
+    from tasks.trials.checkpoints import Checkpoints
     from tasks.trials.trial import run_trial
 
     assignment = task.assignment
@@ -122,5 +123,5 @@ def _train(task: TrialTask) -> TrialResult:
         store_weights=store_weights,
         store_predictions=store_predictions,
         checkpoints=checkpoints,
-        pretrained=pretrained.get(assignment.spec.network.model.pretrained_key),
+        pretrained_weights=pretrained.get(assignment.spec.network.model.pretrained_key),
     )

@@ -42,6 +42,16 @@ def test_a_record_says_what_it_is(record):
     )
 
 
+def test_the_frame_has_label_sharpness_of_samples_and_of_all_pairs(images):
+    frame = isweep.measure(images, LABELS, sharpness_sample=20).to_frame()
+    rows = images.reshape(60, -1).astype(float)
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    is_unlike = np.array(LABELS)[:, None] != np.array(LABELS)[None]
+    all_pairs = 1 / distances[is_unlike].min()
+    assert frame["label_sharpness_all_pairs"].tolist() == pytest.approx([all_pairs] * 3)
+    assert (frame["label_sharpness"] < all_pairs).all()
+
+
 def test_the_closest_pair_is_the_closest(images, record):
     rows = images.reshape(60, -1).astype(float)
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
