@@ -53,6 +53,7 @@ print(torch.cuda.device_count())
 """Program that computes on every visible GPU, and prints their number. Only such a program shows
 that MPS works: a daemon can answer commands while all processes that use it hang."""
 SHELL = "sh"
+"""The shell that ends the daemon when this process has ended."""
 QUIT_AFTER_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
 """Shell command that waits for the end of its standard input, and then ends the daemon."""
 
@@ -74,7 +75,7 @@ class PrivateMps:
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
-        """Start MPS in a folder for a block. If it does not start, show a note and go on without.
+        """Start MPS for a block. If it does not start, show a note and continue without MPS.
 
         Processes that start in the block use MPS, because the block sets environment variables.
 
