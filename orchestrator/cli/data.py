@@ -67,9 +67,9 @@ def init(
     """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
-        source: Your images: a folder, a table or a file of arrays. Without it, an example on
-            digits.
-        out: File to write (default: the source's name with .yaml, here).
+        source: Your images: a folder, a table or a file of arrays (default: an example with images
+            of digits).
+        out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
         answers: Options on labels and folders.
@@ -252,8 +252,8 @@ class MethodOptions:
         estimators: Names of estimators of d_data, e.g. mle twonn (default: mle twonn gride).
         sharpness_sample: Number of images per sample for K_F (default 1000; 0 for all).
         pixel_range: Lowest and highest possible pixel value of float arrays.
-        dtype: Type of the matrix products (default float32).
-        device: cpu, or a torch device for the matrix products (default cpu).
+        dtype: Number type for matrix products (default float32).
+        device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
         seed: Seed of every random choice (default 0).
     """
@@ -275,7 +275,7 @@ class MethodOptions:
         if self.sharpness_sample == 1:
             raise ConfigError(
                 "--sharpness-sample is 1, but a single image has no neighbor",
-                hint="Give at least 2, or 0 for all images",
+                hint="Set the option to at least 2, or to 0 for all images",
             )
         values = {
             **vars(self),
@@ -294,8 +294,9 @@ class ImageOptions:
         labels: Labels of the images of a .npy file: another .npy file, or a text file with one
             label per line.
         raw: Folder of the raw download, if SOURCE is the name of a dataset.
-        class_pair: Names of two classes; only their images are measured.
-        train_sizes: Numbers of images to measure too, as nested subsets.
+        class_pair: Names of two classes. isweep measures only images of these classes.
+        train_sizes: Also measure subsets with these numbers of images. Each subset contains the
+            smaller subsets.
         image_size: Resize images to this side in pixels (default for image files: 224).
         channels: Number of channels: 1 (default) or 3.
     """
@@ -410,8 +411,8 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     sharpness_of_all = record.label_sharpness
     if sharpness_of_all is None:
         yield (
-            "Label sharpness is not measured, because the images have no labels. To measure it, "
-            "give a file of labels with --labels."
+            "Label sharpness is not measured, because the images have no labels. To measure "
+            "label sharpness, add a file of labels with --labels."
         )
     elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
         yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
@@ -421,9 +422,9 @@ def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
     """Return a sentence on K_F of many images, which is a mean over samples."""
     samples = sharpness.sample_values
     line = (
-        f"K_F of {num_images:,} images is the mean of {len(samples)} maxima, one from each sample "
-        f"of {sharpness.num_images:,} images, as in the study. The maxima are {min(samples):.4g} "
-        f"to {max(samples):.4g}."
+        f"K_F of {num_images:,} images is the mean of {len(samples)} maxima, each from one "
+        f"sample of {sharpness.num_images:,} images, as in the study. The maxima are "
+        f"{min(samples):.4g} to {max(samples):.4g}."
     )
     if sharpness.pair_value is not None:
         line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."

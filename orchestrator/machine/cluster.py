@@ -169,8 +169,8 @@ def reached(address: str) -> str:
     except (OSError, OverflowError) as error:
         raise SetupError(
             f"No Ray cluster answers at {address}: {error}",
-            hint="Start the cluster (`ray up cluster.yaml`), or leave --address out to run on this "
-            "machine",
+            hint="Start the cluster (`ray up cluster.yaml`), or remove --address to run on "
+            "this machine",
         ) from None
     return address if ":" in peer else f"{peer}:{head.port}"
 
@@ -267,8 +267,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         if requested > available:
             cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"A trial requests resources.{name}: {requested:,.15g}, but this machine has "
-                f"{available:,.15g}",
+                f"A trial requests `resources.{name}: {requested:,.15g}`, but this machine has "
+                f"only {available:,.15g}",
                 hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
             )
     return request
@@ -430,13 +430,13 @@ class _ServerCheck:
             return SetupError(
                 f"{server.description} at {server.host}:{server.port} has not answered for "
                 f"{self._silent_s:.0f} s",
-                hint="Repair or restart the cluster, and run the same command again; finished "
-                "trials are kept",
+                hint="Repair or restart the cluster, and run the same command again. "
+                "Finished trials are kept",
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "%s at %s:%d does not answer; waiting",
+                "%s at %s:%d does not answer. isweep waits for it",
                 server.description,
                 server.host,
                 server.port,

@@ -153,8 +153,8 @@ def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec])
             hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
             f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
-            f"{node.node} (compute capability {old[0].capability}) can only emulate bfloat16, "
-            "which is slower than float32",
+            f"{node.node} (compute capability {old[0].capability}) has no bfloat16 units. In "
+            "bfloat16, this GPU is slower than in float32",
             hint=hint,
         )
 
@@ -226,8 +226,8 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
         yield Problem(
-            f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
-            "kernels",
+            f" has the compute capability {gpu.capability}, which torch {node.torch} does not "
+            "support",
             f"{_torch_hint(gpu.capability)}, or {hide}",
         )
     is_shared = share < 1 and not node.mps
@@ -238,7 +238,8 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         )
     elif "Exclusive" in gpu.compute_mode and is_shared:
         yield Problem(
-            f" has the compute mode {gpu.compute_mode}, so trials cannot use shares of {share:g}",
+            f" has the compute mode {gpu.compute_mode}, so trials cannot share this GPU, but "
+            f"each trial requests only {share:g} GPU",
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "resources.num_gpus: 1",
         )

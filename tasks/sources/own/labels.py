@@ -38,7 +38,7 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
         repeated = [name for name, count in Counter(class_names).items() if count > 1]
         if repeated:
             raise request.error(
-                f"the data list the class {repeated[0]!r} twice",
+                f"the data contain the class name {repeated[0]!r} twice",
                 hint="Give every class a different name",
             )
     class_of_label = {}
@@ -61,8 +61,8 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
     if missing_labels:
         raise request.error(
             f"the label is blank for {rows.describe_labeled(missing_labels)}",
-            hint="Give these images a class, or remove them. To use blank, NaN or NA as a class, "
-            "add it to label_map",
+            hint="Write a class for each of these images, or remove the images. To use "
+            "blank, NaN or NA as a class, add it to label_map",
         )
     check_class_names(set(class_of_label.values()), request)
     return [class_of_label[label] for label in raw_labels]
@@ -108,7 +108,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
-            "label_map has labels that the data do not have: "
+            "label_map contains labels that do not occur in the data: "
             f"{', '.join(map(repr, unused[:MAX_NAMED]))}",
             hint="Correct these labels, or remove them from label_map",
         )

@@ -245,7 +245,7 @@ def test_what_own_data_leave_open_can_be_said(measure, pictures):
         (["--label-columns", "x"], "label_columns is an option of kind table"),
         (
             ["--pixel-range", "0", "1"],
-            "pixel_range is an option of kind hdf5 or npz, not of kind folder",
+            "pixel_range applies only to data of kind hdf5 or npz, not to kind folder",
         ),
     ):
         code, _, err = measure(source, *words)
@@ -407,6 +407,6 @@ def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
     code, out, _ = measure(source)
     assert code == 0
     assert (
-        "K_F of 1,100 images is the mean of 10 maxima, one from each sample of 1,000 images" in out
+        "K_F of 1,100 images is the mean of 10 maxima, each from one sample of 1,000 images" in out
     )
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]

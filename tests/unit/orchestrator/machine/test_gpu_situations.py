@@ -200,7 +200,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"the compute mode Exclusive_Process, so trials cannot use shares of 0\.5",
+            r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (node(MIG, visible="0"), 1.0, "divided into slices"),
@@ -223,12 +223,12 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, has_kernels=False)),
             1.0,
-            r"has the compute capability 8\.0, for which torch 2\.13\.0 has no kernels",
+            r"has the compute capability 8\.0, which torch 2\.13\.0 does not support",
         ),
         (
             node(replace(A100, capability=12.0, has_kernels=False)),
             1.0,
-            r"12\.0, for which torch 2\.13\.0 has no kernels\. Install the newest torch, or hide",
+            r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch, or hide",
         ),
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
@@ -238,7 +238,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, capability=3.7, has_kernels=False)),
             1.0,
-            r"3\.7, for which torch 2\.13\.0 has no kernels\. Use a newer GPU, or hide",
+            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU, or hide",
         ),
     ],
 )

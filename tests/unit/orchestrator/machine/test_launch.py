@@ -200,7 +200,7 @@ WRONG = {
         (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the internet"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
-        ("head_node_type", "haed", "head_node_type: 'haed' is not among the available_node_types"),
+        ("head_node_type", "haed", "head_node_type: 'haed' is not a name in available_node_types"),
         ("max_workers", 0, "max_workers: no worker can start"),
         ("provider/region", None, "provider.region: the region is missing"),
         (f"{NODE}/ImageId", None, "ImageId: the image is missing"),
@@ -291,15 +291,15 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text(" \n"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text("a b"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / "dist/constraints-cuda.txt").unlink(),

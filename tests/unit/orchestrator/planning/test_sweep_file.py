@@ -522,9 +522,12 @@ def test_classes_of_a_table_go_by_name_or_place():
     ("pair", "message"),
     [
         (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
-        (["cat", 3], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
+        (["cat", 3], r"class_pairs lists the pair \[3, 3\], which contains the same class twice"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0 has more than 2 values"),
-        (["cat", "cat"], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
+        (
+            ["cat", "cat"],
+            r"class_pairs lists the pair \[3, 3\], which contains the same class twice",
+        ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
@@ -628,7 +631,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
             r"recipe\.epochs\.1 is -1, but should be greater than or equal to 0",
         ),
         ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
-        ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list has no value"),
+        ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list is empty"),
         ("{from: smoke, epochs: [3, 3]}", "epochs lists 3 more than once"),
         (
             "{epochs: 3}",
@@ -636,9 +639,9 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
         (
             "{from: smoke, overrides: [{epochs: [1, 2]}]}",
-            "the override has several values of epochs",
+            "the override has more than one value for epochs",
         ),
-        ("{from: smoke, overrides: [{models: [small_cnn]}]}", "the override changes no field"),
+        ("{from: smoke, overrides: [{models: [small_cnn]}]}", "the override changes nothing"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
         (
             "{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}",

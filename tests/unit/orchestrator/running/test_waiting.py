@@ -99,8 +99,8 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        (f"gpu: {NO_CAPACITY}", "Name another zone"),
-        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Name another zone"),
+        (f"gpu: {NO_CAPACITY}", "Choose another zone"),
+        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Choose another zone"),
         ("gpu: VcpuLimitExceeded: you have requested more vCPU capacity", "higher quota"),
         ("gpu: MaxSpotInstanceCountExceeded", "higher quota"),
         ("gpu: Quota 'GPUS_ALL_REGIONS' exceeded", "higher quota"),

@@ -304,7 +304,10 @@ HUGE = {
 }
 LIES = {
     "cut": (saved()[:-40], r"the \.npz file cannot be read: damaged archive"),
-    "objects": (saved(images=IMAGES.astype(object)), "and isweep never unpickles objects"),
+    "objects": (
+        saved(images=IMAGES.astype(object)),
+        "pickled Python objects, which isweep does not load",
+    ),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),
         (r"array images has fewer values than its header declares, shape \(1000000000000, 8, 8\)"),

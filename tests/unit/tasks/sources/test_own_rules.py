@@ -110,7 +110,7 @@ CASES: dict[str, Case] = {
     "a map of no label": labels(
         *CATS,
         label_map={"x": "cat"},
-        refused="label_map has labels that the data do not have: 'x'",
+        refused="label_map contains labels that do not occur in the data: 'x'",
     ),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(
@@ -138,7 +138,10 @@ CASES: dict[str, Case] = {
         refused=("two classes are"),
     ),
     "a list beside its parts": labels(
-        "cat", "dog", "cat|dog", refused=(r"a label lists several classes \(1 label\): 'cat\|dog'")
+        "cat",
+        "dog",
+        "cat|dog",
+        refused=(r"some labels list several classes \(1 label\): 'cat\|dog'"),
     ),
     "several in one": labels(
         "cat",

@@ -94,7 +94,7 @@ def test_weights_of_another_network_are_refused(data):
     other = trial_spec("small_mlp", epochs=0)
     with pytest.raises(
         CorruptStoreError,
-        match=r"stored weights are not those of this network: Error\(s\) in loading state_dict for PixelModel:\.",
+        match=r"stored weights do not belong to this network: Error\(s\) in loading state_dict for PixelModel:\.",
     ):
         measure_trial(other, data, shelf.data, first, other.measurements)
 
