@@ -36,9 +36,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
+from tasks.trials.image_tensors import to_device
 from tasks.trials.isolation import deterministic, keep_freed_memory
 from tasks.trials.models import build_model
-from tasks.trials.training import to_device, train
+from tasks.trials.training import train
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class LearningCurves(Displayed):
         return "\n".join([*lines, *self.remarks])
 
     def displayed(self) -> pd.DataFrame:
-        """Return a row per curve: the score at N with its 90 % interval, and the needed images."""
+        """Return a row per curve: the score at N and the needed images, with 90 % intervals."""
         rows = []
         for curve in self.answers:
             rows.append(
@@ -48,6 +48,8 @@ class LearningCurves(Displayed):
                     "high": curve.score.high,
                     "probability_flat": curve.probability_flat,
                     "needed_train_size": curve.images.assured if curve.images else None,
+                    "needed_low": curve.images.low if curve.images else None,
+                    "needed_high": curve.images.high if curve.images else None,
                 }
             )
         return pd.DataFrame(rows)

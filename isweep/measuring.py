@@ -45,19 +45,30 @@ class Measurement(Measured, Displayed):
 
     @property
     def label_sharpness(self) -> float | None:
-        """K_F of all images, per unit of L2 pixel distance; None without labels."""
+        """K_F of all images, per unit of L2 pixel distance; None without labels.
+
+        For more than 1,000 images, it is the mean of the maxima of ten samples of 1,000 images, as
+        in the study and in sweeps. ``record.label_sharpness.pair_value`` is the maximum over all
+        pairs of images.
+        """
         sharpness = self.record.label_sharpness
         if sharpness is None:
             return None
         return sharpness.value
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per train size and estimator of d_data, with K_F in each row."""
+        """Return one row per train size and estimator of d_data, with K_F in each row.
+
+        The column ``label_sharpness`` has K_F of samples of at most 1,000 images, as in sweeps. The
+        column ``label_sharpness_all_pairs`` has the maximum over all pairs of images.
+        """
         rows = []
         for size in self.record.sizes:
             sharpness = None
+            sharpness_all_pairs = None
             if size.label_sharpness is not None:
                 sharpness = size.label_sharpness.value
+                sharpness_all_pairs = size.label_sharpness.pair_value
             for name, estimate in size.d_data.items():
                 rows.append(
                     {
@@ -66,6 +77,7 @@ class Measurement(Measured, Displayed):
                         "d_data": estimate.value,
                         "std_error": estimate.reported_std_error,
                         "label_sharpness": sharpness,
+                        "label_sharpness_all_pairs": sharpness_all_pairs,
                         "num_duplicates": size.num_duplicates,
                     }
                 )

@@ -269,7 +269,7 @@ class RecipeSpec(Spec):
             in pixel units.
         dropout: dropout probability; None for the default of the library (0.5 in torchvision's
             VGGs).
-        test_loss: rule for averaging losses, see :func:`tasks.trials.training.mean_loss`.
+        test_loss: rule for averaging losses, see :func:`tasks.trials.evaluation.mean_loss`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.+=-]{0,199}$")]

@@ -3,7 +3,6 @@ environment."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
@@ -115,20 +114,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrClus
 def here() -> Iterator[None]:
     """Sweeps, pilots and searches of this process train in it."""
     with trained_here():
-        yield
-
-
-@pytest.fixture(scope="module")
-def on_ray_local(ray_local: Cluster) -> Iterator[None]:
-    """Sweeps, pilots and searches of this process run on the shared cluster and start none of their
-    own."""
-
-    @contextlib.contextmanager
-    def connected(*_: object, **__: object) -> Iterator[Cluster]:
-        yield ray_local
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.running.stages.connect", connected)
         yield
 
 

@@ -39,13 +39,18 @@ from orchestrator.analysis.learning_curves import (
     Metric,
 )
 from orchestrator.analysis.number_formats import number
-from search_spaces.errors import ConfigError, DataError, unknown_name
+from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
 """Probability that a curve has flattened: at least the first is "flattened", at most the second
 "still improves"."""
 LEAST_SIZE_ASSURANCE = 0.1
-"""Probability of the smallest N that is printed: fewer images suffice in 1 of 10 cases."""
+"""Probability with which the smallest N of the JSON document reaches the target."""
+TAIL = (1 - INTERVAL_LEVEL) / 2
+"""Probability on each side of the interval of the needed N."""
+LEAST_REACHABLE = 2 * TAIL
+"""Smallest probability of reaching a target with which a median N is printed. The median is over
+the curves that reach the target, and below this probability it can lie outside the interval."""
 CHANCE_MARGIN = 0.05
 """Share of the loss or error at chance level by which a score must be better, if the size of the
 test set is unknown."""
@@ -136,14 +141,21 @@ class NeededImages:
             the range of extrapolation.
         middle: Median of the smallest N that reaches the target, over the plausible curves that
             reach it; inf if no curve does.
-        least: One-sided bound: with a probability of 90 % the target needs more images.
+        low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least the
+            smallest measured train size. ``high`` is inf if there is no upper bound.
+        least: N that reaches the target with a probability of 10 %.
+        probability_at_smallest: Probability that the smallest measured train size reaches the
+            target.
         probability_reachable: Probability that any number of images reaches the target.
         probability_at_limit: Probability that the largest N of the range reaches the target.
     """
 
     assured: float
     middle: float
+    low: float
+    high: float
     least: float
+    probability_at_smallest: float
     probability_reachable: float
     probability_at_limit: float
 
@@ -191,6 +203,9 @@ class CurveAnswer:
     def to_json(self) -> dict[str, Any]:
         """Return the answer for JSON; a number of images beyond the range is None."""
         images = self.images
+        interval = None
+        if images is not None:
+            interval = [_finite(images.low), _finite(images.high)]
         return {
             "name": self.name,
             "metric": self.question.metric,
@@ -205,6 +220,7 @@ class CurveAnswer:
             "needed_train_size": _finite(images.assured) if images else None,
             "likely_train_size": _finite(images.middle) if images else None,
             "least_train_size": _finite(images.least) if images else None,
+            "needed_interval": interval,
             "probability_reachable": images.probability_reachable if images else None,
             "extrapolated_up_to": self.limit,
             "sibling_curves": self.num_siblings,
@@ -213,19 +229,32 @@ class CurveAnswer:
 
     def lines(self) -> list[str]:
         """Return the answer in sentences."""
-        lines = [f"{self.name}: {self._measured()}"]
-        if self.chance is not None:
-            return [*lines, f"  {self._at_chance(self.chance)}"]
-        lines.append(f"  {self._score()} {self._shape()}")
-        if self.images is not None:
-            lines.append(f"  {self._images(self.images)}")
+        lines = [f"{self.name}: {self.measured_line}", f"  {self.expected_line}"]
+        if self.images_line:
+            lines.append(f"  {self.images_line}")
         return lines
 
-    def _measured(self) -> str:
+    @property
+    def measured_line(self) -> str:
+        """The measured scores."""
         scores = ", ".join(
             f"{number(point.score)} at {number(point.train_size)}" for point in self.points
         )
         return f"{METRIC_WORDS[self.question.metric]} {scores} images."
+
+    @property
+    def expected_line(self) -> str:
+        """Sentences on the expected score, or on a curve at chance level."""
+        if self.chance is not None:
+            return self._at_chance(self.chance)
+        if self._has_improved():
+            return f"{self._score()} {self._shape()}"
+        return f"{self._fall()} {self._score()}"
+
+    @property
+    def images_line(self) -> str:
+        """Sentences on the needed number of images; empty without a target or at chance level."""
+        return "" if self.images is None else self._images(self.images)
 
     def _at_chance(self, chance: ChanceLevel) -> str:
         word = METRIC_WORDS[self.question.metric]
@@ -250,15 +279,27 @@ class CurveAnswer:
             f"({INTERVAL_LEVEL:.0%} interval {bounds})."
         )
 
-    def _shape(self) -> str:
+    def _has_improved(self) -> bool:
+        """Return whether the score at the largest train size is better than at the smallest."""
         first, last = self.points[0].score, self.points[-1].score
-        rises = self.question.metric in RISING_METRICS
-        has_improved = last > first if rises else last < first
-        if not has_improved:
-            return (
-                "The score has not improved with more images so far. The expected improvement "
-                "comes from the curves of other datasets, not from yours."
-            )
+        if self.question.metric in RISING_METRICS:
+            return last > first
+        return last < first
+
+    def _fall(self) -> str:
+        """Return sentences on a score that has not improved with more images."""
+        first, last = self.points[0], self.points[-1]
+        change = "stays the same"
+        if last.score != first.score:
+            change = "gets worse"
+        return (
+            f"Your {METRIC_WORDS[self.question.metric]} {change} with more images: "
+            f"{number(first.score)} at {number(first.train_size)}, {number(last.score)} at "
+            f"{number(last.train_size)} images. Check the labels and the recipe, or train more "
+            "seeds. The following prediction rests on the curves of other datasets."
+        )
+
+    def _shape(self) -> str:
         score = METRIC_WORDS[self.question.metric]
         share = f"probability {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:
@@ -271,12 +312,13 @@ class CurveAnswer:
         question = self.question
         goal = f"{with_article(question.metric)} of {number(question.target)}"
         sure = f"with a probability of {_percent(question.assurance)}"
-        if images.assured <= self.points[0].train_size:
-            half = number(max(1, images.assured // 2))
+        smallest = self.points[0].train_size
+        if images.assured <= smallest:
+            probability = _percent(images.probability_at_smallest)
             return (
-                f"For {goal}: your smallest size, {number(images.assured)}, reaches it with a "
-                f"probability of at least {_percent(question.assurance)}. Fewer images may "
-                f"suffice: to find out, train with {half} images."
+                f"For {goal}: at most {number(smallest)} images are needed, with a probability of "
+                f"{probability}. This is your smallest train size. To see whether fewer images "
+                f"suffice, train with {number(max(1, smallest // 2))} images."
             )
         if np.isfinite(images.assured):
             lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
@@ -284,31 +326,39 @@ class CurveAnswer:
         else:
             at_limit = _percent(images.probability_at_limit)
             lead = (
-                f"For {goal}: no number of images up to {number(self.limit)} reaches it {sure}. "
-                f"With {number(self.limit)} images the probability is {at_limit}."
+                f"For {goal}: even {number(self.limit)} images reach it only with a probability "
+                f"of {at_limit}."
             )
             advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
         return lead + self._guess(images) + advice
 
     def _guess(self, images: NeededImages) -> str:
-        """Return sentences on the median N and its lower bound, also if they are uncertain."""
+        """Return sentences on the median N and its interval, also if they are uncertain."""
         never = (
             f" With a probability of {_percent(1 - images.probability_reachable)}, no number of "
             "images reaches it."
         )
-        if not np.isfinite(images.middle):
+        if images.probability_reachable < LEAST_REACHABLE:
             return never
         distance = ", far beyond your sizes" if images.middle > self.limit else ""
-        least = ""
-        # The bound is over all curves, and the guess over those that reach the target. If few do,
-        # the bound can be the larger of the two, and then says nothing more.
-        if self.points[0].train_size < images.least < images.middle:
-            least = f" In 1 of 10 cases, fewer than {number(images.least)} images suffice."
         start = "The"
         if images.probability_reachable < 0.5:
             start = "If the target is reached at all, the"
-        guess = f" {start} middle guess is {number(images.middle)} images{distance}."
-        return f"{guess}{least}{never}"
+        median = f"{number(images.middle)} images{distance}"
+        return f" {start} median estimate is {median} ({self._bounds(images)}).{never}"
+
+    def _bounds(self, images: NeededImages) -> str:
+        """Return the 90 % interval of the needed N in words, or its bound on one side."""
+        interval = f"{INTERVAL_LEVEL:.0%} interval"
+        has_low = images.low > self.points[0].train_size
+        has_high = np.isfinite(images.high)
+        if has_low and has_high:
+            return f"{interval} {number(images.low)} to {number(images.high)}"
+        if has_low:
+            return f"{interval} from {number(images.low)}, without an upper bound"
+        if has_high:
+            return f"{interval} up to {number(images.high)}"
+        return f"{interval} without bounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +429,10 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
     return NeededImages(
         assured=curve.size_for(target, assurance=assurance),
         middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
+        low=curve.size_for(target, assurance=TAIL, limit=np.inf),
+        high=curve.size_for(target, assurance=1 - TAIL, limit=np.inf),
         least=curve.size_for(target, assurance=LEAST_SIZE_ASSURANCE, limit=np.inf),
+        probability_at_smallest=curve.probability_met(target, curve.points[0].train_size),
         probability_reachable=reachable,
         probability_at_limit=curve.probability_met(target, curve.largest_size * MAX_EXTRAPOLATION),
     )
@@ -410,7 +463,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         raise unknown_name("model", model, models)
     checked = checked_table(table, question.metric, question.test_size)
     parts = _curves_of(checked.rows)
-    curves, remarks, failures = [], [*checked.remarks], []
+    curves, failures = [], []
+    remarks = [*_below_chance(checked.rows, question), *checked.remarks]
     for part in parts:
         if model is not None and part.rows[MODEL_COLUMN].iloc[0] != model:
             continue
@@ -474,13 +528,7 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     class_counts = rows["classes"].dropna()
     is_assumed = class_counts.empty and metric != "auroc"
     num_classes = int(class_counts.max()) if len(class_counts) else 2
-    levels = {
-        "loss": float(np.log(num_classes)),
-        "error": 1 - 1 / num_classes,
-        "accuracy": 1 / num_classes,
-        "auroc": 0.5,
-    }
-    level = levels[metric]
+    level = score_of_guessing(metric, num_classes)
     for _, at_size in rows.groupby("size"):
         gain = float(at_size["score"].mean()) - level
         if metric not in RISING_METRICS:
@@ -489,6 +537,40 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
+
+
+def score_of_guessing(metric: Metric, num_classes: int) -> float:
+    """Return the score of a network that guesses among equally frequent classes."""
+    levels = {
+        "loss": float(np.log(num_classes)),
+        "error": 1 - 1 / num_classes,
+        "accuracy": 1 / num_classes,
+        "auroc": 0.5,
+    }
+    return levels[metric]
+
+
+def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
+    """Return a remark on a target that a network reaches by guessing; empty for other targets.
+
+    If the number of classes is unknown, only a target AUROC gets a remark.
+    """
+    target, metric = question.target, question.metric
+    class_counts = rows["classes"].dropna()
+    if target is None or (class_counts.empty and metric != "auroc"):
+        return []
+    num_classes = int(class_counts.max()) if len(class_counts) else 2
+    level = score_of_guessing(metric, num_classes)
+    is_rising = metric in RISING_METRICS
+    if target > level if is_rising else target < level:
+        return []
+    better = "above" if is_rising else "below"
+    word = METRIC_WORDS[metric]
+    chance = f"{number(level)} for {plural(num_classes, 'class')}"
+    return [
+        f"A network that guesses reaches the target {word} of {number(target)}, because chance "
+        f"level is {chance}. Choose a target {better} {number(level)}."
+    ]
 
 
 def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> float:

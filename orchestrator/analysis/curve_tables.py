@@ -50,6 +50,8 @@ POSITIVES_COLUMN = "num_positives"
 """Column of the number of test images of the positive class of an AUROC."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
 """Columns that must have a single value in a table of learning curves."""
+SWEEP_SUFFIXES = (".yaml", ".yml")
+"""Extensions of sweep files."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
 """Pattern of a number such as 1.000, which means 1000 in some countries and 1 in others."""
 
@@ -86,6 +88,11 @@ def read_curve(path: Path) -> pd.DataFrame:
     )
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
+    if path.suffix.lower() in SWEEP_SUFFIXES:
+        raise ConfigError(
+            f"{path} is a sweep file, not a CSV file of results",
+            hint=f"Leave out --curve: type `isweep predict {path}`",
+        )
     try:
         separator = separator_of(path)
         table = pd.read_csv(
@@ -93,11 +100,14 @@ def read_curve(path: Path) -> pd.DataFrame:
         )
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not in UTF-8", hint=hint) from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError):
-            reason = error.strerror or reason
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise ConfigError(f"{path} cannot be read as a CSV file: {reason}", hint=hint) from None
+    except ValueError:
+        raise ConfigError(
+            f"{path} is not a CSV file: it is empty, or its rows have different numbers of cells",
+            hint=hint,
+        ) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

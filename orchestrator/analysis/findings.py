@@ -16,6 +16,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.number_formats import per_cent_of
+from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
 from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
@@ -50,8 +51,18 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     return (*of_pairs, *all_findings)
 
 
+def opening_question(fits: ScalingFits) -> str:
+    """Return the question that the page opens with if the sweep has no description."""
+    if fits.one_dataset is not None:
+        name = fits.one_dataset.dataset
+        return f"Which network is best on {name}, and what would more images bring?"
+    return "Do a dataset's intrinsic properties decide what networks learn from it?"
+
+
 def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     """Return at most three sentences: what was trained, what was found, and what stayed open."""
+    if fits.one_dataset is not None:
+        return _what_was_trained(fits), fits.one_dataset.best_score.sentence
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings(fits):
         by_verdict[finding.verdict].append(finding)
@@ -105,8 +116,14 @@ def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
     return "No other question could be tested."
 
 
-def next_steps(fits: ScalingFits) -> tuple[str, ...]:
-    """Return the next steps that the answers suggest, as sentences in the imperative."""
+def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
+    """Return the next steps that the answers suggest, as sentences in the imperative.
+
+    Args:
+        fits: The fits.
+        predict: The command ``isweep predict`` with the name of the sweep; empty for a table
+            without a sweep.
+    """
     steps = []
     slopes = {slope.on: slope for slope in fits.class_pairs}
     if DROP_ON_DELTA in slopes:
@@ -124,10 +141,15 @@ def next_steps(fits: ScalingFits) -> tuple[str, ...]:
             )
         steps.append("`isweep power` estimates how often a larger sweep would decide.")
     if fits.one_dataset is not None:
-        steps.append(
-            "Predict how many training images you need: `isweep predict SWEEP --target-accuracy "
-            "0.9`, with the name of this sweep."
-        )
+        command = predict or "isweep predict --curve results.csv"
+        if fits.one_dataset.target is not None:
+            option = fits.one_dataset.target.option
+            steps.append(f"Predict for a target of your own: `{command} {option}`.")
+        if fits.one_dataset.num_seeds < MIN_SEEDS_FOR_INTERVAL:
+            seeds = ",".join(map(str, range(MIN_SEEDS_FOR_INTERVAL)))
+            steps.append(
+                f"To see how much trainings vary, add `--set seeds=[{seeds}]` to `isweep run`."
+            )
         return tuple(steps)
     steps.append("Measure your own images: `isweep measure ./my-images`.")
     steps.append(
@@ -141,6 +163,8 @@ def family(fits: ScalingFits) -> str:
     """Return the number of tests that are adjusted together, and what that promises."""
     if fits.interventions:
         return "No claim is made about differences between base datasets: they share images."
+    if fits.one_dataset:
+        return "These answers describe one dataset. Nothing was tested on several datasets."
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
         return f"{_of_holm(tests)} Intervals are over classes, which pairs share."
@@ -171,6 +195,7 @@ def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:
 def summary(
     fits: ScalingFits,
     *,
+    predict: str = "",
     width: int = 80,
     most_lines: int = MAX_SUMMARY_LINES,
     with_details: bool = False,
@@ -179,6 +204,7 @@ def summary(
 
     Args:
         fits: The fits.
+        predict: The command ``isweep predict`` with the name of the sweep.
         width: Characters of a line.
         most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut.
         with_details: Whether to show every detail and remark, whatever ``most_lines`` is.
@@ -192,7 +218,7 @@ def summary(
         for paragraph in paragraphs:
             lines += wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ")
     lines += wrap(family(fits), width)
-    steps = " ".join(next_steps(fits)).replace("`", "")
+    steps = " ".join(next_steps(fits, predict)).replace("`", "")
     lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
     exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
     remarks = [*exclusions, *fits.caveats]

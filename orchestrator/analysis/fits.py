@@ -175,6 +175,10 @@ class ScalingFits:
         for entry, answer in zip(document["answers"], self.answers, strict=True):
             entry["verdict"] = answer.verdict
             entry["power"] = answer.power
+        if self.one_dataset is not None:
+            # The limits of the needed N may be infinite, which is not a JSON number.
+            curves = [curve.to_json() for curve in self.one_dataset.target_curves]
+            document["one_dataset"]["target_curves"] = curves
         for entry, slope in zip(document["class_pairs"], self.class_pairs, strict=True):
             entry["verdict"] = pair_answer(slope).verdict
         return document

@@ -11,7 +11,9 @@ from search_spaces.errors import plural
 
 LARGE = 1e3
 """Numbers of at least this size are written without decimals and with commas."""
-HUGE = 1e7
+EXACT = 1e7
+"""Numbers of at least this size are rounded to significant figures: 62,500,000."""
+HUGE = 1e15
 """Numbers of at least this size are written with a power of ten."""
 SMALL = 1e-4
 """Numbers below this are written with a power of ten. Values of K_F are larger, so a column of K_F
@@ -33,8 +35,10 @@ def number(value: float | None, figures: int = 3) -> str:
     """Return a number with ``figures`` significant figures; empty for None and NaN."""
     if value is None or pd.isna(value):
         return ""
-    if LARGE <= abs(value) < HUGE:
+    if LARGE <= abs(value) < EXACT:
         text = f"{value:,.0f}"
+    elif EXACT <= abs(value) < HUGE:
+        text = f"{float(f'{value:.{figures - 1}e}'):,.0f}"
     elif value != 0 and abs(value) < SMALL:
         text = f"{value:.{figures - 1}e}"
     else:

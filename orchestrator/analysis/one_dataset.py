@@ -5,6 +5,7 @@ answer other questions:
 
 - Which network has the lowest loss at each train size, and how certain is this?
 - How do losses fall with N, and what would twice the images gain?
+- How many images reach a score that is better than the best one so far?
 - How much does an attack raise the loss at each train size?
 - How many test images would show a difference between the two best networks?
 - How high is the intrinsic dimension, compared with the published datasets?
@@ -20,7 +21,7 @@ import pandas as pd
 
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
 from orchestrator.analysis.inference import Interval, t_interval
-from orchestrator.analysis.learning_curves import MIN_SIZES
+from orchestrator.analysis.learning_curves import MIN_SIZES, Metric
 from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.paired_networks import (
     PairedComparison,
@@ -43,6 +44,8 @@ from search_spaces.published import read_published
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Smallest number of seeds for an interval of the difference between two networks."""
+TARGET_SIZE_FACTOR = 4
+"""Number of times the largest train size at which the expected score is the target."""
 SIGNIFICANCE_LEVEL = 0.05
 """Largest p-value with which a difference on the test images counts as detected."""
 ROBUSTNESS_BUDGET = 8.0
@@ -94,13 +97,61 @@ class RobustnessAtSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestScore:
+    """The lowest mean test loss of all networks and train sizes.
+
+    Attributes:
+        model: Name of the network.
+        train_size: Train size N.
+        loss: Mean test loss, in nat.
+        accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
+    """
+
+    model: str
+    train_size: int
+    loss: float
+    accuracy: float | None
+
+    @property
+    def sentence(self) -> str:
+        """A sentence on this network."""
+        scores = f"a test loss of {number(self.loss)} nat"
+        if self.accuracy is not None:
+            scores = f"an accuracy of {number(self.accuracy)} and {scores}"
+        size = plural(self.train_size, "training image")
+        return f"The best result is {scores}, by {self.model} with {size}."
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A score between the best score that the networks reached and a perfect score.
+
+    Attributes:
+        metric: ``accuracy`` or ``loss``.
+        value: The score: a share in [0, 1], or a loss in nat.
+    """
+
+    metric: Metric
+    value: float
+
+    @property
+    def option(self) -> str:
+        """The option of ``isweep predict`` for this target."""
+        return f"--target-{self.metric} {self.value:.10g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OneDataset:
     """The answers of a sweep of one dataset.
 
     Attributes:
         dataset: Name of the dataset.
+        best_score: The lowest mean test loss of all networks and train sizes.
         best: The best network at each train size, sorted by size; empty with a single network.
-        curves: The learning curve of each network.
+        curves: The learning curve of each network: its test losses.
+        target: A score that is better than the best score so far; None without learning curves.
+        target_curves: The learning curve of each network, with the number of images that reaches
+            the target.
         robustness: Added loss under the strongest small attack, for each network and train size.
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
@@ -108,8 +159,11 @@ class OneDataset:
     """
 
     dataset: str
+    best_score: BestScore
     best: tuple[BestNetwork, ...]
     curves: tuple[CurveAnswer, ...]
+    target: Target | None
+    target_curves: tuple[CurveAnswer, ...]
     robustness: tuple[RobustnessAtSize, ...]
     d_data: float | None
     num_seeds: int
@@ -131,6 +185,30 @@ class OneDataset:
         losses = f"{number(last.loss)} against {number(last.runner_up_loss)} of {last.runner_up}"
         first = f"{lead}; at N = {number(last.train_size)} it is {losses}."
         return first, self._certainty()
+
+    @property
+    def best_by_size(self) -> str:
+        """The lowest and the second lowest loss at each train size."""
+        parts = []
+        for at_size in self.best:
+            losses = f"{at_size.model} {number(at_size.loss)}"
+            runner_up = f"{at_size.runner_up} {number(at_size.runner_up_loss)}"
+            parts.append(f"N = {number(at_size.train_size)}: {losses}, {runner_up}")
+        return f"The two lowest test losses at each train size: {'; '.join(parts)}."
+
+    @property
+    def best_model(self) -> str:
+        """The network with the lowest loss at the largest train size, or the only network."""
+        if self.best:
+            return self.best[-1].model
+        return self.curves[0].name if self.curves else ""
+
+    def images_for_target(self, model: str) -> str:
+        """Return a sentence on the number of images that a network needs for the target."""
+        for curve in self.target_curves:
+            if curve.name == model:
+                return curve.images_line
+        return ""
 
     def _certainty(self) -> str:
         last = self.best[-1]
@@ -166,22 +244,23 @@ class OneDataset:
             return f"{lead}, with both networks tested on the same images."
         return (
             f"{lead}. Fewer suffice if both networks err on the same images. To compare them image "
-            "by image, store predictions: isweep run SWEEP --set predictions=true."
+            "by image, run the sweep again with --set predictions=true."
         )
 
     @property
     def robustness_line(self) -> str:
-        """The loss that the attack adds at the smallest and at the largest train size."""
-        parts = []
+        """Sentences on the loss that the attack adds at the smallest and the largest train size."""
+        attack = self.robustness[0].attack
+        sentences = []
         for model in sorted({at_size.model for at_size in self.robustness}):
             of_model = [at_size for at_size in self.robustness if at_size.model == model]
             first, last = of_model[0], of_model[-1]
             gains = f"{number(last.loss_gain)} nat at N = {number(last.train_size)}"
             if first is not last:
                 start = f"{number(first.loss_gain)} nat at N = {number(first.train_size)}"
-                gains = f"{start} and {gains}"
-            parts.append(f"of {model} by {gains}")
-        return f"{self.robustness[0].attack} raises the loss {listing(parts)}"
+                gains = f"{start} and by {gains}"
+            sentences.append(f"{attack} raises the loss of {model} by {gains}.")
+        return " ".join(sentences)
 
     @property
     def dimension_line(self) -> str:
@@ -240,21 +319,78 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
             best.append(at_size)
     with_sizes = done.groupby(MODEL)[TRAIN_SIZE].transform("nunique") >= MIN_SIZES
     curves: tuple[CurveAnswer, ...] = ()
+    target_curves: tuple[CurveAnswer, ...] = ()
+    target = None
     why_no_curves = ""
     if with_sizes.any():
         try:
             curves = answers(done[with_sizes], CurveQuestion()).curves
+            target = next_target(done[with_sizes])
+            question = CurveQuestion(target.metric, target=target.value)
+            target_curves = answers(done[with_sizes], question).curves
         except DataError as error:
             why_no_curves = str(error)
     return OneDataset(
         dataset=str(names[DATASET].iloc[0]),
+        best_score=best_score(done),
         best=tuple(best),
         curves=curves,
+        target=target,
+        target_curves=target_curves,
         robustness=robustness_by_size(done),
         d_data=_at_largest_size(done, D_DATA_MLE),
         why_no_curves=why_no_curves,
         num_seeds=max(1, int(done[SEED].nunique())),
     )
+
+
+def best_score(rows: pd.DataFrame) -> BestScore:
+    """Return the lowest mean test loss of all networks and train sizes."""
+    means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_LOSS, TEST_ACCURACY]].mean()
+    best = means.sort_values(TEST_LOSS).reset_index().iloc[0]
+    accuracy = None
+    if pd.notna(best[TEST_ACCURACY]):
+        accuracy = float(best[TEST_ACCURACY])
+    return BestScore(
+        model=str(best[MODEL]),
+        train_size=int(best[TRAIN_SIZE]),
+        loss=float(best[TEST_LOSS]),
+        accuracy=accuracy,
+    )
+
+
+def next_target(rows: pd.DataFrame) -> Target:
+    """Return the score that the best curve is expected to reach with four times the images.
+
+    If no better score than the best one so far is expected, the target is half its errors, or half
+    its loss. Accuracies are used if all rows have one and no network is perfect.
+
+    Args:
+        rows: Trainings of networks with at least two train sizes.
+    """
+    means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_ACCURACY, TEST_LOSS]].mean()
+    lowest_error_rate = float(1 - means[TEST_ACCURACY].max())
+    if rows[TEST_ACCURACY].notna().all() and lowest_error_rate > 0:
+        expected = min(1 - score for score in _expected_scores(rows, "accuracy"))
+        return Target("accuracy", round(1 - _below(lowest_error_rate, expected), 12))
+    lowest_loss = float(means[TEST_LOSS].min())
+    return Target("loss", _below(lowest_loss, min(_expected_scores(rows, "loss"))))
+
+
+def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
+    """Return the score of each network that is expected with four times the images."""
+    train_size = TARGET_SIZE_FACTOR * int(rows[TRAIN_SIZE].max())
+    curves = answers(rows, CurveQuestion(metric, train_size)).curves
+    return [curve.score.value for curve in curves]
+
+
+def _below(lowest: float, expected: float) -> float:
+    """Return the expected errors with one or two digits, or half the lowest errors so far."""
+    for digits in (1, 2):
+        rounded = float(f"{expected:.{digits - 1}e}")
+        if 0 < rounded < lowest:
+            return rounded
+    return float(f"{lowest / 2:.0e}")
 
 
 def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) -> BestNetwork | None:

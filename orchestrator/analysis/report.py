@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from orchestrator.analysis.findings import (
     family,
     findings,
     next_steps,
+    opening_question,
     what_was_found,
 )
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
@@ -294,12 +296,13 @@ def write_report(
     page = _template().render(
         sweep=sweep,
         summary=summary,
+        opening=opening_question(fits),
         fits=fits,
         found=what_was_found(fits),
         findings=findings(fits),
         verdicts=VERDICTS,
         family=family(fits),
-        next_steps=next_steps(fits),
+        next_steps=next_steps(fits, shlex.join(["isweep", "predict", sweep])),
         words=[*words_of(fits)],
         seen=seen_table(fits),
         pairs=pair_table(prepared.points, fits),

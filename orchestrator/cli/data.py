@@ -43,9 +43,11 @@ from orchestrator.cli.printing import (
 from search_spaces.errors import ConfigError, nearest_path
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from orchestrator.machine.cluster import Cluster
     from orchestrator.measuring.request import Measured
-    from tasks.measures.records import MeasureSettings
+    from tasks.measures.records import MeasureResult, MeasureSettings
     from tasks.measures.sharpness import LabelSharpness
     from tasks.remote import Executor
 
@@ -101,6 +103,11 @@ def init(
     hints = [place.hint("plan", path), place.hint("run", path)]
     if not place.json:
         print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
+        if source is None:
+            print_message(
+                "This sweep is an example on handwritten digits. For your own images, type "
+                "`isweep init ./my-images`."
+            )
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
 
@@ -248,9 +255,11 @@ class MethodOptions:
     """Options of the measures.
 
     Attributes:
-        num_neighbors: Number of neighbors of the maximum-likelihood estimate (default 20).
+        num_neighbors: Number of neighbors of mle. gride uses the largest power of two up to this
+            number, twonn always uses 2 (default 20; gride then uses 16).
         estimators: Names of estimators of d_data, e.g. mle twonn (default: mle twonn gride).
-        sharpness_sample: Number of images per sample for K_F (default 1000; 0 for all).
+        sharpness_sample: Number of images per sample for the column K_F of samples (default 1000; 0
+            measures no samples).
         pixel_range: Lowest and highest possible pixel value of float arrays.
         dtype: Number type for matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
@@ -385,50 +394,77 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
         yield from preparation_lines(PreparedRecord.model_validate(measured.preparation))
     yield from measured.taken
     record = measured.record
-    table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
+    yield _measures_table(record)
+    sharpness = record.label_sharpness
+    if sharpness is None:
+        yield (
+            "Label sharpness is not measured, because the images have no labels. To measure it, "
+            "give a file of labels with --labels."
+        )
+    elif sharpness.sample_range is not None:
+        yield _samples_line(record.sizes[-1].train_size, sharpness)
+
+
+def _measures_table(record: MeasureResult) -> Table:
+    """Return the table of measures, with a row per train size and estimator.
+
+    Every column has one definition. K_F is the maximum over all pairs of images. If samples were
+    measured, another column has the mean of their maxima, which a sweep stores as K_F.
+    """
+    columns = ["images", "estimator", "neighbors", "d_data", "std error", "K_F"]
+    sharpness = record.label_sharpness
+    has_samples = sharpness is not None and sharpness.sample_range is not None
+    if has_samples:
+        columns.append("K_F of samples")
+    table = grid(*columns, "duplicates")
     for size in record.sizes:
-        sharpness = ""
-        if size.label_sharpness is not None:
-            sharpness = _value_or_reason(size.label_sharpness.value, size.label_sharpness.reason)
+        all_pairs, samples = _sharpness_cells(size.label_sharpness)
+        of_size = [all_pairs, samples] if has_samples else [all_pairs]
+        of_size.append(str(size.num_duplicates))
         num_images = str(size.train_size)
-        num_duplicates = str(size.num_duplicates)
         for name, estimate in size.d_data.items():
-            d_data = _value_or_reason(estimate.value, estimate.reason)
-            std_error = cell(estimate.reported_std_error)
-            table.add_row(num_images, name, d_data, std_error, sharpness, num_duplicates)
+            table.add_row(
+                num_images,
+                name,
+                str(estimate.num_neighbors),
+                _value_or_reason(estimate.value, estimate.reason),
+                cell(estimate.reported_std_error),
+                *of_size,
+            )
             # Only the first row of a size shows these.
             num_images = ""
-            sharpness = ""
-            num_duplicates = ""
+            of_size = [""] * len(of_size)
     calibration = record.calibration
     if calibration is not None:
         interval = ""
         if calibration.interval:
             interval = "{:.3g} to {:.3g}".format(*calibration.interval)
         d_data = _value_or_reason(calibration.value, calibration.reason)
-        table.add_row("", "calibrated", d_data, interval, "", "")
-    yield table
-    sharpness_of_all = record.label_sharpness
-    if sharpness_of_all is None:
-        yield (
-            "Label sharpness is not measured, because the images have no labels. To measure "
-            "label sharpness, add a file of labels with --labels."
-        )
-    elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
-        yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
+        num_neighbors = str(calibration.num_neighbors)
+        table.add_row("", "calibrated", num_neighbors, d_data, interval)
+    return table
 
 
-def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
-    """Return a sentence on K_F of many images, which is a mean over samples."""
-    samples = sharpness.sample_values
-    line = (
-        f"K_F of {num_images:,} images is the mean of {len(samples)} maxima, each from one "
-        f"sample of {sharpness.num_images:,} images, as in the study. The maxima are "
-        f"{min(samples):.4g} to {max(samples):.4g}."
+def _sharpness_cells(sharpness: LabelSharpness | None) -> tuple[str, str]:
+    """Return K_F of all pairs and K_F of samples, as text. Both are empty without labels."""
+    if sharpness is None:
+        return "", ""
+    if sharpness.value is None:
+        return f"undefined: {sharpness.reason}", ""
+    return cell(sharpness.pair_value), cell(sharpness.value)
+
+
+def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
+    """Return the definitions of the columns K_F and K_F of samples."""
+    maxima = sharpness.sample_values
+    sample_size = f"{sharpness.num_images:,} images"
+    return (
+        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
+        f"samples is the mean of the maxima in {len(maxima)} samples of {sample_size}. For "
+        f"{num_images:,} images, the maxima of the samples are {min(maxima):.4g} to "
+        f"{max(maxima):.4g}. For at most {sample_size}, both columns are equal. The study and "
+        "sweeps use K_F of samples."
     )
-    if sharpness.pair_value is not None:
-        line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."
-    return f"{line} With --sharpness-sample 0, K_F is measured on all images."
 
 
 def _value_or_reason(value: float | None, reason: str | None) -> str:

@@ -313,7 +313,8 @@ def fit(
     )
     document = fits.to_json()
     width = min(MAX_ANSWER_WIDTH, stdout.width)
-    answers = summary(fits, width=width, with_details=all_)
+    predict = place.hint("predict", sweep)
+    answers = summary(fits, predict=predict, width=width, with_details=all_)
     if all_:
         tables = report_tables(seen_table(fits), *fit_tables(fits))
         emit(place, document, answers, tables, not_fitted(fits))

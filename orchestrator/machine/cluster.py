@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from pydantic import Field
 
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
+from orchestrator.machine.mps import PrivateMps
 from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -196,6 +197,7 @@ class Cluster:
         dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
         local: whether the command started the cluster.
         memory_bytes: memory of all nodes that Ray may assign.
+        mps: NVIDIA's MPS of a private cluster; None if the cluster was connected without it.
     """
 
     num_cpus: float
@@ -205,6 +207,7 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
+    mps: PrivateMps | None = None
 
 
 @dataclass(frozen=True)
@@ -299,6 +302,7 @@ def connect(
     dashboard: bool = True,
     token_file: Path | None = None,
     job: Mapping[str, str] | None = None,
+    mps: PrivateMps | None = None,
 ) -> Iterator[Cluster]:
     """Connect to Ray during a ``with`` block.
 
@@ -309,6 +313,7 @@ def connect(
         dashboard: whether the private cluster serves its dashboard.
         token_file: file for the private cluster's token (mode 600), which opens the dashboard.
         job: texts about this driver's job for Ray's dashboard, by key.
+        mps: NVIDIA's MPS to start with a private cluster; None starts none.
 
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
@@ -337,10 +342,11 @@ def connect(
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
             settings |= _gpu_settings()
-            context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
+            settings["include_dashboard"] = dashboard
+            context = stack.enter_context(_started(ray, mps, **settings))
         patience_s = PRIVATE_PATIENCE_S if head is None else SHARED_PATIENCE_S
         stack.enter_context(_watched(ray, patience_s))
-        yield _describe(ray, context, local=head is None)
+        yield replace(_describe(ray, context, local=head is None), mps=mps)
 
 
 def _check_bash() -> None:
@@ -481,13 +487,17 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _started(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster for a block, in a temporary folder.
+def _started(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
+    """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
 
     If the start fails because the machine is too busy, it is tried again.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
-        with ray_folders.private_folder() as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(ray_folders.private_folder())
+            if mps is not None:
+                # Before Ray: its processes pass the variables of MPS on to the trials.
+                stack.enter_context(mps.running(Path(folder).parent / ray_folders.MPS))
             tempfile.gettempdir()  # Python reads TMPDIR only once, so it is read before the change
             try:
                 # Ray's dashboard and workers are killed at the end. Outside this folder, their

@@ -44,7 +44,7 @@ class ProgramOutput:
 
 
 def run_program(
-    *command: str, visible: str = "", timeout_s: float = ANSWER_TIMEOUT_S
+    *command: str, visible: str = "", timeout_s: float = ANSWER_TIMEOUT_S, input_text: str = ""
 ) -> ProgramOutput:
     """Run a program and return its output, or the reason why it failed; raise no error.
 
@@ -52,13 +52,14 @@ def run_program(
         command: program and arguments.
         visible: value of ``CUDA_VISIBLE_DEVICES`` for the program; empty shows all GPUs.
         timeout_s: seconds after which the program is killed.
+        input_text: text for the program's standard input; empty shares this process's input.
     """
     program = command[0]
     if program in STUCK_PROGRAMS:
         return ProgramOutput("", "the program does not answer")
     try:
         with exit_codes_kept():
-            return _run(command, _child_environment(visible), timeout_s)
+            return _run(command, _child_environment(visible), timeout_s, input_text)
     except FileNotFoundError:
         return ProgramOutput("", "the program is not installed")
     except OSError as error:
@@ -74,12 +75,19 @@ def _child_environment(visible: str) -> dict[str, str]:
     return variables
 
 
-def _run(command: tuple[str, ...], variables: dict[str, str], timeout_s: float) -> ProgramOutput:
+def _run(
+    command: tuple[str, ...], variables: dict[str, str], timeout_s: float, input_text: str
+) -> ProgramOutput:
     process = subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=variables,
+        stdin=subprocess.PIPE if input_text else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
-        output, error_output = process.communicate(timeout=timeout_s)
+        output, error_output = process.communicate(input_text or None, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         if not kill_process(process):
             STUCK_PROGRAMS.add(command[0])

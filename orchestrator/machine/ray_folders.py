@@ -27,6 +27,10 @@ OWNER_FILE = "owner"
 SESSIONS = "r"
 """Folder for Ray's sessions. Its name is short because paths of sockets are limited to 107
 characters."""
+MPS = "mps"
+"""Folder for the socket and the logs of NVIDIA's MPS."""
+MPS_PROGRAM = b"nvidia-cuda-mps"
+"""Beginning of the names of MPS's programs. Only their environment contains their folder."""
 RAY_TITLE = b"ray::"
 """Beginning of the title of a Ray worker, which replaces its command line."""
 
@@ -71,7 +75,8 @@ class RayFolders:
         """Kill the processes that belong to a folder, then remove the folder.
 
         The command lines of Ray's processes contain the folder. Workers replace their command line
-        by a title, so they are identified by their open log files. In many containers process 1
+        by a title, so they are identified by their open log files. Processes of NVIDIA's MPS are
+        identified by their environment. In many containers process 1
         does not remove a dead raylet from its table; its workers then keep running.
         """
         for process in Path("/proc").glob("[0-9]*"):
@@ -91,6 +96,9 @@ def _belongs_to(process: Path, folder: Path) -> bool:
     command = (process / "cmdline").read_bytes()
     if f"{folder}/".encode() in command:
         return True
+    program = command.partition(b"\0")[0].rpartition(b"/")[2]
+    if program.startswith(MPS_PROGRAM):
+        return f"={folder}/{MPS}/".encode() in (process / "environ").read_bytes()
     return command.startswith(RAY_TITLE) and _has_open_file(process, folder)
 
 

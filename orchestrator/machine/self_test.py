@@ -31,9 +31,10 @@ from orchestrator.machine.gpus import compute_capability
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.specs import RecipeSpec
+from tasks.trials.image_tensors import as_pixels
 from tasks.trials.isolation import deterministic, fixed_torch_state, seeded, trial_memory
 from tasks.trials.models import PixelModel, build_model
-from tasks.trials.training import Capture, as_pixels, autocast, capture_graph, has_batch_norm, train
+from tasks.trials.training import Capture, autocast, capture_graph, has_batch_norm, train
 
 NUM_EPOCHS = 6
 """Epochs of each training. The smaller last batch of an epoch is captured in the fourth epoch and

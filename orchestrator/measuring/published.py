@@ -92,8 +92,10 @@ def describe(measured: Measured) -> list[str]:
         published = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
         if published:
             below = sum(value < sharpness.value for value in published)
+            definition = "K_F" if sharpness.sample_range is None else "K_F of samples"
             lines.append(
-                f"The label sharpness {sharpness.value:.3g} is {_level(below, len(published))}: "
+                f"The label sharpness {sharpness.value:.3g} ({definition}) is "
+                f"{_level(below, len(published))}: "
                 f"higher than {below} of the {len(published)} published values, converted to your "
                 "pixel range, side and channels. By the law, sharper labels give a higher loss "
                 "and a network that is easier to attack. Published values come from a sample of "

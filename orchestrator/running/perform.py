@@ -90,7 +90,7 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
 
 
 def _train(task: TrialTask) -> TrialResult:
-    from tasks.trials.training import Checkpoints
+    from tasks.trials.checkpoints import Checkpoints
     from tasks.trials.trial import run_trial
 
     assignment = task.assignment
@@ -122,5 +122,5 @@ def _train(task: TrialTask) -> TrialResult:
         store_weights=store_weights,
         store_predictions=store_predictions,
         checkpoints=checkpoints,
-        pretrained=pretrained.get(assignment.spec.network.model.pretrained_key),
+        pretrained_weights=pretrained.get(assignment.spec.network.model.pretrained_key),
     )

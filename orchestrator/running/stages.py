@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,10 @@ from orchestrator.machine.cluster import (
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
 from orchestrator.machine.locks import locked
+from orchestrator.machine.mps import PrivateMps
+from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.planning.costs.gpu_checks import read_checks
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from orchestrator.running.trial_source import RunContext
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass
 class Stages:
     """The shared stages of a command that runs a sweep or a search.
@@ -47,6 +54,8 @@ class Stages:
         options: where and how to run.
         monitor: shows progress.
         stack: closes the command's resources at its end.
+        gpus_before: this machine with its GPUs before a private cluster starts; empty for a running
+            cluster, and if trials run on CPUs.
     """
 
     purpose: str
@@ -54,6 +63,7 @@ class Stages:
     options: RunOptions
     monitor: Progress
     stack: ExitStack
+    gpus_before: list[NodeGpus] = field(default_factory=list, init=False)
 
     def lock_root(self) -> None:
         """Lock the root, and remove the files of killed runs."""
@@ -84,10 +94,24 @@ class Stages:
                 "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
                 "isweep root": str(paths.root),
             },
+            mps=self._private_mps(),
         )
         cluster = self.stack.enter_context(connection)
         self._show_cluster(cluster)
         return cluster
+
+    def _private_mps(self) -> PrivateMps | None:
+        """Return NVIDIA's MPS for a private cluster; None if the cluster must not start it."""
+        plan = self.workspace.plan
+        if not self.gpus_before:
+            return None
+        checks = read_checks(gpu_check_folders(self.workspace.paths.root))
+        reason = why_no_mps(self.gpus_before, plan.sweep.resources, plan.trials, checks)
+        if reason:
+            log.info("NVIDIA's MPS is not started: %s", reason)
+            return None
+        uuids = tuple(gpu.uuid for node in self.gpus_before for gpu in node.gpus)
+        return PrivateMps(uuids, self.monitor.note)
 
     def _show_cluster(self, cluster: Cluster) -> None:
         note = self.monitor.note
@@ -107,6 +131,10 @@ class Stages:
         """The cluster's nodes with GPUs; empty if trials run on CPUs."""
         if self.options.device == "cpu" or not self.cluster.num_gpus:
             return []
+        if self.gpus_before:
+            mps = self.cluster.mps
+            has_mps = mps is not None and mps.folder is not None
+            return [replace(node, mps=node.mps or has_mps) for node in self.gpus_before]
         return survey(self.cluster.num_gpus, local=self.cluster.local)
 
     def check_machine(self) -> None:
@@ -125,7 +153,8 @@ class Stages:
         # Called only for its errors.
         trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
         if num_gpus:
-            self.check_gpus(survey(num_gpus, local=True))
+            self.gpus_before = survey(num_gpus, local=True)
+            self.check_gpus(self.gpus_before)
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
         """Check that the sweep's trials can run on the GPUs of these nodes.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_errors import library_error
+from orchestrator.machine.mps import leave_ended_mps
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
@@ -88,6 +89,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
     if not resources.num_gpus or gpus.is_logical():
         return device
+    leave_ended_mps()
     check_gpu(network.recipe.precision)
     # The self-test runs first: a GPU in exclusive mode accepts one process at a time.
     plain_because = check_numbers(network)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from ray import tune
 
+from orchestrator.machine.mps import breaks_mps
 from orchestrator.machine.signals import at_forced_end, raise_if_asked
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.redaction import without_secrets
@@ -277,6 +278,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.stored.save(record)
         self._backend.count_failure(failure.kind)
         self._quarantine(trial_id, failure)
+        mps = self._run.cluster.mps
+        if mps is not None and breaks_mps(failure):
+            mps.end_use(f"{trial_id} failed ({failure.kind})")
         decision = self._retries.failed(
             trial_id, failure, process_ended=process_ended, hopeless=verdict.is_final
         )

@@ -1,15 +1,15 @@
 """Bias-corrected intrinsic dimension, by simulating manifolds of known dimension.
 
-If the dimension is high for the number of points, the estimates from neighbor distances are too
-low. The bias also depends on the shape of the data. But different shapes also differ in other
-statistics of the distances, and the correction uses these. It has three steps:
+If the dimension is high for the number of points, estimates from neighbor distances are too low.
+This bias also depends on the shape of the data. Data of different shapes also differ in other
+statistics of the distances, so the correction uses these statistics. It has three steps:
 
 1. Compute four statistics of the data: ``ln d`` by MLE; the change of ``ln d`` from k/2 to k
    neighbors; the spread of ``ln T_k`` over points, relative to its spread at uniform density; and
    the coefficient of variation of the distances between random pairs. T_k is the distance to the
    k-th nearest neighbor.
 2. Simulate the same statistics for each family of manifolds, with the same number of points, over a
-   grid of dimensions. Between grid values they are interpolated in ln d.
+   grid of dimensions. Between the dimensions of the grid, interpolate the statistics in ln d.
 3. Compute a posterior distribution of d by Bayes' rule, with a uniform prior over families and
    ln d. The covariance of the likelihood is the noise of the simulated statistics, plus a factor
    times their spread between families at this dimension. The spread is added because real data
@@ -118,17 +118,17 @@ families that were left out one at a time, and on the benchmark manifolds (docs/
 INTERVAL_SPREAD = 6.0
 """Factor on the spread between families, for the interval."""
 INTERPOLATION_ERROR = 0.01
-"""Standard deviation that the interpolation between grid dimensions adds to each statistic."""
+"""Standard deviation of the error of interpolation between grid dimensions, for each statistic."""
 MAX_POINTS = 2500
-"""Largest number of points to simulate. If there are more, this number is drawn at random. More
-points take minutes, and the bias is smaller for more points."""
+"""Largest number of points to simulate. If the data have more points, this number of them is drawn
+at random. More points would take minutes, and the bias is smaller for more points."""
 PAIR_ROWS = 256
 """Number of points whose pairwise distances determine the coefficient of variation."""
 PAIR_SLICE = 32
 """Number of points that are read at a time for these distances."""
 HIGH_DIMENSION = 16
-"""Dimension above which a note is added. For data outside all families, values and intervals are
-wrong there more often than `LEVEL` allows."""
+"""Dimension above which a note is added. For data outside all families, intervals above this
+dimension miss the true dimension more often than `LEVEL` allows."""
 MISFIT = 13.28
 """Misfit above which a note is added: the 99 % quantile of the chi-square distribution with four
 degrees of freedom."""
@@ -191,7 +191,7 @@ def calibrate(
     precision: Precision | None = None,
     seed: int = 0,
 ) -> CalibratedDimension:
-    """Correct the bias of the MLE on this number of points.
+    """Return the intrinsic dimension, corrected for the bias of the MLE at this number of points.
 
     Args:
         rows: ``(num_rows, ...)`` array, or a source.

@@ -1,10 +1,10 @@
 """Exact squared distances between two blocks of rows.
 
-The expanded form ``|a-b|² = |a|² + |b|² - 2ab`` computes all distances by one matrix product, which
-is fast. There are two methods.
+All distances come from one fast matrix product, by the expanded form
+``|a-b|² = |a|² + |b|² - 2ab``. There are two methods.
 
-**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as floats
-that are whole numbers up to 255, or as such numbers divided by 255. All terms are then integers and
+**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as whole
+numbers up to 255 of any dtype, or as such numbers divided by 255. All terms are then integers, and
 nothing is rounded. So the result does not depend on block size, order, threads or machine.
 
 **Floats.** This method is used for all other rows. The expanded form loses digits if two rows are
@@ -28,14 +28,14 @@ from tasks.measures.arrays import AnyArray, Bytes, FloatArray, IntArray
 from tasks.measures.products import MAX_FEATURES, Product
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
-"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype. Below it,
-the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7 (float64). Both values
-were measured, and tests check them on difficult data."""
+"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype. Below
+this fraction, the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7 (float64).
+Both fractions were measured, and tests check them on difficult data."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
 """Squared distance below which a product may have underflowed, by dtype."""
 CLOSE_PAIRS_PER_ROW = 8
-"""Number of close pairs per row above which the whole block is computed again in float64. This is
-then faster than computing single pairs again."""
+"""Number of close pairs per row above which the whole block is computed again in float64. With more
+close pairs, this is faster than computing each of them again."""
 DIRECT_BYTES = 32 << 20
 """Bytes of one batch of pairs whose distances are computed from their differences."""
 SLICE_ROWS = 64
@@ -304,8 +304,8 @@ def _close_pairs(
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
     largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
-    # This quick check uses the largest possible limit, because most blocks have no close pair.
-    # Comparisons are negated so that NaN counts as close: an overflow causes NaN.
+    # This quick check uses the largest possible limit, because most blocks have no close pair. The
+    # comparisons are negated, so that NaN counts as close. An overflow causes NaN.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
     sums = norms_a[rows] + norms_b[columns]
@@ -318,11 +318,11 @@ UNITS = (1.0, 1 / 255)
 """Possible steps between two gray levels: 1 for levels from 0 to 255, 1/255 for levels from 0 to
 1."""
 INT32_FEATURES = (2**31 - 1) // 255**2
-"""Largest number of features for which squared distances of bytes fit into int32. Longer rows need
-int64."""
+"""Largest number of features for which squared distances of bytes fit into int32. For longer rows,
+squared distances are int64."""
 NORM_ROWS = 64
-"""Number of rows in a product whose diagonal has the squared norms. Only the diagonal is used, but
-this is faster than summing squares in integers."""
+"""Number of rows in a product whose diagonal contains the squared norms. Only the diagonal is used.
+This is still faster than a sum of squares in integers."""
 PIECE_VALUES = 1 << 15
 """Number of values that are converted to bytes at a time. All steps of a conversion then use the
 processor's cache."""
@@ -366,9 +366,9 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Return a source of bytes if an array in memory contains only bytes, in any dtype.
+    """Return a source of bytes if a source is an array in memory that contains only bytes.
 
-    This reads the array once. Any other source is returned unchanged.
+    The array may have any dtype. It is read once. Any other source is returned unchanged.
     """
     if not isinstance(source, ArraySource) or not source.array.size:
         return source

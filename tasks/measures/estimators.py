@@ -4,8 +4,8 @@ T_j(x) is the distance from x to its j-th nearest other point. Every estimator r
 these distances and returns a record. If no finite dimension fits, the value is None, and the record
 has a reason. A value is never NaN or infinite.
 
-An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of near points overlap,
-so a bootstrap of single points would underestimate the standard error. The bootstrap therefore
+An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of close points overlap.
+A bootstrap of single points would therefore underestimate the standard error, so the bootstrap
 draws disjoint blocks of neighboring points. Gride has no bootstrap. Its standard error is computed
 from the observed information.
 """
@@ -25,12 +25,12 @@ from tasks.measures.neighbors import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
-"""Mean log ratio of distances up to which it counts as zero. Distances have a relative error of
+"""Largest mean log ratio of distances that counts as zero. Distances have a relative error of up to
 1e-5."""
 EQUALLY_FAR = "all neighbors are equally far to within rounding, which fits no finite dimension"
 FEW_POINTS = 20
-"""Number of points below which a value has a remark. With 20 points, one standard error of TwoNN is
-about a quarter of its value."""
+"""Number of points below which a record has a remark. With 20 points, the standard error of TwoNN
+is about a quarter of the value."""
 NUM_RESAMPLES = 200
 """Number of bootstrap resamples. Efron & Tibshirani (1993) recommend it for standard errors."""
 BLOCK_POINTS = 10
@@ -177,8 +177,8 @@ def inverse_dimensions(
 def neighborhood_blocks(indices: AnyArray) -> IntArray:
     """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighboring points.
 
-    Every point, in order, that is in no block yet forms a block with its neighbors that are in no
-    block yet.
+    The points are visited in order. A point that is in no block yet starts a new block. Its nearest
+    neighbors that are in no block yet are added to this block.
 
     Args:
         indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer neighbors.
@@ -375,7 +375,7 @@ def gride_at_scale(
     n1: int,
     n2: int,
 ) -> Fit:
-    """Maximize Gride's likelihood over the dimension, at one scale.
+    """Return the dimension that maximizes Gride's likelihood at one scale.
 
     Args:
         log_ratios: ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})``.
@@ -405,9 +405,9 @@ def gride_at_scale(
         curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
         return float(num_points / dimension**2 + power * curvature)
 
-    # The score is decreasing and convex in d. So a Newton step from either side ends below the
-    # root, and steps from below never pass the root. The start, about d / ln 2, is above the root.
-    # A step from above may end below zero, so each step is limited to half of the value.
+    # The score is decreasing and convex in d. So every Newton step ends below the root or at it.
+    # Steps from below converge to the root. The start, about d / ln 2, is above the root. The first
+    # step may end below zero, so each step is limited to half of the value.
     value = num_points / total
     for _ in range(100):
         step = max(score(value) / information(value), -value / 2)
@@ -481,11 +481,11 @@ def estimate(
 
     Args:
         table: Table with `table_width` neighbors per point.
-        num_neighbors: k of the MLE, 3 or more, and the largest n2 of Gride. TwoNN always uses 2
-            neighbors.
+        num_neighbors: Number of neighbors k of the MLE, 3 or more. Gride uses the largest power of
+            two up to k. TwoNN always uses 2 neighbors.
         estimators: Names in `ESTIMATORS`.
-        parameters: New values of parameters, by the parameter's name. A name that no estimator has
-            is ignored.
+        parameters: Values that replace those in `ESTIMATORS`, by the parameter's name. Names that
+            no estimator has are ignored.
         seed: Seed of the bootstrap.
 
     Returns:

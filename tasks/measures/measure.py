@@ -1,8 +1,9 @@
 """Intrinsic dimension and label sharpness of a dataset, at each train size.
 
-The distance of two equal images is zero, and its logarithm and inverse are undefined. So all
-measures exclude an image that equals an earlier image, a *duplicate*. Duplicates are counted. A
-duplicate whose label differs from that of the earlier image is a *conflict*, and is also listed.
+The distance of two equal images is zero, and the logarithm and the inverse of zero are undefined.
+So all measures exclude each image that equals an earlier image, a *duplicate*. Duplicates are
+counted. If a duplicate has another label than the earlier image, the two are a *conflict*, which is
+also listed.
 
 Two kinds of index occur, as in `tasks.measures.neighbors`. A source row is an index of all images.
 A position is an index of the distinct images only.
@@ -53,22 +54,22 @@ from tasks.measures.sharpness import (
     stratified_samples,
     summarize,
 )
-from tasks.measures.tile_blocks import EXACT
+from tasks.measures.tile_blocks import EXACT, widest_precision
 from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
 NEAR_MINIMUM = 1 + 4e-5
-"""Factor on the smallest distance. All distances up to this limit are computed again, because one
-of them may be the true minimum. The relative error of a distance is at most 1e-5; the factor allows
-twice that for both distances."""
+"""Factor on the smallest distance. All distances up to the product are computed again, because one
+of them may be the true minimum. Both compared distances have a relative error of up to 1e-5. The
+factor allows twice this error for each."""
 PROFILE_BYTES = 256 << 20
-"""Bytes of a piece of rows, as float64, in the search for duplicates."""
+"""Bytes of the rows that are read at a time in the search for duplicates, counted as float64."""
 KEY_VALUES = 512
 """Number of values of a row from which its hash key is computed."""
 KEY_SEED = 20240501
-"""Seed of the random choice of these values; an arbitrary number."""
+"""Seed of the random choice of the values of a hash key. The number is arbitrary."""
 
 
 def measure_nested(
@@ -201,8 +202,8 @@ def measure_array(
             channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
             any real dtype.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. None
-            measures all images only.
+        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. They do not
+            change the measures of all images. None measures all images only.
         executor: Executor of the search for neighbors; None computes in this process, without Ray.
         settings: Settings of the measure; None for the defaults. The seed of the settings also
             determines the images of the subsets.
@@ -225,9 +226,42 @@ def measure_array(
     array = as_channels_first(as_array(images))
     codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
-    if train_sizes is None:
-        return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
-    sizes = [*check_train_sizes(train_sizes, num_images), num_images]
+    smaller_sizes: list[int] = []
+    if train_sizes is not None:
+        sizes = check_train_sizes(train_sizes, num_images)
+        smaller_sizes = [size for size in sizes if size < num_images]
+    result = measure_nested(array, codes, [num_images], executor=executor, settings=settings)
+    if not smaller_sizes:
+        return result
+    # The subsets are measured in a second pass, because their images must come first. The samples
+    # for label sharpness and the blocks of the bootstrap depend on the order of the images, so one
+    # pass would change the measures of all images.
+    subsets = _measure_subsets(array, codes, smaller_sizes, settings, executor)
+    return result.model_copy(
+        update={
+            "sizes": (*subsets.sizes, *result.sizes),
+            "precision": widest_precision(subsets.precision, result.precision),
+        }
+    )
+
+
+def _measure_subsets(
+    array: AnyArray,
+    codes: IntArray | None,
+    sizes: Sequence[int],
+    settings: MeasureSettings,
+    executor: Executor | None,
+) -> MeasureResult:
+    """Return the measures of nested, stratified subsets. Pairs are rows of ``array``.
+
+    Args:
+        array: ``(num_images, ...)`` all images.
+        codes: ``(num_images,)`` labels; None if there are no labels.
+        sizes: Sizes of the subsets, ascending, below the number of images.
+        settings: Settings of the measure. The seed determines the images of the subsets.
+        executor: Executor of the search for neighbors; None computes in this process.
+    """
+    num_images = len(array)
     classes = np.zeros(num_images, np.int64)
     if codes is not None:
         _, numbered = np.unique(codes, return_inverse=True)
@@ -235,10 +269,11 @@ def measure_array(
     rng = np.random.default_rng(settings.seed)
     order = stratified_order(classes, np.arange(num_images), rng, balanced=False)
     ordered_codes = None if codes is None else codes[order]
-    result = measure_nested(
-        array[order], ordered_codes, sizes, executor=executor, settings=settings
+    uncalibrated = replace(settings, calibrate=False)  # only all images are calibrated
+    subsets = measure_nested(
+        array[order], ordered_codes, sizes, executor=executor, settings=uncalibrated
     )
-    return result.renumbered(order)
+    return subsets.renumbered(order)
 
 
 def intrinsic_dimension(
@@ -396,9 +431,9 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
         )
     if record.num_conflicts:
         notes.append(
-            f"{record.num_conflicts} of these have a different label than the earlier image. For "
-            "such a pair, label sharpness is infinite. The values here describe all other pairs. "
-            "The field conflict_pairs lists the equal images."
+            f"{record.num_conflicts} of these have another label than the earlier image. For "
+            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The field "
+            "conflict_pairs of the JSON lists the images."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(

@@ -1,7 +1,6 @@
 """Exact nearest neighbors, and nearest rows with another label, of all nested train sizes at once.
 
-Three kinds of index occur here, in :mod:`tasks.measures.tile_blocks` and in
-:mod:`tasks.measures.nearest`:
+A *row* is an image or another point. Three kinds of index occur here and in the modules below:
 
 - A *source row* is an index of the rows of the source.
 - A *position* is an index of the rows that are measured, in the same order. A duplicate of an
@@ -14,10 +13,10 @@ A pair with the size index i is *new* at train size i: no smaller training set c
 are first collected for the new pairs of each train size. The table of a train size then merges the
 results of the new pairs of this and all smaller sizes.
 
-The matrix of all pairs is cut into tiles, and one task computes one tile.
-:mod:`tasks.measures.tile_blocks` computes the distances of a tile. :mod:`tasks.measures.nearest`
-collects the nearest rows. Distances are symmetric, so each distance is computed once and used for
-both of its positions.
+The matrix of all pairs is cut into tiles. One task computes one tile. Its rows are one span of
+positions, and its columns are another span. :mod:`tasks.measures.tile_blocks` computes the
+distances of a tile, and :mod:`tasks.measures.nearest` collects the nearest rows. Distances are
+symmetric, so each distance is computed once and used for both of its positions.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.measures.arrays import BoolArray, FloatArray, IntArray
+from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.distances import (
     BlockSource,
     ByteRows,
@@ -41,34 +41,29 @@ from tasks.measures.distances import (
     estimate_center,
     is_byte_dtype,
 )
-from tasks.measures.nearest import (
-    ClosestPairs,
-    NearestOfSpan,
-    TileResults,
-    add_block,
-    merge_nearest,
-)
+from tasks.measures.nearest import SpanResult, TileResults, add_block
 from tasks.measures.products import check_device
-from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair
+from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair_value
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
-"""Number of rows in a block. At this size the matrix product dominates the run time. A worker needs
-about 200 MB."""
+"""Number of rows in a block. At this size the matrix product takes most of the run time. A worker
+needs about 200 MB of memory."""
 TILE_ROWS = 16384
-"""Largest number of rows or columns of a tile. It bounds the size of a task's result."""
+"""Largest number of rows or columns of a tile. It limits the size of a task's result."""
 TILE_ROWS_INLINE = 1 << 18
 """Largest number of rows or columns of a tile with one worker. The result of a task is then not
 transferred, so it may be larger."""
 TILES_PER_WORKER = 5
-"""Smallest number of tiles per worker. With fewer, workers would wait for the last tile."""
+"""Smallest number of tiles per worker. With fewer tiles, workers would wait for the last tile."""
 MIN_WORK_TO_SPREAD = 1e11
-"""Number of multiply-adds per worker, about one second of work. Tasks are also sent to other nodes
-if a worker has more. For less work, sending the rows takes longer than computing."""
+"""Number of multiply-adds per worker, about one second of work. Above this number, tasks also go to
+other nodes. Below it, sending the rows takes longer than computing."""
 PAIRS_PER_SAMPLE = 1024
-"""Number of closest pairs that lie in an average sample. With so many, a permutation of the labels
-nearly always has a pair with different labels among them: if 1 % of the images have another label
-than the rest, the chance of no such pair is about 1e-9."""
+"""Number of the collected closest pairs that lie inside one sample, on average. A *sample* is a
+subset of the positions (see :func:`nested_neighbors`). If labels are permuted at random, at least
+one of 1,024 pairs nearly always has different labels. If 1 % of the images have another label than
+the rest, the probability that none of them does is about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest number of closest pairs to collect among the new pairs of a train size. They take
 16 MiB."""
@@ -155,8 +150,7 @@ def nested_neighbors(
     Args:
         rows: ``(num_source_rows, ...)`` array, or a source. The rows of a smaller train size come
             first.
-        labels: ``(num_source_rows,)`` integers, by source row; None to skip the nearest rows with
-            another label.
+        labels: ``(num_source_rows,)`` integers, by source row; None to search neighbors only.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per row, at least 1.
         executor: Executor of the tiles; None computes them in this process.
@@ -164,8 +158,8 @@ def nested_neighbors(
         block_rows: Number of rows in a block. Memory grows with the square of this number.
         source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
             indices in the result are positions, which count these rows only.
-        samples: ``(num_samples, num_positions)`` masks by position. The nearest row with another
-            label is also searched inside each of these samples.
+        samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample. The
+            nearest row with another label is also searched inside each sample.
 
     Raises:
         DataError: If the first row of a source is bytes, and a later row has another dtype.
@@ -207,87 +201,79 @@ def nested_neighbors(
         precision=precision,
         block_rows=block_rows,
         multiply_adds_per_worker=multiply_adds / executor.num_workers,
-        pair_capacities=_pair_capacities(samples, train_sizes),
+        max_pairs_by_size=_max_pairs_by_size(samples, train_sizes),
         byte_dtype=dtype if is_exact else None,
     )
-    nearest = _search_all_tiles(job, executor)
-    # The bytes of ByteRows are the original values, divided by its unit.
-    unit_length = source.unit if isinstance(source, ByteRows) else 1.0
-    by_sample = nearest.other_label_by_sample
-    return NeighborSearch(
-        tables=_tables(nearest, train_sizes, unit_length),
-        sample_other_label_distances=np.sqrt(by_sample.squared) * unit_length,
-        sample_other_label_positions=by_sample.positions,
-        precision=nearest.precision,
-    )
+    result = _search_all_tiles(job, executor)
+    return _neighbor_search(job, result, train_sizes)
 
 
 def _label_codes(labels: IntArray) -> IntArray:
-    """Return labels as numbers of the narrowest dtype, which is the fastest to compare."""
+    """Return labels as numbers from 0, in the narrowest dtype, which is the fastest to compare."""
     classes, codes = np.unique(labels, return_inverse=True)
     return codes.astype(np.min_scalar_type(len(classes)))
 
 
-def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
+def _max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return the number of closest pairs to collect among the new pairs of each train size.
 
-    A sample of M of n images contains both images of a pair with probability (M/n)². So among
-    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs, ``PAIRS_PER_SAMPLE`` lie in a sample on average. The number
-    is at most ``MAX_CLOSEST_PAIRS``.
+    A sample of M of n images contains both images of a pair with probability (M/n)². So if
+    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a sample
+    on average. The number is at most ``MAX_CLOSEST_PAIRS``.
     """
     if not len(samples):
         return ()
     sample_size = int(samples.sum(axis=1).max())
-    capacities = []
+    max_pairs = []
     for size in train_sizes:
         ratio = max(1.0, size / sample_size)
-        capacities.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
-    return tuple(capacities)
+        max_pairs.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
+    return tuple(max_pairs)
 
 
-def _search_all_tiles(job: SearchJob, executor: Executor) -> NearestOfSpan:
-    """Search all tiles and merge their results."""
+def _search_all_tiles(job: SearchJob, executor: Executor) -> SpanResult:
+    """Search all tiles, and return the merged result for all positions."""
     num_positions = len(job.source_rows)
-    # A worker receives the job once. `search_tile` gets the job itself in place of this reference.
+    # A worker receives the job once. The executor replaces this reference by the job.
     shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
-    arguments = [(shared_job, rows, columns) for rows, columns in tiles]
+    arguments = [(shared_job, row_span, column_span) for row_span, column_span in tiles]
     is_spread = job.multiply_adds_per_worker > MIN_WORK_TO_SPREAD
     tile_results = executor.map_unordered(search_tile, arguments, spread=is_spread)
     if len(tiles) == 1:
-        # The only tile is on the diagonal, so it has one result for all positions.
-        _, results = next(tile_results)
-        return cast(NearestOfSpan, results[0])  # executors return Any
-    nearest = NearestOfSpan(job, Span(0, num_positions))
-    for _, results in tile_results:
-        for result in results:
-            nearest.merge(result)
-    return nearest
+        # The only tile already has the result for all positions. This saves a merge.
+        _, only_results = next(tile_results)
+        return cast(SpanResult, only_results[0])  # executors return Any
+    result = SpanResult(job, Span(0, num_positions))
+    for _, partial_results in tile_results:
+        for partial in partial_results:
+            result.merge(partial)
+    return result
 
 
-def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[NearestOfSpan]:
+def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanResult]:
     """Compute all blocks of one tile.
 
     Args:
         job: The search.
-        rows: Positions of the tile's rows.
-        columns: Positions of the tile's columns.
+        row_span: Positions of the tile's rows.
+        column_span: Positions of the tile's columns.
 
     Returns:
         The result of the rows and the result of the columns. A tile on the diagonal has only one
         result.
     """
     check_device(job.precision.device)
-    results = TileResults.empty(job, rows, columns)
+    results = TileResults.empty(job, row_span, column_span)
     precision = results.rows.precision
-    for block in blocks_of_tile(job, rows, columns):
+    for block in blocks_of_tile(job, row_span, column_span):
         precision = block.precision
         if block.rows == block.columns:
-            np.fill_diagonal(block.squared, no_pair(block.squared.dtype))
+            np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, results, block)
     distinct_results = results.distinct()
     for result in distinct_results:
-        # The last block has the widest precision, because the precision of a tile only widens.
+        # The last block has the widest precision, because precision never narrows within a tile.
         result.precision = precision
         for pairs in result.closest_pairs:
             pairs.prune()
@@ -298,8 +284,8 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
     """Cut the upper triangle of the matrix of all pairs into tiles.
 
     Returns:
-        Rows and columns of every tile. Tiles off the diagonal take twice as long, so they come
-        first. The short tiles at the end then keep all workers busy.
+        Row span and column span of every tile. Tiles off the diagonal take twice as long, so they
+        come first. The short tiles at the end then keep all workers busy.
     """
     if num_workers == 1:
         num_spans = math.ceil(num_positions / TILE_ROWS_INLINE)
@@ -314,45 +300,62 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
     return [*combinations(spans, 2), *on_diagonal]
 
 
+def _neighbor_search(
+    job: SearchJob,
+    result: SpanResult,
+    train_sizes: Sequence[int],
+) -> NeighborSearch:
+    """Return the tables of all train sizes, and the nearest rows inside all samples.
+
+    Args:
+        job: The search.
+        result: The result for all positions.
+        train_sizes: Ascending train sizes, counted in positions.
+    """
+    # ByteRows stores each value divided by its unit. So distances are multiplied by the unit.
+    unit_length = job.source.unit if isinstance(job.source, ByteRows) else 1.0
+    # Without samples, these arrays have the shape (0, num_positions).
+    sample_squared = np.zeros(job.samples.shape)
+    sample_positions = np.zeros(job.samples.shape, np.int64)
+    for sample_index, nearest in enumerate(result.other_label_by_sample):
+        sample_squared[sample_index] = nearest.squared
+        sample_positions[sample_index] = nearest.positions
+    return NeighborSearch(
+        tables=_tables(result, train_sizes, unit_length),
+        sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
+        sample_other_label_positions=sample_positions,
+        precision=result.precision,
+    )
+
+
 def _tables(
-    nearest: NearestOfSpan,
+    result: SpanResult,
     train_sizes: Sequence[int],
     unit_length: float,
 ) -> list[NeighborTable]:
     """Return the table of each train size: the nearest rows in pairs that are new up to this size.
 
     Args:
-        nearest: The result for all positions.
+        result: The result for all positions.
         train_sizes: Ascending train sizes, counted in positions.
         unit_length: Factor from the distances of the search to those of the tables.
     """
-    by_size = nearest.other_label_by_size
-    neighbor_squared = nearest.neighbor_squared[0]
-    neighbor_positions = nearest.neighbor_positions[0]
-    other_label_squared = by_size.squared[0]
-    other_label_positions = by_size.positions[0]
+    all_positions = slice(None)
+    neighbors = result.neighbors[0]
+    other_label = result.other_label_by_size[0]
     tables = []
     for size_index, size in enumerate(train_sizes):
         if size_index > 0:
-            neighbor_squared, neighbor_positions = merge_nearest(
-                neighbor_squared,
-                neighbor_positions,
-                nearest.neighbor_squared[size_index],
-                nearest.neighbor_positions[size_index],
-            )
-            # In a tie the smaller size wins, because its positions are smaller.
-            new_squared = by_size.squared[size_index]
-            new_positions = by_size.positions[size_index]
-            is_closer = new_squared < other_label_squared
-            other_label_squared = np.where(is_closer, new_squared, other_label_squared)
-            other_label_positions = np.where(is_closer, new_positions, other_label_positions)
+            neighbors.merge(result.neighbors[size_index], all_positions)
+            other_label.merge(result.other_label_by_size[size_index], all_positions)
         tables.append(
             NeighborTable(
-                distances=np.sqrt(neighbor_squared[:size]) * unit_length,
-                neighbor_positions=neighbor_positions[:size],
-                other_label_distances=np.sqrt(other_label_squared[:size]) * unit_length,
-                other_label_positions=other_label_positions[:size],
-                closest_pairs=_pair_list(nearest.closest_pairs[: size_index + 1], unit_length),
+                distances=np.sqrt(neighbors.squared[:size]) * unit_length,
+                # Later sizes change these positions in place.
+                neighbor_positions=neighbors.positions[:size].copy(),
+                other_label_distances=np.sqrt(other_label.squared[:size]) * unit_length,
+                other_label_positions=other_label.positions[:size].copy(),
+                closest_pairs=_pair_list(result.closest_pairs[: size_index + 1], unit_length),
             )
         )
     return tables
@@ -362,7 +365,7 @@ def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> Pai
     """Return the closest pairs of one train size; None if no closest pairs were collected.
 
     Args:
-        pairs_by_size: The closest of the new pairs, for this and all smaller train sizes.
+        pairs_by_size: The closest of the new pairs of this and all smaller train sizes.
         unit_length: Factor from the distances of the search to those of the list.
     """
     if not pairs_by_size:

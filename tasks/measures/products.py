@@ -12,11 +12,11 @@ numkong            120 to 170    37                    none
 float32 by BLAS    60            60 (AVX2: 33)         none
 =================  ============  ====================  =====================
 
-On a processor with 8-bit instructions, torch is used for large work and numkong for small work,
-because importing torch takes time. These instructions are VNNI, AMX and SDOT; AMX and SDOT were not
-timed. ``_int_mm`` is a private function of torch. All other processors multiply in float32. Before
-its first use, each implementation is tested on random bytes. An implementation that is missing or
-wrong is not used.
+On a processor with 8-bit instructions, torch computes large products and numkong computes small
+products, because the import of torch takes time. The 8-bit instructions are VNNI, AMX and SDOT. We
+did not time AMX and SDOT. ``_int_mm`` is a private function of torch. All other processors multiply
+in float32. Each implementation is tested on random bytes before its first use. An implementation
+that is missing or wrong is not used.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from tasks.measures.arrays import Bytes, IntArray
 logger = logging.getLogger(__name__)
 
 Product = Callable[[Bytes, Bytes], IntArray]
-"""Function that returns ``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes. `to_signed` shifts
-uint8 by -128 first, which changes no distance. If ``a is b``, entries below the diagonal may be
-missing."""
+"""Function that returns ``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes. uint8 is first
+shifted by -128 (see `to_signed`), which changes no distance. If ``a is b``, entries below the
+diagonal may be missing."""
 
 MAX_FEATURES = 131_071
 """Largest number of features of a row. The sum of this many products of two signed bytes is below
@@ -53,11 +53,11 @@ NUMKONG_FEATURES = 4_096
 NUMKONG_COLUMNS = 64
 """Number of columns of the product in one call of numkong. They stay in the processor's cache."""
 TORCH_COLUMNS = 256
-"""Number of columns in one torch product of rows with themselves. The smaller it is, the fewer
+"""Number of columns in one torch product of rows with themselves. With a smaller number, fewer
 entries below the diagonal are computed."""
 TORCH_IMPORT_WORK = 4e11
-"""Multiply-adds per thread above which torch's faster products save more time than its import
-takes. The import also needs 190 MiB of memory."""
+"""Number of multiply-adds per thread above which torch's faster products save more time than the
+import of torch takes. The import also needs 190 MiB of memory."""
 BYTE_INSTRUCTIONS = {
     "icelake",
     "alder",
@@ -68,7 +68,7 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""Numkong's names of the processor features that multiply 8-bit integers in one instruction."""
+"""Names, in numkong, of the processor features that multiply 8-bit integers in one instruction."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
     (3, 5, 17),
@@ -136,8 +136,8 @@ def wide_product(a: Bytes, b: Bytes) -> IntArray:
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    Different threads first compute different features, because such threads share no input. If
-    there are more threads than pieces of features, they also compute different columns.
+    Each thread multiplies other features, because threads then share no input. If there are more
+    threads than pieces of features, several threads multiply the same features for other columns.
     """
     import numkong
 
@@ -192,7 +192,8 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
-# A forked child process has no threads of its parent, so it must not use the parent's pools.
+# A forked child process does not have the threads of its parent, so it must not use the parent's
+# pools.
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
@@ -203,9 +204,9 @@ def torch_product(
 ) -> IntArray:
     """Return ``a @ b.T``, computed by 8-bit instructions in all of torch's threads, or on a GPU.
 
-    ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Therefore rows
-    are padded with zeros, and the padding is removed from the product. Features are padded on a CPU
-    as well: with one feature, torch 2.13 multiplies the wrong pairs there.
+    On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore rows
+    and features are padded with zeros, and the padded rows are removed from the product. On a CPU,
+    only features are padded: with one feature, torch 2.13 multiplies the wrong pairs.
     """
     import torch
 
@@ -238,8 +239,8 @@ def choose_product(work: float, device: str = "cpu") -> Product:
     """Return the fastest implementation that is exact on this machine.
 
     Args:
-        work: Number of multiply-adds of this process. torch is imported for large work only. If it
-            is imported already, it is also used for small work.
+        work: Number of multiply-adds of this process. torch is imported only for a large number. If
+            torch is imported already, it is also used for a small number.
         device: ``"cpu"`` or a torch device.
     """
     candidates: list[tuple[str, Product]] = []
@@ -294,8 +295,8 @@ _exactness: dict[str, bool] = {}
 def is_exact(name: str, product: Product) -> bool:
     """Return whether an implementation runs on this machine and passes the self-test.
 
-    The self-test runs once per process. It finds two known errors: instructions older than VNNI
-    saturate for many large values of one sign, and some BLAS libraries round factors to 16 bits.
+    The self-test runs once per process. It detects two known errors. Instructions older than VNNI
+    saturate if many large values have the same sign. Some BLAS libraries round factors to 16 bits.
     """
     if name not in _exactness:
         rng = np.random.default_rng(0)
@@ -315,11 +316,11 @@ def _is_right(
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 
     The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r have
-    20 bits, so a wrong product passes the check with a probability of 2⁻²⁰.
+    20 bits. So a wrong product passes the check with a probability of at most 2⁻²⁰.
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    # Each factor has one row of the smallest or largest bytes, whose sums saturate first.
+    # One row of each factor has only the smallest or the largest byte, whose sums saturate first.
     extremes = np.array([-128, 127], np.int8)
     a[0] = -128
     b[-1] = rng.choice(extremes)

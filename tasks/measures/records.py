@@ -28,12 +28,13 @@ class MeasureSettings:
     """The settings of a measure. Every setting can change a result, at least in its last digits.
 
     Attributes:
-        num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
+        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride`` uses
+            the largest power of two up to k. ``twonn`` always uses 2 neighbors.
         estimators: Names of estimators of intrinsic dimension.
         discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
             Mazurowski.
         sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
-            Mazurowski. None uses all images.
+            Mazurowski. None uses all images, without samples.
         sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``. There is
             one sample per seed.
         pixel_range: Pixel values of black and white, for the record. None uses the range of an

@@ -1,8 +1,11 @@
 """Label sharpness K_F: how fast the label changes from one image to another.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). The
-paper has the numerator |y_i - y_j|. For two classes it is 1 for every pair with different labels.
-We use 1 for more classes as well.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). F is
+the function that maps an image to its label. The paper has the numerator |y_i - y_j|. For two
+classes it is 1 for every pair with different labels. We also use 1 for more than two classes.
+
+The *nearest other-label distance* of an image is its distance to the nearest image with another
+label. So K_F is one over the smallest nearest other-label distance.
 
 K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and fewer
 channels. Compare values of K_F only if they were measured on the same scale (pixel range, side,
@@ -24,14 +27,15 @@ from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-"""Percentiles to report, over images, of 1/distance to the nearest image with another label."""
+"""Percentiles to report, over images, of 1 / nearest other-label distance."""
 NUM_PERMUTATIONS = 100
 """Number of random permutations of the labels in each sample."""
-CLOSEST_PAIRS = 4096
-"""Largest number of closest pairs in which a pair with different labels is searched."""
+MAX_SEARCHED_PAIRS = 4096
+"""Largest number of pairs that are searched, in each permutation of the labels, for a pair with
+different labels. It limits the time of a permutation."""
 FIRST_PAIRS = 64
-"""Number of closest pairs that are searched first. A pair with different labels is nearly always
-among them."""
+"""Number of closest pairs that are searched first, for speed. A pair with different labels is
+nearly always among them."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class SharpnessScale:
     Attributes:
         pixel_range: Pixel values of black and white; None if unknown.
         side: Height and width in pixels; None if the rows are not images.
-        channels: Number of channels, or of features if the rows are not images.
-        sample: Number of images in a sample; None for all images. Stored records use this key.
+        channels: Number of channels; the number of features if the rows are not images.
+        sample: Number of images in a sample; None for all images. Stored records use this name.
     """
 
     pixel_range: tuple[float, float] | None
@@ -53,26 +57,29 @@ class SharpnessScale:
 
 @dataclass(frozen=True)
 class LabelSharpness:
-    """A label sharpness with its uncertainty and its scale.
+    """A label sharpness with its range over samples and its scale.
+
+    The maximum of 1/distance is computed in each of several samples. If there are not more images
+    than a sample has, all images are the only sample. Stored records use the names of the fields.
 
     Attributes:
-        value: The maximum of 1/distance in each sample, averaged over the samples, in 1/pixel
-            value. None if it is undefined.
-        convention: Scale of the measurement. Stored records use this key.
+        value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None if it
+            is undefined.
+        convention: Scale of the measurement.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
-        pair: Rows of the two closest images with different labels, among all images of this size.
-        pair_value: 1/distance of ``pair``, which is the maximum over all images.
-        sample_values: The maximum of 1/distance in each sample; one number if all images are used.
-        percentiles: Percentiles over images of 1/distance to the nearest image with another label.
-            The mean over images has the key ``"mean"``.
-        permuted: Baseline: mean ``value`` over random permutations of the labels. None if it is
-            unknown. Stored records use this key.
+        pair: Rows of the two closest images with different labels, among all images of this train
+            size.
+        pair_value: 1/distance of ``pair``. This is the maximum over all images.
+        sample_values: The maximum of 1/distance in each sample.
+        percentiles: Percentiles over images of 1 / nearest other-label distance, averaged over the
+            samples. The key ``"mean"`` has the mean over images.
+        permuted: Baseline: the mean of ``value`` over random permutations of the labels; None if it
+            is unknown.
         reason: Reason why ``value`` is None.
-        mean_unlike_distance: The distance to the nearest image with another label, averaged over
-            the images of each sample and then over the samples, in pixel values. It is called δ, or
-            mean nearest-enemy distance. Stored records use this key; None in old records without
-            it.
+        mean_unlike_distance: δ, the nearest other-label distance, averaged over the images of each
+            sample and then over the samples. Unit: pixel values. None if ``value`` is None, and in
+            old records without this field.
     """
 
     value: float | None
@@ -94,12 +101,12 @@ class LabelSharpness:
         """
         fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
         del fields["convention"]
-        left_out_if_none = ("permuted", "mean_unlike_distance", "reason")
-        return plain_json(fields, left_out_if_none)
+        optional = ("permuted", "mean_unlike_distance", "reason")
+        return plain_json(fields, left_out_if_none=optional)
 
     @property
     def sample_range(self) -> list[float] | None:
-        """Lowest and highest sample value; None if there is only one sample."""
+        """Lowest and highest of ``sample_values``; None if there is only one sample."""
         values = self.sample_values
         if len(values) < 2:
             return None
@@ -114,8 +121,8 @@ def stratified_samples(
 ) -> tuple[BoolArray, list[slice]]:
     """Draw the samples in which the maximum of 1/distance is computed.
 
-    Each sample contains the classes in the same proportions as the images of its train size.
-    Fractions of an image are rounded by the largest remainder.
+    Each sample contains the classes in the same proportions as the images of its train size. The
+    numbers of images are rounded by the method of the largest remainder.
 
     Args:
         labels: ``(num_images,)``; None draws no samples.
@@ -124,9 +131,9 @@ def stratified_samples(
         seeds: Seeds of the samples. Each train size has one sample per seed.
 
     Returns:
-        The masks of the samples of all sizes, ``(num_samples, num_images)``, and for each size a
-        slice of these masks. The slice is empty for sizes up to ``sample_size``, because all images
-        are used there.
+        - The masks of the samples of all sizes, ``(num_samples, num_images)``.
+        - For each size, the slice of these masks. It is empty for sizes up to ``sample_size``,
+          because all images are used there.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[BoolArray] = []
@@ -157,7 +164,7 @@ def count_pairs(labels: AnyArray) -> int:
 
 @dataclass(frozen=True)
 class OtherLabelDistances:
-    """The distances to the nearest image with another label, for the images of one train size.
+    """The nearest other-label distances of the images of one train size.
 
     Attributes:
         distances: ``(num_images,)`` distances among all images.
@@ -177,9 +184,9 @@ class OtherLabelDistances:
     sample_masks: BoolArray
 
     def distances_by_sample(self) -> list[FloatArray]:
-        """Return the distances inside each sample, ``(sample_size,)``.
+        """Return one array per sample: the distances inside it, ``(sample_size,)``.
 
-        If there are no samples, the only entry contains the distances among all images.
+        If there are no samples, the only array contains the distances among all images.
         """
         if not len(self.sample_distances):
             return [self.distances]
@@ -196,12 +203,13 @@ def summarize(
 
     Args:
         labels: ``(num_images,)``.
-        nearest: Distances to the nearest images with another label.
+        nearest: Nearest other-label distances.
         scale: Scale of the distances.
 
     Returns:
-        The record, without the permuted baseline. Its value is undefined, with a reason, if no pair
-        has different labels, or if the distance of the closest such pair is zero or infinite.
+        The record, without the permuted baseline. Its value is None if no pair has different
+        labels, or if the distance of the closest such pair is zero or infinite. The record then has
+        a reason.
     """
     sampled_labels = labels
     if len(nearest.sample_masks):
@@ -241,16 +249,18 @@ def permuted_sharpness(
 ) -> float | None:
     """Return the mean label sharpness over random permutations of the labels.
 
-    Each permutation searches the closest pair with different labels:
+    For each permutation, some pairs are searched in ascending order of distance. The first pair
+    with different labels determines the label sharpness. At most `MAX_SEARCHED_PAIRS` pairs are
+    searched:
 
-    - In a sample, among the closest pairs that the search has collected, at most `CLOSEST_PAIRS`.
-      A pair that is found is the closest one, because all other pairs are farther apart.
-    - Among all images, in the lists of nearest neighbors. The search misses the closest pair (a, b)
-      only if all listed neighbors of a have a's label, and all those of b have b's label. At most
-      `CLOSEST_PAIRS` entries of the lists are searched, closest first.
+    - Inside a sample, the collected closest pairs of the table are searched. All other pairs are
+      farther apart, so the first pair is the closest one.
+    - Among all images, the pairs in the lists of nearest neighbors are searched. The lists contain
+      most pairs twice, so only about half of the searched pairs are different. The closest pair (a,
+      b) is missed only if neither image is in the other image's list.
 
     A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded before,
-    so the distance 0 is a rounding error.
+    so the distance 0 is a rounding error. The permutations are drawn with a fixed seed.
 
     Args:
         table: Neighbors and closest pairs of this train size.
@@ -259,8 +269,8 @@ def permuted_sharpness(
             ``num_samples`` is 0 to use all images.
 
     Returns:
-        The mean over permutations and samples, in 1/pixel value. None if, in any permutation of any
-        sample, all searched pairs have equal labels.
+        The mean over permutations and samples. Unit: 1/pixel value. None if, for any permutation of
+        any sample, all searched pairs have equal labels.
     """
     rng = np.random.default_rng(0)
     if len(sample_masks):
@@ -274,23 +284,23 @@ def permuted_sharpness(
     values = []
     for is_member in masks:
         is_inside = is_positive & is_member[pairs.first] & is_member[pairs.second]
-        inside = np.flatnonzero(is_inside)[:CLOSEST_PAIRS]
+        searched = np.flatnonzero(is_inside)[:MAX_SEARCHED_PAIRS]
         index_in_sample = np.cumsum(is_member) - 1
-        first = index_in_sample[pairs.first[inside]]
-        second = index_in_sample[pairs.second[inside]]
+        first = index_in_sample[pairs.first[searched]]
+        second = index_in_sample[pairs.second[searched]]
         sample_labels = labels[is_member]
         for _ in range(NUM_PERMUTATIONS):
             closest = _first_with_different_labels(rng.permutation(sample_labels), first, second)
             if closest is None:
                 return None
-            values.append(1 / float(pairs.distances[inside[closest]]))
+            values.append(1 / float(pairs.distances[searched[closest]]))
     return float(np.mean(values))
 
 
 def listed_pairs(table: NeighborTable) -> PairList:
     """Return the pairs in the lists of nearest neighbors, closest first.
 
-    A pair is listed twice if each of its rows is a neighbor of the other.
+    If each row of a pair is a neighbor of the other row, the pair is listed twice.
     """
     num_points, num_neighbors = table.distances.shape
     first = np.repeat(np.arange(num_points), num_neighbors)
@@ -307,14 +317,14 @@ def _first_with_different_labels(
     first: IntArray,
     second: IntArray,
 ) -> int | None:
-    """Return the index of the first pair with different labels, or None if there is no such pair.
+    """Return the index of the first pair with different labels; None if all labels are equal.
 
     Args:
         labels: ``(num_images,)``.
         first: ``(num_pairs,)`` index of one image of each pair.
         second: ``(num_pairs,)`` index of the other image.
     """
-    # First a few pairs, for speed; then all.
+    # Search a few pairs first, for speed. Search all pairs only if that fails.
     for num_pairs in (FIRST_PAIRS, len(first)):
         is_different = labels[first[:num_pairs]] != labels[second[:num_pairs]]
         if is_different.any():
@@ -332,12 +342,12 @@ def _undefined_reason(
     if num_classes < 2:
         return (
             f"there are only {plural(len(labels), 'distinct image')} of "
-            f"{plural(num_classes, 'class')}, but label sharpness needs images of two classes"
+            f"{plural(num_classes, 'class')}, but label sharpness needs at least two classes"
         )
     if num_pairs == 0:
         return (
             "a sample contains images of one class only, because the other classes are too rare. "
-            "Use all images (sharpness_sample=None)"
+            "Use all images (`--sharpness-sample 0`, in Python sharpness_sample=None)"
         )
     if pair_distance <= 0:
         return "two images with different labels have the distance 0 after rounding"
@@ -349,17 +359,17 @@ def _undefined_reason(
 def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
     """Return the factor that converts a label sharpness from one scale to another.
 
-    The factor follows from ``K ∝ 1/(range · √(height · width · channels))``. It is exact for the
-    pixel range and for repeated channels. For the side it neglects the blur of interpolation:
-    resizing from 28 to 224 pixels (bilinear) shortens distances by about 8 %.
+    The factor follows from ``K_F ∝ 1/(range · √(height · width · channels))``. It is exact for the
+    pixel range and for repeated channels. For the side, the factor neglects the blur of
+    interpolation: bilinear resizing from 28 to 224 pixels shortens distances by about 8 %.
 
     Args:
         source: Scale on which the label sharpness was measured.
         target: Scale to convert to.
 
     Raises:
-        DataError: If a side or a pixel range is unknown, or if the samples differ in size. No
-            factor exists for samples of different sizes.
+        DataError: If a side or a pixel range is unknown, or if the sample sizes differ. There is no
+            factor between different sample sizes.
     """
     if source.sample != target.sample:
         raise DataError(

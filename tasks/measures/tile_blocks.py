@@ -1,15 +1,15 @@
 """The squared distances of one tile of pairs, block by block.
 
-A *tile* contains the pairs of a range of rows with a range of columns. Rows and columns are
+A *tile* contains the pairs of one span of rows with one span of columns. Rows and columns are
 positions, which :mod:`tasks.measures.neighbors` defines. One task computes one tile. A *block* is
 the part of a tile whose distances are in memory at the same time.
 
 There are two kinds of blocks:
 
-- Rows of bytes are measured in integers. As many rows as fit, the *held rows*, stay in memory. The
-  columns are read in small *pieces*. While one piece is multiplied, a thread reads the next one. A
-  block contains the distances from the held rows to one piece.
-- Rows of any other dtype are measured in floats, in square blocks.
+- Distances between rows of bytes are computed in integers. As many rows as fit into memory stay
+  there: the *held rows*. The columns are read in small *pieces*. While one piece is multiplied, a
+  thread reads the next piece. A block contains the distances from the held rows to one piece.
+- Distances between rows of any other dtype are computed in floats, in square blocks.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from tasks.measures.products import choose_product
 EXACT = "exact integer"
 """The ``precision`` of distances that were computed in integers."""
 PRECISIONS = (EXACT, "float32", "float64")
-"""All values of ``precision``. A later one is wider."""
+"""All values of ``precision``, from the narrowest to the widest."""
 PIECE_ROWS = 256
-"""Largest number of rows in a piece. A tile on the diagonal then costs little more than half of a
-full square. A block stays in the cache while it is added to the results."""
+"""Largest number of rows in a piece. With small pieces, a tile on the diagonal computes little more
+than half of its square. A block also stays in the processor's cache while it is added to the
+results."""
 PIECE_BYTES = 64 << 20
 """Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
@@ -71,22 +72,39 @@ class Span(NamedTuple):
         return slice(self.start - outer.start, self.stop - outer.start)
 
 
-def no_pair(dtype: np.dtype[Any]) -> float | int:
-    """Return the value that marks "no pair" in a block of this dtype.
+def no_pair_value(dtype: np.dtype[Any]) -> Any:
+    """Return the entry that marks "no pair" in a block of this dtype, as a number of this dtype.
 
-    The value is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
-    large enough for rows of up to 2e9 features. float64 represents the values for integers exactly.
+    The number is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
+    large enough for rows of up to 2e9 features. float64 represents the integers exactly.
     """
     if dtype.kind == "f":
-        return np.inf
+        return dtype.type(np.inf)
     if dtype == np.int32:
-        return 2**31 - 1
-    return 2**47
+        return dtype.type(2**31 - 1)
+    return dtype.type(2**47)
+
+
+def is_within(squared_distances: SquaredDistances, limits: FloatArray) -> BoolArray:
+    """Return True for each entry of a block that is a pair and is at most a limit.
+
+    Args:
+        squared_distances: ``(num_rows, num_columns)``.
+        limits: One limit, ``()``, or one per row, ``(num_rows, 1)``. An infinite limit admits every
+            pair, but not the entries that mark "no pair".
+    """
+    dtype = squared_distances.dtype
+    largest = float(no_pair_value(dtype)) - 1
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
+    finite_limits = np.minimum(limits, largest).astype(dtype)
+    within: BoolArray = squared_distances <= finite_limits
+    return within
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """A search for nearest rows, without the tile. It is sent to every worker once.
+    """Everything that all tiles of a search have in common. It is sent to every worker once.
 
     Attributes:
         source: The source of all rows.
@@ -96,15 +114,16 @@ class SearchJob:
             train size that contains it.
         samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with another
             label is also searched inside each sample.
-        center: ``(num_features,)`` subtracted from rows of floats.
+        center: ``(num_features,)``, which is subtracted from rows of floats.
         num_sizes: Number of train sizes.
         num_neighbors: Number of neighbors per position.
         precision: Precision of the products of floats.
         block_rows: Largest number of rows in a block.
-        multiply_adds_per_worker: Number of multiply-adds for each worker.
-        pair_capacities: Number of closest pairs to collect among the new pairs of each train size;
-            empty for none.
-        byte_dtype: Dtype of rows of bytes; None if rows are measured as floats.
+        multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the number
+            of workers. It decides which library multiplies.
+        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of each
+            train size; empty for none.
+        byte_dtype: Dtype of rows of bytes; None if distances are computed in floats.
     """
 
     source: BlockSource
@@ -118,7 +137,7 @@ class SearchJob:
     precision: Precision
     block_rows: int
     multiply_adds_per_worker: float
-    pair_capacities: tuple[int, ...] = ()
+    max_pairs_by_size: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
     @property
@@ -184,9 +203,9 @@ def _float_blocks(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
-    """Yield the blocks of a tile of floats, as :func:`blocks_of_tile` does.
+    """Yield the blocks of a tile whose distances are computed in floats.
 
-    As soon as one block needs a wider dtype, all later blocks are computed in that dtype.
+    If a block needs a wider dtype, all later blocks are computed in that dtype too.
     """
     precision = job.precision
     for row_span in cut_span(rows, job.block_rows):
@@ -204,17 +223,17 @@ def _byte_blocks(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
-    """Yield the blocks of a tile of bytes, as :func:`blocks_of_tile` does.
+    """Yield the blocks of a tile of bytes.
 
-    The held rows are multiplied with every piece of the columns. In a tile on the diagonal, they
-    are multiplied with themselves and with the columns after them.
+    The held rows are multiplied with every piece of the columns. In a tile on the diagonal, the
+    held rows are multiplied with themselves and with the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
-    # Each piece is read again for every set of held rows. Its norms are computed once.
+    # Each piece is read again for every set of held rows, but its norms are computed only once.
     norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
@@ -245,8 +264,8 @@ def _blocks_within(
     Args:
         products: ``(num_held, num_held)``; entries below the diagonal may be missing.
         norms: ``(num_held,)`` squared norms.
-        held_span: The held positions.
-        piece_rows: Columns of a block.
+        held_span: Positions of the held rows.
+        piece_rows: Number of columns of a block.
     """
     # `expand` overwrites products in place. No product is used twice, because blocks do not
     # overlap.

@@ -13,6 +13,7 @@ maximum. Images of floats are all scaled alike, as :mod:`tasks.sources.pixel_ran
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -237,6 +238,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         for our_name, key in array.key_by_our_name(columns).items():
             cells[our_name] = _text_cells(file, key, header.shape[0], request)
         tables.append(cells)
+    unused = _unused_cells(file, arrays[0], columns, request)
+    columns = columns.with_like_groups(unused, tables[0]["label"])
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -368,6 +371,23 @@ def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dic
             if usual_name:
                 columns[usual_name] = name
     return columns
+
+
+def _unused_cells(
+    file: ArrayFile, array: ImageArray, columns: Columns, request: RawRequest
+) -> dict[str, list[str]]:
+    """Return the unused arrays that have one value per image as text: usual name -> cells."""
+    num_images = file.header(array.labels_key).shape[0]
+    cells = {}
+    for usual_name in columns.unused:
+        key = array.key_by_usual_name.get(usual_name)
+        if key is None:
+            continue
+        header = file.header(key)
+        if header.shape == (num_images,) and header.dtype.kind in "uiUSO":
+            with suppress(DataError):  # an array that is not used may be damaged
+                cells[usual_name] = _text_cells(file, key, num_images, request)
+    return cells
 
 
 def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:

@@ -56,6 +56,7 @@ from tasks.sources.tables import (
     header_names,
     read_columns,
     read_lines,
+    unused_cells,
 )
 
 COLUMNS_READ = ("path", "label", "group", "split")
@@ -289,6 +290,8 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
+    unused = unused_cells(lines, columns.unused)
+    columns = columns.with_like_groups(unused, cells["label"])
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
     if "slice" in data:
         cells["slice"] = data["slice"]

@@ -177,6 +177,7 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
             f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
         ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
+    columns = columns.with_like_groups(texts, cells["label"])
     return _FileContent(columns, cells, _label_names(file.schema_arrow, columns.labels[0]))
 
 
@@ -216,8 +217,15 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
 
 
 def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:
-    """Return the columns that are read, except images, as text: name in the file -> cells."""
+    """Return the columns as text: name in the file -> cells.
+
+    Columns that are not read are included if they have one number or text in each cell. Images are
+    left out.
+    """
     texts: dict[str, list[str]] = {name: [] for name in columns.labels}
+    for name in _single_columns(file.schema_arrow):
+        if name in columns.unused:
+            texts[name] = []
     for column, name in columns.name_in_data.items():
         if column not in ("image", "label"):
             texts[name] = []
@@ -229,6 +237,24 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
     for name in texts.keys() & partitions.keys():
         texts[name] = [partitions[name]] * file.metadata.num_rows
     return texts
+
+
+def _single_columns(schema: Any) -> list[str]:
+    """Return the columns of whole numbers, text or dates whose name occurs once."""
+    import pyarrow as pa
+
+    is_single = (
+        pa.types.is_integer,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_date,
+    )
+    names = []
+    for column in schema:
+        is_repeated = len(schema.get_all_field_indices(column.name)) > 1
+        if not is_repeated and any(is_kind(column.type) for is_kind in is_single):
+            names.append(column.name)
+    return names
 
 
 def _label_names(schema: Any, column: str) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ COLUMNS = {
 missing."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
+ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
+"""Names of columns that describe a patient or an image. Their values are never ids of groups."""
 MAX_COLUMNS = 1_000
 """Largest number of columns of a table."""
 MAX_UNPACKED_BYTES = 1 << 30
@@ -462,6 +464,17 @@ def read_columns(
     return columns
 
 
+def unused_cells(lines: Lines, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the named columns of a table that occur once: name -> the text of its cells."""
+    header = lines.rows[0]
+    columns = {}
+    for name in names:
+        if header.count(name) == 1:
+            index = header.index(name)
+            columns[name] = [row[index] for row in lines.rows[1:]]
+    return columns
+
+
 def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
     """Check that every row has as many cells as the header.
 
@@ -526,22 +539,46 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def unused_flags(names: Sequence[str]) -> list[str]:
+def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may contain groups gets a flag of its own. If its groups are ignored, images of
     one patient may be in both training and test.
+
+    Args:
+        names: Names of the columns.
+        like_groups: The columns whose values look like ids of patients.
     """
     flags: list[str] = []
     others: list[str] = []
     for name in names:
-        if column_key(name).startswith(GROUP_WORDS):
-            flags.append(f"column {name} not used: do its images belong together? call it group")
+        shown = name.strip()[:MAX_NAME_LENGTH]
+        if is_name_of_groups(name):
+            flags.append(f"column {shown} not used: do its images belong together? call it group")
+        elif name in like_groups and not is_name_of_attribute(name):
+            flags.append(
+                f"column {shown} not used, but its values repeat like ids of patients: do its "
+                "images belong together? call it group"
+            )
         else:
-            others.append(name)
+            others.append(shown)
     if others:
         flags.append(f"columns not used: {first_of(others, MAX_NAMED)}")
     return flags
+
+
+def is_name_of_groups(name: str) -> bool:
+    """Return whether a column may contain groups by its name, such as ``Patient No``."""
+    key = column_key(name)
+    return key.startswith(GROUP_WORDS) and not is_name_of_attribute(name)
+
+
+def is_name_of_attribute(name: str) -> bool:
+    """Return whether a column describes a patient or an image, such as ``PatientAge``."""
+    key = column_key(name)
+    for word in GROUP_WORDS:
+        key = key.removeprefix(word)
+    return key in ATTRIBUTE_WORDS
 
 
 KNOWN_KEYS = frozenset(

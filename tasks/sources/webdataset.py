@@ -93,6 +93,10 @@ def list_samples(request: RawRequest) -> Listing:
     for column, name in columns.name_in_data.items():
         cells[column] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
+    unused = {}
+    for name in columns.unused:
+        unused[name] = [sample.values.get(name, "") for sample in samples]
+    columns = columns.with_like_groups(unused, cells["label"])
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
 from search_spaces.specs import AttackMeasurement, RecipeSpec, TestLoss
-from tasks.trials.records import AttackRecord
-from tasks.trials.training import (
+from tasks.trials.evaluation import (
     Evaluation,
     evaluation_mode,
-    image_batches,
     mean_loss,
     scaled_batch_size,
     scores_per_image,
 )
+from tasks.trials.image_tensors import image_batches
+from tasks.trials.records import AttackRecord
 
 PIXEL_MAX = 255.0
 """Largest pixel value."""
@@ -36,7 +36,9 @@ PIXEL_MAX = 255.0
 
 @dataclass(frozen=True)
 class CleanPass:
-    """The outputs and gradient signs on the clean images, for the evaluation and for all attacks.
+    """The outputs and gradient signs of a network on the clean images.
+
+    The evaluation and all attacks use them.
 
     Attributes:
         logits: ``(num_images, num_outputs)``.
@@ -52,7 +54,7 @@ class CleanPass:
     gradient_sign: Tensor
 
     def evaluation(self, loss_rule: TestLoss) -> Evaluation:
-        """Return mean loss and accuracy, as :func:`~tasks.trials.training.evaluate` does."""
+        """Return mean loss and accuracy, as :func:`~tasks.trials.evaluation.evaluate` does."""
         accuracy = float(self.is_correct.double().mean())
         return Evaluation(mean_loss(self.losses, loss_rule), accuracy)
 
@@ -61,8 +63,8 @@ def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int
     """Return the batch size of an attack, which needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
-    the batch size is half of that of the training, and at least 8. If training uses micro batches,
-    this number is then scaled down by the same factor.
+    the batch size is half of the training's batch size, and at least 8. With micro batches, it is
+    reduced by the same factor as the training batch.
     """
     full_batch_size = max(8, recipe.batch_size // 2)
     return scaled_batch_size(full_batch_size, recipe, micro_batch)
@@ -101,7 +103,7 @@ class AttackBatch:
     Attributes:
         pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
-        gradient_sign: see :class:`CleanPass`. Of the attacks in this module, only FGSM uses it.
+        gradient_sign: see :class:`CleanPass`. Only FGSM uses it.
         rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a random
             start depends on it.
     """
@@ -113,7 +115,7 @@ class AttackBatch:
 
 
 class AttackFunction(Protocol):
-    """The signature of all functions that :data:`search_spaces.attacks.ATTACKS` lists."""
+    """The signature of every attack function in :data:`search_spaces.attacks.ATTACKS`."""
 
     def __call__(
         self, model: nn.Module, batch: AttackBatch, epsilon: float, **parameters: Number
@@ -132,7 +134,7 @@ def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
     """Change every pixel by ``epsilon`` in the direction that increases the loss.
 
     This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz & Mazurowski
-    (ICLR 2024): one untargeted step, away from the true labels. Pixels stay within the pixel range.
+    (ICLR 2024). It is one untargeted step away from the true labels. Pixels stay within [0, 255].
     """
     return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
@@ -146,7 +148,7 @@ def pgd(
     num_restarts: int,
     relative_step_size: float,
 ) -> Tensor:
-    """Minimize the logit margin by gradient descent, and return the copies with the least margin.
+    """Minimize the logit margin by gradient descent. Return the copies with the smallest margin.
 
     This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini &
     Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy underflows to zero
@@ -158,7 +160,7 @@ def pgd(
         batch: see :class:`AttackFunction`.
         epsilon: radius of the L-infinity ball around an image, in the unit of the pixels.
         num_steps: number of gradient steps in one descent.
-        num_restarts: number of descents, including the first.
+        num_restarts: number of descents, including the first descent.
         relative_step_size: length of a step as a fraction of ``epsilon``.
     """
     low = (batch.pixels - epsilon).clamp_min(0)
@@ -253,7 +255,7 @@ def attack_all(
         attacks: method, epsilon and parameters of each attack.
         clean: result of :func:`run_clean_pass` on these images.
         batch_size: images per pass. It only changes speed and memory.
-        loss_rule: rule for the average of losses, on clean and on attacked images.
+        loss_rule: rule for the mean loss, on clean and on attacked images.
 
     Returns:
         One record for each attack.
@@ -331,8 +333,8 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
 def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margins of ``pixels``, ``(num_images,)``, without a backward pass.
 
-    Gradients are enabled nevertheless: without gradients, fused layers (attention) round
-    differently. An attack compares these margins with those of :func:`margin_gradient`.
+    Gradients are enabled nevertheless, because fused attention layers round differently without
+    them. An attack compares these margins with the margins from :func:`margin_gradient`.
     """
     with torch.enable_grad():
         logits = model(pixels.detach().requires_grad_(True)).float()

@@ -65,8 +65,8 @@ _SETTINGS = (
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block with seeded random generators, and restore their states afterwards.
 
-    The generators are those of torch for the CPU and for ``device``, and the global ones of Python
-    and NumPy. Only a user's network may use the global ones.
+    These are torch's generators for the CPU and for ``device``, and the global generators of Python
+    and NumPy. isweep itself does not use the global generators, but a user's network may use them.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
@@ -79,7 +79,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 def states_outside_torch() -> tuple[Any, Any]:
-    """Return the states of Python's and NumPy's global generators, as plain values."""
+    """Return the states of Python's and NumPy's global random generators, as plain values."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 (a user's network may use it)
     name, keys, *counters = numpy
     return random.getstate(), (name, keys.tolist(), *counters)
@@ -95,7 +95,7 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block with fixed settings of torch and a fixed seed, and restore both afterwards.
 
-    The block may build or run a user's network, and such a network may change settings of torch.
+    The block may build or run a user's network, which may change settings of torch.
     """
     with ExitStack() as restore:
         for setting in _SETTINGS:
@@ -114,10 +114,10 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
     the same results to the last bit. With another number of threads, sums are divided differently,
     so the last digits may change.
 
-    On a GPU, cuDNN uses deterministic kernels. Autotuning is off, because it chooses the fastest
-    kernels, which may be others in every run. Kernels outside cuDNN may still add numbers in any
-    order, so results are equal to within rounding only. cuDNN uses TensorFloat-32 by default. It is
-    off as well, because it rounds to 10 bits of mantissa.
+    On a GPU, cuDNN uses deterministic kernels. Autotuning is off, because it may choose other
+    kernels in every run. Kernels outside cuDNN may still add numbers in any order, so results are
+    equal only to within rounding. TensorFloat-32, which cuDNN uses by default, is off too, because
+    it rounds to 10 bits of mantissa.
     """
     device = torch.device(device)
     with ExitStack() as restore:
@@ -151,17 +151,18 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 """Parameter ``M_MMAP_THRESHOLD`` of glibc's ``mallopt``, from ``malloc.h``."""
 _MAP_FROM_BYTES = (2**30, 32 * 2**20)
-"""Sizes in bytes from which glibc maps each tensor separately. They are tried in this order: an
-older glibc accepts only the second."""
+"""Sizes in bytes from which glibc maps each tensor separately. They are tried in this order,
+because an older glibc accepts only the second size."""
 _KEEP_UP_TO_BYTES = 2**31 - 1
-"""Bytes of freed memory that glibc does not return to the system: the largest value that
+"""Bytes of freed memory that glibc does not return to the system. This is the largest value that
 ``mallopt`` accepts."""
 
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
 )
-"""Messages of torch if the memory of the machine is used up. They come from torch's allocator, from
-C++, and from oneDNN, which creates kernels. These errors have no separate exception type."""
+"""Pattern of torch's messages if the machine has too little memory. The messages come from torch's
+allocator, from C++, and from oneDNN, which creates kernels. These errors have no exception type of
+their own."""
 
 
 def keep_freed_memory() -> bool:
@@ -194,8 +195,8 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
             allocates memory for tensors. It does not count memory that other libraries allocate.
 
     Raises:
-        MemoryError: the memory of the machine is used up. ``torch.OutOfMemoryError`` is raised
-            unchanged. Before either error, the memory of the trial is freed.
+        MemoryError: the machine has too little memory. ``torch.OutOfMemoryError`` is raised
+            unchanged. The memory of the trial is freed before either error is raised.
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
@@ -205,8 +206,8 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     try:
         yield
     except BaseException as error:
-        # The frames of the traceback refer to the tensors. If they were not cleared, the memory of
-        # the device would still be full for the next trial.
+        # The frames of the traceback refer to the tensors. They are cleared, because otherwise the
+        # memory of the device would still be full for the next trial.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         with suppress(RuntimeError):  # an error of a failing GPU must not replace the first error
@@ -218,7 +219,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new measurement of peak memory. For a CPU, this has an effect on Linux only."""
+    """Start a new measurement of peak memory. For a CPU, this works on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -246,11 +247,11 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _free_cached(device: torch.device) -> None:
-    """Return cached memory to the GPU and to the machine, and remove the limit of GPU memory."""
+    """Free cached memory of the GPU and of the machine, and remove the limit of GPU memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        # cuBLAS allocates a workspace for every handle and stream. The function that frees them is
-        # private. If a version of torch does not have it, the workspaces stay allocated.
+        # cuBLAS allocates a workspace for every handle and stream. A private function of torch
+        # frees the workspaces. If a version of torch lacks this function, they stay allocated.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         _limit(1.0, device)
     libc = _glibc()
@@ -291,7 +292,12 @@ class EnergyMeter:
             self._problem = f"the GPU's energy cannot be read: {error}"
 
     def read(self) -> tuple[float | None, str]:
-        """Return the energy in joules so far and an empty text, or None and the reason."""
+        """Return the energy in joules, and the reason if it is unknown.
+
+        Returns:
+            - ``(energy, "")`` if the energy was read.
+            - ``(None, reason)`` if it cannot be read.
+        """
         if self._start is None:
             return None, self._problem
         try:
@@ -301,9 +307,9 @@ class EnergyMeter:
 
 
 class NvmlGpu:
-    """A GPU, or a slice of a GPU, as NVML reports it.
+    """A GPU, or a MIG slice of a GPU, as NVML reports it.
 
-    The UUID identifies the GPU, because torch and the driver may number GPUs differently.
+    It is identified by its UUID, because torch and the driver may number GPUs differently.
     """
 
     def __init__(self, uuid: str) -> None:

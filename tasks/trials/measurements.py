@@ -1,4 +1,9 @@
-"""Measurements on a trained network: d_repr, attacks, robustness, further tests and predictions."""
+"""Measurements on a trained network.
+
+They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness, predictions
+on the test images, and scores on additional test sets. In code and in stored records, an additional
+test set is called a *further test*.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,7 @@ from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import FurtherTestImages, TrialData
 from tasks.trials.attacks import CleanPass, attack_all, run_clean_pass
+from tasks.trials.image_tensors import to_device
 from tasks.trials.models import PixelModel
 from tasks.trials.phases import PhaseTimer
 from tasks.trials.records import (
@@ -43,24 +49,23 @@ from tasks.trials.representations import (
     StageRows,
     estimate_dimension,
     extract_features,
-    stages,
+    list_stages,
 )
 from tasks.trials.robustness import measure_robustness
 from tasks.trials.scores import to_parquet
-from tasks.trials.training import to_device
 
 StoreFile = Callable[[bytes], TrialFile | str]
-"""Function that stores a file beside the result. It returns the stored file; or, as text, the
-reason why it did not store the file."""
+"""Function that stores the content of a file with the result of the trial. It returns the checksum
+and size of the stored file. If the file cannot be stored, it returns the reason as text."""
 
 
-def store_file(
+def store_if_requested(
     store: StoreFile | None, content: Callable[[], bytes]
 ) -> tuple[TrialFile | None, str]:
-    """Store a file if ``store`` is not None.
+    """Store a file, unless ``store`` is None.
 
     Args:
-        store: stores the file; None stores nothing.
+        store: stores the file; None if the file was not requested.
         content: computes the content of the file.
 
     Returns:
@@ -77,11 +82,11 @@ def store_file(
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """The measurements that were made on a trained network.
+class MeasurementResults:
+    """The results of the requested measurements on one trained network.
 
-    Fields have the meaning and the name of the fields of
-    :class:`~tasks.trials.records.TrialResult`.
+    The fields are fields of :class:`~tasks.trials.records.TrialResult`, where they are described. A
+    field is empty or None if its measurement was not requested.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -93,7 +98,7 @@ class Measurements:
     predictions_note: str
 
     def merge_into(self, earlier: TrialResult) -> TrialResult:
-        """Return a result with these measurements added. All its other fields stay as they are."""
+        """Return a copy of an earlier result, with these measurements added or replaced."""
         predictions_note = earlier.predictions_note
         has_new_predictions = self.predictions is not None or self.predictions_note != ""
         if has_new_predictions:
@@ -116,12 +121,12 @@ class Measurements:
 
 @dataclass
 class TrainedNetwork:
-    """A trained network, and the images that it is measured on.
+    """A trained network, and the images on which it is measured.
 
     Attributes:
         model: the network with its input scaling.
         spec: the trial.
-        data: the arrays of the subset.
+        data: the arrays of the subset. Only ``test_rows`` and ``further_tests`` are used here.
         train_images: the training images, on the device of the model.
         test_images: the test images, on the device of the model.
         test_labels: labels of the test images, on the device of the model.
@@ -150,27 +155,33 @@ class TrainedNetwork:
         requested: Sequence[Measurement],
         timer: PhaseTimer,
         store_predictions: StoreFile | None,
-    ) -> Measurements:
+    ) -> MeasurementResults:
         """Make the requested measurements.
 
         Args:
             requested: the measurements to make.
-            timer: measures the seconds of d_repr, attacks and robustness.
+            timer: measures the seconds of d_repr, of attacks, and of robustness on the test images.
             store_predictions: stores the predictions if ``requested`` contains them.
 
         Raises:
-            DataError: the trial has no images for a requested further test set.
+            DataError: the trial has no images for a requested additional test set.
         """
-        representations = _of_type(requested, RepresentationMeasurement)
-        last_layer_estimators = [item.estimator for item in representations if not item.stages]
-        stage_estimators = [item.estimator for item in representations if item.stages]
+        last_layer_estimators: list[str] = []
+        stage_estimators: list[str] = []
+        for request in _of_type(requested, RepresentationMeasurement):
+            if request.stages:
+                stage_estimators.append(request.estimator)
+            else:
+                last_layer_estimators.append(request.estimator)
         with timer.phase("d_repr"):
             d_repr = self._measure_d_repr(last_layer_estimators)
             d_repr_stages = self._measure_d_repr_stages(stage_estimators)
         predictions = None
         predictions_note = ""
         if _of_type(requested, PredictionMeasurement):
-            predictions, predictions_note = store_file(store_predictions, self._predictions_file)
+            predictions, predictions_note = store_if_requested(
+                store_predictions, self._predictions_file
+            )
         with timer.phase("attack"):
             attacks = attack_all(
                 self.model,
@@ -182,12 +193,13 @@ class TrainedNetwork:
                 loss_rule=self.spec.network.recipe.test_loss,
             )
         robustness = None
-        robustness_measurement = _only(requested, RobustnessMeasurement)
-        if robustness_measurement is not None:
-            spec = robustness_measurement.robustness
+        robustness_request = _only(requested, RobustnessMeasurement)
+        if robustness_request is not None:
             with timer.phase("robustness"):
-                robustness = self._measure_robustness(self.test_images, spec)
-        return Measurements(
+                robustness = self._measure_robustness(
+                    self.test_images, robustness_request.robustness
+                )
+        return MeasurementResults(
             d_repr=d_repr,
             d_repr_stages=d_repr_stages,
             attacks=tuple(attacks),
@@ -215,9 +227,9 @@ class TrainedNetwork:
         """Return the intrinsic dimension of the activations after every stage."""
         if not estimators:
             return ()
-        names = stages(self.model, self.train_images[:1])
-        # The constructor of StageRows runs the network on one image, to get the shape of a row. So
-        # a stage with an error is known before the first stage is measured.
+        names = list_stages(self.model, self.train_images[:1])
+        # StageRows runs the network on one image to get the shape of a row. So an error in any
+        # stage is raised before the first stage is measured.
         sources = [StageRows(self.model, name, self.train_images) for name in names]
         records: list[StageRecord] = []
         for source in sources:
@@ -234,7 +246,13 @@ class TrainedNetwork:
         estimators: Sequence[str],
         block_rows: int = BLOCK_ROWS,
     ) -> dict[str, IntrinsicDimension]:
-        """Return the intrinsic dimension of features, with the settings of this trial."""
+        """Return the intrinsic dimension by estimator, with the settings of this trial.
+
+        Args:
+            features: ``(num_images, num_features)``, or the activations after one stage.
+            estimators: names of the estimators.
+            block_rows: images per block of the neighbor search.
+        """
         return estimate_dimension(
             features,
             estimators,
@@ -246,9 +264,9 @@ class TrainedNetwork:
 
     def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
         """Measure robustness on ``images``, which have the labels of the test images."""
-        # The seed is that of the data, not of the network. So all networks of a subset, and of its
-        # conditions, are measured on the same images. Do not change the text "r_hat": the chosen
-        # images depend on it.
+        # The seed depends on the data, not on the network. So all networks of a subset, and of its
+        # conditions, are measured on the same images. Do not change the text "r_hat", an old name
+        # of the robustness: the choice of images depends on this text.
         seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
         return measure_robustness(
             self.model,
@@ -263,7 +281,7 @@ class TrainedNetwork:
     def _measure_further_tests(
         self, requested: Sequence[FurtherTestMeasurement]
     ) -> tuple[FurtherTestRecord, ...]:
-        """Score the network on further test sets.
+        """Return the scores of the network on additional test sets.
 
         Raises:
             DataError: the trial has no images for one of the sets.
@@ -275,7 +293,9 @@ class TrainedNetwork:
             if name not in image_sets:
                 hint = "Remove the request, because this dataset has no additional test sets"
                 if image_sets:
-                    hint = f"Request one of the sets of this dataset: {', '.join(image_sets)}"
+                    hint = (
+                        f"Request an additional test set of this dataset: {', '.join(image_sets)}"
+                    )
                 raise DataError(
                     f"The trial has no images for the additional test set {name!r}",
                     hint=hint,
@@ -286,9 +306,10 @@ class TrainedNetwork:
     def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
-        """Score one further test set: all images, the blended images, and the other images.
+        """Return the scores on one additional test set.
 
-        The stored names call the blended images *moved*, and the other images *unmoved*.
+        They are computed on all images, on the blended images, and on the other images. Stored
+        field names call the blended images *moved*, and the other images *unmoved*.
         """
         images = to_device(test.images, self.test_images.device)
         clean = run_clean_pass(
@@ -319,14 +340,14 @@ MeasurementKind = TypeVar("MeasurementKind", bound=Measurement)
 def _of_type(
     measurements: Sequence[Measurement], kind: type[MeasurementKind]
 ) -> list[MeasurementKind]:
-    """Return the measurements of one kind."""
+    """Return the requested measurements of one kind."""
     return [measurement for measurement in measurements if isinstance(measurement, kind)]
 
 
 def _only(
     measurements: Sequence[Measurement], kind: type[MeasurementKind]
 ) -> MeasurementKind | None:
-    """Return the measurement of a kind that occurs at most once, or None if it does not occur."""
+    """Return the only requested measurement of a kind, or None if it is not requested."""
     of_kind = _of_type(measurements, kind)
     if not of_kind:
         return None
@@ -338,7 +359,7 @@ def _finite_mean(values: Tensor) -> float | None:
     """Return the mean of ``values``, ``(num_images,)``.
 
     Returns:
-        None if the mean is not finite, for example because there is no image.
+        None if the mean is not finite, for example because there are no images.
     """
     mean = float(values.double().mean())
     return mean if math.isfinite(mean) else None

@@ -37,8 +37,8 @@ from tasks.trials.weights import Normalization, normalization, start_from
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    If ``normalized`` is not None, it is ``network((pixels / 255 - mean) / std)`` instead, and
-    ``input_scale`` is not used. Pretrained weights need the input scaling of their own training.
+    If ``normalized`` is not None, the model is ``network((pixels / 255 - mean) / std)`` instead.
+    ``input_scale`` is then not used. Pretrained weights need the mean and std of their training.
     """
 
     mean: Tensor
@@ -112,8 +112,8 @@ def build_model(
         dropout: probability in all dropout layers; None for the default of the library.
         seed: seed of the random weights.
         image_size: side of the square images, in pixels.
-        pretrained: initial weights of a pretrained network. If they are None, the weights are
-            random; the caller then loads stored weights.
+        pretrained: initial weights of a pretrained network, as the content of a safetensors file;
+            None for random weights.
 
     Raises:
         ConfigError: the library has no such architecture, the image is too small for it, or the
@@ -150,7 +150,8 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise unknown_name("torchvision architecture", spec.architecture, architectures)
     options: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
-        # These options switch off auxiliary outputs, and a warning about a changed default.
+        # The first option switches off auxiliary outputs. The second prevents a warning about a
+        # changed default.
         options = {"aux_logits": False, "init_weights": True}
     elif spec.architecture.startswith("vit_"):
         options = {"image_size": shape.image_size}
@@ -205,7 +206,7 @@ def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _arguments(spec: ModelSpec) -> dict[str, object]:
-    """Return the arguments of a spec as keyword arguments, with lists for tuples."""
+    """Return the arguments of a spec as keyword arguments, with lists in place of tuples."""
     arguments: dict[str, object] = {}
     for key, value in spec.arguments:
         arguments[key] = list(value) if isinstance(value, tuple) else value
@@ -253,11 +254,11 @@ def _construct(
     """Return a library's network.
 
     Args:
-        spec: architecture and arguments. They must not include an argument of ``fixed``.
+        spec: architecture and arguments. An argument in ``fixed`` is not allowed.
         shape: sizes, for messages.
         constructor: the library's function.
-        defaults: arguments that those of ``spec`` may replace.
-        fixed: arguments that must not be replaced.
+        defaults: arguments that ``spec`` may replace.
+        fixed: arguments that ``spec`` must not replace.
 
     Raises:
         ConfigError: the arguments or the image size do not fit the network.
@@ -274,7 +275,7 @@ def _construct(
             hint="Correct the arguments of this model",
         ) from error
     if type(network).__name__ == "VGG":
-        # During training the network then pools before its ReLUs, which is faster.
+        # During training, the network then runs each max-pooling before its ReLU, which is faster.
         network.features.__class__ = PoolsFirst
     return network
 
@@ -282,8 +283,8 @@ def _construct(
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     """Raise a ConfigError if the model does not return one row of logits per image.
 
-    A forward pass also shows whether the image is too small. There is no table of the smallest
-    image size of every architecture.
+    A forward pass also fails if the image is too small. No library has a table of the smallest
+    image size of each architecture.
     """
     # A user's network is tested with two images, because it may mix the images of a batch.
     num_images = 2 if spec.library == "own" else 1
@@ -328,8 +329,9 @@ def check_buildable(
 ) -> None:
     """Check that a network can be built, before data are prepared or a network is trained.
 
-    Networks of libraries are built on torch's meta device, which needs no memory. Its first pass
-    takes two seconds to import compilers. So networks of isweep and of users are built on the CPU.
+    Networks of libraries are built on torch's meta device, which needs no memory. The first forward
+    pass on this device imports compilers, which takes two seconds. So the small networks of isweep,
+    and networks of users, are built on the CPU.
 
     Raises:
         ConfigError: see :func:`build_model`.
@@ -359,13 +361,14 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
     )
 
 
-# Networks of users. The driver sends their source code to every machine that runs a trial.
+# The rest of this module: networks of users. The driver sends their source code to every machine
+# that runs a trial.
 
 _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
 
 
 def install_code(texts: Mapping[str, str]) -> None:
-    """Make source code from the driver importable, in place of other modules of the same name.
+    """Make source code from the driver importable. It replaces other modules of the same name.
 
     Args:
         texts: source code by relative path, from :func:`search_spaces.models.source_texts`.
@@ -380,7 +383,7 @@ def install_code(texts: Mapping[str, str]) -> None:
 
 @cache
 def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source code into a new folder of this process, to which no other user can write."""
+    """Write source code into a new folder, and return the folder. No other user can write to it."""
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
@@ -442,9 +445,9 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _import_hashed(module_name: str, reference: str) -> object:
-    """Import a module from the files that were hashed.
+    """Import a module from the files whose source code was hashed.
 
-    If a module of the same name from another file is already imported, it is replaced.
+    If a module of the same name was imported from another file, it is replaced.
     """
     for name, path in source_files(reference).items():
         loaded = sys.modules.get(name)
@@ -461,7 +464,7 @@ def may_work_on_other_images(
 ) -> bool:
     """Return whether a network that failed on black images may work on other images.
 
-    Such a network is accepted. Then only those trials fail whose images cause an error.
+    Such a network is accepted. A trial then fails only if its own images cause an error.
     """
     if depends_on_pixels(error):
         return True

@@ -17,8 +17,8 @@ from tasks.finding import Finding
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
-"""Largest loss in a search, in multiples of the chance loss. Larger losses are replaced by it: the
-size of the loss of a diverged network is no information."""
+"""Largest loss in a search, in multiples of the chance loss. A larger loss is replaced by this
+value, because a larger loss says nothing more about the learning rate."""
 EVALUATION_PASS = 16
 """Images per float32 forward pass. With so few images, the pass needs less memory than training."""
 CONTEXT_BYTES = int(0.7 * 2**30)
@@ -30,16 +30,17 @@ NUM_SCORED_EPOCHS = 10
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """The device, threads and memory of a trial. They do not enter a trial's id.
+    """The device, threads and memory of a trial. A trial's id does not depend on them.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: number of torch threads on the CPU.
         gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
-        micro_batch: images per training pass if memory is short; None for whole batches. All other
-            passes are smaller by the same factor. A training step is still that of the whole batch,
-            but batch norm uses the statistics of each part. The result records this number.
-        graphs: True to capture training steps as CUDA graphs and replay them.
+        micro_batch: images per training pass if memory is short; None for whole batches. The
+            batches of all other passes are reduced by the same factor. The weights are still
+            updated once per batch, but batch norm uses the statistics of each micro batch. The
+            result contains this number.
+        graphs: True to capture training steps as CUDA graphs and replay them, on a GPU.
     """
 
     device: str = "cpu"
@@ -208,9 +209,9 @@ class EpochScore(Finding):
 def scored_epochs(num_epochs: int) -> frozenset[int]:
     """Return about ten epochs after which the test images are evaluated.
 
-    The last epoch is not among them, because the trained network is always evaluated. In a hundred
-    epochs, ten evaluations add a few percent to the time of the training on a CPU, and up to 10 %
-    on a GPU, which computes float32 slowly.
+    The last epoch is not included, because the trained network is always evaluated. In a hundred
+    epochs, ten evaluations add a few percent to the time of the training on a CPU. On a GPU, they
+    add up to 10 %, because a GPU computes float32 slowly.
     """
     interval = max(1, num_epochs // NUM_SCORED_EPOCHS)
     return frozenset(range(interval, num_epochs, interval))
@@ -227,7 +228,7 @@ class TrialFile(Finding):
 
 
 class TrialStatus(StrEnum):
-    """The way in which a trial with a result ended."""
+    """The way in which a trial ended. Both ways have a result."""
 
     DONE = "done"
     DIVERGED = "diverged"
@@ -278,8 +279,8 @@ class AttackRecord(Finding):
         robust_accuracy: share of the images that are classified correctly before and after the
             attack.
         num_unchanged: number of images that the attack did not change, because their gradient is
-            exactly 0 (gradient masking). The gradient of a very confident network is often 0, so
-            such a network only seems robust.
+            exactly 0 (gradient masking). The gradient of a very confident network is often 0.
+            Such a network seems robust, but is not.
         reason: reason why ``loss`` is None; otherwise empty.
         parameters: parameters of the method whose value is not the default.
     """
@@ -302,10 +303,10 @@ class AttackRecord(Finding):
 
 
 class FurtherTestRecord(Finding):
-    """The scores of a trained network on a further test set.
+    """The scores of a trained network on an additional test set.
 
-    A further test set contains the test images. A condition has blended some of them with an image
-    of another class. Stored field names call the blended images *moved*.
+    An additional test set contains the test images after a condition has changed them: some are
+    blended with an image of another class. Stored field names call the blended images *moved*.
 
     Attributes:
         name: name of the condition.
@@ -389,12 +390,11 @@ class TrialResult(Finding):
         test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
             ``scores`` contains those after the last epoch.
         best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with the
-            test images. So it describes the training, but its loss must not be reported as a
-            result.
+            test images, so the loss of this epoch must not be reported as a result.
         robustness: adversarial robustness R; None if it was not requested.
         weights: file of the trained network's weights; None if no weights are stored.
         weights_note: reason why requested weights are not stored.
-        further_tests: scores on further test sets; empty if they were not requested.
+        further_tests: scores on additional test sets; empty if they were not requested.
         predictions: file of the logits of all test images; None if no predictions are stored.
         predictions_note: reason why requested predictions are not stored.
         peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a CPU, the

@@ -1,13 +1,14 @@
-"""Representations of a trained network: activations whose intrinsic dimension is d_repr.
+"""Representations of a trained network. Their intrinsic dimension is d_repr.
 
-The last hidden layer is the same as in the released code of Konz & Mazurowski (ICLR 2024):
+A representation is the activations of one layer for all training images. The last hidden layer is
+the same as in the released code of Konz & Mazurowski (ICLR 2024):
 
 - For ResNets it is the output of ``layer4``, after its last ReLU and before pooling, flattened.
 - For VGGs it is the output of the second fully connected layer, before its ReLU.
 - For any other network it is the input of the final classifier.
 
 Activations are computed in evaluation mode, without gradients and without augmentation. The
-released code does not switch off training mode or augmentation here.
+released code computes them in training mode and with augmentation.
 
 A model is a :class:`~tasks.trials.models.PixelModel` or a network without input scaling. Images are
 ``(num_images, channels, height, width)`` with pixels in [0, 255], on the device of the model.
@@ -31,13 +32,14 @@ from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import BLOCK_ROWS
+from tasks.trials.evaluation import evaluation_mode
+from tasks.trials.image_tensors import as_pixels
 from tasks.trials.records import EVALUATION_PASS
-from tasks.trials.training import as_pixels, evaluation_mode
 
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """The input or the output of a submodule, which ``module`` names."""
+    """The input or the output of a submodule. ``module`` is the name of the submodule."""
 
     module: str
     side: Literal["input", "output"]
@@ -49,8 +51,8 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""Last hidden layer by the class of a network. The keys are names of classes, so that a network of
-one library does not import the other library."""
+"""Last hidden layer by the class of a network. The keys are names of classes, not classes: a
+network of one library must not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
@@ -84,20 +86,20 @@ class Features:
         """Flatten a batch of activations and add it."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # This memory is not pinned: for a ResNet-50 it is a gigabyte, which takes longer to pin
-            # than to copy. WSL cannot pin so much memory at once (microsoft/WSL#8447).
+            # This memory is not pinned. A ResNet-50 needs a gigabyte, and pinning it takes longer
+            # than copying it. WSL cannot pin so much memory at once (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
         rows = self._block[self._num_added : self._num_added + len(features)]
-        # The tensor is copied, because on a CPU the following ReLU may change it in place.
+        # The values are copied, because on a CPU the next ReLU may change the tensor in place.
         rows.copy_(features)
         self._num_added += len(features)
 
 
 @contextmanager
 def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Collect the last hidden layer during all forward passes of ``model`` in the block.
+    """Collect the last hidden layer in all forward passes of ``model`` in the block.
 
     Args:
         model: the model that runs in the block.
@@ -147,7 +149,7 @@ def estimate_dimension(
     seed: int,
     block_rows: int = BLOCK_ROWS,
 ) -> dict[str, IntrinsicDimension]:
-    """Estimate d_repr, the intrinsic dimension of representations.
+    """Return estimates of d_repr, the intrinsic dimension of representations.
 
     Args:
         features: ``(num_images, num_features)``, or a source that computes them block by block.
@@ -158,8 +160,8 @@ def estimate_dimension(
         block_rows: number of images in one block. Two blocks are in memory at a time.
 
     Returns:
-        The estimate of each estimator. An estimate is undefined, with a reason, if there are too
-        few images, if features are not finite, or if all images have the same features.
+        The estimate of each estimator. Its value is None, with a reason, if there are too few
+        images, if features are not finite, or if all images have the same features.
     """
     source = as_source(features)
     try:
@@ -182,27 +184,27 @@ def estimate_dimension(
 
 
 def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
-    """Return the estimate, as undefined if its value is infinite or NaN."""
+    """Return the estimate. If its value is infinite or NaN, replace the value by None."""
     if estimate.value is None or math.isfinite(estimate.value):
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
 
 
-# Representations after every stage of a network.
+# The rest of this module: representations after every stage of a network.
 
 BATCH_SIZE = 32
 """Images per forward pass of :class:`StageRows`."""
 BLOCK_BYTES = 256 << 20
-"""Bytes of one block of activations in float32. During the search for neighbors, two blocks and
-centered copies of a part of them are in memory."""
+"""Bytes of one block of activations in float32. The search for neighbors needs memory for two
+blocks, and for centered copies of a part of them."""
 
 
-def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
-    """Return the names of the modules that end a stage of a network, from the input to the output.
+def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
+    """Return the names of the modules whose outputs end the stages, from input to output.
 
-    If the network has timm's list of stages, the names come from this list. Otherwise a stage
-    consists of all activations of the same spatial size above one pixel. It ends with the last of
-    the outermost modules that have this output size.
+    If the network has timm's list of stages, the names come from this list. Otherwise, a stage
+    consists of all modules whose outputs have the same spatial size, if it is above one pixel. It
+    ends with the last of these modules at the outermost level.
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
@@ -214,7 +216,7 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, size in _spatial_sizes(model, modules, image):
         previous = last_modules.get(size)
         if previous is None or name.count(".") <= previous.count("."):
-            # The key is removed first, so that the keys are in the order in which stages end.
+            # Remove the key first, so that the order of the keys is the order of the stage ends.
             last_modules.pop(size, None)
             last_modules[size] = name
     return tuple(last_modules.values())
@@ -223,9 +225,9 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
 def _spatial_sizes(
     model: nn.Module, modules: dict[str, nn.Module], image: Tensor
 ) -> list[tuple[str, int]]:
-    """Return the modules with a spatial output, and the side of the output in pixels.
+    """Return the names of the modules with a spatial output, and the side of the output in pixels.
 
-    The modules are in the order in which they finish.
+    The modules are in the order in which they finish a forward pass.
     """
     sizes: list[tuple[str, int]] = []
 
@@ -251,8 +253,8 @@ def _spatial_sizes(
 def _side(output: Tensor) -> int:
     """Return the side of square activations.
 
-    In torchvision's Swins and ConvNeXts the channels are the last axis. In all other networks they
-    are the second axis.
+    In torchvision's Swin and ConvNeXt networks, the last axis has the channels. In all other
+    networks, the second axis has the channels.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third
@@ -287,7 +289,7 @@ class StageRows:
 
     @property
     def block_rows(self) -> int:
-        """The number of images in a block, whose activations are in memory at the same time."""
+        """The number of images whose activations are in memory at the same time."""
         row_bytes = 4 * math.prod(self.row_shape)
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
@@ -306,7 +308,7 @@ class StageRows:
         outputs: list[Tensor] = []
 
         def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:
-            # The tensor is copied, because following layers may change it in place.
+            # The tensor is copied, because later layers may change it in place.
             outputs.append(output.detach().float().cpu().clone())
 
         network = getattr(self.model, "network", self.model)

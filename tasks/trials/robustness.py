@@ -1,9 +1,9 @@
 """Adversarial robustness R of a trained network.
 
-R is the mean over images of the *radius*. The radius of an image ``x`` is ``min ||d||_2`` over all
-perturbations ``d`` for which the network classifies ``x + d`` differently from ``x``. The pixels of
-``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It returns an
-upper bound of the radius: at this distance there is a differently classified image. Norms are in
+R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest ``||d||_2``
+of a perturbation ``d`` for which the network classifies ``x + d`` differently from ``x``. The
+pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It
+finds a differently classified image, so its distance is an upper bound of the radius. Norms are in
 pixel units, which are 1/255 of the pixel range.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from search_spaces.specs import RobustnessSpec
 from tasks.trials.attacks import PIXEL_MAX, expand_like, margin_gradient
+from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.records import RadiusSummary, RobustnessRecord
-from tasks.trials.training import evaluation_mode
 
 RADIUS_RATE = (0.05, 0.001)
 """Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN always
@@ -34,8 +34,8 @@ POOL_BLOCK = 256
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 """Quantiles of the radii to report."""
 RANGE_TOLERANCE = 1e-3
-"""Largest distance in pixel units at which a pixel counts as being at a limit of the pixel range.
-By float32 rounding, a pixel plus its change may not be exactly at the limit."""
+"""Largest distance, in pixel units, of a pixel that counts as being at a limit of the pixel range.
+After float32 rounding, a pixel plus its change may not be exactly at the limit."""
 
 
 def measure_robustness(
@@ -107,7 +107,7 @@ def minimal_perturbations(
     starts: Tensor,
     spec: RobustnessSpec,
 ) -> Tensor:
-    """Search a small perturbation of every image that changes its predicted class.
+    """Return a small perturbation of every image that changes its predicted class.
 
     Each step of the search follows the gradient to a smaller logit margin, and then projects the
     image onto a sphere around the original image. If the class has changed, the next sphere is
@@ -179,7 +179,7 @@ def nearest_of_another_class(
 
 
 def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
-    """Summarize radii.
+    """Return the distribution of radii over images.
 
     Args:
         radii: ``(num_images,)``, without NaN.
@@ -218,7 +218,7 @@ def _robustness_record(
     num_values: int,
     spec: RobustnessSpec,
 ) -> RobustnessRecord:
-    """Return the record of the radii.
+    """Return the robustness record of all sampled images.
 
     Args:
         radii: ``(num_images,)`` radius of each sampled image, NaN if the search found none.
@@ -276,7 +276,7 @@ def _bisect(
 def _is_at_pixel_limit(
     model: nn.Module, images: Tensor, perturbations: Tensor, classes: Tensor
 ) -> Tensor:
-    """Return for every image whether a limit of the pixel range stops a useful step.
+    """Return True for every image for which a limit of the pixel range prevents a useful step.
 
     A step is useful if it lowers the logit margin.
     """

@@ -23,7 +23,7 @@ def classification_scores(
 
     Args:
         logits: ``(num_images, num_outputs)``. There may be more outputs than classes. A prediction
-            of such an output is always wrong.
+            of an additional output is always wrong.
         labels: ``(num_images,)``, from 0 to ``num_classes - 1``.
         num_classes: number of classes of the dataset or class pair.
     """
@@ -61,8 +61,8 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
     if num_positive == 0 or num_negative == 0:
         return None
     # This is the Mann-Whitney U statistic, divided by the number of pairs. Equal scores have the
-    # mean of their ranks. scipy.stats has this function, but importing it takes each worker a
-    # second.
+    # mean of their ranks. scipy.stats has the same function, but its import takes a second in each
+    # worker.
     _, value_index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum() - (counts - 1) / 2
     rank_sum = float(mean_ranks[value_index][positive].sum())
@@ -89,7 +89,9 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.
 
 
 def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
-    """Return the AUROC of two classes, or the mean over the classes of one class against the rest.
+    """Return the area under the ROC curve.
+
+    For more than two classes, it is the mean of the areas of each class against the rest.
 
     Returns:
         None if a logit is not finite, or if fewer than two classes have images.

@@ -1,8 +1,9 @@
-"""One trial as a pure function: it takes a spec and images, and returns a result record.
+"""One trial as a pure function of a spec and images. It returns a result record.
 
-Files are read and written only by callbacks of the caller. At the end, the random state, the thread
-counts and the determinism settings of the process are restored. On a CPU, the same spec, data and
-``num_threads`` give the same results to the last bit, whatever ran before in the process.
+Only callbacks of the caller read and write files. At the end, the random state, the thread counts
+and the determinism settings of the process are restored. On a CPU, the same spec, data and
+``num_threads`` have the same results to the last bit. They do not depend on what ran before in the
+process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import Measurement, NetworkSpec, TestLoss, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import attack_batch_size
+from tasks.trials.checkpoints import Checkpoints
+from tasks.trials.evaluation import Evaluation, evaluate, scaled_batch_size
+from tasks.trials.image_tensors import to_device
 from tasks.trials.isolation import (
     EnergyMeter,
     deterministic,
@@ -29,7 +33,7 @@ from tasks.trials.isolation import (
     peak_bytes,
     trial_memory,
 )
-from tasks.trials.measurements import StoreFile, TrainedNetwork, store_file
+from tasks.trials.measurements import StoreFile, TrainedNetwork, store_if_requested
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.phases import Diverged, PhaseTimer
 from tasks.trials.records import (
@@ -50,14 +54,7 @@ from tasks.trials.records import (
 )
 from tasks.trials.representations import collect_features
 from tasks.trials.scores import classification_scores
-from tasks.trials.training import (
-    Checkpoints,
-    Evaluation,
-    evaluate,
-    scaled_batch_size,
-    to_device,
-    train,
-)
+from tasks.trials.training import train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
@@ -76,9 +73,11 @@ def run_trial(
     store_weights: StoreFile | None = None,
     store_predictions: StoreFile | None = None,
     checkpoints: Checkpoints | None = None,
-    pretrained: bytes | None = None,
+    pretrained_weights: bytes | None = None,
 ) -> TrialResult:
-    """Train, evaluate, measure and attack one network.
+    """Train and evaluate one network, and make the measurements of its trial.
+
+    If a loss diverges, the result has the status ``diverged`` and no scores. This is not an error.
 
     Args:
         spec: the network, its recipe, the number of images, and the measurements.
@@ -86,13 +85,14 @@ def run_trial(
             images are used.
         compute: device, threads and memory.
         on_epoch: called with the record of every finished epoch.
-        on_score: called with the scores on the test images after each epoch of
+        on_score: called with the scores on the test images after each epoch in
             :func:`scored_epochs`, before ``on_epoch``.
         store_weights: stores the weights of the trained network.
         store_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
         checkpoints: restores the state of an interrupted training, and saves the state after some
             epochs; None for neither.
-        pretrained: initial weights of a pretrained network.
+        pretrained_weights: content of the file of initial weights, for a pretrained network; None
+            for random initial weights.
 
     Raises:
         ConfigError: the spec cannot be run. For example, the image is too small for the
@@ -100,17 +100,17 @@ def run_trial(
             norm.
         DataError: there are fewer training images than requested, or pixels or labels are out of
             range.
-        CaptureError: training steps cannot be captured. The process must then end.
-        torch.OutOfMemoryError: the memory of the GPU, or the trial's share of it, is used up. The
-            trial's memory is freed before the error is raised.
-        MemoryError: the memory of the machine is used up.
+        CaptureError: training steps cannot be captured as CUDA graphs. The process must then end.
+        torch.OutOfMemoryError: the trial needs more memory than the GPU, or the trial's share of
+            it, has left. The trial's memory is freed before the error is raised.
+        MemoryError: the trial needs more memory than the machine has left.
     """
     check_inputs(spec.network, data)
     model_name = spec.network.model.name
-    if spec.network.model.pretrained and pretrained is None:
+    if spec.network.model.pretrained and pretrained_weights is None:
         raise ConfigError(
             f"The model {model_name} has `pretrained: true`, but the weights were not passed",
-            hint="Pass pretrained=tasks.trials.weights.download(spec.network.model)",
+            hint="Pass pretrained_weights=tasks.trials.weights.download(spec.network.model)",
         )
     with _Trial.isolated(spec, data, compute) as trial:
         return trial.run(
@@ -119,7 +119,7 @@ def run_trial(
             store_weights=store_weights,
             store_predictions=store_predictions,
             checkpoints=checkpoints,
-            pretrained=pretrained,
+            pretrained_weights=pretrained_weights,
         )
 
 
@@ -133,16 +133,16 @@ def measure_trial(
     *,
     store_predictions: StoreFile | None = None,
 ) -> TrialResult:
-    """Add measurements to the result of a network with stored weights, without training it.
+    """Return the result of a stored network with added measurements, without training it again.
 
-    The timings of the result do not include the seconds of these measurements.
+    The timings of the result do not include the seconds of the added measurements.
 
     Args:
         spec: the network, with all its measurements.
         data: the arrays of the subset.
         weights: the stored weights of the network.
         earlier: the earlier result of the network. Measurements that are not in ``requested`` stay
-            the same, to the last bit.
+            as they are.
         requested: the measurements to make now.
         compute: device, threads and memory.
         store_predictions: see :func:`run_trial`.
@@ -150,14 +150,14 @@ def measure_trial(
     Raises:
         CorruptStoreError: the weights belong to another network, or do not reproduce the stored
             test loss.
-        ConfigError: see :func:`run_trial`, as for all other errors.
+        ConfigError: see :func:`run_trial`. The other errors of that function can occur too.
     """
     check_inputs(spec.network, data)
     with _Trial.isolated(spec, data, compute) as trial:
         trial.build()  # without pretrained weights, because load_into replaces all weights
         load_into(trial.model, weights)
         trained = trial.trained_network()
-        trial.check_restored(trained, earlier)
+        trial.check_reproduces_test_loss(trained, earlier)
         measurements = trained.measure(requested, trial.timer, store_predictions)
         return measurements.merge_into(earlier)
 
@@ -169,15 +169,16 @@ def run_search_trial(
     *,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
-    """Train on the training part of a validation split, and validate after every epoch.
+    """Train one candidate of a learning-rate search, and validate it after every epoch.
 
-    The network is built, seeded and trained as in a trial of the sweep, but on the training part
+    A validation split divides the training images of the sweep's trial into training and validation
+    images. The network is built, seeded and trained as in the sweep, but on these training images
     only. The errors are those of :func:`run_trial`.
 
     Args:
         network: the network as in the sweep.
-        data: a validation split, from :func:`tasks.prepared.subsets.load_validation`. It has fewer
-            training images than the trial of the sweep. Its test images are the validation images.
+        data: the validation split, from :func:`tasks.prepared.subsets.load_validation`. Its test
+            images are the validation images.
         compute: device, threads and memory.
         on_epoch: called with the record of every epoch after its validation.
     """
@@ -189,12 +190,12 @@ def run_search_trial(
         )
     num_train = len(data.train_images)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
-    curve: list[ValidationScore] = []
+    validation_history: list[ValidationScore] = []
     with _Trial.isolated(TrialSpec(network=network), data, compute) as trial:
         trial.build()
 
         def validate_epoch(record: EpochRecord) -> None:
-            curve.append(trial.validate(record.epoch))
+            validation_history.append(trial.validate(record.epoch))
             if on_epoch is not None:
                 on_epoch(record)
 
@@ -202,19 +203,21 @@ def run_search_trial(
         reason = ""
         try:
             trial.fit(validate_epoch)
-            if not curve:  # the recipe has 0 epochs
-                curve.append(trial.validate(0))
+            if not validation_history:  # the recipe has 0 epochs
+                validation_history.append(trial.validate(0))
         except Diverged as diverged:
             status = SearchStatus.DIVERGED
             reason = str(diverged)
-        num_epochs = len(curve)
+        num_epochs = len(validation_history)
         if status is SearchStatus.DIVERGED:
-            num_epochs += 1  # the epoch that diverged is not in the curve
+            num_epochs += 1  # the epoch that diverged is not in the history
+        if network.recipe.epochs == 0:
+            num_epochs = 0  # the initial weights were validated without training
         return SearchResult(
             status=status,
             reason=reason,
             epochs=num_epochs,
-            curve=tuple(curve),
+            curve=tuple(validation_history),
             num_train=num_train,
             num_validation=len(data.test_images),
             num_classes=data.num_classes,
@@ -229,16 +232,25 @@ def run_search_trial(
 class _Trial:
     """A network, the images of its trial, and the results so far.
 
+    Create a trial with :meth:`isolated`, which restores the settings of the process.
+
     Attributes:
-        network_spec: the network to build; ``model`` is the network itself.
+        spec: the network and its measurements.
+        network_spec: the network to build.
+        recipe: the training recipe of the network.
+        seed: seed from which all other seeds of the trial are derived.
+        data: the arrays of the subset, on the CPU.
+        compute: device, threads and memory.
         device: the device of the model and of all images.
-        eval_batch_size: images per forward pass.
+        uses_cuda_graphs: True if training steps are captured as CUDA graphs.
         images: the training images.
         labels: labels of the training images.
         held_out_images: the test images; in a search, the validation images.
         held_out_labels: labels of the held-out images.
+        eval_batch_size: images per forward pass of an evaluation.
+        model: the network itself. It exists after :meth:`build`.
         scores: scores of the trained network; None before the evaluation.
-        history: records of the finished epochs that did not diverge.
+        train_history: records of the finished epochs that did not diverge.
         timer: seconds of each finished phase.
     """
 
@@ -253,7 +265,7 @@ class _Trial:
         self.compute = compute
         self.device = torch.device(compute.device)
         self.uses_cuda_graphs = compute.graphs and self.device.type == "cuda"
-        # A search has fewer than train_size images. The slice then contains all of them.
+        # In a search there are fewer than train_size images, so the slice contains all of them.
         train_rows = slice(self.network_spec.train_size)
         self.images = to_device(data.train_images[train_rows], self.device)
         self.labels = to_device(data.train_labels[train_rows], self.device)
@@ -261,7 +273,7 @@ class _Trial:
         self.held_out_labels = to_device(data.test_labels, self.device)
         self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, compute.micro_batch)
         self.scores: NetworkScores | None = None
-        self.history: list[EpochRecord] = []
+        self.train_history: list[EpochRecord] = []
         self.timer = PhaseTimer(self.device)
 
     @classmethod
@@ -271,7 +283,7 @@ class _Trial:
     ) -> Iterator[_Trial]:
         """Yield a trial, and then restore the random state and the settings of the process.
 
-        Evaluation has a seed as well, because some networks draw random numbers in it.
+        The random state is seeded first, because some networks draw random numbers in evaluation.
         """
         device = torch.device(compute.device)
         with (
@@ -289,17 +301,20 @@ class _Trial:
         store_weights: StoreFile | None,
         store_predictions: StoreFile | None,
         checkpoints: Checkpoints | None,
-        pretrained: bytes | None,
+        pretrained_weights: bytes | None,
     ) -> TrialResult:
-        """Run all phases in order, until a loss diverges.
+        """Run all phases in order. Stop early if a loss diverges.
 
         The arguments and the result are those of :func:`run_trial`.
         """
         meter = EnergyMeter(self.device)
         with self.timer.phase("build"):
-            self.build(pretrained)
-        # Checkpoints contain the test scores, so the scores continue after a restart.
-        test_history: list[EpochScore] = [] if checkpoints is None else checkpoints.test_history
+            self.build(pretrained_weights)
+        test_history: list[EpochScore] = []
+        if checkpoints is not None:
+            # The same list object: checkpoints save the scores that are appended to it, and restore
+            # them after an interruption.
+            test_history = checkpoints.test_history
 
         def evaluate_epoch(record: EpochRecord) -> None:
             if record.epoch in scored_epochs(self.recipe.epochs):
@@ -324,22 +339,24 @@ class _Trial:
                 TrialStatus.DIVERGED,
                 test_history,
                 meter=meter,
-                pretrained=pretrained,
+                pretrained_weights=pretrained_weights,
                 reason=str(diverged),
             )
-        weights, weights_note = store_file(store_weights, lambda: to_bytes(self.model))
+        weights, weights_missing_reason = store_if_requested(
+            store_weights, lambda: to_bytes(self.model)
+        )
         measurements = trained.measure(self.spec.measurements, self.timer, store_predictions)
         result = self._result(
             TrialStatus.DONE,
             test_history,
             meter=meter,
-            pretrained=pretrained,
+            pretrained_weights=pretrained_weights,
             weights=weights,
-            weights_note=weights_note,
+            weights_missing_reason=weights_missing_reason,
         )
         return measurements.merge_into(result)
 
-    def build(self, pretrained: bytes | None = None) -> None:
+    def build(self, pretrained_weights: bytes | None = None) -> None:
         """Build the network with seeded random weights, or with pretrained weights."""
         _, num_channels, image_size, _ = self.data.train_images.shape
         self.model = build_model(
@@ -350,13 +367,13 @@ class _Trial:
             input_scale=self.recipe.input_scale,
             dropout=self.recipe.dropout,
             seed=derive_seed("weights", self.seed),
-            pretrained=pretrained,
+            pretrained=pretrained_weights,
         ).to(self.device)
 
     def fit(
         self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None
     ) -> None:
-        """Train the network.
+        """Train the network, and set ``train_history``.
 
         Raises:
             Diverged: the training loss of an epoch is NaN or infinite, or ``on_epoch`` raised this
@@ -374,7 +391,7 @@ class _Trial:
             checkpoints=checkpoints,
             graphs=self.uses_cuda_graphs,
         )
-        self.history = [record for record in history if not record.diverged]
+        self.train_history = [record for record in history if not record.diverged]
         if history and history[-1].diverged:
             last = history[-1]
             raise Diverged(f"the training loss was {last.train_loss} in epoch {last.epoch}")
@@ -382,13 +399,13 @@ class _Trial:
     def evaluate_network(self) -> TrainedNetwork:
         """Compute losses and accuracies of the trained network, and set ``scores``.
 
-        One pass over the training images also collects the features of the last hidden layer. One
-        pass over the test images also computes the gradients for attacks. With gradients, some
-        layers use other kernels, so the last digits of the test loss may differ from those of
-        :func:`~tasks.trials.training.evaluate`.
+        The network runs once over the training images and once over the test images. The first pass
+        also collects the features of the last hidden layer. The second pass also computes the
+        gradients for attacks. For gradients, some layers use other kernels. So the last digits of
+        the test loss may differ from the result of :func:`~tasks.trials.evaluation.evaluate`.
 
         Returns:
-            The trained network, with the results of both passes.
+            The trained network, with the features and the gradients of these passes.
 
         Raises:
             Diverged: a loss is NaN or infinite.
@@ -439,13 +456,15 @@ class _Trial:
         Raises:
             Diverged: the loss is NaN or infinite.
         """
+        # A search compares candidates with the plain mean. The rule of a recipe serves to reproduce
+        # published test losses.
         scores = self._evaluate_held_out("mean_over_examples")
         if not math.isfinite(scores.loss):
             raise Diverged(f"the validation loss was {scores.loss} after epoch {epoch}")
         return ValidationScore(epoch=epoch, loss=scores.loss, accuracy=scores.accuracy)
 
     def trained_network(self, features: NDArray[np.float32] | None = None) -> TrainedNetwork:
-        """Return the network after its training, with the images that it is measured on.
+        """Return the network after its training, with the images on which it is measured.
 
         Args:
             features: last hidden layer of the training images; None if it is not computed yet.
@@ -461,11 +480,11 @@ class _Trial:
             features=features,
         )
 
-    def check_restored(self, restored: TrainedNetwork, earlier: TrialResult) -> None:
-        """Check that the network with stored weights has the test loss of the trained network.
+    def check_reproduces_test_loss(self, restored: TrainedNetwork, earlier: TrialResult) -> None:
+        """Check that the network with stored weights has the same test loss as after its training.
 
-        The losses differ if the file belongs to another network, or if the output of a user's
-        network depends on more than its weights.
+        The losses differ if the file belongs to another network. They also differ if the output of
+        a user's network depends on more than its weights.
 
         Raises:
             CorruptStoreError: the test loss differs.
@@ -489,10 +508,10 @@ class _Trial:
         test_history: Sequence[EpochScore],
         *,
         meter: EnergyMeter,
-        pretrained: bytes | None,
+        pretrained_weights: bytes | None,
         reason: str = "",
         weights: TrialFile | None = None,
-        weights_note: str = "",
+        weights_missing_reason: str = "",
     ) -> TrialResult:
         """Return the result without measurements.
 
@@ -500,16 +519,17 @@ class _Trial:
             status: end of the trial.
             test_history: scores on the test images after some epochs.
             meter: meter of the trial's energy.
-            pretrained: initial weights of a pretrained network.
+            pretrained_weights: initial weights of a pretrained network; None for random weights.
             reason: reason why the trial diverged; empty if it did not diverge.
             weights: stored file of the trained network's weights.
-            weights_note: reason why requested weights are not stored.
+            weights_missing_reason: reason why requested weights are not stored; empty if they are
+                stored or not requested.
         """
         pretrained_sha256 = ""
-        if pretrained is not None:
-            pretrained_sha256 = hashlib.sha256(pretrained).hexdigest()
-        energy_j, energy_note = meter.read()
-        # The best epoch only describes the training. No reported loss is that of this epoch.
+        if pretrained_weights is not None:
+            pretrained_sha256 = hashlib.sha256(pretrained_weights).hexdigest()
+        energy_j, energy_missing_reason = meter.read()
+        # The best epoch only describes the training. Its loss is not reported as a result.
         best = min(test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
@@ -518,16 +538,16 @@ class _Trial:
             device=str(self.device),
             num_threads=self.compute.num_threads,
             scores=self.scores,
-            history=tuple(self.history),
+            history=tuple(self.train_history),
             test_history=tuple(test_history),
             best_epoch=None if best is None else best.epoch,
             weights=weights,
-            weights_note=weights_note,
+            weights_note=weights_missing_reason,
             timings=Timings(**self.timer.seconds),
             peak_memory_bytes=peak_bytes(self.device),
             pretrained=pretrained_sha256,
             energy_j=energy_j,
-            energy_note=energy_note,
+            energy_note=energy_missing_reason,
             micro_batch=self.compute.micro_batch,
             step_path="graph" if self.uses_cuda_graphs else "eager",
         )
@@ -569,7 +589,7 @@ def _check_arrays(
         labels: ``(num_images,)``.
         num_classes: number of classes.
     """
-    # A comparison with NaN is false, so NaN raises an error as well.
+    # A comparison with NaN is false, so NaN raises an error too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(
             f"The pixels of the {name} images are between {images.min()} and {images.max()}, but "

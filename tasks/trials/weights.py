@@ -1,6 +1,6 @@
-"""Weights of a network as bytes: those of a trained network, and pretrained weights of a library.
+"""Weights of a trained network, and pretrained weights of a library, as the bytes of a file.
 
-The format is safetensors. Unlike pickle, it cannot contain code.
+The format is safetensors. Unlike a pickle file, such a file cannot contain code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def to_bytes(model: nn.Module) -> bytes:
 
 
 def load_into(model: nn.Module, data: bytes) -> None:
-    """Load weights of :func:`to_bytes` into ``model``, which was built from the same spec.
+    """Load weights from :func:`to_bytes` into ``model``, which was built from the same spec.
 
     Raises:
         CorruptStoreError: the weights do not fit the network, or are not a safetensors file.
@@ -51,7 +51,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptStoreError(
-            f"The stored weights do not belong to this network: {reason}",
+            f"The stored weights do not fit this network: {reason}",
             hint="Run the sweep again. isweep then trains the network again",
         ) from error
 
@@ -96,8 +96,9 @@ def download(spec: ModelSpec) -> bytes:
 def _offline_if_unreachable() -> Iterator[None]:
     """Run a block in which the Hugging Face Hub is used only if its server is reachable.
 
-    Otherwise its client uses the cache only. It would request every possible file name six times,
-    with longer and longer pauses. Without a connection this takes 46 s.
+    If the server is not reachable, the client may use its cache only. Otherwise, it would request
+    every possible file name six times, with longer and longer pauses. Without a connection, this
+    takes 46 s.
     """
     from huggingface_hub import constants, get_session
 
@@ -120,7 +121,7 @@ def _offline_if_unreachable() -> Iterator[None]:
 def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     """Return the mean and standard deviation of pixels that pretrained weights expect.
 
-    For one channel, these are the means over the three colors.
+    For one channel, both numbers are means over the three colors.
 
     Raises:
         ConfigError: the library has no pretrained weights for the architecture.
@@ -164,8 +165,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Load pretrained weights into a network.
 
     If the classifier has another number of outputs, its weights stay random. For one-channel
-    images, the weights of the first convolution are the sum over the three colors, as in timm. So a
-    gray image has the same output as the same image in three equal channels.
+    images, the weights of the first convolution are summed over the three colors, as in timm. So a
+    gray image has the same output as an RGB image with three equal channels.
 
     Raises:
         ConfigError: the weights do not fit the network, for example because a transformer was

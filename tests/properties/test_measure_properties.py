@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.measures import tile_blocks
+from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.nearest import ClosestPairs, NearestOfSpan
+from tasks.measures.nearest import SpanResult
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
@@ -246,17 +247,16 @@ def partial_of(seed):
         num_sizes=1,
         num_neighbors=4,
         samples=(),
-        pair_capacities=(6,),
+        max_pairs_by_size=(6,),
         is_exact=False,
         precision=Precision(),
     )
-    partial = NearestOfSpan(job, Span(0, 5))
+    partial = SpanResult(job, Span(0, 5))
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
-        partial.update_neighbors(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        partial.other_label_by_size.update(
-            0,
+        partial.neighbors[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
+        partial.other_label_by_size[0].update(
             np.arange(5),
             np.arange(squared.shape[1]),
             squared,
@@ -278,14 +278,11 @@ def test_merging_is_associative_and_commutative(a, b, c):
     nested.merge(tail)
     for other in (nested, merged(c, b, a)):
         one = merged(a, b, c)
-        np.testing.assert_array_equal(other.neighbor_squared, one.neighbor_squared)
-        np.testing.assert_array_equal(other.neighbor_positions, one.neighbor_positions)
-        np.testing.assert_array_equal(
-            other.other_label_by_size.squared, one.other_label_by_size.squared
-        )
-        np.testing.assert_array_equal(
-            other.other_label_by_size.positions, one.other_label_by_size.positions
-        )
+        for results in ("neighbors", "other_label_by_size"):
+            expected = getattr(one, results)[0]
+            merged_otherwise = getattr(other, results)[0]
+            np.testing.assert_array_equal(merged_otherwise.squared, expected.squared)
+            np.testing.assert_array_equal(merged_otherwise.positions, expected.positions)
 
 
 @quick

@@ -9,11 +9,14 @@ accurate.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
+
+from orchestrator.analysis.number_formats import listing, number
 
 AT_CHANCE_SHARE = 0.8
 """Smallest share of the chance loss at which a loss is at chance level."""
@@ -37,6 +40,22 @@ def chance_loss(num_classes: Any) -> Any:
         return np.log(counts.where(counts > 0, UNKNOWN_NUM_CLASSES))
     is_known = not pd.isna(num_classes) and num_classes > 0
     return float(np.log(num_classes if is_known else UNKNOWN_NUM_CLASSES))
+
+
+def chance_limits_in_words(class_counts: Iterable[int | None]) -> str:
+    """Return the smallest loss at chance level for each number of classes.
+
+    Args:
+        class_counts: Number of classes of each dataset; None or 0 means unknown.
+
+    Returns:
+        Text such as ``0.555 for 2 classes``.
+    """
+    counts = sorted({int(count or UNKNOWN_NUM_CLASSES) for count in class_counts})
+    limits = []
+    for count in counts or [int(UNKNOWN_NUM_CLASSES)]:
+        limits.append(f"{number(AT_CHANCE_SHARE * np.log(count))} for {count} classes")
+    return listing(limits)
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:

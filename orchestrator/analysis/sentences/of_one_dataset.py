@@ -14,35 +14,39 @@ from orchestrator.analysis.sentences.of_datasets import of_representations
 
 
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
-    """Yield the findings on one dataset, and one finding on the questions to several datasets."""
+    """Yield the findings on one dataset, and one finding on the questions to several datasets.
+
+    The curve of the best network comes first.
+    """
     if single.best:
         yield Finding(
             question=f"Which network is best on {single.dataset}?",
             verdict="described",
             sentences=single.best_sentences,
+            details=(single.best_by_size,),
             notes=tuple(filter(None, [single.test_set_line, single.why_no_curves])),
         )
-    for curve in single.curves:
-        measured, *expected = (line.strip() for line in curve.lines())
+    for curve in sorted(single.curves, key=lambda curve: curve.name != single.best_model):
+        needed = single.images_for_target(curve.name)
         yield Finding(
             question=f"What would more images bring {curve.name}?",
             verdict="described",
-            sentences=(" ".join(expected),),
-            details=(measured,),
+            sentences=tuple(filter(None, [curve.expected_line, needed])),
+            details=(f"{curve.name}: {curve.measured_line}",),
         )
     if single.robustness:
-        line = single.robustness_line
         yield Finding(
             question="How easily are the networks fooled?",
             verdict="described",
-            sentences=(f"{line[:1].upper()}{line[1:].rstrip('.')}.",),
+            sentences=(single.robustness_line,),
         )
+    notes = [single.dimension_line]
     representation = of_representations(fits)
     if representation.verdict == "described":
-        yield representation
+        notes.append(representation.line)
     yield not_testable(
         "What do d_data and K_F decide?",
         "the study's questions compare datasets, and this sweep has one",
-        "add datasets: isweep power estimates how many are needed",
-        notes=tuple(filter(None, [single.dimension_line])),
+        "add datasets: `isweep power` estimates how many are needed",
+        notes=tuple(filter(None, notes)),
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.number_formats import number
-from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
+from orchestrator.analysis.results_tables.chance_level import (
+    AT_CHANCE_SHARE,
+    chance_limits_in_words,
+)
 from orchestrator.results.columns import attack_columns
 
 METHODS = {
@@ -25,7 +25,7 @@ def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield from _of_data(fits)
     yield from _of_tests(fits)
     yield from _of_attacks(fits)
-    yield from _of_losses()
+    yield from _of_losses(fits)
 
 
 def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,8 @@ def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
             yield words, f"An attack: {METHODS[method]}. Sizes are in 1/255 of the pixel range."
 
 
-def _of_losses() -> Iterator[tuple[str, str]]:
+def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
+    limits = chance_limits_in_words(dataset.num_classes for dataset in fits.datasets)
     yield (
         "nat",
         "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing between two "
@@ -120,8 +121,8 @@ def _of_losses() -> Iterator[tuple[str, str]]:
     yield (
         "at chance level",
         f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({number(AT_CHANCE_SHARE * np.log(2))} for two), and accuracy and AUROC are not well "
-        "above chance. Guessing has a loss of ln n.",
+        f"({limits}), and accuracy and AUROC are not well above chance. Guessing has a loss of "
+        "ln n.",
     )
     yield (
         "over-confident",

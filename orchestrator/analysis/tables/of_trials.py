@@ -14,6 +14,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
+    chance_limits_in_words,
     is_at_chance_level,
     is_over_confident,
 )
@@ -84,6 +85,7 @@ def seen_table(fits: ScalingFits) -> Table:
             attack = dataset.attack
         if dataset.loss is not None:
             losses.append((dataset.loss, f"{number(dataset.loss)} ({dataset.dataset})"))
+    chance_limits = chance_limits_in_words(dataset.num_classes for dataset in fits.datasets)
     range_of_losses = ""
     if losses:
         losses.sort()
@@ -96,7 +98,7 @@ def seen_table(fits: ScalingFits) -> Table:
         "largest 1/distance of a training set, is averaged over N and class pairs. Losses are in "
         "nat: geometric means over models and class pairs at the largest train size. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({number(AT_CHANCE_SHARE * np.log(2))} for two). Over-confident: the loss is as high, "
+        f"({chance_limits}). Over-confident: the loss is as high, "
         "and larger than that of a network that is as confident as it is accurate.",
         fits.datasets,
         {

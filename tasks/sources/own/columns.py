@@ -8,11 +8,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from tasks.sources.base import RawRequest
-from tasks.sources.tables import COLUMNS, MAX_NAME_LENGTH, column_key, unused_flags
+from tasks.sources.own.hidden_groups import look_like_groups
+from tasks.sources.tables import COLUMNS, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that must not predict the label. If the data have such a column, this is checked."""
@@ -38,12 +39,38 @@ class Columns:
             ``patient_id``.
         labels: Names of the columns of labels in the data: one, or for one-hot labels a column of
             0 and 1 for each class.
-        flags: Doubts about the choice, and the names of columns that are not read, in words.
+        doubts: Doubts about the choice, in words.
+        unused: Names of columns that are not read and have no doubt.
+        like_groups: Unused columns whose values look like ids of patients.
     """
 
     name_in_data: dict[str, str]
     labels: tuple[str, ...]
-    flags: tuple[str, ...]
+    doubts: tuple[str, ...]
+    unused: tuple[str, ...]
+    like_groups: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The doubts, and flags for the columns that are not read."""
+        return (*self.doubts, *unused_flags(self.unused, self.like_groups))
+
+    def with_like_groups(self, data: Cells, labels: Sequence[str]) -> Columns:
+        """Return a copy that lists the unused columns whose values look like ids of patients.
+
+        If the data have a column of groups, no other column is tested.
+
+        Args:
+            data: Columns by their names in the data, with those of :attr:`unused` that can be read.
+            labels: Label of each row.
+        """
+        if "group" in self.name_in_data:
+            return self
+        like_groups = []
+        for name in self.unused:
+            if name in data and look_like_groups(data[name], labels):
+                like_groups.append(name)
+        return replace(self, like_groups=tuple(like_groups))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
         """Return the columns that are read, by our names. One-hot labels become one column.
@@ -102,8 +129,7 @@ def find_columns(
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
     unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
-    flags += unused_flags(unused)
-    return Columns(names, labels, tuple(flags))
+    return Columns(names, labels, tuple(flags), tuple(unused))
 
 
 def _choose_column(
@@ -169,15 +195,15 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
 def _unused_columns(
     header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
 ) -> list[str]:
-    """Return the names of columns that are not read and have no flag yet."""
+    """Return the names of columns that are not read and have no doubt."""
     known_keys = set(map(column_key, used))
     for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
     unused = []
     for name in header:
-        text = name.strip()[:MAX_NAME_LENGTH]
-        if column_key(name) not in known_keys and text and text.isprintable():
-            unused.append(text)
+        is_name = name.strip() and name.isprintable()
+        if is_name and column_key(name) not in known_keys:
+            unused.append(name)
     return unused
 
 

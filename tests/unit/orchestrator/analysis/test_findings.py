@@ -325,8 +325,8 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     never = answers(table.assign(d_repr_mle=1e9))["representation"]
     assert never.answer.startswith("At 0 of 12 points, the dimension of the network's last")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
-    (one,) = (finding for finding in of_one_dataset if "d_repr" in finding.line)
-    assert one.sentences[0].startswith("At 3 of 3 points, the dimension of the network's last")
+    (note,) = (note for note in of_one_dataset[-1].notes if "d_repr" in note)
+    assert note.startswith("At 3 of 3 points, the dimension of the network's last")
 
 
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):

@@ -1,5 +1,6 @@
 """One learning curve extrapolated: formulas, calibration on drawn curves, and what a user asks."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_an_answer_says_the_score_the_shape_and_the_images():
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
     assert "With 1,680 images expect an accuracy of 0.7" in text
-    assert "he middle guess is" in text
+    assert "The median estimate is" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
     assert 0.8 < document["probability_reachable"] <= 1
@@ -145,7 +146,7 @@ def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
     question = CurveQuestion(target=0.01)
     found = answer(points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
     assert found.to_json()["needed_train_size"] is None
-    assert "no number of images up to 12,800 reaches it" in found.lines()[-1]
+    assert "even 12,800 images reach it only with a probability of" in found.lines()[-1]
     assert "Train with 800 images, and predict again." in found.lines()[-1]
 
 
@@ -282,14 +283,20 @@ def test_seeds_that_scatter_widely_make_the_interval_wider():
 
 def test_scores_that_do_not_improve_are_said_to():
     found = answer(points([100, 200, 400], [0.5, 0.52, 0.55]), "net", CurveQuestion())
-    assert "The score has not improved with more images so far" in found.lines()[1]
+    assert found.lines()[1].startswith(
+        "  Your test loss gets worse with more images: 0.5 at 100, 0.55 at 400 images. Check the "
+    )
+    same = answer(points([100, 200, 400], [0.5, 0.4, 0.5]), "net", CurveQuestion())
+    assert "Your test loss stays the same with more images" in same.lines()[1]
 
 
 def test_a_target_that_is_met_already_asks_for_no_more():
     question = CurveQuestion(target=0.9)
     found = answer(points([100, 200, 400], [0.5, 0.4, 0.3]), "net", question)
+    probability = found.images.probability_at_smallest
+    assert probability >= 0.8
     assert (
-        "your smallest size, 100, reaches it with a probability of at least 80%"
+        f"at most 100 images are needed, with a probability of {probability:.0%}"
         in found.lines()[-1]
     )
 
@@ -457,9 +464,69 @@ def test_a_far_target_gets_a_guess_and_a_bound_however_uncertain():
     found = answer(points([100, 200, 400], [0.9, 0.8, 0.72]), "net", question)
     document = found.to_json()
     assert document["likely_train_size"] > document["least_train_size"] > 400
-    assert "he middle guess is" in found.lines()[-1]
-    least = f"In 1 of 10 cases, fewer than {document['least_train_size']:,.0f} images suffice."
-    assert least in found.lines()[-1]
+    assert "the median estimate is" in found.lines()[-1]
+    low, high = document["needed_interval"]
+    assert f"(90% interval from {low:,.0f}, without an upper bound)" in found.lines()[-1]
+    assert high is None
+
+
+def test_the_interval_of_the_needed_images_has_nine_tenths_of_the_curves():
+    curve = LearningCurve(points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2]), "loss")
+    needed = answer(curve.points, "net", CurveQuestion(target=0.17)).images
+    assert curve.probability_met(0.17, needed.low) == pytest.approx(0.05, abs=0.003)
+    assert curve.probability_met(0.17, needed.high) == pytest.approx(0.95, abs=0.003)
+    assert needed.low < needed.middle < needed.assured < needed.high
+
+
+@pytest.mark.parametrize(
+    ("target", "interval"),
+    [
+        (0.55, r"\(90% interval up to [\d,]+\)"),
+        (0.2, r"\(90% interval [\d,]+ to [\d,]+\)"),
+        (0.15, r"\(90% interval from [\d,]+, without an upper bound\)"),
+        (0.7, r"at most 100 images are needed, with a probability of \d\d%"),
+    ],
+)
+def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interval):
+    measured = points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    found = answer(measured, "net", CurveQuestion(target=target))
+    assert re.search(interval, found.lines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "better"),
+    [("accuracy", 0.2, "above 0.25"), ("loss", 1.5, "below 1.39"), ("error", 0.75, "below 0.75")],
+)
+def test_a_target_that_guessing_reaches_gets_a_remark(metric, target, better):
+    table = pd.DataFrame(
+        {
+            "train_size": [100, 200, 400],
+            "test_loss": [0.9, 0.7, 0.6],
+            "test_accuracy": [0.6, 0.7, 0.75],
+            "num_classes": 4,
+        }
+    )
+    report = answers(table, CurveQuestion(metric, target=target))
+    assert report.remarks[0].startswith("A network that guesses reaches the target")
+    assert report.remarks[0].endswith(f"for 4 classes. Choose a target {better}.")
+    # Without the number of classes, chance level is unknown.
+    unknown = table.drop(columns="num_classes")
+    assert answers(unknown, CurveQuestion(metric, target=target)).remarks == ()
+
+
+def test_a_sweep_file_in_place_of_a_table_gets_the_command_that_is_meant(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"Leave out --curve: type `isweep predict .*mine\.yaml`"):
+        read_curve(file)
+
+
+def test_a_file_that_is_no_table_is_refused_without_the_parsers_words(tmp_path):
+    file = tmp_path / "notes.csv"
+    file.write_text("a,b\n1,2,3,4\n1,2\n1,2,3,4,5,6\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="rows have different numbers of cells") as caught:
+        read_curve(file)
+    assert "tokenizing" not in str(caught.value)
 
 
 def test_the_two_plain_fits_are_those_of_their_formulas():

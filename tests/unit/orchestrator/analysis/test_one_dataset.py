@@ -1,5 +1,7 @@
 """What a sweep of one dataset answers."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
-from orchestrator.analysis.findings import findings, summary
+from orchestrator.analysis.findings import findings, next_steps, summary, what_was_found
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.one_dataset import best_network, one_dataset
+from orchestrator.analysis.one_dataset import Target, best_network, next_target, one_dataset
 from orchestrator.analysis.paired_networks import (
     independent_test_size,
     mcnemar_p,
@@ -51,8 +53,8 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
     found = findings(fit_scaling_laws(table()))
     assert [finding.question for finding in found] == [
         "Which network is best on my-images?",
-        "What would more images bring resnet_tiny?",
         "What would more images bring small_cnn?",
+        "What would more images bring resnet_tiny?",
         "What do d_data and K_F decide?",
     ]
     assert found[0].answer.startswith(
@@ -60,7 +62,53 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
     )
     assert "0.79 against 1.15 of resnet_tiny" in found[0].answer
     assert "With 1 seed, another training could change this" in found[0].answer
-    assert "With 1,680 images expect" in found[2].line
+    assert "With 1,680 images expect" in found[1].line
+    # Four times 840 images are expected to give the best network an accuracy of 0.8.
+    assert "For an accuracy of 0.8: " in found[1].line
+    assert "The median estimate is" in found[1].line
+    assert found[0].details == (
+        "The two lowest test losses at each train size: N = 105: small_cnn 0.93, resnet_tiny 1.25; "
+        "N = 210: small_cnn 0.82, resnet_tiny 1.12; N = 420: small_cnn 0.81, resnet_tiny 1; "
+        "N = 840: small_cnn 0.79, resnet_tiny 1.15.",
+    )
+
+
+def test_the_first_screen_has_the_best_result_with_its_accuracy():
+    fits = fit_scaling_laws(table())
+    assert what_was_found(fits) == (
+        "2 kinds of network were trained 8 times on 1 dataset.",
+        "The best result is an accuracy of 0.74 and a test loss of 0.79 nat, by small_cnn with 840 "
+        "training images.",
+    )
+
+
+def test_the_next_command_has_the_sweep_and_a_target_above_the_best_score():
+    fits = fit_scaling_laws(table())
+    predict = next_steps(fits, "isweep predict my-sweep")[0]
+    assert predict.endswith("`isweep predict my-sweep --target-accuracy 0.8`.")
+    assert "`isweep predict --curve results.csv --target-accuracy 0.8`" in next_steps(fits)[0]
+
+
+def test_a_target_lies_between_the_best_score_and_a_perfect_one():
+    rows = table()
+    assert next_target(rows) == Target("accuracy", 0.8)
+    perfect = rows.assign(test_accuracy=rows["test_accuracy"] / rows["test_accuracy"].max())
+    target = next_target(perfect)
+    assert target.metric == "loss"
+    assert 0 < target.value < rows["test_loss"].min()
+    # If scores get worse with more images, the target has half the errors of the best one.
+    falling = rows.assign(test_accuracy=1 - rows["test_accuracy"])
+    assert next_target(falling).metric == "accuracy"
+    assert next_target(falling).value > falling["test_accuracy"].max()
+    without = rows.assign(test_accuracy=np.nan)
+    assert next_target(without).metric == "loss"
+
+
+def test_the_curves_of_the_target_are_numbers_in_json():
+    document = fit_scaling_laws(table()).to_json()
+    curves = document["one_dataset"]["target_curves"]
+    assert [curve["target"] for curve in curves] == [0.8, 0.8]
+    json.dumps(document, allow_nan=False)
 
 
 def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
@@ -216,10 +264,11 @@ def test_robustness_is_said_by_train_size():
     rows["fgsm_2_loss_gain"] = np.where(rows["train_size"] == 840, 0.9, 0.4)
     rows["fgsm_16_loss_gain"] = 7.0
     line = one_dataset(rows).robustness_line
-    assert line.startswith(
-        "FGSM at 2/255 raises the loss of resnet_tiny by 0.4 nat at N = 105 and "
+    assert line == (
+        "FGSM at 2/255 raises the loss of resnet_tiny by 0.4 nat at N = 105 and by 0.9 nat at N = "
+        "840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat at N = 105 and by 0.9 nat at "
+        "N = 840."
     )
-    assert line.endswith("of small_cnn by 0.4 nat at N = 105 and 0.9 nat at N = 840")
 
 
 def test_the_dimension_is_placed_among_the_published_ones():

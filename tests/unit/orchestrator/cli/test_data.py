@@ -402,11 +402,30 @@ def test_a_terminal_shows_the_name_of_a_file_beside_its_hash(run, root, tmp_path
     assert with_file_names(err, [source], Place(root=str(tmp_path / "another root"))) == err
 
 
-def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
+def test_each_column_of_label_sharpness_has_one_definition_at_every_size(measure, measured, own):
     source = own(np.arange(1100) % 2, pixels(1100, 4, 4))
-    code, out, _ = measure(source)
+    code, out, _ = measure(source, "--train-sizes", "50", "--estimators", "mle")
     assert code == 0
-    assert (
-        "K_F of 1,100 images is the mean of 10 maxima, each from one sample of 1,000 images" in out
-    )
+    sizes = measured(source, "--train-sizes", "50", "--estimators", "mle")["by_train_size"]
+    rows = [line.split() for line in out.splitlines() if " mle " in line]
+    expected = []
+    for size in sizes:
+        k_f = size["label_sharpness"]
+        expected.append((str(size["train_size"]), k_f["pair_value"], k_f["value"]))
+    shown = [(row[0], float(row[5]), float(row[6])) for row in rows]
+    assert shown == [
+        (size, pytest.approx(all_pairs, rel=1e-2), pytest.approx(samples, rel=1e-2))
+        for size, all_pairs, samples in expected
+    ]
+    assert rows[0][5] == rows[0][6]
+    assert float(rows[1][5]) > float(rows[1][6])
+    text = " ".join(out.split())
+    assert "K_F of samples is the mean of the maxima in 10 samples of 1,000 images" in text
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
+
+
+def test_the_table_shows_how_many_neighbors_each_estimator_uses(measure, own):
+    code, out, _ = measure(own(PLACES % 2), "--num-neighbors", "9")
+    assert code == 0
+    shown = re.findall(r"^.*\b(mle|twonn|gride) +(\d+) ", out, re.MULTILINE)
+    assert shown == [("mle", "9"), ("twonn", "2"), ("gride", "8")]

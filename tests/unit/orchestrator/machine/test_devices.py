@@ -265,7 +265,7 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
     monkeypatch.setattr(gpus, "WARN_AFTER_S", 0.1)
     start, communicate = processes.run_program, Popen.communicate
 
-    def once_started(process, **limit):
+    def once_started(process, _input, **limit):
         while not (tmp_path / "asked").exists():
             time.sleep(0.01)
         return communicate(process, **limit)

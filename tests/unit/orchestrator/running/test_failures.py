@@ -82,6 +82,8 @@ BY_KIND = {
             "CUDA call failed lazily at initialization with error: device >="
         ),
         CaptureError("a step could not be captured: RuntimeError: unsupported"),
+        Accelerator("CUDA error: MPS server is not ready to accept new MPS client requests"),
+        Accelerator("CUDA error: the MPS client has been terminated by the server"),
         Accelerator("CUDA error: uncorrectable ECC error encountered"),
         Accelerator("CUDA error: an illegal memory access was encountered"),
         Accelerator("CUDA error: no kernel image is available for execution"),

@@ -273,6 +273,7 @@ class Poisoned(TrialTrainable):
         return _report(started_at, trial_result(0.5))
 
 
+@pytest.mark.long
 def test_a_process_that_met_a_device_error_is_not_used_again(run):
     sweep = run(make_plan(*range(4, 14)), trainable=Poisoned)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
@@ -295,6 +296,7 @@ class Patched(TrialTrainable):
         return _report(started_at, trial_result(0.5))
 
 
+@pytest.mark.long
 def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
     monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
@@ -328,6 +330,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
 
+@pytest.mark.long
 def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
     pairs = {"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))}
     plan = make_plan(10, datasets=(pairs,))

@@ -1,5 +1,5 @@
-"""A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test
-image."""
+"""A search with real trainings in this process: begun, begun again, extended, refused; blind to
+every test image."""
 
 import shutil
 from collections import Counter
@@ -23,8 +23,6 @@ from search_spaces.errors import ConfigError, SweepError
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import load_validation, make_subset
 from tasks.trials.trial import run_search_trial
-
-pytestmark = pytest.mark.ray
 
 TINY = {
     "name": "tiny",
@@ -55,7 +53,7 @@ def rows_read():
 
 
 @pytest.fixture(scope="module")
-def found(on_ray_local, rows_read, tmp_path_factory):
+def found(here, rows_read, tmp_path_factory):
     """Summary and root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:

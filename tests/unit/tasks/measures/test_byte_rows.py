@@ -13,7 +13,7 @@ from tasks.measures.distances import (
     squared_norms,
 )
 from tasks.measures.products import MAX_FEATURES, to_signed
-from tasks.measures.tile_blocks import no_pair
+from tasks.measures.tile_blocks import no_pair_value
 from tests.unit.tasks.measures.test_products import PRODUCTS
 
 
@@ -131,4 +131,4 @@ def test_black_against_white_is_exact_at_every_limit(product, num_features):
         [half, far_apart - half, 0],
     ]
     assert found.dtype == (np.int32 if num_features <= INT32_FEATURES else np.int64)
-    assert found.max() < no_pair(found.dtype)
+    assert found.max() < no_pair_value(found.dtype)

@@ -91,14 +91,22 @@ def test_array_layouts_give_the_same_numbers(images, labels):
     assert (grey.side, grey.channels) == ((5, 5), 1)
 
 
-def test_sizes_are_measured_beside_all_images(images, labels):
-    record, alone = (
-        measure_array(images, labels, train_sizes=[40, 80]),
-        measure_array(images, labels),
-    )
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+def test_train_sizes_do_not_change_the_measures_of_all_images(images, labels, kind):
+    if kind == "floats":
+        images = images + np.float32(0.3)
+    settings = MeasureSettings(sharpness_sample=50)
+    alone = measure_array(images, labels, settings=settings)
+    record = measure_array(images, labels, train_sizes=[40, 80, 120], settings=settings)
     assert [size.train_size for size in record.sizes] == [40, 80, 120]
-    assert record.d_data["mle"].value == pytest.approx(alone.d_data["mle"].value)
-    assert record.label_sharpness.value == alone.label_sharpness.value
+    assert record.sizes[-1].to_json() == alone.sizes[-1].to_json()
+    assert record.notes == alone.notes
+    assert record.conflict_pairs == alone.conflict_pairs
+
+
+def test_all_images_as_the_only_train_size_are_measured_once(images, labels):
+    record = measure_array(images, labels, train_sizes=[120])
+    assert record.to_json() == measure_array(images, labels).to_json()
 
 
 def test_settings_hold_and_the_seed_orders_the_subsets(images, labels):

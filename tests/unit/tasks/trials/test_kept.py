@@ -7,8 +7,9 @@ from torch import nn
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, RobustnessSpec
+from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.records import EpochRecord, scored_epochs
-from tasks.trials.training import Checkpoints, make_optimizer
+from tasks.trials.training import make_optimizer
 from tasks.trials.trial import measure_trial, run_trial
 from tasks.trials.weights import load_into, to_bytes
 from tests.unit.tasks.trials.conftest import Killed, Shelf, equal, killed_at, numbers, trial_spec
@@ -94,7 +95,7 @@ def test_weights_of_another_network_are_refused(data):
     other = trial_spec("small_mlp", epochs=0)
     with pytest.raises(
         CorruptStoreError,
-        match=r"stored weights do not belong to this network: Error\(s\) in loading state_dict for PixelModel:\.",
+        match=r"stored weights do not fit this network: Error\(s\) in loading state_dict for PixelModel:\.",
     ):
         measure_trial(other, data, shelf.data, first, other.measurements)
 

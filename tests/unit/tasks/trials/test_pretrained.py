@@ -103,7 +103,10 @@ def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
     weights = download(model)
     kept = []
     result = run_trial(
-        spec, data, pretrained=weights, store_weights=lambda content: kept.append(content) or "here"
+        spec,
+        data,
+        pretrained_weights=weights,
+        store_weights=lambda content: kept.append(content) or "here",
     )
     assert result.pretrained == hashlib.sha256(weights).hexdigest()
     name = "layer4.0.conv1.weight"

@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
     loss = F.cross_entropy
     monkeypatch.setattr(
-        "tasks.trials.training.F.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan")
+        "torch.nn.functional.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan")
     )
     found = run_search_trial(network(), data)
     assert found.status == SearchStatus.DIVERGED
@@ -43,6 +43,19 @@ def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatc
     assert found.loss is None
     assert found.capped_loss == pytest.approx(2 * math.log(2))
     assert found.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("loss_factor", "status"), [(1.0, SearchStatus.COMPLETE), (math.inf, SearchStatus.DIVERGED)]
+)
+def test_a_recipe_without_epochs_has_trained_no_epoch(data, monkeypatch, loss_factor, status):
+    loss = F.cross_entropy
+    monkeypatch.setattr(
+        "torch.nn.functional.cross_entropy", lambda *a, **k: loss(*a, **k) * loss_factor
+    )
+    result = run_search_trial(network_spec("small_mlp", epochs=0), data)
+    assert result.status == status
+    assert result.epochs == 0
 
 
 @pytest.mark.parametrize("loss", [1e14, math.inf, math.nan, None, 1.5])

@@ -11,8 +11,8 @@ import torch
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, ModelSpec
+from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.records import ComputeOptions
-from tasks.trials.training import Checkpoints
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.conftest import Killed, Shelf, killed_at, numbers, trial_spec
 

@@ -8,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from search_spaces.models import model_spec
 from tasks.measures.measure import intrinsic_dimension
 from tasks.trials.models import build_model
-from tasks.trials.representations import StageRows, stages
+from tasks.trials.representations import StageRows, list_stages
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.conftest import pixels_of, trial_spec
 
@@ -37,7 +37,7 @@ def model_of(name, size=32):
 )
 def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     images = torch.zeros(1, 1, size, size, dtype=torch.uint8)
-    assert list(stages(model_of(name, size), images)) == expected
+    assert list(list_stages(model_of(name, size), images)) == expected
 
 
 def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they_are_read():

@@ -8,12 +8,12 @@ from torch import nn
 
 from search_spaces.specs import RecipeSpec
 from tasks.trials import training
+from tasks.trials.image_tensors import as_pixels
 from tasks.trials.training import (
     WARM_UP_STEPS,
     CapturedSteps,
     CaptureError,
     Step,
-    as_pixels,
     capture_graph,
     split_batches,
     train,

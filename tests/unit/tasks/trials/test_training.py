@@ -9,7 +9,9 @@ from torch import nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
-from tasks.trials.training import evaluate, evaluation_mode, split_batches, to_device, train
+from tasks.trials.evaluation import evaluate, evaluation_mode
+from tasks.trials.image_tensors import to_device
+from tasks.trials.training import split_batches, train
 
 
 def recipe(**changes):
