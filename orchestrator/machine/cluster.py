@@ -270,8 +270,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         if requested > available:
             cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"A trial requests `resources.{name}: {requested:,.15g}`, but this machine has "
-                f"only {available:,.15g}",
+                f"A trial requests resources.{name}: {requested:,.15g}, but this machine has "
+                f"{available:,.15g}",
                 hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
             )
     return request

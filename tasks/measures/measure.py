@@ -432,8 +432,8 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
     if record.num_conflicts:
         notes.append(
             f"{record.num_conflicts} of these have another label than the earlier image. For "
-            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The field "
-            "conflict_pairs of the JSON lists the images."
+            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The "
+            "field conflict_pairs of the JSON lists the images."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(

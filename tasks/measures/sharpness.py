@@ -341,8 +341,8 @@ def _undefined_reason(
     num_classes = len(np.unique(labels))
     if num_classes < 2:
         return (
-            f"there are only {plural(len(labels), 'distinct image')} of "
-            f"{plural(num_classes, 'class')}, but label sharpness needs at least two classes"
+            f"{plural(len(labels), 'distinct image')} of {plural(num_classes, 'class')}, but label "
+            "sharpness needs images of at least two classes"
         )
     if num_pairs == 0:
         return (

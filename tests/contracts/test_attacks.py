@@ -158,7 +158,7 @@ def test_a_changed_parameter_is_noted_in_the_record(model, batch):
         ),
         ("{pgd: {num_steps: 0}}", r"pgd\.num_steps must be a whole number from 1 to 10000, got 0"),
         ("{pgd: {num_steps: 2.5}}", r"num_steps must be a whole number from 1 to 10000, got 2\.5"),
-        ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'. It has no parameters"),
+        ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'. Remove its parameters"),
         ("{pdg: {num_steps: 3}}", "no attack has this name. Did you mean 'pgd'"),
     ],
 )

@@ -137,7 +137,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             FOUR,
             ["Cat", "cat", "dog", "dog"],
             {},
-            "own: a class has several spellings: 'Cat' / 'cat'",
+            "own: these class names differ only in spelling: 'Cat' / 'cat'",
         ),
         (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (

@@ -312,7 +312,7 @@ def ragged():
             [0, 1],
             "Images have the dtype object, but must be real numbers",
         ),
-        (np.float32(5), [0], r"Images are 5\.0, which is not an array"),
+        (np.float32(5), [0], r"Images cannot be converted to an array: 5\.0"),
         (
             np.ma.masked_less(np.eye(2), 1),
             [0, 1],

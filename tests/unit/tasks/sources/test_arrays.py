@@ -257,7 +257,7 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
 
     monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
     with pytest.raises(
-        DataError, match=r"the file has 12 images; at most 11 can be read\. Save fewer"
+        DataError, match=r"the file has 12 images, but isweep can read at most 11\. Save fewer"
     ):
         prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
 

@@ -443,7 +443,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "labels of the other set": (
         "mnist",
         labels_of_fashion,
-        "the files are those of fashion_mnist",
+        "the files belong to fashion_mnist",
     ),
     "two downloads": (
         "svhn",

@@ -84,7 +84,7 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 NO_LABEL = "the label is blank for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
-ONE_SPELLING = "a class has several spellings:"
+ONE_SPELLING = "these class names differ only in spelling:"
 APART = "rows have the same group id"
 EVERY_GROUP = (
     "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
     "one class": labels(
         "cat",
-        refused=("two classes are"),
+        refused=("isweep needs images of two classes"),
     ),
     "a list beside its parts": labels(
         "cat",
@@ -334,7 +334,7 @@ CASES |= {
 }
 CASES |= {
     f"a word for unknown: {word}": labels(
-        "cat", "dog", word, refused="is a word that means unknown"
+        "cat", "dog", word, refused="usually means that the class is unknown"
     )
     for word in ("Unknown", "unknown", "-", "uncertain")
 }

@@ -103,7 +103,9 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a repeat": (
         TEXT + "cat/0.png,1\n",
         {},
-        (rf"are repeated for 1 image: row 12 {HEADER}1\); 1 of these rows have another label"),
+        (
+            rf"are repeated for 1 image: row 12 {HEADER}1\)\. In 1 of these rows, the label is different"
+        ),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
@@ -563,7 +565,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "one slice twice": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"are repeated for 1 image: row 3 {HEADER}1\); 1 of these rows have another label",
+        rf"are repeated for 1 image: row 3 {HEADER}1\)\. In 1 of these rows, the label is different",
     ),
     "one slice twice, spelt otherwise": (
         "path,label,slice",
@@ -588,7 +590,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes, some rows have a slice and others have none, so slices might be",
+        "volumes, some rows have a slice and others have none, so isweep might use",
     ),
 }
 
