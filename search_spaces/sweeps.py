@@ -425,13 +425,13 @@ class SweepSpec(specs.Spec):
             )
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError(
-                "further_test_sets is on, but intervene_on is not training. "
-                "Set intervene_on: training, or remove further_test_sets"
+                "further_test_sets is on, but intervene_on is not training. Set `intervene_on: "
+                "training`, or remove further_test_sets"
             )
         if self.intervene_on == "training" and self.all_faults:
             raise ValueError(
-                "the sweep has intervene_on: training and faults of the released code, which "
-                "cannot be combined. Set data_mode: corrected, and remove faults"
+                "the sweep has `intervene_on: training` and faults of the released code, which "
+                "cannot be combined. Set `data_mode: corrected`, and remove faults"
             )
         return self
 

@@ -131,10 +131,7 @@ def models(*, place: Place = Place()) -> None:
         }
         for row in MODELS.values()
     ]
-    more = (
-        "Further networks are torchvision:NAME, timm:NAME, or your own function. See "
-        "docs/trials.md."
-    )
+    more = "You can also use torchvision:NAME, timm:NAME, or your own function (docs/trials.md)."
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
@@ -160,8 +157,8 @@ def recipes(*, place: Place = Place()) -> None:
         about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "Change a recipe in the sweep file, such as recipe: {from: demo, epochs: 40}. See "
-        "docs/trials.md."
+        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the sweep "
+        "file. See docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -398,8 +395,8 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     sharpness = record.label_sharpness
     if sharpness is None:
         yield (
-            "Label sharpness is not measured, because the images have no labels. To measure it, "
-            "give a file of labels with --labels."
+            "Label sharpness is not measured, because the images have no labels. To measure "
+            "label sharpness, add a file of labels with --labels."
         )
     elif sharpness.sample_range is not None:
         yield _samples_line(record.sizes[-1].train_size, sharpness)

@@ -226,7 +226,8 @@ def _ray_access(address: str | None) -> Outcome:
             fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who reaches the ports can run code",
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so everybody who can connect to the ports "
+            "can run code",
             fix,
         )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()

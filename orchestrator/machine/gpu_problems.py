@@ -184,7 +184,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
             f"{prefix}: a GPU is divided into slices (MIG), but Ray counts it as one GPU",
             "List the slices with `nvidia-smi -L`. Start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
-            "resources.num_gpus: 1",
+            "`resources.num_gpus: 1`",
         )
         return
     if len(node.gpus) < node.offered:
@@ -241,7 +241,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             f" has the compute mode {gpu.compute_mode}, so trials cannot share this GPU, but "
             f"each trial requests only {share:g} GPU",
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
-            "resources.num_gpus: 1",
+            "`resources.num_gpus: 1`",
         )
     # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
     needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)

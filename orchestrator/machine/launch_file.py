@@ -200,7 +200,7 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "file_mounts",
             "no token is copied to the nodes, but Ray needs a token there",
-            "Add the line ~/.ray/auth_token: ~/.ray/auth_token",
+            "Add the line `~/.ray/auth_token: ~/.ray/auth_token`",
         )
     for target, source in mounts.items():
         yield from _mount_mistakes(config, target, source)

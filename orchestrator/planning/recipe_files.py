@@ -67,7 +67,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
         if not isinstance(rows, list):
             raise ConfigError(
                 f"{place} has `overrides`, which is not a list",
-                hint="Write, for example, overrides: [{models: [small_cnn], learning_rate: 0.01}]",
+                hint="Write, for example, "
+                "`overrides: [{models: [small_cnn], learning_rate: 0.01}]`",
             )
         overrides += rows
     if overrides:

@@ -79,8 +79,8 @@ AGAIN = "and run the same command again. Finished trials are kept"
 UNREADABLE = _Problem("cannot be read", f"Correct the permissions or the connection, {AGAIN}")
 UNWRITABLE = _Problem(
     "cannot be written",
-    "Free some space (keep_weights: none needs the least), correct the permissions, or remove any "
-    f"other file with this path, {AGAIN}",
+    "Free some space (`keep_weights: none` in the sweep file needs the least space), correct the "
+    f"permissions, or remove any other file with this path, {AGAIN}",
 )
 
 

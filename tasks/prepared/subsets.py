@@ -287,8 +287,8 @@ def split_validation(
         raise DataError(
             f"A search needs corrected data, but {_name(spec)} has the faults "
             f"{', '.join(spec.prepared.faults)}",
-            hint="Run `isweep tune` on a sweep with data_mode: corrected and no faults. Then "
-            "use its recipe in this sweep",
+            hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
+            "Then use its recipe in this sweep",
         )
     subset = make_subset(
         prepared.classes, prepared.groups, spec, prepared.splits, max_train_size=train_size

@@ -382,9 +382,9 @@ def _choose_layout(
         raise request.error(
             f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so it is "
             "unclear whether the top folders or the subfolders are the classes",
-            hint="If the top folders are the classes, set layout: class/group (--layout). If "
-            "the subfolders are, set layout: group/class. If the top folders are folds, use "
-            "the path of one fold",
+            hint="If the top folders are the classes, set `layout: class/group` (--layout). "
+            "If the subfolders are the classes, set `layout: group/class`. If the top "
+            "folders are folds, use the path of one fold",
         )
     return layout, [f"layout {layout}, by the patient ids in DICOM headers"]
 

@@ -313,11 +313,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         classes = first_of(binary, MAX_NAMED)
         return request.error(
             f"the table has no column label, but columns of 0 and 1: {classes}",
-            hint=f"If these columns are the classes, set label_columns: [{classes}]",
+            hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
     return request.error(
         f"the table has no column label{header_names(rows[0])}",
-        hint="Rename the column of labels to label, or set label_columns: [NAME] "
+        hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
 

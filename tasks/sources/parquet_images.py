@@ -204,7 +204,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     if not columns.labels or not needed <= set(header):
         raise DataError(
             f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
-            hint="Rename the columns to image and label, or set label_columns: [NAME] "
+            hint="Rename the columns to image and label, or set `label_columns: [NAME]` "
             "(--label-columns NAME)",
         )
     used = {*columns.labels, *columns.name_in_data.values()}

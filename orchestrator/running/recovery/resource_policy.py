@@ -308,8 +308,8 @@ class ResourcePolicy:
         )
         if not self._may_be_split(trial):
             hint = (
-                f"{hint}. Or set resources.micro_batches: on. isweep then splits batches, and "
-                "batch norm uses the statistics of smaller batches"
+                f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
+                "Batch norm then uses the statistics of smaller batches"
             )
         return MemoryVerdict(is_final=True, hint=hint)
 

@@ -161,9 +161,10 @@ def slots_for(resources: Resources) -> Slots:
     if count >= by_all_gpus:
         return Slots(max(1, count), "")
     note = (
-        f"The cluster's GPUs could run {by_all_gpus} trials at once, but with resources.num_cpus: "
-        f"{num_cpus:g} its CPUs are enough for {count}. To use all GPUs, lower resources.num_cpus, "
-        f"or use nodes with {by_all_gpus * num_cpus:g} CPUs in total"
+        f"The cluster's GPUs could run {by_all_gpus} trials at once, but with "
+        f"`resources.num_cpus: {num_cpus:g}` its CPUs are enough for only {count}. To use all "
+        f"GPUs, lower resources.num_cpus, or use nodes with {by_all_gpus * num_cpus:g} CPUs in "
+        "total"
     )
     return Slots(max(1, count), note)
 

@@ -241,7 +241,7 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
-        ([], "the classes, set layout: class/group (--layout)"),
+        ([], "the classes, set `layout: class/group` (--layout)"),
         (["--label-columns", "x"], "label_columns applies only to data of kind table"),
         (
             ["--pixel-range", "0", "1"],

@@ -32,7 +32,10 @@ def changed(old, new):
             "models: [small_cnn]\n",
             "- The key name is missing. Add this key. - The key train_sizes is missing.",
         ),
-        (changed("mine", "../x"), "name is '../x', which cannot be a name. Use at most 64 lower"),
+        (
+            changed("mine", "../x"),
+            "name is '../x', which is not a valid name. Use at most 64 lower",
+        ),
         (changed("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
         (
             changed("[manifold_d4]", PAIR.format("[cat, dog]")),

@@ -92,7 +92,7 @@ class Situation:
 
 NO_BFLOAT16 = (
     "left, which cannot run on {}: the recipe paper needs bfloat16, "
-    ".* Set `--set recipe.precision=float32`"
+    ".* Add `--set recipe.precision=float32`"
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
 SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"

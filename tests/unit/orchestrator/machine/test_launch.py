@@ -126,7 +126,7 @@ WRONG = {
         (
             "provider/worker_ips",
             ["127.0.0.2"],
-            "min_workers: the value is 2, but worker_ips lists 1 machines. Set min_workers: 1",
+            "min_workers: the value is 2, but worker_ips lists 1 machines. Set `min_workers: 1`",
         ),
         (
             "auth/ssh_private_key",
@@ -180,12 +180,12 @@ WRONG = {
         (
             DISK,
             {"VolumeSize": 100},
-            "BlockDeviceMappings: a disk is not encrypted. Set Encrypted: true",
+            "BlockDeviceMappings: a disk is not encrypted. Set `Encrypted: true`",
         ),
         (
             f"{DISK}/DeleteOnTermination",
             False,
-            "a disk stays, and costs money, after its node is terminated. Set DeleteOnTermination",
+            "after its node is terminated, a disk stays and costs money. Set `DeleteOnTermination",
         ),
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
@@ -227,7 +227,7 @@ WRONG = {
         (
             f"{WORKER}/node_config/disks/0/autoDelete",
             None,
-            "disks: the disk stays, and costs money, after its node is deleted. Set autoDelete",
+            "disks: after its node is deleted, the disk stays and costs money. Set `autoDelete",
         ),
         (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays, and costs money"),
         (

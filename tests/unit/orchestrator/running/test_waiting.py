@@ -241,7 +241,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
             2,
-            "could run 4 trials at once, but with resources.num_cpus: 4 its CPUs are enough for 2",
+            "could run 4 trials at once, but with `resources.num_cpus: 4` its CPUs are enough for only 2",
         ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),

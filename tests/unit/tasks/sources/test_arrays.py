@@ -147,7 +147,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "around 0": (
         of(FLOATS * 2 - 1),
         {},
-        r"contains all values is pixel_range: \[-1, 1\], or --pixel-range -1 1",
+        r"contains all values is `pixel_range: \[-1, 1\]` .for isweep measure: --pixel-range -1 1",
     ),
     "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is pixel_range: \[0, 2\]"),
     "nearly all cut": (
