@@ -149,7 +149,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         {},
         r"contains all values is `pixel_range: \[-1, 1\]` .for isweep measure: --pixel-range -1 1",
     ),
-    "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is pixel_range: \[0, 2\]"),
+    "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is `pixel_range: \[0, 2\]`"),
     "nearly all cut": (
         of(SIGNED * 1.0),
         {"pixel_range": (-1.0, 1.0)},
