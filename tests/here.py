@@ -17,10 +17,10 @@ from ray.tune.search import Searcher
 from orchestrator.machine.cluster import Cluster
 from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
+from orchestrator.running.capacity import Slots
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.perform import TrialTask
 from orchestrator.running.queue import ASSIGNMENT
-from orchestrator.running.recovery.shortage import Slots
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
@@ -40,8 +40,8 @@ class HereExecution:
                 **{name: partial(call, name) for name in ("put", "get", "checkpoint")}
             )
         self.arrays = SimpleNamespace(
-            trial_started=self._started,
-            trial_ended=lambda *_, **__: None,
+            add_trial=self._started,
+            remove_trial=lambda *_, **__: None,
             check_actor=lambda: None,
             close=lambda: None,
         )
@@ -109,8 +109,6 @@ def trained_here() -> Iterator[None]:
             "orchestrator.running.stages.Stages.executor", lambda *_, **__: InlineExecutor()
         )
         patch.setattr("orchestrator.running.actors.ActorHandles", lambda url: None)
-        patch.setattr(
-            "orchestrator.running.recovery.shortage.slots_for", lambda request: Slots(1, "")
-        )
+        patch.setattr("orchestrator.running.capacity.slots_for", lambda request: Slots(1, ""))
         patch.setattr("orchestrator.running.trials.TuneBackend", HereExecution)
         yield

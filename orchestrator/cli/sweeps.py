@@ -24,7 +24,7 @@ from orchestrator.cli.printing import (
 )
 from orchestrator.cli.status import grouped_failures
 from orchestrator.cli.stored_results import no_results
-from search_spaces.errors import ConfigError, plural
+from search_spaces.errors import ConfigError, SweepError, plural
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
@@ -49,7 +49,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
         print_message(line)
-    _print_missing_updates(summary.num_behind, work.hint("reconcile", sweep))
+    _print_missing_updates(summary.num_unsent_updates, work.hint("reconcile", sweep))
     planned = plural(summary.planned, "trial")
     print_message(
         f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left."
@@ -87,7 +87,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         raise KeyboardInterrupt(f"Finished trials are kept. Continue with `{again}`.") from None
     for problem in summary.problems:
         print_message(problem)
-    _print_missing_updates(summary.num_behind, again)
+    _print_missing_updates(summary.num_unsent_updates, again)
     paths = [str(path) for path in (summary.report, summary.recipe) if path is not None]
     emit(work, summary.document(), report_tables(outcome_table(summary.combinations, BRIEF)), paths)
     return summary.exit_code
@@ -249,6 +249,10 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
     from tasks.sources.base import format_counts
 
     try:
+        workspace.paths.check_writable()
+    except SweepError as error:
+        yield f"`isweep run` would fail: {error}"
+    try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
     except ConfigError as error:
         yield f"This machine cannot run the sweep: {error}"
@@ -260,8 +264,8 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         measure = shlex.join(["isweep", "measure", item["own"]])
         num_files = f"{item['unopened']:,}"
         yield (
-            f"{item['dataset']} is not prepared: {num_files} files are listed, but not opened. "
-            f"To check the files, run `{measure}` or `isweep run`."
+            f"{item['dataset']} is not prepared in this root: `isweep run` opens its {num_files} "
+            f"files. To check the files before, run `{measure}`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:

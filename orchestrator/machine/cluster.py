@@ -1,4 +1,4 @@
-"""Connection to Ray: a private cluster on this machine by default, or a running cluster.
+"""The connection to Ray: to a private cluster on this machine, or to a running cluster.
 
 This module sets all environment variables that change Ray's behavior.
 """
@@ -35,62 +35,69 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-"""Oldest version of Ray. Older ones run the code of anyone who reaches their ports."""
+"""Oldest version of Ray. Older versions run the code of anyone who can connect to their ports."""
 LARGEST_PORT = 65_535
+"""Largest number of a TCP port."""
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the head of a running cluster may take to accept a connection."""
 LOOK_EVERY_S = 2.0
 """Seconds between two checks whether Ray's servers answer."""
 HEAD_ANSWER_TIMEOUT_S = 2.0
 """Seconds that a server may take to accept a connection during such a check."""
-PRIVATE_PATIENCE_S = 4.0
-"""Seconds without an answer after which a private cluster counts as lost. Its dead processes are
-not restarted, and a busy process still accepts connections."""
-SHARED_PATIENCE_S = 120.0
+PRIVATE_LOST_AFTER_S = 4.0
+"""Seconds without an answer after which a private cluster counts as lost. The time can be short:
+nothing restarts dead processes, and a busy process still accepts connections."""
+SHARED_LOST_AFTER_S = 120.0
 """Seconds without an answer after which a shared cluster counts as lost. In this time the
 connection may return, or an operator may restart the cluster."""
 WARN_AFTER_S = 30.0
 """Seconds without an answer after which a warning is logged."""
 DISCONNECT_S = 10.0
 """Seconds that Ray may take to disconnect from a lost cluster."""
-TOO_SLOW = "timed out during startup"
-"""Part of Ray's message if its node took more than 30 s to start, as on a busy machine. No setting
-changes this limit."""
+SLOW_START_TEXT = "timed out during startup"
+"""Part of Ray's message if the start of its node took more than 30 s, as on a busy machine. No
+setting changes this limit."""
 START_ATTEMPTS = 3
 """Attempts to start a private cluster on a machine that is too busy."""
 
-_ALWAYS = {
+_RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # With "1", Ray's exporter of metrics leaks memory: 0.15 MB a second with 400 names of tasks
     # (Ray 2.60, benchmarks/results/named_tasks.json).
     "RAY_enable_open_telemetry": "0",
-    # Ray ends a driver if the head does not answer for 300 s. isweep ends it earlier itself.
+    # Ray ends a driver if the head does not answer for 300 s. isweep ends the run earlier.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
-    # One request to a head that does not answer; 20 requests would take minutes.
+    # Send one request to a head that does not answer: Ray's 20 requests would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",
     # Do not start a process for each CPU, because most of them are never used.
     "RAY_prestart_worker_first_driver": "0",
     # Do not print errors of trials that are still running when the sweep ends.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Without this limit, Ray retries a task that it killed for memory forever.
+    # Without this limit, Ray retries forever a task that it killed for lack of memory.
     "RAY_task_oom_retries": "2",
+    # End the child processes of a worker together with the worker.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    # Do not change CUDA_VISIBLE_DEVICES for a task or actor without a GPU.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Tune's old output prints nothing at verbose=0; its new output always prints a box.
+    # Tune's old output prints nothing at verbose=0. Its new output always prints a box.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Do not change the working directory of a worker.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Write no log files of Tune, and do not print errors that isweep prints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # isweep handles Ctrl-C: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Time of Tune's warning that no trial starts. The warning is not shown, because connect() hides
+    # the warnings of Ray's loggers.
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Save Tune's state rarely, because isweep never restores it.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Largest number of trials that Tune has received and that wait for a worker.
+    # Largest number of trials that wait for a worker in Tune.
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
 }
-_LOCAL_ONLY = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray documents this: all ports on loopback
+_PRIVATE_CLUSTER_VARIABLES = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all ports are on loopback (documented by Ray)
     "RAY_AUTH_MODE": "token",
 }
 
@@ -105,10 +112,10 @@ class RunOptions:
         address: address of a running Ray cluster; None starts a private cluster.
         num_cpus: number of CPUs of the private cluster.
         device: see :func:`trial_resources`.
-        dashboard: whether the private cluster serves its dashboard.
-        mlflow_uri: address of MLflow; None uses ``$MLFLOW_TRACKING_URI``, or else a SQLite file
-            below the root.
-        tracking: False does not use MLflow.
+        dashboard: True if the private cluster serves its dashboard.
+        mlflow_uri: address of MLflow; None uses ``$MLFLOW_TRACKING_URI``, or a SQLite file below
+            the root if the variable is not set.
+        tracking: True if the run sends its state to MLflow.
         raw: folders of raw downloads by dataset, for datasets that are not prepared yet.
         max_skipped_share: largest share of a dataset's files that may be unusable, 0 to 1.
     """
@@ -153,11 +160,11 @@ class _HeadAddress:
         return cls(host, int(port))
 
 
-def reached(address: str) -> str:
-    """Check that a Ray head answers, and return its address with an IP address for gRPC.
+def resolve_head(address: str) -> str:
+    """Check that a Ray head answers, and return its address with an IP address, as gRPC needs it.
 
     Raises:
-        SetupError: the head does not answer. Ray itself would wait.
+        SetupError: the head does not answer. Without this check Ray would wait.
     """
     head = _HeadAddress.parse(address)
     if head is None:
@@ -176,7 +183,7 @@ def reached(address: str) -> str:
     return address if ":" in peer else f"{peer}:{head.port}"
 
 
-def answers(host: str, port: int) -> bool:
+def accepts_connections(host: str, port: int) -> bool:
     """Return whether a server accepts connections at a host and port."""
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
@@ -195,7 +202,7 @@ class Cluster:
         num_nodes: number of live nodes.
         object_store_bytes: size of the smallest object store of any node.
         dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
-        local: whether the command started the cluster.
+        local: True for a private cluster, which the command started on this machine.
         memory_bytes: memory of all nodes that Ray may assign.
         mps: NVIDIA's MPS of a private cluster; None if the cluster was connected without it.
     """
@@ -263,7 +270,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         return request
     if device != "cpu" and not cluster.num_gpus:
         check_driver()
-    # A private cluster never grows: such a trial would wait forever without a message.
+    # A private cluster never grows, so a trial that requests more would wait forever.
     for name in ("num_cpus", "num_gpus", "memory_bytes"):
         requested = getattr(request, name)
         available = getattr(cluster, name)
@@ -278,9 +285,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the largest private cluster that could run on this machine, without its GPUs.
+    """Return the size of the largest private cluster on this machine, without its GPUs.
 
-    This starts nothing.
+    This function starts nothing.
     """
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Cluster(
@@ -310,27 +317,28 @@ def connect(
         address: address of a running cluster. None starts a private cluster on loopback, with its
             own temporary folder and token, which ends with the block.
         num_cpus: CPUs of the private cluster; None uses all CPUs of this process.
-        dashboard: whether the private cluster serves its dashboard.
-        token_file: file for the private cluster's token (mode 600), which opens the dashboard.
+        dashboard: True if the private cluster serves its dashboard.
+        token_file: file for the private cluster's token (mode 600), with which the user opens the
+            dashboard.
         job: texts about this driver's job for Ray's dashboard, by key.
         mps: NVIDIA's MPS to start with a private cluster; None starts none.
 
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
     """
-    # Without RAY_RAYLET_PID, Ray may end this process if its parent is process 1 and its raylet is
-    # gone.
-    os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
-    for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
+    # Without RAY_RAYLET_PID, Ray may end this process if the parent is process 1 and the raylet has
+    # ended.
+    os.environ.update(_RAY_VARIABLES, RAY_RAYLET_PID=str(os.getpid()))
+    for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Tune also logs errors of trials whose retry succeeded; isweep logs errors itself.
+    # Tune also logs errors of trials whose retry succeeded. isweep logs the errors.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-    head = None if address is None else reached(address)
+    head = None if address is None else resolve_head(address)
     with contextlib.ExitStack() as stack:
         if head is None:
             _check_bash()
             ray_folders.remove_leftovers()
-            stack.enter_context(_local_environment(token_file))
+            stack.enter_context(_private_environment(token_file))
         with signals.stop_held():
             ray = _imported_ray()
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -338,18 +346,19 @@ def connect(
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
         if head is not None:
             with signals.own_signals(ray.shutdown):
-                context = _attach(ray, str(address), address=head, **settings)
+                context = _connect_to_running(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
             settings |= _gpu_settings()
             settings["include_dashboard"] = dashboard
-            context = stack.enter_context(_started(ray, mps, **settings))
-        patience_s = PRIVATE_PATIENCE_S if head is None else SHARED_PATIENCE_S
-        stack.enter_context(_watched(ray, patience_s))
-        yield replace(_describe(ray, context, local=head is None), mps=mps)
+            context = stack.enter_context(_private_cluster(ray, mps, **settings))
+        lost_after_s = PRIVATE_LOST_AFTER_S if head is None else SHARED_LOST_AFTER_S
+        stack.enter_context(_watch_servers(ray, lost_after_s))
+        yield replace(_cluster_info(ray, context, local=head is None), mps=mps)
 
 
 def _check_bash() -> None:
+    """Raise a SetupError if bash is missing."""
     if shutil.which("bash") is None:
         raise SetupError(
             "Ray starts its workers with bash, but no folder on PATH contains bash",
@@ -358,16 +367,16 @@ def _check_bash() -> None:
 
 
 def _imported_ray() -> Any:
+    """Import Ray with isweep's settings, and raise a SetupError if its version is too old."""
     import ray
 
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
         raise SetupError(
-            f"Ray {ray.__version__} runs code from everybody who can connect to its ports. Ray "
-            "2.56 and later do not",
-            hint="Run `pip install -U 'ray[default,tune]'`",
+            f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
+            hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
         )
     _read_settings_again()
-    _keep_off_the_terminal()
+    _log_messages_of_ray()
     return ray
 
 
@@ -391,8 +400,8 @@ class _Server:
 
     Attributes:
         description: text for messages.
-        host: host of its port.
-        port: the port.
+        host: host that accepts the connections.
+        port: port that accepts the connections.
     """
 
     description: str
@@ -403,25 +412,25 @@ class _Server:
 class _ServerCheck:
     """Repeated check whether Ray's servers answer.
 
-    The time without an answer is counted in checks, because the driver itself may be stopped for a
-    while.
+    The seconds without an answer are counted in checks, because the driver itself may be suspended
+    for a while.
     """
 
-    def __init__(self, servers: Mapping[str, _Server], patience_s: float) -> None:
+    def __init__(self, servers: Mapping[str, _Server], lost_after_s: float) -> None:
         self._servers = servers
-        self._patience_s = patience_s
+        self._lost_after_s = lost_after_s
         self._silent_s = 0.0
         self._has_warned = False
 
     def __call__(self) -> SetupError | None:
-        """Check the servers once; return an error if the cluster is lost, else None."""
-        # A stopped process still accepts connections, so it is detected in another way.
+        """Check the servers once, and return an error if the cluster is lost."""
+        # A stopped process still accepts connections, so the state of the process is read.
         child = processes.stopped_child()
         stopped = "" if child is None else child.name
         silent = [
             server
             for name, server in self._servers.items()
-            if name == stopped or not answers(server.host, server.port)
+            if name == stopped or not accepts_connections(server.host, server.port)
         ]
         if not silent:
             if self._has_warned:
@@ -431,7 +440,7 @@ class _ServerCheck:
             return None
         self._silent_s += LOOK_EVERY_S
         server = silent[0]
-        if self._silent_s >= self._patience_s:
+        if self._silent_s >= self._lost_after_s:
             self._kill_stopped_servers()
             return SetupError(
                 f"{server.description} at {server.host}:{server.port} has not answered for "
@@ -458,10 +467,10 @@ class _ServerCheck:
 
 
 @contextlib.contextmanager
-def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head and this node's raylet during a block, then disconnect.
+def _watch_servers(ray: Any, lost_after_s: float) -> Iterator[None]:
+    """Check the head and this node's raylet repeatedly during a block, then disconnect.
 
-    If one of them is lost, Ray itself would wait.
+    Ray itself would wait for a lost head or raylet.
     """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
@@ -473,7 +482,7 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
         ),
     }
-    watch = signals.Watch("head-watch", LOOK_EVERY_S, _ServerCheck(servers, patience_s))
+    watch = signals.Watch("head-watch", LOOK_EVERY_S, _ServerCheck(servers, lost_after_s))
     try:
         with watch:
             yield
@@ -487,26 +496,27 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _started(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
+def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
     """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
 
-    If the start fails because the machine is too busy, it is tried again.
+    If the start fails because the machine is too busy, the start is repeated.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(ray_folders.private_folder())
             if mps is not None:
-                # Before Ray: its processes pass the variables of MPS on to the trials.
+                # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
                 stack.enter_context(mps.running(Path(folder).parent / ray_folders.MPS))
-            tempfile.gettempdir()  # Python reads TMPDIR only once, so it is read before the change
+            # Python reads TMPDIR only once, so this process reads the variable before the change.
+            tempfile.gettempdir()
             try:
-                # Ray's dashboard and workers are killed at the end. Outside this folder, their
-                # temporary files would never be removed.
+                # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the
+                # end and leave their temporary files.
                 with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                if attempt < START_ATTEMPTS and TOO_SLOW in reason:
+                if attempt < START_ATTEMPTS and SLOW_START_TEXT in reason:
                     log.warning("Ray is started again: %s", reason)
                     continue
                 raise SetupError(
@@ -518,8 +528,8 @@ def _started(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterat
             return
 
 
-def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
-    """Connect to a running cluster; raise a SetupError with a hint if Ray fails."""
+def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
+    """Connect to a running cluster, and raise a SetupError with a hint if this fails."""
     try:
         return ray.init(**settings)
     except Exception as error:
@@ -548,7 +558,8 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
         ) from None
 
 
-def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
+def _cluster_info(ray: Any, context: Any, *, local: bool) -> Cluster:
+    """Return the size and the dashboard of the connected cluster."""
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     stores = [int(node["Resources"].get("object_store_memory", 0)) for node in nodes]
@@ -565,8 +576,8 @@ def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
 
 
 @contextlib.contextmanager
-def _local_environment(token_file: Path | None) -> Iterator[None]:
-    """Set the variables that make a cluster private during a block, and write its token."""
+def _private_environment(token_file: Path | None) -> Iterator[None]:
+    """Set the variables that make a cluster private, and write its token, during a block."""
 
     def remove() -> None:
         if token_file is not None:
@@ -578,7 +589,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(token)
-    variables = processes.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token)
+    variables = processes.environment(**_PRIVATE_CLUSTER_VARIABLES, RAY_AUTH_TOKEN=token)
     try:
         with variables, signals.at_forced_end(remove):
             yield
@@ -591,10 +602,10 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Color codes in Ray's output."""
 
 
-def _keep_off_the_terminal() -> None:
+def _log_messages_of_ray() -> None:
     """Write Ray's messages about its processes to the log, not to the terminal.
 
-    If a raylet is lost, Ray prints the last 40 lines of that process's log with color codes.
+    If a raylet is lost, Ray would print the last 40 lines of the raylet's log, with color codes.
     """
     # Private: if a Ray lacks this module, these lines appear on the terminal.
     with contextlib.suppress(ImportError, AttributeError):
@@ -609,11 +620,11 @@ def _keep_off_the_terminal() -> None:
 
 
 def _read_settings_again() -> None:
-    """Make Ray read the present environment, because it may have been imported earlier."""
+    """Make Ray read the environment variables again, because Ray may have been imported before."""
     # Private: if a Ray lacks these modules, a notebook must import isweep before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
-        # The order of Ray's own authentication tests: first the mode, then the cached token.
+        # First the mode, then the cached token, as in Ray's own tests of authentication.
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
     with contextlib.suppress(ImportError, AttributeError):

@@ -143,7 +143,7 @@ def _gpus(address: str | None) -> Outcome:
         if address is None:
             detail += ", so trials run on CPUs"
         return Outcome(True, detail)
-    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(gpus))
+    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), num_ray_gpus=len(gpus))
     problems = list(gpu_problems(node))
     if problems:
         return _of_problems(problems)
@@ -234,7 +234,11 @@ def _ray_access(address: str | None) -> Outcome:
     if token.exists() and token.stat().st_mode & 0o077:
         return Outcome(False, f"other users can read {token}", f"Run `chmod 600 {token}`")
     if address is None:
-        return Outcome(True, "private clusters listen on loopback and need a new token each run")
+        return Outcome(
+            True,
+            "a private cluster accepts connections only from this machine, and each run has a "
+            "new token",
+        )
     return Outcome(True, f"requests to {address} carry the cluster's token")
 
 
@@ -331,12 +335,12 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
         node: Ray's record of the node.
     """
     resources = node["Resources"]
-    gpus = replace(answer.gpus, offered=resources.get("GPU", 0.0))
+    gpus = replace(answer.gpus, num_ray_gpus=resources.get("GPU", 0.0))
     row = {
         "address": node["NodeManagerAddress"],
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
-        "num_gpus": gpus.offered,
+        "num_gpus": gpus.num_ray_gpus,
         "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,

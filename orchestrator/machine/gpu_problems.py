@@ -21,9 +21,13 @@ from orchestrator.planning.costs.needs import MEMORY_MARGIN
 from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
-MOST_HELD = 0.1
-"""Share of a GPU's memory. If other processes use more, they count as the cause when memory runs
-out."""
+FIRST_CAPABILITY_OF_CU126 = 5.0
+"""Lowest compute capability for which PyTorch's cu126 wheels have kernels (PyTorch's RELEASE.md):
+Maxwell."""
+FIRST_CAPABILITY_OF_CUDA13 = 7.5
+"""Lowest compute capability for which CUDA 13, and so the newest torch, has kernels: Turing."""
+MAX_SHARE_OF_OTHERS_ON_GPU = 0.1
+"""Share of a GPU's memory. If other processes use more, they are the cause of a memory failure."""
 NODE_TIMEOUT_S = 120.0
 """Seconds that a node may take to describe its GPUs."""
 
@@ -54,14 +58,14 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
         if not num_gpus:
             return []
         this_node = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        return [replace(this_node, offered=num_gpus)]
+        return [replace(this_node, num_ray_gpus=num_gpus)]
     import ray
 
     nodes = []
     for reference, node in ask_nodes(gpus.describe, _offers_gpus).items():
         with suppress(ray.exceptions.RayError):  # `isweep doctor` reports nodes without an answer
             described = ray.get(reference, timeout=NODE_TIMEOUT_S)
-            nodes.append(replace(described, offered=node["Resources"]["GPU"]))
+            nodes.append(replace(described, num_ray_gpus=node["Resources"]["GPU"]))
     return [node for node in nodes if not node.logical]
 
 
@@ -187,7 +191,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
             "`resources.num_gpus: 1`",
         )
         return
-    if len(node.gpus) < node.offered:
+    if len(node.gpus) < node.num_ray_gpus:
         yield _unreached(node)
     for gpu in node.gpus:
         for problem in _problems_of(gpu, node, share, needed):
@@ -199,12 +203,12 @@ def _unreached(node: NodeGpus) -> Problem:
     build = f"built for CUDA {node.cuda}" if node.cuda else "built without CUDA"
     driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (
-        f"node {node.node}: Ray offers {plural(int(node.offered), 'GPU')}, but torch {node.torch}, "
-        f"{build}, can use {len(node.gpus)} {driver}"
+        f"node {node.node}: Ray offers {plural(int(node.num_ray_gpus), 'GPU')}, but torch "
+        f"{node.torch}, {build}, can use {len(node.gpus)} {driver}"
     )
-    if node.complaint:
-        text += f": {node.complaint}"
-    hint = gpus.driver_hint(node.driver, node.cuda, node.complaint)
+    if node.torch_message:
+        text += f": {node.torch_message}"
+    hint = gpus.driver_hint(node.driver, node.cuda, node.torch_message)
     if node.gpus:
         hint = f"Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
     return Problem(text, hint)
@@ -212,9 +216,9 @@ def _unreached(node: NodeGpus) -> Problem:
 
 def _torch_hint(capability: float) -> str:
     """Return a hint on which torch has kernels for a GPU of this compute capability."""
-    if capability >= gpus.TURING:
+    if capability >= FIRST_CAPABILITY_OF_CUDA13:
         return "Install the newest torch"
-    if capability >= gpus.MAXWELL:
+    if capability >= FIRST_CAPABILITY_OF_CU126:
         return f"Install torch {gpus.LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
     return "Use a newer GPU"
 
@@ -244,7 +248,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             "`resources.num_gpus: 1`",
         )
     # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
-    needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
+    needed = min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
         yield Problem(
             f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "

@@ -35,19 +35,17 @@ OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
 (NVIDIA, "CUDA Compatibility", table 1)."""
 LAST_CU126_TORCH = "2.14"
 """Last torch with wheels for CUDA 12.6 (pytorch#190385)."""
-MAXWELL = 5.0
-"""Oldest compute capability for which PyTorch's cu126 wheels have kernels (its RELEASE.md)."""
-TURING = 7.5
-"""Oldest compute capability for which CUDA 13, and so the newest torch, has kernels."""
-BLACKWELL = 10.0
-"""Compute capability from which on CUDA 12.6 has no kernels (PyTorch's RELEASE.md)."""
+FIRST_CAPABILITY_BEYOND_CU126 = 10.0
+"""Lowest compute capability that is too new for CUDA 12.6 (PyTorch's RELEASE.md): Blackwell."""
 HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 """Values of ``CUDA_VISIBLE_DEVICES`` with which people hide all GPUs."""
 DEVICES = Path("/dev")
+"""Folder of the kernel's device files."""
 DRIVER = Path("/proc/driver/nvidia/version")
+"""File with the version of NVIDIA's driver, which the kernel writes."""
 WSL = Path("/usr/lib/wsl/lib")
-"""Folder of NVIDIA's library and nvidia-smi in Linux on Windows (WSL). It is often not on PATH, and
-there are no device files."""
+"""Folder of NVIDIA's library and nvidia-smi in Linux on Windows (WSL). The folder is often not on
+PATH, and WSL has no device files of GPUs."""
 HINTS_BY_WORDS = {
     "stub library": "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
     "MPS client": (
@@ -55,11 +53,12 @@ HINTS_BY_WORDS = {
     ),
     "system not yet initialized": "Start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
 }
-"""Hints if torch reaches no GPU, by a part of CUDA's message. The messages belong to
-cudaErrorStubLibrary, to a dead MPS server, and to cudaErrorSystemNotReady."""
+"""Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
+cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
 IMPORT_TIMEOUT_S = 300.0
 """Seconds that a process may take to import torch, which is slow on a network file system."""
 MPS_TIMEOUT_S = 5.0
+"""Seconds that NVIDIA's multi-process service (MPS) may take to accept a connection."""
 WARN_AFTER_S = 10.0
 """Seconds without an answer from nvidia-smi before a message is printed."""
 MIB = 2**20
@@ -73,12 +72,12 @@ class Gpu:
         name: the driver's name of the GPU.
         uuid: GPU-..., or MIG-... for a slice, in the form for ``CUDA_VISIBLE_DEVICES``.
         memory_bytes: total memory of the GPU.
-        held_bytes: memory that processes used when the GPU was described.
+        held_bytes: bytes of memory that processes used when the GPU was described.
         capability: CUDA compute capability.
         processors: number of streaming multiprocessors; 0 if unknown.
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
-        mig: whether the GPU is divided into slices (MIG), or is a slice.
-        has_kernels: whether the installed torch has kernels for the GPU.
+        mig: True if the GPU is divided into slices (MIG), or is a slice.
+        has_kernels: True if the installed torch has kernels for the GPU.
     """
 
     name: str
@@ -97,7 +96,7 @@ class Gpu:
         return self.memory_bytes / 2**30
 
     def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
-        """Return the model of GPU for plans.
+        """Return the kind of GPU for plans.
 
         Args:
             checks: measurements by the driver's name of the GPU, see :func:`read_checks`.
@@ -111,17 +110,17 @@ class NodeGpus:
 
     Attributes:
         node: host name.
-        gpus: the GPUs that torch reaches.
+        gpus: the GPUs that torch can use.
         driver: version of NVIDIA's driver; empty if there is no driver.
         torch: version of torch.
         cuda: the CUDA version that torch was built for; empty for a build without CUDA.
-        mps: whether NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
+        mps: True if NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
             compute at the same time.
         visible: Ray's ``CUDA_VISIBLE_DEVICES`` on the node.
-        offered: number of GPUs that Ray assigns on the node.
-        logical: whether the node's GPUs are for scheduling only.
-        complaint: torch's message if it reaches no GPU; else empty.
-        error: why the process with torch failed; empty if it succeeded.
+        num_ray_gpus: number of GPUs that Ray assigns on the node.
+        logical: True if the node's GPUs are for scheduling only.
+        torch_message: torch's message if torch can use no GPU; otherwise empty.
+        error: why the process with torch failed; empty if the process succeeded.
     """
 
     node: str
@@ -131,9 +130,9 @@ class NodeGpus:
     cuda: str = ""
     mps: bool = False
     visible: str = ""
-    offered: float = 0.0
+    num_ray_gpus: float = 0.0
     logical: bool = False
-    complaint: str = ""
+    torch_message: str = ""
     error: str = ""
 
 
@@ -157,7 +156,7 @@ def is_logical() -> bool:
 def mps_runs() -> bool:
     """Return whether NVIDIA's multi-process service (MPS) answers on its socket.
 
-    The file of the socket is no proof, because it stays after the service has died.
+    The file of the socket does not suffice, because it stays after the service has died.
     """
     folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     with socket.socket(socket.AF_UNIX) as client:
@@ -171,7 +170,7 @@ def mps_runs() -> bool:
 
 
 def ask_nvidia_smi(*options: str) -> ProgramOutput:
-    """Run ``nvidia-smi`` and return its output; if it hangs once, do not run it again."""
+    """Run ``nvidia-smi`` and return its output. If it hangs once, it is not run again."""
     tool = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi")
     warning = threading.Timer(WARN_AFTER_S, _print_that_we_wait)
     warning.daemon = True
@@ -184,6 +183,7 @@ def ask_nvidia_smi(*options: str) -> ProgramOutput:
 
 
 def _print_that_we_wait() -> None:
+    """Print that isweep waits for ``nvidia-smi``."""
     print("Waiting for nvidia-smi", file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -209,7 +209,8 @@ def has_devices() -> bool:
 def driver_version() -> str:
     """Return the version of this machine's NVIDIA driver; empty if there is no driver."""
     texts = [row[0] for row in nvidia_smi("driver_version")]
-    with suppress(OSError):  # the kernel's record, which exists even if nvidia-smi fails
+    # The kernel's file exists even if nvidia-smi fails.
+    with suppress(OSError):
         texts.append(DRIVER.read_text(encoding="utf-8"))
     version = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", "\n".join(texts))
     return version[0] if version else ""
@@ -221,7 +222,7 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
     Args:
         driver: version of the driver; empty if there is no driver.
         cuda: CUDA version that torch was built for; None or empty for a torch without CUDA.
-        reason: torch's message about why it reaches no GPU.
+        reason: torch's message about why it can use no GPU.
         capability: compute capability of the GPU; 0 if unknown.
     """
     for words, hint in HINTS_BY_WORDS.items():
@@ -240,7 +241,7 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
         f"{driver})"
     )
-    if branch >= OLDEST_DRIVER_BRANCH[12] and capability < BLACKWELL:
+    if branch >= OLDEST_DRIVER_BRANCH[12] and capability < FIRST_CAPABILITY_BEYOND_CU126:
         hint += (
             f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
             "work with the present driver"
@@ -253,14 +254,14 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
 def visible_gpus() -> list[str] | None:
     """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set.
 
-    CUDA reads the list up to the first invalid entry. It uses no GPU if one is listed twice.
+    CUDA reads the list up to the first invalid entry. If an entry appears twice, CUDA uses no GPU.
     """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None
-    names_gpu = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
+    is_gpu_name = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
     words = [word.strip() for word in value.split(",")]
-    names = list(takewhile(names_gpu, words))
+    names = list(takewhile(is_gpu_name, words))
     return names if len(set(names)) == len(names) else []
 
 
@@ -268,9 +269,13 @@ def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs and slices (MIG).
 
     Torch takes seconds to start, so ``nvidia-smi`` is used if possible. Torch is needed in four
-    cases: ``nvidia-smi`` prints nothing although the kernel has GPUs, the table of GPU models lacks
-    a GPU, a GPU has slices, or ``CUDA_VISIBLE_DEVICES`` has numbers and there are two kinds of GPU.
-    In the last case ``nvidia-smi`` numbers the GPUs in another order than CUDA.
+    cases:
+
+    - ``nvidia-smi`` prints nothing although the kernel has GPUs.
+    - The table of GPU models lacks a GPU.
+    - A GPU has slices.
+    - ``CUDA_VISIBLE_DEVICES`` has numbers, and the machine has two kinds of GPU. ``nvidia-smi``
+      numbers such GPUs in another order than CUDA.
     """
     names = visible_gpus()
     if is_logical() or names == []:
@@ -278,26 +283,26 @@ def gpus_here() -> list[Gpu]:
     rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
     gpus = []
     for name, uuid, memory_mib, _ in rows:
-        # A GPU that shares the machine's memory (GB10) reports none.
+        # A GPU that shares the machine's memory (GB10) reports no memory.
         if memory_mib.isdigit():
             gpus.append(Gpu(name, uuid, int(memory_mib) * MIB))
     has_slices = any(row[3] == "Enabled" for row in rows)
     is_known = all(gpu_model_like(gpu.name) for gpu in gpus)
     if rows and len(gpus) == len(rows) and is_known and not has_slices:
-        chosen = _chosen(gpus, names)
+        chosen = _gpus_with_names(gpus, names)
         if chosen is not None:
             return chosen
     if not (rows or has_devices()):
         return []
-    # If torch reaches no GPU, return those of nvidia-smi. A run then reports the reason.
+    # If torch can use no GPU, return the GPUs of nvidia-smi. A run then reports the reason.
     return list(describe(",".join(names or ())).gpus) or gpus
 
 
-def _chosen(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
+def _gpus_with_names(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
     """Return the GPUs with these numbers or UUIDs; None if the order of the numbers is unknown."""
     if names is None:
         return gpus
-    # CUDA reads up to the first number that no GPU has.
+    # CUDA ignores everything from the first number without a GPU.
     names = list(takewhile(lambda name: not name.isdigit() or int(name) < len(gpus), names))
     if not all(name.isdigit() for name in names):
         return [gpu for name in names for gpu in gpus if gpu.uuid.startswith(name)]
@@ -346,10 +351,10 @@ def check_driver() -> None:
 
 
 def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
-    """Return the model of GPU for plans on this machine, and the number of GPUs.
+    """Return the kind of GPU for plans on this machine, and the number of GPUs.
 
-    If there are several kinds of GPU, the model is the one with the least memory, with the lowest
-    compute capability of all kinds.
+    If the machine has several kinds of GPU, the returned kind combines them: it has the speed and
+    the memory of the kind with the least memory, and the lowest compute capability of all kinds.
     """
     checks = read_checks(folders)
     models = [gpu.model(checks) for gpu in gpus_here()]
@@ -361,7 +366,10 @@ def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
-    """Return the folders with records of ``isweep gpu-check``; those of the root count most."""
+    """Return the folders with records of ``isweep gpu-check``.
+
+    The records in the root replace the others, because its folder is last.
+    """
     return Path(__file__).parents[2] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
@@ -398,7 +406,7 @@ def _describe_slices(names: list[str], visible: str) -> NodeGpus:
     """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
     with ThreadPoolExecutor() as pool:
         nodes = list(pool.map(describe, names))
-    failing = (node for node in nodes if node.error or node.complaint)
+    failing = (node for node in nodes if node.error or node.torch_message)
     node = next(failing, nodes[0])
     gpus = tuple(gpu for node in nodes for gpu in node.gpus)
     return replace(node, gpus=gpus, visible=visible)
@@ -416,17 +424,20 @@ def _visible_to_parent() -> str:
 
 
 def print_gpus() -> None:
-    """Print the descriptions of this node's GPUs by torch, NVML and ``nvidia-smi`` as JSON."""
+    """Print what torch, NVML and ``nvidia-smi`` report about this node's GPUs, as JSON.
+
+    :func:`describe` runs this function in a separate process.
+    """
     rows = nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")
     rows_by_uuid = {row[0]: row for row in rows}
-    # Measured before this process uses GPU memory itself.
+    # Measured now, before this process itself uses GPU memory.
     bytes_held_in_slice = _held_in_slice()
     import torch
 
-    complaint = why_no_gpu()
-    # After why_no_gpu() has started CUDA, torch counts the GPUs that CUDA reaches. Before, it would
-    # count the GPUs that NVML lists.
-    num_gpus = 0 if complaint else torch.cuda.device_count()
+    torch_message = why_no_gpu()
+    # why_no_gpu() has started CUDA, so torch counts the GPUs that CUDA can use. Before that, torch
+    # counts the GPUs that NVML lists.
+    num_gpus = 0 if torch_message else torch.cuda.device_count()
     gpus = []
     for index in range(num_gpus):
         properties = torch.cuda.get_device_properties(index)
@@ -453,7 +464,7 @@ def print_gpus() -> None:
     fields = {
         "gpus": [asdict(gpu) for gpu in gpus],
         "driver": driver_version(),
-        "complaint": complaint,
+        "torch_message": torch_message,
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
     }
@@ -461,18 +472,19 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes that processes use of this process's slice; 0 if unknown."""
+    """Return the bytes of memory that are used in this process's slice (MIG); 0 if unknown."""
     from tasks.trials.isolation import NvmlGpu
 
     first = (visible_gpus() or [""])[0]
     if first.startswith("MIG-"):
-        with suppress(OSError, AttributeError):  # no NVML, or an older one
+        # These errors mean that NVML is missing or too old.
+        with suppress(OSError, AttributeError):
             return NvmlGpu(first).held_bytes()
     return 0
 
 
 def why_no_gpu() -> str:
-    """Return torch's message if it reaches no GPU; empty if it reaches one."""
+    """Return torch's message if torch can use no GPU; otherwise return an empty text."""
     import torch
 
     try:
@@ -488,7 +500,7 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
     Args:
         capability: compute capability of the GPU.
         built_for: architectures of torch's kernels, such as ``sm_90`` and ``compute_90``. ``sm``
-            kernels run on GPUs of the same major version that are not older; the driver compiles
+            kernels run on GPUs of the same major version that are not older. The driver compiles
             ``compute`` kernels for all newer GPUs.
     """
     for name in built_for:
@@ -518,6 +530,7 @@ def gpu_in_use() -> GpuInUse:
 
 
 def _uuid(properties: Any) -> str:
+    """Return the UUID of a GPU or slice, in the form for ``CUDA_VISIBLE_DEVICES``."""
     # Torch does not report the UUID of a slice in the form that CUDA needs.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
     if first.startswith("MIG-"):

@@ -63,12 +63,12 @@ NEEDED = {
     "local": (
         Mistake(
             "provider.head_ip",
-            "the head is missing",
+            "the head node is missing",
             "Write the name of the machine on which isweep runs",
         ),
         Mistake(
             "auth.ssh_private_key",
-            "the key is missing, which the head needs to start workers",
+            "the SSH key with which the head node starts workers is missing",
             "Write the path of a key that was made for this cluster",
         ),
     ),

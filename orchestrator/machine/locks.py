@@ -359,8 +359,8 @@ class Lease:
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
         holder = _holder_text(lease.fields, "another command")
         self._say(
-            f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:g} s to see "
-            "whether that command is still running"
+            f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s to "
+            "see whether that command is still running"
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:

@@ -60,7 +60,7 @@ class SweepPaths:
     its name."""
     report = _Below("report")
     """Folder of the report."""
-    report_made_of = _Below("report.sha256")
+    report_hash = _Below("report.sha256")
     """Hash of the report's inputs and files. If it is unchanged, the report is not built again."""
     search_report = _Below("search/report")
     """Folder of a search's report."""
@@ -109,6 +109,17 @@ class RootPaths:
         except (OSError, RuntimeError, ValueError) as error:
             raise _unusable_root(named, error) from None
         return cls(path)
+
+    def check_writable(self) -> None:
+        """Check that a run could create the root or write to it, without creating anything.
+
+        Raises:
+            SetupError: The root, or the folder in which it would be created, cannot be written.
+        """
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            error = PermissionError(errno.EACCES, f"{existing} cannot be written")
+            raise _unusable_root(self.root, error)
 
     def make(self) -> RootPaths:
         """Create the root with access for this user only, and return these paths.

@@ -34,12 +34,12 @@ from search_spaces.sweeps import ConditionDataset, DatasetChoice, PairChoice, Sw
 
 MAX_TRIALS = 100_000
 """Largest number of trials of a sweep. Planning this many takes a few seconds."""
-MAX_NAMED = 20
+MAX_CLASSES_IN_MESSAGE = 20
 """Largest number of classes in a message."""
 
 
 class CellStatus(StrEnum):
-    """State of a planned trial."""
+    """Status of a planned trial."""
 
     DONE = "done"
     RUNNING = "running"
@@ -83,8 +83,8 @@ class SweepPlan:
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
         """Return the number of training images to load for a trial.
 
-        Trials of all train sizes share their images, unless a fault of the study makes the subset
-        depend on the train size.
+        Trials of all train sizes share their images. The exception is a sweep that repeats a fault
+        of the published study, which drew other images for each train size.
         """
         if subset.depends_on_size:
             return train_size
@@ -98,7 +98,7 @@ class SweepPlan:
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
+        """Return the number of logits of a network: at least 2, also for unknown classes."""
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset
@@ -223,6 +223,7 @@ def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) 
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
+    """Return the dataset of a choice: generated, the user's own, or a known one."""
     if choice.generated is not None:
         condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
         return made_dataset_spec(choice.name, choice.generated, condition)
@@ -268,7 +269,7 @@ def _class_pairs(
     if choice.class_pairs is not None:
         pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # One pair per trial instead of five pairs of the table. _redrawn chooses the pair.
+        # One pair as a placeholder; _redrawn replaces it by the pair of each trial.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs
@@ -280,7 +281,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
-            numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_NAMED]))
+            numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_CLASSES_IN_MESSAGE]))
             raise ConfigError(
                 f"{key} lists the pair {list(pair)}, but the classes are 0 to {len(names) - 1}",
                 hint=f"Choose from these classes: {', '.join(numbered)}",
@@ -310,10 +311,11 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
 
 
 def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
-    """Return the subset with the class pair that the released script drew for a trial (F8).
+    """Return the subset with the class pair that the study's released script drew for a trial.
 
-    Without this fault, return the subset itself. ImageNet keeps the pair of the table: the released
-    script read the same files for every pair of its 1,000 classes (F4).
+    If the sweep does not repeat this fault (F8 in ``docs/faults.md``), return the subset unchanged.
+    ImageNet's pair is also unchanged: for ImageNet the script read the same files for every pair of
+    the 1,000 classes (F4).
     """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
@@ -324,8 +326,13 @@ def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSp
 
 
 @dataclass
-class _Measured:
-    """A subset to measure, with all train sizes that share its images."""
+class _SubsetToMeasure:
+    """A subset to measure.
+
+    Attributes:
+        subset: The subset.
+        train_sizes: All train sizes that share its images.
+    """
 
     subset: SubsetSpec
     train_sizes: set[int] = field(default_factory=set)
@@ -333,12 +340,12 @@ class _Measured:
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
     """Return one measure per subset, or per subset and train size if sizes share no images."""
-    measures: dict[tuple[str, int], _Measured] = {}
+    measures: dict[tuple[str, int], _SubsetToMeasure] = {}
     for trial in trials:
         subset = trial.network.subset
         train_size = trial.network.train_size
         key = (subset.subset_id, train_size if subset.depends_on_size else 0)
-        measures.setdefault(key, _Measured(subset)).train_sizes.add(train_size)
+        measures.setdefault(key, _SubsetToMeasure(subset)).train_sizes.add(train_size)
     return tuple(
         MeasureSpec(
             subset=measure.subset,

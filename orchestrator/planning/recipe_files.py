@@ -108,7 +108,8 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     if searched:
         hint += f", or choose a searched recipe of this root: {searched}"
     raise ConfigError(
-        f"recipe: {name} is the result of a search, but {path} does not exist", hint=hint
+        f"The recipe {name} is the result of a search, but its file {path} does not exist",
+        hint=hint,
     )
 
 

@@ -6,6 +6,8 @@ The file is YAML with plain values only, see :mod:`orchestrator.planning.plain_y
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +94,12 @@ def _read(source: SweepSource) -> _Document:
         return _Document(dict(source), "the sweep")
     if isinstance(source, Path) or is_path(source):
         path = Path(source)
+        if os.path.isdir(path):
+            raise ConfigError(
+                f"{path} is a folder, not a sweep file",
+                hint="Give the path of a sweep file. If the folder contains your images, write a "
+                f"sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
+            )
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
         # Modules of your own networks can be in the folder of the sweep file.

@@ -94,7 +94,10 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
             hint="Use at most 64 lower case letters, digits, - and _, and begin with a letter",
         )
     if kind in EXPECTED_KINDS:
-        return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}")
+        hint = ""
+        if type(value) in (int, float) and EXPECTED_KINDS[kind].startswith("a list"):
+            hint = f"Write [{shown}]"
+        return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}", hint=hint)
     rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
     if rule.startswith(("must ", "should ")):
         return ConfigError(f"{dotted} is {shown}, but {rule}")

@@ -195,7 +195,8 @@ D_DATA_TWONN = _measure("d_data_twonn", f"{_IN_PIXELS}, by the two-nearest-neigh
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
-    "K_F: largest 1 / distance over pairs of training images with different labels",
+    "K_F: largest 1 / distance over pairs of training images with different labels; with more "
+    "images than `sharpness_sample` (1,000), the mean of this maximum over ten samples",
     _PER_PIXELS,
 )
 LABEL_SHARPNESS_MEAN = _measure(

@@ -1,8 +1,8 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only if its checksum is correct, it is in the folder of its id, and this version of
-isweep can read its schema version. Only the driver writes records. A record is replaced completely
-or not at all, see :mod:`.storage`.
+A file is used only if its checksum is correct, if it is in the folder of its id, and if this
+version of isweep can read its schema version. Only the driver writes records. A record is replaced
+completely or not at all; see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
 
 MAX_EVENTS = 200
-"""Largest number of events in a trial's history. The oldest events are dropped: a trial on lost
-nodes is retried without limit."""
+"""Largest number of events in a trial's history. The oldest events are dropped, because a trial on
+lost nodes is retried without limit."""
 CHECKSUM_BYTES = 32
 """Length of the SHA-256 digest at the start of a checkpoint file, bytes."""
 
@@ -46,7 +46,7 @@ class Unreadable:
     Attributes:
         path: Path of the file.
         reason: Reason why it cannot be used.
-        newer: True if a newer version of isweep wrote the file. It must not be replaced then.
+        newer: True if a newer version of isweep wrote the file. Such a file must not be replaced.
     """
 
     path: str
@@ -56,23 +56,30 @@ class Unreadable:
 
 @dataclass
 class Scan(Generic[R]):
-    """All usable records of one kind by id, and the files that cannot be used."""
+    """The records of one kind.
+
+    Attributes:
+        records: Usable records, by id.
+        unreadable: Files that cannot be used.
+    """
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
 class FileKind(StrEnum):
-    """A kind of file that a trial has besides its result. The value is its folder."""
+    """A kind of file that a trial has besides its result. The value is the folder of the files."""
 
     WEIGHTS = "weights"
+    """Weights of the trained network."""
     PREDICTIONS = "predictions"
+    """Predictions for the test images."""
     CHECKPOINT = "checkpoints"
-    """State of an unfinished training, with a checksum. It is deleted when the trial has a
+    """State of an unfinished training, with a checksum. The file is deleted when the trial has a
     result."""
 
 
-_ENDINGS = {
+_FILE_ENDINGS = {
     FileKind.WEIGHTS: "safetensors",
     FileKind.PREDICTIONS: "parquet",
     FileKind.CHECKPOINT: "pt",
@@ -83,7 +90,9 @@ EventKind = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):
-    """An event of a trial: a start or an end of an attempt.
+    """An event of a trial: the start or the end of an attempt.
+
+    The names of the fields are those of the stored files.
 
     Attributes:
         at: Time of the event by the driver's clock, seconds since 1970.
@@ -91,7 +100,7 @@ class Event(Finding):
         attempt: Number of the attempt, from 1.
         node: Address of the worker's node.
         said: Text for users. For a failure: its kind, its reason, and whether the trial is retried.
-            For an end: the status of the result.
+            For a finished attempt: the status of the result.
     """
 
     at: float
@@ -112,8 +121,8 @@ class ResultStore:
     ``attempt-<n>.log``. The folder ``measures/<measure_id>/`` contains ``result.json``. Weights and
     predictions are written before the result, which contains their checksums.
 
-    Methods raise a SetupError if the storage is full, does not answer or refuses access. The stored
-    files do not change then. Methods raise a CorruptStoreError for a damaged file.
+    If the storage is full, does not answer or refuses access, methods raise a SetupError and change
+    no stored file. For a damaged file they raise a CorruptStoreError.
     """
 
     def __init__(self, url: str | Storage) -> None:
@@ -122,7 +131,7 @@ class ResultStore:
         self._files = open_storage(url)
 
     def save(self, record: StoredRecord) -> str:
-        """Write a record, and return the stamp of its file.
+        """Write a record, and return the stamp of its file, which changes with every write.
 
         After a trial's result is written, its failure is deleted.
         """
@@ -185,7 +194,7 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file of the store's driver. None for an object store, which has no locks."""
+        """Lock file that the driver of this store locks. None for an object store."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
@@ -266,11 +275,14 @@ class ResultStore:
         return data
 
     def remove_checkpoint(self, trial_id: str) -> None:
-        """Delete the checkpoint of a trial that has a result. A failure only wastes disk space."""
+        """Delete the checkpoint of a trial that has a result.
+
+        An error is only logged, because a checkpoint that stays only wastes disk space.
+        """
         try:
             self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
         except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s cannot be deleted: %s", trial_id, error)
+            log.warning("The checkpoint of trial %s cannot be deleted: %s", trial_id, error)
 
     def damaged_files(self, kind: FileKind, expected: Mapping[str, TrialFile]) -> set[str]:
         """Return the ids of trials whose file is missing or damaged.
@@ -291,8 +303,7 @@ class ResultStore:
                         intact.add(trial_id)
         return expected.keys() - intact
 
-    # Events and logs of trials are for users. No decision depends on them. So if they cannot be
-    # written, this is only logged.
+    # No decision depends on the events and logs of trials. An error of writing them is only logged.
 
     def log_event(self, trial_id: str, event: Event, attempt_log: str = "") -> None:
         """Add an event to a trial's history.
@@ -307,14 +318,16 @@ class ResultStore:
             try:
                 earlier = self.events(trial_id)
             except CorruptStoreError as error:
-                log.warning("the history of %s starts again with this event: %s", trial_id, error)
+                log.warning(
+                    "The history of trial %s starts again with this event: %s", trial_id, error
+                )
             history = _EVENTS.dump_json([*earlier, event][-MAX_EVENTS:], indent=1)
             self._files.write(self._history_path(trial_id), history, durable=False)
             if attempt_log:
                 path = self.attempt_log_path(trial_id, event.attempt)
                 self._files.write(path, attempt_log.encode(), durable=False)
         except SweepError as error:
-            log.warning("the history of %s cannot be stored: %s", trial_id, error)
+            log.warning("The history of trial %s cannot be stored: %s", trial_id, error)
 
     def events(self, trial_id: str) -> list[Event]:
         """Return the events of a trial, the oldest first."""
@@ -343,12 +356,15 @@ class ResultStore:
         return content.decode(errors="replace")
 
     def _history_path(self, trial_id: str) -> str:
+        """Return the path of a trial's events."""
         return self._path(TrialRecord.folder, trial_id, "history.json")
 
     def _file_path(self, kind: FileKind, trial_id: str) -> str:
-        return self._path(kind, f"{trial_id}.{_ENDINGS[kind]}")
+        """Return the path of a trial's file."""
+        return self._path(kind, f"{trial_id}.{_FILE_ENDINGS[kind]}")
 
     def _path(self, *parts: str) -> str:
+        """Return a path below the folder or URL of the store."""
         return posixpath.join(self._files.base, *parts)
 
 
@@ -362,7 +378,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
 
     Args:
         path: Path of the file, for messages.
-        content: Content of the file, or the error by which it cannot be read.
+        content: Content of the file, or the error that was raised when it was read.
         kind: Kind of record.
         record_id: Id in the path of the file.
 
@@ -377,7 +393,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
     if version is None:
         raise _UnusableRecord(path, "it has no schema version")
     if isinstance(version, int) and version > kind.version:
-        reason = f"it has schema version {version}, but this isweep reads {kind.version}"
+        reason = f"it has schema version {version}, but this version of isweep reads {kind.version}"
         raise _UnusableRecord(path, reason, is_newer=True)
     try:
         record = kind.model_validate(fields, strict=False)
@@ -385,9 +401,9 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         problems = error.errors()
         first = problems[0]
         field_name = ".".join(map(str, first["loc"]))
-        # Records of a newer version may have optional fields that this version does not know.
+        # A record of a newer version may have optional fields that this version cannot read.
         if all(problem["type"] == "extra_forbidden" for problem in problems):
-            reason = f"this isweep does not know the field {field_name}"
+            reason = f"this version of isweep does not know the field {field_name}"
             raise _UnusableRecord(path, reason, is_newer=True) from None
         reason = f"{field_name}: {first['msg'].removeprefix('Value error, ')}"
         raise _UnusableRecord(path, reason) from None
@@ -399,11 +415,15 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
 
 
 def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
-    """Return the fields of a record. Raise an _UnusableRecord if its checksum is wrong."""
+    """Return the fields of a record.
+
+    Raises:
+        _UnusableRecord: The file is not a record, or its checksum is wrong.
+    """
     try:
         document = from_json(content)
         fields = document["record"]
-        # This equals fingerprint(), which for plain values is the hash of their JSON.
+        # For plain values, fingerprint() is the hash of this JSON text.
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         is_intact = document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -416,7 +436,7 @@ def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
 
 
 class _UnusableRecord(Exception):
-    """A stored record that is damaged, or that a newer version of this program wrote."""
+    """Raised for a stored record that is damaged, or that a newer version of isweep wrote."""
 
     def __init__(self, path: str, reason: str, *, is_newer: bool = False) -> None:
         super().__init__(path, reason)
@@ -425,10 +445,11 @@ class _UnusableRecord(Exception):
         self.is_newer = is_newer
 
     def for_user(self) -> CorruptStoreError:
-        """Return the error with a message for users."""
+        """Return an error with a message for users."""
         if self.is_newer:
             return NewerRecordError(
-                f"The stored record {self.path} was written by a newer isweep: {self.reason}",
+                f"The stored record {self.path} was written by a newer version of isweep: "
+                f"{self.reason}",
                 hint="Update isweep. This version does not change the file",
             )
         return CorruptStoreError(

@@ -151,8 +151,8 @@ class StoredResults:
             index=index,
         )
 
-    def forget_removed(self) -> int:
-        """Drop results and measures whose file was deleted, and return their number."""
+    def drop_deleted_results(self) -> int:
+        """Drop results and measures from memory whose file was deleted, and return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -161,11 +161,11 @@ class StoredResults:
             del self.measures[measure_id]
         return len(lost) + len(lost_measures)
 
-    def forget_damaged(self, planned: Iterable[str]) -> PredictionLosses:
-        """Drop missing or damaged predictions, so that a run computes them again.
+    def mark_damaged_predictions(self, planned: Iterable[str]) -> PredictionLosses:
+        """Mark missing or damaged predictions in memory, so that a run computes them again.
 
-        Only the memory changes. If a trial must be trained again, its stored result stays until the
-        new result replaces it.
+        No stored file changes. The stored result of a trial that must be trained again stays until
+        the new result replaces it.
 
         Args:
             planned: Ids of the trials to check.
@@ -203,7 +203,7 @@ class StoredResults:
         if len(newer) > 1:
             further_files = f" (and {plural(len(newer) - 1, 'more file')})"
         raise NewerRecordError(
-            f"A newer isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
+            f"A newer version of isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
             hint="Update isweep, or choose another --root or --storage for this version",
         )
 

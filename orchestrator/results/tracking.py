@@ -2,10 +2,11 @@
 
 The result store has the results, and MLflow has copies. :class:`Tracker` has a table of pending
 updates: running or failed trials, results, and the sweep's report. A thread sends one update after
-the other and removes it from the table. If an update fails, it stays in the table and is sent again
-after a pause. A newer update of a run replaces an older one. The table is not stored on the disk:
-``reconcile`` adds all results of the store to the table, so that updates of a killed driver are
-sent. Importing this module does not import ``mlflow``.
+the other and removes it from the table. An update that fails stays in the table and is sent again
+after a pause. A newer update of a run replaces an older one.
+
+The table is only in memory, so a killed driver loses it. ``reconcile`` adds all results of the
+store to the table again. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -51,43 +52,47 @@ if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
-"""MLflow's status at the end of a sweep: it ended normally, with an error, or by Ctrl-C."""
+"""MLflow's status of a sweep that ended: normally, with an error, or by Ctrl-C."""
 
 GATHER_S = 1.0
-"""Seconds for which updates are collected, so that many trials need few calls."""
+"""Seconds during which updates are collected, so that many trials need few requests."""
 FIRST_PAUSE_S = 0.05
-"""Seconds before the first retry: after a lost reply, a retry soon succeeds."""
-LONGEST_PAUSE_S = 15.0
-"""Longest pause between two retries, seconds."""
+"""Seconds before the first retry. If only one reply was lost, the retry succeeds."""
+MAX_PAUSE_S = 15.0
+"""Seconds of the longest pause between two retries."""
 PAUSE_GROWTH = 1.6
-"""Factor between two pauses: a server that is down gets fewer and fewer requests."""
+"""Factor between the lengths of two pauses, so that a server that is down gets fewer requests."""
 WARN_AFTER_S = 2.0
 """Seconds without an answer after which a warning is printed."""
 FIRST_ANSWER_S = 5.0
-"""Longest wait for MLflow's first answer at the start of a run, seconds."""
+"""Seconds of the longest wait for MLflow's first answer at the start of a run."""
 FLUSH_S = 60.0
-"""Seconds without progress after which a finished sweep stops waiting for MLflow. The creation of a
-SQLite file takes 5 s on an idle machine."""
+"""Seconds without progress after which a finished sweep no longer waits for MLflow. Creating
+MLflow's SQLite file takes 5 s on an idle machine."""
 STOP_FLUSH_S = 8.0
-"""Seconds without progress after which a sweep that was stopped stops waiting for MLflow."""
+"""Seconds without progress after which a stopped sweep no longer waits for MLflow."""
 JOIN_S = 1.0
-"""Longest wait for the end of the thread, seconds. The thread may still wait for a server."""
+"""Seconds of the longest wait for the end of the thread, which may still wait for a server."""
 MAX_MESSAGE_LENGTH = 4000
 """Largest number of characters of a failure's message in MLflow."""
 HEADLINE = "headline.json"
-"""File of a report with the numbers for the sweep's run in MLflow: best losses and claims."""
+"""File of a report with the numbers for MLflow, such as the best losses."""
 
-_REPORT = "sweep report"
-_END = "sweep end"
-"""Keys of the two updates that do not belong to a run. They differ from all run keys."""
+_REPORT_KEY = "sweep report"
+"""Key of the update with the sweep's report; no run has this key."""
+_END_KEY = "sweep end"
+"""Key of the update that ends runs; no run has this key."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """A finished run, compressed to 2 kB: 10,000 runs may wait if MLflow is down for a night."""
+    """A finished run, compressed to 2 kB, because 10,000 runs wait if MLflow is down for a night.
+
+    Attributes:
+        packed: The compressed run.
+    """
 
     packed: bytes
 
@@ -104,73 +109,88 @@ class _Result:
 
 @dataclass(frozen=True)
 class _Report:
-    """The final numbers of the sweep, and the folder of its report or None."""
+    """The final numbers of the sweep, and its report.
+
+    Attributes:
+        numbers: Final numbers of the sweep, by name.
+        folder: Folder of the report. None without a report.
+    """
 
     numbers: Mapping[str, float]
     folder: Path | None
 
 
 @dataclass(frozen=True)
-class _End:
-    """End all runs of trials that are not running. With an ending, also end the sweep's run."""
-
-    ending: Ending | None
+class _EndTrials:
+    """The end of all runs in MLflow whose trials are not running any more."""
 
 
-_Update = LiveRun | _Result | _Report | _End
+@dataclass(frozen=True)
+class _EndSweep:
+    """The end of all runs in MLflow, also of the sweep's run.
+
+    Attributes:
+        status: Status of the sweep's run.
+    """
+
+    status: Ending
+
+
+_Update = LiveRun | _Result | _Report | _EndTrials | _EndSweep
 
 
 class Tracker:
-    """Send the state of a sweep to MLflow in the background.
+    """The connection to MLflow, which gets the state of a sweep in the background.
 
     Only the methods ``check``, ``reconcile``, ``flush`` and ``close`` wait for MLflow.
 
     Args:
         open_runs: Function that connects to MLflow and returns the sweep's runs. It is called in
             the background until it succeeds. None to track nothing.
-        say: Function that prints a message for the user, for example if a server does not answer.
+        print_note: Function that prints a message for the user, for example if a server does not
+            answer.
         clock: Clock for pauses and times.
-        waits: True to connect at the first update. This is for a store that does not exist yet, so
-            that no server can refuse the connection.
+        connect_late: True to connect only at the first update. This is for a SQLite file that does
+            not exist yet. No server can refuse the connection then.
     """
 
     def __init__(
         self,
         open_runs: Callable[[], SweepRuns] | None = None,
-        say: Say = log.info,
+        print_note: Callable[[str], None] = log.info,
         clock: Clock = SYSTEM,
         *,
-        waits: bool = False,
+        connect_late: bool = False,
     ) -> None:
         self._open_runs = open_runs
-        self._say = say
+        self._print_note = print_note
         self._clock = clock
-        self._waits = waits
+        self._connects_late = connect_late
         self._runs: SweepRuns | None = None
-        self._behind: dict[str, _Update] = {}
+        self._pending: dict[str, _Update] = {}
         if open_runs:
-            # This update connects to MLflow, so that a refusal is known before any training.
-            self._behind[SWEEP_KEY] = LiveRun()
+            # This update connects to MLflow, so that a refusal is reported before any training.
+            self._pending[SWEEP_KEY] = LiveRun()
         self._refused = set[str]()
         self._running = set[str]()
         self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
-        self._begun = False
+        self._sweep_run_opened = False
         self._stopped = False
         self._warned = False
         self._error: Exception | None = None
         self._failing_since: float | None = None
-        self._progress = 0
+        self._num_steps = 0  # of progress: updates that were sent or refused
         self._pause_s = 0.0
-        self._hurried = False
+        self._skip_pause = False
         self._changed = clock.condition()
         self._thread = clock.thread(self._work, "mlflow")
-        if open_runs and not waits:
+        if open_runs and not connect_late:
             self._thread.start()
 
     @property
-    def num_behind(self) -> int:
+    def num_unsent_updates(self) -> int:
         """Number of updates that MLflow lacks: not sent yet, or refused."""
-        return len(self._behind)
+        return len(self._pending)
 
     def check(self) -> None:
         """Wait a few seconds for MLflow's first answer.
@@ -178,17 +198,17 @@ class Tracker:
         Raises:
             SetupError: MLflow refuses the connection, and would refuse it again.
         """
-        if self._waits or not self._open_runs:
+        if self._connects_late or not self._open_runs:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._progress or self._error, FIRST_ANSWER_S)
+            self._changed.wait_for(lambda: self._num_steps or self._error, FIRST_ANSWER_S)
         if self._error and self._runs is None and self._refused:
             raise self._error
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Mark a trial as running. After a failed attempt, its run is continued."""
+        """Show a trial as running. A trial that failed before continues its run in MLflow."""
         with self._changed:
-            self._begin()
+            self._open_sweep_run()
             self._running.add(trial_id)
             self._change(trial_id, tags=tags, failed=False)
 
@@ -203,18 +223,18 @@ class Tracker:
         at_ms = milliseconds(self._clock.time())
         points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
         with self._changed:
-            self._begin()
+            self._open_sweep_run()
             self._change(SWEEP_KEY, points)
 
     def finish(self, run: FlatRun) -> None:
         """Send the result of a trial, or a learning curve."""
         with self._changed:
-            self._begin()
+            self._open_sweep_run()
             self._running.discard(run.run_key)
-            self._want(run.run_key, _Result.of(run))
+            self._put(run.run_key, _Result.of(run))
 
     def fail_trial(self, failure: FailureRecord) -> None:
-        """Mark a trial as failed, with the kind and message of the failure."""
+        """Show a trial as failed, with the kind and message of the failure."""
         tags = {
             STATUS: str(CellStatus.FAILED),
             ATTEMPT: str(failure.attempt),
@@ -227,7 +247,7 @@ class Tracker:
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
         """Send the final numbers of the sweep and the files of its report to the sweep's run."""
-        self._want(_REPORT, _Report(numbers, folder))
+        self._put(_REPORT_KEY, _Report(numbers, folder))
 
     def reconcile(
         self,
@@ -238,7 +258,8 @@ class Tracker:
     ) -> dict[str, int]:
         """Correct MLflow so that it has exactly these results and failures, and no running trial.
 
-        All values are compared. Duplicate runs of a key are deleted, and RUNNING runs are ended.
+        All values are compared with MLflow's. If MLflow has several runs of one trial, all but one
+        are deleted. Runs with the status RUNNING are ended.
 
         Args:
             results: Results of all trials.
@@ -254,11 +275,11 @@ class Tracker:
         """
         counts_before = self._counts.copy()
         for run in results:
-            self._want(run.run_key, _Result.of(run))
+            self._put(run.run_key, _Result.of(run))
         self._running.clear()
         for failure in failures:
             self.fail_trial(failure)
-        self._want(_END, _End(None))
+        self._put(_END_KEY, _EndTrials())
         if not wait:
             return {}
         if not self.flush() or self._refused:
@@ -276,16 +297,16 @@ class Tracker:
         """
         if timeout_s is None:
             timeout_s = FLUSH_S
-        self._wake()
+        self._start_thread_if_late()
         with self._changed:
-            self._hurried = True
+            self._skip_pause = True
             self._pause_s = FIRST_PAUSE_S
             self._changed.notify_all()
             has_progress = True
-            while has_progress and self._is_dirty() and self._thread.is_alive():
-                is_past = partial(self._is_past, self._progress)
+            while has_progress and self._has_sendable() and self._thread.is_alive():
+                is_past = partial(self._is_past, self._num_steps)
                 has_progress = self._changed.wait_for(is_past, timeout_s)
-            return not self._is_dirty()
+            return not self._has_sendable()
 
     def save_run_pages(self, path: Path) -> None:
         """Write the addresses of all known runs to a file, so that reports can link to them."""
@@ -300,13 +321,16 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send all pending updates, end all open runs, and stop the thread.
 
-        The wait ends if MLflow makes no progress. If nothing was done since the sweep's run ended,
-        its status can only change to FINISHED.
+        The wait ends if MLflow makes no progress.
+
+        Args:
+            ending: New status of the sweep's run. A run that had ended before and was not opened
+                again can only change to FINISHED.
         """
-        if self._waits:
+        if self._connects_late:
             return
         self._running.clear()
-        self._want(_END, _End(ending))
+        self._put(_END_KEY, _EndSweep(ending))
         if ending == "FINISHED":
             self.flush(FLUSH_S)
         else:
@@ -317,46 +341,54 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
 
-    def _begin(self) -> None:
-        """Open the sweep's run again at the first action of this process."""
-        if not self._begun:
-            self._begun = True
+    def _open_sweep_run(self) -> None:
+        """Open the sweep's run in MLflow again, at the first action of this process."""
+        if not self._sweep_run_opened:
+            self._sweep_run_opened = True
             self._change(SWEEP_KEY, tags={})
 
     def _change(self, key: str, points: Sequence[CurvePoint] = (), **state: Any) -> None:
-        """Change the pending state of a live run. Points that were not sent yet are kept."""
-        update = self._behind.get(key)
+        """Add points and a new state to the pending update of a live run.
+
+        Args:
+            key: Key of the run.
+            points: New points, which are sent after the pending points.
+            state: New values of other fields of :class:`LiveRun`.
+        """
+        update = self._pending.get(key)
         live = update if isinstance(update, LiveRun) else LiveRun()
         if state:
             state["at_ms"] = milliseconds(self._clock.time())
-        self._want(key, replace(live, points=(*live.points, *points), **state))
+        self._put(key, replace(live, points=(*live.points, *points), **state))
 
-    def _want(self, key: str, update: _Update) -> None:
-        """Add an update to the table. It replaces an older update with the same key."""
+    def _put(self, key: str, update: _Update) -> None:
+        """Add an update to the table, in place of an older update with the same key."""
         if self._open_runs is None:
             return
         with self._changed:
-            self._behind[key] = update
+            self._pending[key] = update
             self._refused.discard(key)
             self._changed.notify_all()
-        if update != _End(None):
-            self._wake()
+        # Without a connection there are no runs to end.
+        if not isinstance(update, _EndTrials):
+            self._start_thread_if_late()
 
-    def _wake(self) -> None:
+    def _start_thread_if_late(self) -> None:
+        """Start the thread if it was to connect at the first update."""
         with self._changed:
-            if self._waits:
-                self._waits = False
+            if self._connects_late:
+                self._connects_late = False
                 self._thread.start()
 
-    def _is_past(self, progress: int) -> bool:
-        return self._progress > progress
+    def _is_past(self, num_steps: int) -> bool:
+        return self._num_steps > num_steps
 
-    def _is_dirty(self) -> bool:
-        """Return whether there are updates that were not refused."""
-        return len(self._behind) > len(self._refused)
+    def _has_sendable(self) -> bool:
+        """Return whether there are pending updates that were not refused."""
+        return len(self._pending) > len(self._refused)
 
     def _work(self) -> None:
-        """Send updates until the tracker is stopped. This is the thread's function."""
+        """Send updates until the tracker is stopped; the thread runs this function."""
         open_runs = self._open_runs
         if open_runs is None:
             return
@@ -365,8 +397,10 @@ class Tracker:
             if not updates:
                 return
             for key, update in updates:
-                if self._stopped or self._behind.get(key) is not update or key in self._refused:
-                    continue  # the next round sends the newer update
+                # Reading without the lock is safe: if an update is replaced at this moment, the
+                # older one is sent first, and the next round sends the newer one.
+                if self._stopped or self._pending.get(key) is not update or key in self._refused:
+                    continue
                 try:
                     if self._runs is None:
                         self._runs = open_runs()
@@ -378,21 +412,21 @@ class Tracker:
                     self._note_success(key, update)
 
     def _wait_for_updates(self) -> list[tuple[str, _Update]]:
-        """Wait for updates and for the end of the pause. Return none if the tracker is stopped."""
+        """Return the pending updates after the pause; return none if the tracker is stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._is_dirty())
-            self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause_s)
-            self._hurried = False
+            self._changed.wait_for(lambda: self._stopped or self._has_sendable())
+            self._changed.wait_for(lambda: self._stopped or self._skip_pause, self._pause_s)
+            self._skip_pause = False
             if self._failing_since is None:
                 self._pause_s = GATHER_S
             if self._stopped:
                 return []
-            updates = [*self._behind.items()]
+            updates = [*self._pending.items()]
         # Final numbers are sent after the points of curves, and the end is sent last.
-        return sorted(updates, key=lambda item: (item[0] == _END, item[0] == _REPORT))
+        return sorted(updates, key=lambda item: (item[0] == _END_KEY, item[0] == _REPORT_KEY))
 
     def _show(self, runs: SweepRuns, key: str, update: _Update) -> None:
-        """Send an update. A repeated call is safe, even if the last attempt succeeded in part."""
+        """Send an update; a call may be repeated after an attempt that succeeded in part."""
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
         elif isinstance(update, _Result):
@@ -404,37 +438,38 @@ class Tracker:
             runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
             with self._changed:
-                busy = self._running | self._behind.keys() - self._refused
+                busy = self._running | self._pending.keys() - self._refused
             closed, duplicates = runs.end_running(busy)
             self._counts.update(closed=closed, duplicates=duplicates)
-            if update.ending is not None:
-                runs.end_sweep(update.ending)
+            if isinstance(update, _EndSweep):
+                runs.end_sweep(update.status)
 
     def _note_success(self, key: str, update: _Update) -> None:
+        """Remove an update that was sent from the table."""
         if self._warned:
             self._warned = False
-            self._say("MLflow answers again")
+            self._print_note("MLflow answers again")
         with self._changed:
-            if self._behind.get(key) is update:
-                del self._behind[key]
+            if self._pending.get(key) is update:
+                del self._pending[key]
                 self._refused.discard(key)
         self._note_progress()
 
     def _note_failure(self, error: Exception, key: str, update: _Update) -> bool:
-        """Handle a failed update, and return whether MLflow's refusal is final.
+        """Process a failed update, and return whether MLflow refused it.
 
         A refused update is not sent again. If MLflow refuses the connection, all pending updates
-        are refused.
+        count as refused.
         """
         reason = first_line(error)
         now = self._clock.monotonic()
-        log.warning("the update of %s in MLflow failed: %s", key, reason)
+        log.warning("The update of %s in MLflow failed: %s", key, reason)
         with self._changed:
             self._error = error
             if is_final(error):
-                refused = {key} & self._behind.keys()
+                refused = {key} & self._pending.keys()
                 if self._runs is None:
-                    refused = set(self._behind)
+                    refused = set(self._pending)
                 self._refused.update(refused)
                 self._note_progress()
                 return True
@@ -445,19 +480,20 @@ class Tracker:
                 self._failing_since = now
                 self._pause_s = FIRST_PAUSE_S
             else:
-                self._pause_s = min(PAUSE_GROWTH * self._pause_s, LONGEST_PAUSE_S)
-            if self._behind.get(key) is update:
-                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table
+                self._pause_s = min(PAUSE_GROWTH * self._pause_s, MAX_PAUSE_S)
+            if self._pending.get(key) is update:
+                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table
             self._changed.notify_all()
         if not self._warned and now - self._failing_since >= WARN_AFTER_S:
             self._warned = True
             problem = no_answer_error(error).problem
-            self._say(f"{problem}. The sweep continues, and MLflow is updated later")
+            self._print_note(f"{problem}. The sweep continues, and MLflow is updated later")
         return False
 
     def _note_progress(self) -> None:
+        """Count a step of progress, for the threads that wait for it."""
         with self._changed:
-            self._progress += 1
+            self._num_steps += 1
             self._failing_since = None
             self._changed.notify_all()
 
@@ -468,7 +504,7 @@ def make_tracker(
     uri: str | None,
     *,
     used: bool = True,
-    say: Say = log.info,
+    print_note: Callable[[str], None] = log.info,
 ) -> Tracker:
     """Return a sweep's tracker, which connects to MLflow in the background.
 
@@ -477,7 +513,7 @@ def make_tracker(
         store: Result store of the sweep.
         uri: URI of the MLflow store. None for the default.
         used: False returns a tracker that sends nothing.
-        say: Function that prints a message for the user.
+        print_note: Function that prints a message for the user.
     """
     if not used:
         return Tracker(None)
@@ -494,14 +530,14 @@ def make_tracker(
         runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
         if "@" in runs.name:
             usual = runs.name.partition("@")[0]
-            say(
+            print_note(
                 f"The MLflow experiment {usual} belongs to another result store. The runs of this "
                 f"store are in the experiment {runs.name}"
             )
         return runs
 
-    waits = resolved == f"{SQLITE}{database}" and not database.exists()
-    return Tracker(open_runs, say, waits=waits)
+    is_new = resolved == f"{SQLITE}{database}" and not database.exists()
+    return Tracker(open_runs, print_note, connect_late=is_new)
 
 
 @contextmanager

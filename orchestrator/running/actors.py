@@ -26,21 +26,21 @@ from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Prefixes of environment variables with addresses and credentials of object stores."""
 PUBLISH_INTERVAL_S = 0.5
-"""Least seconds between two messages of a trial; shorter epochs are sent together."""
+"""Least seconds between two messages of a trial. Reports of shorter epochs are sent together."""
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
 POLL_TIMEOUT_S = 2.0
-"""Seconds that the driver waits for messages of a worker that has just ended. If none come, it does
-not wait again until the actor for messages has answered."""
+"""Seconds that the driver waits for messages of a worker that has just ended. If the actor for
+messages does not answer in this time, the driver does not wait again before the actor answers."""
 MAX_MESSAGES = 100_000
-"""Largest number of messages between two polls of the driver. Older messages are dropped: only
-live displays need them, because each result contains all epochs."""
+"""Largest number of messages between two polls of the driver. Older messages are dropped, because
+each result contains all epochs. Only live displays need the messages."""
 STORAGE_WAIT_S = 120.0
-"""Seconds to retry storing a file if the storage is full or does not answer. The trial waits as
-long, which is less than the time after which it counts as hung."""
+"""Seconds during which storing a file is repeated if the storage is full or does not answer. The
+trial waits for it. The limit is shorter than the time after which a trial counts as hung."""
 CALL_RETRIES = 5
-"""Retries of a call whose actor was killed meanwhile. The call itself may kill the actor, so their
-number is limited."""
+"""Largest number of retries of a call whose actor was killed meanwhile. The number is limited,
+because the call itself may be what kills the actor."""
 NOTE_AFTER_S = 10.0
 """Seconds of waiting for storage after which the user gets a note."""
 
@@ -58,7 +58,7 @@ class ActorHandles:
         self.arrays = start_beside_driver(IsweepArrays, max_restarts=-1, max_task_retries=-1)
 
     def end(self) -> None:
-        """End each actor by a direct call: Ray's own way uses the head, which may be lost."""
+        """End each actor by a direct call, because Ray's head may be lost."""
         actors = [self.messages.actor, self.arrays]
         if self.files is not None:
             actors.append(self.files.actor)
@@ -69,9 +69,9 @@ class ActorHandles:
 def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on the driver's node and return its handle.
 
-    If the actor ran on another node and that node was lost, every trial would fail. The actor
-    requests no CPU, because it must answer while trials use all CPUs. Ray's list of tasks is for
-    trials, so it does not show the actor's tasks.
+    The actor is not on another node, because every trial would fail if that node was lost. The
+    actor requests no CPU, because it must answer while trials use all CPUs. Its tasks are not in
+    Ray's list of tasks, which shows the trials.
     """
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -92,7 +92,7 @@ class IsweepEpochs:
         self._messages: list[WorkerMessage] = []
 
     def put(self, messages: list[WorkerMessage]) -> None:
-        """Add messages; drop the oldest if there are more than :data:`MAX_MESSAGES`."""
+        """Add messages, and drop the oldest ones beyond :data:`MAX_MESSAGES`."""
         self._messages = (self._messages + messages)[-MAX_MESSAGES:]
 
     def take(self) -> list[WorkerMessage]:
@@ -125,11 +125,12 @@ class MessageQueue:
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return the messages that arrived in the driver since the last call.
 
-        Without ``wait``, a request goes to the actor about once a second, and a later call returns
-        the answer. With ``wait``, the request is sent now and this call returns the answer, because
-        a worker that has just ended may have sent messages before. An answer takes milliseconds.
-        If the actor is lost, only one call waits for :data:`POLL_TIMEOUT_S` until it answers again:
-        the driver starts no trials while it waits.
+        Without ``wait``, the driver sends a request to the actor about once a second, and a later
+        call returns the answer.
+
+        With ``wait``, this call sends the request and returns its answer, which takes milliseconds.
+        This is for the last messages of a worker that has just ended. If the actor is lost, only
+        one call waits for :data:`POLL_TIMEOUT_S`, because the driver starts no trials meanwhile.
         """
         messages = self._answer(timeout_s=0.0)
         is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
@@ -141,6 +142,7 @@ class MessageQueue:
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
+        """Return the messages in the actor's answer; return none if there is no answer in time."""
         if self._pending is None or not ray.wait([self._pending], timeout=timeout_s)[0]:
             return []
         pending = self._pending
@@ -150,7 +152,7 @@ class MessageQueue:
         try:
             messages: list[WorkerMessage] = ray.get(pending)
         except ray.exceptions.RayError:
-            return []  # the actor died; Ray starts it again
+            return []  # The actor died. Ray starts it again.
         return messages
 
 
@@ -178,7 +180,7 @@ class EpochPublisher:
         self._score = score
 
     def epoch_ended(self, epoch: EpochRecord) -> None:
-        """Publish an epoch, now or together with later ones."""
+        """Publish an epoch, now or together with later epochs."""
         self._unsent.append(EpochReport(self._trial_id, epoch, self._score))
         self._score = None
         if self._clock() - self._sent_at >= PUBLISH_INTERVAL_S:
@@ -188,7 +190,7 @@ class EpochPublisher:
 
 
 class IsweepKeeper:
-    """Actor that alone reads and writes weights, predictions and checkpoints during a run.
+    """Actor through which all workers read and write weights, predictions and checkpoints.
 
     Args:
         url: folder or URL of the result store.
@@ -211,7 +213,7 @@ class IsweepKeeper:
             return self._retry.until_done(work)
         is_checkpoint = arguments[0] == FileKind.CHECKPOINT
         try:
-            # A checkpoint is not retried, because another one follows.
+            # A failed checkpoint is not repeated, because the next checkpoint follows soon.
             return work() if is_checkpoint else self._retry.until_done(work)
         except SetupError as error:
             return str(error)
@@ -222,7 +224,7 @@ class ArtifactStore:
 
     Args:
         url: folder or URL of the result store.
-        messages: sends the driver a note if a file has to wait.
+        messages: sends a note to the driver if storing a file takes long.
     """
 
     def __init__(self, url: str, messages: MessageQueue) -> None:
@@ -233,10 +235,11 @@ class ArtifactStore:
         self.actor = start_beside_driver(
             IsweepKeeper, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
         )
-        self.actor.__ray_ready__.remote()  # the driver gets its address, which end() needs
+        # With this call the driver gets the actor's address, which `ActorHandles.end` needs.
+        self.actor.__ray_ready__.remote()
 
     def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
-        """Store a file. Return the reason as text if that fails; the trial's result is kept."""
+        """Store a file, and return its checksum, or a text with the reason if this fails."""
         call = self.actor.call.remote("put", kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
@@ -258,18 +261,18 @@ class ArtifactStore:
 class IsweepArrays:
     """Actor that returns references of images to workers, which wait if there is none yet.
 
-    Each reference is in a list of one item; otherwise Ray would load the images into this process.
-    If the images cannot be read, the list contains the error instead.
+    Each reference is in a list, because Ray would load the images of a bare reference into this
+    process. If the images cannot be read, the list contains the error instead.
     """
 
     def __init__(self) -> None:
         self._references: dict[str, list[Any]] = {}
         self._changed = asyncio.Condition()
 
-    async def put(self, key: str, boxed: list[Any]) -> None:
-        """Store the list with a reference under a key, for the workers that wait for it."""
+    async def put(self, key: str, reference_list: list[Any]) -> None:
+        """Store the list with the reference of a key, and wake the workers that wait for it."""
         async with self._changed:
-            self._references[key] = boxed
+            self._references[key] = reference_list
             self._changed.notify_all()
 
     async def drop(self, key: str) -> None:

@@ -22,18 +22,20 @@ CHECK_INTERVAL_S = 1.0
 class ArrayCache:
     """The images that the driver has put into the object store, by key.
 
-    An *array* is the set of images that trials with the same key train and test on. The driver
-    stores an array when the first trial that needs it starts. It drops the array when no remaining
-    trial needs it, or when other arrays need the space. Workers get the reference from an actor,
-    because the array may not be stored yet when its trial is planned. If the actor dies, Ray starts
-    it again without references, and the driver sends all of them again.
+    An *array* contains the images that trials with the same key train and test on. The driver
+    stores an array when the first trial that needs the array starts. The driver drops an array when
+    no remaining trial needs it, or when other arrays need the space.
+
+    Workers get the reference of an array from an actor, because the array may not be stored yet
+    when a trial is assigned to its worker. If the actor dies, Ray starts the actor again without
+    references. The driver then sends all references again.
 
     Args:
         load: reads an array by its key.
         max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
         num_uses: number of trials by key; None if unknown, so that no array is dropped early.
-        end: called after everything was dropped.
+        end: function that is called after all arrays were dropped.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class ArrayCache:
         self._num_remaining = None if num_uses is None else Counter(num_uses)
         self._end = end
         self._array_by_trial: dict[str, str] = {}
-        self._held: dict[str, tuple[Any, int]] = {}  # reference and bytes; oldest use first
+        # Reference and bytes of each stored array, by key; the one that was used last is last.
+        self._stored: dict[str, tuple[Any, int]] = {}
         self._errors: dict[str, SweepError] = {}
         self._check: Any = None
         self._checked_at = time.monotonic()
@@ -58,9 +61,9 @@ class ArrayCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays that are stored now."""
-        return sum(size for _, size in self._held.values())
+        return sum(size for _, size in self._stored.values())
 
-    def trial_started(self, trial_id: str, key: str) -> None:
+    def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
 
         Raises:
@@ -68,15 +71,15 @@ class ArrayCache:
                 because it fails only the trials that use this array.
         """
         self._array_by_trial[trial_id] = key
-        if key in self._held:
-            self._held[key] = self._held.pop(key)
+        if key in self._stored:
+            self._stored[key] = self._stored.pop(key)
             return
         try:
             data = self._load(key)
         except SweepError as error:
-            # The worker gets the error in place of the array; otherwise it would wait forever.
+            # The worker gets the error instead of the array, because it would wait forever.
             self._errors[key] = error
-            self._hand_out(key, error)
+            self._send(key, error)
             if isinstance(error, DataError):
                 return
             raise
@@ -84,10 +87,10 @@ class ArrayCache:
         size = data.train_images.nbytes + data.test_images.nbytes
         self._make_room(size)
         reference = ray.put(data)
-        self._held[key] = (reference, size)
-        self._hand_out(key, reference)
+        self._stored[key] = (reference, size)
+        self._send(key, reference)
 
-    def trial_ended(self, trial_id: str, key: str, *, for_good: bool) -> None:
+    def remove_trial(self, trial_id: str, key: str, *, for_good: bool) -> None:
         """Drop the array of an ended trial if no further trial needs it.
 
         Args:
@@ -102,10 +105,10 @@ class ArrayCache:
                 self._drop(key)
 
     def check_actor(self) -> None:
-        """Send the actor all references that it lacks; check this about once a second.
+        """Check about once a second which references the actor lacks, and send them.
 
-        After the actor was killed, Ray starts it again without references. The check does not wait:
-        a later call handles the answer.
+        The actor lacks references after it was killed and started again. This call does not wait
+        for the actor's answer, which a later call processes.
         """
         if self._check is not None:
             if not ray.wait([self._check], timeout=0)[0]:
@@ -115,38 +118,42 @@ class ArrayCache:
             self._put_again(check)
         elif time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = time.monotonic()
-            self._check = self.actor.missing.remote([*self._held, *self._errors])
+            self._check = self.actor.missing.remote([*self._stored, *self._errors])
 
     def _put_again(self, check: Any) -> None:
+        """Send the references that the actor lacks by its answer."""
         try:
             missing: list[str] = ray.get(check)
         except ray.exceptions.RayError:
-            return  # the actor died again; the next check repeats the request
+            return  # The actor died again. The next check repeats the request.
         if missing:
-            log.warning("The actor for images was lost. Its new process gets all references again")
+            log.warning("The actor for images was lost. The driver sends all references again")
         for key in missing:
-            if key in self._held:
-                self._hand_out(key, self._held[key][0])
+            if key in self._stored:
+                self._send(key, self._stored[key][0])
             elif key in self._errors:
-                self._hand_out(key, self._errors[key])
+                self._send(key, self._errors[key])
 
     def close(self) -> None:
         """Drop all arrays."""
-        self._held.clear()
+        self._stored.clear()
         self._end()
 
-    def _hand_out(self, key: str, content: Any) -> None:
-        # In a list, because Ray would otherwise load the array into the actor's process.
+    def _send(self, key: str, content: Any) -> None:
+        """Send the actor the reference of an array, or the error of an array that is unreadable."""
+        # The content is in a list, because Ray would load the array into the actor's process.
         ray.get(self.actor.put.remote(key, [content]))
 
     def _make_room(self, size: int) -> None:
+        """Drop arrays that no trial uses now, until an array of ``size`` bytes fits."""
         in_use = set(self._array_by_trial.values())
-        idle = [key for key in self._held if key not in in_use]
+        idle = [key for key in self._stored if key not in in_use]
         for key in idle:
             if self.num_bytes + size <= self._max_bytes:
                 return
             self._drop(key)
 
     def _drop(self, key: str) -> None:
-        if self._held.pop(key, None) is not None:
+        """Drop a stored array, in the driver and in the actor."""
+        if self._stored.pop(key, None) is not None:
             self.actor.drop.remote(key)

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
-"""Characters stored from the beginning of a log: it shows versions, settings and the first error.
-"""
+"""Number of characters stored from the begin of a log, with versions, settings and the first
+error."""
 TAIL_CHARACTERS = 48_000
-"""Characters stored from the end of a log, which shows why the attempt ended."""
+"""Number of characters stored from the end of a log, with the reason why the attempt ended."""
 
 
 class AttemptLog(io.TextIOBase):
@@ -28,18 +28,19 @@ class AttemptLog(io.TextIOBase):
         self._num_left_out = 0
 
     def write(self, text: str) -> int:
-        """Add text; return its length."""
+        """Add text, and return its length."""
         room = HEAD_CHARACTERS - len(self._head)
         self._head += text[:room]
         self._tail += text[room:]
         surplus = len(self._tail) - TAIL_CHARACTERS
-        if surplus > TAIL_CHARACTERS // 4:  # not at every write, which would copy it each time
+        # The text is not shortened at every write, because each time copies the text.
+        if surplus > TAIL_CHARACTERS // 4:
             self._tail = self._tail[surplus:]
             self._num_left_out += surplus
         return len(text)
 
     def text(self) -> str:
-        """Return the log without secrets; a line gives the number of omitted characters."""
+        """Return the log without secrets. A line has the number of omitted characters."""
         gap = ""
         if self._num_left_out:
             gap = f"\n… {self._num_left_out:,} characters are left out …\n"
@@ -94,6 +95,7 @@ def _log_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    """Log a warning of Python."""
     text = warnings.formatwarning(message, category, filename, lineno, line)
     logging.getLogger("py.warnings").warning("%s", text)
 

@@ -1,4 +1,4 @@
-"""The backend: the interface to the system that executes trials, and Ray Tune as that system.
+"""The backend: the interface of a system that executes trials, and Ray Tune as such a system.
 
 The simulation in ``tests/simulation`` has another backend.
 """
@@ -18,6 +18,7 @@ from ray import tune
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, ActorHandles
 from orchestrator.running.arrays import ArrayCache
+from orchestrator.running.capacity import node_memory_bytes
 from orchestrator.running.messages import TrialReport, WorkerLocation, WorkerMessage
 from orchestrator.running.metrics import SweepMetrics
 from orchestrator.running.networks import user_code
@@ -25,15 +26,19 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialGenerator, trial_id_of
 from orchestrator.running.recovery.lost_workers import eligible_nodes, killed_for_memory, outcome_of
 from orchestrator.running.recovery.quarantine import GpuQuarantine
-from orchestrator.running.recovery.shortage import node_memory_bytes, shortage_for
+from orchestrator.running.recovery.shortage import shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.worker import TrialTrainable, configured
+from orchestrator.running.worker import TrialTrainable, configured_trainable
 
 
 class Backend(Protocol):
-    """The system that executes trials; ``arrays`` stores their images."""
+    """The system that executes trials.
+
+    Attributes:
+        arrays: the images of the trials; see :class:`~orchestrator.running.arrays.ArrayCache`.
+    """
 
     arrays: Any
 
@@ -43,8 +48,8 @@ class Backend(Protocol):
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return the messages of workers since the last call.
 
-        With ``wait``, messages that were sent until now are included. If they do not arrive within
-        seconds, a later call returns them.
+        With ``wait``, the messages include those that were sent until now. If they do not arrive
+        within seconds, a later call returns them.
         """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
@@ -63,7 +68,7 @@ class Backend(Protocol):
         """Return the addresses of nodes that could run a trial which failed because of its node."""
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
-        """Use the GPU of a failed trial for no other trial during some seconds."""
+        """Prevent that trials use the GPU of a failed trial, for some seconds."""
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> set[str]:
         """Return the ids of the trials whose process was killed because memory ran out."""
@@ -99,7 +104,7 @@ class TuneBackend:
         self._run = run
         self._source = source
         self._trainable = trainable
-        self._named: set[str] = set()
+        self._trials_with_names: set[str] = set()
         self._actors = run.actors or ActorHandles(source.store_url)
         self._metrics = SweepMetrics(run.plan.sweep.name, run.cluster.num_gpus)
         self._quarantine = GpuQuarantine(run.cluster.num_gpus)
@@ -136,16 +141,17 @@ class TuneBackend:
             ),
         )
         withhold_credentials()
-        # Without a dashboard nobody sees the names of a private cluster's tasks.
+        # The names of a private cluster's tasks appear only on its dashboard.
         is_shown = bool(self._run.cluster.dashboard) or not self._run.cluster.local
         try:
-            with trial_tasks_named(self._named, MAX_NAMES if is_shown else 0):
+            with trial_tasks_named(self._trials_with_names, MAX_NAMES if is_shown else 0):
                 tuner.fit()
         finally:
             shutil.rmtree(self._run.paths.tune / folder_name, ignore_errors=True)
 
     def _configured_trainable(self) -> Any:
-        return configured(
+        """Return the class of the workers, with everything that all trials share."""
+        return configured_trainable(
             self._trainable,
             perform=self._source.perform,
             arrays=self.arrays.actor,
@@ -182,7 +188,7 @@ class TuneBackend:
         return eligible_nodes(failure)
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
-        """See :class:`Backend`; the last usable GPU is never quarantined."""
+        """See :class:`Backend`. The last usable GPU is never quarantined."""
         self._quarantine.add(location, seconds)
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> set[str]:
@@ -209,7 +215,7 @@ class TuneBackend:
 def withhold_credentials() -> None:
     """Remove credentials from the environment variables that Tune copies to its trials.
 
-    Otherwise Ray's agents log these credentials.
+    Ray's agents would otherwise log these credentials.
     """
     from ray.tune.execution import class_cache
 

@@ -1,6 +1,6 @@
 """Messages between the driver and its workers: assignments, reports, epochs and notes.
 
-The driver decides by fields. Texts are for people; changing a text changes no decision.
+The driver uses only fields for its decisions, never the texts, which are for people.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class TrialAssignment:
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
         resources: CPUs, GPU share and memory of the trial, and how it trains.
         code: fingerprint of the driver's source code; the worker's must be equal.
-        earlier: stored result of this trial that lacks measurements; None trains the network.
-        keep_weights: whether the worker stores the trained network.
+        earlier: stored result of this trial that lacks only measurements, so that the stored
+            network is measured; None if the network must be trained.
+        keep_weights: True if the worker stores the trained network.
     """
 
     spec: TrialSpec
@@ -48,7 +49,7 @@ class TrialAssignment:
         return f"TrialAssignment({self.trial_id})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrialAssignment:
-        """Return the assignment itself, which is immutable: Tune copies it several times."""
+        """Return the assignment itself: it is immutable, and Tune would copy it several times."""
         return self
 
 
@@ -60,11 +61,12 @@ class TrialReport(Finding):
         finished_at: end of the attempt, also in seconds since 1970.
         outcome: the result, or the failure.
         data_fingerprint: hash of the prepared dataset.
-        shared_group_share: share of the test images whose group also has training images, 0 to 1.
+        shared_group_share: share of the test images whose group (the images of one patient or
+            object) also has training images, 0 to 1.
         gpu_share: share of a GPU that the trial had; 0 on a CPU.
         gpu_name: the driver's name of the GPU; empty on a CPU.
         gpu_note: note to the user about the GPU, which the run prints once.
-        trained: whether a network was trained; False if a stored network was measured.
+        trained: True if a network was trained; False if a stored network was measured.
         provenance: code and packages of the worker.
         node: address of the worker's node.
         log: log messages, warnings and output of the attempt.
@@ -140,7 +142,13 @@ class WorkerLocation(NamedTuple):
 
 
 class EpochReport(NamedTuple):
-    """An epoch of a running trial; ``score`` is None if the test images were not evaluated."""
+    """The end of an epoch of a running trial.
+
+    Attributes:
+        trial_id: id of the trial.
+        epoch: losses of the epoch.
+        score: score on the test images; None if they were not evaluated.
+    """
 
     trial_id: str
     epoch: EpochRecord
@@ -148,7 +156,12 @@ class EpochReport(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A note to the user about a running trial."""
+    """A note to the user about a running trial.
+
+    Attributes:
+        trial_id: id of the trial.
+        text: the note.
+    """
 
     trial_id: str
     text: str

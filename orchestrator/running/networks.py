@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """Everything besides the model that decides whether a network can be built."""
+    """The sizes on which it depends, besides the model, whether a network can be built."""
 
     num_outputs: int
     channels: int
@@ -52,7 +52,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
         sizes = _BuildSizes(num_outputs, prepared.channels, prepared.image_size, dropout)
         networks[network.model, sizes] = network
     if not networks:
-        return  # before the import of torch, which takes seconds
+        return  # without the import of torch, which takes seconds
     from tasks.trials.models import check_buildable
 
     problems: list[SweepError] = []
@@ -66,7 +66,8 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
                 dropout=sizes.dropout,
             )
             if model.library == "own":
-                cost_of(network)  # trains one step, because some networks fail only in training
+                # This call trains one step, because some networks fail only in training.
+                cost_of(network)
         except SweepError as error:
             problems.append(error)
     collect(problems)
@@ -88,9 +89,9 @@ def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
 def fetch_pretrained(
     plan: SweepPlan, done: Collection[str], paths: RootPaths, note: Callable[[str], None]
 ) -> dict[str, bytes]:
-    """Return the weights that networks start from, after a check that they fit the networks.
+    """Return the weights that networks start from, and check that the weights fit the networks.
 
-    The root stores downloaded weights, so that all its trainings start from the same weights.
+    Downloaded weights are stored below the root, so that all trainings start from the same weights.
 
     Args:
         plan: The plan.

@@ -53,7 +53,7 @@ class Performed(NamedTuple):
 
 
 Perform = Callable[[TrialTask], Performed]
-"""Function that runs a trial; sweeps and searches have different ones."""
+"""Function that runs a trial. A sweep and a search have different functions."""
 
 
 def perform_trial(task: TrialTask) -> Performed:
@@ -85,11 +85,12 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             store_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
         )
     except CorruptStoreError as error:
-        log.warning("%s is trained again: %s", trial_id, error)
+        log.warning("Trial %s is trained again: %s", trial_id, error)
         return None
 
 
 def _train(task: TrialTask) -> TrialResult:
+    """Train a network, and return its result."""
     from tasks.trials.checkpoints import Checkpoints
     from tasks.trials.trial import run_trial
 

@@ -1,7 +1,7 @@
-"""A run's data: check raw downloads, prepare datasets, measure subsets, load images.
+"""The data of a run: check raw downloads, prepare datasets, measure subsets, load images.
 
-Datasets that Python packages contain are prepared in the background while Ray starts. Your own data
-are prepared before that, so that mistakes in them are reported within seconds.
+The user's own data are prepared first, so that their mistakes are reported within seconds. Datasets
+that Python packages contain are prepared in another process while Ray starts.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Values of black and white pixels in all prepared images, also in those stored as float32."""
+"""Values of black and white in all prepared images, also in images that are stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
-"""Seconds to read your own data in this process; after that a cluster reads the rest. 30 seconds
+"""Seconds during which this process reads the user's own data. A cluster reads the rest. 30 seconds
 are enough for about 5,000 images of 512 x 512 pixels."""
 BACKGROUND_LIMIT_S = 5.0
 """Seconds that a run waits for the background preparation before Ray's workers prepare the rest.
-Their start takes about as long."""
+The workers take about as long to start."""
 LAST_BLOCK_LIMIT_S = 10.0
 """Seconds that the background preparation may take to finish its present block of images."""
 
@@ -84,7 +84,7 @@ def prepare_missing(
     executor: Executor,
     monitor: Progress,
 ) -> None:
-    """Prepare datasets one after another, each in parallel.
+    """Prepare datasets one after the other. The images of a dataset are read in parallel.
 
     Args:
         workspace: The sweep.
@@ -132,7 +132,7 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
             continue
-        # Doubtful files of a user are listed only once, after the first preparation.
+        # A user's doubtful files are printed only after the first preparation.
         if folder is not None and spec.prepared_id not in prepared_before:
             for line in doubt_lines(record):
                 monitor.note(f"{name}: {line.strip()}")
@@ -140,10 +140,10 @@ def prepare_missing(
 
 
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-    """Prepare your own data in this process, before MLflow and Ray start.
+    """Prepare the user's own data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
 
-    This reports mistakes in your data within seconds. After :data:`OWN_DATA_LIMIT_S` seconds a
-    cluster prepares the rest. Files of prepared datasets are listed again to detect changes.
+    A cluster prepares the rest later. The files of datasets that are prepared already are listed
+    again to detect changes.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
@@ -164,8 +164,8 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 class BackgroundPreparation:
     """A process that prepares datasets of Python packages while Ray starts.
 
-    If the process ends early, the images that it has read are kept. If it cannot prepare a dataset,
-    the run tries again after Ray has started, and reports the error then.
+    If the process is ended early, its images are kept. If it cannot prepare a dataset, the run
+    prepares the dataset again after Ray has started, and reports the error then.
 
     Args:
         workspace: The sweep.
@@ -188,14 +188,14 @@ class BackgroundPreparation:
             stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-            process_group=0,  # Ctrl-C reaches only this process, which then ends the other one
+            process_group=0,  # Ctrl-C reaches only this process, which then ends the child process.
         )
         folder = str(workspace.paths.root / "prepared")
         request = json.dumps([folder, options.max_skipped_share, pairs])
         threading.Thread(target=self._exchange, args=(self._process, request), daemon=True).start()
 
     def end(self, wait_s: float = 0.0) -> None:
-        """Wait for the process; if it still runs, let it finish its present block of images.
+        """Wait for the process, then end it after its present block of images.
 
         Args:
             wait_s: Seconds to wait until all datasets are prepared.
@@ -203,7 +203,7 @@ class BackgroundPreparation:
         process = self._process
         if process is None:
             return
-        # If its input is closed, the process ends after its present block.
+        # The process ends after its present block if its standard input is closed.
         self._wait_then(wait_s, process.stdin.close)
         self._wait_then(LAST_BLOCK_LIMIT_S, process.kill)
         process.wait()
@@ -219,7 +219,8 @@ class BackgroundPreparation:
 
     def _exchange(self, process: Any, request: str) -> None:
         """Send the request to the process, and show the names of datasets that it prints."""
-        with suppress(OSError, ValueError, KeyboardInterrupt):  # one of the processes has ended
+        # These errors mean that one of the processes has ended.
+        with suppress(OSError, ValueError, KeyboardInterrupt):
             process.stdin.write(f"{request}\n")
             process.stdin.flush()
             for name in process.stdout:
@@ -265,7 +266,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
-    """Measure the training images of a subset, and return the record.
+    """Measure the training images of a subset, and return the record of the measures.
 
     Args:
         spec: The measures to compute.

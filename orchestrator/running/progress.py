@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 PRINT_INTERVAL_S = 10.0
 """Seconds between two lines of progress if stderr is no terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Seconds between two updates of the run's file. Starts and ends of trials update it at once."""
+"""Seconds between two updates of the run's file. The start or end of a trial updates the file at
+once."""
 TRIAL_STAGES = ("train", "search")
 """Stages that train networks. Their progress is counted in trials."""
 MAX_TRIALS_SHOWN = 4
@@ -68,7 +69,14 @@ class RunningTrial(BaseModel):
 
 
 class RunState(BaseModel):
-    """The state of a run in its file, which is valid while process ``pid`` locks the root."""
+    """The state of a run in its file.
+
+    Attributes:
+        pid: process id of the driver. The state is valid while this process locks the root.
+        now: line of text about the present stage.
+        running: running trials by id.
+        seconds_left: estimated seconds until the last trial ends; None if unknown.
+    """
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
@@ -119,13 +127,14 @@ class Progress:
         done: number of trials with a result, including those of earlier runs.
         diverged: number of trials of this run that diverged.
         running: running trials by id.
-        failed: kind of failure by id, for trials whose last attempt failed.
+        failed: kind of failure of each trial whose last attempt failed, by trial id.
         name: name of the present stage.
         detail: text about the present step of the stage.
         step: number of finished steps of the stage.
         total: number of steps of the stage; 0 if unknown.
-        expected: expected seconds by trial id. The estimate of the time left uses them, because
-            long trials start first and the mean of finished trials would be too large.
+        expected: expected seconds of each trial, by trial id, for the estimate of the time left.
+            The mean time of the finished trials would be too large, because long trials start
+            first.
     """
 
     console: Console | None = None
@@ -150,7 +159,7 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show progress during a block: live in a terminal, else as a line every few seconds."""
+        """Show progress during a block: live in a terminal, otherwise as a line every 10 s."""
         try:
             if self.console is None or not self.console.is_terminal:
                 yield
@@ -235,7 +244,7 @@ class Progress:
         self.trial_stopped(trial_id)
 
     def trial_stopped(self, trial_id: str) -> None:
-        """Show that a trial is no longer running; without a result or failure it is pending."""
+        """Show that a trial is not running any more."""
         self.running.pop(trial_id, None)
         self._began.pop(trial_id, None)
         self._update(save_now=True)
@@ -263,7 +272,7 @@ class Progress:
     def pace(self) -> dict[str, float]:
         """Return the speed of all running trials and the time left, by name of the metric.
 
-        The time left is missing if it is unknown.
+        An unknown time left is not in the result.
         """
         trials = self.running.values()
         pace = {
@@ -319,6 +328,7 @@ class Progress:
             log.warning("%s cannot be written: %s", self.path, error)
 
     def _seconds_since_start(self, trial_id: str) -> float:
+        """Return the seconds since a running trial started; 0 for any other trial."""
         began = self._began.get(trial_id)
         return 0.0 if began is None else time.monotonic() - began
 
@@ -355,7 +365,7 @@ class Progress:
         return table
 
     def _update(self, *, print_now: bool = False, save_now: bool = False) -> None:
-        """Write and print the state, unless the last time was a moment ago."""
+        """Write and print the state, unless both were done a moment ago."""
         now = time.monotonic()
         if print_now or save_now or now - self._saved_at >= SAVE_INTERVAL_S:
             self.save()

@@ -1,7 +1,7 @@
 """The queue of a run's trials, and the generator that passes them to Ray Tune.
 
-Tune only executes trials. This module and :mod:`orchestrator.running.trials` decide which trial is
-next and which is tried again.
+Tune only executes trials. This module chooses the next trial, and
+:mod:`orchestrator.running.trials` chooses the trials that are tried again.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from tasks.clock import SYSTEM, Clock
 TRIAL_ID = "trial_id"
 """Key of the trial's id in the configuration of a Tune trial."""
 ASSIGNMENT = "assignment"
-"""Key of the trial's :class:`TrialAssignment` in the same configuration. Its value becomes None
-when the trial ends."""
+"""Key of the trial's :class:`TrialAssignment` in the configuration of a Tune trial. The value
+becomes None when the trial ends."""
 
 
 @dataclass
 class TrialQueue:
-    """Ids of a run's trials, by state.
+    """The trial ids of a run, by state.
 
     Attributes:
         ready: trials that may start now, in their order.
         retry_at: monotonic time, in seconds, of each failed trial's next attempt. These trials
             start after the ``ready`` ones.
-        running: trials that were passed to Tune.
-        started: the trials in ``running`` that have a worker.
-        stop_error: why the run stops: no further trial starts. None while the run goes on.
+        submitted: trials that were passed to Tune and have not ended.
+        running: the trials in ``submitted`` that have a worker.
+        stop_error: the error that stops the run, after which no further trial starts; None if there
+            is no such error.
     """
 
     ready: deque[str]
     retry_at: dict[str, float] = field(default_factory=dict)
+    submitted: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
-    started: set[str] = field(default_factory=set)
     stop_error: SweepError | None = None
 
     @property
@@ -50,7 +51,7 @@ class TrialQueue:
         return self.stop_error is not None
 
     def stop(self, error: SweepError) -> None:
-        """Start no further trial; the run then raises this error."""
+        """Stop the run with an error, so that no further trial starts."""
         self.stop_error = error
 
     def raise_if_stopped(self) -> None:
@@ -63,10 +64,10 @@ class TrialQueue:
         """True if no trial is left, or if the run stops with an error."""
         if self.is_stopped:
             return True
-        return not (self.ready or self.retry_at or self.running)
+        return not (self.ready or self.retry_at or self.submitted)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial and count it as running; return None if none may start yet."""
+        """Return the next trial and count it as submitted; return None if none may start yet."""
         if self.is_stopped:
             return None
         if self.ready:
@@ -76,17 +77,17 @@ class TrialQueue:
             del self.retry_at[trial_id]
         else:
             return None
-        self.running.add(trial_id)
-        self.started.discard(trial_id)
+        self.submitted.add(trial_id)
+        self.running.discard(trial_id)
         return trial_id
 
-    def settle(self, trial_id: str) -> None:
-        """Remove a running trial that has a result, or that gets no further attempt."""
-        self.running.discard(trial_id)
+    def remove(self, trial_id: str) -> None:
+        """Remove a submitted trial that has a result, or that gets no further attempt."""
+        self.submitted.discard(trial_id)
 
     def retry(self, trial_id: str, at: float) -> None:
-        """Let a running trial start again at the monotonic time ``at``."""
-        self.running.discard(trial_id)
+        """Let a submitted trial start again at the monotonic time ``at``."""
+        self.submitted.discard(trial_id)
         self.retry_at[trial_id] = at
 
 
@@ -144,11 +145,11 @@ def assignment_of(trial: Any) -> TrialAssignment:
     return assignment
 
 
-def release(trial: Any) -> None:
+def free_memory(trial: Any) -> None:
     """Free the memory of an ended Tune trial, whose outcome is in the store.
 
-    Tune keeps all trials in memory until the last one ends. Each contains copies of its
-    configuration and report, statistics of every number in the report, and a Ray object.
+    Tune keeps all its trials in memory until the last trial ends. Each Tune trial contains copies
+    of its configuration and report, statistics of every number in the report, and a Ray object.
     """
     trial.config[ASSIGNMENT] = None
     # Private: if a Ray lacks these attributes, the driver needs 20 kB more for each trial.
@@ -159,5 +160,5 @@ def release(trial: Any) -> None:
         metadata.last_result = {}
         metadata.metric_analysis = {}
         metadata.metric_n_steps = {}
-        # A result that Tune requests from each trial's actor, and that Ray would keep in memory.
+        # Reference of a result that Tune requested. Ray keeps the result until it is removed.
         trial._default_result_or_future = None

@@ -28,7 +28,7 @@ def reconcile_sweep(
     with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = compare_with_plan(workspace, stored)
-        tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
+        tracker = make_tracker(workspace, stored.store, mlflow_uri, print_note=say)
         is_finished = len(state.results) >= len(workspace.plan.trials)
         try:
             log_sweep(tracker, workspace, state)

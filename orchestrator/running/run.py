@@ -1,6 +1,7 @@
-"""``isweep run``: prepare, measure and train what a sweep lacks, then fit and report.
+"""``isweep run``: prepare datasets, measure subsets, train trials, then fit and report.
 
-:func:`run_sweep` calls one function per stage. A trial passes these modules in turn:
+A stage does only what the store lacks. :func:`run_sweep` calls one function per stage. These
+modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from orchestrator.machine.cluster import RunOptions, trial_resources
 from orchestrator.machine.signals import at_forced_end, stop_heard
 from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
@@ -40,7 +42,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from search_spaces.errors import SweepError, plural
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import MeasureSpec, pair_name
+from search_spaces.specs import MeasureSpec, TrialSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
 from tasks.remote import Executor, InlineExecutor
 
@@ -48,9 +50,8 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Number of multiplications. If the distances of a subset need more, a Ray task measures the
-subset. Otherwise this process does: it takes less than the second that Ray needs to start a
-task."""
+"""Number of multiplications. If the distances of a subset need more, Ray measures it. Smaller
+subsets take less than a second in this process, and Ray needs as long to start a task."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class RunSummary:
 
     Attributes:
         planned: number of planned trials.
-        done: number of trials with a result.
+        done: number of trials with a complete result.
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
-        failures: one row per failed trial, see :meth:`FailureRecord.row`.
+        failures: one row per failed trial; see :meth:`FailureRecord.row`.
         report: path of the report; None if no report was written.
-        num_behind: number of updates that MLflow did not receive.
+        num_unsent_updates: number of updates that MLflow did not receive.
     """
 
     planned: int
@@ -73,7 +74,7 @@ class RunSummary:
     pending: int
     failures: list[dict[str, str]]
     report: Path | None
-    num_behind: int = 0
+    num_unsent_updates: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -88,9 +89,10 @@ def run_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
-    """Run everything that a sweep lacks, then fit and report.
+    """Run all measures and trials of a sweep that the store lacks, then fit and report.
 
-    Another call resumes a stopped run, extends a changed sweep, or repairs a damaged one.
+    A further call resumes a stopped run, runs the new trials of a changed sweep, or repeats trials
+    whose files are damaged.
 
     Args:
         source: a preset's name, a sweep file's path or content, or the name of a sweep of the root.
@@ -103,7 +105,8 @@ def run_sweep(
 
     Raises:
         SweepError: a user's mistake, or an unusable environment; finished trials are kept.
-        KeyboardInterrupt: Ctrl-C, after the tracked runs were closed; finished trials are kept.
+        KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished trials
+            are kept.
     """
     options = options or RunOptions()
     monitor = progress or Progress()
@@ -118,7 +121,7 @@ def run_sweep(
             sweep.stored.store,
             options.mlflow_uri,
             used=options.tracking,
-            say=monitor.note,
+            print_note=monitor.note,
         )
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
@@ -126,7 +129,7 @@ def run_sweep(
             try:
                 _start_services(sweep)
                 sweep.prepare_datasets()
-                # Third check: all datasets are prepared now, so each class has a known size.
+                # The third of three checks; see _check_before_start.
                 check_feasible(workspace, options.raw)
                 # The lists of raw files are not needed after the preparation; they use memory.
                 workspace.listings.clear()
@@ -136,9 +139,9 @@ def run_sweep(
             except KeyboardInterrupt:
                 stop_heard()
                 monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
-                _subtract_removed_results(sweep)
+                _recount_results_after_stop(sweep)
                 raise
-        return replace(summary, num_behind=tracker.num_behind)
+        return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
 
 @dataclass
@@ -149,7 +152,7 @@ class _SweepRun(Stages):
         stored: results; set by :func:`_check_before_start`.
         tracker: shows trials in MLflow; set by :func:`run_sweep`.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, which start while MLflow starts; None if no trial is missing.
+        actors: actors of the run, which start while MLflow starts; None if no trial is to be run.
     """
 
     stored: StoredResults = field(init=False)
@@ -163,8 +166,23 @@ class _SweepRun(Stages):
         return compare_with_plan(self.workspace, self.stored)
 
 
+def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
+    """Return the trials of the plan without a complete result from the present data.
+
+    Some of them have a result that lacks only measurements. Such a trial is not trained again.
+    """
+    trials = plan.trials_by_id.items()
+    return [trial for trial_id, trial in trials if trial_id not in state.results]
+
+
 def _check_before_start(sweep: _SweepRun) -> None:
-    """Lock the root, and check that the run can succeed before Ray and MLflow start."""
+    """Lock the root, and check that the run can succeed before Ray and MLflow start.
+
+    ``check_feasible`` is called three times, each time with more known sizes. The first call checks
+    the sweep file, the prepared datasets and the lists of files. Before the second call, the user's
+    own data are prepared, or at least their files are listed. At the third call, in
+    :func:`run_sweep`, all datasets are prepared, so each class has a known size.
+    """
     sweep.lock_root()
     workspace = sweep.workspace
     options = sweep.options
@@ -174,43 +192,41 @@ def _check_before_start(sweep: _SweepRun) -> None:
         if workspace.plan.sweep.predictions:
             _mark_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
-        # First check: the sweep file, the prepared datasets and the lists of files.
         check_feasible(workspace, options.raw)
-        waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
-        if waiting:
+        ids_to_run = {trial.trial_id for trial in _trials_to_run(workspace.plan, sweep.state)}
+        if ids_to_run:
             sweep.check_machine()
         check_models(workspace.plan, sweep.stored.trials)
         preparation.prepare_own(workspace, options, sweep.monitor)
-        # Second check: the user's own data are prepared now, or at least their files are listed.
         check_feasible(workspace, options.raw)
-    if waiting:
-        _note_other_sweeps(sweep, waiting)
+    if ids_to_run:
+        _note_other_sweeps(sweep, ids_to_run)
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
 def _mark_damaged_predictions(sweep: _SweepRun) -> None:
     """Mark missing and damaged predictions, so that this run computes them again."""
-    remade, retrained = sweep.stored.forget_damaged(sweep.workspace.plan.trials_by_id)
-    if remade:
+    losses = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
+    if losses.num_from_weights:
         sweep.monitor.note(
             "Predictions that are missing or damaged are computed again from stored weights: "
-            f"{plural(remade, 'trial')}"
+            f"{plural(losses.num_from_weights, 'trial')}"
         )
-    if retrained:
+    if losses.num_retrained:
         sweep.monitor.note(
             "Trials without stored weights whose predictions are missing or damaged are trained "
-            f"again: {retrained}"
+            f"again: {losses.num_retrained}"
         )
 
 
-def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
-    """Print a note if another sweep of the root has results of these trials."""
+def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
+    """Print a note if another sweep of the root has results of trials that this run trains."""
     paths = sweep.workspace.paths
     for name in sorted(paths.sweep_names()):
         if name == sweep.workspace.plan.sweep.name:
             continue
         listing = ResultStore(str(paths.sweep(name).folder)).listing(TrialRecord)
-        num_shared = len(listing.keys() & waiting)
+        num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
                 f"The sweep {name} of this root has results of {num_shared} of these trials. This "
@@ -219,27 +235,30 @@ def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
 
 
 def _start_services(sweep: _SweepRun) -> None:
-    """Load pretrained weights, start Ray if trials are missing, and wait until MLflow answers."""
+    """Load pretrained weights, start Ray if a trial is to be run, and wait for MLflow.
+
+    Meanwhile another process prepares the datasets of Python packages.
+    """
     workspace = sweep.workspace
-    results = sweep.state.results
+    state = sweep.state
     sweep.pretrained = fetch_pretrained(
-        workspace.plan, results, workspace.paths, sweep.monitor.note
+        workspace.plan, state.results, workspace.paths, sweep.monitor.note
     )
     check_same_start(sweep.stored.trials, workspace.plan, sweep.pretrained)
-    background = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
-    sweep.stack.callback(background.end)
-    if len(results) < len(workspace.plan.trials):
-        cluster = sweep.cluster  # this first use starts Ray, or connects to it
-        # Raises an error if a trial requests more than the cluster has.
+    packaged_datasets = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
+    sweep.stack.callback(packaged_datasets.end)
+    if _trials_to_run(workspace.plan, state):
+        cluster = sweep.cluster  # This first use starts Ray, or connects to it.
+        # This call raises an error if a trial requests more than the cluster has.
         trial_resources(workspace.plan.sweep.resources, cluster, sweep.options.device)
         if sweep.options.address:
             sweep.check_gpus(sweep.nodes)
         from orchestrator.running.actors import ActorHandles
 
         sweep.actors = ActorHandles(workspace.results_url)
-        # The import of Ray Tune takes a second, in which the actors start.
+        # The actors start while Ray Tune is imported, which takes a second.
         importlib.import_module("orchestrator.running.trials")
-    background.end(preparation.BACKGROUND_LIMIT_S)
+    packaged_datasets.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
 
 
@@ -247,10 +266,10 @@ def _measure(sweep: _SweepRun) -> None:
     """Measure the subsets that are not measured yet."""
     plan = sweep.workspace.plan
     done = sweep.state.measures
-    missing = [spec for spec in plan.measures if spec.measure_id not in done]
-    if missing:
-        sweep.monitor.stage("measure", "", len(missing))
-    for spec in missing:
+    subsets_to_measure = [spec for spec in plan.measures if spec.measure_id not in done]
+    if subsets_to_measure:
+        sweep.monitor.stage("measure", "", len(subsets_to_measure))
+    for spec in subsets_to_measure:
         data = preparation.load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
         num_products = max(spec.train_sizes) * data.train_images.size
         executor = _executor_for(sweep, spec, num_products)
@@ -261,7 +280,7 @@ def _measure(sweep: _SweepRun) -> None:
 
 
 def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Executor:
-    """Return this process as the executor for quick measures, or else the cluster."""
+    """Return the executor for a measure: this process if it is quick, otherwise the cluster."""
     executor: Executor = InlineExecutor()
     if num_products > MAX_PRODUCTS_HERE:
         executor = sweep.executor()
@@ -269,15 +288,16 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
     return executor.labelled(f"measure {subset.dataset} {pair_name(subset.class_pair)}".strip())
 
 
-def _subtract_removed_results(sweep: _SweepRun) -> None:
-    """Count the stored results again, because the sweep's folder may have been deleted meanwhile.
+def _recount_results_after_stop(sweep: _SweepRun) -> None:
+    """Count the stored results again, because somebody may have deleted the sweep's folder.
 
-    A remote store is skipped: the user wants to stop, and the store may take long to answer.
+    The results of a remote store are not counted, because the user waits for the end of the command
+    and the store may answer slowly.
     """
     if "://" in sweep.workspace.results_url:
         return
     with suppress(OSError, SweepError):
-        num_lost = sweep.stored.forget_removed()
+        num_lost = sweep.stored.drop_deleted_results()
         if num_lost:
             sweep.monitor.done = len(sweep.state.results)
             sweep.monitor.note(
@@ -286,26 +306,24 @@ def _subtract_removed_results(sweep: _SweepRun) -> None:
 
 
 def _train(sweep: _SweepRun) -> None:
-    """Run the trials that lack a result or requested measurements."""
+    """Run the trials that have no complete result."""
     plan = sweep.workspace.plan
     state = sweep.state
-    waiting = [
-        trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results
-    ]
+    trials_to_run = _trials_to_run(plan, state)
     sweep.monitor.planned = len(plan.trials)
     sweep.monitor.done = len(state.results)
-    if not waiting:
+    if not trials_to_run:
         return
     from orchestrator.running.trial_source import SweepTrials
     from orchestrator.running.trials import TrialLoop
 
     measured = state.measured_trials()
-    run = sweep.run_context(plan, sweep.stored, sweep.tracker, waiting, measured)
+    run = sweep.run_context(plan, sweep.stored, sweep.tracker, trials_to_run, measured)
     run.actors = sweep.actors
     sweep.monitor.stage("train")
     source = SweepTrials(
         run,
-        waiting,
+        trials_to_run,
         partial(preparation.load_arrays, sweep.workspace),
         state=state,
         store_url=sweep.workspace.results_url,
@@ -317,19 +335,19 @@ def _train(sweep: _SweepRun) -> None:
 def _report(sweep: _SweepRun) -> RunSummary:
     """Fit and report the results that the store contains now.
 
-    Files may have been removed since this run stored them.
+    Another process may have removed files since this run stored them.
     """
     workspace, stored, tracker = sweep.workspace, sweep.stored, sweep.tracker
     monitor = sweep.monitor
     monitor.stage("report")
-    num_lost = stored.forget_removed()
+    num_lost = stored.drop_deleted_results()
     if num_lost:
         monitor.note(
             f"{num_lost} finished results were removed from the store while this command ran. Run "
-            "the same command again to train these trials again"
+            "the same command again to compute them again"
         )
     state = sweep.state
-    # MLflow's runs of earlier trials get the new measures too.
+    # The runs of earlier trials in MLflow get the new measures too.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
     tracker.save_run_pages(workspace.sweep_paths.run_pages)
     report = RetryWithBackoff(monitor.note).until_done(lambda: _write_report(workspace, state))
@@ -352,12 +370,12 @@ def _write_report(workspace: Workspace, state: State) -> Path | None:
     sources = _report_sources(workspace, state)
     page = paths.report / "report.html"
     with suppress(OSError):
-        if page.exists() and read_whole(paths.report_made_of) == _digest(paths.report, sources):
+        if page.exists() and read_whole(paths.report_hash) == _report_hash(paths.report, sources):
             return page
     from orchestrator.analysis.report import report_sweep
 
     path = report_sweep(workspace, state)
-    write_atomic(paths.report_made_of, _digest(paths.report, sources), durable=False)
+    write_atomic(paths.report_hash, _report_hash(paths.report, sources), durable=False)
     return path
 
 
@@ -375,7 +393,7 @@ def _report_sources(workspace: Workspace, state: State) -> list[str]:
     ]
 
 
-def _digest(folder: Path, sources: list[str]) -> bytes:
+def _report_hash(folder: Path, sources: list[str]) -> bytes:
     """Return a hash of a report's sources and of its present files."""
     files = sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.*"))
     return fingerprint([sources, files]).encode()

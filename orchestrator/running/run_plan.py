@@ -31,13 +31,13 @@ class RunPlan:
 
     Attributes:
         rows: One row per trial, with its status.
-        cost: Cost of the remaining trials, see :func:`orchestrator.planning.estimate.estimate`, and
-            of everything besides training, see :func:`orchestrator.planning.extra_costs.extras`.
+        cost: Cost of the remaining trials (see :func:`orchestrator.planning.estimate.estimate`) and
+            of all other work (see :func:`orchestrator.planning.extra_costs.extras`).
         measures: One row per measure, with its status.
-        not_prepared: One row per dataset that a run would prepare. For your own data the row
+        not_prepared: One row per dataset that a run would prepare. For the user's own data the row
             contains the path, the number of listed files, and the excluded and the doubtful files
             by reason.
-        extra_costs: Text about the cost of everything besides training.
+        extra_costs: Text about the cost of all work besides training.
     """
 
     rows: list[dict[str, str | int]]
@@ -50,12 +50,13 @@ class RunPlan:
 def plan_run(
     workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None
 ) -> RunPlan:
-    """Plan the rest of a sweep.
+    """Return the trials and measures that a run of the sweep would compute, and their cost.
 
     Args:
         workspace: The sweep.
-        gpu: Model of GPU; None for the GPUs of this machine, if it has any.
-        num_gpus: Number of GPUs; None for the number on this machine, or that a trial requests.
+        gpu: Kind of GPU; None for the GPUs of this machine, if it has any.
+        num_gpus: Number of GPUs; None for the number on this machine. If the machine has no GPU,
+            None is the number that a trial requests.
 
     Raises:
         SweepError: The sweep cannot run.
@@ -89,6 +90,7 @@ def plan_run(
 
 
 def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
+    """Return one row per measure, with its status."""
     rows: list[dict[str, Any]] = []
     for measure in workspace.plan.measures:
         is_done = measure.measure_id in state.measures

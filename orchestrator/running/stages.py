@@ -1,4 +1,4 @@
-"""Stages that ``isweep run`` and ``isweep tune`` share: locks, the cluster, checks, preparation."""
+"""The stages that ``isweep run`` and ``isweep tune`` share: lock, cluster, checks, preparation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     connect,
-    reached,
+    resolve_head,
     this_machine,
     trial_resources,
 )
@@ -68,10 +68,11 @@ class Stages:
     def lock_root(self) -> None:
         """Lock the root, and remove the files of killed runs."""
         if self.options.tracking:
-            # A wrong address is an error here, before MLflow starts.
+            # This call raises an error for a wrong address, before MLflow starts.
             mlflow_uri(self.workspace.paths, self.options.mlflow_uri)
         self.workspace.make()
-        provenance()  # cached now, because the source code may change while trials run
+        # The hash of the source code is cached now, because the code may change while trials run.
+        provenance()
         self.monitor.path = self.workspace.sweep_paths.progress
         self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
         self.stack.enter_context(self.monitor.shown())
@@ -80,7 +81,7 @@ class Stages:
 
     @cached_property
     def cluster(self) -> Cluster:
-        """The cluster, connected at its first use, so that a finished sweep does not start Ray."""
+        """The cluster. The first use starts Ray, or connects to a running cluster."""
         plan = self.workspace.plan
         paths = self.workspace.paths
         self.monitor.stage("start", "Ray")
@@ -114,6 +115,7 @@ class Stages:
         return PrivateMps(uuids, self.monitor.note)
 
     def _show_cluster(self, cluster: Cluster) -> None:
+        """Print the size of the cluster and the address of its dashboard."""
         note = self.monitor.note
         gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
         place = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
@@ -122,7 +124,7 @@ class Stages:
             note(
                 f"Ray dashboard: {cluster.dashboard} (access token in {self.workspace.paths.token})"
             )
-            # A private cluster has one job only.
+            # A private cluster has only one job, which has this number.
             jobs = f"{cluster.dashboard}/#/jobs/01000000"
             note(f"To see the trials, open {jobs} and filter the Task Table by IsweepTrial.train")
 
@@ -146,11 +148,11 @@ class Stages:
         """
         options = self.options
         if options.address is not None:
-            reached(options.address)
+            resolve_head(options.address)
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device
-        # Called only for its errors.
+        # This call raises an error if a trial requests more than this machine has.
         trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
         if num_gpus:
             self.gpus_before = survey(num_gpus, local=True)
@@ -160,7 +162,7 @@ class Stages:
         """Check that the sweep's trials can run on the GPUs of these nodes.
 
         Raises:
-            SweepError: they cannot.
+            SweepError: the trials cannot run on these GPUs.
         """
         plan = self.workspace.plan
         share = plan.sweep.resources.num_gpus
@@ -176,7 +178,7 @@ class Stages:
             reads_files: the tasks read raw downloads or prepared data, so they run on the driver's
                 node; other nodes may lack these files.
         """
-        cluster = self.cluster  # connects Ray, which runs the tasks
+        cluster = self.cluster  # The first use starts Ray, which runs the tasks.
         return RayExecutor(
             driver_node_only=reads_files and not cluster.local, note=self.monitor.note
         )
@@ -219,7 +221,7 @@ class Stages:
         trials: Collection[TrialSpec],
         measured: Collection[MeasuredTrial] = (),
     ) -> RunContext:
-        """Return the context that a plan's trials share; set how many trials run at once.
+        """Return the context that a plan's trials share, and store how many trials run at once.
 
         Args:
             plan: the plan of the sweep or the search.
@@ -228,19 +230,16 @@ class Stages:
             trials: typical trials of the run, at least one.
             measured: finished trials, which correct the predictions.
         """
-        from orchestrator.running.recovery.resource_policy import (
-            ResourcePolicy,
-            expectation_for,
-            names_of_small_gpus,
-        )
-        from orchestrator.running.recovery.shortage import slots_for
+        from orchestrator.running.capacity import slots_for
+        from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
+        from orchestrator.running.recovery.resource_policy import ResourcePolicy
         from orchestrator.running.trial_source import RunContext
 
         requested = plan.sweep.resources
         folders = gpu_check_folders(self.workspace.paths.root)
         resources = trial_resources(requested, self.cluster, self.options.device)
-        expectation = expectation_for(self.nodes, requested, measured, folders)
-        slots = slots_for(ResourcePolicy(resources, expectation).mean_request(trials))
+        runtime_model = runtime_model_for(self.nodes, requested, measured, folders)
+        slots = slots_for(ResourcePolicy(resources, runtime_model).mean_request(trials))
         self.monitor.slots = slots.num_trials
         if slots.note:
             self.monitor.note(slots.note)
@@ -252,6 +251,6 @@ class Stages:
             stored,
             tracker,
             self.monitor,
-            expectation,
+            runtime_model,
             small_gpus=names_of_small_gpus(self.nodes),
         )

@@ -22,13 +22,14 @@ grew by 0.15 MB a second, against 0.009 MB with the older one.
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[None]:
-    """Name Ray's tasks after their trials during a block.
+    """Give Ray's tasks the names of their trials during a block.
 
-    This uses private attributes of Ray. If a Ray lacks them, tasks have Tune's name.
+    This uses private attributes of Ray. If a version of Ray lacks them, tasks have Tune's name.
 
     Args:
-        named: ids of the trials that have a name. The set grows; pass it to later blocks again.
-        max_names: largest number of names; further trials get none.
+        named: ids of the trials whose tasks have a name. This function adds ids to the set. Pass
+            the same set to later blocks.
+        max_names: largest number of names; the tasks of further trials have Tune's name.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
@@ -55,7 +56,7 @@ def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[N
 
 @contextlib.contextmanager
 def _task_named(controller: Any, trial: Any, name: str) -> Iterator[None]:
-    """Replace a trial's actor during a block by one whose ``train`` has a name."""
+    """Replace the handle of a trial's actor during a block, so that its task has a name."""
     try:
         actors = controller._actor_manager._live_actors_to_ray_actors_resources
         actor = controller._trial_to_actor[trial]
@@ -63,7 +64,7 @@ def _task_named(controller: Any, trial: Any, name: str) -> Iterator[None]:
         handle, resources = entry
         with_name = SimpleNamespace(train=handle.train.options(name=name))
     except (AttributeError, KeyError, TypeError, ValueError):
-        yield  # this Ray stores its actors elsewhere or in another form
+        yield  # This version of Ray stores its actors in another way.
         return
     actors[actor] = (with_name, resources)
     try:

@@ -25,9 +25,10 @@ from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 
 log = logging.getLogger(__name__)
 
-REST_S = 120.0
-"""Seconds that a process without a finished trial waits before it reports that its GPU failed.
-Otherwise a GPU that fails at once would always be free first and get every trial of the sweep."""
+FIRST_QUARANTINE_S = 120.0
+"""Seconds of a GPU's first quarantine. A worker also waits so long before it reports that its first
+trial failed because of the GPU. A GPU that fails at once would otherwise get every trial of the
+sweep."""
 
 
 class UnusableGpuError(SetupError):
@@ -74,7 +75,8 @@ class TrialDevice(ComputeOptions):
     """The device of a trial, and how the trial computes on it.
 
     Attributes:
-        note: why the trial uses no captured graphs; empty if it does, or if none were requested.
+        note: why the trial uses no CUDA graphs; empty if it uses graphs, or if the sweep requests
+            no graphs.
     """
 
     note: str = ""

@@ -1,8 +1,9 @@
-"""The sources of a run's trials, and the context that all its trials share.
+"""The source of a run's trials, and the context that all its trials share.
 
-All trials of a sweep are planned from the start (:class:`SweepTrials`). A search chooses each trial
-when a worker is free (:class:`orchestrator.tuning.search_trials.SearchTrials`). Both classes are a
-:class:`TrialSource`, and :class:`~orchestrator.running.trials.TrialLoop` runs the trials of either.
+:class:`~orchestrator.running.trials.TrialLoop` runs the trials of a :class:`TrialSource`. There are
+two kinds of sources. :class:`SweepTrials` contains all trials of a sweep from the start. A search
+chooses each trial when a worker is free
+(:class:`orchestrator.tuning.search_trials.SearchTrials`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 OBJECT_STORE_SHARE = 0.6
-"""Share of the smallest object store that images may fill; the rest is for measures and Ray."""
+"""Share of the smallest object store that images may fill. The rest is for measures and for Ray."""
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RunContext:
         stored: results, read at the start; only this run changes them.
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
-        expectation: predicts the seconds and the GPU share of each trial.
+        runtime_model: predicts the seconds and the GPU share of each trial.
         actors: actors that were started early; None lets the backend start them.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest.
     """
@@ -62,7 +63,7 @@ class RunContext:
     stored: StoredResults
     tracker: Tracker
     monitor: Progress
-    expectation: RuntimeModel = field(default_factory=RuntimeModel)
+    runtime_model: RuntimeModel = field(default_factory=RuntimeModel)
     actors: ActorHandles | None = None
     small_gpus: frozenset[str] = frozenset()
 
@@ -83,7 +84,7 @@ class TrialSource:
     Attributes:
         perform: function that runs a trial in a worker.
         store_url: where workers store weights, predictions and checkpoints; None stores none.
-        num_uses: number of trials by key of their images; None if it is unknown.
+        num_uses: number of trials that use each array of images, by its key; None if unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
@@ -154,11 +155,11 @@ class TrialSource:
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """Return the seconds without a message after which a trial counts as hung."""
-        return time_limit(trial, (), self.run.expectation)
+        return time_limit(trial, (), self.run.runtime_model)
 
 
 class SweepTrials(TrialSource):
-    """The trials of a plan that lack a result.
+    """The trials of a plan that have no complete result.
 
     Args:
         run: context that the trials share.
@@ -182,7 +183,7 @@ class SweepTrials(TrialSource):
         pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
         trials = list(trials)
-        seconds = expected_seconds(trials, run.expectation)
+        seconds = expected_seconds(trials, run.runtime_model)
         run.monitor.expected = seconds
         in_order = order_trials(run.plan, trials, run.array_bytes, seconds)
         by_id = {trial.trial_id: trial for trial in in_order}
@@ -234,7 +235,7 @@ class SweepTrials(TrialSource):
         fields["gpu_name"] = report.gpu_name
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # Nothing was trained, so the record has the times and the GPU of the earlier training.
+            # No network was trained: the record has the times and the GPU of the earlier training.
             fields["gpu_share"] = earlier.gpu_share
             fields["gpu_name"] = earlier.gpu_name
             fields["started_at"] = earlier.started_at
@@ -249,9 +250,10 @@ class SweepTrials(TrialSource):
         return flat_trial(record, self._measures)
 
     def _note_files(self, trial_id: str, kind: str, reason: str) -> None:
+        """Print a note if a trial's files of a kind could not be stored."""
         if reason:
             self.run.monitor.note(f"{trial_id}: the {kind} were not stored: {reason}")
 
     def time_limit_s(self, trial: TrialSpec) -> float:
         """See :class:`TrialSource`."""
-        return time_limit(trial, self._measured, self.run.expectation)
+        return time_limit(trial, self._measured, self.run.runtime_model)

@@ -1,8 +1,8 @@
 """The loop that runs trials: it sends them to workers, stores results, and retries failed trials.
 
-The store decides which trials remain, and Ray Tune only executes them. Only this loop, in the
-driver, writes the records of trials. Workers store weights and predictions through an actor. Tune
-calls the loop's methods when a trial starts, ends or fails.
+Ray Tune only executes trials: it calls the loop's methods when a trial starts, ends or fails. Only
+this loop, in the driver, writes the records of trials. Workers store weights, predictions and
+checkpoints through an actor.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from orchestrator.running.messages import (
     TrialReport,
     WorkerLocation,
 )
-from orchestrator.running.queue import TrialGenerator, assignment_of, release, trial_id_of
+from orchestrator.running.queue import TrialGenerator, assignment_of, free_memory, trial_id_of
 from orchestrator.running.recovery.failures import classify_broken_loop
+from orchestrator.running.recovery.node_health import NodeHealth
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.recovery.watchdog import Watchdog
@@ -43,12 +44,13 @@ from tasks.trials.records import TrialResult
 
 log = logging.getLogger(__name__)
 
-MAX_BROKEN_LOOPS = 5
-"""Largest number of failures of Tune's loop in a row, without a result between them."""
+MAX_TUNE_FAILURES = 5
+"""Number of failures of Tune's loop, without a finished trial in between, that do not end the
+run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
-"""Failure of a trial that ended without a result or an error."""
+"""Failure of a trial that ended in Tune without a result or an error."""
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
@@ -74,8 +76,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._backend = backend or TuneBackend(run, source)
         self._clock = clock
         self._retries = Retries()
+        self._node_health = NodeHealth()
         self._resources = ResourcePolicy(
-            run.resources, run.expectation, self._backend.node_memory_bytes, run.small_gpus
+            run.resources, run.runtime_model, self._backend.node_memory_bytes, run.small_gpus
         )
         self._watchdog = Watchdog(
             run.monitor.note,
@@ -85,11 +88,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             cpu_seconds=self._backend.worker_cpu_seconds,
             clock=clock,
         )
-        self._attempts: Counter[str] = Counter()
-        self._num_broken_loops = 0
+        self._attempts_of_this_run: Counter[str] = Counter()
+        self._num_tune_failures = 0
+        # Where each trial's present attempt runs: what its worker sent, and the node's address.
         self._locations: dict[str, WorkerLocation] = {}
         self._nodes: dict[str, str] = {}
-        self._shown_notes = {""}
+        self._shown_gpu_notes = {""}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return no state: Tune saves it, but this program never restores it."""
@@ -108,47 +112,48 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 try:
                     self._backend.fit(self, generator)
                 except Exception as error:
-                    # Running trials may lose an attempt; other trials do not.
-                    self._loop_broke(error)
+                    # For the trials that ran, this counts as a failed attempt.
+                    self._tune_failed(error)
                 self._queue.raise_if_stopped()
-                for trial_id in sorted(self._queue.running):  # Tune ended without their results
+                # These trials did not report before Tune ended.
+                for trial_id in sorted(self._queue.submitted):
                     self._ended_without_report(trial_id, NO_RESULT)
 
     def _assign(self, trial_id: str) -> TrialAssignment:
         """Count an attempt at a trial, and return the assignment for its worker."""
-        self._attempts[trial_id] += 1
+        self._attempts_of_this_run[trial_id] += 1
         # The location of the last attempt is not valid for this one.
         self._locations.pop(trial_id, None)
         self._nodes.pop(trial_id, None)
         trial = self._source.trials[trial_id]
-        return self._source.assignment(trial, self._resources.request_for(trial))
+        return self._source.assignment(trial, self._resources.start_attempt(trial))
 
-    # What Tune reports.
+    # Calls from Tune.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Make a trial's images available to its worker, and show that it runs."""
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
-        self._queue.started.add(trial_id)
+        self._queue.running.add(trial_id)
         with self._stop_run_on_error():
-            self._backend.arrays.trial_started(trial_id, self._array(trial_id))
+            self._backend.arrays.add_trial(trial_id, self._array(trial_id))
         if self._queue.is_stopped:
             return
         domain = self._source.domain_of(spec)
         tags = trial_tags(spec, domain, CellStatus.RUNNING, self._attempt(trial_id))
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
-        self._watchdog.started(trial_id, self._source.time_limit_s(spec))
+        self._watchdog.add(trial_id, self._source.time_limit_s(spec))
         self._log_event(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check the running trials and process messages, several times a second.
 
-        Errors that end the run are raised here; otherwise Tune would continue for hours.
+        An error that stops the run is raised here. Otherwise Tune would run further trials.
         """
         raise_if_asked()
         with self._stop_run_on_error():
-            self._watchdog.check(trials, self._queue.running)
+            self._watchdog.check(trials, self._queue.submitted)
         self._queue.raise_if_stopped()
         self._backend.arrays.check_actor()
         self._take_messages()
@@ -174,21 +179,21 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._reported(trial_id, outcome)
         else:
             self._ended_without_report(trial_id, outcome)
-        release(trial)
+        free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the end of a trial in Tune; without a report, its attempt failed.
 
-        A trial that has reported is not in ``running`` any more, so this call changes nothing.
+        A trial that has reported is not submitted any more, so this call changes nothing.
         """
         self._ended_without_report(trial_id_of(trial), NO_RESULT)
-        release(trial)
+        free_memory(trial)
 
-    # What becomes of a trial.
+    # Outcomes of attempts.
 
     def _reported(self, trial_id: str, report: TrialReport) -> None:
         """Process a worker's report; a repeated report has no effect."""
-        if trial_id not in self._queue.running or self._queue.is_stopped:
+        if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         self._nodes[trial_id] = report.node
         outcome = report.outcome
@@ -201,7 +206,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                     log_text=report.log,
                     gpu_name=report.gpu_name,
                 )
-                self._check_nodes(trial_id, outcome)
+                # A crash is not counted here: it does not show that its node is unfit.
+                self._count_for_node(trial_id, outcome)
             else:
                 self._finished(trial_id, report)
 
@@ -210,7 +216,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
         It has no effect if the trial has already reported.
         """
-        if trial_id not in self._queue.running or self._queue.is_stopped:
+        if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         with self._stop_run_on_error():
             self._failed(trial_id, failure, process_ended=True)
@@ -224,14 +230,15 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
-    def _check_nodes(self, trial_id: str, failure: TrialFailure) -> None:
-        """Count a failure for its node.
+    def _count_for_node(self, trial_id: str, failure: TrialFailure) -> None:
+        """Count a failure for the node of its trial, if the node caused the failure.
 
         Raises:
             SetupError: no node can run trials.
         """
         node = self._nodes.get(trial_id, "")
-        self._retries.check_nodes(node, failure, self._backend.eligible_nodes(failure))
+        eligible = self._backend.eligible_nodes(failure)
+        self._node_health.count_node_failure(node, failure, eligible)
 
     def _finished(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""
@@ -240,15 +247,16 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         row = self._source.store_result(trial, report, self._attempt(trial_id))
         self._resources.finished(trial)
         location = self._locations.get(trial_id)
-        self._retries.finished(report.node, location.gpus if location else "")
-        self._num_broken_loops = 0
-        self._close(trial_id)
+        self._retries.finished()
+        self._node_health.finished(report.node, location.gpus if location else "")
+        self._num_tune_failures = 0
+        self._remove(trial_id)
         self._run.tracker.finish(row)
         self._run.monitor.trial_finished(trial_id, status)
         self._show_counts()
         self._log_event(trial_id, "finished", str(status), report.log)
-        if report.gpu_note not in self._shown_notes:  # once for each GPU
-            self._shown_notes.add(report.gpu_note)
+        if report.gpu_note not in self._shown_gpu_notes:  # once for each GPU
+            self._shown_gpu_notes.add(report.gpu_note)
             self._run.monitor.note(report.gpu_note)
 
     def _failed(
@@ -265,7 +273,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Args:
             trial_id: id of the trial.
             failure: why the attempt failed.
-            process_ended: whether the worker's process has died, or must not be used again.
+            process_ended: True if the worker's process has died, or must not be used again.
             log_text: log of the attempt.
             gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
         """
@@ -282,10 +290,10 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if mps is not None and breaks_mps(failure):
             mps.end_use(f"{trial_id} failed ({failure.kind})")
         decision = self._retries.failed(
-            trial_id, failure, process_ended=process_ended, hopeless=verdict.is_final
+            trial_id, failure, process_ended=process_ended, is_final=verdict.is_final
         )
         if decision.pause_s is None:
-            self._close(trial_id)
+            self._remove(trial_id)
             self._source.give_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
@@ -303,77 +311,80 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Quarantine the GPU of a trial, if the failure names a GPU as its cause."""
         location = self._locations.get(trial_id)
         if failure.gpu and location is not None:
-            seconds = self._retries.quarantine_s(location.node, location.gpus)
+            seconds = self._node_health.count_gpu_failure(location.node, location.gpus)
             self._backend.quarantine(location, seconds)
 
-    def _close(self, trial_id: str) -> None:
+    def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
-        self._queue.settle(trial_id)
-        self._watchdog.ended(trial_id)
-        self._backend.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
+        self._queue.remove(trial_id)
+        self._watchdog.remove(trial_id)
+        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=True)
 
     def _retry_later(self, trial_id: str, pause_s: float) -> None:
         """Let a trial start again after a pause."""
         self._queue.retry(trial_id, self._clock.monotonic() + pause_s)
-        self._watchdog.ended(trial_id)
-        self._backend.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
+        self._watchdog.remove(trial_id)
+        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=False)
 
-    # What concerns the whole run.
+    # Failures of Tune's loop, and messages.
 
-    def _loop_broke(self, error: Exception) -> None:
-        """Prepare the next loop after Tune failed: fail the started trials, and queue the others.
+    def _tune_failed(self, error: Exception) -> None:
+        """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.
 
-        If Ray killed a worker for lack of memory, only its trial counts as failed.
+        If Ray killed workers because memory ran out, only their trials count as failed.
         """
         if self._queue.is_stopped:
             return
-        self._num_broken_loops += 1
-        log.warning("Ray Tune failed (%d times in a row)", self._num_broken_loops, exc_info=error)
+        self._num_tune_failures += 1
+        log.warning("Ray Tune failed (%d times in a row)", self._num_tune_failures, exc_info=error)
         failure = classify_broken_loop(error)
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             killed = self._killed_for_memory()
-        failed_ids = killed if killed else self._queue.started
-        for trial_id in sorted(self._queue.running):
+        failed_ids = killed if killed else self._queue.running
+        for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
                 self._ended_without_report(trial_id, failure)
             else:
-                self._stopped(trial_id, failure, killed)
-        if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
-            error_of_run = SetupError(
+                self._requeue_uncounted(trial_id, failure, killed)
+        if not self._backend.is_up() or self._num_tune_failures > MAX_TUNE_FAILURES:
+            run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
                 hint="Read the details in isweep.log below the root, and run the same "
                 "command again. Finished trials are kept",
             )
-            self._queue.stop(error_of_run)
+            self._queue.stop(run_error)
 
     def _killed_for_memory(self) -> set[str]:
-        """Return the ids of running trials whose worker Ray killed because memory ran out."""
+        """Return the ids of the trials whose worker Ray killed because memory ran out."""
         self._take_messages(wait=True)
         locations = {
             trial_id: self._locations[trial_id]
-            for trial_id in sorted(self._queue.running)
+            for trial_id in sorted(self._queue.submitted)
             if trial_id in self._locations
         }
         return self._backend.killed_for_memory(locations)
 
-    def _stopped(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
-        """Queue a trial again that stopped because Tune failed, without counting an attempt.
+    def _requeue_uncounted(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
+        """Queue a trial again that stopped because Tune failed, without counting the attempt.
 
-        The trial had no worker yet, or another trial was the cause.
+        Args:
+            trial_id: id of a trial that had no worker yet, or that did not cause the failure.
+            failure: the failure of Tune's loop.
+            killed: ids of the trials that caused the failure; empty if unknown.
         """
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
-        self._attempts[trial_id] -= 1
+        self._attempts_of_this_run[trial_id] -= 1
         self._retry_later(trial_id, 0.0)
         self._run.monitor.trial_stopped(trial_id)
 
     @contextmanager
     def _stop_run_on_error(self) -> Iterator[None]:
-        """Stop the run if the block raises a SweepError, which does not leave the block.
+        """Catch a SweepError of the block, and stop the run with it.
 
-        Tune would otherwise handle the error as a failure of its own. No further trial starts, and
-        ``run`` raises the error.
+        ``run`` raises the error later. Tune would treat an error that leaves the block as a failure
+        of its own.
         """
         try:
             yield
@@ -391,13 +402,13 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._nodes[trial_id] = message.node
             elif isinstance(message, Note):
                 self._run.monitor.note(f"{trial_id}: {message.text}")
-            elif trial_id in self._queue.running:
+            elif trial_id in self._queue.submitted:
                 self._epoch_ended(message, now_ms)
 
     def _epoch_ended(self, message: EpochReport, now_ms: int) -> None:
-        """Show an epoch of a running trial."""
+        """Show the end of an epoch of a running trial."""
         trial_id = message.trial_id
-        self._retries.epoch_ended(self._nodes.get(trial_id, ""))
+        self._node_health.epoch_ended(self._nodes.get(trial_id, ""))
         network = self._source.trained_network(self._source.trials[trial_id])
         self._run.monitor.trial_epoch(trial_id, message.epoch, network)
         points = self._source.curve_points(message.epoch, message.score, now_ms)
@@ -423,15 +434,16 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
-        """Return the number of a trial's present attempt, counted from 1 over all runs."""
-        return self._source.earlier_attempts.get(trial_id, 0) + self._attempts[trial_id]
+        """Return the number of a trial's present attempt, which counts the attempts of all runs."""
+        return self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]
 
     def _array(self, trial_id: str) -> str:
+        """Return the key of a trial's images."""
         return self._source.array_of(self._source.trials[trial_id])
 
 
 def _without_secrets(failure: TrialFailure, hint: str) -> TrialFailure:
-    """Return a failure for storage: without secrets, and with a hint to the user at its start."""
+    """Return a failure for storage, without secrets and with the hint in front of its message."""
     message = without_secrets(failure.message)
     if hint:
         message = f"{hint} ({message})"

@@ -1,7 +1,7 @@
-"""The worker: a Ray process that runs one trial after another and shares no state between them.
+"""The worker: a Ray process that runs trials one after the other, without shared state.
 
-A worker needs no disk of the driver. If a trial raises an exception, the worker sends the driver
-a report of the failure.
+A worker reads no file of the driver's disk. If a trial raises an exception, the worker sends a
+report of the failure to the driver.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tasks.prepared.subsets import TrialData
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
 NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-"""Failures that count as caused by the node if the first trial of a process has them."""
+"""Kinds of failures that the node caused, if the first trial of a process fails with them."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Tune's trainable: each ``step`` runs one trial and returns its :class:`TrialReport`.
 
-    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Tune then ends the
-    process. So Ray shows the task as failed, and the failure cannot affect the next trial.
+    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows the
+    task as failed. Tune ends the process, so that the failure cannot affect the next trial.
     """
 
     def setup(
@@ -73,7 +73,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         self._messages = messages
         self._code = code or {}
         self._pretrained = pretrained or {}
-        self._has_run = False
+        self._has_finished_a_trial = False
         self._gpu_name = ""
         self._gpu_uuid = ""
 
@@ -90,7 +90,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """
         trial_id = self.assignment.trial_id
         started_at = time.time()
-        began = time.monotonic()
+        # Durations are stored, so they need a clock that nobody can set.
+        monotonic_start = time.monotonic()
         if self._messages is not None:
             self._messages.publish(WorkerLocation.here(trial_id))
         # `top` and the dashboard's node page show this title until Ray restores its own.
@@ -100,9 +101,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             try:
                 self._check_code()
                 report = self._run(started_at)
+                # Again, because the trial imports further modules.
                 self._check_code()
-                self._has_run = True
-            except (Exception, SystemExit) as error:  # a user's network may raise SystemExit
+                self._has_finished_a_trial = True
+            except (Exception, SystemExit) as error:  # A user's network may raise SystemExit.
                 failure = self._failure(error)
                 report = TrialReport(
                     started_at=started_at,
@@ -111,13 +113,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                     gpu_name=self._gpu_name,
                 )
             outcome = report.outcome
-            # The monotonic clock: durations are stored, and somebody may set the system's clock.
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - monotonic_start
             if isinstance(outcome, TrialFailure):
                 ending = f"failed ({outcome.kind})"
             else:
                 ending = outcome.status.value
-            # This line goes to the attempt's log and to the worker's log on the dashboard.
+            # This line appears in the attempt's log, and in the worker's log on the dashboard.
             print(f"{trial_id}: {ending} after {seconds:.1f} s", flush=True)  # noqa: T201
         report = report.model_copy(
             update={
@@ -139,7 +140,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         data = self._images()
         device = trial_device.device_for(resources, network)
         if device.device == "cuda":
-            # Before the training, because a failed GPU does not answer any more.
+            # Read before the training, because a failed GPU no longer answers.
             gpu = gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid
@@ -160,29 +161,30 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _failure(self, error: BaseException) -> TrialFailure:
         """Return the failure for an exception, with facts about the GPU of this process.
 
-        If the node caused the failure of a process's first trial, this method first waits for
-        ``REST_S`` seconds. Otherwise the node would be free at once, get every trial of the sweep,
-        and fail each of them.
+        If the node caused the failure of a process's first trial, this method waits for
+        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every trial of
+        the sweep.
         """
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus
         facts: dict[str, Any] = {}
         message = failure.message
-        # A trial with a share of a GPU has its own limit, which others' memory does not change.
+        # A trial with less than one GPU has a fixed memory limit, so memory of other processes
+        # cannot be the cause.
         if failure.memory == "gpu" and num_gpus >= 1:
-            held_memory = trial_device.held_by_others()
-            if held_memory is not None:
-                facts["held_by_others"] = held_memory.share
-                message = f"{held_memory}: {message}"
+            memory_of_others = trial_device.held_by_others()
+            if memory_of_others is not None:
+                facts["held_by_others"] = memory_of_others.share
+                message = f"{memory_of_others}: {message}"
         if failure.ends_process and num_gpus:
             gpu = trial_device.gpu_and_node(self._gpu_uuid)
             message = f"{message} ({gpu})"
             if failure.kind == FailureKind.DEVICE_ERROR and not failure.capture_failed:
                 facts["gpu"] = gpu
         failure = failure.model_copy(update={**facts, "message": message})
-        is_of_node = failure.kind in NODE_FAILURES and not failure.capture_failed
-        if not self._has_run and (is_of_node or failure.unfit_node):
-            time.sleep(trial_device.REST_S)
+        is_by_node = failure.kind in NODE_FAILURES and not failure.capture_failed
+        if not self._has_finished_a_trial and (is_by_node or failure.unfit_node):
+            time.sleep(trial_device.FIRST_QUARANTINE_S)
         return failure
 
     def _images(self) -> TrialData:
@@ -191,6 +193,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         from tasks.trials.models import install_code
 
         keep_freed_memory()
+        # The reference is in a list; see ArrayCache.
         (reference,) = ray.get(self._arrays.take.remote(self.assignment.array))
         if isinstance(reference, SweepError):
             raise reference
@@ -201,12 +204,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _check_code(self) -> None:
         """Check that this process runs the same source code as the driver.
 
-        After its first trial a process has loaded all modules and is not checked again.
+        A process that has finished a trial has loaded all modules, so it is not checked again.
 
         Raises:
             OtherCodeError: the source code differs.
         """
-        if self._has_run:
+        if self._has_finished_a_trial:
             return
         expected = self.assignment.code
         code_here = code_fingerprint()
@@ -220,13 +223,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         )
 
     def save_checkpoint(self, _: Any) -> None:
-        """Do nothing: Tune's checkpoints are not used. ``load_checkpoint`` does the same."""
+        """Do nothing, because Tune's checkpoints are not used."""
 
     load_checkpoint = save_checkpoint
 
 
-def configured(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return the trainable for Tune, with shared arguments, its requests and its dashboard name.
+def configured_trainable(trainable: type[TrialTrainable], **shared: Any) -> Any:
+    """Return a trainable for Tune, with the arguments and the resource requests of its trials.
 
     Args:
         trainable: class of the workers.

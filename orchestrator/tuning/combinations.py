@@ -212,6 +212,7 @@ def _check_searchable(plan: SweepPlan) -> None:
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            f"A search cannot tune pretrained networks, but models has {', '.join(pretrained)}",
+            "A search cannot tune pretrained networks, but models contains "
+            f"{', '.join(pretrained)}",
             hint="Remove these models from the sweep",
         )

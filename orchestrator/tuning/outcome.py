@@ -130,14 +130,14 @@ class TuneSummary:
         recipe: Path of the recipe.
         report: Path of the report page. None if no point was tried.
         num_new: Number of trials in this run of the command.
-        num_behind: Number of updates that MLflow lacks.
+        num_unsent_updates: Number of updates that MLflow lacks.
     """
 
     combinations: tuple[CombinationOutcome, ...]
     recipe: Path
     report: Path | None
     num_new: int
-    num_behind: int = 0
+    num_unsent_updates: int = 0
 
     @property
     def problems(self) -> tuple[str, ...]:

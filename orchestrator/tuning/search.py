@@ -166,8 +166,6 @@ class CombinationSearch:
         tune: Settings of the search.
         results: Results by point and run.
         running: Running trials by trial id.
-        num_failed: Number of points that this command gave up after failures. Each counts as a
-            whole training.
         given_up: Points and runs that this command gave up after failures.
         exhausted: True if the sampler has no new points.
     """
@@ -177,13 +175,20 @@ class CombinationSearch:
     tune: TuneSpec
     results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
     running: dict[str, RequestedTrial] = field(default_factory=dict)
-    num_failed: int = 0
     given_up: set[tuple[Point, int]] = field(default_factory=set)
     exhausted: bool = False
 
     @property
+    def num_failed(self) -> int:
+        """Number of points that this command gave up after failures."""
+        return sum(run == 0 for _, run in self.given_up)
+
+    @property
     def spent(self) -> float:
-        """Budget used so far, in whole trainings, without further trainings of finalists."""
+        """Budget used so far, in whole trainings, without further trainings of finalists.
+
+        A point that was given up counts as a whole training.
+        """
         epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
         return epochs / self.combination.sweep_recipe.epochs + self.num_failed
 
@@ -200,7 +205,7 @@ class CombinationSearch:
 
     @property
     def may_sample(self) -> bool:
-        """True if the budget allows one more training, counting running ones in full."""
+        """True if the budget allows one more training; each running training counts in full."""
         if self.exhausted:
             return False
         planned = self.spent + self.num_searching + 1
@@ -208,12 +213,12 @@ class CombinationSearch:
 
     @property
     def needs_sweep_point(self) -> bool:
-        """True if the sweep's recipe was not trained yet. It is trained whatever the budget is."""
+        """True if the sweep's recipe was not trained yet, which the budget does not prevent."""
         return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
     def is_over(self) -> bool:
-        """True if no point is in training or still to start. Finalists may remain."""
+        """True if no point is in training, and no point will start. Finalists may remain."""
         return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
@@ -231,7 +236,8 @@ class CombinationSearch:
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points whose training finished without divergence, the best first.
 
-        Points with equal losses are sorted by their learning rate, the lowest first.
+        Points with equal losses are sorted by learning rate, then by the other values, the lowest
+        first.
         """
         complete = [
             (point, result)
@@ -369,8 +375,6 @@ class Search:
             search.results[trial.point, trial.run] = result
         else:
             search.given_up.add((trial.point, trial.run))
-            if trial.run == 0:
-                search.num_failed += 1
         if trial.study_index is not None:
             search.study.tell(trial.study_index, result)
 

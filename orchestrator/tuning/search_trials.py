@@ -19,8 +19,9 @@ from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
-AHEAD = 2
-"""Number of trials that may wait for a worker. A point is based on fewer results if it waits."""
+MAX_WAITING = 2
+"""Largest number of trials that wait for a worker. The search chooses a point when its trial begins
+to wait, so a point that waits is based on fewer results."""
 
 
 def perform_search(task: TrialTask) -> Performed:
@@ -65,14 +66,14 @@ class SearchQueue(TrialQueue):
         """True if the search is done, or has ended with an error."""
         if self.is_stopped:
             return True
-        return self._search.is_done and not self.retry_at and not self.running
+        return self._search.is_done and not self.retry_at and not self.submitted
 
     def take(self, now: float) -> str | None:
-        """Return the id of the next trial and mark it as running, or None if none may start."""
+        """Return the id of the next trial and count it as submitted, or None if none may start."""
         retried = super().take(now)
         if retried is not None:
             return retried
-        if self.is_stopped or len(self.running - self.started) >= AHEAD:
+        if self.is_stopped or len(self.submitted - self.running) >= MAX_WAITING:
             return None
         trial = self._search.next_trial()
         if trial is None:
@@ -84,7 +85,7 @@ class SearchQueue(TrialQueue):
             return None
         trial_id = trial.spec.trial_id
         self._trials[trial_id] = trial.spec
-        self.running.add(trial_id)
+        self.submitted.add(trial_id)
         return trial_id
 
 

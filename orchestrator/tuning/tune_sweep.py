@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from orchestrator.machine.cluster import RunOptions, reached
+from orchestrator.machine.cluster import RunOptions, resolve_head
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
@@ -82,13 +82,13 @@ class _Tuning(Stages):
         search = Search(self.combinations, workspace.plan.sweep.tune)
         search.resume(earlier.trials())
         if options.address is not None and not search.is_done:
-            reached(options.address)
+            resolve_head(options.address)
         tracker = make_tracker(
             self._as_sweep,
             stored.store,
             options.mlflow_uri,
             used=options.tracking,
-            say=self.monitor.note,
+            print_note=self.monitor.note,
         )
         with open_tracker(tracker, map(flat_search, earlier.records.values())):
             tracker.check()
@@ -97,7 +97,7 @@ class _Tuning(Stages):
             num_new = len(earlier.records) - num_known
             summary = self._write(search, earlier.records, tracker, num_new)
         # Updates that MLflow lacks can be counted only after all were sent.
-        return replace(summary, num_behind=tracker.num_behind)
+        return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
     def _check_splits(self) -> None:
         """Check every validation split, and limit batch sizes to the number of training images.
@@ -132,8 +132,8 @@ class _Tuning(Stages):
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"{earlier.num_others} stored trials belong to a search of this sweep with other "
-                "settings or data, and are not used"
+                f"isweep does not use {earlier.num_others} stored trials of this sweep, because "
+                "they belong to a search with other settings or data"
             )
         return earlier
 

@@ -13,10 +13,11 @@ A pair with the size index i is *new* at train size i: no smaller training set c
 are first collected for the new pairs of each train size. The table of a train size then merges the
 results of the new pairs of this and all smaller sizes.
 
-The matrix of all pairs is cut into tiles. One task computes one tile. Its rows are one span of
-positions, and its columns are another span. :mod:`tasks.measures.tile_blocks` computes the
-distances of a tile, and :mod:`tasks.measures.nearest` collects the nearest rows. Distances are
-symmetric, so each distance is computed once and used for both of its positions.
+The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are one
+span of positions. Its columns are the same span, or a later one.
+:mod:`tasks.measures.tile_blocks` computes the distances of a tile, and
+:mod:`tasks.measures.nearest` collects the nearest rows. Distances are symmetric, so each distance
+is computed once and used for both of its positions.
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def test_a_file_of_ray_is_there() -> None:
     assert (RAY / RAY_SCHEMA).is_file()
 
 
-@pytest.mark.parametrize("variable", sorted({**cluster._ALWAYS, **cluster._LOCAL_ONLY}))
+@pytest.mark.parametrize(
+    "variable", sorted({**cluster._RAY_VARIABLES, **cluster._PRIVATE_CLUSTER_VARIABLES})
+)
 def test_a_setting_is_still_read(variable: str) -> None:
     """In Python by its name, in C++ without the prefix."""
     names = {variable.encode(), variable.removeprefix("RAY_").encode()}

@@ -273,7 +273,7 @@ class OnDeadGpu(Sleeper):
 
     def _run(self, started_at: float) -> TrialReport:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            trial_device.REST_S, self._gpu_uuid = 0.1, "GPU-0"
+            trial_device.FIRST_QUARANTINE_S, self._gpu_uuid = 0.1, "GPU-0"
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return super()._run(started_at)
 

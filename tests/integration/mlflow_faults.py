@@ -147,7 +147,7 @@ def broken(server: Server, name: str, num: int) -> Iterator[Case]:
             **found,
             "right": found.pop("losses") == expected and found["counted"] == num,
             "faults": dict(Counter(proxy.faults)),
-            "behind": case.tracker.num_behind,
+            "behind": case.tracker.num_unsent_updates,
             "said": said,
         }
 
@@ -195,7 +195,7 @@ def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
     with broken(server, "slow", num) as case:
         case.proxy.delay_s = delay_s
         case.log()
-        case.found["waiting"] = case.tracker.num_behind
+        case.found["waiting"] = case.tracker.num_unsent_updates
     return case.found
 
 
@@ -236,7 +236,7 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
         other.execute("ROLLBACK")
     tracker.flush()
     tracker.close("FINISHED")
-    return {**shown(uri, "locked"), "said": said, "behind": tracker.num_behind}
+    return {**shown(uri, "locked"), "said": said, "behind": tracker.num_unsent_updates}
 
 
 def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
@@ -257,7 +257,11 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
-    return {**json.loads(other.stdout.splitlines()[-1]), "said": said, "behind": tracker.num_behind}
+    return {
+        **json.loads(other.stdout.splitlines()[-1]),
+        "said": said,
+        "behind": tracker.num_unsent_updates,
+    }
 
 
 RECONCILE = """

@@ -117,7 +117,7 @@ def main() -> int:
         workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
         tracker = make_tracker(
-            workspace, ResultStore(workspace.results_url), server.uri, say=said.append
+            workspace, ResultStore(workspace.results_url), server.uri, print_note=said.append
         )
         breaker = threading.Thread(target=break_things, args=(server,))
         breaker.start()
@@ -136,7 +136,7 @@ def main() -> int:
             "statuses": Counter(run.info.status for run in runs),
             "keys": len({run.data.tags["isweep.run_key"] for run in runs}),
             "values": losses == [0.5 + number for number in range(NUM_RUNS)],
-            "behind": tracker.num_behind,
+            "behind": tracker.num_unsent_updates,
             "said": said,
             "secret": any(PASSWORD in text or QUOTED in text for text in said),
         }

@@ -46,6 +46,7 @@ STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/resul
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_trials.py"
+NODE_HEALTH = "orchestrator/running/recovery/node_health.py"
 RESOURCES = "orchestrator/running/recovery/resource_policy.py"
 
 MUTATIONS = tuple(
@@ -55,18 +56,18 @@ MUTATIONS = tuple(
             ("a trial that failed is tried again", "        self.retry_at[trial_id] = at\n", ""),
             (
                 "trials that are tried later are waited for",
-                "(self.ready or self.retry_at or self.running)",
-                "(self.ready or self.running)",
+                "(self.ready or self.retry_at or self.submitted)",
+                "(self.ready or self.submitted)",
             ),
             (
                 "a settled trial is done",
-                '        """Remove a running trial that has a result, or that gets no further attempt."""\n'
-                "        self.running.discard(trial_id)\n",
-                '        """Remove a running trial that has a result, or that gets no further attempt."""\n',
+                '        """Remove a submitted trial that has a result, or that gets no further attempt."""\n'
+                "        self.submitted.discard(trial_id)\n",
+                '        """Remove a submitted trial that has a result, or that gets no further attempt."""\n',
             ),
             (
                 "a trial that waits again runs no more",
-                "        self.running.discard(trial_id)\n        self.retry_at",
+                "        self.submitted.discard(trial_id)\n        self.retry_at",
                 "        self.retry_at",
             ),
             (
@@ -78,7 +79,7 @@ MUTATIONS = tuple(
         TRIALS: (
             (
                 "the end of a trial is no failure of it",
-                "        if trial_id not in self._queue.running or self._queue.is_stopped:\n"
+                "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
                 "        with self._stop_run_on_error():\n"
                 "            self._failed(trial_id, failure, process_ended=True)",
@@ -104,11 +105,11 @@ MUTATIONS = tuple(
                 "trials that ran when Tune broke are tried again",
                 "        failure = classify_broken_loop(error)\n",
                 "        failure = classify_broken_loop(error)\n"
-                "        self._queue.running.clear()\n",
+                "        self._queue.submitted.clear()\n",
             ),
             (
                 "what Tune raises does not end a sweep",
-                "                    self._loop_broke(error)\n",
+                "                    self._tune_failed(error)\n",
                 "                    raise\n",
             ),
             (
@@ -118,30 +119,30 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
-                "        failed_ids = killed if killed else self._queue.started\n",
                 "        failed_ids = killed if killed else self._queue.running\n",
+                "        failed_ids = killed if killed else self._queue.submitted\n",
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
-                "        self._attempts[trial_id] -= 1\n",
+                "        self._attempts_of_this_run[trial_id] -= 1\n",
                 "",
             ),
             (
                 "a memory kill that ends Tune costs its own trial alone",
-                "        failed_ids = killed if killed else self._queue.started\n",
-                "        failed_ids = self._queue.started\n",
+                "        failed_ids = killed if killed else self._queue.running\n",
+                "        failed_ids = self._queue.running\n",
             ),
             (
                 "a report that comes twice counts once",
-                "        if trial_id not in self._queue.running or self._queue.is_stopped:\n"
+                "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
                 "        self._nodes",
                 "        self._nodes",
             ),
             (
                 "a result ends its trial",
-                "        self._num_broken_loops = 0\n        self._close(trial_id)\n",
-                "        self._num_broken_loops = 0\n",
+                "        self._num_tune_failures = 0\n        self._remove(trial_id)\n",
+                "        self._num_tune_failures = 0\n",
             ),
             (
                 "what ends a sweep ends it",
@@ -150,24 +151,26 @@ MUTATIONS = tuple(
             ),
             (
                 "Tune that breaks now and then ends no sweep",
-                "        self._num_broken_loops = 0\n        self._close",
-                "        self._close",
+                "        self._num_tune_failures = 0\n        self._remove",
+                "        self._remove",
             ),
             (
                 ("Tune that breaks again and again ends one"),
-                (" or self._num_broken_loops > MAX_BROKEN_LOOPS"),
+                (" or self._num_tune_failures > MAX_TUNE_FAILURES"),
                 "",
             ),
             ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
             (
                 "attempts of earlier runs are counted",
-                ("self._source.earlier_attempts.get(trial_id, 0) + self._attempts[trial_id]"),
-                "self._attempts[trial_id]",
+                (
+                    "self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]"
+                ),
+                "self._attempts_of_this_run[trial_id]",
             ),
             (
                 "arrays go with the last trial that needs them",
                 (
-                    "        self._backend.arrays.trial_ended(trial_id, "
+                    "        self._backend.arrays.remove_trial(trial_id, "
                     "self._array(trial_id), "
                     "for_good=True)\n"
                 ),
@@ -182,13 +185,13 @@ MUTATIONS = tuple(
             ),
             (
                 "a lost node is tried again",
-                '            return None, "a lost node is not the trial\'s fault"',
-                '            return 0, "a lost node is not the trial\'s fault"',
+                '            return RetryLimit(None, "a lost node is not the trial\'s fault")',
+                '            return RetryLimit(0, "a lost node is not the trial\'s fault")',
             ),
             (
                 "a broken network is not tried again",
-                "        if limit is not None and of_trial[kind] > limit:",
-                "        if limit is not None and of_trial[kind] > limit + 1:",
+                "if limit.num_retries is not None and num_of_kind > limit.num_retries:",
+                "if limit.num_retries is not None and num_of_kind > limit.num_retries + 1:",
             ),
             (
                 "the third death of a trial alone is its own doing",
@@ -202,22 +205,12 @@ MUTATIONS = tuple(
             ),
             (
                 ("a trial that can get no more is given up"),
-                "        if hopeless:",
+                "        if is_final:",
                 "        if False:",
             ),
             (
-                "other code here and there ends no sweep",
-                "        self.other_code[node] = 0\n",
-                "",
-            ),
-            (
-                "other code on every node ends a sweep",
-                "count[address] < NODE_UNFIT_AFTER for address in eligible",
-                "True for address in eligible",
-            ),
-            (
                 "where others die too, a trial that dies gets more attempts",
-                "        self.process_ends[trial_id] += process_ended\n",
+                "        trial.num_ended_processes += process_ended\n",
                 "",
             ),
             (
@@ -242,6 +235,18 @@ MUTATIONS = tuple(
                 "MAX_PAUSE_S * 2 **",
             ),
         ),
+        NODE_HEALTH: (
+            (
+                "other code here and there ends no sweep",
+                "        self.code_scores[node] = 0\n",
+                "",
+            ),
+            (
+                "other code on every node ends a sweep",
+                "scores[address] < NODE_UNFIT_AFTER for address in eligible",
+                "True for address in eligible",
+            ),
+        ),
         WATCHDOG: (
             ("hung trials are ended", "        kill()\n", "        return\n"),
             (
@@ -261,7 +266,7 @@ MUTATIONS = tuple(
             ),
             (
                 "an epoch begins the limit of its trial anew",
-                "            watched.silent_since = self._clock.monotonic()\n",
+                "            watched.last_message_at = self._clock.monotonic()\n",
                 "",
             ),
         ),
@@ -326,14 +331,14 @@ MUTATIONS = tuple(
         TRACKING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._behind.get(key) is update:\n"
-                "                del self._behind[key]\n",
-                "            if key in self._behind:\n                del self._behind[key]\n",
+                "            if self._pending.get(key) is update:\n"
+                "                del self._pending[key]\n",
+                "            if key in self._pending:\n                del self._pending[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._behind[key] = self._behind.pop(key)  # moves it to the end of the table\n",
-                "                self._behind.pop(key)\n",
+                "                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table\n",
+                "                self._pending.pop(key)\n",
             ),
             (
                 "a start compares the whole store",
@@ -362,8 +367,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._want(_END, _End(ending))",
-                "        self._want(_END, _End(ending))",
+                "        self._running.clear()\n        self._put(_END_KEY, _EndSweep(ending))",
+                "        self._put(_END_KEY, _EndSweep(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",
@@ -552,13 +557,13 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        return self._request(trial, level)\n",
-                "        return self._request(trial, 0)\n",
+                "        return self._levels.request(trial, level)\n",
+                "        return self._levels.request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "        if is_by_others or is_changed or level < MAX_UNCHANGED:\n",
-                "        if is_changed or level < MAX_UNCHANGED:\n",
+                "if is_by_others or self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
+                "if self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
             ),
         ),
     }.items()

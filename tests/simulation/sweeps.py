@@ -177,7 +177,7 @@ class Grid:
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
         failed."""
-        self.stored.forget_removed()
+        self.stored.drop_deleted_results()
         tracker.reconcile(*self.shown(), wait=False)
         return {*self._state.results}, {*self._state.failures}
 

@@ -99,10 +99,10 @@ class Arrays:
     def __init__(self) -> None:
         self.held, self.ended = set[str](), Counter[str]()
 
-    def trial_started(self, trial: str, key: str) -> None:
+    def add_trial(self, trial: str, key: str) -> None:
         self.held.add(trial)
 
-    def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
+    def remove_trial(self, trial: str, key: str, *, for_good: bool) -> None:
         self.held.discard(trial)
         self.ended[trial] += for_good
 

@@ -318,12 +318,12 @@ class World:
             if kind.startswith("server")
         )
         if (
-            tracker.num_behind
+            tracker.num_unsent_updates
             and answers
             and not (outside.met["server refuses"] or process.frozen_s)
         ):
-            raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
-        if not tracker.num_behind and not self._server_unknown():
+            raise Violation(f"{tracker.num_unsent_updates} rows are behind, and the server answers")
+        if not tracker.num_unsent_updates and not self._server_unknown():
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
     def _server_unknown(self) -> int:
@@ -376,7 +376,7 @@ class World:
     ) -> None:
         """While a sweep runs, and at its ``ending``, MLflow shows each trial as it is if nothing is
         behind."""
-        if tracker.num_behind or self._server_unknown():
+        if tracker.num_unsent_updates or self._server_unknown():
             return
         shown = defaultdict[str, list[Any]](list)
         for run_id, run in self.outside.server.kept.items():

@@ -1,10 +1,10 @@
 """Classification of failed attempts: the cause of each exception, and facts for the next attempt.
 
 A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process has
-died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). isweep's own
-errors, and most of Ray's, are classified by their type. CUDA, cuDNN and Ray's memory killer raise
-general types, so their messages decide. Only
-:data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS` lists these messages.
+died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). Errors of isweep,
+and most errors of Ray, are classified by their type. CUDA and cuDNN raise general types of
+exceptions, and Ray only describes in a text that it killed a worker. Such errors are recognized by
+their text. The texts are in :data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from search_spaces.errors import ConfigError, SetupError, SweepError
 MAX_MESSAGE = 500
 """Largest number of characters of a library's message that a failure stores."""
 MAX_USER_MESSAGE = 1000
-"""Largest number of characters of isweep's own message, which has the fix at its end."""
+"""Largest number of characters of a message of isweep, which ends with a hint."""
 MAX_TRACEBACK = 8000
 """Largest number of characters of a traceback that a failure stores, counted from its end."""
 WORKER_GONE = "the worker process has died"
@@ -34,7 +34,7 @@ WORKER_GONE = "the worker process has died"
 
 
 class OtherCodeError(SetupError):
-    """A worker's source differs from the driver's, so its results must not be stored."""
+    """Raised if a worker has other source code than the driver, so that no result is stored."""
 
 
 KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
@@ -49,20 +49,20 @@ KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # an exception in the task's own code
     (RayError, FailureKind.CLUSTER_ERROR),  # every other error of Ray
 )
-"""Kind of failure by the exception's class; the first matching row counts."""
+"""Kind of failure by the type of the exception. If several rows match, the first row is used."""
 
 
 def classify(error: BaseException) -> TrialFailure:
     """Return the failure for an exception that a trial raised."""
-    row = library_error(error)
-    kind = _kind_of(error) if row is None else row.kind
+    known_error = library_error(error)
+    kind = _kind_of(error) if known_error is None else known_error.kind
     facts: dict[str, Any] = {}
-    if row is not None:
-        facts["ends_process"] = row.ends_process
-        facts["memory"] = row.memory
-        facts["device_lost"] = row.device_lost
-        facts["capture_failed"] = row.capture_failed
-        facts["no_engine"] = row.no_engine
+    if known_error is not None:
+        facts["ends_process"] = known_error.ends_process
+        facts["memory"] = known_error.memory
+        facts["device_lost"] = known_error.device_lost
+        facts["capture_failed"] = known_error.capture_failed
+        facts["no_engine"] = known_error.no_engine
     if isinstance(error, UnusableGpuError):
         facts["unfit_node"] = True
         facts["gpu"] = error.gpu
@@ -77,6 +77,7 @@ def classify(error: BaseException) -> TrialFailure:
 
 
 def _kind_of(error: BaseException) -> FailureKind:
+    """Return the kind of failure by the type of the exception."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FailureKind.DISK_FULL
     if isinstance(error, RayActorError) and error.preempted:
@@ -88,6 +89,7 @@ def _kind_of(error: BaseException) -> FailureKind:
 
 
 def _first_line(text: str) -> str:
+    """Return the first line of a text that is not blank, shortened."""
     for line in text.splitlines():
         if line.strip():
             return line.strip()[:MAX_MESSAGE]
@@ -97,7 +99,7 @@ def _first_line(text: str) -> str:
 def classify_lost_worker(
     error: BaseException | None, text: str = "", *, dead_ids: Collection[str] = (), pid: int = 0
 ) -> TrialFailure:
-    """Return the failure of a trial whose worker died without a report.
+    """Return the failure of a trial whose worker died before it sent a report.
 
     Args:
         error: Ray's exception; None if Tune did not store it.
@@ -106,8 +108,8 @@ def classify_lost_worker(
         pid: process id of the worker on its node; 0 if unknown.
     """
     text = text or str(error or WORKER_GONE)
-    memory_row = matching_row({LOST_WORKER}, text)
-    if memory_row is not None or isinstance(error, ray.exceptions.OutOfMemoryError):
+    is_memory_kill = matching_row({LOST_WORKER}, text) is not None
+    if is_memory_kill or isinstance(error, ray.exceptions.OutOfMemoryError):
         return _killed_for_memory(text, pid)
     kind = FailureKind.WORKER_CRASH if error is None else _kind_of(error)
     if any(dead_id in text for dead_id in dead_ids):
@@ -121,24 +123,25 @@ def classify_lost_worker(
 MEMORY_OF_NODE = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
 """Part of Ray's message about a killed worker: used memory and limit of its node (Ray 2.60)."""
 MEMORY_OF_PROCESS = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
-"""A row in that message's table of the ten largest processes: process id and memory in GB."""
+"""Row of the table in Ray's message about a killed worker, which lists the ten largest processes:
+process id and memory in GB."""
 
 
 def _killed_for_memory(text: str, pid: int) -> TrialFailure:
     """Return the failure of a worker that Ray killed because the machine's memory ran out.
 
     Ray lists the ten largest processes. A worker that is not in this list used at most as much
-    memory as the smallest process in it. Memory of the sweep's other trials counts as memory of
-    other processes.
+    memory as the smallest listed process.
     """
     message = _first_line(text)
     share = None
     node = MEMORY_OF_NODE.search(text)
-    held_by_process = {int(row[0]): float(row[1]) for row in MEMORY_OF_PROCESS.findall(text)}
-    if node is not None and pid and held_by_process:
+    gb_by_pid = {int(row[0]): float(row[1]) for row in MEMORY_OF_PROCESS.findall(text)}
+    if node is not None and pid and gb_by_pid:
         used_gb = float(node[1])
         limit_gb = float(node[2])
-        own_gb = held_by_process.get(pid, min(held_by_process.values()))
+        own_gb = gb_by_pid.get(pid, min(gb_by_pid.values()))
+        # The other trials of the sweep count as other processes.
         share = min(1.0, max(0.0, used_gb - own_gb) / limit_gb)
         message = (
             f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use, at "
@@ -154,9 +157,9 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
 
 
 def classify_broken_loop(error: BaseException) -> TrialFailure:
-    """Return the failure of all trials that ran when Tune's loop raised an exception.
+    """Return the failure to store for the trials that ran when Tune's loop raised an exception.
 
-    If this exception wraps one of Ray's exceptions, Ray's exception decides.
+    An exception of Ray that caused the exception of the loop is classified in its place.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):

@@ -1,7 +1,7 @@
-"""Reasons why workers failed or died, read from Tune and Ray.
+"""The reasons why workers failed or died, read from Tune and Ray.
 
-Some of these reasons are in private attributes of Tune and Ray. Each docstring describes what
-happens if a later version lacks such an attribute.
+Some reasons are in private attributes of Tune and Ray. The docstring of each function that reads
+one describes what happens if a later version lacks the attribute.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from orchestrator.machine.cluster import answers
+from orchestrator.machine.cluster import accepts_connections
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import TrialFailedError, TrialReport, WorkerLocation
 from orchestrator.running.recovery.failures import classify_lost_worker
 
 log = logging.getLogger(__name__)
 
-DEATH_KNOWN_WITHIN_S = 2.0
-"""Seconds to wait until Ray's head has recorded why a worker died. The head records it shortly
-after the error."""
-ASK_AGAIN_AFTER_S = 0.1
+DEATH_CAUSE_TIMEOUT_S = 2.0
+"""Seconds of the longest wait until Ray's head has recorded why a worker died. The head records the
+reason shortly after the error."""
+REQUEST_INTERVAL_S = 0.1
 """Seconds between two requests to the head."""
 FAILURE_HEADING = "Failure # "
-"""Beginning of the line above each error in Tune's file, which all attempts at a trial share."""
+"""Begin of the line above each error in Tune's error file. All attempts at a trial share the
+file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return a failed trial's report; if its worker died without one, return Ray's reason.
+    """Return the report of a failed trial, or Ray's reason why its worker died before a report.
 
     Args:
         trial: Tune's trial.
@@ -74,17 +75,19 @@ def _last_error_text(trial: Any) -> str:
 def _dead_nodes(location: WorkerLocation | None) -> set[str]:
     """Return Ray's ids of dead nodes.
 
-    If a node dies, the head counts it as alive for a moment longer than its workers. So this
-    function also tries to connect to the node of the trial. It does not try the other nodes,
-    because each may take two seconds to time out.
+    If a node dies, Ray's head counts it as alive for a moment longer than its workers. So this
+    function also tries to connect to the node of the trial. It does not connect to the other nodes,
+    because each connection may take two seconds to time out.
     """
     dead = set()
     try:
         for node in ray.nodes():
-            is_own = location is None or node["NodeID"] == location.node_id
-            if not node["Alive"] or (
-                is_own and not answers(node["NodeManagerAddress"], node["NodeManagerPort"])
-            ):
+            is_dead = not node["Alive"]
+            is_of_trial = location is None or node["NodeID"] == location.node_id
+            if is_of_trial and not is_dead:
+                address = node["NodeManagerAddress"]
+                is_dead = not accepts_connections(address, node["NodeManagerPort"])
+            if is_dead:
                 dead.add(str(node["NodeID"]))
     except Exception as problem:
         log.warning("Ray did not list the dead nodes: %s", problem)
@@ -94,7 +97,8 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
 def eligible_nodes(failure: TrialFailure) -> set[str]:
     """Return addresses of the live nodes that could run a trial which failed because of its node.
 
-    After a difference in source code these are the nodes with CPUs; else those with GPUs.
+    If the trial failed because of different source code, these are the nodes with CPUs. Otherwise
+    these are the nodes with GPUs.
     """
     resource = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     return {
@@ -107,13 +111,14 @@ def eligible_nodes(failure: TrialFailure) -> set[str]:
 def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
     """Return the ids of the trials whose worker Ray killed because memory ran out.
 
-    The error that ended Tune's loop does not name the worker. This function waits at most
-    :data:`DEATH_KNOWN_WITHIN_S` seconds, in which no trial runs.
+    The error that ended Tune's loop does not contain the worker's id, so this function reads the
+    state of each worker. It waits at most :data:`DEATH_CAUSE_TIMEOUT_S` seconds, in which no trial
+    runs.
 
     Args:
         locations: location of each trial, by trial id.
     """
-    deadline = time.monotonic() + DEATH_KNOWN_WITHIN_S
+    deadline = time.monotonic() + DEATH_CAUSE_TIMEOUT_S
     while locations:
         try:
             killed = {trial_id for trial_id, place in locations.items() if _was_killed(place.actor)}
@@ -122,11 +127,12 @@ def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
             return set()
         if killed or time.monotonic() > deadline:
             return killed
-        time.sleep(ASK_AGAIN_AFTER_S)
+        time.sleep(REQUEST_INTERVAL_S)
     return set()
 
 
 def _was_killed(actor_id: str) -> bool:
+    """Return whether Ray killed a worker because memory ran out."""
     actor = ray._private.state.actors(actor_id)
     if not actor or actor["State"] != "DEAD":
         return False

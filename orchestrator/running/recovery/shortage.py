@@ -1,6 +1,6 @@
 """The shortage of a cluster: which resources a trial waits for, and what the autoscaler does.
 
-Ray itself waits without a message.
+Ray prints nothing while a trial waits for resources.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ray
 
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.processes import run_program
+from orchestrator.running.capacity import live_nodes
 
 MAX_NODE_KINDS = 4
 """Largest number of kinds of nodes in a message."""
@@ -22,7 +23,7 @@ MAX_FAILURES = 3
 """Largest number of failed launches in a message."""
 MAX_FAILURE_CHARACTERS = 200
 """Largest number of characters of a failed launch's text in a message."""
-MONITOR_LOG = "See monitor.* in /tmp/ray/session_latest/logs on the head node"
+MONITOR_LOG_HINT = "See monitor.* in /tmp/ray/session_latest/logs on the head node"
 NODE_BY_ID = re.compile(r"node_[0-9a-f]{40,}")
 """Ray's name for the type of a node that was added by hand. Ray launches no such nodes."""
 STATUS_SECTION = re.compile(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", re.MULTILINE)
@@ -33,7 +34,8 @@ class Advice(NamedTuple):
     """A hint for a failed launch.
 
     Attributes:
-        words: the hint is for messages with one of these words, in lower case without blanks and _.
+        words: words of the provider's messages, in lower case, without blanks and underscores. The
+            hint is for a message with one of these words.
         hint: what the user can do.
     """
 
@@ -65,7 +67,7 @@ ADVICE = (
     ),
     Advice(("securitygroup", "subnet"), "Correct the security group or subnet in the launch file"),
 )
-"""Hints for failed launches; the first matching row counts."""
+"""Hints for failed launches. If several hints match a message, the first one is printed."""
 NO_TYPE_FITS = (
     "Lower resources in the sweep file, or raise max_workers or the size of a node type in the "
     "launch file. `ray status` shows all requests."
@@ -75,7 +77,7 @@ max_workers is reached."""
 
 
 def shortage_for(resources: Resources) -> str:
-    """Return text about a trial's request, the resources that are missing, and coming nodes."""
+    """Return text about a trial's request, the missing resources, and nodes being launched."""
     request = {
         name if name == "memory" else name.upper(): amount
         for name, amount in resources.as_ray().items()
@@ -85,9 +87,10 @@ def shortage_for(resources: Resources) -> str:
     nodes = live_nodes()
     # A trial runs on one node: Ray does not combine the resources of two.
     fits_a_node = any(_fits(request, node) for node in nodes)
-    is_held = fits_a_node and any(free.get(name, 0) < total.get(name, 0) for name in request)
+    some_are_used = any(free.get(name, 0) < total.get(name, 0) for name in request)
+    waits_for_others = fits_a_node and some_are_used
     sentences = [_request_text(request, total, free)]
-    if is_held:
+    if waits_for_others:
         sentences.append("Other work, or processes that are starting, use the rest.")
     elif not fits_a_node and _fits(request, total):
         kinds = _kinds_text(request, nodes)
@@ -95,7 +98,7 @@ def shortage_for(resources: Resources) -> str:
     report = autoscaler_report()
     if report is not None:
         sentences.append(report)
-    elif is_held:
+    elif waits_for_others:
         sentences.append("The sweep continues when these resources are free.")
     else:
         fixes = "add nodes, or lower resources in the sweep file"
@@ -106,67 +109,42 @@ def shortage_for(resources: Resources) -> str:
 
 
 def _fits(request: Mapping[str, float], available: Mapping[str, float]) -> bool:
+    """Return whether all requested amounts are available."""
     return all(amount <= available.get(name, 0) for name, amount in request.items())
 
 
 def _request_text(
     request: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]
 ) -> str:
+    """Return a sentence with each requested amount, and what the cluster has of it."""
     amounts = [
-        f"{amount:g} {name} (the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} free)"
+        f"{_amount_text(name, amount)} (the cluster has {_number_text(name, total.get(name, 0))}, "
+        f"{_number_text(name, free.get(name, 0))} free)"
         for name, amount in request.items()
     ]
     return f"each trial requests {', '.join(amounts)}."
 
 
+def _amount_text(name: str, amount: float) -> str:
+    """Return an amount of a resource with its unit: ``0.5 GPU`` or ``1.9 GiB of memory``."""
+    if name == "memory":
+        return f"{_number_text(name, amount)} GiB of memory"
+    return f"{_number_text(name, amount)} {name}"
+
+
+def _number_text(name: str, amount: float) -> str:
+    """Return an amount of a resource without its unit; memory is in GiB."""
+    if name == "memory":
+        return f"{amount / 2**30:,.1f}"
+    return f"{amount:g}"
+
+
 def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]) -> str:
+    """Return the kinds of nodes by their requested resources, the most frequent first."""
     kinds = Counter(
-        " and ".join(f"{node.get(name, 0):g} {name}" for name in request) for node in nodes
+        " and ".join(_amount_text(name, node.get(name, 0)) for name in request) for node in nodes
     )
     return ", ".join(f"{kind} ({count} nodes)" for kind, count in kinds.most_common(MAX_NODE_KINDS))
-
-
-def live_nodes() -> list[dict[str, float]]:
-    """Return the resources of each live node of the connected cluster, by name."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def node_memory_bytes() -> float:
-    """Return the bytes of memory that Ray may assign on the connected cluster's largest node."""
-    return max(float(node.get("memory", 0)) for node in live_nodes())
-
-
-class Slots(NamedTuple):
-    """The number of trials that run at once.
-
-    Attributes:
-        num_trials: the number.
-        note: a note to the user if the nodes have too few CPUs to use all GPUs; else empty.
-    """
-
-    num_trials: int
-    note: str
-
-
-def slots_for(resources: Resources) -> Slots:
-    """Return how many trials with this request the connected cluster runs at once."""
-    num_cpus, num_gpus = resources.num_cpus, resources.num_gpus
-    nodes = live_nodes()
-    by_cpu = [int(node.get("CPU", 0) / num_cpus) for node in nodes]
-    by_gpu = by_cpu
-    if num_gpus:
-        by_gpu = [int(node.get("GPU", 0) / num_gpus) for node in nodes]
-    count = sum(map(min, zip(by_cpu, by_gpu, strict=True)))
-    by_all_gpus = sum(by_gpu)
-    if count >= by_all_gpus:
-        return Slots(max(1, count), "")
-    note = (
-        f"The cluster's GPUs could run {by_all_gpus} trials at once, but with "
-        f"`resources.num_cpus: {num_cpus:g}` its CPUs are enough for only {count}. To use all "
-        f"GPUs, lower resources.num_cpus, or use nodes with {by_all_gpus * num_cpus:g} CPUs in "
-        "total"
-    )
-    return Slots(max(1, count), note)
 
 
 def autoscaler_report() -> str | None:
@@ -208,8 +186,9 @@ def status_summary(status: str) -> str | None:
 
 
 def _hint_for(failure: str) -> str:
-    plain = failure.lower().replace(" ", "").replace("_", "")
+    """Return the hint for the message of a failed launch."""
+    letters = failure.lower().replace(" ", "").replace("_", "")
     for advice in ADVICE:
-        if any(word in plain for word in advice.words):
+        if any(word in letters for word in advice.words):
             return advice.hint
-    return MONITOR_LOG
+    return MONITOR_LOG_HINT

@@ -1,6 +1,6 @@
-"""The watchdog: ends trials that hang, and tells the user why no trial starts.
+"""The watchdog: it ends trials that hang, and prints why no trial starts.
 
-Ray itself waits forever and prints nothing.
+Ray has no time limit for a trial, and prints nothing while no trial starts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
 
 WARN_AFTER_S = 60.0
-"""Seconds without a running trial before the run prints what is missing, and between two checks."""
+"""Seconds without a running trial before the run prints which resources are missing. Also the
+seconds between two such checks."""
 GIVE_UP_AFTER_S = 180.0
-"""Seconds without a running trial, and without a worker that makes progress, before the run ends.
-This holds for private clusters only: they never grow, and nobody else uses them."""
-STARTING_CPU_S = 1.0
-"""CPU seconds that a starting worker uses at least between two checks, a minute apart. With 80 busy
-processes on two cores each gets 1.5 s of a minute."""
+"""Seconds without a running trial and without progress of a worker before the run ends. The limit
+is for private clusters only, because a shared cluster may get free resources later."""
+MIN_STARTING_CPU_S = 1.0
+"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart. With
+80 busy processes on two cores, each process gets 1.5 s in a minute."""
 MAX_STARTING_S = 1800.0
-"""Seconds without a running trial before the run ends although workers use CPU time. No import
+"""Seconds without a running trial before the run ends, even if workers use CPU time. No import
 takes half an hour."""
-STOOD_STILL_S = 30.0
-"""Seconds between two checks from which on the driver itself was stopped, so that no trial hung."""
+MAX_CHECK_GAP_S = 30.0
+"""Seconds between two checks. If two checks are further apart, the driver itself was suspended, and
+the time limits of all trials are extended by the gap."""
 WORKER_TIMEOUT_S = 60.0
-"""Seconds that a worker may take to confirm that it has started its trial."""
+"""Seconds after which a worker counts as dead if it has not confirmed the start of its trial."""
 
 
 @dataclass
@@ -36,24 +38,24 @@ class _WatchedTrial:
     """A trial that was sent to a worker.
 
     Attributes:
-        silent_since: monotonic time of the trial's last message, in seconds.
+        last_message_at: monotonic time of the trial's last message, in seconds.
         limit_s: seconds without a message after which the trial counts as hung.
-        confirmed: whether the worker has confirmed the start of the trial.
+        is_confirmed: True if the worker has confirmed the start of the trial.
     """
 
-    silent_since: float
+    last_message_at: float
     limit_s: float
-    confirmed: bool = False
+    is_confirmed: bool = False
 
 
 class Watchdog:
-    """Time limits for a run's trials, and for the wait until one starts.
+    """The time limits for a run's trials, and for the wait until a trial starts.
 
     Args:
         note: prints a line for the user.
         killer_of: returns a function that kills a Tune trial's process; None if it has no process.
         shortage: returns text about the resources that a trial waits for.
-        is_private: whether this run started the cluster. Only then may the watchdog end the run.
+        is_private: True if this run started the cluster. Only then may the watchdog end the run.
         cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
         clock: source of the time.
     """
@@ -77,66 +79,74 @@ class Watchdog:
         self._watched: dict[str, _WatchedTrial] = {}
         self._failures: dict[str, TrialFailure] = {}
         now = clock.monotonic()
-        self._ran_at = now
-        self._progress_at = now
-        self._asked_at = now
-        self._checked_at = now
+        # Monotonic times in seconds.
+        self._last_check_at = now
+        self._last_running_at = now
+        self._last_report_at = now
+        self._last_progress_at = now
         self._last_shortage = ""
         self._cpu_before: Mapping[int, float] = {}
 
-    def started(self, trial_id: str, limit_s: float) -> None:
-        """Watch a starting trial, which counts as hung after ``limit_s`` s without a message."""
+    def add(self, trial_id: str, limit_s: float) -> None:
+        """Add a starting trial, with its time limit ``limit_s`` in seconds between two messages."""
         self._failures.pop(trial_id, None)
         self._watched[trial_id] = _WatchedTrial(self._clock.monotonic(), limit_s)
 
     def message_from(self, trial_id: str) -> None:
-        """Restart a trial's time limit after a message from its worker."""
+        """Restart the time limit of a trial whose worker sent a message."""
         if trial_id in self._watched:
             watched = self._watched[trial_id]
-            watched.silent_since = self._clock.monotonic()
-            watched.confirmed = True
+            watched.last_message_at = self._clock.monotonic()
+            watched.is_confirmed = True
 
-    def ended(self, trial_id: str) -> None:
-        """Stop watching a trial that has ended."""
+    def remove(self, trial_id: str) -> None:
+        """Remove the time limit of a trial that has ended."""
         self._watched.pop(trial_id, None)
 
     def failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that the watchdog ended; None for any other."""
+        """Return the failure of a trial that the watchdog ended; None for any other trial."""
         return self._failures.get(trial_id)
 
-    def check(self, trials: Collection[Any], running: Collection[str]) -> None:
+    def check(self, trials: Collection[Any], submitted: Collection[str]) -> None:
         """End trials that hang, and print why no trial starts.
 
         Args:
             trials: Tune's trials.
-            running: ids of the trials that should run.
+            submitted: ids of the trials that were passed to Tune and have not ended.
 
         Raises:
             SetupError: no trial could start on a private cluster for minutes.
         """
         now = self._clock.monotonic()
-        since_last_check = now - self._checked_at
-        self._checked_at = now
-        if since_last_check > STOOD_STILL_S:
-            self._ran_at = self._progress_at = self._asked_at = now
-            for watched in self._watched.values():
-                watched.silent_since += since_last_check
-        if not running or any(trial.status == "RUNNING" for trial in trials):
-            if self._last_shortage and running:
-                self._note(f"The first trial started after {now - self._ran_at:.0f} s.")
-            self._ran_at = self._progress_at = now
+        gap_s = now - self._last_check_at
+        self._last_check_at = now
+        if gap_s > MAX_CHECK_GAP_S:
+            self._extend_limits(gap_s, now)
+        if not submitted or any(trial.status == "RUNNING" for trial in trials):
+            if self._last_shortage and submitted:
+                self._note(f"The first trial started after {now - self._last_running_at:.0f} s.")
+            self._last_running_at = now
+            self._last_progress_at = now
             self._last_shortage = ""
-        elif now - max(self._ran_at, self._asked_at) > WARN_AFTER_S:
-            self._check_start(now)
+        elif now - max(self._last_running_at, self._last_report_at) > WARN_AFTER_S:
+            self._report_shortage(now)
         for trial in trials:
             trial_id = trial_id_of(trial)
-            if trial_id in running and trial_id not in self._failures:
+            if trial_id in submitted and trial_id not in self._failures:
                 self._end_if_silent(trial_id, self._killer_of(trial), now)
 
-    def _check_start(self, now: float) -> None:
-        """Print why no trial starts; end the run if a private cluster makes no progress."""
-        self._asked_at = now
-        waited_s = now - self._ran_at
+    def _extend_limits(self, gap_s: float, now: float) -> None:
+        """Extend all time limits, because the driver was suspended for ``gap_s`` seconds."""
+        self._last_running_at = now
+        self._last_report_at = now
+        self._last_progress_at = now
+        for watched in self._watched.values():
+            watched.last_message_at += gap_s
+
+    def _report_shortage(self, now: float) -> None:
+        """Print why no trial starts, and end the run if a private cluster makes no progress."""
+        self._last_report_at = now
+        waited_s = now - self._last_running_at
         shortage = self._shortage()
         if shortage != self._last_shortage:
             self._last_shortage = shortage
@@ -144,8 +154,8 @@ class Watchdog:
         if not self._is_private:
             return
         if self._workers_progress():
-            self._progress_at = now
-        if now - self._progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
+            self._last_progress_at = now
+        if now - self._last_progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
             raise SetupError(
                 f"Ray started no trial on this machine for {waited_s:.0f} s: {shortage}",
                 hint="Run `isweep doctor` to look for the cause, and end other programs if "
@@ -154,29 +164,32 @@ class Watchdog:
             )
 
     def _workers_progress(self) -> bool:
-        """Return whether a worker process of the last check has used CPU time since then.
+        """Return whether a worker process has used CPU time since the last check.
 
-        New processes do not count: workers that crash at their start also use CPU time.
+        A process that is newer than the last check does not count, because a worker that crashes at
+        its start also uses CPU time.
         """
         cpu_before = self._cpu_before
         self._cpu_before = self._cpu_seconds()
         return any(
-            cpu_s - cpu_before[pid] >= STARTING_CPU_S
+            cpu_s - cpu_before[pid] >= MIN_STARTING_CPU_S
             for pid, cpu_s in self._cpu_before.items()
             if pid in cpu_before
         )
 
     def _end_if_silent(self, trial_id: str, kill: Callable[[], object] | None, now: float) -> None:
+        """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # A reused worker first gets the trial; Tune calls the trial started when it answers.
+        # Tune reports the start of a trial only when its worker answers. Until then a reused worker
+        # has no entry here.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
         limit_s = watched.limit_s
-        if not watched.confirmed:
+        if not watched.is_confirmed:
             limit_s = min(limit_s, WORKER_TIMEOUT_S)
-        if now - watched.silent_since <= limit_s:
+        if now - watched.last_message_at <= limit_s:
             return
-        if watched.confirmed:
+        if watched.is_confirmed:
             kind = FailureKind.HUNG
             message = (
                 f"the trial ended no epoch and sent no result for {limit_s:.0f} s, which is far "

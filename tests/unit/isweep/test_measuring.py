@@ -42,6 +42,16 @@ def test_a_record_says_what_it_is(record):
     )
 
 
+def test_the_frame_has_label_sharpness_of_samples_and_of_all_pairs(images):
+    frame = isweep.measure(images, LABELS, sharpness_sample=20).to_frame()
+    rows = images.reshape(60, -1).astype(float)
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    is_unlike = np.array(LABELS)[:, None] != np.array(LABELS)[None]
+    all_pairs = 1 / distances[is_unlike].min()
+    assert frame["label_sharpness_all_pairs"].tolist() == pytest.approx([all_pairs] * 3)
+    assert (frame["label_sharpness"] < all_pairs).all()
+
+
 def test_the_closest_pair_is_the_closest(images, record):
     rows = images.reshape(60, -1).astype(float)
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
@@ -179,7 +189,12 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {"class_pair": ("0", "7")},
             "0 7 contains a class that does not occur in the data",
         ),
-        (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
+        (
+            FOUR,
+            None,
+            {"class_pair": ("0", "1")},
+            "A class pair needs labels, but these images have none",
+        ),
         (
             FOUR,
             NAMES,

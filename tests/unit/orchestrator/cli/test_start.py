@@ -45,11 +45,9 @@ class TestInit:
         assert sweep.datasets[0].user_source.kind == detect_own_kind(source)
         assert Path(sweep.datasets[0].user_source.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
-        planned = run("plan", "./mine.yaml")[1]
-        assert re.search(
-            r"\d files are listed, but not opened\. To check the files, run `isweep measure \S+`",
-            planned,
-        )
+        planned = " ".join(run("plan", "./mine.yaml")[1].split())
+        to_check = r"To check the files before, run `isweep measure \S+`"
+        assert re.search(rf"`isweep run` opens its \d+ files\. {to_check}", planned)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
     def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from orchestrator.planning import paths
+
 GOOD = """
 name: mine
 models: [small_cnn]
@@ -137,3 +139,13 @@ def test_which_sources_need_a_raw_download_is_what_the_sources_say():
     study = [DATASETS[name] for name in (*downloads, "mura", "rsna", "prostate")]
     fetched = {row.source for row in study if not needs_download(row)}
     assert fetched == {"idx", "cifar10", "svhn"}  # torchvision fetches these
+
+
+def test_a_plan_prints_that_a_run_could_not_write_to_the_root(run, tmp_path, monkeypatch):
+    root = tmp_path / "missing" / "root"
+    monkeypatch.setattr(paths.os, "access", lambda path, mode: mode & paths.os.W_OK == 0)
+    code, out, _ = run("plan", "smoke", at=str(root))
+    assert code == 0
+    expected = f"`isweep run` would fail: {root} cannot be used as the root: {tmp_path} cannot be"
+    assert expected in " ".join(out.split())
+    assert not root.exists()

@@ -68,7 +68,7 @@ def test_results_of_no_search(run, sweep):
 def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
     run, sweep, tmp_path, monkeypatch
 ):
-    ended = TuneSummary((), tmp_path / "tuned-mine.yaml", None, 0, num_behind=3)
+    ended = TuneSummary((), tmp_path / "tuned-mine.yaml", None, 0, num_unsent_updates=3)
     monkeypatch.setattr(pipeline, "tune_sweep", lambda *_, **__: ended)
     code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
     assert code == 0

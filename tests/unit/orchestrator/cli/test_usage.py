@@ -54,6 +54,7 @@ predict smoke --measured absent.json --train-size 100 | The record absent.json c
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
+plan smoke --set seeds=0 | seeds is 0, but should be a list, for example [a, b]. Write [0].
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
@@ -61,7 +62,7 @@ plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ''. Known presets or sweeps of
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
-plan / | / is a folder, not a sweep file. Give the path of a sweep file
+plan / | / is a folder, not a sweep file. Give the path of a sweep file. If the folder contains your images, write a
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
 run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number

@@ -26,8 +26,8 @@ from orchestrator.machine import processes
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
-    _started,
-    _watched,
+    _private_cluster,
+    _watch_servers,
     connect,
     trial_resources,
 )
@@ -429,7 +429,7 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
         )
 
         def stopped() -> None:
-            with _watched(ray, 0.2):
+            with _watch_servers(ray, 0.2):
                 assert not lost.wait(0.5)
                 process.send_signal(signal.SIGSTOP)
                 lost.wait(300)
@@ -481,7 +481,7 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
         else None
     )
     ending = pytest.raises(ends, match=message) if ends else nullcontext()
-    with ending, _started(ray, num_cpus=1):
+    with ending, _private_cluster(ray, num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
     assert (len(folders), len(undone)) == ((1, 1) if ends is KeyboardInterrupt else (3, 0))
     assert not list(tmp_path.iterdir())

@@ -215,10 +215,10 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
         (0, 1),
     ):
         worker = SimpleNamespace(
-            _has_run=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
+            _has_finished_a_trial=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
         )
         TrialTrainable._failure(worker, error)
-    assert pauses == [trial_device.REST_S]
+    assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     with pytest.raises(SetupError, match=rf"{said}.* {hint}"):
         trial_device.check_gpu("float32")
     node = gpus.NodeGpus(
-        "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.why_no_gpu()
+        "a", (), "580.65.06", "2.13.0", "13.0", num_ray_gpus=8.0, torch_message=gpus.why_no_gpu()
     )
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
@@ -399,10 +399,10 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     torch_reaches("NVIDIA H100 80GB HBM3", total_memory=2**36, major=9)
     gpus.print_gpus()
     found = json.loads(capsys.readouterr().out)
-    assert ([gpu["uuid"] for gpu in found["gpus"]], found["complaint"]) == (["GPU-1"], "")
+    assert ([gpu["uuid"] for gpu in found["gpus"]], found["torch_message"]) == (["GPU-1"], "")
     reached = gpus.Gpu(**found["gpus"][0])
     assert (reached.capability, reached.processors, reached.has_kernels) == (9.0, 132, True)
-    node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
+    node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", num_ray_gpus=2.0)
     (problem,) = gpu_problems.gpu_problems(node)
     what, how = problem.text, problem.hint
     assert "Ray offers 2 GPUs, but torch 2.13.0, built for CUDA 13.0, can use 1" in what
@@ -416,7 +416,10 @@ def test_a_gpu_that_fails_as_torch_begins_is_told_in_its_words(monkeypatch, caps
     monkeypatch.setattr(torch.cuda, "init", init)
     gpus.print_gpus()
     found = json.loads(capsys.readouterr().out)
-    assert (found["gpus"], found["complaint"]) == ([], "CUDA call failed lazily at initialization")
+    assert (found["gpus"], found["torch_message"]) == (
+        [],
+        "CUDA call failed lazily at initialization",
+    )
 
 
 @pytest.mark.parametrize(
@@ -500,7 +503,7 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
         patch.setattr(gpus, "nvidia_smi", lambda fields: [])
         patch.setattr(gpus, "driver_version", lambda: "580.65")
         patch.setattr(gpus, "run_program", answers)
-        shown = replace(gpus.describe("MIG-1,MIG-2"), node="a", offered=2.0)
+        shown = replace(gpus.describe("MIG-1,MIG-2"), node="a", num_ray_gpus=2.0)
     assert [
         (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in shown.gpus
     ] == [
@@ -582,7 +585,7 @@ def test_gpus_that_torch_reaches_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
 def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus.describe("")
-    problem, *more = gpu_problems.gpu_problems(replace(found, offered=8.0))
+    problem, *more = gpu_problems.gpu_problems(replace(found, num_ray_gpus=8.0))
     what, hint = problem.text, problem.hint
     assert (what.partition(": ")[2], more) == ("torch did not list the GPUs: exit code 1", [])
     assert "import torch" in hint

@@ -35,14 +35,10 @@ from orchestrator.planning.runtimes import (
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
+from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
 from orchestrator.running.recovery.failures import classify
-from orchestrator.running.recovery.resource_policy import (
-    MAY_RETRY,
-    ResourcePolicy,
-    expectation_for,
-    names_of_small_gpus,
-)
-from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
+from orchestrator.running.recovery.resource_policy import MAY_RETRY, ResourcePolicy
+from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
@@ -65,7 +61,12 @@ TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, pro
 
 
 def node(*gpus, **changes):
-    fields = {"driver": "580.65", "torch": "2.13.0", "cuda": "13.0", "offered": float(len(gpus))}
+    fields = {
+        "driver": "580.65",
+        "torch": "2.13.0",
+        "cuda": "13.0",
+        "num_ray_gpus": float(len(gpus)),
+    }
     return NodeGpus("a", gpus, **(fields | changes))
 
 
@@ -192,7 +193,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
     ("there", "share", "words"),
     [
         (
-            node(driver="550.54", offered=8.0),
+            node(driver="550.54", num_ray_gpus=8.0),
             1.0,
             r"Ray offers 8 GPUs, but torch 2\.13\.0, built for CUDA 13\.0, can use 0 with the NVID"
             r"IA driver 550\.54\. Install a driver of branch 580 or later for CUDA 13\.0",
@@ -216,7 +217,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             "MIG-2: other processes use",
         ),
         (
-            node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
+            node(MIG, visible="MIG-1,MIG-gone", num_ray_gpus=2.0),
             1.0,
             "offers 2 GPUs, .* can use 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
         ),
@@ -291,13 +292,13 @@ def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
 @pytest.mark.parametrize("mps", [False, True])
 def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mps):
     situation = SITUATIONS[where]
-    expectation = expectation_for([replace(situation.node, mps=mps)], plan.sweep.resources, ())
+    expectation = runtime_model_for([replace(situation.node, mps=mps)], plan.sweep.resources, ())
     known = expectation.gpu
     assert (known.name, known.timed) == (situation.model, situation.model in GPU_MODELS)
     assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
     requests = ResourcePolicy(Resources(1, 1.0), expectation)
     for trial in trials.values():
-        share, memory = requests.request_for(trial).num_gpus, situation.memory_gib * GIB
+        share, memory = requests.start_attempt(trial).num_gpus, situation.memory_gib * GIB
         if mps and situation.shares:
             assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
@@ -320,7 +321,7 @@ def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
     large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
     there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
     refuse([there], plan.trials, share=1.0, alone=True)
-    found = expectation_for([there], plan.sweep.resources, ())
+    found = runtime_model_for([there], plan.sweep.resources, ())
     assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
 
 
@@ -335,7 +336,7 @@ def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere
         ("Exclusive_Process", True, None),
     ):
         there = node(replace(A100, compute_mode=mode), mps=mps)
-        assert expectation_for([there], plan.sweep.resources, (), [tmp_path]).share == share
+        assert runtime_model_for([there], plan.sweep.resources, (), [tmp_path]).share == share
 
 
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
@@ -373,18 +374,20 @@ def attempts(share, batch, is_cut, is_small):
 @pytest.mark.parametrize("where", SITUATIONS)
 def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, trials, where):
     there = replace(SITUATIONS[where].node, mps=True)
-    requests = ResourcePolicy(Resources(1, 1.0), expectation_for([there], plan.sweep.resources, ()))
+    requests = ResourcePolicy(
+        Resources(1, 1.0), runtime_model_for([there], plan.sweep.resources, ())
+    )
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
     for name, trial in trials.items():
         said, seen = "", []
         while not said:
-            request = requests.request_for(trial)
+            request = requests.start_attempt(trial)
             seen.append((request.num_gpus, request.micro_batch))
             said = requests.failed(trial, failure).hint
         batch = trial.network.recipe.batch_size
         is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
         assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
-        assert len(seen) <= MAX_RETRIES[failure.kind] + 1
+        assert len(seen) <= BASE_RETRIES[failure.kind] + 1
         there = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
         assert f"{name} at batch size {batch} needs more memory than {there}" in said
         assert ("micro_batches: on" in said) is name.startswith("resnet")
@@ -393,9 +396,11 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
 def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_share(plan, trials):
     """As PyTorch tells it: ending a capture in which memory ran out raises an error of its own."""
     there = replace(SITUATIONS["b: an A100"].node, mps=True)
-    requests = ResourcePolicy(Resources(1, 1.0), expectation_for([there], plan.sweep.resources, ()))
+    requests = ResourcePolicy(
+        Resources(1, 1.0), runtime_model_for([there], plan.sweep.resources, ())
+    )
     trial, memory = trials["resnet18"], torch.OutOfMemoryError("CUDA out of memory.")
-    before = requests.request_for(trial)
+    before = requests.start_attempt(trial)
     for context, kind in ((None, "device_error"), (memory, "out_of_memory")):
         ended = torch.AcceleratorError(
             "CUDA error: operation failed due to a previous error during capture"
@@ -407,13 +412,13 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
         assert (failure.kind, failure.ends_process, failure.capture_failed) == (kind, True, True)
         assert requests.failed(trial, classify(error)) == MAY_RETRY
         if context is None:
-            assert requests.request_for(trial) == replace(before, fast="off")
-            requests.not_captured.clear()
+            assert requests.start_attempt(trial) == replace(before, fast="off")
+            requests.without_graphs.clear()
     # Where memory ran out it gets more, or waits for what others hold, before its network loses its
     # graphs.
-    after = requests.request_for(trial)
+    after = requests.start_attempt(trial)
     assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
-    assert requests.request_for(trials["vgg16"]).fast == "auto"
+    assert requests.start_attempt(trials["vgg16"]).fast == "auto"
 
 
 NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute this computation"))
@@ -421,7 +426,7 @@ NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute t
 
 def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(plan, trials):
     requests = ResourcePolicy(
-        Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
+        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
     )
     nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
     verdict = requests.failed(trials["resnet50"], nobody_else)
@@ -436,7 +441,7 @@ def test_cudnn_without_an_engine_beside_other_processes_waits_for_memory(
     plan, trials, held_by_others
 ):
     requests = ResourcePolicy(
-        Resources(1, 1.0), expectation_for([node(H100)], plan.sweep.resources, ())
+        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
     )
     failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
     assert requests.failed(trials["resnet50"], failure) == MAY_RETRY
@@ -445,11 +450,11 @@ def test_cudnn_without_an_engine_beside_other_processes_waits_for_memory(
 def test_cudnn_without_an_engine_on_a_gpu_that_may_be_too_small_takes_plain_steps(plan, trials):
     small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
     requests = ResourcePolicy(
-        Resources(1, 1.0), expectation_for([node(small)], plan.sweep.resources, ())
+        Resources(1, 1.0), runtime_model_for([node(small)], plan.sweep.resources, ())
     )
     nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
     assert requests.failed(trials["vgg19"], nobody_else) == MAY_RETRY
-    assert requests.request_for(trials["vgg19"]).fast == "off"
+    assert requests.start_attempt(trials["vgg19"]).fast == "off"
 
 
 def test_what_a_small_gpu_lacks_changes_no_other_trial_of_its_network(plan):
@@ -457,16 +462,16 @@ def test_what_a_small_gpu_lacks_changes_no_other_trial_of_its_network(plan):
     nodes = [node(A100), node(small)]
     requests = ResourcePolicy(
         Resources(1, 1.0),
-        expectation_for(nodes, plan.sweep.resources, ()),
+        runtime_model_for(nodes, plan.sweep.resources, ()),
         small_gpus=names_of_small_gpus(nodes),
     )
     first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg19"][:3]
     assert requests.failed(first, MINE, small.name) == MAY_RETRY
-    assert requests.request_for(first).fast == "off"
-    assert requests.request_for(second).fast == "auto"
+    assert requests.start_attempt(first).fast == "off"
+    assert requests.start_attempt(second).fast == "auto"
     # The largest GPU of the cluster decides for all of them.
     assert requests.failed(second, MINE, A100.name) == MAY_RETRY
-    assert requests.request_for(third).fast == "off"
+    assert requests.start_attempt(third).fast == "off"
 
 
 def test_gpus_of_equal_memory_are_all_large():
@@ -479,31 +484,31 @@ def test_gpus_of_equal_memory_are_all_large():
 def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
     """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
     in vain."""
-    requests = ResourcePolicy(Resources(1, 0.15), expectation_for([], plan.sweep.resources, ()))
+    requests = ResourcePolicy(Resources(1, 0.15), runtime_model_for([], plan.sweep.resources, ()))
     first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
-    assert (requests.request_for(first).num_gpus, requests.request_for(second).num_gpus) == (
+    assert (requests.start_attempt(first).num_gpus, requests.start_attempt(second).num_gpus) == (
         0.15,
         0.15,
     )
     assert requests.failed(first, failure) == requests.failed(second, failure) == MAY_RETRY
-    assert [requests.request_for(cell).num_gpus for cell in (first, second, third)] == [
+    assert [requests.start_attempt(cell).num_gpus for cell in (first, second, third)] == [
         0.3,
         0.3,
         0.3,
     ]
-    assert requests.request_for(trials["resnet18"]).num_gpus == 0.15
+    assert requests.start_attempt(trials["resnet18"]).num_gpus == 0.15
     assert requests.failed(third, failure) == MAY_RETRY
-    assert requests.request_for(first).num_gpus == 0.6
+    assert requests.start_attempt(first).num_gpus == 0.6
     assert requests.failed(first, OTHERS) == MAY_RETRY
-    assert (requests.request_for(first).num_gpus, requests.request_for(second).num_gpus) == (
+    assert (requests.start_attempt(first).num_gpus, requests.start_attempt(second).num_gpus) == (
         1.0,
         0.6,
     )
     requests.failed(
         second, classify(CaptureError("a step could not be captured: RuntimeError: .item()"))
     )
-    assert (requests.request_for(third).fast, requests.request_for(trials["vgg16"]).fast) == (
+    assert (requests.start_attempt(third).fast, requests.start_attempt(trials["vgg16"]).fast) == (
         "off",
         "auto",
     )
@@ -512,7 +517,7 @@ def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials)
 @pytest.fixture
 def whole(plan):
     return ResourcePolicy(
-        Resources(1, 1.0), expectation_for([node(RTX4090)], plan.sweep.resources, ())
+        Resources(1, 1.0), runtime_model_for([node(RTX4090)], plan.sweep.resources, ())
     )
 
 
@@ -528,7 +533,7 @@ def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
     waiting, attempts, retries, less = [*cells], Counter(), Retries(), []
     while waiting:
         cell = waiting.pop(0)
-        request, is_there = whole.request_for(cell), lasts or len(less) < 3
+        request, is_there = whole.start_attempt(cell), lasts or len(less) < 3
         attempts[cell.trial_id] += 1
         fits = request.fast == fast and (parts is None or request.micro_batch == parts)
         if fits or not is_there:
@@ -551,32 +556,32 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
     first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
     untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
     whole = replace(
-        whole, expectation=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
+        whole, runtime_model=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
     )
     for cell in (first, second):
-        assert whole.request_for(cell).fast == "auto"
+        assert whole.start_attempt(cell).fast == "auto"
         assert whole.failed(cell, untold) == MAY_RETRY
-    assert (whole.request_for(second).fast, whole.request_for(third).fast) == ("off", "auto")
+    assert (whole.start_attempt(second).fast, whole.start_attempt(third).fast) == ("off", "auto")
     assert whole.failed(third, MINE) == MAY_RETRY
-    assert whole.request_for(third).fast == "off"
+    assert whole.start_attempt(third).fast == "off"
     small = next(cell for cell in plan.trials if cell.network.model.name == "resnet18")
     for _ in range(2):  # others may have gone before it was asked
-        whole.request_for(small)
+        whole.start_attempt(small)
         assert whole.failed(small, MINE) == MAY_RETRY
-    assert whole.request_for(small).fast == "auto"
+    assert whole.start_attempt(small).fast == "auto"
     fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
-    assert whole.request_for(fourth).fast == "off"
+    assert whole.start_attempt(fourth).fast == "off"
     whole.trials[
         first.trial_id
     ].level_in_use = 0  # it began before, and came to its end with graphs
     whole.finished(first)
-    assert whole.request_for(fourth).fast == "auto"
+    assert whole.start_attempt(fourth).fast == "auto"
 
 
 def worker_with(num_gpus, *, has_run):
     """A worker that had this share of a GPU."""
     return SimpleNamespace(
-        _has_run=has_run,
+        _has_finished_a_trial=has_run,
         assignment=SimpleNamespace(resources=Resources(1, num_gpus)),
         _gpu_uuid="GPU-1",
     )
@@ -621,7 +626,7 @@ def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
             (node(ADA), None),
             (node(MIG, visible="MIG-1"), 1.0),
         ):
-            its = expectation_for([there], ResourceSpec(num_gpus=asked), ())
+            its = runtime_model_for([there], ResourceSpec(num_gpus=asked), ())
             factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
             assert time_limit(trial, (), its) == pytest.approx(
                 max(MIN_LIMIT_S, factor * its.seconds(trial))
@@ -644,13 +649,13 @@ def test_a_lost_gpu_is_named_by_a_field_and_its_worker_waits(monkeypatch):
     failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
     assert failure.gpu == trial_device.gpu_and_node("GPU-1")
     assert (failure.device_lost, failure.ends_process) == (True, True)
-    assert pauses == [trial_device.REST_S]
+    assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    found = expectation_for([node(A100)], sweep.resources, ())
+    found = runtime_model_for([node(A100)], sweep.resources, ())
     assert (found.gpu.name, found.share) == ("a100", 0.25)
     assert (
         ResourcePolicy(Resources(1, 0.25), found).mean_request(plan_sweep(sweep).trials).num_gpus
@@ -667,7 +672,7 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
     monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
-    assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
+    assert survey(2, local=False) == [replace(said["real"], num_ray_gpus=1.0)]
 
 
 def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):

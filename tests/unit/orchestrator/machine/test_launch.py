@@ -133,7 +133,7 @@ WRONG = {
             "~/.ssh/other",
             "auth.ssh_private_key: ~/.ssh/other does not exist. Make a key with `ssh",
         ),
-        ("auth/ssh_private_key", None, "auth.ssh_private_key: the key is missing"),
+        ("auth/ssh_private_key", None, "auth.ssh_private_key: the SSH key with which"),
         (
             "file_mounts",
             {"~/isweep-dist": "./dits"},
@@ -156,7 +156,7 @@ WRONG = {
         ),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START], "Ray uses version 2 of its autoscaler by default"),
-        ("provider/head_ip", None, "provider.head_ip: the head is missing"),
+        ("provider/head_ip", None, "provider.head_ip: the head node is missing"),
         ("auth/ssh_user", None, "auth.ssh_user: the account to log in with is missing"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is not a path"),
         ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token is copied"),

@@ -62,7 +62,7 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     assert leases(bucket, url) == []
     (text,) = said
     assert "isweep run first" in text
-    assert "isweep waits up to 1e+09 s to see whether that command is still running" in text
+    assert "isweep waits up to 1,000,000,000 s to see whether that command is still running" in text
 
 
 @pytest.mark.parametrize("content", [None, "[" * 100_000])

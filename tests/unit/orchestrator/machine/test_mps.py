@@ -299,7 +299,7 @@ def test_the_processes_of_ray_start_with_mps_and_end_before_it(control, monkeypa
         alive.append(is_alive(pids[0]))
 
     ray = SimpleNamespace(init=init, shutdown=shutdown)
-    with cluster._started(ray, PrivateMps(UUIDS, print), num_cpus=1):
+    with cluster._private_cluster(ray, PrivateMps(UUIDS, print), num_cpus=1):
         shutdown()
     assert alive == [True]
     assert not is_alive(pids[0])

@@ -279,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
-        "folder": r"folder\.yaml is a folder, not a sweep file\. Give the path of a sweep file",
+        "folder": r"folder\.yaml is a folder, not a sweep file\. .* with `isweep init .*folder\.yaml`",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",

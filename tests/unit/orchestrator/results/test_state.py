@@ -310,7 +310,7 @@ def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):
     )
     waiting, _ = taken(lambda: [tracker.finish(run) for run in runs])
     tracker.close("KILLED")
-    assert tracker.num_behind == 22  # with the sweep's own run and its end
+    assert tracker.num_unsent_updates == 22  # with the sweep's own run and its end
     assert waiting < as_objects / 5
 
 

@@ -130,7 +130,7 @@ class TestWhatIsShown:
         tracker.start_trial("b", {"trial_id": "b"})
         tracker.fail_trial(failed("c", "code_error", "boom", 1))
         finished(tracker, flat("b", 0.5), flat("a", 0.25, train_size=20))
-        assert tracker.num_behind == 0
+        assert tracker.num_unsent_updates == 0
         rows = [
             (row["trial_id"], row["test_loss"], row["train_size"])
             for row in read_rows(client, sweep)
@@ -386,7 +386,7 @@ class TestTheSweepsOwnRun:
         tracker = opened(client, sweep)
         tracker.log_report({}, report)
         tracker.close("FINISHED")
-        assert tracker.num_behind == 0
+        assert tracker.num_unsent_updates == 0
         assert len(self.files(client, sweep)) == 23
         answered = [
             path for number, path in enumerate(calls, 1) if random.Random(number).random() >= 0.7
@@ -397,7 +397,7 @@ class TestTheSweepsOwnRun:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(tracking, "MAX_PAUSE_S", 0.01)
 
 
 def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick):
@@ -419,7 +419,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     ):
         tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
     tracker.close("FINISHED")
-    assert tracker.num_behind == 4  # both results, the sweep's run and its end
+    assert tracker.num_unsent_updates == 4  # both results, the sweep's run and its end
     assert said == [
         "MLflow does not answer: no route. The sweep continues, and MLflow is updated later"
     ]
@@ -438,10 +438,10 @@ def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, qu
     tracker.check()  # such a server ends no sweep
     tracker.start_trial("a", {"trial_id": "a"})
     tracker.finish(flat("a", 0.5))
-    assert tracker.num_behind == 2  # the trial's run and the sweep's
+    assert tracker.num_unsent_updates == 2  # the trial's run and the sweep's
     up.set()
     tracker.close("FINISHED")
-    assert tracker.num_behind == 0
+    assert tracker.num_unsent_updates == 0
     assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
     assert [text.split(":")[0] for text in said] == [
         "The MLflow store does not answer",
@@ -470,7 +470,8 @@ def test_one_that_waits_begins_when_there_is_something_to_show(sweep, quick):
 
     def waiting():
         return Tracker(
-            lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None), waits=True
+            lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None),
+            connect_late=True,
         )
 
     idle, busy = waiting(), waiting()
@@ -499,11 +500,11 @@ def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
     tracker.finish(flat("a", 0.5))
     with pytest.raises(SetupError, match="A tag is too long"):
         tracker.reconcile([flat("a", 0.5)])
-    assert tracker.num_behind == 1
+    assert tracker.num_unsent_updates == 1
     client.log_batch = real
     assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 1
     tracker.close("FINISHED")
-    assert tracker.num_behind == 0
+    assert tracker.num_unsent_updates == 0
 
 
 def test_two_stores_on_one_server_never_mix(client, sweep):
@@ -552,7 +553,7 @@ def test_a_server_that_hangs_holds_up_neither_start_nor_end(sweep, monkeypatch):
         tracker.check()
         tracker.start_trial("a", {"trial_id": "a"})
         tracker.close("KILLED")
-        assert tracker.num_behind == 3
+        assert tracker.num_unsent_updates == 3
 
 
 def test_a_server_that_does_not_answer_is_a_clear_message():
@@ -659,7 +660,7 @@ def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, m
         tracker = make_tracker(workspace, ResultStore(workspace.results_url), None)
         tracker.log_report({}, report)
         tracker.close("FINISHED")
-        assert tracker.num_behind == 0
+        assert tracker.num_unsent_updates == 0
     assert not first.exists()
     assert [path.read_text() for path in moved.rglob("report/report.html")] == ["second"]
 

@@ -14,7 +14,7 @@ from orchestrator.running.recovery.failures import (
     classify_broken_loop,
     classify_lost_worker,
 )
-from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
+from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 from tasks.trials.training import CaptureError
 
@@ -189,4 +189,4 @@ def test_no_error_at_all_is_a_crash():
 
 
 def test_every_kind_has_a_policy():
-    assert set(MAX_RETRIES) == set(FailureKind)
+    assert set(BASE_RETRIES) == set(FailureKind)

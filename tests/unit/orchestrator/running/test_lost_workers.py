@@ -27,7 +27,9 @@ NODES = [
 def asked(monkeypatch):
     """Addresses of the nodes that were asked whether they are there; none is."""
     addresses = []
-    monkeypatch.setattr(lost_workers, "answers", lambda host, port: addresses.append(host))
+    monkeypatch.setattr(
+        lost_workers, "accepts_connections", lambda host, port: addresses.append(host)
+    )
     monkeypatch.setattr(lost_workers.ray, "nodes", lambda: NODES)
     return addresses
 

@@ -16,6 +16,7 @@ from orchestrator.results.records import FailureKind, FailureRecord, TrialFailur
 from orchestrator.running import trial_device
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.recovery.failures import OtherCodeError, classify, classify_lost_worker
+from orchestrator.running.recovery.node_health import NodeHealth
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.trial_device import UnusableGpuError
@@ -59,19 +60,20 @@ def failures():
 
 def decisions_on(trial, failure):
     """Return all that follows when a trial fails so again and again on the one node there is."""
-    retries, policy, decisions = Retries(), ResourcePolicy(Resources(1, 0.5)), []
+    retries, health, decisions = Retries(), NodeHealth(), []
+    policy = ResourcePolicy(Resources(1, 0.5))
     for _ in range(25):
-        request = policy.request_for(trial)
-        is_hopeless = policy.failed(trial, failure).is_final
+        request = policy.start_attempt(trial)
+        is_final = policy.failed(trial, failure).is_final
         decision = retries.failed(
-            "t", failure, process_ended=failure.ends_process, hopeless=is_hopeless
+            "t", failure, process_ended=failure.ends_process, is_final=is_final
         )
         ends_sweep = False
         try:
-            retries.check_nodes("a", failure, {"a"})
+            health.count_node_failure("a", failure, {"a"})
         except SetupError:
             ends_sweep = True
-        decisions.append((request, is_hopeless, decision.pause_s, ends_sweep, failure.gpu))
+        decisions.append((request, is_final, decision.pause_s, ends_sweep, failure.gpu))
     return decisions
 
 
@@ -107,13 +109,15 @@ def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     worker = SimpleNamespace(
-        _has_run=False, assignment=SimpleNamespace(resources=Resources(1, 0.5)), _gpu_uuid="GPU-1"
+        _has_finished_a_trial=False,
+        assignment=SimpleNamespace(resources=Resources(1, 0.5)),
+        _gpu_uuid="GPU-1",
     )
     for error in (ValueError(REWORDED), DataError(REWORDED)):
         assert TrialTrainable._failure(worker, error).gpu == ""
     assert pauses == []
     TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
-    assert pauses == [trial_device.REST_S]
+    assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])

@@ -88,6 +88,6 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     first, second = sorted(stored.trials)
     result = stored.trials[first].result.model_copy(update={"weights": None})
     stored.trials[first] = stored.trials[first].model_copy(update={"result": result})
-    assert stored.forget_damaged([first, second, "not trained"]) == (1, 1)
+    assert stored.mark_damaged_predictions([first, second, "not trained"]) == (1, 1)
     assert set(stored.trials) == {second}
     assert stored.trials[second].result.predictions is None

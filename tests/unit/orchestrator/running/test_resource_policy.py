@@ -21,21 +21,21 @@ def cells():
 def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
     requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     for cell in cells:
-        assert requests.request_for(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
-    assert ResourcePolicy(Resources(1, 0.25)).request_for(cells[0]).num_gpus == 0.25
+        assert requests.start_attempt(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
+    assert ResourcePolicy(Resources(1, 0.25)).start_attempt(cells[0]).num_gpus == 0.25
     assert (
         ResourcePolicy(Resources(1, 0), RuntimeModel(GPU_MODELS["a100"]))
-        .request_for(cells[0])
+        .start_attempt(cells[0])
         .num_gpus
         == 0
     )
     whole = ResourcePolicy(Resources(1, 1.0), RuntimeModel(GPU_MODELS["a100"], share=1.0))
-    assert whole.request_for(cells[0]).num_gpus == 1.0
+    assert whole.start_attempt(cells[0]).num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
     requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
-    shares = [requests.request_for(cell).num_gpus for cell in cells]
+    shares = [requests.start_attempt(cell).num_gpus for cell in cells]
     assert requests.mean_request(cells) == Resources(1, sum(shares) / len(shares))
     assert ResourcePolicy(Resources(2, 0)).mean_request(cells) == Resources(2, 0)
 
@@ -48,7 +48,7 @@ def attempts(requests, cell, number):
     at last."""
     found, said = [], ""
     for _ in range(number):
-        request = requests.request_for(cell)
+        request = requests.start_attempt(cell)
         found.append((request.num_gpus, request.memory_bytes, request.micro_batch))
         said = requests.failed(cell, OUT_OF_MEMORY).hint
     return found, said
@@ -102,7 +102,7 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: there)
     requests.trials[cells[0].trial_id].level = 1
-    assert requests.request_for(cells[0]) == Resources(
+    assert requests.start_attempt(cells[0]) == Resources(
         1, 2, asked, fast="off"
     )  # whole GPUs are not doubled
 
@@ -118,7 +118,7 @@ def test_a_trial_whose_machine_s_memory_others_hold_waits_and_is_never_hopeless(
     cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
     requests, parts = ResourcePolicy(Resources(1, 0)), []
     for _ in range(30):
-        parts.append(requests.request_for(cell).micro_batch)
+        parts.append(requests.start_attempt(cell).micro_batch)
         assert requests.failed(cell, HELD) == MAY_RETRY
     assert parts[:9] == [None] * 6 + [8, 4, 2]
     assert set(parts[9:]) == {2}
@@ -128,7 +128,7 @@ def test_a_trial_that_takes_its_machine_s_memory_itself_gets_smaller_parts_and_a
     cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
     requests, hints = ResourcePolicy(Resources(1, 0)), []
     for _ in range(6):
-        requests.request_for(cell)
+        requests.start_attempt(cell)
         hints.append(requests.failed(cell, OWN).hint)
     assert hints[:4] == [""] * 4
     assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]

@@ -16,15 +16,18 @@ from orchestrator.running.messages import EpochReport, WorkerLocation
 from orchestrator.running.queue import ASSIGNMENT, TRIAL_ID
 from orchestrator.running.recovery import quarantine
 from orchestrator.running.recovery.failures import classify
+from orchestrator.running.recovery.node_health import (
+    DEVICE_ERROR_WEIGHT,
+    NODE_UNFIT_AFTER,
+    NodeHealth,
+)
 from orchestrator.running.recovery.quarantine import MAX_QUARANTINE_S, GpuQuarantine
 from orchestrator.running.recovery.retries import (
-    DEVICE_ERRORS_PER_UNFIT,
+    BASE_RETRIES,
     MAX_PAUSE_S,
-    MAX_RETRIES,
-    NODE_UNFIT_AFTER,
     Retries,
 )
-from orchestrator.running.trial_device import REST_S, UnusableGpuError
+from orchestrator.running.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
 from orchestrator.running.trials import TrialLoop
 from search_spaces.errors import SetupError
 
@@ -39,7 +42,7 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
     decisions = []
     for _ in range(3):
         decisions.append(retries.failed("poison", CRASH, process_ended=True))
-        retries.finished("good")
+        retries.finished()
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
     assert decisions[0].reason == "retried in 1 s; worker_crash 1 of at most 3"
     assert decisions[-1].reason == "other trials have not crashed, so this trial is the cause"
@@ -49,7 +52,7 @@ def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
     retries = Retries()
     for other in range(40):
         retries.failed(f"other {other}", CRASH, process_ended=True)
-        retries.finished("good")
+        retries.finished()
     pauses = [retries.failed("mine", CRASH, process_ended=True).pause_s for _ in range(20)]
     assert None not in pauses[:-1]
     assert pauses[-1] is None
@@ -61,7 +64,7 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
         for cell in ("a", "b", "c"):
             assert retries.failed(cell, MEMORY, process_ended=True).pause_s is not None
     more = retries.failed("a", MEMORY, process_ended=True)
-    assert more.reason == "retried in 16 s; out_of_memory 5 of at most 24"
+    assert more.reason == "retried in 16 s; out_of_memory 5 of at most 20"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, MEMORY)
@@ -74,7 +77,7 @@ def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     retries = Retries()
     for _ in range(201):
         assert retries.failed("a", LOST, process_ended=True).pause_s <= MAX_PAUSE_S
-    retries.finished("b")
+    retries.finished()
     assert retries.failed("a", LOST, process_ended=True).pause_s == MAX_PAUSE_S
     assert retries.failed("a", CRASH, process_ended=True).pause_s is not None
 
@@ -89,42 +92,42 @@ def test_where_nothing_ever_works_the_sweep_ends():
 
 
 @pytest.mark.parametrize(
-    ("kind", "hopeless", "reason"),
+    ("kind", "is_final", "reason"),
     [
         (FailureKind.CODE_ERROR, False, "a retry would fail with code_error again"),
         (FailureKind.OUT_OF_MEMORY, True, "every further attempt would fail as well"),
     ],
 )
-def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
+def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, is_final, reason):
     failure = TrialFailure(kind=kind, message="")
-    assert Retries().failed("a", failure, hopeless=hopeless) == (None, reason)
+    assert Retries().failed("a", failure, is_final=is_final) == (None, reason)
 
 
 NONE = UnusableGpuError.of("GPU 0 of node a", "the NVIDIA driver is absent", "Install a driver")
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
-    retries, failure = Retries(), classify(NONE)
+    health, failure = NodeHealth(), classify(NONE)
     for node in ["a"] * 10 + ["b"] * (NODE_UNFIT_AFTER - 1):
-        retries.check_nodes(node, failure, {"a", "b"})
+        health.count_node_failure(node, failure, {"a", "b"})
     last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
     with pytest.raises(SetupError, match=rf"\(2 nodes tried\)\. .* {last}"):
-        retries.check_nodes("b", failure, {"a", "b"})
+        health.count_node_failure("b", failure, {"a", "b"})
 
 
 def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
-    retries, failure = Retries(), classify(NONE)
+    health, failure = NodeHealth(), classify(NONE)
     for _ in range(5):
         for _ in range(NODE_UNFIT_AFTER - 1):
-            retries.check_nodes("a", failure, {"a"})
-        retries.finished("a")
+            health.count_node_failure("a", failure, {"a"})
+        health.finished("a", "0")
     for _ in range(20):
-        Retries().check_nodes("a", failure, {"a", "b"})
+        NodeHealth().count_node_failure("a", failure, {"a", "b"})
     # Other failures say nothing of GPUs.
-    retries = Retries()
+    health = NodeHealth()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
         for _ in range(NODE_UNFIT_AFTER):
-            retries.check_nodes(
+            health.count_node_failure(
                 "a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"}
             )
 
@@ -133,27 +136,27 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
     """It was 47 hours of first attempts, each of which rested."""
     failure = TrialFailure(kind="device_error", message="", device_lost=True)
     own = TrialFailure(kind="device_error", message="", device_lost=False)
-    retries = Retries()
+    health = NodeHealth()
     for _ in range(500):
-        retries.check_nodes("a", own, {"a"})
+        health.count_node_failure("a", own, {"a"})
     for _ in range(10):
-        for _ in range(NODE_UNFIT_AFTER * DEVICE_ERRORS_PER_UNFIT - 1):
-            retries.check_nodes("a", failure, {"a"})
-        retries.epoch_ended("a")  # an epoch is told
+        for _ in range(round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT) - 1):
+            health.count_node_failure("a", failure, {"a"})
+        health.epoch_ended("a")  # an epoch is told
     with pytest.raises(SetupError, match="No node has a GPU on which trials"):
         [
-            retries.check_nodes("a", failure, {"a"})
-            for _ in range(NODE_UNFIT_AFTER * DEVICE_ERRORS_PER_UNFIT + 1)
+            health.count_node_failure("a", failure, {"a"})
+            for _ in range(round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT) + 1)
         ]
 
 
 def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
     """Trials may take longer than the dead one rests four times: it is the epochs of the others
     that tell."""
-    retries, failure = Retries(), classify(NONE)
+    health, failure = NodeHealth(), classify(NONE)
     epoch = EpochReport("cell", 1, None)
     loop = SimpleNamespace(
-        _retries=retries,
+        _node_health=health,
         _nodes={"cell": "a"},
         _source=SimpleNamespace(
             trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
@@ -161,7 +164,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )
     for _ in range(5 * NODE_UNFIT_AFTER):
-        retries.check_nodes("a", failure, {"a"})
+        health.count_node_failure("a", failure, {"a"})
         TrialLoop._epoch_ended(loop, epoch, 0)
 
 
@@ -186,7 +189,7 @@ def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
             if decision.pause_s is not None:
                 later.append((now + decision.pause_s, ran))
         elif ran is not None:
-            retries.finished(str(ran))
+            retries.finished()
         due = [cell for at, cell in later if at <= now]
         if not waiting and not due:
             if later or any(ran is not None for *_, ran in events):
@@ -194,7 +197,9 @@ def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
             continue
         cell = waiting.pop(0) if waiting else due[0]
         later = [(at, other) for at, other in later if other != cell]
-        heapq.heappush(events, (now + (fails_after_s + REST_S if dead else trial_s), slot, cell))
+        heapq.heappush(
+            events, (now + (fails_after_s + FIRST_QUARANTINE_S if dead else trial_s), slot, cell)
+        )
     return lost
 
 
@@ -222,7 +227,7 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
     assert list(found["results"]) == found["planned"]
     # The dead GPU's process may still be ending when it is asked to rest: then the next failure
     # asks again.
-    assert 1 <= len(found["told"]) <= MAX_RETRIES[FailureKind.DEVICE_ERROR]
+    assert 1 <= len(found["told"]) <= BASE_RETRIES[FailureKind.DEVICE_ERROR]
     for _, kind, _, message in found["told"]:
         assert kind == "device_error"
         assert "uncorrectable ECC error encountered (GPU-0 of node" in message
@@ -295,24 +300,24 @@ def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(loca
 def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():
     """A worker that never answered had the GPU of the attempt before counted against it."""
     loop = SimpleNamespace(
-        _attempts=Counter(t=1),
+        _attempts_of_this_run=Counter(t=1),
         _locations={"t": WorkerLocation("t", "actor", "10.0.0.1", gpus="0")},
         _nodes={"t": "10.0.0.1"},
         _source=SimpleNamespace(
             trials={"t": "spec"}, assignment=lambda trial, resources: (trial, resources)
         ),
-        _resources=SimpleNamespace(request_for=lambda trial: "resources"),
+        _resources=SimpleNamespace(start_attempt=lambda trial: "resources"),
     )
     assert TrialLoop._assign(loop, "t") == ("spec", "resources")
-    assert loop._attempts["t"] == 2
+    assert loop._attempts_of_this_run["t"] == 2
     assert loop._locations == loop._nodes == {}
 
 
 def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():
-    retries = Retries()
-    assert [retries.quarantine_s("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
-    assert retries.quarantine_s("a", "1") == 120
+    health = NodeHealth()
+    assert [health.count_gpu_failure("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
+    assert health.count_gpu_failure("a", "1") == 120
     for _ in range(2000):
-        assert retries.quarantine_s("a", "0") == MAX_QUARANTINE_S
-    retries.finished("a", "1")
-    assert (retries.quarantine_s("a", "0"), retries.quarantine_s("a", "1")) == (960, 120)
+        assert health.count_gpu_failure("a", "0") == MAX_QUARANTINE_S
+    health.finished("a", "1")
+    assert (health.count_gpu_failure("a", "0"), health.count_gpu_failure("a", "1")) == (960, 120)

@@ -37,12 +37,12 @@ def shelf(ray_local):
 
 
 def start(shelf, key):
-    shelf.trial_started(f"{key}{len(shelf._array_by_trial)}", key)
+    shelf.add_trial(f"{key}{len(shelf._array_by_trial)}", key)
 
 
 def end(shelf, key):
     trial = next(trial for trial, array in shelf._array_by_trial.items() if array == key)
-    shelf.trial_ended(trial, key, for_good=True)
+    shelf.remove_trial(trial, key, for_good=True)
 
 
 def taken(shelf, key):
@@ -67,7 +67,7 @@ def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
 
 def test_an_array_leaves_with_the_last_trial_that_needs_it(shelf):
     start(shelf, "c")
-    shelf.trial_ended("c0", "c", for_good=False)
+    shelf.remove_trial("c0", "c", for_good=False)
     assert shelf.num_bytes == 1000  # it is tried again
     start(shelf, "c")
     end(shelf, "c")

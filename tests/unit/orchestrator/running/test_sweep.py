@@ -30,7 +30,7 @@ from orchestrator.running import backend, trial_device, trial_source, worker
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
-from orchestrator.running.recovery import retries
+from orchestrator.running.recovery import node_health
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
@@ -268,7 +268,7 @@ class Poisoned(TrialTrainable):
         cell = f"poisoned {self.assignment.trial_id.split('-n')[0]} {self.assignment.array}"
         _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(cell) == str(os.getpid()).encode():
-            trial_device.REST_S = 0.1  # of this process, which ends
+            trial_device.FIRST_QUARANTINE_S = 0.1  # of this process, which ends
             raise RuntimeError("CUDA error: device-side assert triggered")
         return _report(started_at, trial_result(0.5))
 
@@ -288,7 +288,7 @@ class Patched(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        trial_device.REST_S = 0.0  # of this process, which ends
+        trial_device.FIRST_QUARANTINE_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> TrialReport:
@@ -300,7 +300,7 @@ class Patched(TrialTrainable):
 def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
     monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
-    monkeypatch.setattr(retries, "NODE_UNFIT_AFTER", 2)
+    monkeypatch.setattr(node_health, "NODE_UNFIT_AFTER", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     message = (

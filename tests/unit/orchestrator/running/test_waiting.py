@@ -18,12 +18,13 @@ from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
 from orchestrator.machine.cluster import Resources
+from orchestrator.running import capacity
+from orchestrator.running.capacity import slots_for
 from orchestrator.running.queue import TRIAL_ID
 from orchestrator.running.recovery import shortage
 from orchestrator.running.recovery.shortage import (
     autoscaler_report,
     shortage_for,
-    slots_for,
     status_summary,
 )
 from orchestrator.running.recovery.watchdog import Watchdog
@@ -149,7 +150,8 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
     shown += [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     there = {"cluster_resources": total, "available_resources": free, "nodes": shown}
     answers = {name: lambda found=found: found for name, found in there.items()}
-    monkeypatch.setattr(shortage, "ray", SimpleNamespace(**answers))
+    for module in (shortage, capacity):
+        monkeypatch.setattr(module, "ray", SimpleNamespace(**answers))
 
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
@@ -290,7 +292,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
     watch = Watchdog(said.append, lambda trial: kill, lambda: "", is_private=False, clock=clock)
     for number, event in enumerate(events, 1):
         if event == STARTED:
-            watch.started("cell", 100.0)
+            watch.add("cell", 100.0)
         elif event == HEARD:
             watch.message_from("cell")
         elif event < 0:

@@ -104,14 +104,14 @@ def drive(
             waiting += [taken] if taken is not None else []
             if len(running) < workers:
                 running.append(waiting.pop(0))
-                queue.started.add(running[-1])
+                queue.running.add(running[-1])
         if not running or number == most:
             return list(stored.values())
         trial_id = ends(running)
         running.remove(trial_id)
         found = trained(search.running_trial(trial_id))
         search.add_result(trial_id, found)
-        queue.settle(trial_id)
+        queue.remove(trial_id)
         stored[trial_id] = stored[trial_id][0], found
     return list(stored.values())
 

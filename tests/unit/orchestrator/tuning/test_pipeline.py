@@ -113,17 +113,17 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
     """The report is told last, and was always counted as missing."""
 
     class Slow(Tracker):
-        num_behind = 0
+        num_unsent_updates = 0
 
         def log_report(self, *_):
-            self.num_behind = 2
+            self.num_unsent_updates = 2
 
         def close(self, _):
-            self.num_behind -= 1
+            self.num_unsent_updates -= 1
 
     _, root = found
     monkeypatch.setattr(pipeline, "make_tracker", lambda *_, **__: Slow())
-    assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
+    assert tune_sweep(TINY, RunOptions(root=root)).num_unsent_updates == 1
 
 
 def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_gpu_would_do(
@@ -203,7 +203,7 @@ def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypa
     tune_sweep(
         TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
     )
-    assert any(f"{len(before)} stored trials belong to a search of" in line for line in said)
+    assert any(f"{len(before)} stored trials of this sweep, because they" in line for line in said)
     asked = searches[0].next_trial()
     assert asked.role == Role.OWN
     assert asked.spec.trial_id not in before

@@ -16,7 +16,7 @@ from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, Search
 from orchestrator.tuning.search_records import Role, SearchRecord
-from orchestrator.tuning.search_trials import AHEAD
+from orchestrator.tuning.search_trials import MAX_WAITING
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
@@ -98,7 +98,7 @@ def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
     assert all(found for _, found in unbroken)
     for most in range(0, len(unbroken), 5):
         killed = drive(search(**said), [], workers=workers, most=most)
-        assert sum(found is None for _, found in killed) in range(1, workers + AHEAD + 1)
+        assert sum(found is None for _, found in killed) in range(1, workers + MAX_WAITING + 1)
         again = search(**said)
         assert drive(again, killed, workers=workers) == unbroken
         assert outcomes(again) == outcomes(whole)

@@ -1,0 +1,53 @@
+"""The capacity of the connected Ray cluster: its nodes, and how many trials run there at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import ray
+
+from orchestrator.machine.cluster import Resources
+
+
+class Slots(NamedTuple):
+    """The number of trials that run at once.
+
+    Attributes:
+        num_trials: the number, at least 1.
+        note: a note to the user if the nodes have too few CPUs to use all GPUs; else empty.
+    """
+
+    num_trials: int
+    note: str
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """Return the resources of each live node of the connected cluster, by name."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def node_memory_bytes() -> float:
+    """Return the bytes of memory that Ray may assign on the connected cluster's largest node."""
+    return max(float(node.get("memory", 0)) for node in live_nodes())
+
+
+def slots_for(resources: Resources) -> Slots:
+    """Return how many trials with this request the connected cluster runs at once."""
+    num_cpus = resources.num_cpus
+    num_gpus = resources.num_gpus
+    nodes = live_nodes()
+    slots_by_cpus = [int(node.get("CPU", 0) / num_cpus) for node in nodes]
+    slots_by_gpus = slots_by_cpus
+    if num_gpus:
+        slots_by_gpus = [int(node.get("GPU", 0) / num_gpus) for node in nodes]
+    num_trials = sum(map(min, zip(slots_by_cpus, slots_by_gpus, strict=True)))
+    num_with_all_gpus = sum(slots_by_gpus)
+    note = ""
+    if num_trials < num_with_all_gpus:
+        note = (
+            f"The cluster's GPUs could run {num_with_all_gpus} trials at once, but with "
+            f"resources.num_cpus: {num_cpus:g} its CPUs are enough for {num_trials}. To use all "
+            f"GPUs, lower resources.num_cpus, or use nodes with {num_with_all_gpus * num_cpus:g} "
+            "CPUs in total"
+        )
+    return Slots(max(1, num_trials), note)

@@ -1,0 +1,142 @@
+"""The memory levels of a trial: how its requests change each time that memory runs out.
+
+With a GPU:
+
+1. Level 0 requests the share of a GPU that the trial is expected to need.
+2. Each further level doubles the share, until the trial has a whole GPU.
+3. The next level trains without CUDA graphs, because graphs occupy memory of their own. A trial
+   that uses no graphs skips this level.
+4. Each further level halves the images of a forward pass, if the batches may be split.
+
+Without a GPU, level 2 and each further level halve the images of a forward pass. If the sweep
+requests an amount of the machine's memory, every level from 1 on requests twice this amount.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from orchestrator.machine.cluster import Resources
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.costs.networks import has_batch_norm
+from orchestrator.planning.runtimes import RuntimeModel
+from search_spaces.errors import SweepError
+from search_spaces.specs import TrialSpec
+
+log = logging.getLogger(__name__)
+
+MIN_MICRO_BATCH = 2
+"""Least number of images in a forward pass: batch norm has no variance over one image."""
+ROUNDING_ERROR = 1e-9
+"""Share of a GPU. A share that is less than this below 1 is a whole GPU."""
+
+
+def network_key(trial: TrialSpec) -> Hashable:
+    """Return the key of all trials that need the same GPU memory and use the same CUDA graphs."""
+    prepared = trial.network.subset.prepared
+    return trial.network.model, trial.network.recipe, prepared.image_size, prepared.channels
+
+
+@dataclass(frozen=True)
+class MemoryLevels:
+    """The requests of a run's trials by memory level; the module explains the levels.
+
+    Attributes:
+        resources: resources that the sweep requests for every trial.
+        runtime_model: predicts the share of each trial. If it has no GPU, all trials get one share.
+        node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
+        without_graphs: networks whose steps cannot be captured as CUDA graphs, by
+            :func:`network_key`. The caller may add networks later.
+    """
+
+    resources: Resources
+    runtime_model: RuntimeModel
+    node_memory_bytes: Callable[[], float]
+    without_graphs: Collection[Hashable]
+
+    def request(self, trial: TrialSpec, level: int) -> Resources:
+        """Return the request of a trial at a memory level; the highest level repeats for ever."""
+        first = self._first_request(trial)
+        if level == 0:
+            return first
+        larger = self._larger_requests(trial, first)
+        return larger[min(level, len(larger)) - 1]
+
+    def has_next(self, trial: TrialSpec, level: int) -> bool:
+        """Return whether the level after ``level`` changes the request of a trial."""
+        return self.request(trial, level + 1) != self.request(trial, level)
+
+    def may_split_batches(self, trial: TrialSpec) -> bool:
+        """Return whether a trial's batches may be split; splitting changes batch norm's results."""
+        if self.resources.micro_batches != "auto":
+            return self.resources.micro_batches == "on"
+        with suppress(SweepError):
+            return not has_batch_norm(trial.network)
+        return False
+
+    def _first_request(self, trial: TrialSpec) -> Resources:
+        """Return the request of a trial at level 0."""
+        resources = self.resources
+        if resources.num_gpus and self.runtime_model.gpu is not None:
+            share = self._expected_share(trial, self.runtime_model.gpu)
+            resources = replace(resources, num_gpus=share)
+        if network_key(trial) in self.without_graphs:
+            resources = replace(resources, fast="off")
+        return resources
+
+    def _expected_share(self, trial: TrialSpec, gpu: GpuModel) -> float:
+        """Return the share of a GPU that a trial is expected to need."""
+        if self.runtime_model.share is not None:
+            return self.runtime_model.share
+        try:
+            return need_of(trial, gpu, self.runtime_model.corrections).share
+        except SweepError as error:
+            # The trial may still train. If it cannot, its own failure has a message.
+            log.warning(
+                "%s gets the GPU share of resources.num_gpus, because its need is unknown: %s",
+                trial.trial_id,
+                error,
+            )
+            return self.resources.num_gpus
+
+    def _larger_requests(self, trial: TrialSpec, first: Resources) -> list[Resources]:
+        """Return the requests of a trial from level 1 on; there is at least one."""
+        request = replace(first, memory_bytes=self._twice_the_memory(first.memory_bytes))
+        has_gpu = first.num_gpus > 0
+        requests: list[Resources] = []
+        if not has_gpu:
+            requests.append(request)
+        while 0 < request.num_gpus < 1 - ROUNDING_ERROR:
+            request = replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
+            requests.append(request)
+        if has_gpu and _uses_graphs(trial, request):
+            request = replace(request, fast="off")
+            requests.append(request)
+        num_images = trial.network.recipe.batch_size
+        can_split = self.may_split_batches(trial)
+        while can_split and request.micro_batch != MIN_MICRO_BATCH:
+            num_images = max(MIN_MICRO_BATCH, num_images // 2)
+            request = replace(request, micro_batch=num_images)
+            requests.append(request)
+        if not requests:
+            requests.append(request)
+        return requests
+
+    def _twice_the_memory(self, memory_bytes: int) -> int:
+        """Return twice an amount of memory, limited by the memory of the largest node."""
+        if not memory_bytes:
+            return 0
+        twice = int(min(2 * memory_bytes, self.node_memory_bytes()))
+        return max(memory_bytes, twice)
+
+
+def _uses_graphs(trial: TrialSpec, request: Resources) -> bool:
+    """Return whether a trial's steps are captured as CUDA graphs."""
+    if trial.network.model.library == "own":
+        # The steps of a user's network are captured only if the sweep demands graphs.
+        return request.fast == "on"
+    return request.fast != "off"

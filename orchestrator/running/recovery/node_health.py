@@ -1,0 +1,91 @@
+"""The health of nodes and GPUs: how long a GPU is quarantined, and when no node can run trials."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.trial_device import FIRST_QUARANTINE_S
+from search_spaces.errors import SetupError, plural
+
+NODE_UNFIT_AFTER = 4
+"""Score of a node from which the node is unfit: each trial that fails because of the node adds
+1."""
+DEVICE_ERROR_WEIGHT = 0.1
+"""Amount that a device error adds to a node's score. It is less than 1, because the trial itself
+may have caused the error."""
+MAX_QUARANTINE_DOUBLINGS = 3
+"""Largest number of times that the quarantine of a GPU is doubled."""
+
+
+@dataclass
+class NodeHealth:
+    """The failures of nodes and GPUs in one run.
+
+    Attributes:
+        gpu_failures: failures since the last result on the GPU, by node and
+            ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
+        gpu_scores: score of each node without a usable GPU, by the node's address, since the last
+            epoch on the node.
+        code_scores: score of each node with different source code, by the node's address, since the
+            last result of the node.
+    """
+
+    gpu_failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    gpu_scores: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    code_scores: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def finished(self, node: str, gpus: str) -> None:
+        """Process a result, which shows that the node and its GPUs ``gpus`` work."""
+        self.code_scores[node] = 0
+        self.gpu_failures[node, gpus] = 0
+        self.epoch_ended(node)
+
+    def epoch_ended(self, node: str) -> None:
+        """Process the end of an epoch, which shows that a GPU of the node works."""
+        self.gpu_scores[node] = 0
+
+    def count_gpu_failure(self, node: str, gpus: str) -> float:
+        """Count a failure of a GPU, and return the seconds of its quarantine.
+
+        The quarantine lasts twice as long after each further failure without a result in between.
+        """
+        num_doublings = min(self.gpu_failures[node, gpus], MAX_QUARANTINE_DOUBLINGS)
+        self.gpu_failures[node, gpus] += 1
+        return FIRST_QUARANTINE_S * 2.0**num_doublings
+
+    def count_node_failure(
+        self, node: str, failure: TrialFailure, eligible: Collection[str]
+    ) -> None:
+        """Count a failure if the node caused it; end the run if all nodes are unfit.
+
+        Args:
+            node: address of the node on which the trial failed.
+            failure: why the trial failed.
+            eligible: addresses of all nodes that could run the trial.
+
+        Raises:
+            SetupError: the last trials on each eligible node failed because of the node.
+        """
+        if failure.kind == FailureKind.OTHER_CODE:
+            scores = self.code_scores
+            scores[node] += 1
+            problem = "No node has the same source code as the driver"
+            hint = ""  # The failure's message has the hint.
+        elif failure.unfit_node or failure.device_lost:
+            scores = self.gpu_scores
+            scores[node] += 1 if failure.unfit_node else DEVICE_ERROR_WEIGHT
+            problem = "No node has a GPU on which trials can compute"
+            hint = "Repair a node, or use --device cpu. "
+        else:
+            return
+        if not eligible or any(scores[address] < NODE_UNFIT_AFTER for address in eligible):
+            return
+        raise SetupError(
+            f"{problem} ({plural(len(eligible), 'node')} tried). The last trial failed with: "
+            f"{failure.message.rstrip('.')}",
+            hint=f"{hint}Then run the same command again; finished trials are kept. Check every "
+            "node with `isweep doctor --address ADDRESS`",
+        )
