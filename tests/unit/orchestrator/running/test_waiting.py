@@ -236,7 +236,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
             [(16, 8)],
             Resources(4, 0.25),
             4,
-            "enough for 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
+            "enough for only 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
         ),
         # CPUs of a node without gpus fill none of another's.
         (
