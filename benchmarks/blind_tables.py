@@ -1,7 +1,7 @@
 """Simulated results tables of known laws and of no law, on which the reports are tested.
 
-Nothing here uses the analysis, its simulation or its synthetic tables, so an error there cannot
-hide here. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + height and
+This module uses nothing of the analysis, of its simulation or of its synthetic tables, so it does
+not repeat their errors. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + height and
 slope of the dataset + effects of pair, model and training subset + error. c is the mean of log N,
 so effects along N and effects between datasets are separate. d is its value at the largest N. The
 estimate in the table grows with N, as real estimates do.

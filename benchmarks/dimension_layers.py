@@ -88,7 +88,7 @@ NETWORKS: dict[str, tuple[Callable[..., Any], Callable[[], nn.Sequential]]] = {
     "bottleneck of 3, ReLU": (sheet, lambda: perceptron((128, 128, 3, 128, 128), nn.ReLU)),
     "convolutional": (decoder, convolutional),
 }
-"""What makes the points, and the network."""
+"""Name of a case -> function that draws its points, and function that builds its network."""
 
 
 def train(network: nn.Sequential, inputs: Tensor, labels: Tensor) -> float:

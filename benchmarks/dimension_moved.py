@@ -121,10 +121,11 @@ LEVEL_D = (7.1, 8.2, 12.5, 22.3)
 D_OF_CLASS, D_OF_PAIR = 0.06, 0.05
 """Standard deviations of log d over classes and over pairs."""
 CLASS_SCATTER, PAIR_SCATTER = 0.1, 0.1
-"""Standard deviations of slopes as shares of their level's mean: what a class and what a pair adds
-at all levels."""
+"""Standard deviations of slopes over classes and over pairs, as shares of the mean of a level. They
+are the same at all levels."""
 CURVE_SCATTER = (0.72, 0.5, 0.25, 0.1)
-"""Likewise what a curve adds beyond, by level; half of the variance is taken for the classes'."""
+"""Further standard deviation of slopes over curves, as a share of the mean, by level. We assume that
+half of this variance belongs to the classes."""
 HEIGHT = (-3.4, -1.8, -1.1, -1.0)
 """Mean log loss by level."""
 NOISE = (0.28, 0.19, 0.11, 0.11)

@@ -72,7 +72,7 @@ START = CurvePrior(
     floor_sharing=0.5,
     test_sharing=0.5,
 )
-"""Where the search starts: round numbers near the maximum of all sets together."""
+"""Start of the search: round numbers near the maximum of the mean log density over all sets."""
 PENALTY_SD = np.array([1.0, 1.0, 1.5, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3, 0.3, 2.0, 2.0, 2.0])
 """Standard deviations of a weak penalty around the start, one per number that is searched."""
 PENALTY = 0.02

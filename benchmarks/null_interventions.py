@@ -26,9 +26,9 @@ NUM_PAIRS = 6
 NETWORK_STD = 0.14
 """Standard deviation of a log loss over seeds, of the first sweeps' trainings (median)."""
 LOG_K_F_MOVED = 1.4
-"""By how much a condition that passed the gate moved log K_F (median of the first sweeps)."""
+"""Change of log K_F by a condition that passed the gate (median of the first sweeps)."""
 DIGIT_SHARE = 0.25
-"""Share of the variance between worlds that belongs to the two digits a world shows."""
+"""Share of the variance between worlds that belongs to the two digits of a world."""
 NUM_COUNTED = 94
 """Worlds whose condition passes the gate, of 115, as in the first sweeps."""
 

@@ -56,7 +56,8 @@ def prepare(raw, made):
     prepare_dataset(spec, row, raw=raw, destination=Path(made), executor=InlineExecutor())
     return PreparedDataset.open(made)
 
-data = prepare(warm, made + "-warm")  # what a revision imports, and when, is no part of reading
+# The first preparation imports all modules, so that imports are not timed.
+data = prepare(warm, made + "-warm")
 data.read(0, data.num_rows)
 start = time.process_time()
 data = prepare(raw, made)
@@ -77,7 +78,7 @@ REVISIONS = {
     "shards": ("webdataset", "shards.tar"),
     "lesions": ("", "lesions"),
 }
-"""What is prepared -> its kind, by a name that earlier revisions know, and its path."""
+"""Name of a set -> its kind, as earlier revisions call it, and its path."""
 
 
 def revisions(
@@ -176,7 +177,7 @@ def write_folders(folder: Path, count: int) -> list[str]:
 
     The pictures are few, and each file has its number in it, so that all files differ.
     """
-    # The generator of test files lies beside this folder, which a script's own path does not hold.
+    # The generator of test files is in the repository, which is not on the path of a script.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.raw_trees.dicoms import make_dicom, save_dicom
 

@@ -1,13 +1,13 @@
 """Error rates of the claims in reports, and coverage of their intervals, on tables of known truth.
 
-Tables are drawn by `blind_tables.py`, which shares no code with the analysis. They are analyzed as
-for a report, by `fit_scaling_laws` and `findings`. Claims are read from the finished sentences. A
-claim is false if there is no effect, or if its direction is wrong. Every share has exact
-(Clopper-Pearson) 95 % bounds. The other side is the claims of the same sentences without
-adjustment: any headline question with p ≤ 0.05.
+A world is one kind of simulated table. `blind_tables.py` draws the tables and shares no code with
+the analysis. Each table is analyzed as for a report, and claims are read from the report's
+sentences. A claim is false if there is no effect, or if its direction is wrong. The result compares
+these claims with claims before correction: headline questions with p ≤ 0.05. Every share has
+exact (Clopper-Pearson) 95 % bounds.
 
-Predictions are made for every fourth table. ``--into FILE`` adds worlds to a result. Worlds that
-are already in the result are not drawn again.
+Predictions are made for every fourth table. With ``--into FILE``, results are added to a file, and
+worlds that the file already has are skipped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from orchestrator.analysis import headline
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
-from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.law_fits.estimates import correlation_interval
 from orchestrator.analysis.law_fits.records import AttackFit
 from orchestrator.analysis.loss_growth import fit_growth
@@ -38,73 +38,97 @@ from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 
+TABLES_PER_FORECAST = 4
+"""Predictions take most of the time, so they are made for one of four tables."""
+PILOT_SIZES = (0, 2, 4)
+"""Numbers of train sizes in a pilot."""
 SENTENCES = {
     "loss on d_data": r"The loss (rises|falls) with d_data\.",
     "loss on K_F": r"The loss (rises|falls) with K_F\.",
     "attacks on K_F": r"Attacks (raise) the loss more where labels are sharper\.",
-    "exponent": r"The loss (rises|falls) (?:with N|more slowly with N than the law's bound)",
-    "below the bound": r"(rises with N, which contradicts|falls more slowly with N)",
+    "exponent": r"The loss (rises|falls) (?:(?:faster |more slowly )?with N)",
+    "against the bound": r"(rises with N, which contradicts|falls (?:faster|more slowly) with N)",
 }
 """Claim -> pattern of its sentence in a report, with its direction."""
 BELOW = {"rises with N, which contradicts", "falls more slowly with N"}
-"""How a finished report contradicts the bound."""
+"""Parts of the sentences that contradict the law's bound."""
+ABOVE = {"falls faster with N"}
+"""Part of the sentence on a fall that is faster than the law's bound."""
 CLAIM_KEYS = {
     headline.DIMENSION.key: "loss on d_data",
     headline.SHARPNESS.key: "loss on K_F",
     headline.ATTACKS.key: "attacks on K_F",
     headline.EXPONENT.key: "exponent",
-    headline.BELOW_BOUND.key: "below the bound",
+    headline.BELOW_BOUND.key: "against the bound",
 }
+"""Key of a headline question -> its claim."""
 
 
 def true_claims(world: World) -> dict[str, set[str]]:
-    """Return the claims that are true of a world, with their directions."""
-
-    def signs(value: float) -> set[str]:
-        return {"rises"} if value > 0 else {"falls"} if value < 0 else set()
-
+    """Return the true directions of each claim in a world; empty if there is no effect."""
+    against_bound: set[str] = set()
+    if world.exponent < 1:
+        against_bound = BELOW
+    elif world.exponent > 1:
+        against_bound = ABOVE
+    attacks = {"raise"} if world.on_gain > 0 else set()
     return {
-        "loss on d_data": signs(world.on_d),
-        "loss on K_F": signs(world.on_sharpness),
-        "attacks on K_F": {"raise"} if world.on_gain > 0 else set(),
-        "exponent": {"falls"} if world.exponent > 0 else signs(-world.exponent),
-        "below the bound": BELOW if world.exponent < 1 else set(),
+        "loss on d_data": _direction(world.on_d),
+        "loss on K_F": _direction(world.on_sharpness),
+        "attacks on K_F": attacks,
+        "exponent": _direction(-world.exponent),
+        "against the bound": against_bound,
     }
 
 
+def _direction(slope: float) -> set[str]:
+    """Return the verb of a loss with this slope; empty for a slope of 0."""
+    if slope > 0:
+        return {"rises"}
+    if slope < 0:
+        return {"falls"}
+    return set()
+
+
 def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Return the claims in the finished sentences of decided findings."""
+    """Yield each claim in the sentences of a report, with its direction."""
     text = " ".join(finding.claim for finding in findings(fits))
     for claim, pattern in SENTENCES.items():
         for match in re.finditer(pattern, text):
             yield claim, match[1]
 
 
-def wrong_verdicts(drawn: Drawn, world: World) -> int:
-    """Count the verdicts of the ledger of claims that are false for a world."""
-    truth = {"Fig. 2a": world.on_d, "Eq. 2": world.on_sharpness, "Thm 3": world.on_gain}
-    truth["Thm 1"] = world.exponent - 1
-    if not world.on_sharpness and not world.on_d:
-        truth["Fig. 2b"] = world.on_label
-    entries = ledger(drawn.table, sweep=world.name, compare=False).entries
-    verdicts = {entry.question.source: entry.verdict for entry in entries if entry.is_decided}
-    right = {
-        number: "supported" if value > 0 else "contradicted"
-        for number, value in truth.items()
-        if value
+def num_wrong_verdicts(drawn: Drawn, world: World) -> int:
+    """Return the number of verdicts in the ledger of claims that are false in a world."""
+    effects = {
+        "Fig. 2a": world.on_d,
+        "Eq. 2": world.on_sharpness,
+        "Thm 3": world.on_gain,
+        "Thm 1": world.exponent - 1,
     }
-    return sum(verdicts.get(number) not in (None, right.get(number)) for number in truth)
+    if not world.on_sharpness and not world.on_d:
+        # Otherwise the domains differ in K_F or d, and the offset between them is not the label's.
+        effects["Fig. 2b"] = world.on_label
+    num_wrong = 0
+    for entry in ledger(drawn.table, sweep=world.name, compare=False).entries:
+        effect = effects.get(entry.question.source)
+        if effect is None or not entry.is_decided:
+            continue
+        is_supported = entry.verdict == "supported"
+        is_right = effect > 0 if is_supported else effect < 0
+        num_wrong += not is_right
+    return num_wrong
 
 
-def intervals_of(
-    fits: ScalingFits, world: World
-) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
-    """Yield the 95 % intervals in the sentences, each with the true value."""
+def intervals_of(fits: ScalingFits, world: World) -> Iterator[tuple[str, Interval | None, float]]:
+    """Yield each 95 % interval of a report, with its estimand and the true value."""
     exponent = fits.exponent().estimate("exponent")
     if exponent is not None:
         yield "exponent · d", exponent.interval, world.exponent
     heights = fits.headline()
-    dimension, sharpness = (heights.estimate(name) for name in ("inverse_d", "log_sharpness"))
+    dimension = heights.estimate("inverse_d")
+    sharpness = heights.estimate("log_sharpness")
+    # With an effect of d, the fit on 1/d is not the world's formula, so it has no true value.
     if dimension is not None and not world.on_d:
         yield "loss on 1/d", dimension.interval, 0.0
     if sharpness is not None and not world.on_d:
@@ -114,23 +138,35 @@ def intervals_of(
         yield "loss on the label", gap.interval, world.on_label
 
 
-def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
-    """Yield whether 90 % intervals contain the loss of a dataset that no fit has used.
+@dataclass(frozen=True)
+class Forecasted:
+    """A predicted loss of a dataset that no fit has used.
 
-    The loss at its largest N is predicted from pilots of its smaller sizes.
+    Attributes:
+        pilot: Size of the pilot in words.
+        is_covered: Whether the 90 % interval contains the loss.
+        shorter: Share by which d_data and K_F make the interval narrower.
     """
-    mine = drawn.kept_back[drawn.kept_back["model"] == "a"].sort_values("train_size")
-    last = mine.iloc[-1]
+
+    pilot: str
+    is_covered: bool
+    shorter: float
+
+
+def forecasts_of(drawn: Drawn) -> Iterator[Forecasted]:
+    """Predict the loss of a new dataset at its largest N, from pilots of its smaller sizes."""
+    new_dataset = drawn.kept_back[drawn.kept_back["model"] == "a"].sort_values("train_size")
+    last = new_dataset.iloc[-1]
     try:
         growth = fit_growth(drawn.table, model="a")
     except DataError:
         return
-    for size in (0, 2, 4):
-        if size >= len(mine):
+    for size in PILOT_SIZES:
+        if size >= len(new_dataset):
             continue
-        pilot = [
-            PilotPoint(row["train_size"], row["test_loss"]) for _, row in mine.head(size).iterrows()
-        ]
+        pilot = []
+        for _, row in new_dataset.head(size).iterrows():
+            pilot.append(PilotPoint(row["train_size"], row["test_loss"]))
         forecast = predict(
             growth,
             d_data=last["d_data_mle"],
@@ -138,68 +174,103 @@ def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
             train_size=last["train_size"],
             pilot=pilot,
         )
-        if forecast.interval is not None:
-            low, high = forecast.interval
-            is_held = low <= last["test_loss"] <= high
-            yield f"pilot of {size}" if size else "no pilot", is_held, forecast.shorter
+        if forecast.interval is None:
+            continue
+        low, high = forecast.interval
+        yield Forecasted(
+            pilot=f"pilot of {size}" if size else "no pilot",
+            is_covered=low <= last["test_loss"] <= high,
+            shorter=forecast.shorter or 0.0,
+        )
+
+
+def has_false_claim_before_correction(fits: ScalingFits, truth: dict[str, set[str]]) -> bool:
+    """Return whether p is at most 0.05, before correction, for a question without an effect."""
+    for answer in fits.answers:
+        if answer.p_value is None or answer.p_value > LEVEL:
+            continue
+        if not truth[CLAIM_KEYS[answer.question.key]]:
+            return True
+    return False
 
 
 def judge(request: tuple[str, int]) -> tuple[str, Result]:
-    """Draw tables of a world. Count false and true claims, and intervals that contain the truth."""
-    name, num = request
-    seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
-    counts: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
-    intervals: dict[str, list[bool]] = {}
-    forecasts: dict[str, list[tuple[bool, float]]] = {}
+    """Draw tables of a world. Count false and true claims, and intervals that contain the truth.
+
+    Args:
+        request: Name of the world, and number of tables.
+    """
+    name, num_tables = request
+    names = [world.name for world in WORLDS]
+    seed = names.index(name)
+    world = WORLDS[seed]
     truth = true_claims(world)
+    counts: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
+    coverage: dict[str, list[bool]] = defaultdict(list)
+    forecasts: dict[str, list[Forecasted]] = defaultdict(list)
     rng = np.random.default_rng([20260301, seed])
-    for k in range(num):
+    for number in range(num_tables):
         drawn = draw(world, rng)
         fits = fit_scaling_laws(drawn.table)
-        claims = set(claims_of(fits))
-        false = {claim for claim, direction in claims if direction not in truth[claim]}
-        counts.update(f"false: {claim}" for claim in false)
-        counts["any false headline claim"] += bool(false)
-        counts["any unadjusted (before)"] += any(
-            answer.p_value <= LEVEL and not truth[CLAIM_KEYS[answer.question.key]]
-            for answer in fits.answers
-            if answer.p_value is not None
-        )
-        counts["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
-        counts.update(f"true: {claim}" for claim, direction in claims if direction in truth[claim])
+        false_claims = set()
+        for claim, direction in set(claims_of(fits)):
+            is_true = direction in truth[claim]
+            counts[f"{'true' if is_true else 'false'}: {claim}"] += 1
+            if not is_true:
+                false_claims.add(claim)
+        counts["any false headline claim"] += bool(false_claims)
+        counts["any unadjusted (before)"] += has_false_claim_before_correction(fits, truth)
+        counts["any wrong verdict of the ledger"] += num_wrong_verdicts(drawn, world) > 0
         for estimand, bounds, value in intervals_of(fits, world):
             if bounds is not None:
-                intervals.setdefault(estimand, []).append(bounds[0] <= value <= bounds[1])
-        for pilot, is_held, shorter in forecasts_of(drawn) if k % 4 == 0 else ():
-            forecasts.setdefault(pilot, []).append((is_held, shorter or 0.0))
+                low, high = bounds
+                coverage[estimand].append(low <= value <= high)
+        if number % TABLES_PER_FORECAST == 0:
+            for forecast in forecasts_of(drawn):
+                forecasts[forecast.pilot].append(forecast)
     return name, {
-        "claims": {claim: share(count, num) for claim, count in sorted(counts.items())},
+        "claims": {claim: share(count, num_tables) for claim, count in sorted(counts.items())},
         "95 % intervals": {
-            estimand: share(sum(is_held), len(is_held)) for estimand, is_held in intervals.items()
+            estimand: share(sum(is_covered), len(is_covered))
+            for estimand, is_covered in coverage.items()
         },
-        "90 % forecasts": {
-            pilot: share(sum(is_held for is_held, _ in rows), len(rows))
-            | {"shorter": float(np.median([shorter for _, shorter in rows]))}
-            for pilot, rows in forecasts.items()
-        },
+        "90 % forecasts": {pilot: _of_forecasts(made) for pilot, made in forecasts.items()},
     }
+
+
+def _of_forecasts(made: Sequence[Forecasted]) -> Result:
+    """Return the coverage of forecasts, and the median share by which measures narrow them."""
+    num_covering = sum(forecast.is_covered for forecast in made)
+    shorter = float(np.median([forecast.shorter for forecast in made]))
+    return {**share(num_covering, len(made)), "shorter": shorter}
 
 
 def report_truth(
     *, tables: int = 200, world: tuple[str, ...] = (), workers: int = 1, into: Path | None = None
 ) -> Result:
-    """Test reports on ``tables`` tables of each world, or of the given worlds."""
-    ours = json.loads(into.read_text(encoding="utf-8"))["ours"] if into and into.exists() else {}
-    names = [candidate.name for candidate in WORLDS if not world or candidate.name in world]
-    left = [(name, tables) for name in names if name not in ours]
+    """Test the reports of simulated tables.
+
+    Args:
+        tables: Number of tables of each world.
+        world: Names of the worlds; all worlds if empty.
+        workers: Number of processes.
+        into: File to which each world's result is added; worlds in the file are skipped.
+    """
+    ours: dict[str, Result] = {}
+    if into and into.exists():
+        ours = json.loads(into.read_text(encoding="utf-8"))["ours"]
+    requests = []
+    for candidate in WORLDS:
+        is_requested = not world or candidate.name in world
+        if is_requested and candidate.name not in ours:
+            requests.append((candidate.name, tables))
     with Pool(workers) as pool:
-        for name, counts in pool.imap_unordered(judge, left):
+        for name, counts in pool.imap_unordered(judge, requests):
             ours[name] = counts
             if into:
                 document = {"name": "report_truth", **result(ours), "environment": environment()}
-                into.write_text(
-                    json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
+                text = json.dumps(document, indent=1, ensure_ascii=False)
+                into.write_text(f"{text}\n", encoding="utf-8")
             if "--json" not in sys.argv:
                 show({name: counts})
     return result(ours)
@@ -226,15 +297,11 @@ def selection(*, tables: int = 30) -> Result:
             false = {claim for claim, direction in claims_of(fits) if direction not in truth[claim]}
             attacks = "attacks on K_F" in false
             before = attacks or _claimed_before(fits)
-            counts.update(
-                {
-                    "tables": 1,
-                    "attacks": attacks,
-                    "attacks before": before,
-                    "any": bool(false),
-                    "any before": bool(false) or before,
-                }
-            )
+            counts["tables"] += 1
+            counts["attacks"] += attacks
+            counts["attacks before"] += before
+            counts["any"] += bool(false)
+            counts["any before"] += bool(false) or before
     num = counts["tables"]
     return {
         "ours": {name: share(counts[name], num) for name in ("attacks", "any")},

@@ -105,15 +105,15 @@ def made_dataset_spec(
         images: kind and parameters of the images.
         condition: parameters that change the training images after the split.
     """
-    kind = MADE[images.from_]
+    row = MADE[images.kind]
     parameters = _parameter_list(images.changed_parameters) or "default parameters"
-    description = f"{kind.description} ({parameters})"
+    description = f"{row.description} ({parameters})"
     if condition:
         description += (
             f"; training images changed after the split ({_parameter_list(condition)}), "
             "test images unchanged"
         )
-    return kind.model_copy(
+    return row.model_copy(
         update={
             "name": name,
             "title": name,

@@ -1,17 +1,23 @@
 """Experiments of a sweep file, which change one property of a dataset and leave the others.
 
-- A *base dataset* has generated images, or real images that are changed in a known way. An
-  experiment has several base datasets. They are its replicates.
-- A *parameter* is a property of these images that can be set separately.
-- A *condition* sets parameters to other values. It is applied to every base dataset. The result is
-  compared with the base dataset. The *target* of a condition is the property that it should change.
+Sweep files and messages about them use shorter words than this code:
 
-Sweep files and messages about them use shorter words: ``worlds`` for base datasets, ``dials`` for
-parameters, ``arms`` for conditions and ``moves`` for the target.
+==============  ===========  =======================================================================
+In the code     In the file  Meaning
+==============  ===========  =======================================================================
+base dataset    ``worlds``   Generated images, or real images that are changed in a known way. An
+                             experiment has several base datasets, which are its replicates.
+parameter       ``dials``    A property of these images that can be set separately.
+condition       ``arms``     Other values of some parameters. A condition is applied to every base
+                             dataset, and the result is compared with the base dataset. Another
+                             word for it is *intervention*.
+target          ``moves``    The property that a condition should change.
+kind of images  ``from``     The source that makes the images.
+==============  ===========  =======================================================================
 
 A condition changes all images before the split, or only the training images after the split
-(:data:`InterveneOn`). In the first case the test images change too, so a higher test loss may come
-from harder test images. In the second case every condition has the test set of its base dataset.
+(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss may
+come from harder test images. In the second case, the test set is that of the base dataset.
 """
 
 from __future__ import annotations
@@ -30,8 +36,9 @@ Target = Literal["sharpness", "dimension", "nothing"]
 for the intrinsic dimension. ``nothing`` marks a control, which should have no effect."""
 ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 """Kinds of images that can be generated or changed. Each kind is also the name of the source that
-makes these images."""
-InterveneOn = Literal["all", "training"]
+makes these images. ``digits_even_odd`` has the ten digits of the set ``mnist5k``, in the classes
+even and odd. ``pictures`` has two classes of one of :data:`IMAGE_SETS`."""
+ChangedImages = Literal["all", "training"]
 """Images that a condition changes. ``all``: all images before the split, test images included.
 ``training``: only the training images, after the split."""
 IMAGE_SETS = (
@@ -44,8 +51,8 @@ IMAGE_SETS = (
     "retina",
     "tissue",
 )
-"""Sets of images of the kind ``pictures``. The parameter ``set`` is an index into this tuple. Ids
-contain the index, so the order cannot change."""
+"""Sets of images of the kind ``pictures``. The parameter ``set`` is an index into this tuple.
+Stored trial ids depend on the index, so the order must not change."""
 DIGIT_SETS = frozenset({"digits", "mnist5k"})
 """Sets that show handwritten digits."""
 
@@ -55,7 +62,7 @@ class Parameter:
     """A property of a dataset that can be set separately.
 
     Attributes:
-        default: value if a base dataset does not set the parameter.
+        default: value that is used if a base dataset does not set the parameter.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the value, with its unit.
@@ -88,13 +95,13 @@ _COMMON = {
         default=0,
         low=0,
         high=0.5,
-        meaning="share of the labels that are flipped, in the training set and in the test set",
+        meaning="share of the labels to flip, before the split into training and test images",
     ),
     "flipped": Parameter(
         default=0,
         low=0,
         high=100,
-        meaning="number of labels that are flipped in addition to those of flip_share",
+        meaning="number of labels to flip in addition to those of flip_share",
         is_integer=True,
     ),
     "pixel_scale": Parameter(default=1, low=0.01, high=1, meaning="factor on all pixels"),
@@ -103,23 +110,23 @@ _BLEND = Parameter(
     default=0,
     low=0,
     high=0.49,
-    meaning="weight with which the nearest image of another class is blended into each image",
+    meaning="weight of the nearest image of another class, which is blended into each image",
 )
 _REACH = Parameter(
     default=1,
     low=0,
     high=1,
-    meaning="share of the images that are blended; those nearest to another class come first",
+    meaning="share of the images to blend; images nearest to an image of another class come first",
 )
-# Sweep files contain the names of these parameters, so the names cannot change. Names such as bits,
-# frequency and draw do not explain themselves; read the meaning.
+# Sweep files contain the names of these parameters, so the names must not change. Names such as
+# bits, frequency and draw do not explain themselves. Read the meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(
             default=4,
             low=1,
             high=12,
-            meaning="number of the manifold's coordinates",
+            meaning="number of coordinates of the manifold",
             is_integer=True,
         ),
         "nuisance": Parameter(
@@ -133,7 +140,8 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=2,
             low=1,
             high=12,
-            meaning="number of coordinates that decide the label, by their parity",
+            meaning="number of coordinates that decide the label; the label is the parity of the "
+            "sum of their band numbers (see frequency)",
             is_integer=True,
         ),
         "bands": Parameter(
@@ -141,27 +149,30 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             low=2,
             high=8,
             meaning="number of bands along each coordinate that decides the label (see bits); "
-            "neighboring bands have different labels",
+            "neighboring bands have different labels if frequency is 1",
             is_integer=True,
         ),
         "gap": Parameter(
             default=80,
             low=0,
             high=400,
-            meaning="distance between bands: L2 between 16x16 images in [0, 255]",
+            meaning="L2 distance between bands, for 16x16 images with pixels in [0, 255]",
         ),
         "fine_gap": Parameter(
             default=28,
             low=0,
             high=400,
-            meaning="distance between the halves of a band: L2 between 16x16 images in [0, 255]",
+            meaning="L2 distance between the halves of a band, in the unit of gap",
         ),
-        "contrast": Parameter(default=1, low=0, high=4, meaning="factor on the gap between bands"),
+        "contrast": Parameter(
+            default=1, low=0, high=4, meaning="factor on gap; fine_gap does not change"
+        ),
         "frequency": Parameter(
             default=1,
             low=1,
             high=2,
-            meaning="1: label by band; 2: label by half-band; the images do not change",
+            meaning="1: bands decide the label; 2: halves of bands decide it; the images do not "
+            "change",
             is_integer=True,
         ),
         "num_images": Parameter(
@@ -181,7 +192,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=700,
             low=10,
             high=10_000,
-            meaning="number of variations of the head, with four slices each",
+            meaning="number of random variants of the drawn head; each has four slices",
             is_integer=True,
         ),
         **_COMMON,
@@ -192,7 +203,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=1,
             low=0,
             high=len(IMAGE_SETS) - 1,
-            meaning=f"index of the set, from 0: {', '.join(IMAGE_SETS)}",
+            meaning=f"index of the image set, from 0: {', '.join(IMAGE_SETS)}",
             is_integer=True,
         ),
         "first": Parameter(
@@ -214,16 +225,16 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         **_COMMON,
     },
 }
-"""Parameters by kind of images. The source with the name of the kind applies them."""
+"""Parameters by kind of images and name. The source of this kind applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
 """Parameters that can change training images after the split, in any base dataset. The image that
-is blended in is always a training image. Every other parameter applies to the whole dataset, before
-the split: it changes all images, or flips labels of training and test images."""
+is blended in is always a training image. Every other parameter changes the images or labels of the
+whole dataset before the split."""
 
 
-def check_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
-    """Return the parameters of a condition that changes training images, checked and sorted.
+def checked_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
+    """Check the parameters of a condition that changes training images, and return them sorted.
 
     Raises:
         ValueError: a parameter does not exist or cannot be set after the split, or its value is not
@@ -250,26 +261,25 @@ class GeneratedDatasetSpec(specs.Spec):
     """A generated or changed dataset.
 
     Attributes:
-        from_: kind of the images.
+        kind: kind of the images.
         parameters: pairs (name of a parameter, value). Every other parameter has its default.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
-    from_: ImageKind = Field(alias="from")
+    kind: ImageKind = Field(alias="from")
     parameters: ParameterMapping = Field(default=(), alias="dials")
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
-        table = PARAMETERS[self.from_]
+        table = PARAMETERS[self.kind]
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"{self.from_} has no parameter {name!r} (key dials). Choose from these "
-                    f"parameters: {', '.join(table)}"
+                    f"{self.kind} has no dial {name!r}. Use these dials: {', '.join(table)}"
                 )
             table[name].check(name, value)
-        if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
+        if self.kind == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError(
                 f"dials.bits is {self.value('bits'):g}, but dials.dimension is only "
                 f"{self.value('dimension'):g}. Lower bits, or raise dimension"
@@ -278,12 +288,12 @@ class GeneratedDatasetSpec(specs.Spec):
 
     def value(self, name: str) -> float:
         """Return the value of a parameter."""
-        return dict(self.parameters).get(name, PARAMETERS[self.from_][name].default)
+        return dict(self.parameters).get(name, PARAMETERS[self.kind][name].default)
 
     @property
     def changed_parameters(self) -> specs.DatasetParameters:
         """The parameters whose values differ from their defaults, sorted by name."""
-        table = PARAMETERS[self.from_]
+        table = PARAMETERS[self.kind]
         return tuple(
             (name, value) for name, value in sorted(self.parameters) if value != table[name].default
         )
@@ -291,25 +301,31 @@ class GeneratedDatasetSpec(specs.Spec):
     @property
     def digit_classes(self) -> tuple[str, ...]:
         """The handwritten digits that the images show; empty if the images show none."""
-        if self.from_ != "pictures" or IMAGE_SETS[int(self.value("set"))] not in DIGIT_SETS:
+        if self.kind != "pictures" or IMAGE_SETS[int(self.value("set"))] not in DIGIT_SETS:
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
-        """Return a copy of this dataset with the values in ``changes``."""
+        """Return a dataset with the values in ``changes``; its other values are those of this one.
+
+        The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
+        """
         merged = {**dict(self.parameters), **dict(changes)}
-        return GeneratedDatasetSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
+        return GeneratedDatasetSpec(kind=self.kind, parameters=tuple(sorted(merged.items())))
 
 
 class BaseDatasetSpec(GeneratedDatasetSpec):
-    """A base dataset: one replicate of an experiment, to which conditions are applied."""
+    """A base dataset: one replicate of an experiment, to which conditions are applied.
+
+    Attributes:
+        name: name of the base dataset in the sweep file.
+    """
 
     name: specs.Name
 
     def without_name(self) -> GeneratedDatasetSpec:
         """Return the same dataset without its name."""
-        parameters = tuple(sorted(self.parameters))
-        return GeneratedDatasetSpec(from_=self.from_, parameters=parameters)
+        return self.with_parameters(())
 
 
 class ConditionSpec(specs.Spec):
@@ -319,7 +335,8 @@ class ConditionSpec(specs.Spec):
         name: name of the condition.
         target: property that the condition should change.
         parameters: values that the condition sets.
-        base_names: names of the base datasets to which the condition is applied; empty for all.
+        base_names: names of the base datasets to which the condition is applied. If empty, the
+            condition is applied to all.
     """
 
     name: specs.Name
@@ -347,29 +364,29 @@ class ExperimentDataset:
     """One dataset of an experiment: a base dataset, or a condition applied to one.
 
     Attributes:
-        base_name: name of the base dataset.
+        base_name: name of the base dataset in the sweep file, such as ``a``.
         condition_name: name of the condition; :data:`BASE` for the base dataset itself.
         target: property that the condition should change; ``base`` for the base dataset.
         images: kind and parameters of the images before the split.
-        intervene_on: images that conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split; empty for a
-            base dataset. If conditions change all images, this is empty, and ``images`` has the
-            parameters of the condition.
+        intervene_on: images that the conditions of this experiment change.
+        training_parameters: parameters that change the training images after the split. They are
+            empty for a base dataset. They are also empty if conditions change all images. Then
+            ``images`` has the parameters of the condition.
     """
 
     base_name: str
     condition_name: str
     target: Literal["base"] | Target
     images: GeneratedDatasetSpec
-    intervene_on: InterveneOn
+    intervene_on: ChangedImages
     training_parameters: specs.DatasetParameters = ()
 
     @property
     def dataset_name(self) -> str:
-        """Name of the dataset in plans and results."""
+        """Name of the dataset in plans and results, such as ``a_blurred``."""
         return f"{self.base_name}_{self.condition_name}"
 
     @property
-    def base_dataset_name(self) -> str:
-        """Name of the base dataset in plans and results."""
+    def base_name_in_plans(self) -> str:
+        """Name of the base dataset in plans and results: ``a_base`` for the base dataset ``a``."""
         return f"{self.base_name}_{BASE}"

@@ -208,7 +208,7 @@ class DatasetSpec(Spec):
             in whole groups with a seed; None for all images.
         label_map: pairs (label in the data, class) for a user's data.
         label_columns: the label column of a user's table, or one column of 0 and 1 for each class;
-            empty if the column has a usual name.
+            empty to recognize the column by its name.
         layout: order of a user's folder levels; None if the folders show it.
         pixel_range: pixel values of black and white in a user's data; None if the files contain
             them.

@@ -30,11 +30,11 @@ from search_spaces import specs
 from search_spaces.interventions import (
     BASE,
     BaseDatasetSpec,
+    ChangedImages,
     ConditionSpec,
     ExperimentDataset,
     GeneratedDatasetSpec,
-    InterveneOn,
-    check_training_parameters,
+    checked_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
@@ -359,7 +359,7 @@ class SweepSpec(specs.Spec):
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
     base_datasets: tuple[BaseDatasetSpec, ...] = Field(default=(), alias="worlds")
     conditions: tuple[ConditionSpec, ...] = Field(default=(), alias="arms")
-    intervene_on: InterveneOn = "all"
+    intervene_on: ChangedImages = "all"
     further_test_sets: bool = False
     train_sizes: Annotated[
         tuple[Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)], ...], Field(min_length=1)
@@ -465,7 +465,7 @@ class SweepSpec(specs.Spec):
         training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = check_training_parameters(condition.parameters)
+                training_parameters = checked_training_parameters(condition.parameters)
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:
@@ -489,7 +489,7 @@ class SweepSpec(specs.Spec):
                 condition_dataset = ConditionDataset(
                     name=name,
                     made=dataset.images,
-                    base=dataset.base_dataset_name,
+                    base=dataset.base_name_in_plans,
                     parameters=dataset.training_parameters,
                 )
                 choices.append(condition_dataset)
@@ -513,8 +513,8 @@ class SweepSpec(specs.Spec):
                     name=dataset.condition_name, parameters=dataset.training_parameters
                 )
                 tests[dataset.dataset_name] = (test,)
-                base_name = dataset.base_dataset_name
-                tests[base_name] = (*tests.get(base_name, ()), test)
+                base_dataset = dataset.base_name_in_plans
+                tests[base_dataset] = (*tests.get(base_dataset, ()), test)
         return tests
 
     @property

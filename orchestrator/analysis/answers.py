@@ -17,8 +17,8 @@ from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, 
 Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
 """Name of a family of tests, whose p-values are adjusted together; empty without adjustment."""
-Alternative = Literal["two-sided", "rise", "slower"]
-"""Side of the null value on which a result counts: both sides, above it, or below it."""
+Alternative = Literal["two-sided", "rise"]
+"""Side of the null value on which a result counts: both sides, or above it."""
 NOTABLE_P = 0.1
 """Largest p before correction at which the dataset that decides an estimate is printed."""
 DECISIVE_SHARE = 0.5
@@ -150,13 +150,6 @@ class Answer(Tested):
         if self.effect is None or self.test is None:
             return None
         return self.test.power(self.effect, self.num_tests)
-
-    @property
-    def detectable(self) -> float | None:
-        """The effect that 80 of 100 such studies would detect, at ``test_level``."""
-        if not isinstance(self.test, TTest):
-            return None
-        return self.test.detectable(self.num_tests)
 
     @property
     def verdict(self) -> Verdict:

@@ -37,6 +37,7 @@ from orchestrator.analysis.headline import (
     LAW_SLOPE,
     SHARPNESS,
     answer_of,
+    bound_p_value,
 )
 from orchestrator.analysis.inference import MIN_DATASETS, t_p_values
 from orchestrator.analysis.law_fits.detection import TTest
@@ -456,10 +457,16 @@ def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
 def _fall_with_size(
     prepared: Prepared, fits: ScalingFits, source: str, name: str, column: str
 ) -> Answer:
-    """Return the answer on the fall of the loss with N against the bound, 1 in units of 1/d.
+    """Return the answer on the fall of the loss with N against the law's bound, an exponent of 1.
 
-    An exponent below 1 has the p-value of the headline question. An exponent above 1 has the
-    p-value of a t test.
+    For d_data, the p-values are those of the headline question.
+
+    Args:
+        prepared: The table and its points.
+        fits: All fits of the table.
+        source: Number of the claim in the study.
+        name: Name of the dimension d in the claim.
+        column: Column of d; empty for d_data.
     """
     question = Question(
         key=f"fall_by_{name}",
@@ -475,39 +482,27 @@ def _fall_with_size(
     if not prepared.points[column or D_DATA_MLE].notna().any():
         return Answer(question=question, reason=f"{name} was not measured")
     fit, above_chance = fit_exponents(prepared.points, prepared.full, dimension=column)
-    degrees = fit.num_datasets - 1
     answer = answer_of(
         question,
         fit.estimate("exponent"),
         fit.num_datasets,
-        degrees=degrees,
+        degrees=fit.num_datasets - 1,
         effect=LAW_SLOPE,
         reason=fit.reason or NOT_MEASURED,
     )
     if answer.value is None:
         return answer
-    if answer.value < 1:
-        below = fits.answer(BELOW_BOUND)
-        if not column:
-            return replace(
-                answer,
-                p_value=below.p_value,
-                adjusted_p=below.adjusted_p,
-                num_tests=below.num_tests,
-                family=below.family,
-                question=replace(question, alternative="slower"),
-            )
-        bound_ps = (fit.bound_p, above_chance.bound_p)
-        return replace(
-            answer,
-            p_value=max(1.0 if p is None else p for p in bound_ps),
-            question=replace(question, alternative="slower"),
-        )
-    (exponent,) = fit.estimates
-    if exponent.std_error is None:
-        return replace(answer, p_value=None)
-    faster = t_p_values(exponent.value - 1, exponent.std_error, degrees)
-    return replace(answer, p_value=float(faster))
+    if column:
+        # Only the claim on d_data is a headline question. The one on d_repr has a test of its own.
+        return replace(answer, p_value=bound_p_value(fit, above_chance))
+    of_headline = fits.answer(BELOW_BOUND)
+    return replace(
+        answer,
+        p_value=of_headline.p_value,
+        adjusted_p=of_headline.adjusted_p,
+        num_tests=of_headline.num_tests,
+        family=of_headline.family,
+    )
 
 
 def _attacks(fits: ScalingFits) -> Answer:
@@ -547,6 +542,7 @@ def _compression(fits: ScalingFits) -> Answer:
         return Answer(question=COMPRESSION, reason=fit.reason)
     (share,) = fit.estimates
     degrees = fit.num_datasets - 1
+    # If all datasets have the same share, there is no scatter and so no test.
     test = None
     if share.std_error:
         test = TTest(std_error=share.std_error, degrees=degrees)

@@ -136,8 +136,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         needed = datasets_needed_for_sharpness(fits)
         if needed is not None:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
-                "would show it in 80 of 100 studies. A weaker effect needs more."
+                f"If twice the K_F doubled the loss, as the law allows, at least {needed:,} "
+                "datasets would show it in 80 of 100 studies. A weaker effect needs more."
             )
         steps.append("`isweep power` estimates how often a larger sweep would decide.")
     if fits.one_dataset is not None:

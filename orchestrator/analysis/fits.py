@@ -253,6 +253,7 @@ def prepare(
         arms: Datasets of an experiment. Changed copies are excluded, base datasets are not.
     """
     full, unusable = normalise(table)
+    # A changed copy shares images with its base, so it is not a dataset of its own.
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     copies = []
     if is_copy.any():
@@ -316,6 +317,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
     scale = prepared.scale
     models = tuple(sorted(points[MODEL].unique()))
     fits: list[AnyFit] = []
+    # The answers use only the fits of all models together and the attacks on single models.
     if models:
         fits.append(fit_headline(points, scale))
         fits.append(fit_height(points, scale, (IS_MEDICAL,)))
@@ -323,6 +325,8 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         fits += fit_exponents(points, prepared.full)
         fits += fit_attacks(points, scale, models)
         fits.append(fit_representation(points))
+    if len(models) > 1:
+        fits += [fit_representation(points, model=model) for model in models]
     if models and explore:
         fits += _exploratory(points, scale, models)
     datasets = summaries_of(prepared.full, points)
@@ -358,7 +362,6 @@ def _exploratory(
     for model in models:
         fits.append(fit_headline(points, scale, model=model))
         fits.append(fit_exponent(points, model=model))
-        fits.append(fit_representation(points, model=model))
     for domain in DOMAINS:
         fits.append(fit_exponent(points, subset=domain))
     for name, column in OTHER_D.items():

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.analysis.answers import Answer, Question, holm_adjusted
-from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.detection import (
     LargestCorrelation,
     TTest,
@@ -22,6 +21,7 @@ from orchestrator.analysis.law_fits.detection import (
 from orchestrator.analysis.law_fits.estimates import STRONG, Estimate
 from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE
 from orchestrator.analysis.law_fits.records import AnyFit, AttackFit, ExponentFit, Fit, HeightFit
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.results_tables.points import ALL, INVERSE_D, LOG_SHARPNESS, POOLED
 from search_spaces.errors import plural
 
@@ -57,7 +57,6 @@ BELOW_BOUND = Question(
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,
-    alternative="slower",
 )
 ATTACKS = Question(
     key="attacks_on_sharpness",
@@ -117,7 +116,10 @@ def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | Non
 def few_ways(estimate: Estimate) -> str:
     """Return the reason that datasets have too few permutations for a p-value of 0.05."""
     ways = plural(estimate.num_resamples, "way")
-    return f"datasets can be rearranged in {ways} only, too few for a p-value of {LEVEL:g}"
+    return (
+        f"datasets can be rearranged in {ways} only, so the smallest possible p is "
+        f"{number(estimate.smallest_p, 2)}"
+    )
 
 
 def answer_of(
@@ -196,21 +198,37 @@ def _of_exponent(fit: AnyFit | None) -> Answer:
 
 
 def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
-    """Answer whether the loss falls more slowly than the bound allows.
-
-    The p-value is the larger one of two fits: over all N, and over all N above chance level, since
-    losses near chance level flatten curves. If a fit could not be made, its p-value is 1.
-    """
+    """Answer whether the loss falls faster or more slowly than the bound."""
     if not isinstance(fit, ExponentFit):
         return Answer(question=BELOW_BOUND, reason="no usable trial")
     answer = answer_of(BELOW_BOUND, fit.estimate("exponent"), fit.num_datasets, reason=fit.reason)
     if answer.reason:
         return answer
-    bound_ps = [fit.bound_p]
-    if isinstance(above_chance, ExponentFit):
-        bound_ps.append(above_chance.bound_p)
-    p_value = max(1.0 if p is None else p for p in bound_ps)
-    return replace(answer, p_value=p_value)
+    if not isinstance(above_chance, ExponentFit):
+        above_chance = fit
+    return replace(answer, p_value=bound_p_value(fit, above_chance))
+
+
+def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
+    """Return the two-sided p-value of an exponent against the law's bound, 1.
+
+    Losses near chance level flatten curves and so lower the exponent. An exponent below 1 must
+    therefore also be below 1 in the fit above chance level, and the larger p-value of the two fits
+    counts. If that fit could not be made or has an exponent of 1 or more, the p-value is 1.
+
+    Args:
+        fit: The fit to all train sizes, with an estimate.
+        above_chance: The fit to train sizes above chance level.
+    """
+    (exponent,) = fit.estimates
+    if fit.bound_p is None:
+        return 1.0
+    if exponent.value >= LAW_SLOPE:
+        return fit.bound_p
+    confirmed = above_chance.estimate("exponent")
+    if confirmed is None or above_chance.bound_p is None or confirmed.value >= LAW_SLOPE:
+        return 1.0
+    return max(fit.bound_p, above_chance.bound_p)
 
 
 def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
@@ -238,6 +256,7 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         degrees=best.num_datasets - num_domains - 2,
         interval_critical=best.interval_critical,
         criticals=best.criticals,
+        smallest_p=best.estimates[0].smallest_p,
     )
     return replace(answer, effect=STRONG, test=test)
 
@@ -248,9 +267,10 @@ def num_tests(answers: Iterable[Answer]) -> int:
 
 
 def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) -> int | None:
-    """Return the number of datasets with which 80 of 100 studies detect an effect; None if none.
+    """Return the smallest number of datasets with which 80 of 100 t tests detect an effect.
 
-    The level is Holm's strictest.
+    The level is Holm's strictest. Returns None if no practical number detects the effect. The
+    verdict needs a permutation test too, so it needs at least this number.
     """
     estimate = fit.estimate(name)
     if estimate is None or not np.isfinite(effect):

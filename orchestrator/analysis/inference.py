@@ -47,8 +47,9 @@ MAX_DATASETS_FOR_ALL_SIGNS = 12
 """Largest number of datasets for which all sign patterns are tried."""
 MAX_TESTS_OF_A_FAMILY = 5
 """Number of tests of the headline family, and of levels with a critical value of a correlation."""
-MIN_DATASETS_OF_A_CORRELATION = 4
-"""Smallest number of datasets for a correlation. Three points often lie near a line by chance."""
+MIN_DATASETS_OF_A_CORRELATION = 6
+"""Smallest number of datasets for a correlation. With fewer, Fisher's z is far from normal, and few
+permutations exist."""
 
 
 class Sums(NamedTuple):
@@ -72,11 +73,13 @@ class Permutation(NamedTuple):
         p_value: Share of the permutations whose statistic is at least as extreme as the observed.
         num_orders: Number of permutations that were tried.
         is_complete: Whether all possible permutations were tried.
+        smallest_p: Smallest p-value that these permutations can give.
     """
 
     p_value: float
     num_orders: int
     is_complete: bool
+    smallest_p: float
 
 
 def t_quantile(share: float, degrees: float) -> float:
@@ -257,7 +260,14 @@ def permutation_test(
         subsets = np.array(list(combinations(range(len(y)), num_low)))
         sums = np.abs(y_residual[subsets].sum(axis=1))
         is_extreme = sums >= abs(y_residual[is_low].sum()) * (1 - 1e-9)
-        return Permutation(float(np.mean(is_extreme)), len(sums), is_complete=True)
+        # If half of the datasets have the lower value, exchanging the halves gives the same |t|.
+        num_extreme = 2 if 2 * num_low == len(y) else 1
+        return Permutation(
+            p_value=float(np.mean(is_extreme)),
+            num_orders=len(sums),
+            is_complete=True,
+            smallest_p=num_extreme / len(sums),
+        )
     orders, is_complete = rearrangements(tuple(blocks))
     # Permuted residuals are projected again: they need not be orthogonal to the covariates.
     projections = np.square(y_residual[orders] @ np.column_stack([basis, x_residual]))
@@ -266,7 +276,7 @@ def permutation_test(
     explained = projections[:, -1] / x_length / np.maximum(lengths, 1e-300)
     observed = float((y_residual @ x_residual) ** 2 / x_length / float(y_residual @ y_residual))
     is_extreme = explained >= observed * (1 - 1e-9)
-    return Permutation(float(np.mean(is_extreme)), len(orders), is_complete)
+    return Permutation(float(np.mean(is_extreme)), len(orders), is_complete, 1 / len(orders))
 
 
 def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -> float | None:
@@ -305,6 +315,12 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     return float(np.mean(correlations >= correlations[0] * (1 - 1e-9)))
 
 
+def smallest_class_p(num_classes: int) -> float:
+    """Return the smallest p-value that :func:`class_permutation_p` can give."""
+    orders, _ = rearrangements(("",) * num_classes)
+    return 1 / len(orders)
+
+
 @lru_cache(maxsize=32)
 def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
     """Return permutations (B, G) of datasets within blocks, and whether these are all.
@@ -332,7 +348,7 @@ class MaxCorrelation(NamedTuple):
     """Correlations of several responses with one column, adjusted for the number of responses.
 
     Attributes:
-        r: Correlation of each response, ``(m,)``; NaN for fewer than four datasets.
+        r: Correlation of each response, ``(m,)``; NaN for fewer than six datasets.
         adjusted_p: One-sided p-value of each tested response, adjusted for the number of tested
             responses, ``(m,)``; NaN for the others.
         num_rearrangements: Number of permutations.

@@ -63,11 +63,11 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """
     return (
         *_of_repeats(full, points),
+        *_at_chance_level(points),
+        *_without_error(points),
         *_of_domains(full, points),
         *_of_modes(full),
         *_of_conflicts(full),
-        *_at_chance_level(points),
-        *_without_error(points),
     )
 
 

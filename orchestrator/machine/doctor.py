@@ -36,8 +36,8 @@ SILENT_HINT = (
     "again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Beginning of the names of a launch file's checks. A failure there is a mistake of the user, not a
-problem of the machine."""
+"""Begin of the names of a launch file's checks. A failure of such a check is a mistake of the user,
+not a problem of the machine."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 """File systems on which SQLite's locks do not work."""
 
@@ -47,7 +47,7 @@ class Outcome:
     """The outcome of a check.
 
     Attributes:
-        ok: whether the check succeeded.
+        ok: True if the check succeeded.
         detail: what the check detected, as text.
         fix: what the user can do if the check failed; may be empty.
     """
@@ -60,8 +60,8 @@ class Outcome:
 class Check(TypedDict):
     """A check in the form that the command prints.
 
-    ``fix`` is empty if the check succeeded. ``node`` describes a cluster's node; other checks lack
-    it.
+    ``fix`` is empty if the check succeeded. Only the check of a node of a cluster has ``node``,
+    with a description of the node.
     """
 
     name: str
@@ -83,7 +83,7 @@ def run_checks(
     Args:
         root: folder of all files; None for the default root.
         mlflow_uri: address of MLflow; None for the default one.
-        address: address of a running cluster, whose nodes are all checked. None starts a private
+        address: address of a running cluster; all its nodes are checked. None starts a private
             cluster.
         storage: folder or URL of a result store; None checks none.
         launch: launch file for ``ray up``; None checks none.
@@ -118,7 +118,7 @@ def run_checks(
 
 
 def _checked(name: str, check: Callable[[], Outcome]) -> Check:
-    """Run a check; return an exception as the outcome of a failed check."""
+    """Run a check, and return its outcome; a check that raises an exception has failed."""
     try:
         outcome = check()
     except SweepError as error:
@@ -226,8 +226,8 @@ def _ray_access(address: str | None) -> Outcome:
             fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE is {mode or 'not set'}, so everybody who can connect to the ports "
-            "can run code",
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to the ports can run "
+            "code",
             fix,
         )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
@@ -262,7 +262,7 @@ class NodeAnswer:
         gpus: GPUs of the node.
         versions: versions by package; empty if the report is missing.
         free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        silence: why the report is missing; None if it is there.
+        silence: why the report is missing; None if the node sent it.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
@@ -275,7 +275,7 @@ def check_nodes() -> list[Check]:
     """Check every node of the connected cluster by a task on that node.
 
     Returns:
-        The checks, that of the head first, then sorted by name.
+        The checks, sorted by name after the check of the head.
     """
     nodes = ask_nodes(look_here)
     checks = []
@@ -285,7 +285,7 @@ def check_nodes() -> list[Check]:
 
 
 def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
-    """Yield the answer of each node when it arrives, and at the end the nodes without an answer."""
+    """Yield each node with its answer when it arrives, and last the nodes without an answer."""
     import ray
 
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -304,11 +304,13 @@ def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
 
 
 def _answer(reference: Any) -> NodeAnswer:
+    """Return a node's report, or the reason why it is missing."""
     import ray
 
     try:
         answer: NodeAnswer = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # a traceback, whose last line is the reason
+    except ray.exceptions.RayTaskError as error:
+        # The text is a traceback. Its last line is the reason.
         reason = str(error).strip().splitlines()[-1]
         return NodeAnswer(silence=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
     except ray.exceptions.RayError as error:
@@ -318,7 +320,7 @@ def _answer(reference: Any) -> NodeAnswer:
 
 
 def look_here() -> NodeAnswer:
-    """Return this node's report about itself; runs as a task on the node."""
+    """Return the report of the node on which this function runs, as a Ray task."""
     import ray
 
     # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.

@@ -1,6 +1,7 @@
-"""The networks, images and settings of ``isweep gpu-check``: those of the paper's trials.
+"""The networks, images and settings of ``isweep gpu-check``.
 
-On a CPU (``--device cpu``) a small network replaces them, to test the check itself.
+On a GPU the check uses the networks of the paper's trials. On a CPU (``--device cpu``) it uses one
+small network, which is enough to test the check.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from tasks.trials.records import CONTEXT_BYTES, EpochRecord
 from tasks.trials.training import train
 
 CPU_IMAGE_SIZE = 16
+"""Side of the images on a CPU, in pixels."""
 BATCHES_PER_EPOCH = 10
+"""Number of training batches of an epoch."""
 WARM_UP_EPOCHS = 4
-"""Number of first epochs whose times are ignored. The first of them contains three warm-up steps
-and the capture."""
+"""Number of epochs at the start whose times are ignored. The first epoch contains three warm-up
+steps and the capture of the CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Bench:
         device: the GPU, or a CPU.
         models: names of the networks.
         image_size: side of the images in pixels.
-        half: whether trials train in bfloat16.
-        graphs: names of the networks whose trials use captured graphs.
+        half: True if trials train in bfloat16.
+        graphs: names of the networks whose trials use CUDA graphs.
     """
 
     device: torch.device
@@ -63,7 +66,7 @@ class Bench:
 
     @property
     def trials(self) -> tuple[TrialSpec, ...]:
-        """The trials whose hours are predicted: those of the paper, or on a CPU of the demo."""
+        """The trials whose hours are predicted: the paper's on a GPU, the demo's on a CPU."""
         return grid(self.on_gpu, self.half)
 
     def trial(self, model: str) -> TrialSpec:
@@ -195,7 +198,7 @@ class _WindowOver(Exception):
 
 @cache
 def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
-    """Return the trials of the paper, or for a CPU those of the demo.
+    """Return the paper's trials for a GPU, and the demo's trials for a CPU.
 
     For a GPU without bfloat16, the paper's trials are in float32.
     """

@@ -39,17 +39,20 @@ from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import write_atomic
 
 PART_TIMEOUT_S = 600.0
+"""Seconds that a part of the check may take."""
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
+"""Seconds of this period on a CPU."""
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 
 def pairs(bench: Bench) -> Measurements:
-    """Measure images per second of several processes on one GPU, without MPS and, if it runs, with.
+    """Measure images per second of several processes on one GPU, with MPS if it runs, and without.
 
-    MPS comes first, because on a GPU in exclusive mode processes without MPS fail.
+    The measurement with MPS is the first, because processes without MPS fail on a GPU in exclusive
+    mode.
     """
     runs_mps = gpus.mps_runs()
     yield "mps", runs_mps

@@ -52,10 +52,12 @@ from tasks.trials.trial import run_trial
 Measurements = Iterator[tuple[str, Any]]
 
 STEP_SECONDS = 2.5
-"""Seconds of one measurement of steps. Plain steps and graphs are measured twice in turn, so that
-a GPU that gets hot slows down both."""
+"""Seconds of one measurement of training steps. Steps with and without CUDA graphs are measured
+twice in turn, so that a GPU that gets hot slows down both."""
 CPU_STEP_SECONDS = 0.05
+"""Seconds of one measurement of training steps on a CPU."""
 TRIAL_TIMEOUT_S = 600.0
+"""Seconds that a trial may take."""
 RAGGED_SIZES = (
     (1, 1, 1),
     (3, 5, 17),
@@ -64,8 +66,8 @@ RAGGED_SIZES = (
     (130, 257, 63),
     (2, 3, MAX_FEATURES),
 )
-"""Sizes of byte products: rows of both matrices, and features. They are close to torch's limits on
-CUDA, which are 17 rows and multiples of 8."""
+"""Sizes of products of byte matrices: rows of both matrices, and features. The sizes are close to
+torch's limits on CUDA, which are 17 rows and multiples of 8."""
 FIELDS_AT_REST = (
     "driver_version",
     "vbios_version",
@@ -119,14 +121,14 @@ def host(bench: Bench) -> Measurements:
 
 
 def _core_gflops() -> float:
-    """Return the speed of one core in GFLOP/s; the core builds networks and measures images."""
+    """Return the speed of one CPU core in GFLOP/s. CPU cores build networks and measure images."""
     matrix = torch.ones(1024, 1024)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=1)
     return 2 * 1024**3 / timer.timeit(5).mean / 1e9
 
 
 def visible_gpu_list() -> tuple[Gpu, ...]:
-    """Return the GPUs and slices that torch reaches, each described by its own process."""
+    """Return the GPUs and slices that torch can use, each described by a separate process."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is not None and not gpus.visible_gpus():
         return ()

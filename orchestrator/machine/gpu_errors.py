@@ -1,7 +1,7 @@
-"""Errors of PyTorch, CUDA, cuDNN and Ray's memory killer, classified by their messages.
+"""Errors of PyTorch, CUDA, cuDNN and Ray that isweep recognizes by their messages.
 
-These libraries have few types of exceptions, so only the message distinguishes some errors. The
-program decides by a library's message only through this table.
+These libraries have few types of exceptions, so only the message distinguishes some errors. No
+other module compares the messages of libraries.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class LibraryError:
 
     Attributes:
         type_name: name of the exception's class, or of one of its base classes.
-        words: text that the message contains; empty if the class alone decides.
+        words: text that the message contains; empty if the name of the class is enough.
         kind: cause of the failure.
-        ends_process: later results of the same process may be wrong, so the process must end.
-        memory: which memory ran out; empty if none did.
-        device_lost: the GPU failed, and the trial's code is not the known cause.
-        capture_failed: a step could not be captured as a CUDA graph.
-        no_engine: cuDNN has no engine for an operation. Either the memory for its workspace was
-            missing, or cuDNN has no kernel for the operation on this GPU.
+        ends_process: True if the process must end, because later results of it may be wrong.
+        memory: which memory ran out; empty if no memory ran out.
+        device_lost: True if the GPU failed without a sign that the code of the trial caused it.
+        capture_failed: True if a step could not be captured as a CUDA graph.
+        no_engine: True if cuDNN has no engine for an operation. Either the memory for the
+            operation was missing, or cuDNN has no kernel for the operation on this GPU.
     """
 
     type_name: str
@@ -44,10 +44,12 @@ LOST_WORKER = "lost worker"
 
 
 def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
+    """Return the row of an error that means that GPU memory ran out."""
     return LibraryError(type_name, words, FailureKind.OUT_OF_MEMORY, ends_process, memory="gpu")
 
 
 def _lost_device(type_name: str, words: str) -> LibraryError:
+    """Return the row of an error that means that the GPU failed."""
     return LibraryError(
         type_name, words, FailureKind.DEVICE_ERROR, ends_process=True, device_lost=True
     )
@@ -115,13 +117,14 @@ LIBRARY_ERRORS = (
     _lost_device("RuntimeError", "CUBLAS_STATUS"),
     _lost_device("RuntimeError", "CUDNN_STATUS"),
 )
-"""Errors of libraries; the first matching row counts. A comment gives the origin of the error."""
+"""Errors of libraries. If several rows match an error, the first row is used."""
 
 
 def library_error(error: BaseException) -> LibraryError | None:
     """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
     if type(error).__module__.startswith("ray."):
-        return None  # Ray's errors are classified by class; one is also named OutOfMemoryError
+        # Ray's errors are classified by type. One of them also has the name OutOfMemoryError.
+        return None
     type_names = {base.__name__ for base in type(error).__mro__}
     row = matching_row(type_names, str(error))
     if row is not None and row.capture_failed and _memory_ran_out(error.__cause__):
@@ -140,8 +143,8 @@ def matching_row(type_names: Collection[str], message: str) -> LibraryError | No
 def _memory_ran_out(error: BaseException | None) -> bool:
     """Return whether memory ran out, according to an exception or its causes and contexts.
 
-    The end of a failed capture may raise an error of its own. Its context is then the error that
-    made the capture fail.
+    The end of a failed capture may raise a second error. The context of the second error is the
+    error that made the capture fail.
     """
     while error is not None:
         row = library_error(error)

@@ -90,7 +90,7 @@ class MeasuredTimes:
 
 
 def _relative(name: str, measured: Collection[str]) -> str | None:
-    """Return the network whose measured times are used: itself, or another one of its family."""
+    """Return a measured network for the times of a network: the same, or one of its family."""
     if name in measured:
         return name
     family = name.rstrip("0123456789")

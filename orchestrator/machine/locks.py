@@ -32,19 +32,22 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 LEASE_FILE = "driver-lease.json"
+"""Name of the lease's file in the store."""
 RENEW_EVERY_S = 10.0
+"""Seconds between two renewals of a lease."""
 EXPIRES_S = 60.0
-"""Seconds without a renewal after which a lease counts as that of a dead driver."""
+"""Seconds without a renewal after which the driver of a lease counts as dead."""
 LOOK_EVERY_S = 2.0
 """Seconds between two checks of a lock file, and between two reads of another driver's lease."""
 LOCK_ATTEMPTS = 10
+"""Number of attempts to lock a file."""
 LOCK_PAUSE_S = 0.02
 """Seconds between two attempts to lock a file. Further attempts are needed because :func:`is_held`
 locks the file for microseconds."""
 
 
 class InUseError(SetupError):
-    """Another command works on the root or the result store."""
+    """Raised if another command works on the root or the result store."""
 
 
 @contextlib.contextmanager
@@ -53,7 +56,7 @@ def locked(
 ) -> Iterator[None]:
     """Lock a sweep's root and its result store during a block.
 
-    The store has a lock of its own, because two roots may use the same store.
+    The store has a second lock, because two roots may use the same store.
 
     Args:
         workspace: the sweep's root and store.
@@ -75,7 +78,7 @@ def locked(
 
 
 def _root_name(identity: Path) -> str:
-    """Return a name that identifies a root, different also from its copies on other hosts."""
+    """Return a name that identifies a root. A copy of the root on another host has another name."""
     try:
         if not identity.exists():
             write_atomic(str(identity), secrets.token_hex(8).encode())
@@ -91,13 +94,13 @@ def _root_name(identity: Path) -> str:
 def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
     """Lock a file during a block.
 
-    If somebody deletes the file meanwhile, a second command could make and lock a new one. So a
-    thread checks that the file still exists; if it does not, the thread locks a new file at once.
+    If somebody deletes the file meanwhile, a second command could make and lock a new file. So a
+    thread checks that the file still exists. If the file was deleted, the thread locks a new one.
 
     Args:
         path: the lock file.
         purpose: this command as text, for the message to other commands.
-        kind: the locked thing, ``root`` or ``storage``, which is also the name of its option.
+        kind: ``root`` or ``storage``, which is also the name of the option for its path.
 
     Raises:
         SetupError: another process has locked the file, or it cannot be locked.
@@ -120,7 +123,7 @@ class _LockFile:
         self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._files: list[TextIO] = []
         self._mutex = threading.Lock()
-        """Locked while the list of files changes: one thread checks it, another one clears it."""
+        """Locked while the list of files changes, because two threads use the list."""
 
     def take(self) -> None:
         """Lock the file at the path.
@@ -148,7 +151,7 @@ class _LockFile:
 
         Returns:
             An error if the new file cannot be locked, for example because another command has
-            locked it; else None.
+            locked it. Otherwise None.
         """
         with self._mutex:
             if not self._files or self._is_at_path():
@@ -177,6 +180,7 @@ class _LockFile:
         return os.path.samestat(os.fstat(self._files[-1].fileno()), at_path)
 
     def _open(self) -> TextIO:
+        """Return the open lock file, which is created if it does not exist."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return open(self._path, "a+", encoding="utf-8", opener=_open_no_link)
@@ -212,14 +216,15 @@ def _open_no_link(path: str, flags: int) -> int:
 
 def is_held(path: Path) -> bool:
     """Return whether a process has locked the file now."""
-    with contextlib.suppress(OSError):  # there is no lock file, or it cannot be locked
+    # The errors mean that there is no lock file, or that it cannot be locked.
+    with contextlib.suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
-            os.close(file)  # which unlocks it
+            os.close(file)  # unlocks the file
     return False
 
 
@@ -232,6 +237,7 @@ def holder_pid(path: Path) -> int | None:
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
+    """Return the fields in a lock file; empty if the file cannot be read."""
     with contextlib.suppress(OSError):
         return _parse_holder(read_whole(path))
     return {}
@@ -246,6 +252,7 @@ def _parse_holder(content: bytes) -> dict[str, Any]:
 
 
 def _holder_text(fields: dict[str, Any], unknown: str) -> str:
+    """Return text about the process that locked a file, or ``unknown`` if fields are missing."""
     if not {"pid", "purpose", "since"} <= fields.keys():
         return unknown
     host = f" of {fields['host']}" if "host" in fields else ""
@@ -268,11 +275,12 @@ class _LeaseFile:
 class Lease:
     """A driver's lease of an object store during a ``with`` block.
 
-    The lease is one file. A driver overwrites it only if the store still has the version that the
-    driver has read. So exactly one of several drivers that start at once gets the lease. A driver
-    counts as dead if its lease does not change for :data:`EXPIRES_S` seconds; times of other
-    machines are never compared. An earlier lease with the same ``name`` belongs to a dead driver,
-    because this process has locked the same root.
+    The lease is one file. A driver overwrites the file only if the store still has the version that
+    the driver has read. So if several drivers start at once, exactly one of them gets the lease.
+
+    A driver counts as dead if its lease does not change for :data:`EXPIRES_S` seconds. Clocks of
+    other machines are never compared. An earlier lease with the same ``name`` belongs to a dead
+    driver, because this process has locked the same root.
 
     Args:
         url: folder or URL of the store.
@@ -357,6 +365,7 @@ class Lease:
         return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
+        """Wait until a lease has expired, and raise an error if its driver renews it."""
         holder = _holder_text(lease.fields, "another command")
         self._say(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s to "
@@ -374,7 +383,7 @@ class Lease:
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
-        """Renew the lease; return an error if another driver has taken it over."""
+        """Renew the lease, and return an error if another driver has taken it over."""
         try:
             is_ours = self._renew()
         except (SetupError, OSError) as error:
@@ -401,7 +410,7 @@ class Lease:
         )
 
     def _renew(self) -> bool:
-        """Renew the lease and return whether it is still this driver's."""
+        """Renew the lease, and return whether it still belongs to this driver."""
         with self._writing:
             if self.watch.ended.is_set():
                 return True
@@ -418,7 +427,7 @@ class Lease:
         try:
             lease = self._read()
         except FileNotFoundError:
-            # Another driver would have written its own lease, so somebody deleted the file.
+            # Another driver would have written a new lease, so somebody deleted the file.
             return self._files.put(self._path, self._content(), "create")
         # An earlier renewal may have succeeded although its reply was lost.
         if lease.fields.get("token") == self._token:

@@ -52,6 +52,8 @@ print(torch.cuda.device_count())
 """
 """Program that computes on every visible GPU, and prints their number. Only such a program shows
 that MPS works: a daemon can answer commands while all processes that use it hang."""
+SHELL = "sh"
+"""The shell that ends the daemon when this process has ended."""
 QUIT_AFTER_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
 """Shell command that waits for the end of its standard input, and then ends the daemon."""
 
@@ -73,7 +75,7 @@ class PrivateMps:
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
-        """Start MPS in a folder for a block. If it does not start, show a note and go on without.
+        """Start MPS for a block. If it does not start, show a note and continue without MPS.
 
         Processes that start in the block use MPS, because the block sets environment variables.
 
@@ -81,7 +83,10 @@ class PrivateMps:
             folder: a folder that does not exist yet, and that only this user can enter.
         """
         with contextlib.ExitStack() as stack:
-            problem = self._start(folder, stack)
+            try:
+                problem = self._start(folder, stack)
+            except OSError as error:
+                problem = str(error)
             if problem:
                 stack.close()
                 self.note(
@@ -222,7 +227,7 @@ def _daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
     with open(output_file, "w", encoding="utf-8") as output:
         # In a session of its own, the shell does not receive Ctrl-C.
         shell = subprocess.Popen(
-            ["sh", "-c", QUIT_AFTER_INPUT],
+            [SHELL, "-c", QUIT_AFTER_INPUT],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -23,7 +23,7 @@ KILLED_WITHIN_S = 5.0
 STUCK_PROGRAMS_VARIABLE = "ISWEEP_STUCK"
 """Environment variable with the programs that hang, for the children of this process."""
 MAX_ERROR_CHARACTERS = 300
-
+"""Largest number of characters of a program's error."""
 STUCK_PROGRAMS = set(filter(None, os.environ.get(STUCK_PROGRAMS_VARIABLE, "").split(os.pathsep)))
 """Programs that hang in the kernel, and that are therefore not started again."""
 
@@ -35,7 +35,7 @@ class ProgramOutput:
     Attributes:
         output: standard output of the program; empty if it failed.
         error: reason of the failure, in one line; empty if the program succeeded.
-        timed_out: whether the program did not end in time.
+        timed_out: True if the program did not end in time.
     """
 
     output: str
@@ -46,13 +46,14 @@ class ProgramOutput:
 def run_program(
     *command: str, visible: str = "", timeout_s: float = ANSWER_TIMEOUT_S, input_text: str = ""
 ) -> ProgramOutput:
-    """Run a program and return its output, or the reason why it failed; raise no error.
+    """Run a program, and return its output or the reason why it failed.
 
     Args:
         command: program and arguments.
         visible: value of ``CUDA_VISIBLE_DEVICES`` for the program; empty shows all GPUs.
         timeout_s: seconds after which the program is killed.
-        input_text: text for the program's standard input; empty shares this process's input.
+        input_text: text for the program's standard input. If empty, the program has the standard
+            input of this process.
     """
     program = command[0]
     if program in STUCK_PROGRAMS:

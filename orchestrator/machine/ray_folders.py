@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "isweep-ray-"
 OWNER_FILE = "owner"
-"""File in the folder that the run locks."""
+"""File in the outer folder, which the run locks."""
 SESSIONS = "r"
 """Folder for Ray's sessions. Its name is short because paths of sockets are limited to 107
 characters."""
@@ -37,11 +37,11 @@ RAY_TITLE = b"ray::"
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
-    """Make a folder that only this user can enter, and yield a folder in it for Ray.
+    """Make an outer folder that only this user can enter, and yield an inner folder for Ray.
 
-    Ray makes its own folder readable for everybody. The run locks a file in the outer folder. A
-    file with a process id would not be enough, because another container may use the same temporary
-    folder and has other process ids.
+    Ray makes the inner folder readable for everybody. The run locks a file in the outer folder. A
+    file with a process id would not suffice, because another container with other process ids may
+    use the same temporary folder.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -52,8 +52,8 @@ def private_folder() -> Iterator[str]:
                 with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
                     yield str(folder / SESSIONS)
             finally:
-                # Remove it here: a Ray process that is just starting would make it again, readable
-                # for everybody.
+                # The folder is removed here after its processes were killed. A Ray process that is
+                # just starting would make the folder again, readable for everybody.
                 THIS_MACHINE.remove(folder)
 
 
@@ -76,11 +76,14 @@ class RayFolders:
 
         The command lines of Ray's processes contain the folder. Workers replace their command line
         by a title, so they are identified by their open log files. Processes of NVIDIA's MPS are
-        identified by their environment. In many containers process 1
-        does not remove a dead raylet from its table; its workers then keep running.
+        identified by their environment.
+
+        Workers must be killed too. In many containers process 1 does not remove a dead raylet from
+        the table of processes, and the raylet's workers then continue to run.
         """
         for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # the process has ended meanwhile
+            # An error means that the process has ended meanwhile.
+            with contextlib.suppress(OSError):
                 if _belongs_to(process, folder):
                     os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,16 +106,18 @@ def _belongs_to(process: Path, folder: Path) -> bool:
 
 
 def _has_open_file(process: Path, folder: Path) -> bool:
+    """Return whether a process has opened a file below a folder."""
     prefix = f"{folder.resolve()}/"
     for file in (process / "fd").iterdir():
-        with contextlib.suppress(OSError):  # the file was closed meanwhile
+        # An error means that the file was closed meanwhile.
+        with contextlib.suppress(OSError):
             if os.readlink(file).startswith(prefix):
                 return True
     return False
 
 
 def remove_leftovers(machine: RayFolders = THIS_MACHINE) -> int:
-    """End the private clusters of killed runs on this machine; return their number."""
+    """End the private clusters of killed runs on this machine, and return their number."""
     abandoned = [folder for folder in machine.folders() if machine.is_abandoned(folder)]
     for folder in abandoned:
         machine.remove(folder)
@@ -126,7 +131,7 @@ def remove_orphans(paths: RootPaths) -> None:
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)
     for draft in (paths.root / "prepared").glob(".*.*"):
-        # Keep .parts, with which an interrupted preparation continues.
+        # An interrupted preparation continues with the folder .parts.
         if draft.suffix != ".parts":
             shutil.rmtree(draft, ignore_errors=True)
     for draft in (*paths.root.glob(".*.tmp"), *paths.root.glob("sweeps/*/.*.tmp")):

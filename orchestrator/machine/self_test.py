@@ -5,12 +5,13 @@ The test has two parts.
 1. **Arithmetic.** Compare the first loss and the first gradient of all weights with float32 on the
    CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
    kernel. A GPU that fails this part must not be used.
-2. **Graphs.** Train the network three times from the same start: with plain steps, with captured
-   graphs, and with plain steps again. The two plain trainings show how much the GPU varies between
-   equal trainings. If graphs differ by more, fail or are slower, trials use plain steps.
+2. **Graphs.** Train the network three times from the same start: without CUDA graphs (plain
+   steps), with CUDA graphs, and without them again. The two plain trainings show how much the GPU
+   varies between equal trainings. If the training with graphs differs by more, fails or is slower,
+   trials use plain steps.
 
 ``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a separate process,
-because a failed capture can end its process. It prints the verdict as JSON.
+because a failed capture can end the process. The command prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from tasks.trials.models import PixelModel, build_model
 from tasks.trials.training import Capture, autocast, capture_graph, has_batch_norm, train
 
 NUM_EPOCHS = 6
-"""Epochs of each training. The smaller last batch of an epoch is captured in the fourth epoch and
-replayed in the fifth and sixth."""
+"""Number of epochs of each training. The smaller last batch of an epoch is captured in the fourth
+epoch, and replayed in the fifth and the sixth."""
 LEARNING_RATE = 1e-4
+"""Learning rate of each training."""
 NOISE_FACTOR = 4.0
 """Largest allowed ratio of two differences: of graphs from plain steps, and of two plain trainings.
 """
@@ -54,8 +56,8 @@ DROPOUT_LOSS_TOLERANCE = 0.2
 masks."""
 
 BATCH_NORM_IMAGES = 8
-"""Images for the compared gradient. With fewer images, batch norm divides by very small variances.
-"""
+"""Number of images for the compared gradient of networks with batch norm. With fewer images, batch
+norm divides by very small variances."""
 PLAIN_IMAGES = 2
 """Images for the compared gradient of networks without batch norm, whose gradients take ten times
 as long on a CPU."""
@@ -233,7 +235,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Text about results that graphs change; empty if they equal those of plain steps."""
+        """Text about a difference between graphs and plain steps; empty if there is none."""
         if self.weights is None:
             if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
                 return (
@@ -271,8 +273,8 @@ class Verdict:
     Attributes:
         wrong: what the GPU computes wrongly, in one line; empty if it computes correctly.
         plain_because: why trials use plain steps, in one line; empty if they use graphs.
-        is_final: False if an error or other load on the GPU decided, so that a later test may have
-            another verdict.
+        is_final: False if an error or other load on the GPU caused the verdict. A later test may
+            then have another verdict.
         seconds: duration of the whole test.
         arithmetic: comparisons with the CPU.
         trainings: comparisons of graphs with plain steps.
@@ -306,7 +308,7 @@ def run(case: Case, device: torch.device) -> Verdict:
             if not any(comparison.problem for comparison in arithmetic):
                 trainings += compare_trainings(case, device)
                 error_text = frozen_dropout(device)
-    except Exception as error:  # whatever a driver, a library or a capture raises
+    except Exception as error:  # A driver, a library or a capture may raise any exception.
         first_line = (str(error).splitlines() or [""])[0][:300]
         error_text = f"{case.model.name}: {type(error).__name__}: {first_line}"
     return _verdict(arithmetic, trainings, error_text, time.perf_counter() - start)

@@ -26,10 +26,11 @@ from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
 TIMEOUT_S = 300.0
-"""Seconds that a test may take: less than the time after which a silent trial counts as hung."""
+"""Seconds that a test may take. A trial counts as hung only after a longer time."""
 UNFINISHED_FOR_S = 600.0
-"""Seconds for which a verdict is valid that an error or other load on the GPU caused. In this time
-trials use plain steps, which take about a fifth longer; a test takes less than a minute."""
+"""Seconds for which a verdict is valid if an error or other load on the GPU caused the verdict.
+Trials use no CUDA graphs in this time, so they take about a fifth longer. A test takes less than a
+minute."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class KeptVerdict:
 
     Attributes:
         wrong: what the GPU computes wrongly; empty if it computes correctly.
-        plain_because: why trials use plain steps; empty if they use captured graphs.
-        is_final: whether the verdict stays valid; else a later test replaces it.
+        plain_because: why trials use no CUDA graphs; empty if they use graphs.
+        is_final: True if the verdict stays valid; False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
     """

@@ -1,6 +1,6 @@
-"""Stopping a driver: after a signal, or because a cluster or a lock was lost.
+"""The stop of a driver: after a signal, or because a cluster or a lock was lost.
 
-No request to stop is lost, and libraries cannot replace this process's signal handlers.
+No request to stop is lost, and libraries cannot replace the signal handlers of this process.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
-"""Seconds that the main thread may take to end by itself; it may hang in a call of Ray."""
+"""Seconds that the main thread may take to end without force. It may hang in a call of Ray."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
-"""Function that ends the main thread with an error, unless the event is set, which means that the
-watched block has ended."""
+"""Function that ends the main thread with an error. If the event is set, the function does nothing,
+because the watched block has ended."""
 
 _stop_requested = threading.Event()
 _cleanups: list[Callable[[], object]] = []
@@ -37,8 +37,8 @@ _cleanups: list[Callable[[], object]] = []
 def stop_on_signals() -> None:
     """Raise :class:`KeyboardInterrupt` on Ctrl-C, ``kill`` and a closed terminal from now on.
 
-    If a finalizer or a callback from C raises an exception, Python prints it and continues. So
-    :func:`raise_if_asked` raises it again until :func:`stop_heard` is called.
+    Python only prints an exception that is raised in a finalizer or in a callback from C. So
+    :func:`raise_if_asked` raises the KeyboardInterrupt again until :func:`stop_heard` is called.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -68,8 +68,8 @@ def stop_heard() -> None:
 def is_stop(error: BaseException | None) -> bool:
     """Return whether an error is the result of a stop.
 
-    While a stop is requested, this is true for every error: C code may replace the
-    ``KeyboardInterrupt`` by its own error.
+    While a stop is requested, the answer is True for every error, because C code may raise another
+    error in place of the ``KeyboardInterrupt``.
     """
     if _stop_requested.is_set():
         return True

@@ -1,1 +1,1 @@
-"""From a sweep file to a plan: its trials, its folders and its estimated cost."""
+"""The plan of a sweep file: its trials, its folders and its estimated cost."""

@@ -53,7 +53,12 @@ MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Train sizes of a sweep, and the size of its test set."""
+    """The sizes of a sweep.
+
+    Attributes:
+        train_sizes: Train sizes.
+        test_size: Size of the test set.
+    """
 
     train_sizes: tuple[int, ...]
     test_size: int
@@ -128,12 +133,12 @@ def draft_sweep(
 ) -> str:
     """Return the text of a sweep file for your own images, or for digits.
 
-    Read only a few images, and list the names of all others.
+    Only a few images are opened. Of all other images only the names are listed.
 
     Args:
         source: Path of your own images. None for digits.
-        to: File to which the text will be written. The sweep gets its name. Relative paths start
-            in its folder.
+        to: File to which the text will be written. The sweep has the name of the file. Relative
+            paths start in the folder of the file.
         domain: ``natural`` or ``medical``. None to guess from the kind of files and from patients.
         gpu: True for larger networks and images.
         own_options: Options of your own data, as in ``own`` of a sweep file.

@@ -1,4 +1,4 @@
-"""Simulate the order in which trials run on GPUs, to estimate how long a plan takes."""
+"""Simulate how trials run on GPUs one after the other, to estimate the time of a plan."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Replay:
 
     Attributes:
         makespan: Seconds until the last job has ended.
-        lower_bound: Seconds that every order needs at least: those of the longest job, or of all
-            work spread evenly over the GPUs.
+        lower_bound: Seconds that every order of the jobs needs at least: the seconds of the longest
+            job, or of all work spread evenly over the GPUs.
         utilisation: Fraction of the GPUs' time that jobs use.
         starts: Seconds at which each job starts, by the name of the job.
     """

@@ -133,7 +133,7 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def sweep_text(spec: SweepSpec) -> str:
-    """Return the text of a sweep file. Reading it gives an equal sweep."""
+    """Return the text of a sweep file. A sweep that is read from this text is equal to ``spec``."""
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 

@@ -41,7 +41,7 @@ MAX_TAGS = 100
 MAX_SEARCHED = 5000
 """Largest number of runs in one answer of a search."""
 INF_AS_STORED = 1.7e308
-"""Numbers of at least this size mean infinity: a database stores it as the largest float."""
+"""Numbers of at least this size are infinity, which a database stores as the largest float."""
 KEY_TAG = "isweep.run_key"
 """Tag with the key of a run."""
 REPORT_TAG = "isweep.report"
@@ -53,10 +53,11 @@ KILLED = "killed"
 LOCAL_PAGES = "http://127.0.0.1:5000"
 """Address of ``mlflow ui`` for a database."""
 PERHAPS_RUNNING = "RUNNING?"
-"""Status of a run while a change of its status has no reply from MLflow."""
+"""Status of a run after a request to change its status to RUNNING, until MLflow replies."""
 OPEN = ("RUNNING", PERHAPS_RUNNING)
-"""Statuses of runs that are open, or may be."""
+"""Statuses of runs that are open or may be open."""
 NO_PARAMS: Mapping[str, str] = MappingProxyType({})
+"""An empty mapping of params, as a default that nobody can change."""
 
 
 @dataclass
@@ -107,7 +108,7 @@ class SweepRuns:
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return the addresses of all known runs. A database has those of ``mlflow ui``."""
+        """Return the addresses of all known runs. For a database, ``mlflow ui`` serves them."""
         server = LOCAL_PAGES
         uri = str(self.client.tracking_uri)
         if uri.startswith("http"):
@@ -192,8 +193,7 @@ class SweepRuns:
         folder: Path | None,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send final numbers and the report's files to the sweep's run, without changing its
-        status.
+        """Send final numbers and the report's files to the sweep's run. Its status does not change.
 
         Args:
             numbers: Final numbers by name. Infinite numbers and NaN are left out.
@@ -261,7 +261,7 @@ class SweepRuns:
             if tracked.status in OPEN and key != SWEEP_KEY and key not in busy
         ]
         for tracked in abandoned:
-            # Otherwise the tag would still have the status at the start: running.
+            # The tag still has the value from the start of the trial: running.
             self.client.set_tag(tracked.run_id, STATUS, KILLED)
             self._end(tracked, "KILLED")
         num_duplicates = len(self._duplicate_ids)
@@ -293,6 +293,7 @@ class SweepRuns:
         self._add_known(search(self.client, self._experiment, ""))
 
     def _add_known(self, runs: Iterable[Run]) -> None:
+        """Add runs of MLflow by their key. If a key has several runs, the first run is used."""
         for run in runs:
             data = run.data
             key = data.tags.get(KEY_TAG)

@@ -1,8 +1,8 @@
-"""Outlines of results: the fields that decide whether a result is complete, and its cost.
+"""Outlines of results: the fields that show whether a result is complete, and what it cost.
 
-An index file has the outlines of all results of a sweep. With it, commands such as ``isweep
-status`` need not read the results themselves. If the index is missing or damaged, the results are
-read again. Tables never use the index. For 3,000 small results it saves 1.5 s of 1.8 s of processor
+An index file contains the outlines of all results of a sweep, so that commands such as ``isweep
+status`` need not read the results. If the index is missing or damaged, the results are read again.
+Tables never use the index. For 3,000 small results the index saves 1.5 s of 1.8 s of processor
 time, and 3,000 requests to an object store.
 """
 
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 INDEX_VERSION = TrialRecord.version + 1
 """Version of the index. A file with another version is emptied."""
 LOCKED_S = 5.0
-"""Longest wait for another process that writes to the index, seconds."""
+"""Seconds of the longest wait for another process that writes to the index."""
 
 
 class TrialOutline(Finding):
-    """The fields of a :class:`.TrialRecord` that decide whether it is complete, and its cost.
+    """The fields of a :class:`.TrialRecord` that show whether it is complete, and what it cost.
 
     Attributes:
         has_weights: True if the trained network is stored.
@@ -80,7 +80,12 @@ class TrialOutline(Finding):
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """An outline, with the stamp of the result file from which it was read."""
+    """An entry of the index.
+
+    Attributes:
+        stamp: Stamp of the result file from which the outline was read.
+        outline: The outline.
+    """
 
     stamp: str
     outline: TrialOutline
@@ -97,7 +102,7 @@ class OutlineIndex:
         self._path = path
 
     def read(self) -> dict[str, IndexEntry]:
-        """Return all entries with a correct checksum by trial id."""
+        """Return all entries with a correct checksum, by trial id."""
         rows: list[tuple[str, str, int]] = []
         try:
             if self._path.is_file():
@@ -114,7 +119,7 @@ class OutlineIndex:
         return entries
 
     def add(self, entries: Iterable[IndexEntry]) -> None:
-        """Store all entries that have a stamp. A failure is only logged."""
+        """Store all entries that have a stamp. An error of writing is only logged."""
         rows = []
         for entry in entries:
             if entry.stamp:
@@ -129,7 +134,7 @@ class OutlineIndex:
         except sqlite3.OperationalError as error:
             log.info("the index %s cannot be written: %s", self._path, error)
         except sqlite3.Error as error:
-            # the file is damaged or is not a database
+            # The file is damaged, or it is not a database.
             log.info("the index %s is written again: %s", self._path, error)
             self._path.unlink(missing_ok=True)
             try:
@@ -138,13 +143,15 @@ class OutlineIndex:
                 log.info("the index %s cannot be written: %s", self._path, second_error)
 
     def _insert(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
+        """Write rows of trial id, stamp, outline and checksum."""
         with self._open() as database:
             database.executemany("INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        """Open the database, and make its table if it is missing or has another version."""
         with closing(sqlite3.connect(self._path, timeout=LOCKED_S)) as database, database:
-            # The index may be lost, so SQLite need not wait for the disk.
+            # The index can be made again, so SQLite need not wait for the disk.
             database.execute("PRAGMA synchronous = OFF")
             if database.execute("PRAGMA user_version").fetchone() != (INDEX_VERSION,):
                 database.execute("DROP TABLE IF EXISTS outlines")
@@ -155,4 +162,5 @@ class OutlineIndex:
 
 
 def _checksum(stamp: str, text: str) -> int:
+    """Return the checksum of an entry."""
     return zlib.crc32(f"{stamp} {text}".encode())

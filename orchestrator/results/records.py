@@ -1,7 +1,7 @@
 """Records that a sweep stores: results of trials, measures of datasets, and failures.
 
-Every kind of record has its own schema version. A new optional field keeps the version: older
-records get its default. A change in the meaning of a field increases the version.
+Every kind of record has a schema version. A new optional field does not change the version: an
+older record has the default of the field. A change in the meaning of a field raises the version.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from tasks.trials.records import SearchResult, TrialResult
 
 
 class FailureKind(StrEnum):
-    """Cause of a failed attempt. The retry policy depends on it."""
+    """Cause of a failed attempt. The number of retries depends on the cause."""
 
     OUT_OF_MEMORY = "out_of_memory"
+    """The memory of the GPU or of the machine ran out."""
     LOST_NODE = "lost_node"
+    """The node of the worker ended or lost its connection."""
     WORKER_CRASH = "worker_crash"
+    """The worker's process died without a report."""
     CLUSTER_ERROR = "cluster_error"
     """Ray failed at something that the trial needed, for example at fetching the images."""
     DEVICE_ERROR = "device_error"
@@ -32,10 +35,15 @@ class FailureKind(StrEnum):
     OTHER_CODE = "other_code"
     """The worker has another version of the code than the driver."""
     BAD_CONFIG = "bad_config"
+    """The sweep has settings with which the trial cannot run."""
     SETUP = "setup"
+    """The machine of the worker is not set up for the trial."""
     BAD_DATA = "bad_data"
+    """The images cannot be read or used."""
     DISK_FULL = "disk_full"
+    """The worker's disk is full."""
     CODE_ERROR = "code_error"
+    """The code of the trial or of its network raised any other exception."""
 
 
 class Provenance(Finding):
@@ -88,6 +96,7 @@ class StoredRecord(Finding):
     @field_validator("schema_version")
     @classmethod
     def _check_version(cls, value: int) -> int:
+        """Return a schema version if this version of isweep can read it."""
         oldest = cls.oldest_version or cls.version
         if oldest <= value <= cls.version:
             return value

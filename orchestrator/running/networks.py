@@ -176,11 +176,10 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"The pretrained weights {key} on this machine (SHA-256 {hashes[key][:16]}…) "
-                "differ from the weights with which these stored results were computed: "
-                f"{results}",
-                hint=f"Copy the file pretrained/{key}.safetensors from the root in which "
-                "these results were computed. Or choose another name for the sweep",
+                f"Stored results started from other pretrained weights than {key} on this machine "
+                f"(SHA-256 {hashes[key][:16]}…): {results}",
+                hint=f"Copy the file pretrained/{key}.safetensors from the root in which these "
+                "results were computed. Or give the sweep another name",
             )
         )
     collect(problems)

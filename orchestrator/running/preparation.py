@@ -322,7 +322,7 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
     Raises:
         DataError: The prepared dataset was changed or removed.
     """
-    from tasks.prepared.conditions import load_subset
+    from tasks.prepared.blending import load_subset
     from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]

@@ -205,8 +205,8 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
     """Return the finalist with the lowest mean loss, or the sweep's recipe if it is about as good.
 
     This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
-    1984. The sweep's recipe is kept unless the gain exceeds its standard error over runs. One run
-    has no standard error. Then the lowest loss decides.
+    1984. The sweep's recipe is chosen unless the gain exceeds its standard error over runs. One run
+    has no standard error, so the finalist with the lower loss is chosen then.
 
     Args:
         ranked: Finalists, the best first.
@@ -227,8 +227,8 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
 def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
     """Return a finalist with its runs, or None if a run has no result.
 
-    The point became a finalist by its first run, partly by chance. So the first run is left out if
-    there are other runs.
+    The first run of a finalist is left out if the finalist has other runs. The point became a
+    finalist by its first run, partly by chance.
     """
     results: list[SearchResult] = []
     for run in range(search.tune.seeds):

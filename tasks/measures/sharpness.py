@@ -24,7 +24,7 @@ from search_spaces.errors import DataError, plural
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable, PairList
 from tasks.measures.plain_json import plain_json
-from tasks.prepared.table import quotas_of
+from tasks.prepared.table import class_counts_for
 
 PERCENTILES = (99.9, 99.0, 95.0)
 """Percentiles to report, over images, of 1 / nearest other-label distance."""
@@ -142,7 +142,7 @@ def stratified_samples(
         num_masks_before = len(masks)
         if labels is not None and sample_size is not None and size > sample_size:
             class_indices = np.unique(labels[:size], return_inverse=True)[1]
-            quotas = quotas_of(np.bincount(class_indices), sample_size, balanced=False)
+            quotas = class_counts_for(np.bincount(class_indices), sample_size, balanced=False)
             for seed in seeds:
                 rng = np.random.default_rng([seed, size])
                 mask = np.zeros(num_images, bool)

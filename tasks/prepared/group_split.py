@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import TooFewImagesError, plural
-from tasks.prepared.table import count_earlier, number_groups, quotas_of
+from tasks.prepared.table import class_counts_for, count_earlier, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 Integers = NDArray[np.int64]
@@ -54,7 +54,8 @@ class GroupSplit(NamedTuple):
 
     Attributes:
         candidates: The images that were split.
-        train: Indices of the training images in ``candidates.rows``, in the order of training sets.
+        train: Indices of the training images in ``candidates.rows``. The training set of size N is
+            the first N of them.
         test: Indices of the test images in ``candidates.rows``.
     """
 
@@ -86,7 +87,7 @@ def split_by_group(
     splits = candidates.splits
     group_numbers = number_groups(groups)
     available = np.bincount(labels, minlength=len(class_names))
-    quotas = quotas_of(available, test_size, balanced=balanced)
+    quotas = class_counts_for(available, test_size, balanced=balanced)
     test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
     trainable = np.flatnonzero(~in_test_group & (splits != GivenSplit.TEST))

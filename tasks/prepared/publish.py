@@ -1,4 +1,4 @@
-"""Writing a prepared dataset. The destination does not exist before the dataset is complete."""
+"""Write a prepared dataset. Its folder does not exist before the dataset is complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.prepared.store import (
     METADATA_ARRAYS,
     PreparedDataset,
     create_store,
-    stamp_file,
+    flush_and_hash,
     write_marker,
     write_rows,
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
-"""Attempts to replace a damaged store at the destination."""
+"""Number of attempts to replace a damaged store at the destination."""
 
 
 def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -95,12 +95,13 @@ def build_and_publish(
     try:
         _write_arrays(folder, record, images, stems, executor)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        stamps = {}
-        for path_index, stamp in executor.map_unordered(stamp_file, ((path,) for path in paths)):
-            stamps[paths[path_index].relative_to(folder).as_posix()] = stamp
+        file_digests = {}
+        calls = [(path,) for path in paths]
+        for path_index, file_digest in executor.map_unordered(flush_and_hash, calls):
+            file_digests[paths[path_index].relative_to(folder).as_posix()] = file_digest
         seconds = round(time.monotonic() - started, 3)
         record = record.model_copy(update={"seconds": seconds})
-        write_marker(folder, record, stamps)
+        write_marker(folder, record, file_digests)
         record = _move_into_place(folder, destination, record)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

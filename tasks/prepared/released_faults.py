@@ -2,20 +2,22 @@
 
 The faults F3 to F7 (see ``docs/faults.md``) change the choice of images:
 
-- ``misaligned_labels`` (F3, natural datasets that the released code reads into memory): If one
-  class has too many images, the surplus is removed from the labels but not from the images. So
-  image i has the label of another image.
-- ``fixed_imagenet_files`` (F4, ImageNet): An index into the images of the class pair is used as an
-  index into all images. So the images are always the first files, for every class pair.
-- ``image_level_split`` (F5): Groups are ignored.
+- ``misaligned_labels`` (F3, natural datasets that the released code reads into memory): If a class
+  has more images than needed, the code removes the surplus from the list of labels, but not from
+  the list of images. After the first removed label, every label is combined with the image of an
+  earlier label.
+- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair from 0. It
+  then uses these numbers as indices into the list of all images. So it always reads the first
+  files, for every class pair.
+- ``image_level_split`` (F5): Groups are ignored. F3 and F4 also ignore groups.
 - ``first_k_selection`` (F6): Images are chosen in stored order, instead of a seeded order.
-- ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has another
-  test set.
+- ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
+  different test set.
 
 F5, F6 and F7 together are the *released split*.
 
-In three cases (F3, F4 and the released split), images are chosen only from a *pool*. The pool is
-the first (N + ``test_size``) / ``num_classes`` images of each class, rounded down.
+With F3, F4 or the released split, images are chosen only from a *pool*. The pool consists of the
+first (N + ``test_size``) / ``num_classes`` images of each class, rounded down.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ Integers = NDArray[np.int64]
 READ_BY_FILE_NAME = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
 datasets. Fault F3 occurs only in the other natural-image datasets."""
-WRONG_PAIRING_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""Faults that combine images with wrong labels (F3), or class pairs with wrong images (F4)."""
+MISMATCH_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
+"""Faults F3 and F4. With both, the labels belong to other images than those that are read."""
 RELEASED_SPLIT_FAULTS = frozenset(
     {"image_level_split", "first_k_selection", "test_set_depends_on_size"}
 )
@@ -49,26 +51,24 @@ def split_with_faults(
     Args:
         candidates: All images of the subset's classes.
         spec: The subset spec: the faults, the size of the test set and the seed.
-        max_train_size: The train size N; None if no fault needs it.
+        max_train_size: The train size N. It may be None if no fault needs it.
 
     Raises:
         DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or there
             are too few images.
     """
     faults = _relevant_faults(spec)
-    has_wrong_pairing = not faults.isdisjoint(WRONG_PAIRING_FAULTS)
-    is_released_split = faults >= RELEASED_SPLIT_FAULTS
-    # The released split includes test_set_depends_on_size, so it needs a train size too.
-    needs_train_size = has_wrong_pairing or "test_set_depends_on_size" in faults
+    has_mismatch = not faults.isdisjoint(MISMATCH_FAULTS)
+    is_released_split = faults >= RELEASED_SPLIT_FAULTS  # all three
     if max_train_size is None:
-        if needs_train_size:
+        # The released split includes test_set_depends_on_size, so it needs a train size too.
+        if has_mismatch or "test_set_depends_on_size" in faults:
             raise DataError(
                 f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
                 "on the train size",
                 hint="Call make_subset with max_train_size, once for every train size",
             )
-        return _split_by_spec(candidates, spec, faults, max_train_size)
-    if has_wrong_pairing or is_released_split:
+    elif has_mismatch or is_released_split:
         candidates = _pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
@@ -76,7 +76,7 @@ def split_with_faults(
 
 
 def _relevant_faults(spec: SubsetSpec) -> set[str]:
-    """Return the faults of the spec that can occur in its dataset."""
+    """Return the faults of the spec that the released code has for this dataset."""
     faults: set[str] = set(spec.prepared.faults)
     dataset = spec.prepared.dataset
     is_read_by_name = dataset in READ_BY_FILE_NAME
@@ -94,21 +94,20 @@ def _pool(
 ) -> Candidates:
     """Return the pool of the released code: the first candidates of each class.
 
-    With F3 or F4 the rows of the pool do not belong to its labels, as in the released code.
+    The labels are always those of the pool. With F3 or F4, the rows belong to other images.
     """
     pool_indices = _first_of_each_class(candidates, spec, train_size)
     rows = candidates.rows[pool_indices]
     if "misaligned_labels" in faults:
-        rows = candidates.rows[: len(pool_indices)]  # the first images of any class
+        rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        rows = pool_indices  # an index of a candidate is used as a row of the prepared dataset
+        rows = pool_indices  # the index of a candidate becomes a row of the prepared dataset
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
 def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Integers:
     """Return the indices of the pool's candidates, in ascending order."""
     num_classes = len(candidates.class_names)
-    # Rounded down, as in the released code.
     num_per_class = (train_size + spec.test_size) // num_classes
     chosen = []
     for label in range(num_classes):
@@ -127,29 +126,30 @@ def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: i
 def _split_by_spec(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], max_train_size: int | None
 ) -> GroupSplit:
-    """Split by groups, with those of the faults F5, F6 and F7 that are switched on."""
+    """Split with :func:`split_by_group` and with the faults F3 to F7 that are switched on."""
     rng = None
     if "first_k_selection" not in faults:
-        seed = ["subset", spec.split_seed, spec.class_pair]
+        seed_parts = ["subset", spec.split_seed, spec.class_pair]
         if "test_set_depends_on_size" in faults:
-            seed.append(max_train_size)
-        rng = np.random.default_rng(derive_seed(*seed))
+            seed_parts.append(max_train_size)
+        rng = np.random.default_rng(derive_seed(*seed_parts))
     groups = candidates.groups
-    # A pool with F3 or F4 has exactly the images that are needed. A split by groups would leave out
-    # the other images of the test groups, so there would be too few training images.
-    if "image_level_split" in faults or not faults.isdisjoint(WRONG_PAIRING_FAULTS):
+    balanced = len(candidates.class_names) == 2
+    if not faults.isdisjoint(MISMATCH_FAULTS):
+        # The pool has exactly N + test_size images, so all others than the test images must be
+        # training images. A split by groups would leave out images of the test groups. With an odd
+        # test_size, balanced classes would leave out one image of the larger class.
         groups = np.arange(len(candidates.rows))
-    # With F3, the classes of the pool have equal counts. If the size of the test set is odd, one
-    # class has one training image more. Proportional numbers use this image too.
-    balanced = len(candidates.class_names) == 2 and "misaligned_labels" not in faults
+        balanced = False
+    elif "image_level_split" in faults:
+        groups = np.arange(len(candidates.rows))
     return split_by_group(candidates, spec.test_size, rng, groups=groups, balanced=balanced)
 
 
 def _released_split(candidates: Candidates, test_size: int) -> GroupSplit:
-    """Split like torch's ``random_split``: permute the images; the last ones are for testing.
+    """Split like torch's ``random_split``: permute the images, and use the last ones for testing.
 
-    The seed is always :data:`RELEASED_SEED`, as in the released code. The seed of the spec has no
-    effect.
+    The seed is :data:`RELEASED_SEED`, as in the released code. The seed of the spec has no effect.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Prepared datasets on disk: a sharded zarr 3 group in which every chunk has a crc32c checksum.
+"""Prepared datasets on disk: zarr 3 arrays in which every chunk has a crc32c checksum.
 
 Layout of the folder::
 
@@ -6,8 +6,11 @@ Layout of the folder::
     complete.json                                    the record; sizes and SHA-256 of all files
 
 ``complete.json`` is the *marker*. It is written last. A folder without an undamaged marker is not a
-prepared dataset. Opening a dataset checks the hash of the marker and the sizes of all files.
-Reading rows checks the crc32c of their chunks. :meth:`PreparedDataset.verify` checks every byte.
+prepared dataset.
+
+- Opening a dataset checks the fingerprint of the marker and the sizes of all files.
+- Reading rows checks the crc32c of their chunks.
+- :meth:`PreparedDataset.verify` checks every byte.
 """
 
 from __future__ import annotations
@@ -32,47 +35,56 @@ from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
 
 Array = NDArray[np.generic]
-Rows = NDArray[np.int64] | range
+RowIndices = NDArray[np.int64] | range
+"""Indices of rows. A row is the data of one image in one array."""
 
 STORE_SCHEMA = 1
 MARKER = "complete.json"
 CHUNK_BYTES = 8 << 20
-"""Bytes of a chunk, the unit of checksums and of reading. Of 1 to 40 MB, 8 MB is the fastest."""
+"""Size in bytes of a chunk, the unit of checksums and of reading. We measured 1 to 40 MB; 8 MB was
+fastest."""
 SHARD_BYTES = 64 << 20
-"""Bytes of a shard, which is a file. Network file systems and object stores are slow with many
-small files."""
+"""Size in bytes of a shard, which is a file. Network file systems and object stores are slow with
+many small files."""
 METADATA_ARRAYS = {
     "labels": "int64",
     "groups": "int64",
     "splits": "int8",
 }
-"""Data types of the other arrays, which have one number per image."""
+"""Data types of the arrays with one number per image, by name. The array ``labels`` has the class
+index of each image."""
 REMAKE_HINT = "Delete the folder of this dataset, and prepare the dataset again"
 ABSENT = 2**64 - 1
-"""Offset in the index of a shard that marks a chunk of zeros. Such a chunk is not stored."""
+"""This offset in the index of a shard means: the chunk has only zeros, and is not stored."""
 CRC_BYTES = 4
-"""Bytes of a crc32c checksum."""
+"""Size in bytes of a crc32c checksum."""
 INDEX_ENTRY_BYTES = 16
-"""Bytes of an (offset, length) pair in the index of a shard."""
+"""Size in bytes of a pair (offset, length) in the index of a shard."""
 
 
-class FileStamp(NamedTuple):
-    """Size in bytes and SHA-256 of a file."""
+class FileDigest(NamedTuple):
+    """The size of a file and the hash of its content.
+
+    Attributes:
+        size: Size in bytes.
+        sha256: SHA-256 of the content, 64 hex digits.
+    """
 
     size: int
-    digest: str
+    sha256: str
 
 
 @dataclass(frozen=True)
-class ShardedRows:
+class ShardedArrayReader:
     """A fast reader for the rows of a sharded, uncompressed zarr array.
 
     Rows are read directly into the result, and their checksums are verified. The zarr package reads
     the same files at half the rate.
 
     The layout of a shard is that of the zarr 3 sharding codec. First come chunks of ``chunk_rows``
-    rows; the last chunk is padded to this size. Each chunk is followed by its crc32c. At the end
-    there is an index of (offset, length) pairs, followed by the crc32c of the index.
+    rows. The last chunk of the array is padded to this size. Each chunk is followed by its crc32c.
+    At the end of the shard there is an index with a pair (offset, length) for each chunk, followed
+    by the crc32c of the index.
 
     Attributes:
         folder: The folder ``c`` of the array.
@@ -90,16 +102,16 @@ class ShardedRows:
     chunk_rows: int
     shard_rows: int
 
-    def read_rows(self, indices: Rows) -> Array:
+    def read_rows(self, indices: RowIndices) -> Array:
         """Return rows in the order of ``indices``.
 
         Args:
-            indices: Indices of rows. With a range of step 1, rows are read without an extra copy. A
-                range with another step is not allowed.
+            indices: Indices of rows. With a range, rows are read without an extra copy. The step of
+                a range must be 1.
 
         Raises:
             IndexError: An index is out of range.
-            ValueError: A chunk is damaged.
+            ValueError: A chunk is damaged, or ``indices`` is a range with another step.
             OSError: A file is missing or truncated.
         """
         if isinstance(indices, range):
@@ -107,18 +119,23 @@ class ShardedRows:
         rows = self._empty(len(indices))
         chunk = self._empty(self.chunk_rows)
         order = np.argsort(indices, kind="stable")
-        ordered = indices[order]
-        for requested in self._chunk_slices(ordered):
-            _read_chunk(requested.file, requested.entry, chunk)
+        sorted_indices = indices[order]
+        for requested in self._chunk_slices(sorted_indices):
+            _read_chunk(requested.file, requested.offset_and_length, chunk)
             in_request = slice(requested.request_start, requested.request_stop)
-            rows[order[in_request]] = chunk[ordered[in_request] - requested.chunk_first_row]
+            indices_in_chunk = sorted_indices[in_request] - requested.chunk_first_row
+            rows[order[in_request]] = chunk[indices_in_chunk]
         return rows
 
     def _read_range(self, indices: range) -> Array:
         """Read consecutive rows directly into the result."""
+        if indices.step != 1:
+            raise ValueError(
+                f"{indices} has the step {indices.step}, not 1. Convert it to an array first"
+            )
         rows = self._empty(len(indices))
-        # The checksum covers the whole chunk, so rows that are not requested are read too. They are
-        # read into scratch, where they overwrite each other: their values are not used.
+        # The checksum covers the whole chunk, so the rows before and after the requested ones are
+        # read too. Both are read into scratch, because their values are not used.
         scratch = self._empty(self.chunk_rows)
         for requested in self._chunk_slices(indices):
             requested_rows = rows[requested.request_start : requested.request_stop]
@@ -126,7 +143,7 @@ class ShardedRows:
             num_after = self.chunk_rows - num_before - len(requested_rows)
             _read_chunk(
                 requested.file,
-                requested.entry,
+                requested.offset_and_length,
                 scratch[:num_before],
                 requested_rows,
                 scratch[:num_after],
@@ -137,52 +154,51 @@ class ShardedRows:
         """Return an uninitialized array for ``num_rows`` rows."""
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
-    def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
-        """Yield the requested rows of each chunk. ``ordered`` must be ascending.
+    def _chunk_slices(self, sorted_indices: RowIndices) -> Iterator[_ChunkSlice]:
+        """Yield the requested rows, chunk by chunk.
 
-        The file of a slice is open until the next slice is requested from this generator.
-        """
-        if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
-            raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
-        start = 0
-        while start < len(ordered):
-            shard = int(ordered[start]) // self.shard_rows
-            stop = bisect_left(ordered, (shard + 1) * self.shard_rows, start)
-            with self._open(shard) as (file, index):
-                yield from self._chunk_slices_of_shard(ordered, start, stop, file, index)
-            start = stop
-
-    def _chunk_slices_of_shard(
-        self, ordered: Rows, start: int, stop: int, file: IO[bytes], index: NDArray[np.uint64]
-    ) -> Iterator[_ChunkSlice]:
-        """Yield the requested rows of each chunk of one shard.
+        A file stays open between two slices of the same shard. So a slice must be read before the
+        next one is requested.
 
         Args:
-            ordered: All requested rows, in ascending order.
-            start: Position in ``ordered`` of the first row of this shard.
-            stop: Position in ``ordered`` after the last row of this shard.
-            file: The open file of the shard.
-            index: ``(num_chunks, 2)`` offset and length of each chunk in the file.
+            sorted_indices: Indices of the requested rows, in ascending order.
         """
-        while start < stop:
-            chunk = int(ordered[start]) // self.chunk_rows
-            first_row = chunk * self.chunk_rows
-            next_start = bisect_left(ordered, first_row + self.chunk_rows, start, stop)
-            entry = index[(first_row % self.shard_rows) // self.chunk_rows]
-            yield _ChunkSlice(file, entry, first_row, start, next_start)
-            start = next_start
+        num_requested = len(sorted_indices)
+        if num_requested and not 0 <= sorted_indices[0] <= sorted_indices[-1] < self.num_rows:
+            raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
+        start = 0
+        while start < num_requested:
+            shard = int(sorted_indices[start]) // self.shard_rows
+            shard_stop = bisect_left(sorted_indices, (shard + 1) * self.shard_rows, start)
+            with self._open_shard(shard) as (file, chunk_index):
+                while start < shard_stop:
+                    chunk = int(sorted_indices[start]) // self.chunk_rows
+                    first_row = chunk * self.chunk_rows
+                    stop = bisect_left(sorted_indices, first_row + self.chunk_rows, start)
+                    chunk_in_shard = chunk % self.chunks_per_shard
+                    yield _ChunkSlice(file, chunk_index[chunk_in_shard], first_row, start, stop)
+                    start = stop
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Number of chunks in a shard."""
+        return self.shard_rows // self.chunk_rows
 
     @contextmanager
-    def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
-        """Open the file of a shard, and read the offset and length of every chunk."""
+    def _open_shard(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
+        """Open the file of a shard, and read its index.
+
+        Yields:
+            The file, and ``(chunks_per_shard, 2)`` offset and length of each chunk in the file.
+        """
         # The zarr package calls the file of shard 3 of a 4-d array c/3/0/0/0.
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
-            index_bytes = INDEX_ENTRY_BYTES * (self.shard_rows // self.chunk_rows)
+            index_bytes = INDEX_ENTRY_BYTES * self.chunks_per_shard
             file.seek(-index_bytes - CRC_BYTES, os.SEEK_END)
-            index = np.empty(index_bytes // 8, dtype="<u8")
-            _fill_and_check(file, index)
-            yield file, index.reshape(-1, 2)
+            chunk_index = np.empty((self.chunks_per_shard, 2), dtype="<u8")
+            _fill_and_check(file, chunk_index)
+            yield file, chunk_index
 
 
 class _ChunkSlice(NamedTuple):
@@ -190,22 +206,22 @@ class _ChunkSlice(NamedTuple):
 
     Attributes:
         file: The open file of the shard.
-        entry: Offset and length of the chunk in the file.
-        chunk_first_row: Index of the first row of the chunk.
-        request_start: Position of the first of these rows in the sorted request.
-        request_stop: Position after the last of these rows in the sorted request.
+        offset_and_length: Offset and length of the chunk in the file.
+        chunk_first_row: Index of the chunk's first row in the array.
+        request_start: Position of the first of these rows in the sorted indices.
+        request_stop: Position after the last of these rows in the sorted indices.
     """
 
     file: IO[bytes]
-    entry: NDArray[np.uint64]
+    offset_and_length: NDArray[np.uint64]
     chunk_first_row: int
     request_start: int
     request_stop: int
 
 
-def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *targets: Array) -> None:
+def _read_chunk(file: IO[bytes], offset_and_length: NDArray[np.uint64], *targets: Array) -> None:
     """Read a chunk into arrays. The arrays are consecutive parts of the chunk."""
-    offset, length = map(int, entry)
+    offset, length = map(int, offset_and_length)
     if offset == ABSENT:
         for target in targets:
             target[...] = 0
@@ -221,7 +237,7 @@ def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
     import google_crc32c
 
     checksum = 0
-    for target in filter(len, targets):  # empty parts have no bytes
+    for target in filter(len, targets):  # empty arrays have no bytes
         target_bytes = target.view(np.uint8).reshape(-1)
         unfilled = target_bytes.data
         while unfilled:
@@ -230,24 +246,23 @@ def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
             if not count:
                 raise OSError("the file is truncated")
             unfilled = unfilled[count:]
-        target_bytes.flags.writeable = False  # google_crc32c needs read-only buffers
+        # google_crc32c needs a read-only buffer. This is a view, so the target stays writable.
+        target_bytes.flags.writeable = False
         checksum = google_crc32c.extend(checksum, target_bytes)
     if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
         raise ValueError("the stored checksum differs from the computed checksum")
 
 
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
-    """Create the empty arrays of a store.
+    """Create the empty arrays of a store, and return the number of images in a shard.
+
+    Several tasks may write at the same time with :func:`write_rows`, each to a different shard.
 
     Args:
         folder: The folder of the new store.
         num_images: Number of images.
         image_shape: ``(channels, height, width)``.
         dtype: Type of the pixels.
-
-    Returns:
-        The number of images in a shard. Several tasks may write at the same time with
-        :func:`write_rows`, each to another shard.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
@@ -258,6 +273,7 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     num_chunks = -(-num_images // chunk_rows)
     chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
     shard_rows = chunk_rows * chunks_per_shard
+    # There is no compression. In zarr, a checksum is a codec like a compressor.
     array_options: dict[str, Any] = {
         "compressors": [Crc32cCodec()],
         "filters": None,
@@ -289,21 +305,21 @@ def write_rows(folder: Path, name: str, start: int, values: Array) -> None:
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
-def stamp_file(path: Path) -> FileStamp:
+def flush_and_hash(path: Path) -> FileDigest:
     """Flush a file to the disk, and return its size and SHA-256."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    return FileStamp(path.stat().st_size, digest)
+    return FileDigest(path.stat().st_size, sha256)
 
 
-def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
+def write_marker(folder: Path, record: PreparedRecord, digests: Mapping[str, FileDigest]) -> None:
     """Write the marker, which makes a store complete. All folders are flushed to the disk first.
 
     Args:
         folder: The folder of the store.
         record: The record of the prepared dataset.
-        stamps: Size and SHA-256 of each file, by path relative to the folder.
+        digests: Size and SHA-256 of each file, by path relative to the folder.
     """
     for path in folder.rglob("*"):
         if path.is_dir():
@@ -311,7 +327,7 @@ def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, File
     body = {
         "schema": STORE_SCHEMA,
         "record": record.model_dump(mode="json"),
-        "files": {name: list(stamp) for name, stamp in sorted(stamps.items())},
+        "files": {name: list(digest) for name, digest in sorted(digests.items())},
     }
     marker = body | {"sha256": fingerprint(body)}
     write_atomic(folder / MARKER, json.dumps(marker, indent=1, allow_nan=False).encode())
@@ -325,7 +341,7 @@ class PreparedDataset:
     contains only the path, so a task opens the dataset on its own node.
     """
 
-    def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileStamp]) -> None:
+    def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileDigest]) -> None:
         self.path = path
         self.record = record
         self._files = files
@@ -352,7 +368,8 @@ class PreparedDataset:
         try:
             body = _marker_body(folder)
             files = {
-                name: FileStamp(int(size), str(sha)) for name, (size, sha) in body["files"].items()
+                name: FileDigest(int(size), str(sha256))
+                for name, (size, sha256) in body["files"].items()
             }
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -360,8 +377,8 @@ class PreparedDataset:
                 f"{MARKER} of prepared dataset {folder.name} is damaged ({type(error).__name__})",
                 hint=REMAKE_HINT,
             ) from error
-        for name, stamp in files.items():
-            _check_size(folder, name, stamp.size)
+        for name, digest in files.items():
+            _check_size(folder, name, digest.size)
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
@@ -370,7 +387,7 @@ class PreparedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content, see :class:`PreparedRecord`."""
+        """Fingerprint of the content, see :class:`PreparedRecord`."""
         return self.record.fingerprint
 
     @property
@@ -392,7 +409,7 @@ class PreparedDataset:
 
     @cached_property
     def classes(self) -> NDArray[np.int64]:
-        """``(num_images,)`` class index of each image. The stored array is called ``labels``."""
+        """``(num_images,)`` class index of each image, from the stored array ``labels``."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
@@ -421,7 +438,7 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: A file is missing, or its checksum is wrong.
         """
-        rows: Rows
+        rows: RowIndices
         if isinstance(indices, range) and indices.step == 1:
             rows = indices
         else:
@@ -436,13 +453,13 @@ class PreparedDataset:
             CorruptStoreError: The SHA-256 of a file differs from that in the marker.
         """
         for name in self._files:
-            self._check_digest(name)
+            self._check_sha256(name)
 
-    def _check_digest(self, name: str) -> None:
+    def _check_sha256(self, name: str) -> None:
         """Compare the SHA-256 of a file with that in the marker."""
         with (self.path / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != self._files[name].digest:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != self._files[name].sha256:
             raise CorruptStoreError(
                 f"{name} of prepared dataset {self.path.name} has changed since it was written",
                 hint=REMAKE_HINT,
@@ -455,20 +472,20 @@ class PreparedDataset:
 
         for name in self._files:
             if name.endswith("zarr.json"):
-                self._check_digest(name)
+                self._check_sha256(name)
         return zarr.open_group(str(self.path), mode="r")
 
     @cached_property
-    def _images(self) -> ShardedRows:
+    def _images(self) -> ShardedArrayReader:
         """The reader of the images."""
         array = self._zarr_group["images"]
-        return ShardedRows(
-            self.path / "images" / "c",
-            self.num_rows,
-            self.row_shape,
-            np.dtype(self.record.dtype).newbyteorder("<"),
-            array.chunks[0],
-            array.shards[0],
+        return ShardedArrayReader(
+            folder=self.path / "images" / "c",
+            num_rows=self.num_rows,
+            row_shape=self.row_shape,
+            dtype=np.dtype(self.record.dtype).newbyteorder("<"),
+            chunk_rows=array.chunks[0],
+            shard_rows=array.shards[0],
         )
 
     def _array(self, name: str) -> Array:
@@ -487,8 +504,8 @@ class PreparedDataset:
         return values
 
     @contextmanager
-    def _convert_read_errors(self, name: str, rows: Rows) -> Iterator[None]:
-        """Convert an error of reading to a CorruptStoreError with the names of the files."""
+    def _convert_read_errors(self, name: str, rows: RowIndices) -> Iterator[None]:
+        """Convert an error of reading to a CorruptStoreError that lists the files."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
@@ -498,7 +515,7 @@ class PreparedDataset:
                 hint=REMAKE_HINT,
             ) from error
 
-    def _stored_files(self, name: str, rows: Rows) -> list[str]:
+    def _stored_files(self, name: str, rows: RowIndices) -> list[str]:
         """Return the files that contain these rows of an array, relative to the folder."""
         array = self._zarr_group[name]
         rows_per_file = (array.shards or array.chunks)[0]
@@ -509,9 +526,9 @@ class PreparedDataset:
 
 
 def _marker_body(folder: Path) -> Any:
-    """Return the JSON value of the marker after checking its hash and schema."""
+    """Return the content of the marker after checking its schema and fingerprint."""
     body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    stored_digest = body.pop("sha256")
+    stored_fingerprint = body.pop("sha256")
     marker_name = f"{MARKER} of prepared dataset {folder.name}"
     schema = body["schema"]
     if schema != STORE_SCHEMA:
@@ -520,7 +537,7 @@ def _marker_body(folder: Path) -> Any:
             f"{STORE_SCHEMA}",
             hint=REMAKE_HINT,
         )
-    if stored_digest != fingerprint(body):
+    if stored_fingerprint != fingerprint(body):
         raise CorruptStoreError(f"{marker_name} has changed since it was written", hint=REMAKE_HINT)
     return body
 

@@ -1,8 +1,8 @@
 """Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
-Test images are drawn first, from groups in a seeded order. The other groups are for training, so no
-group is in both sets. The training images have one fixed order. The training set of size N is the
-first N images in this order.
+Test images are drawn first, from groups in a seeded order. Training images come only from the other
+groups, so no group is in both sets. The training images have one fixed order. The training set of
+size N is the first N images in this order.
 
 A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
 classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class pair
@@ -12,7 +12,8 @@ A *given split* is a split that the data state, such as an official test set. If
 test images are drawn only from its test images.
 
 :mod:`tasks.prepared.group_split` draws and orders the images. A spec can switch on faults of the
-released code; then :mod:`tasks.prepared.released_faults` chooses the images.
+code that was released with the paper (``docs/faults.md``). Then
+:mod:`tasks.prepared.released_faults` chooses the images.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tasks.prepared.group_split import (
 )
 from tasks.prepared.released_faults import split_with_faults
 from tasks.prepared.store import PreparedDataset
-from tasks.prepared.table import number_groups, quotas_of
+from tasks.prepared.table import class_counts_for, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 Integers = NDArray[np.int64]
@@ -96,8 +97,8 @@ class Subset:
     Attributes:
         train_rows: ``(max_train_size,)`` rows of the training images. The training set of size N
             is the first N rows. With two classes, the class counts of every such set differ by at
-            most one. With more classes, every such set has the classes in proportion. Some faults
-            of the released code violate this.
+            most one. With more classes, every such set has the class proportions of all training
+            images, up to rounding. Some faults of the released code violate this.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows of the test images, the same for every train size.
         test_labels: ``(test_size,)`` labels of the test images.
@@ -127,7 +128,7 @@ class Subset:
         """Read the first ``train_size`` training images and the test images.
 
         Raises:
-            DataError: The subset has fewer training images.
+            DataError: The subset has fewer than ``train_size`` training images.
         """
         if train_size > self.max_train_size:
             raise DataError(
@@ -169,8 +170,10 @@ def make_subset(
         groups: ``(num_images,)`` group ids. Only equality of ids matters.
         spec: The subset spec: the class pair, the size of the test set, the seed and the faults.
         splits: ``(num_images,)`` given splits, see :class:`GivenSplit`; None if there are none.
-        max_train_size: The largest train size. The subset must have so many training images.
-        class_names: Names of all classes of the dataset, for messages; empty to use indices.
+        max_train_size: The largest train size. The subset must have at least this many training
+            images.
+        class_names: Names of all classes of the dataset, for messages. If empty, messages contain
+            class indices.
 
     Raises:
         DataError: A class has no images, or there are too few images.
@@ -183,28 +186,26 @@ def make_subset(
         labels[classes[rows] == class_index] = label
     if splits is None:
         splits = np.full(len(classes), GivenSplit.NONE, np.int8)
-    subset_names = tuple(str(class_index) for class_index in subset_classes)
+    subset_class_names = tuple(str(class_index) for class_index in subset_classes)
     if class_names:
-        subset_names = tuple(class_names[class_index] for class_index in subset_classes)
-    candidates = Candidates(
-        rows=rows, labels=labels, class_names=subset_names, all_groups=groups, all_splits=splits
-    )
+        subset_class_names = tuple(class_names[class_index] for class_index in subset_classes)
+    candidates = Candidates(rows, labels, subset_class_names, all_groups=groups, all_splits=splits)
     if spec.prepared.faults:
-        subset = _subset_of(split_with_faults(candidates, spec, max_train_size))
+        subset = _subset_from_split(split_with_faults(candidates, spec, max_train_size))
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
         split = split_by_group(
             candidates,
             spec.test_size,
             rng,
-            groups=candidates.groups,
-            balanced=len(subset_names) == 2,
+            groups=candidates.groups,  # only faults of the released code pass other groups
+            balanced=len(subset_classes) == 2,
         )
-        subset = _subset_of(split)
+        subset = _subset_from_split(split)
         # This cannot happen if this module is correct. An assert statement would not be checked
         # with python -O.
         if subset.shared_group_share:
-            raise AssertionError("a group is on both sides of the split")
+            raise AssertionError("the training set and the test set share a group")
     if max_train_size is not None:
         _check_train_size(subset, max_train_size)
     return subset
@@ -215,17 +216,17 @@ def _check_classes(classes: Integers, subset_classes: Sequence[int], spec: Subse
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty:
         raise DataError(
-            f"{_name(spec)}: there are no images of the class {', '.join(empty)}",
+            f"{_describe(spec)}: there is no image of class {', '.join(empty)}",
             hint="Choose other classes, or add images",
         )
     if len(subset_classes) < 2:
         raise DataError(
-            f"{_name(spec)}: the data have only one class", hint="Add images of a second class"
+            f"{_describe(spec)}: the data have only one class", hint="Add images of a second class"
         )
 
 
-def _name(spec: SubsetSpec) -> str:
-    """Format the dataset and the class pair for messages."""
+def _describe(spec: SubsetSpec) -> str:
+    """Format the dataset and the class pair of a subset for messages."""
     return f"{spec.prepared.dataset} {pair_name(spec.class_pair)}".strip()
 
 
@@ -248,8 +249,8 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     )
 
 
-def _subset_of(split: GroupSplit) -> Subset:
-    """Return the subset with the training and test images of a split."""
+def _subset_from_split(split: GroupSplit) -> Subset:
+    """Convert a split of candidates to a subset, whose rows are those of the prepared dataset."""
     candidates = split.candidates
     train_rows = candidates.rows[split.train]
     test_rows = candidates.rows[split.test]
@@ -280,12 +281,12 @@ def split_validation(
         other groups.
 
     Raises:
-        DataError: A class has too few groups for two sets. Or faults of the released code are
-            switched on, with which test groups can be in the training set.
+        DataError: A class has too few groups for two sets. Or the spec switches on faults of the
+            released code. Such faults can put one group into the training and the test set.
     """
     if spec.prepared.faults:
         raise DataError(
-            f"A search needs corrected data, but {_name(spec)} has the faults "
+            f"A search needs corrected data, but {_describe(spec)} has the faults "
             f"{', '.join(spec.prepared.faults)}",
             hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
             "Then use its recipe in this sweep",
@@ -301,22 +302,24 @@ def split_validation(
     for label in range(num_classes):
         groups_per_class.append(len(np.unique(group_numbers[labels == label])))
     images_per_class = np.bincount(labels, minlength=num_classes)
-    too_few_groups = _too_few_groups(
+    error = _too_few_groups_error(
         spec, subset.class_names, groups_per_class, images_per_class.tolist()
     )
     if min(groups_per_class) < 2:
-        raise too_few_groups
+        raise error
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
-    quotas = np.maximum(quotas_of(images_per_class, size, balanced=balanced), 1)
+    quotas = np.maximum(class_counts_for(images_per_class, size, balanced=balanced), 1)
     no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
     validation_indices = draw_test_or_validation(
         labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
     trainable = np.flatnonzero(~np.isin(group_numbers, group_numbers[validation_indices]))
+    # All images of a drawn group leave the training set. Two images of each class must remain, so
+    # that no class is learned from a single image.
     if np.bincount(labels[trainable], minlength=num_classes).min() < 2:
-        raise too_few_groups
+        raise error
     # None keeps the order of the training images, which is already random.
     train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(
@@ -336,7 +339,7 @@ def split_validation(
     )
 
 
-def _too_few_groups(
+def _too_few_groups_error(
     spec: SubsetSpec,
     class_names: Sequence[str],
     groups_per_class: Sequence[int],
@@ -348,8 +351,8 @@ def _too_few_groups(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        f"{_name(spec)}: the training images have too few groups (patients) for a validation "
-        f"split ({'; '.join(counts)})",
+        f"{_describe(spec)}: too few groups among the training images for a validation split "
+        f"({'; '.join(counts)})",
         hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
         "of the search",
     )
@@ -365,16 +368,16 @@ def _check_no_shared_group(groups: Integers, parts: dict[str, Integers]) -> None
     for first, second in itertools.combinations(parts, 2):
         if np.isin(groups[parts[first]], groups[parts[second]]).any():
             # An assert statement would not be checked with python -O.
-            raise AssertionError(f"a group is on the {first} and the {second} side of a search")
+            raise AssertionError(f"the {first} and the {second} set of a search share a group")
 
 
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of a :func:`split_validation`. No test image is read.
+    """Read the images of the split that :func:`split_validation` returns. No test image is read.
 
     Raises:
-        DataError: The spec has a condition, which changes training images.
+        DataError: The spec has a condition that changes training images.
     """
     if spec.condition is not None:
         raise DataError(

@@ -57,7 +57,7 @@ def number_groups(groups: Values) -> Integers:
     return numbers
 
 
-def quotas_of(available: Integers, size: int, *, balanced: bool) -> Integers:
+def class_counts_for(available: Integers, size: int, *, balanced: bool) -> Integers:
     """Return the number of images of each class in a set of ``size`` images.
 
     The numbers are rounded by the method of largest remainders. If remainders are equal, earlier

@@ -1,13 +1,14 @@
-"""Images, labels, groups and splits in a user's .npz or HDF5 file.
+"""List and read the images of a user's ``.npz`` or HDF5 file.
 
-The format is ``.npz`` as from ``np.savez``, or HDF5 with all arrays in the root group. The names of
-the arrays are those of PatchCamelyon, of MedMNIST (``medmnist/dataset.py``) or of Keras'
-``mnist.npz``. Other arrays with one entry per image have the usual names of a table's columns, such
-as ``groups``.
+An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. An *array
+name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
+of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
+Other arrays with one entry per image are *columns*: they have the names that columns of a table
+have, such as ``groups``. The *locator* of an image is the name of its array and its row.
 
 ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height,
-width)``. Images of uint8 stay as stored. Images of other integers are scaled, each by its own
-maximum. Images of floats are all scaled alike, as :mod:`tasks.sources.pixel_range` decides.
+width)``. Images of uint8 stay as stored. Each image of other integers is scaled by its own maximum.
+All images of floats are scaled in the same way, as :mod:`tasks.sources.pixel_range` decides.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -34,7 +36,7 @@ from tasks.sources.array_files import (
 )
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own.class_names import sort_labels
-from tasks.sources.own.columns import TRAITS, Columns, JoinedTables, find_columns
+from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.own.listing import own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
@@ -42,21 +44,21 @@ from tasks.sources.pictures import negative_flags, scale_by_image_maximum
 from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
 from tasks.sources.tables import MAX_NAMED, label_text, unused_flags
 
-SHORT_KEYS = (("x", "y"), ("X", "y"), ("X", "Y"))
-"""Short names of the arrays of images and labels."""
-KEYS = (("images", "labels"), *SHORT_KEYS, ("data", "target"), ("data", "labels"))
-"""Names of the arrays of images and labels in a file without splits."""
+SHORT_NAMES = (("x", "y"), ("X", "y"), ("X", "Y"))
+"""Short array names of images and labels."""
+NAMES_WITHOUT_SPLIT = (("images", "labels"), *SHORT_NAMES, ("data", "target"), ("data", "labels"))
+"""Array names of images and labels in a file without splits."""
 
 
 @dataclass(frozen=True)
 class SplitNaming:
-    """The names of arrays in a file with splits. In each text, ``{}`` stands for the split.
+    """The array names in a file with splits. In each text, ``{}`` stands for the split.
 
     Attributes:
-        images: Name of the array of images.
-        labels: Name of the array of labels.
-        prefix: Text before the usual name of any other array of the split.
-        suffix: Text after the usual name of any other array of the split.
+        images: Array name of the images.
+        labels: Array name of the labels.
+        prefix: Text before the name of a column in an array name.
+        suffix: Text after the name of a column in an array name.
     """
 
     images: str
@@ -70,66 +72,61 @@ SPLIT_NAMINGS = (
     SplitNaming("x_{}", "y_{}", suffix="_{}"),
     SplitNaming("X_{}", "y_{}", suffix="_{}"),
 )
-"""Names of arrays with splits: those of MedMNIST, those of Keras, and those of Keras with a capital
+"""Array names with splits: those of MedMNIST, those of Keras, and those of Keras with a capital
 X."""
 VALIDATION_NAMES = ("val", "valid")
-"""Names of the validation split in the names of its arrays."""
+"""Names of the validation split in array names."""
 SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""Names of a split in the names of its arrays. TRAIN and Test, for example, are not recognized."""
-CHOSEN_LABELS = "labels"
-"""Name that stands for the arrays of labels, which are chosen together with the images."""
+"""Names of all splits in array names. TRAIN and Test, for example, are not recognized."""
 LABEL_NAMES = "label_names"
-"""Name of the array with the names of the classes."""
+"""Array name of the class names."""
 SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
+"""Python code in hints: the simplest way to write a file that can be read."""
 CHANNELS = (1, 3)
-"""Possible numbers of channels. The channels are the last axis, or else the first axis."""
+"""Possible numbers of channels. The channels are the last axis of an image. If the last axis has
+another length, they are the first axis."""
 MAX_IMAGES = 10_000_000
-"""Largest number of images in a file. All labels are in memory at once, and a damaged header could
+"""Largest number of images in a file. All labels are in memory at once. A damaged header could
 declare many gigabytes of labels."""
 MAX_SMALL_ARRAY_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
-"""Number of images that one reading task reads. Rows are small and cheap to read in order."""
+"""Number of images that one reading task reads. The number is large, because reading rows in order
+is cheap."""
 
 
 @dataclass(frozen=True)
 class ImageArray:
-    """An array of images and the arrays that describe them.
+    """An array of images, and the arrays of their labels and columns.
 
     Attributes:
-        images_key: Name of the array of images.
-        labels_key: Name of the array of labels.
+        images_name: Array name of the images.
+        labels_name: Array name of the labels.
         split: Split of the images.
-        key_by_usual_name: Usual name of a further array, without the split -> its name in the file,
-            such as ``patient_id`` -> ``train_patient_id``.
+        array_of_column: Name of a column, without the split -> its array name. An example is
+            ``patient_id`` -> ``train_patient_id``.
     """
 
-    images_key: str
-    labels_key: str
+    images_name: str
+    labels_name: str
     split: GivenSplit
-    key_by_usual_name: dict[str, str]
+    array_of_column: dict[str, str]
 
-    def key_by_our_name(self, columns: Columns) -> dict[str, str]:
-        """Return the arrays to read: our name of a column, such as ``group`` -> name in the file.
-
-        Args:
-            columns: The chosen columns. Here their names in the data are usual names.
-        """
-        key_by_our_name = {"label": self.labels_key}
-        for our_name, usual_name in columns.name_in_data.items():
-            is_read = our_name in ("group", "split", *TRAITS)
-            if is_read and usual_name in self.key_by_usual_name:
-                key_by_our_name[our_name] = self.key_by_usual_name[usual_name]
-        return key_by_our_name
+    def array_of_role(self, columns: Columns) -> dict[str, str]:
+        """Return the arrays to read: role, as in :class:`Columns` -> array name."""
+        array_of_role = {"label": self.labels_name}
+        for role, column in columns.name_by_role.items():
+            if role != "label" and column in self.array_of_column:
+                array_of_role[role] = self.array_of_column[column]
+        return array_of_role
 
 
 class Scale(NamedTuple):
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        pixel_range: The values that become 0 and 255. None if there is no such range. Then the type
-            of the values decides: uint8 stays as stored, and each image of other integers is scaled
-            by its own maximum.
+        pixel_range: The values that become 0 and 255; None without such a range. Without a range,
+            uint8 stays as stored, and each image of other integers is scaled by its own maximum.
         rule: The rule in words, for the record of the prepared dataset.
     """
 
@@ -139,42 +136,42 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayDetails:
-    """The array of an item and the scale of its pixels.
+    """The array of an item and the scale of its pixels, which its reader needs.
 
     Attributes:
-        array: Name of the array with the image.
+        images_name: Array name of the image's array.
         pixel_range: The values that become 0 and 255, or None, as in :class:`Scale`.
-        file_name: Name of the array file if the raw path is a folder; else empty. A raw folder may
-            get another array file. The name is part of the item, so the items of the other file are
-            other items, and are read again.
+        file_name: Name of the array file if the raw path is a folder; else empty. If the user puts
+            another array file into the folder, the items change, so the images are read again.
     """
 
-    array: str
+    images_name: str
     pixel_range: Limits | None
     file_name: str = ""
 
     @classmethod
-    def of(cls, item: Item) -> ArrayDetails:
+    def from_item(cls, item: Item) -> ArrayDetails:
         """Return the details of an item that :func:`list_arrays` made."""
-        array, black, white, *file_names = cast("tuple[Any, ...]", item.details)
+        images_name, black, white, *file_names = cast("tuple[Any, ...]", item.details)
         pixel_range = None if black is None else (black, white)
-        return cls(array, pixel_range, *file_names)
+        file_name = file_names[0] if file_names else ""
+        return cls(images_name, pixel_range, file_name)
 
     def to_tuple(self) -> tuple[str | float | None, ...]:
-        """Return the details as an item stores them.
+        """Return the details as an item stores them: array name, black, white, file name.
 
-        An empty file name is left out, so that items of a single file have the details that earlier
-        versions stored.
+        Without a file name, the tuple has only three entries. Earlier versions stored these three
+        entries, and stored items must not change.
         """
         black, white = self.pixel_range or (None, None)
         if self.file_name:
-            return self.array, black, white, self.file_name
-        return self.array, black, white
+            return self.images_name, black, white, self.file_name
+        return self.images_name, black, white
 
 
 @dataclass(frozen=True)
 class _ArrayRows:
-    """The images of all arrays, numbered from 0 through one array after the other.
+    """The images of all arrays. Their numbers begin with 0 and go on from array to array.
 
     Attributes:
         arrays: The arrays of images.
@@ -194,20 +191,20 @@ class _ArrayRows:
 
     def locator(self, row: int) -> str:
         """Return the locator of an image."""
-        return row_locator(self.array_of(row).images_key, self.tables.row_in_table(row))
+        return row_locator(self.array_of(row).images_name, self.tables.row_in_table(row))
 
     def name(self, row: int) -> str:
         """Return the name of an image in messages."""
         return f"row {self.locator(row)}"
 
     def split(self, row: int) -> GivenSplit:
-        """Return the split that the name of an image's array states."""
+        """Return the split in the name of an image's array."""
         return self.array_of(row).split
 
     def details(self, row: int) -> tuple[str | float | None, ...]:
         """Return the details of an image's item."""
-        key = self.array_of(row).images_key
-        return ArrayDetails(key, self.pixel_range, self.file_name).to_tuple()
+        images_name = self.array_of(row).images_name
+        return ArrayDetails(images_name, self.pixel_range, self.file_name).to_tuple()
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -218,25 +215,24 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
             unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     arrays, num_validation = _find_arrays(file, request)
-    headers = [_image_header(file, array.images_key, request) for array in arrays]
+    headers = [_image_header(file, array.images_name, request) for array in arrays]
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
         raise request.error(
             f"the file has {num_images:,} images, but isweep can read at most {MAX_IMAGES:,}",
             hint="Save fewer images in the file",
         )
-    # A dict keeps the order of the names.
-    names: dict[str, None] = {}
+    # The keys are the names of the columns. A dict keeps their order.
+    column_names: dict[str, None] = {}
     for array in arrays:
-        names |= dict.fromkeys(array.key_by_usual_name)
-    columns = find_columns(
-        list(names), ("label", "group", "split"), request, chosen={"label": CHOSEN_LABELS}
-    )
+        column_names |= dict.fromkeys(array.array_of_column)
+    # Every array of images was found with its array of labels, which is the column label.
+    columns = find_columns(["label", *column_names], ("label", "group", "split"), request)
     tables = []
     for array, header in zip(arrays, headers, strict=True):
         cells = {}
-        for our_name, key in array.key_by_our_name(columns).items():
-            cells[our_name] = _text_cells(file, key, header.shape[0], request)
+        for role, array_name in array.array_of_role(columns).items():
+            cells[role] = _text_cells(file, array_name, header.shape[0], request)
         tables.append(cells)
     unused = _unused_cells(file, arrays[0], columns, request)
     columns = columns.with_like_groups(unused, tables[0]["label"])
@@ -247,7 +243,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     images = _ArrayRows(arrays, joined, scale.pixel_range, file_name)
 
     def sort_classes(labels: Iterable[str]) -> list[str]:
-        # Classes in class_names have the numbers of the file. Other classes follow.
+        # Class names that the file lists are in its order. Other classes follow.
         return [*class_names, *sort_labels(set(labels).difference(class_names))]
 
     rows = Rows(
@@ -257,7 +253,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         file_split=images.split,
         details=images.details,
     )
-    defaults = Listing(
+    listing_fields = Listing(
         dtype="uint8" if scale.pixel_range is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
@@ -269,7 +265,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         dataset_flags=(*columns.flags, *_unused_flags(file, arrays)),
         class_names=class_names,
         sort_classes=sort_classes,
-        defaults=defaults,
+        listing_fields=listing_fields,
     )
 
 
@@ -283,26 +279,27 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         DataError: There are no arrays of images, or several sets of them, or images without labels.
     """
     names = set(file.names())
-    sets = []
-    for images_key, labels_key in KEYS:
-        if {images_key, labels_key} <= names:
-            other_names = sorted(names - {images_key, labels_key, LABEL_NAMES})
-            key_by_usual_name = {name: name for name in other_names}
-            sets.append([ImageArray(images_key, labels_key, GivenSplit.NONE, key_by_usual_name)])
+    arrays_by_naming = []
+    for images_name, labels_name in NAMES_WITHOUT_SPLIT:
+        if {images_name, labels_name} <= names:
+            other_names = sorted(names - {images_name, labels_name, LABEL_NAMES})
+            array_of_column = {name: name for name in other_names}
+            array = ImageArray(images_name, labels_name, GivenSplit.NONE, array_of_column)
+            arrays_by_naming.append([array])
     num_validation = 0
     for naming in SPLIT_NAMINGS:
         arrays, num_validation_of_naming = _arrays_of_splits(file, naming)
         num_validation += num_validation_of_naming
         if arrays:
-            sets.append(arrays)
-    _check_labels_exist(names, request, found_images=bool(sets))
-    if len(sets) > 1:
-        listed = ", ".join(array.images_key for arrays in sets for array in arrays)
+            arrays_by_naming.append(arrays)
+    _check_labels_exist(names, request, found_images=bool(arrays_by_naming))
+    if len(arrays_by_naming) > 1:
+        listed = ", ".join(array.images_name for array in chain(*arrays_by_naming))
         raise request.error(
             f"the file has several sets of images: {listed}",
             hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
         )
-    if not sets:
+    if not arrays_by_naming:
         missing = "labels" if "images" in names else "images"
         listed = ", ".join(sorted(names)[:MAX_NAMED])
         only = f", only {listed}" if listed else ""
@@ -310,11 +307,11 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
             f"the file has no array {missing}{only}",
             hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
         )
-    return sets[0], num_validation
+    return arrays_by_naming[0], num_validation
 
 
 def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageArray], int]:
-    """Find the training and test images whose arrays are named by one naming.
+    """Find the training and test images whose array names follow one naming.
 
     Returns:
         The arrays, and the number of images in validation splits.
@@ -323,97 +320,107 @@ def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageA
     arrays = []
     num_validation = 0
     for split_name in SPLIT_NAMES:
-        images_key = naming.images.format(split_name)
-        labels_key = naming.labels.format(split_name)
-        if not {images_key, labels_key} <= names:
+        images_name = naming.images.format(split_name)
+        labels_name = naming.labels.format(split_name)
+        if not {images_name, labels_name} <= names:
             continue
         split = parse_split(split_name)
         if split is GivenSplit.VALIDATION:
-            num_validation += file.header(images_key).shape[0]
+            num_validation += file.header(images_name).shape[0]
         else:
-            other_names = names - {images_key, labels_key}
-            key_by_usual_name = _split_columns(other_names, naming, split_name)
-            arrays.append(ImageArray(images_key, labels_key, split, key_by_usual_name))
+            other_names = names - {images_name, labels_name}
+            array_of_column = _split_columns(other_names, naming, split_name)
+            arrays.append(ImageArray(images_name, labels_name, split, array_of_column))
     return arrays, num_validation
 
 
 def _check_labels_exist(names: set[str], request: RawRequest, *, found_images: bool) -> None:
-    """Check that no images lack their labels: they would be left out silently.
+    """Check that all arrays of images have labels. Others would be left out silently.
 
     Args:
         names: Names of all arrays in the file.
         request: For errors.
-        found_images: Whether an array of images has labels. If none has, arrays with short names,
-            such as ``x``, count as images too.
+        found_images: Whether images with labels were found. If none were found, arrays with short
+            names, such as ``x``, count as images too.
+
+    Raises:
+        DataError: An array of images has no labels.
     """
     pairs = []
     for naming in SPLIT_NAMINGS:
         for split_name in SPLIT_NAMES:
             pairs.append((naming.images.format(split_name), naming.labels.format(split_name)))
     if not found_images:
-        pairs += SHORT_KEYS
-    for images_key, labels_key in pairs:
-        if images_key in names and labels_key not in names:
+        pairs += SHORT_NAMES
+    for images_name, labels_name in pairs:
+        if images_name in names and labels_name not in names:
             raise request.error(
-                f"the file has {images_key}, but no {labels_key}",
-                hint=f"Remove the array {images_key} from the file, or add {labels_key}",
+                f"the file has {images_name}, but no {labels_name}",
+                hint=f"Remove the array {images_name} from the file, or add {labels_name}",
             )
 
 
 def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dict[str, str]:
-    """Return the further arrays of a split: usual name -> name in the file."""
+    """Return the columns of a split: name of the column -> array name.
+
+    Args:
+        names: Array names that are not those of images and labels.
+        naming: The naming of the arrays.
+        split_name: Name of the split in array names.
+    """
     prefix = naming.prefix.format(split_name)
     suffix = naming.suffix.format(split_name)
     columns = {}
     for name in sorted(names):
         if name.startswith(prefix) and name.endswith(suffix):
-            usual_name = name.removeprefix(prefix).removesuffix(suffix)
-            if usual_name:
-                columns[usual_name] = name
+            column = name.removeprefix(prefix).removesuffix(suffix)
+            if column:
+                columns[column] = name
     return columns
 
 
 def _unused_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, request: RawRequest
 ) -> dict[str, list[str]]:
-    """Return the unused arrays that have one value per image as text: usual name -> cells."""
-    num_images = file.header(array.labels_key).shape[0]
+    """Return the unused columns that have one value per image, as text: column -> cells."""
+    num_images = file.header(array.labels_name).shape[0]
     cells = {}
-    for usual_name in columns.unused:
-        key = array.key_by_usual_name.get(usual_name)
-        if key is None:
+    for column in columns.unused:
+        array_name = array.array_of_column.get(column)
+        if array_name is None:
             continue
-        header = file.header(key)
+        header = file.header(array_name)
         if header.shape == (num_images,) and header.dtype.kind in "uiUSO":
             with suppress(DataError):  # an array that is not used may be damaged
-                cells[usual_name] = _text_cells(file, key, num_images, request)
+                cells[column] = _text_cells(file, array_name, num_images, request)
     return cells
 
 
 def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags that name the arrays that are not read; no flag if all are.
+    """Return flags with the names of the arrays that are not used; no flag if all are used.
 
     A flag is a warning in the record of the prepared dataset.
     """
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
-        used |= {array.images_key, array.labels_key, *array.key_by_usual_name.values()}
+        used |= {array.images_name, array.labels_name, *array.array_of_column.values()}
+    # All arrays of a validation split are left out on purpose. They need no flag.
     for naming in SPLIT_NAMINGS:
         for split_name in VALIDATION_NAMES:
             used.update(_split_columns(names, naming, split_name).values())
     return unused_flags(sorted(names - used))
 
 
-def _image_header(file: ArrayFile, images_key: str, request: RawRequest) -> ArrayHeader:
+def _image_header(file: ArrayFile, images_name: str, request: RawRequest) -> ArrayHeader:
     """Return the header of an array of images.
 
     Raises:
         DataError: The array has a shape or dtype that images do not have.
     """
-    header = file.header(images_key)
+    header = file.header(images_name)
     shape = header.shape
-    has_channels = len(shape) == 4 and not {shape[1], shape[3]}.isdisjoint(CHANNELS)
+    has_channels = len(shape) == 4 and (shape[1] in CHANNELS or shape[3] in CHANNELS)
     is_image_shape = (len(shape) == 3 or has_channels) and 0 not in shape
     is_number = header.dtype.kind in "uif"
     if is_image_shape and is_number:
@@ -424,19 +431,21 @@ def _image_header(file: ArrayFile, images_key: str, request: RawRequest) -> Arra
     if header.dtype.kind == "b":
         hint = 'Convert the values to numbers first: images.astype("uint8") * 255'
     raise request.error(
-        f"the array {images_key} contains {header.dtype} values of shape {shape}, which are not "
+        f"the array {images_name} contains {header.dtype} values of shape {shape}, which are not "
         "images",
         hint=hint,
     )
 
 
-def _text_cells(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
+def _text_cells(
+    file: ArrayFile, array_name: str, num_images: int, request: RawRequest
+) -> list[str]:
     """Return an array with one entry per image as text.
 
     Raises:
         DataError: The array has another shape or dtype, or cannot be read.
     """
-    header = file.header(key)
+    header = file.header(array_name)
     first_axis = header.shape[:1]
     other_axes = header.shape[1:]
     has_one_each = first_axis == (num_images,) and set(other_axes) <= {1}
@@ -445,42 +454,42 @@ def _text_cells(file: ArrayFile, key: str, num_images: int, request: RawRequest)
         if len(header.shape) == 2:
             hint += ". Images with several values each cannot be used"
         raise request.error(
-            f"the array {key} contains {header.dtype} values of shape {header.shape}, not one "
-            f"number or text for each of the {num_images} images",
+            f"the array {array_name} contains {header.dtype} values of shape {header.shape}, not "
+            f"one number or text for each of the {num_images} images",
             hint=hint,
         )
-    values = _small_array(file, key, request).reshape(-1).tolist()
+    values = _small_array(file, array_name, request).reshape(-1).tolist()
     # Equal values share one text in memory, because there may be millions of images.
     texts: dict[object, str] = {}
     return [texts.setdefault(value, label_text(value)) for value in values]
 
 
-def _small_array(file: ArrayFile, key: str, request: RawRequest) -> NDArray[np.generic]:
-    """Return an array as a whole.
+def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> NDArray[np.generic]:
+    """Return all values of an array.
 
     Raises:
         DataError: The array has more than :data:`MAX_SMALL_ARRAY_BYTES` bytes, or is damaged.
     """
-    header = file.header(key)
+    header = file.header(array_name)
     if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
         raise request.error(
-            f"the array {key} has {header.num_bytes:,} bytes ({header.dtype} {header.shape}), more "
-            f"than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
+            f"the array {array_name} has {header.num_bytes:,} bytes ({header.dtype} "
+            f"{header.shape}), more than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
             hint="Save shorter text or smaller numbers",
         )
     try:
-        return file.load(key)
+        return file.load(array_name)
     except SkipItem as skip:  # the array file raises this error for every damaged array
         raise request.error(
-            f"the array {key} cannot be read: {skip.reason}", hint=COPY_AGAIN
+            f"the array {array_name} cannot be read: {skip.reason}", hint=COPY_AGAIN
         ) from None
 
 
 def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) -> tuple[str, ...]:
-    """Return the class names of the labels 0, 1, ...; empty if there are none.
+    """Return the class names by label 0, 1, ...; empty if there are none.
 
-    The names are those of the array ``label_names``. Without this array, they are those of the
-    table of datasets, if all labels are numbers.
+    The names come from the array ``label_names``. Without this array, they come from
+    :data:`search_spaces.datasets.DATASETS`, if it has the dataset and all labels are numbers.
     """
     if LABEL_NAMES in file.names():
         stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
@@ -496,10 +505,10 @@ def array_reader(file: ArrayFile) -> Reader:
     row_readers = {}
 
     def read(item: Item) -> list[Sample]:
-        details = ArrayDetails.of(item)
-        if details.array not in row_readers:
-            row_readers[details.array] = file.rows(details.array)
-        read_row = row_readers[details.array]
+        details = ArrayDetails.from_item(item)
+        if details.images_name not in row_readers:
+            row_readers[details.images_name] = file.rows(details.images_name)
+        read_row = row_readers[details.images_name]
         pixels = _channels_last(read_row(row_of_locator(item.locator)))
         if details.pixel_range is not None:
             return [_scale_by_range(pixels, details.pixel_range)]
@@ -544,18 +553,21 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     """
     rows_by_array: dict[str, list[int]] = {}
     for item in listing.items:
-        rows = rows_by_array.setdefault(ArrayDetails.of(item).array, [])
+        rows = rows_by_array.setdefault(ArrayDetails.from_item(item).images_name, [])
         rows.append(row_of_locator(item.locator))
+    loaded = []
     try:
-        loaded = []
         for name, rows in rows_by_array.items():
             array = file.load(name)
             is_whole_array = rows == list(range(len(array)))
             loaded.append(array if is_whole_array else array[rows])
-        return loaded[0] if len(loaded) == 1 else np.concatenate(loaded)
     except SkipItem as skip:
         raise DataError(f"The arrays cannot be read: {skip.reason}", hint=COPY_AGAIN) from None
-    except ValueError:
+    if len(loaded) == 1:
+        return loaded[0]
+    try:
+        return np.concatenate(loaded)
+    except ValueError:  # the shapes differ
         shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
         raise DataError(
             f"Training and test images have different shapes: {shapes}",
@@ -605,7 +617,7 @@ def _images_by_array(
         SkipItem: An array cannot be opened. The iterators raise it too, for a damaged image.
     """
     for array, header in zip(arrays, headers, strict=True):
-        yield map(file.rows(array.images_key), range(header.shape[0]))
+        yield map(file.rows(array.images_name), range(header.shape[0]))
 
 
 def list_npz(request: RawRequest) -> Listing:

@@ -2,10 +2,15 @@
 
 ``<raw>`` is the folder or archive that the user gives. Three terms are used below:
 
-- *Wrapper*: a single folder around all classes or splits. Many archives have one.
+- *Wrapper*: a single folder around all classes or splits, or several such folders inside each
+  other. Many archives have one.
 - *Top folder*: the first folder of an image's path, after the wrapper and the split are removed. It
   is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.
+
+A file has a *name* and a *locator*. The name is its path below ``<raw>``, as if all archives were
+unpacked in place. The locator is its stored address, in which :data:`MARK` (``!/``) separates an
+archive from the path in it: ``raw.zip!/cats/1.png``.
 
 The default layout is called ``class/group``. The path of an image is ``<raw>/<class>/image.png``,
 as in torchvision's ``ImageFolder`` and timm's folder reader. A class may have subfolders for
@@ -15,14 +20,14 @@ archive.
 - Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one group.
   Images in deeper folders belong to the same group. Equal group names in different classes are one
   group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
-- Masks are left out and counted: files in a folder called ``masks`` (COVID-19 Radiography
-  Database), a mask beside its image (BUSI has ``x_mask.png`` beside ``x.png``), and a class of
-  masks (``cats_mask`` beside ``cats``).
+- Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
+  Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or a
+  file in a class of masks (``cats_mask`` beside ``cats``).
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
   all top folders have the same subfolders, both layouts are possible. Then the user's ``layout``
-  decides, or else the patient ids in DICOM headers.
+  decides. Without it, the patient ids in DICOM headers decide.
 """
 
 from __future__ import annotations
@@ -56,18 +61,18 @@ from tasks.sources.own.splits import (
     parse_splits,
 )
 from tasks.sources.own.words import PLACEHOLDERS
-from tasks.sources.raw import MARK, RawTree, is_archive_name
+from tasks.sources.raw import MARK, RawTree, is_archive_name, split_locator
 
 LAYOUT_HINT = (
     "Use FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and "
     "FOLDER/test/<class>/image.png"
 )
 MAX_SHARED_FOLDERS = 20
-"""Largest number of different subfolder names that may be classes. With more names, the subfolders
-are patients, so the layout is ``class/group``."""
+"""Largest number of different subfolder names that may be classes. If there are more names, the
+subfolders are patients, so the layout is ``class/group``."""
 MAX_HEADERS = 200
-"""Largest number of DICOM headers that are read to choose the layout. It is divided equally between
-the subfolders, and at least one header is read in each."""
+"""Number of DICOM headers that are read to choose the layout. Each subfolder has an equal share of
+them, but at least one header is read in each."""
 MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that are flagged by name."""
 SPLIT_WORD_IN_NAME = re.compile(
@@ -79,7 +84,7 @@ SPLIT_WORD_IN_NAME = re.compile(
     re.VERBOSE,
 )
 """The word for a split in a longer name, such as ``seg_train``, ``test-set`` or ``trainA``."""
-NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
+NOT_GROUP_FOLDERS = frozenset({"image", "images", "img", "imgs"})
 """Names of subfolders that are not groups, in lower case."""
 MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Names of subfolders of masks, in lower case."""
@@ -90,14 +95,10 @@ TABLE_HINT = (
 )
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
-ARCHIVE_HINT = (
-    "The folder contains archives: use the path of one archive, or unpack the archives here"
-)
-ARRAY_HINT = "The folder contains a file of arrays: use its path"
-NIFTI_HINT = (
-    "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
-)
-HINTS = {
+ARCHIVE_HINT = "There are archives: give the path of one of them, or unpack them here"
+ARRAY_HINT = "There is an array file: give its path"
+NIFTI_HINT = "There are NIfTI volumes: give a table of their paths and labels (kind table)"
+HINT_BY_EXTENSION = {
     **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
     ".tar": ARCHIVE_HINT,
@@ -109,10 +110,11 @@ HINTS = {
     ".gz": NIFTI_HINT,
     "": "Add an extension to the files: only DICOM files outside archives may have none",
 }
-"""Extension of a file that was found instead of class folders -> hint for the user."""
+"""Extension of files in a folder without class folders -> hint for the user."""
 OUTSIDE_CLASSES = "outside the class folders"
 """Reason for leaving out an image."""
 TRAIN_AND_TEST = frozenset({GivenSplit.TRAIN, GivenSplit.TEST})
+"""The splits whose images are used."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ class ImagePath:
     """The path of an image, divided into its folders.
 
     Attributes:
-        name: Name of the image in the tree, which is its path below the raw folder.
+        name: Name of the image: its path below the raw folder.
         top: The top folder.
-        subfolders: The folders between ``top`` and the image, from the outermost one.
-        split: The split named by the folder above ``top``.
+        subfolders: The folders between ``top`` and the image, from the outermost one, without those
+            in :data:`NOT_GROUP_FOLDERS`.
+        split: The split in the name of the folder above ``top``.
     """
 
     name: str
@@ -137,7 +140,7 @@ class ImagePath:
         return self.subfolders[0] if self.subfolders else None
 
     def class_and_group(self, layout: Layout) -> tuple[str | None, str | None]:
-        """Return the names of the image's class and group; None without such a folder."""
+        """Return the names of the image's class folder and group folder; None without one."""
         if layout == "class/group":
             return self.top, self.first_subfolder
         return self.first_subfolder, self.top
@@ -149,12 +152,12 @@ class ClassImage:
 
     Attributes:
         path: Path of the image.
-        label: Name of the class folder.
+        class_name: Name of the class folder.
         group: Name of the group folder; empty without one.
     """
 
     path: ImagePath
-    label: str
+    class_name: str
     group: str
 
 
@@ -163,7 +166,7 @@ class FolderScan:
     """The images of a raw folder before their classes are known.
 
     Attributes:
-        image_paths: The images that are used.
+        image_paths: The images that are not left out.
         excluded: Reason -> number of files that are left out.
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.
         has_splits: Whether the folders directly below the wrapper are splits.
@@ -189,14 +192,15 @@ def list_folder(request: RawRequest) -> Listing:
         )
     tree = RawTree(request)
     scan = _scan_folder(tree, request)
-    _check_no_splits(scan.image_paths, request)
+    _check_splits_are_on_top(scan.image_paths, request)
     _check_distinct_paths(scan.image_paths, request)
     layout, layout_flags = _choose_layout(scan.image_paths, tree, request)
     images = _images_of_classes(scan.image_paths, layout)
     num_without_class = len(scan.image_paths) - len(images)
     excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
     _check_two_classes(images, excluded[OUTSIDE_CLASSES], tree, request)
-    flags = _flag_empty_folders(tree, images, scan.has_splits, layout)
+    # Flag -> number of images or folders that it concerns.
+    flags = _flag_empty_folders(tree, images, scan, layout)
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
         flags["in a deeper folder, counted to its group"] = num_nested_deeper
@@ -204,10 +208,11 @@ def list_folder(request: RawRequest) -> Listing:
         flags["a wrapper folder was skipped"] = 1
     locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
-        cells={"label": [image.label for image in images]},
+        cells={"label": [image.class_name for image in images]},
         locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        numbering=lambda _: "",  # messages identify an image by its hash, not by a row number
+        # Messages identify an image by its hash. So there are no row numbers to explain.
+        numbering=lambda _: "",
         default_group=lambda row: images[row].group,
         file_split=lambda row: images[row].path.split,
     )
@@ -217,7 +222,7 @@ def list_folder(request: RawRequest) -> Listing:
         dataset_flags=layout_flags,
         # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
         sort_classes=sorted,
-        defaults=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
+        listing_fields=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
     )
 
 
@@ -228,9 +233,9 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
     """Return the images that lie in a class folder."""
     images = []
     for path in image_paths:
-        label, group = path.class_and_group(layout)
-        if label is not None:
-            images.append(ClassImage(path, label, group or ""))
+        class_name, group = path.class_and_group(layout)
+        if class_name is not None:
+            images.append(ClassImage(path, class_name, group or ""))
     return images
 
 
@@ -238,10 +243,10 @@ def _scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     """Choose the images to use, and divide their paths into folders.
 
     Raises:
-        DataError: Some folders are splits, and others may be splits with another name.
+        DataError: Some folders are splits, and others are probably splits with unusual names.
     """
-    # The wrapper and the splits are those of the images, not of other files, and repeated images
-    # must not count. So the order of these steps matters.
+    # Only images, without repeated ones, decide about the wrapper and the splits. So other files
+    # and repeated images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
@@ -251,22 +256,22 @@ def _scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     wrapper = _find_wrapper(distinct_names, is_archive=request.root().is_file())
     has_splits = _has_splits(distinct_names, wrapper, request)
     masks = _find_masks(distinct_names)
-    image_names_set = set(distinct_names)
+    used_names = set(distinct_names)
     excluded: Counter[str] = Counter()
     image_paths = []
     for name in tree:
         path = _divide_path(name, wrapper, has_splits=has_splits)
-        # A file that meets several conditions is counted for the first of them.
+        # If several conditions apply to a file, the first one is the reason that is counted.
         if name in repeated:
             excluded["in an archive beside images"] += 1
-        elif name not in image_names_set:
+        elif name not in used_names:
             excluded["not an image by its extension"] += 1
         elif path is None:
             excluded[OUTSIDE_CLASSES] += 1
         elif path.split is GivenSplit.VALIDATION:
             excluded[VALIDATION_LEFT_OUT] += 1
         elif name in masks:
-            # This is also the reason for a class of masks, whose images lie in another folder.
+            # Masks in a class of masks are counted here too.
             excluded["a mask beside its image"] += 1
         elif not MASK_FOLDERS.isdisjoint(map(str.casefold, path.subfolders)):
             excluded["in a folder of masks"] += 1
@@ -277,10 +282,10 @@ def _scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
 
 
 def _divide_path(name: str, wrapper: str, *, has_splits: bool) -> ImagePath | None:
-    """Divide the path of a file into its folders, or return None if it lies in no top folder.
+    """Divide the path of a file into its folders, or return None if it has no top folder.
 
     Args:
-        name: Name of the file in the tree.
+        name: Name of the file.
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.
         has_splits: Whether the folders directly below ``wrapper`` are splits.
     """
@@ -291,35 +296,29 @@ def _divide_path(name: str, wrapper: str, *, has_splits: bool) -> ImagePath | No
     if not folders:
         return None
     top, *subfolders = folders
-    groups = [subfolder for subfolder in subfolders if subfolder.casefold() not in NO_GROUPS]
-    return ImagePath(name, top, tuple(groups), split)
+    kept = [folder for folder in subfolders if folder.casefold() not in NOT_GROUP_FOLDERS]
+    return ImagePath(name, top, tuple(kept), split)
 
 
 def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
     """Return the images of inner archives that lie beside unpacked images.
 
-    Such an archive most often repeats the images beside it. If ``raw.zip`` has ``a/1.png`` and
+    Such an archive usually repeats the images beside it. If ``raw.zip`` has ``a/1.png`` and
     ``a/more.zip``, all images of ``a/more.zip`` are left out. An inner archive at the top of
     ``raw.zip`` is always read.
     """
-    folders_of_unpacked = set()
-    inner_names = []
+    folders_with_images = set()
+    folder_of_inner: dict[str, str] = {}  # name of an image in an inner archive -> archive's folder
     for name in image_names:
-        num_archives = tree.locator(name).count(MARK)
-        if num_archives == 1:  # in the raw archive itself, not in an inner archive
-            folders_of_unpacked.add(name.rpartition("/")[0])
-        elif num_archives > 1:
-            inner_names.append(name)
-    folders_of_unpacked.discard("")
-    repeated = set()
-    for name in inner_names:
-        # For the image 2.png of a/more.zip: the locator is raw.zip!/a/more.zip!/2.png, the name is
-        # a/2.png, the path in the archive is 2.png, and the folder of the archive is a.
-        path_in_archive = tree.locator(name).rpartition(MARK)[2]
-        archive_folder = name.removesuffix(path_in_archive).rstrip("/")
-        if archive_folder in folders_of_unpacked:
-            repeated.add(name)
-    return repeated
+        # The locator raw.zip!/a/more.zip!/2.png has the parts raw.zip, a/more.zip and 2.png.
+        _, *members = split_locator(tree.locator(name))
+        folders = [member.rpartition("/")[0] for member in members]
+        if len(folders) == 1:
+            folders_with_images.add(folders[0])
+        elif len(folders) > 1:
+            folder_of_inner[name] = "/".join(filter(None, folders[:-1]))
+    folders_with_images.discard("")  # an inner archive at the top is always read
+    return {name for name, folder in folder_of_inner.items() if folder in folders_with_images}
 
 
 def _check_two_classes(
@@ -328,9 +327,9 @@ def _check_two_classes(
     """Check that there are two class folders.
 
     Raises:
-        DataError: There are fewer. The hint lists other ways to read the files that were found.
+        DataError: There are fewer than two. The hint depends on the files in the folder.
     """
-    classes = {image.label for image in images}
+    classes = {image.class_name for image in images}
     if len(classes) >= 2:
         return
     is_archive = request.root().is_file()
@@ -339,7 +338,7 @@ def _check_two_classes(
     if not classes and num_outside:
         hints.append("If this folder contains only one class, use the folder above it")
     hints.append(LAYOUT_HINT)
-    for extension, hint in HINTS.items():
+    for extension, hint in HINT_BY_EXTENSION.items():
         if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
             hints.append(f"{hint}, after you have unpacked the archive")
         elif extension in extensions:
@@ -367,8 +366,8 @@ def _choose_layout(
     tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
-    # Both layouts are possible if all images lie in subfolders, the subfolders have two or more
-    # names, but few, and every name is in several top folders.
+    # Both layouts are possible if all images lie in subfolders, these have two or more different
+    # names, but not many, and every name occurs in several top folders.
     is_ambiguous = (
         1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
         and None not in tops_by_subfolder
@@ -395,7 +394,8 @@ def _check_distinct_paths(image_paths: Sequence[ImagePath], request: RawRequest)
     Raises:
         DataError: Two files have the same path.
     """
-    # A name contains MARK if two archives have the file, see RawTree.
+    # If two archives contain the same path, the name of the second file is its locator, which
+    # contains MARK.
     if request.root().is_file() and any(MARK in image.name for image in image_paths):
         raise request.error(
             "two files in the archive, or in archives inside it, have the same path",
@@ -404,8 +404,8 @@ def _check_distinct_paths(image_paths: Sequence[ImagePath], request: RawRequest)
         )
 
 
-def _check_no_splits(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
-    """Check that neither the top folders nor their subfolders are splits.
+def _check_splits_are_on_top(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+    """Check that no splits are left below the wrapper and the folders ``train`` and ``test``.
 
     Raises:
         DataError: All subfolders are splits, or most top folders seem to be splits.
@@ -538,26 +538,28 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper, or several nested ones: ``<name>/<name>-v2/<class>/``.
 
-    A folder ``<raw>`` has a wrapper only if the folders below it are splits. So in
+    A folder ``<raw>`` has a wrapper only if the folders in the wrapper are splits. So in
     ``<raw>/data/train/...`` the folder ``data`` is a wrapper, but in ``<raw>/cats/...`` the folder
     ``cats`` is not, because it may be a class.
     """
+    # Parts of the paths below the wrapper.
     paths = [name.split("/") for name in image_names]
-    wrapper = []
+    wrapper = ""
     while len({path[0] for path in paths}) == 1:
         top = paths[0][0]
         has_class_folders = min(map(len, paths)) >= 3  # wrapper, class, image
         if is_split_word(top) or not has_class_folders:
             break
         paths = [path[1:] for path in paths]
-        wrapper.append(f"{top}/")
+        wrapper += f"{top}/"
+    # Only now it is known whether the folders in the wrapper are splits.
     if is_archive or _has_train_and_test(path[0] for path in paths):
-        return "".join(wrapper)
+        return wrapper
     return ""
 
 
 def _has_train_and_test(names: Iterable[str]) -> bool:
-    """Return whether folders are the training split and the test split, perhaps with others."""
+    """Return whether some folders are the training split and the test split."""
     return parse_splits(names).issuperset(TRAIN_AND_TEST)
 
 
@@ -565,7 +567,7 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     """Return whether the folders below ``wrapper`` are splits. Files beside them are ignored.
 
     Raises:
-        DataError: Some folders are splits, and others may be splits with another name.
+        DataError: Some folders are splits, and others are probably splits with unusual names.
     """
     tops = set()
     subfolders_of_splits: set[str] = set()
@@ -583,9 +585,9 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
         return False
     if splits == tops:
         return True
-    # Other top folders with the same classes are splits with another name.
-    share_classes = len(subfolders_of_splits & subfolders_of_others) > 1
-    if share_classes or _has_train_and_test(splits):
+    # If other top folders have the same subfolders, they are probably splits with unusual names.
+    have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
+    if have_same_classes or _has_train_and_test(splits):
         raise request.error(
             f"some top folders are splits ({', '.join(sorted(splits))}), and others are not "
             f"({first_of(sorted(tops - splits))})",
@@ -595,20 +597,25 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
 
 
 def _flag_empty_folders(
-    tree: RawTree, images: Iterable[ClassImage], has_splits: bool, layout: Layout
+    tree: RawTree, images: Iterable[ClassImage], scan: FolderScan, layout: Layout
 ) -> dict[str, int]:
     """Return flags for top folders without an image.
 
     A class is flagged by name. Groups are only counted, because a group's name may be a patient's.
     """
-    depth = 2 if has_splits else 1
-    with_images = {tuple(image.path.name.split("/")[:depth]) for image in images}
+    depth = 2 if scan.has_splits else 1
+    with_images = set()
+    for image in images:
+        parts = image.path.name.removeprefix(scan.wrapper).split("/")
+        with_images.add("/".join(parts[:depth]))
     empty_folders = []
-    for name in tree.folders:
-        parts = tuple(name.split("/"))
-        is_read = not has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
-        if len(parts) == depth and parts not in with_images and is_read:
-            empty_folders.append(name)
+    for folder in tree.folders:
+        name = folder.removeprefix(scan.wrapper)
+        parts = name.split("/")
+        is_read = not scan.has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
+        is_in_wrapper = folder.startswith(scan.wrapper)
+        if is_in_wrapper and len(parts) == depth and is_read and name not in with_images:
+            empty_folders.append(folder)
     if layout == "class/group":
         named = empty_folders[:MAX_NAMED_FOLDERS]
         return {f"class folder without an image: {name}": 1 for name in named}

@@ -51,7 +51,7 @@ from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
     MAX_NAMED,
-    SEVERAL_VALUES,
+    NOT_ONE_VALUE,
     counting,
     header_names,
     read_columns,
@@ -87,7 +87,7 @@ class PathTable:
         numbers: Number of the header and of each row in messages.
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
-        cells: The columns that are read, by our names. Paths are relative to the raw folder.
+        cells: The columns that are read, by role. Paths are relative to the raw folder.
     """
 
     folder: str
@@ -137,22 +137,22 @@ def list_table(request: RawRequest) -> Listing:
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     flags = columns.flags
-    defaults = Listing(flags=counts, intensity=INTENSITY)
+    listing_fields = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
         rows = replace(rows, default_group=paths.__getitem__)
         slices = _slices(rows, request)
         rows = replace(rows, details=lambda row: (slices[row],))
-        defaults = replace(
-            defaults,
+        listing_fields = replace(
+            listing_fields,
             intensity=VOLUME_INTENSITY,
             block_size=VOLUMES_AT_ONCE,
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
         flags = (*flags, "columns not used: slice")
-    defaults = replace(defaults, excluded=_check_files(rows, has_volumes, request))
-    listing = own_listing(rows, request, dataset_flags=flags, defaults=defaults)
+    listing_fields = replace(listing_fields, excluded=_check_files(rows, has_volumes, request))
+    listing = own_listing(rows, request, dataset_flags=flags, listing_fields=listing_fields)
     _check_named_once(rows, slices, request)
     return listing
 
@@ -229,7 +229,7 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
         lines = read_lines(file.path, request)
-        name = find_columns(lines.rows[0], ("path",), request).name_in_data["path"]
+        name = find_columns(lines.rows[0], ("path",), request).name_by_role["path"]
         column = lines.rows[0].index(name)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
@@ -278,9 +278,9 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
-    path_column = columns.name_in_data.get("path", "path")
+    path_column = columns.name_by_role.get("path", "path")
     needed = (path_column, *(columns.labels or ("label",)))
-    optional = (*columns.name_in_data.values(), "slice")
+    optional = (*columns.name_by_role.values(), "slice")
     data = read_columns(file.path, lines, request, needed, optional)
     for name, column in data.items():
         if name not in columns.labels:  # blanks may be part of a label
@@ -336,9 +336,9 @@ def _paths_from_base(
     Raises:
         DataError: A cell is not one path, or its path leads out of the raw folder.
     """
-    if SEVERAL_VALUES in cells:
+    if NOT_ONE_VALUE in cells:
         raise request.error(
-            f"the path in {row_name(cells.index(SEVERAL_VALUES))} is a list or bytes, not one text",
+            f"the path in {row_name(cells.index(NOT_ONE_VALUE))} is a list or bytes, not one text",
             hint="Write one file name in each row, or store the images themselves as bytes in a "
             "Parquet column",
         )

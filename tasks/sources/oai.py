@@ -16,7 +16,7 @@ may state another one.
 The study's detector of knees is not available. Instead, the image of a knee comes from the first of
 these that exists, and the record of the dataset counts each:
 
-1. The file ``crops/<ID>_<R|L>.png``.
+1. The file ``crops/<ID>_<R|L>.png``, called a ready crop.
 2. A crop around the center in ``knee_centers.csv``: row and column in pixels of the file.
 3. A crop around the center that :func:`find_centers` estimates.
 """

@@ -135,9 +135,13 @@ def list_parquet(request: RawRequest) -> Listing:
     )
     excluded = count_hidden(hidden, is_parquet_name)
     excluded["not a .parquet by its extension"] = len(all_names) - len(names)
-    defaults = Listing(excluded=excluded, intensity=INTENSITY)
+    listing_fields = Listing(excluded=excluded, intensity=INTENSITY)
     return own_listing(
-        rows, request, dataset_flags=columns.flags, class_names=label_names, defaults=defaults
+        rows,
+        request,
+        dataset_flags=columns.flags,
+        class_names=label_names,
+        listing_fields=listing_fields,
     )
 
 
@@ -200,14 +204,14 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     Raises:
         DataError: A column is missing or repeated.
     """
-    needed = {*columns.labels, columns.name_in_data.get("image", "")}
+    needed = {*columns.labels, columns.name_by_role.get("image", "")}
     if not columns.labels or not needed <= set(header):
         raise DataError(
             f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
             hint="Rename the columns to image and label, or set `label_columns: [NAME]` "
             "(--label-columns NAME)",
         )
-    used = {*columns.labels, *columns.name_in_data.values()}
+    used = {*columns.labels, *columns.name_by_role.values()}
     repeated = sorted(name for name in used if header.count(name) > 1)
     if repeated:
         raise DataError(
@@ -226,8 +230,8 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
     for name in _single_columns(file.schema_arrow):
         if name in columns.unused:
             texts[name] = []
-    for column, name in columns.name_in_data.items():
-        if column not in ("image", "label"):
+    for role, name in columns.name_by_role.items():
+        if role not in ("image", "label"):
             texts[name] = []
     stored = [name for name in texts if name not in partitions]
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
@@ -327,7 +331,7 @@ class ParquetReader:
     def _open_at(self, name: str, row: int) -> None:
         """Open a file at the row group that contains a row."""
         file = _open(self._base / name)
-        column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).name_in_data[
+        column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).name_by_role[
             "image"
         ]
         num_groups = file.metadata.num_row_groups

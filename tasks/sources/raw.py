@@ -658,11 +658,11 @@ class RawTree:
             folder: Folder of the archive, as if outer archives were unpacked.
         """
         prefix = MARK.join((file, *inner)) + MARK
+        inner_archives = []
         for member in self._member_names(file, inner):
             name = f"{folder}/{member}" if folder else member
             if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-                if self._wanted(name):
-                    self._add_members(file, (*inner, member), name.rpartition("/")[0])
+                inner_archives.append((member, name))
                 continue
             locator = prefix + member
             if MARK in self._locators.get(name, ""):
@@ -670,6 +670,11 @@ class RawTree:
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)
+        # Inner archives come last, so that a file has its own name even if an inner archive that is
+        # stored before it contains the same name.
+        for member, name in inner_archives:
+            if self._wanted(name):
+                self._add_members(file, (*inner, member), name.rpartition("/")[0])
 
     def _member_names(self, file: str, inner: tuple[str, ...]) -> list[str]:
         """Return the names of an archive's members.

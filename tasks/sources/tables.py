@@ -39,8 +39,8 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""Our name of a column, JSON key or array -> other usual names, which are used if our name is
-missing."""
+"""Role of a column, JSON key or array -> names other than the role itself. These names are searched
+if no column has the name of the role."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
@@ -58,8 +58,9 @@ ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
 """Number of rows of an unread sheet that are searched for a cell that is not blank."""
-SEVERAL_VALUES = "several values"
-"""Text for a list, an object or bytes in a cell. None of these can be a path, label or group."""
+NOT_ONE_VALUE = "several values"
+"""Text that replaces a list, an object or bytes in a cell. None of these can be a path, label or
+group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 """Name of a column that messages may show: words without digits, which cannot be an id, a date or a
@@ -247,7 +248,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_parquet(body: bytes) -> Lines:
     """Return the rows of a Parquet file.
 
-    Cells of bytes or several values are :data:`SEVERAL_VALUES`.
+    Cells of bytes or several values are :data:`NOT_ONE_VALUE`.
 
     Raises:
         TableError: The cells contain too much text.
@@ -268,7 +269,7 @@ def read_parquet(body: bytes) -> Lines:
     batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=single_columns, use_threads=False)
     for batch in batches:
         values = batch.to_pydict()
-        blank = [SEVERAL_VALUES] * batch.num_rows
+        blank = [NOT_ONE_VALUE] * batch.num_rows
         texts = [list(map(cell_text, values[name])) if name in values else blank for name in header]
         for row in zip(*texts, strict=True):
             rows.append(list(row))
@@ -285,8 +286,8 @@ def read_parquet(body: bytes) -> Lines:
 def read_text(body: bytes) -> Lines:
     """Return the rows of text with one of the :data:`DELIMITERS`, without blank lines.
 
-    A line above the header that begins with ``#`` is a comment, unless it has the usual name of a
-    column.
+    A line above the header that begins with ``#`` is a comment, unless it has a name in
+    :data:`COLUMNS`.
 
     Raises:
         TableError: The text is not UTF-8, a quote is not closed, or a cell is too long.
@@ -381,11 +382,11 @@ def label_text(value: object) -> str:
 
 
 def cell_text(value: object) -> str:
-    """Return a value as text: empty for None and NaN, :data:`SEVERAL_VALUES` for lists, bytes."""
+    """Return a value as text: empty for None and NaN, :data:`NOT_ONE_VALUE` for lists, bytes."""
     if value is None or value != value:  # NaN and NaT are not equal to themselves
         return ""
     if isinstance(value, (list, dict, bytes)):
-        return SEVERAL_VALUES
+        return NOT_ONE_VALUE
     return str(value)
 
 
@@ -598,7 +599,7 @@ def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     shown. The line is shown only if it meets both conditions:
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
-    - It contains the usual name of a column.
+    - It contains a name in :data:`COLUMNS` or ``expected_names``.
 
     Args:
         row: The cells of the line.

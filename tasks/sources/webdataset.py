@@ -3,7 +3,8 @@
 The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files with
 the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that of another
 picture format. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class
-under ``label`` or another usual name, and also a group and a split.
+under ``label`` or another name in :data:`tasks.sources.tables.COLUMNS`, and also a group and a
+split.
 
 ``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the split
 is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the shard's
@@ -90,8 +91,8 @@ def list_samples(request: RawRequest) -> Listing:
     if not samples:
         raise request.error("the shards have no samples", hint=EXPECTED)
     cells = {}
-    for column, name in columns.name_in_data.items():
-        cells[column] = [sample.values.get(name, "") for sample in samples]
+    for role, name in columns.name_by_role.items():
+        cells[role] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
     unused = {}
     for name in columns.unused:
@@ -105,8 +106,8 @@ def list_samples(request: RawRequest) -> Listing:
         numbering=lambda _: "",
         file_split=lambda row: splits[samples[row].shard],
     )
-    defaults = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=columns.flags, defaults=defaults)
+    listing_fields = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    return own_listing(rows, request, dataset_flags=columns.flags, listing_fields=listing_fields)
 
 
 def _is_shard(name: str) -> bool:

@@ -36,7 +36,7 @@ def dataset_of(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     if name in MADE:
-        return made_dataset_spec("made", GeneratedDatasetSpec(from_=name))
+        return made_dataset_spec("made", GeneratedDatasetSpec(kind=name))
     kind = name.removeprefix("own ")
     return own_dataset_spec("mine", UserSourceSpec(kind=kind, path="x", domain="natural"))
 

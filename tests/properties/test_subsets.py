@@ -238,7 +238,7 @@ def test_what_has_no_honest_validation_is_refused(data, faults, size, message):
 
 @pytest.mark.parametrize(
     ("right", "message"),
-    [(0, "on both sides of the split"), (1, "on the training and the validation side")],
+    [(0, "training set and the test set"), (1, "training and the validation set of a search")],
 )
 def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
     """The product's own checks, met with a split that is wrong: the sweep's, or only the
@@ -250,7 +250,7 @@ def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
 
     for module in (group_split, subsets):
         monkeypatch.setattr(module, "number_groups", wrong_numbers)
-    with pytest.raises(AssertionError, match=f"a group is {message}"):
+    with pytest.raises(AssertionError, match=f"the {message} share a group"):
         split_validation(toy(per_group=4), subset_spec(test_size=20), 100, SHARE)
 
 

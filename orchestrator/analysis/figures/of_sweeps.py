@@ -41,6 +41,7 @@ from orchestrator.analysis.figures.style import (
     spans_much,
 )
 from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.headline import strongest_attack
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import D_REFERENCE, LOG_LOSS, LOG_TRAIN_SIZE
@@ -397,9 +398,11 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             )
             set_addresses(scatter, group)
         title = attack.words
-        r = fits.attack(attack.name).estimate("r")
-        if r is not None and r.interval is not None:
-            title += f"\nr = {number(r.value)} ({interval(r.interval)})"
+        # The verdict is on the largest correlation, so every panel shows its largest one.
+        strongest = strongest_attack(fit for fit in fits.attacks if fit.response == attack.name)
+        r = strongest.estimate("r") if strongest else None
+        if strongest is not None and r is not None and r.interval is not None:
+            title += f"\n{strongest.model}: r = {number(r.value)} ({interval(r.interval)})"
             has_correlation = True
         axes.set_title(title)
         number_ticks(axes.xaxis, rows[LABEL_SHARPNESS])
@@ -415,8 +418,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:
         caption += (
-            " r is the correlation over datasets at equal model and train size, within domains, "
-            "over all models. Its 95 % interval is for one panel alone, so r is exploratory."
+            " r is the correlation of these values over datasets, at equal model and train size "
+            "and within domains. Each panel has the network with the largest r. The 95 % intervals "
+            "hold for all networks and attacks at once. The verdict is on the largest r of all "
+            "panels. Axes may be logarithmic, but r is computed without logarithms."
         )
     return Drawn(figure, caption)
 

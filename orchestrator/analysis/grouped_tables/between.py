@@ -35,11 +35,13 @@ from orchestrator.analysis.inference import (
     Array,
     Codes,
     Interval,
+    Permutation,
     class_permutation_p,
     dataset_effects,
     jackknife_error,
     ols,
     permutation_test,
+    smallest_class_p,
     t_interval,
 )
 from orchestrator.analysis.number_formats import listing
@@ -200,11 +202,15 @@ class EffectsFit:
             left_out=refits,
         )
         p_permuted = self._classes_permuted(place)
+        if p_permuted is not None:
+            slope = replace(slope, smallest_p=smallest_class_p(len(self.groups.names)))
         if not self.groups.crossed and num_units <= MAX_PERMUTED:
-            p_permuted = self._permuted(place)
-            if p_permuted is None:
+            test = self._permuted(place)
+            if test is None:
                 reason = f"too few groups for a p-value of {LEVEL:g}"
                 return BetweenSlope(replace(slope, reason=reason))
+            p_permuted = test.p_value
+            slope = replace(slope, smallest_p=test.smallest_p)
         if len(refits) < len(self.groups.names):
             reason = "one group alone decides the slope"
             return BetweenSlope(replace(slope, interval=None, reason=reason))
@@ -238,19 +244,16 @@ class EffectsFit:
         """Return the sum of squares of a column below which its variation is rounding."""
         return MIN_RCOND * float(self._total[place, place])
 
-    def _permuted(self, place: int) -> float | None:
-        """Return the p-value of a permutation of groups; None if no p of 0.05 can be reached."""
+    def _permuted(self, place: int) -> Permutation | None:
+        """Test a slope by permutation of groups. Returns None if no p of 0.05 can be reached."""
         response = self.table[:, 0]
         columns = self.table[:, 1:-1]
         remaining = np.delete(columns, place - 1, axis=1)
         one_block = [""] * len(response)
         test = permutation_test(response, columns[:, place - 1], remaining, one_block)
-        if test is None:
+        if test is None or test.smallest_p > LEVEL:
             return None
-        p_value, num_orders, _ = test
-        if num_orders < 1 / LEVEL:
-            return None
-        return p_value
+        return test
 
     def _classes_permuted(self, place: int) -> float | None:
         """Return the p-value of a permutation of classes; None unless units are class pairs."""

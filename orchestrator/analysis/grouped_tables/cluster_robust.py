@@ -182,8 +182,16 @@ def total_variance(parts: Sequence[Variance]) -> Variance:
     return Variance(variance, variance**2 / spread)
 
 
-def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
-    """Test a coefficient against 0 by the restricted wild cluster bootstrap-t, and return p.
+@dataclass(frozen=True, slots=True)
+class BootstrapTest:
+    """The p-value of a bootstrap, and the smallest p-value that its draws can give."""
+
+    p_value: float
+    smallest_p: float
+
+
+def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
+    """Test a coefficient against 0 by the restricted wild cluster bootstrap-t.
 
     The residuals of the fit without the coefficient's column are multiplied by one random sign per
     cluster, or by one of Webb's six weights. Then everything is fitted again (Cameron, Gelbach &
@@ -201,10 +209,13 @@ def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
     observed_scores = _sums(clusters, direction * fitted.residuals)
     observed_spread = float(np.linalg.norm(observed_scores))
     observed = abs(float(scores.sum()))
-    if observed_spread <= 0:
-        return float(observed <= 0)
-
     draws = wild_draws(len(scores))
+    # Draws with equal weights for all contributing clusters give the observed |t|.
+    contributing = np.abs(scores) > ROUNDING * np.abs(scores).max()
+    smallest_p = float(np.mean(np.ptp(draws[:, contributing], axis=1) == 0))
+    if observed_spread <= 0:
+        return BootstrapTest(float(observed <= 0), smallest_p)
+
     coefficients = draws @ column_sums @ fitted.inverse
     drawn_scores = draws * scores - coefficients @ overlaps.T
     drawn_spreads = np.linalg.norm(drawn_scores, axis=1)
@@ -212,7 +223,8 @@ def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
         drawn_t = np.abs(draws @ scores) / drawn_spreads
     drawn_t = np.nan_to_num(drawn_t, nan=np.inf)
     observed_t = observed / observed_spread
-    return float(np.mean(drawn_t >= observed_t * (1 - ROUNDING)))
+    p_value = float(np.mean(drawn_t >= observed_t * (1 - ROUNDING)))
+    return BootstrapTest(p_value, smallest_p)
 
 
 def _sums(clusters: Codes, values: Array) -> Array:

@@ -13,8 +13,8 @@ from orchestrator.analysis.number_formats import (
     listing,
     number,
     p_equals,
-    per_cent_of,
 )
+from orchestrator.analysis.sentences.of_power import detectable_slope
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
@@ -77,12 +77,14 @@ def _numbers(slope: Slope) -> str:
 def _limits(slope: Slope) -> str:
     """Return the slopes compatible with the data, and the effect of the most influential group."""
     text = ""
-    if not slope.is_significant and slope.interval is not None and slope.detectable:
+    if not slope.is_significant and slope.interval is not None:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
-            f"data. At a significance level of {per_cent_of(slope.test_level)}, 80 of 100 such "
-            f"studies would detect a slope of {number(slope.detectable)}."
+            "data."
         )
+        power = detectable_slope(slope.test, slope.num_tests)
+        if power:
+            text += f" {power}"
     group = slope.most_influential
     if group is not None:
         without = slope.left_out[group]

@@ -20,12 +20,15 @@ class Slope(Tested):
         on: The column.
         num_groups: Number of groups that contribute to the slope.
         degrees: Degrees of freedom of the t test; None without a t test.
+        smallest_p: Smallest p-value that the permutations or bootstrap draws can give; 0 if the
+            p-value is that of the t test alone.
     """
 
     level: Level
     on: str
     num_groups: int = 0
     degrees: float | None = None
+    smallest_p: float = 0.0
 
     def times(self, factor: float) -> Slope:
         """Return the record with its slope, interval and refits multiplied by a factor."""
@@ -72,11 +75,4 @@ class Slope(Tested):
         low, high = self.interval
         half_width = (high - low) / 2
         std_error = half_width / t_quantile(1 - LEVEL / 2, self.degrees)
-        return TTest(std_error=std_error, degrees=self.degrees)
-
-    @property
-    def detectable(self) -> float | None:
-        """The smallest slope that 80 of 100 such studies would detect."""
-        if self.test is None:
-            return None
-        return self.test.detectable(self.num_tests)
+        return TTest(std_error=std_error, degrees=self.degrees, smallest_p=self.smallest_p)

@@ -19,7 +19,7 @@ from orchestrator.analysis.grouped_tables.cluster_robust import (
     excess_variance,
     least_squares,
     total_variance,
-    wild_bootstrap_p,
+    wild_bootstrap,
 )
 from orchestrator.analysis.grouped_tables.rows import StandardRows, partial_slope
 from orchestrator.analysis.grouped_tables.slopes import Slope
@@ -159,11 +159,12 @@ class WithinFit:
         judged = slope.with_variance(variance)
         if not MIN_BOOTSTRAPPED <= slope.num_groups <= MAX_BOOTSTRAPPED:
             return judged
-        p_value = wild_bootstrap_p(fitted, unit)
+        bootstrap = wild_bootstrap(fitted, unit)
+        p_value = bootstrap.p_value
         if variance is not by_group and judged.p_value is not None:
             # The bootstrap draws by group and does not include crossing columns.
             p_value = max(p_value, judged.p_value)
-        return replace(judged, p_value=p_value)
+        return replace(judged, p_value=p_value, smallest_p=bootstrap.smallest_p)
 
     def _fitted(self, place: int) -> Coefficient:
         """Fit the response on all columns."""

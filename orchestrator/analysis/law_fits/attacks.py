@@ -114,6 +114,7 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
     """Test all correlations together, and yield the fit of each."""
+    # A dataset without this attack has a missing gain. The test then leaves it out for this attack.
     gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
@@ -140,6 +141,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             num_resamples=test.num_rearrangements,
             smallest_p=1 / test.num_rearrangements,
         )
+        # Only the largest correlation answers the question, so only it is computed without each.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
         yield replace(
@@ -182,5 +184,6 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
 def _correlation(gains: Array, sharpness: Array, domains: Codes) -> float:
     """Return Pearson's r between added losses (G,) and K_F (G,) within domains (G,)."""
     residuals = centered(np.column_stack([gains, sharpness]), domains)
+    # Centering within domains makes this the partial correlation given the domain.
     lengths = np.prod(np.linalg.norm(residuals, axis=0))
     return float(np.prod(residuals, axis=1).sum() / max(lengths, 1e-300))

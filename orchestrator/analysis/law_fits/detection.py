@@ -44,15 +44,18 @@ class TTest:
     degrees: float
     smallest_p: float = 0.0
 
+    def can_detect(self, num_tests: int) -> bool:
+        """Return whether resampling can give a p small enough for a family of ``num_tests``."""
+        return self.smallest_p <= verdict_level(num_tests)
+
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect an effect in a family of ``num_tests`` tests.
 
         Permutations and draws detect no more than the t test, so the true share may be smaller.
         """
-        level = verdict_level(num_tests)
-        if self.smallest_p > level:
+        if not self.can_detect(num_tests):
             return 0.0
-        return t_power(effect, self.std_error, self.degrees, level)
+        return t_power(effect, self.std_error, self.degrees, verdict_level(num_tests))
 
     def detectable(self, num_tests: int) -> float | None:
         """Return the smallest effect that 80 of 100 studies detect.
@@ -64,13 +67,14 @@ class TTest:
             The effect in units of the estimate. None if the standard error is 0, or if no effect
             can be detected at the level.
         """
-        if not self.std_error:
+        if not self.std_error or not self.can_detect(num_tests):
             return None
 
         def is_detected(shift: float) -> bool:
             power = self.power(shift * self.std_error, num_tests)
             return power is not None and power >= TARGET_POWER
 
+        # Double the effect until it is detected, then bisect.
         low, high = 0.0, 1.0
         while not is_detected(high):
             low, high = high, 2 * high
@@ -96,12 +100,18 @@ class LargestCorrelation:
         interval_critical: Half width of the confidence interval, in standard errors of z.
         criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
             for k = 1, 2, … tests of the family. Levels that no permutation can reach are missing.
+        smallest_p: Smallest p-value that the permutations can give.
     """
 
     num_correlations: int
     degrees: int
     interval_critical: float
     criticals: tuple[float, ...]
+    smallest_p: float = 0.0
+
+    def can_detect(self, num_tests: int) -> bool:
+        """Return whether permutations can give a p small enough for a family of ``num_tests``."""
+        return max(num_tests, 1) <= len(self.criticals)
 
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect one such correlation.
@@ -117,10 +127,11 @@ class LargestCorrelation:
         """
         if not self.criticals or self.degrees < 1:
             return None
-        place = max(num_tests, 1) - 1
-        if place >= len(self.criticals):
+        if not self.can_detect(num_tests):
             return 0.0
-        critical = max(self.criticals[place], self.interval_critical)
+        critical_of_family = self.criticals[max(num_tests, 1) - 1]
+        critical = max(critical_of_family, self.interval_critical)
+        # Fisher's z of a correlation is normal with the variance 1 / degrees.
         shift = np.arctanh(effect) * np.sqrt(self.degrees)
         return float(special.ndtr(shift - critical))
 
@@ -161,9 +172,10 @@ def datasets_needed(
     *,
     level: float = LEVEL,
 ) -> int | None:
-    """Return the number of datasets with which 80 of 100 studies detect an effect.
+    """Return the smallest number of datasets with which 80 of 100 t tests detect an effect.
 
-    The standard error is assumed to fall with the square root of the degrees of freedom.
+    A verdict also needs a small p by resampling, so it needs at least this many datasets. The
+    standard error is assumed to fall with the square root of the degrees of freedom.
 
     Args:
         effect: The effect, in units of the estimate.

@@ -11,6 +11,7 @@ from scipy import special
 from orchestrator.analysis.answers import most_influential
 from orchestrator.analysis.inference import (
     LEVEL,
+    MIN_DATASETS_OF_A_CORRELATION,
     Array,
     Interval,
     ols,
@@ -134,13 +135,12 @@ def _with_permutation(
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
     if test is None:
         return estimate
-    p, num_orders, is_complete = test
-    is_exact = is_complete and covariates <= {IS_MEDICAL}
+    is_exact = test.is_complete and covariates <= {IS_MEDICAL}
     return replace(
         estimate,
-        resampled_p=p,
-        num_resamples=num_orders,
-        smallest_p=1 / num_orders,
+        resampled_p=test.p_value,
+        num_resamples=test.num_orders,
+        smallest_p=test.smallest_p,
         exact=is_exact,
     )
 
@@ -157,10 +157,11 @@ def correlation_interval(
         critical: Half width in standard errors of z; 1.96 if None.
 
     Returns:
-        The interval; None if there are fewer than ``num_given`` + 4 datasets.
+        The interval. None for fewer than six datasets, for which Fisher's z is not accurate, and
+        for fewer than ``num_given`` + 4.
     """
     degrees = num_datasets - num_given - 3
-    if degrees < 1:
+    if degrees < 1 or num_datasets < MIN_DATASETS_OF_A_CORRELATION:
         return None
     if critical is None:
         critical = float(special.ndtri(1 - LEVEL / 2))

@@ -87,6 +87,7 @@ def fit_exponent(
         variant: Name of the choice of d or of points.
     """
     if dimension:
+        # Estimates of d grow with N, so all points of a dataset get the d of its largest N.
         reference = at_largest_size(points, dimension, (*SUBSET, MODEL))
         points = points.assign(**{D_REFERENCE: reference})
     columns = (LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE)
@@ -135,6 +136,7 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())
     degrees = len(names) - 1
+    # The slope is a ratio of sums over datasets, so a refit only subtracts one dataset's sums.
     without_each = (xy.sum() - xy) / (xx.sum() - xx)
     error = jackknife_error(value, without_each)
     p_of_zero, p_of_bound = t_p_values(value - np.array([0.0, 1.0]), error, degrees).tolist()
@@ -154,9 +156,10 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     for name, x_squares, products in zip(*sums, strict=True):
         if x_squares > 0:
             by_dataset[name] = float(products / x_squares)
-    bound_p = 1.0
-    if value < 1:
-        bound_p = max(p_of_bound, wild_cluster_p(sums, null=1.0))
     return replace(
-        unfitted, status="ok", estimates=(estimate,), by_dataset=by_dataset, bound_p=bound_p
+        unfitted,
+        status="ok",
+        estimates=(estimate,),
+        by_dataset=by_dataset,
+        bound_p=max(p_of_bound, wild_cluster_p(sums, null=1.0)),
     )

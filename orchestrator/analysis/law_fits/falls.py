@@ -84,5 +84,6 @@ def sign_test_p(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float |
     num_signed = num_below + int((values > 0).sum())
     if num_signed == 0:
         return None
+    # Under the null hypothesis, the number of negative signs is binomial with probability 1/2.
     fewer = min(num_below, num_signed - num_below)
     return min(1.0, 2 * float(special.bdtr(fewer, num_signed, 0.5)))

@@ -100,6 +100,7 @@ def fit_height(
         return replace(unfitted, reason="the losses are the same for all datasets")
 
     domains = rows.groupby(DATASET)[DOMAIN].first()[effects.index].tolist()
+    # Permutation tests are slow, and only the tested questions need them.
     is_headline = kind == "headline" and model == POOLED
     tested = set()
     if is_headline:

@@ -75,7 +75,7 @@ class ExponentFit(Fit):
         kind: ``exponent``.
         num_curves: Number of curves with d and at least two train sizes.
         num_at_chance: Number of curves left out because of losses at chance level.
-        bound_p: p-value of the null hypothesis that the exponent is at least 1.
+        bound_p: Two-sided p-value of the null hypothesis that the exponent is 1.
         by_dataset: The exponent of each dataset.
     """
 

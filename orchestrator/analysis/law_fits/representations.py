@@ -30,6 +30,7 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
     shares = is_below.astype(float).groupby(rows[DATASET]).mean()
     mean, error, interval = mean_interval(np.asarray(shares, dtype=float))
     if interval is not None:
+        # A t interval of a share can extend beyond 0 and 1, where no share exists.
         low, high = interval
         interval = (max(0.0, low), min(1.0, high))
     shares_above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}

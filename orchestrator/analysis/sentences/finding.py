@@ -17,8 +17,12 @@ from orchestrator.analysis.number_formats import (
     listing,
     number,
     p_equals,
-    per_cent_of,
     percent,
+)
+from orchestrator.analysis.sentences.of_power import (
+    at_level,
+    detectable_slope,
+    nothing_detectable,
 )
 from search_spaces.errors import plural
 
@@ -30,10 +34,11 @@ ASKED_AFTER_SEEING = (
 """Sentence on an answer whose question came after the data."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
+SHARPER_LABELS = "Labels are sharper if images with different labels lie closer together."
+"""Sentence that explains sharper labels, in the first answer on K_F."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
-    "slower": "one-sided for a slower fall",
 }
 """Side of the null value on which a result counts -> its words."""
 
@@ -225,23 +230,23 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 def power_sentence(answer: Answer) -> str:
     """Return how many of 100 such studies would detect the effect; empty if it is unknown.
 
-    If the question names no effect, return the slope that 80 of 100 such studies would detect.
+    If the question has no effect in words, return the slope that 80 of 100 such studies detect.
     """
-    level = f"At a significance level of {per_cent_of(answer.test_level)},"
-    if answer.power is not None:
-        by_chance = ""
-        if answer.power < 2 * answer.test_level:
-            by_chance = " That is hardly more often than without any effect."
-        share = in_hundred(answer.power)
-        # The verdict also needs a small p by resampling, which detects less than the t test.
-        is_resampled = isinstance(answer.test, TTest) and answer.test.smallest_p > 0
-        if is_resampled and share[0].isdigit():
-            share = f"at most {share}"
-        return f"{level} {share} such studies would detect {answer.question.power_of}.{by_chance}"
-    if answer.detectable is not None:
-        slope = number(answer.detectable)
-        return f"{level} 80 of 100 such studies would detect a slope of {slope}."
-    return ""
+    impossible = nothing_detectable(answer.test, answer.num_tests)
+    if impossible:
+        return impossible
+    if answer.power is None:
+        return detectable_slope(answer.test, answer.num_tests)
+    by_chance = ""
+    if answer.power < 2 * answer.test_level:
+        by_chance = " That is hardly more often than without any effect."
+    share = in_hundred(answer.power)
+    # The verdict also needs a small p by resampling, which detects less than the t test.
+    is_resampled = isinstance(answer.test, TTest) and answer.test.smallest_p > 0
+    if is_resampled and share[0].isdigit():
+        share = f"at most {share}"
+    level = at_level(answer.num_tests)
+    return f"{level} {share} such studies would detect {answer.question.power_of}.{by_chance}"
 
 
 def one_decides(answer: Answer) -> bool:

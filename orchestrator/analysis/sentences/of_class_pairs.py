@@ -9,6 +9,7 @@ import numpy as np
 from orchestrator.analysis.answers import Answer, Verdict
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
+    LOSS,
     PAIR_QUESTIONS,
     R_HAT,
     R_HAT_FREE,
@@ -22,6 +23,7 @@ from orchestrator.analysis.number_formats import interval, number, p_value
 from orchestrator.analysis.sentences.finding import (
     ASKED_AFTER_SEEING,
     NO_RELATION,
+    SHARPER_LABELS,
     Finding,
     details_of_test,
     multiplied,
@@ -54,6 +56,8 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
             if is_late and finding.verdict != "not testable":
                 finding = finding.with_sentence(ASKED_AFTER_SEEING)
+            if slope.on == LOSS:
+                finding = finding.with_sentence(SHARPER_LABELS)
             if finding.verdict == "not testable":
                 untested.append(finding)
             else:

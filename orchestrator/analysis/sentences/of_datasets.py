@@ -21,7 +21,7 @@ from orchestrator.analysis.headline import (
 )
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import Estimate
-from orchestrator.analysis.law_fits.records import HeightFit
+from orchestrator.analysis.law_fits.records import FallFit, HeightFit
 from orchestrator.analysis.number_formats import interval, listing, number, p_equals, percent
 from orchestrator.analysis.results_tables.points import (
     INVERSE_D,
@@ -31,6 +31,7 @@ from orchestrator.analysis.results_tables.points import (
     given,
 )
 from orchestrator.analysis.sentences.finding import (
+    SHARPER_LABELS,
     Finding,
     changes_of_sign,
     details_of_test,
@@ -46,6 +47,8 @@ from search_spaces.errors import plural
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
 """Datasets that a sentence names, of those in which d_repr is above d_data."""
+MAX_NAMED_NETWORKS = 4
+"""Largest number of networks that a sentence on d_repr lists; the tables list all of them."""
 
 
 def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
@@ -132,7 +135,7 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
         return "No practical number of such datasets would make it 80 of 100."
-    return f"About {needed:,} such datasets would make it 80 of 100."
+    return f"At least {needed:,} such datasets would make it 80 of 100."
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -176,6 +179,7 @@ def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
 
 def _sharpness(fits: ScalingFits) -> Finding:
     values = [d.label_sharpness for d in fits.datasets if d.label_sharpness]
+    # A factor of two would be outside the data if no two datasets differ that much.
     kinds = "twice the"
     factor = 2.0
     if values and max(values) < factor * min(values):
@@ -191,7 +195,8 @@ def _sharpness(fits: ScalingFits) -> Finding:
     notes = []
     if fits.sharpness_scale.note:
         notes.append(fits.sharpness_scale.note)
-    return _of_height(fits, fits.answer(SHARPNESS), label_sharpness, notes)
+    finding = _of_height(fits, fits.answer(SHARPNESS), label_sharpness, notes)
+    return finding.with_sentence(SHARPER_LABELS)
 
 
 def _fall(fits: ScalingFits) -> Finding | None:
@@ -235,29 +240,28 @@ def _exponent(fits: ScalingFits) -> Finding:
     notes = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
     fit = fits.exponent()
     falls = fits.answer(EXPONENT)
-    below = fits.answer(BELOW_BOUND)
+    against_bound = fits.answer(BELOW_BOUND)
     if fit.status != "ok" or falls.value is None:
         to_add = datasets_to_add(fits, fit, "two train sizes and losses clear of chance level")
         return not_testable(question, falls.reason, to_add, notes)
+    # b has no unit that a reader knows. The factor of a doubling of N, at the median d, has.
     d_values = [
         d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None
     ]
     middle = float(np.median(d_values)) if d_values else 1.0
     factor, bounds = multiplied(falls.value, falls.interval, -np.log(2) / middle)
     allowed = number(float(2 ** (-1 / middle)))
-    verdict, claim = _verdict_on_fall(falls, below)
-    # The verdict follows from one of two tests, so the short answer has the p of that one alone.
-    deciding, other = falls, below
-    if below.verdict == "contradicted" and falls.verdict != "contradicted":
-        deciding, other = below, falls
+    verdict, claim = _verdict_on_fall(falls, against_bound)
     short = short_answer(
-        deciding,
+        falls,
         f"b is {number(falls.value)}",
         interval(falls.interval),
         name_of_value="b",
         if_undecided="",
-        against=f" against b = {number(deciding.question.null)}",
+        against=" against b = 0",
     )
+    if against_bound.adjusted_p is not None:
+        short = (*short, _against_the_law(against_bound))
     if claim:
         claim = f"{claim}."
         short = (claim, *short)
@@ -266,9 +270,9 @@ def _exponent(fits: ScalingFits) -> Finding:
         f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
         f"the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
-        *details_of_test(deciding, "b"),
-        *p_sentences(other),
-        _weighting(fit.estimates[0]),
+        *_difference_of_factors(fits.fall(), fit.estimates[0]),
+        *details_of_test(falls, "b"),
+        *p_sentences(against_bound),
     ]
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
@@ -286,19 +290,37 @@ def _exponent(fits: ScalingFits) -> Finding:
     )
 
 
-def _weighting(exponent: Estimate) -> str:
-    """Return a sentence on the weights of datasets in the exponent, and on the largest one."""
-    text = "Datasets weigh by 1/d², times the spread of log N"
-    if not exponent.weights:
-        return f"{text}."
-    heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
-    return f"{text}: {heaviest} has {percent(exponent.weights[heaviest])} of the weight."
+def _against_the_law(against_bound: Answer) -> str:
+    """Return whether the exponent is compatible with the law's 1, as a sentence with p."""
+    adjusted = p_equals(against_bound.adjusted_p or 0.0)
+    low, high = against_bound.interval or (-np.inf, np.inf)
+    conclusion = "no difference from the law's rate is shown"
+    if against_bound.is_decided:
+        conclusion = "b differs from the law's rate"
+    elif low <= LAW_SLOPE <= high:
+        conclusion = "the data are compatible with the law's rate"
+    return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
 
-def _verdict_on_fall(falls: Answer, below: Answer) -> tuple[Verdict, str]:
+def _difference_of_factors(fall: FallFit, exponent: Estimate) -> Iterator[str]:
+    """Yield why the factor of a doubling of N differs between the two questions on N."""
+    if exponent.weights:
+        heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
+        yield (
+            "In this factor, a dataset has the weight 1/d² times the spread of log N: "
+            f"{heaviest} has {percent(exponent.weights[heaviest])} of the weight."
+        )
+    if fall.status == "ok":
+        factor, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
+        yield f"In the factor of the question before, {factor}, every dataset counts once."
+
+
+def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str]:
     """Return the verdict of two tests, and its statement without a full stop."""
     low, high = falls.interval or (-np.inf, np.inf)
-    if below.verdict == "contradicted":
+    if against_bound.verdict == "supported":
+        return "supported", "The loss falls faster with N than the law's bound"
+    if against_bound.verdict == "contradicted":
         if falls.verdict == "contradicted":
             return "contradicted", "The loss rises with N, which contradicts the law's bound"
         if falls.verdict == "supported":
@@ -385,6 +407,7 @@ def of_representations(fits: ScalingFits) -> Finding:
         f"At {fit.num_held} of {plural(fit.num_points, 'point')}, the dimension of the network's "
         "last hidden layer (d_repr) is at most d_data."
     )
+    sentences = [counted, *_by_network(fits)]
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"
@@ -407,7 +430,18 @@ def of_representations(fits: ScalingFits) -> Finding:
     return Finding(
         question=question,
         verdict="described",
-        sentences=(counted, "The approximate bound d_repr ≲ d_data expects nearly all."),
+        sentences=(*sentences, "The approximate bound d_repr ≲ d_data expects nearly all."),
         details=tuple(details),
         notes=tuple(notes),
     )
+
+
+def _by_network(fits: ScalingFits) -> Iterator[str]:
+    """Yield a sentence on the points of each network; none for one network or for many."""
+    counts = []
+    for model in fits.models:
+        of_model = fits.representation(model)
+        if of_model.status == "ok":
+            counts.append(f"{of_model.num_held} of {of_model.num_points} for {model}")
+    if 1 < len(counts) <= MAX_NAMED_NETWORKS:
+        yield f"That is {listing(counts)}."

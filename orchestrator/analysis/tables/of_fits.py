@@ -236,8 +236,9 @@ FIT_TABLES = (
         title="Loss gained by attacks, with K_F",
         note=(
             "Pearson's r over datasets at equal model and train size, within domains if there are "
-            "two, with its 95 % interval. p tests a rise, and is adjusted over all rows of "
-            "this table, not over questions."
+            "two, with its 95 % interval. Intervals of single models hold for all of them at once; "
+            "the interval of a pooled row holds for this row alone. p tests a rise, and is "
+            "adjusted over the single models and attacks, not over questions."
         ),
         columns={
             "attack": _attack,
@@ -307,9 +308,9 @@ def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
         "p is the larger p of two tests: the t test over datasets, and the permutation (or wild "
-        "cluster bootstrap) test. It is two-sided. For attacks it is one-sided for a rise, and for "
-        "the bound one-sided for a slower fall. Intervals are t intervals; for attacks, one "
-        "interval holds for all correlations. The adjusted p is Holm's, over all tests made."
+        "cluster bootstrap) test. It is two-sided; for attacks it is one-sided for a rise. "
+        "Intervals are t intervals; for attacks, one interval holds for all correlations. The "
+        "adjusted p is Holm's, over all tests made."
     )
     if fits.class_pairs:
         note = (

@@ -20,7 +20,7 @@ from search_spaces.errors import unknown_name
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
 OLDEST = "v100"
-"""GPU whose rates are used for a GPU that is older than all GPUs of the table."""
+"""GPU of the table with the rates for all GPUs that are older than those of the table."""
 NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
 """Words in a driver's name of a GPU that is smaller than the GPU of the same number in the table: a
 MIG slice, and the variants Laptop, Max-Q and D."""
@@ -134,8 +134,9 @@ def gpu_model_there(
 ) -> GpuModel:
     """Return the kind of a GPU from the data that its driver reports.
 
-    If the GPU is not in the table, for example a MIG slice, use the rates per processor of the
-    slowest GPU with its compute capability. If there is none, use the next lower capability.
+    A GPU that is not in the table, for example a MIG slice, gets the rates per processor of the
+    slowest GPU with the same compute capability. If the table has no such GPU, the GPU gets the
+    rates of the next lower capability.
 
     Args:
         name: The driver's name of the GPU.

@@ -36,10 +36,10 @@ MEMORY_MARGIN = 1.15
 """Memory of a share divided by predicted memory. If a share is too small, its trial runs out of
 memory."""
 BUSY_ENOUGH = 0.95
-"""If a GPU computes for this fraction of the time, another trial on it gains nothing. A second
-process is known to use the idle time of the first only under MPS."""
+"""Fraction of the time in which a GPU computes, from which on a further trial on the GPU gains
+nothing. A second process uses the idle time of the first process for sure only under MPS."""
 SHARE_STEP = 100
-"""Shares are multiples of one over this: hundredths of a GPU."""
+"""Number of steps in a whole GPU: the share of a trial is a number of hundredths of a GPU."""
 MIN_UNTIMED_SHARE = 0.25
 """Smallest share on a kind of GPU whose times cannot be predicted."""
 
@@ -51,8 +51,8 @@ class Corrections:
     Attributes:
         memory: The largest ratio of peak memory, on any GPU. It is 1 for a model not listed.
         seconds: The median ratio of seconds, on one kind of GPU. It is 1 for a model not listed.
-        core_seconds: The median ratio of seconds on a CPU core. It is the median of the others for
-            a model not listed.
+        core_seconds: The median ratio of seconds on a CPU core. For a model not listed, it is the
+            median over the listed models.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Predict the time of one pass of a network on a GPU, kernel by kernel.
 
-The time of a kernel is that of its arithmetic or of its memory traffic, whichever is longer. It is
-at least the interval between the starts of two kernels.
+The time of a kernel is the time of its arithmetic or of its memory traffic: the longer of the two.
+It is at least the interval between the starts of two kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PassTime(NamedTuple):
 
     Attributes:
         seconds: Seconds of the pass.
-        busy: Those seconds in which the GPU computes.
+        busy: Seconds of the pass in which the GPU computes.
     """
 
     seconds: float

@@ -76,7 +76,7 @@ class TrialMemory:
 
 
 class MemoryPressure(Enum):
-    """How much other processes limit the GPU memory of a network's trials."""
+    """Pressure of other processes on the GPU memory of a network's trials."""
 
     NONE = auto()
     """Trials start at the network's own level."""
@@ -93,7 +93,7 @@ class NetworkMemory:
 
     Attributes:
         level: the network's own level, which one of its trials needed.
-        pressure: how much other processes limit the memory.
+        pressure: pressure of other processes on the memory.
         level_under_pressure: level at which trials start under high pressure; 0 if unknown.
         num_failures_by_other_processes: number of memory failures that other processes caused since
             the last result of the network.

@@ -1,6 +1,9 @@
 """Choose the columns of a user's data that are read, and join the columns of several files.
 
-A column is a column of a table, a key of JSON objects, or an array with one entry per image.
+A *column* is a column of a table, a key of JSON objects, or an array with one entry per image. The
+*role* of a column is its use: ``path``, ``image``, ``label``, ``group``, ``split``, or one of
+:data:`TRAITS`. A column may have the name of its role or one of several other names, which
+:data:`tasks.sources.tables.COLUMNS` lists.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import COLUMNS, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns that must not predict the label. If the data have such a column, this is checked."""
+"""Roles of columns that must not predict the label. If the data have such a column, the preparation
+checks it."""
 ONE_HOT = {
     "0": False,
     "0.0": False,
@@ -27,7 +31,7 @@ ONE_HOT = {
 }
 """Text in a one-hot column -> whether the image belongs to the column's class."""
 Cells = Mapping[str, Sequence[str]]
-"""Name of a column -> the text of its cells, one entry per row."""
+"""Name or role of a column -> the text of its cells, one entry per row."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,16 @@ class Columns:
     """The columns of the data that are read.
 
     Attributes:
-        name_in_data: Our name of a column, such as ``group`` -> its name in the data, such as
+        name_by_role: Role, such as ``group`` -> name of the column in the data, such as
             ``patient_id``.
-        labels: Names of the columns of labels in the data: one, or for one-hot labels a column of
-            0 and 1 for each class.
+        labels: Names of the columns of labels in the data. There is one column, or for one-hot
+            labels one column of 0 and 1 for each class.
         doubts: Doubts about the choice, in words.
         unused: Names of columns that are not read and have no doubt.
         like_groups: Unused columns whose values look like ids of patients.
     """
 
-    name_in_data: dict[str, str]
+    name_by_role: dict[str, str]
     labels: tuple[str, ...]
     doubts: tuple[str, ...]
     unused: tuple[str, ...]
@@ -61,10 +65,10 @@ class Columns:
         If the data have a column of groups, no other column is tested.
 
         Args:
-            data: Columns by their names in the data, with those of :attr:`unused` that can be read.
+            data: Columns by name, with those of :attr:`unused` that can be read.
             labels: Label of each row.
         """
-        if "group" in self.name_in_data:
+        if "group" in self.name_by_role:
             return self
         like_groups = []
         for name in self.unused:
@@ -73,17 +77,17 @@ class Columns:
         return replace(self, like_groups=tuple(like_groups))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
-        """Return the columns that are read, by our names. One-hot labels become one column.
+        """Return the columns that are read, by role. One-hot labels become one column.
 
         Args:
-            data: Columns by their names in the data.
+            data: Columns by name.
             request: For errors.
             row_name: Returns the name of a row in messages.
         """
         cells: dict[str, Sequence[str]] = {}
-        for column, name in self.name_in_data.items():
+        for role, name in self.name_by_role.items():
             if name in data:
-                cells[column] = data[name]
+                cells[role] = data[name]
         cells["label"] = data[self.labels[0]]
         if len(self.labels) > 1:
             one_hot_columns = {name: data[name] for name in self.labels}
@@ -93,20 +97,19 @@ class Columns:
 
 def find_columns(
     header: Sequence[str],
-    our_names: Sequence[str],
+    roles: Sequence[str],
     request: RawRequest,
     *,
     more: Sequence[str] = (),
-    chosen: Mapping[str, str] | None = None,
 ) -> Columns:
     """Choose the columns of the data that are read.
 
     Args:
         header: Names of the columns in the data.
-        our_names: Columns to choose, by their names in :data:`tasks.sources.tables.COLUMNS`.
+        roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`. All
+            columns of :data:`TRAITS` are chosen in addition.
         request: The request. If its dataset has ``label_columns``, these are the labels.
-        more: Further columns that the kind reads itself. These columns get no flag.
-        chosen: Our name -> name in the data, for columns that the kind has already chosen.
+        more: Names of further columns that the kind reads itself. These columns get no flag.
 
     Raises:
         DataError: Several columns could be the label, group or split. Choosing one by chance might
@@ -115,61 +118,59 @@ def find_columns(
     given_labels = request.dataset.label_columns
     # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
-    names = dict(chosen or {})
+    names: dict[str, str] = {}
     flags: list[str] = []
-    for column in our_names:
-        if column == "label" and given_labels:
+    for role in roles:
+        if role == "label" and given_labels:
             continue
-        exact = names.get(column) or by_key.get(column_key(column))
-        name = _choose_column(column, exact, by_key, request, flags)
+        name = _choose_column(role, by_key, request, flags)
         if name is not None:
-            names[column] = name
+            names[role] = name
     for trait in TRAITS:
         if trait in by_key:
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
-    unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
+    unused = _unused_columns(header, roles, (*names.values(), *labels, *more))
     return Columns(names, labels, tuple(flags), tuple(unused))
 
 
 def _choose_column(
-    column: str,
-    exact: str | None,
+    role: str,
     by_key: Mapping[str, str],
     request: RawRequest,
     flags: list[str],
 ) -> str | None:
-    """Return the name that one of our columns has in the data, or None if the data lack it.
+    """Return the name of the column with a role; None if there is no such column.
+
+    A column with the name of the role is preferred to columns with other names.
 
     Args:
-        column: Our name of the column.
-        exact: The column of the data with our name, or None. This column is preferred to columns
-            with another usual name.
+        role: The role.
         by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
         flags: List to which doubts about the choice are added.
 
     Raises:
-        DataError: Several columns have a usual name, and none has our name.
+        DataError: Several columns have other names for the role, and none has the name of the role.
     """
-    keys = dict.fromkeys(map(column_key, COLUMNS[column]))
-    aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
+    exact = by_key.get(column_key(role))
+    keys = dict.fromkeys(map(column_key, COLUMNS[role]))
+    aliases = [by_key[key] for key in keys if key in by_key and key != column_key(role)]
     if exact is not None:
         for alias in aliases:
-            if alias != exact:
-                flags.append(f"column {alias} not used, since there is {column}")
+            flags.append(f"column {alias} not used, since there is {role}")
         return exact
     if not aliases:
         return None
     if len(aliases) > 1:
         raise request.error(
-            f"several columns could contain the {column}: {', '.join(sorted(aliases))}",
-            hint=f"Rename the right column to {column}",
+            f"several columns could contain the {role}: {', '.join(sorted(aliases))}",
+            hint=f"Rename the right column to {role}",
         )
     alias = aliases[0]
-    is_plural = column_key(alias) == f"{column}s"
-    if not is_plural:  # the plural of our name is not doubtful
-        flags.append(f"column {alias} read as {column}")
+    is_plural = column_key(alias) == f"{role}s"
+    if not is_plural:  # the plural of a role is not doubtful
+        flags.append(f"column {alias} read as {role}")
     return alias
 
 
@@ -177,12 +178,12 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     """Return the columns of a dataset of several files.
 
     Raises:
-        DataError: A file has other names of columns than the first file.
+        DataError: A file has other column names than the first file.
     """
     columns = columns_of_files[0]
     num_others = 0
     for file_columns in columns_of_files:
-        num_others += file_columns.name_in_data != columns.name_in_data
+        num_others += file_columns.name_by_role != columns.name_by_role
     if num_others:
         raise request.error(
             f"{num_others} of {len(columns_of_files)} tables have other column names than the "
@@ -192,13 +193,17 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     return columns
 
 
-def _unused_columns(
-    header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
-) -> list[str]:
-    """Return the names of columns that are not read and have no doubt."""
+def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[str]) -> list[str]:
+    """Return the names of columns that are not read and have no doubt.
+
+    Args:
+        header: Names of all columns in the data.
+        roles: Roles for which a column was searched. Columns with names for them have a doubt.
+        used: Names of the columns that are read.
+    """
     known_keys = set(map(column_key, used))
-    for column in our_names:
-        known_keys.update(map(column_key, COLUMNS[column]))
+    for role in roles:
+        known_keys.update(map(column_key, COLUMNS[role]))
     unused = []
     for name in header:
         is_name = name.strip() and name.isprintable()

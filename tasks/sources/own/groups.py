@@ -12,7 +12,7 @@ from tasks.sources.base import RawRequest, first_of
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import GivenSplit
 from tasks.sources.own.words import NO_IDS, PLACEHOLDERS
-from tasks.sources.tables import SEVERAL_VALUES
+from tasks.sources.tables import NOT_ONE_VALUE
 
 
 def check_groups(rows: Rows, request: RawRequest) -> None:
@@ -26,7 +26,7 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
     groups = rows.cells.get("group", ())
     if not groups:
         return
-    no_ids = NO_IDS | {SEVERAL_VALUES}
+    no_ids = NO_IDS | {NOT_ONE_VALUE}
     blank = [row for row, group in enumerate(groups) if group.strip().casefold() in no_ids]
     if blank:
         raise request.error(
@@ -78,7 +78,7 @@ def check_no_leak(
     """Check that no group is in both training and test.
 
     Raises:
-        DataError: A group is in both.
+        DataError: A group has images in both.
     """
     first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
     for row in kept_rows:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
 from tasks.sources.own.words import NO_IDS
-from tasks.sources.tables import SEVERAL_VALUES
+from tasks.sources.tables import NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
 """Smallest number of repeated values of an id. Fewer values can have one label each by chance."""
@@ -37,7 +37,7 @@ def look_like_groups(values: Sequence[str], labels: Sequence[str]) -> bool:
     labels_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for value, label in zip(values, labels, strict=True):
         text = value.strip()
-        if text.casefold() not in NO_IDS and text != SEVERAL_VALUES:
+        if text.casefold() not in NO_IDS and text != NOT_ONE_VALUE:
             labels_by_value[text][label] += 1
     class_sizes: Counter[str] = Counter()
     repeated = []

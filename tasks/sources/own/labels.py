@@ -1,4 +1,9 @@
-"""Find the class of each row from its label in the data, ``label_map`` and the class names."""
+"""Find the class of each row of a user's data.
+
+A *raw label* is the label of a row in the data, as text. A *class* is the name that images of one
+class have in plans and results. Three things decide the class: the raw label, ``label_map``, and a
+list of class names in the data.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +14,30 @@ from tasks.sources.base import RawRequest
 from tasks.sources.own.class_names import LABEL_MAP_HINT, check_class_names
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.words import is_missing
-from tasks.sources.tables import MAX_NAMED, SEVERAL_VALUES
+from tasks.sources.tables import MAX_NAMED, NOT_ONE_VALUE
 
 
 def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
     """Return the class of each row.
 
-    The first of these rules that applies to a label decides its class:
+    The first of these rules that applies to a raw label decides its class:
 
-    1. ``label_map`` has the label: the class is the one in ``label_map``.
-    2. The data contain a list of class names: the label is a number in this list. The class is the
-       name with this number, or the class to which ``label_map`` maps this name.
-    3. The class is the label.
+    1. If ``label_map`` has the raw label, the class is the one in ``label_map``.
+    2. If the data contain a list of class names, the raw label is an index into this list, from 0.
+       The class is the name with this index. If ``label_map`` has this name, the class is the one
+       in ``label_map``.
+    3. The class is the raw label.
 
     Args:
-        rows: The rows; only their labels are used.
+        rows: The rows. Only their raw labels are used.
         request: The request, with the dataset's ``label_map``.
-        class_names: Names of the labels 0, 1, ... if the data have such names.
+        class_names: Class names that the data list, in the order of their indices 0, 1, ...; empty
+            if the data list none.
 
     Raises:
-        DataError: A label is missing, a class has several spellings, or a class name breaks a rule
-            of :func:`check_class_names`.
+        DataError: A raw label is missing, a list, bytes, or not an index into ``class_names``. Or
+            ``class_names`` has a class twice. Or ``label_map`` has a label that the data lack. Or
+            a class name breaks a rule of :func:`check_class_names`.
     """
     raw_labels = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
@@ -41,69 +49,78 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
                 f"the data contain the class name {repeated[0]!r} twice",
                 hint="Give every class a different name",
             )
-    class_of_label = {}
-    for label in dict.fromkeys(raw_labels):
-        class_of_label[label] = _class_of(label, rows, request, label_map, class_names)
-    _check_label_map(label_map, {*class_of_label, *class_names}, request)
-    # SEVERAL_VALUES is the text that the reader of a table writes for a list or for bytes.
-    if SEVERAL_VALUES in class_of_label and SEVERAL_VALUES not in label_map:
+    class_by_label = {}
+    for raw_label in dict.fromkeys(raw_labels):
+        class_by_label[raw_label] = _class_of(raw_label, rows, request, label_map, class_names)
+    _check_label_map(label_map, {*class_by_label, *class_names}, request)
+    if NOT_ONE_VALUE in class_by_label and NOT_ONE_VALUE not in label_map:
         raise request.error(
             "the label is a list or bytes, not one text or number, for "
-            f"{rows.describe_labeled({SEVERAL_VALUES})}",
+            f"{rows.describe_rows_with_label({NOT_ONE_VALUE})}",
             hint="Write one class per image, as text or number",
         )
     classes_in_map = set(label_map.values())
     missing_labels = set()
-    for label, class_name in class_of_label.items():
+    for raw_label, class_name in class_by_label.items():
         # A word such as NA is a class if label_map maps a label to it.
         if is_missing(class_name) and class_name not in classes_in_map:
-            missing_labels.add(label)
+            missing_labels.add(raw_label)
     if missing_labels:
         raise request.error(
-            f"the label is blank for {rows.describe_labeled(missing_labels)}",
-            hint="Write a class for each of these images, or remove the images. To use "
-            "blank, NaN or NA as a class, add it to label_map",
+            f"the label is missing for {rows.describe_rows_with_label(missing_labels)}",
+            hint="Give these images a class, or remove them. To use a blank label, NaN or NA as a "
+            "class, add it to label_map",
         )
-    check_class_names(set(class_of_label.values()), request)
-    return [class_of_label[label] for label in raw_labels]
+    check_class_names(set(class_by_label.values()), request)
+    return [class_by_label[raw_label] for raw_label in raw_labels]
 
 
 def _class_of(
-    label: str,
+    raw_label: str,
     rows: Rows,
     request: RawRequest,
     label_map: Mapping[str, str],
     class_names: Sequence[str],
 ) -> str:
-    """Return the class of the rows with this label, see :func:`find_classes`.
+    """Return the class of the rows with this raw label, see :func:`find_classes`.
 
     Raises:
-        DataError: The data contain a list of class names, and the label is not a number in it.
+        DataError: The data list class names, and the raw label is not an index into this list.
     """
-    mapped_class = label_map.get(label.strip())
+    # Users do not write the blanks around a label into label_map. Without label_map, blanks stay,
+    # so that check_class_names can report two spellings of a class.
+    mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class
-    if not class_names or is_missing(label):
-        return label
-    if not _is_index(label, len(class_names)):
+    if not class_names or is_missing(raw_label):
+        return raw_label
+    if not _is_index(raw_label, len(class_names)):
         raise request.error(
             f"the label is not a class number from 0 to {len(class_names) - 1} for "
-            f"{rows.describe_labeled({label})}",
+            f"{rows.describe_rows_with_label({raw_label})}",
             hint=f"Remove these images, or {LABEL_MAP_HINT}",
         )
-    class_name = class_names[int(label)]
+    class_name = class_names[int(raw_label)]
     return label_map.get(class_name.strip(), class_name)
 
 
-def _is_index(label: str, length: int) -> bool:
-    """Return whether a label is an index into a list of this length, in decimal digits."""
-    return label.isascii() and label.isdigit() and int(label) < length
+def _is_index(raw_label: str, length: int) -> bool:
+    """Return whether a raw label is an index into a list of this length, in decimal digits."""
+    return raw_label.isascii() and raw_label.isdigit() and int(raw_label) < length
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
     """Check that the data have every label of ``label_map``.
 
     Without this check, a misspelled label would be ignored silently.
+
+    Args:
+        label_map: Raw label or listed class name -> class.
+        labels: Raw labels and listed class names of the data.
+        request: For errors.
+
+    Raises:
+        DataError: The data lack a label of ``label_map``.
     """
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:

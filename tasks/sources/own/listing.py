@@ -57,18 +57,18 @@ def own_listing(
     dataset_flags: Iterable[str] = (),
     class_names: Sequence[str] = (),
     sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
-    defaults: Listing,
+    listing_fields: Listing,
 ) -> Listing:
     """Return the listing of a user's data, with an item for every row outside a validation split.
 
     Args:
         rows: The rows that the kind read.
         request: The dataset, and the key of hashes in messages.
-        dataset_flags: Doubts about all rows.
+        dataset_flags: Doubts about the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
-        defaults: A listing without items and classes. The result has its other fields; counts are
-            added to ``excluded`` and ``flags``.
+        listing_fields: A listing without items and classes. The result has its other fields. Counts
+            of excluded rows and flags are added to it.
 
     Raises:
         DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
@@ -95,8 +95,8 @@ def own_listing(
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
-    excluded = Counter(defaults.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
-    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | defaults.flags
+    excluded = Counter(listing_fields.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | listing_fields.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
@@ -105,7 +105,11 @@ def own_listing(
     labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
     items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
     return replace(
-        defaults, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
+        listing_fields,
+        items=items,
+        label_names=classes,
+        excluded=dict(excluded),
+        flags=flag_counts,
     )
 
 

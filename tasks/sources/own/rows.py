@@ -25,8 +25,8 @@ class Rows:
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
         name: Returns the name of a row in messages, which contains no id and no file name.
-        numbering: Returns the first number of the row's file in words, such as ``the first row is
-            0``; empty if rows have no numbers.
+        numbering: Returns how the rows in a row's file are counted, in words, such as ``the first
+            row is 0``; empty if rows have no numbers.
         default_group: Returns the group of a row if there is no column ``group``: the row's folder
             or volume.
         file_split: Returns the split that the name of a row's file or folder states.
@@ -62,6 +62,6 @@ class Rows:
             return ""
         return f" ({self.numbering(rows[0])})"
 
-    def describe_labeled(self, labels: set[str]) -> str:
-        """Format the number and names of the rows whose text in the data is one of these labels."""
+    def describe_rows_with_label(self, labels: set[str]) -> str:
+        """Format the number and names of the rows that have one of these labels in the data."""
         return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)

@@ -141,8 +141,8 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         ),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
         (FOUR, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
-        (FOUR, [None] * 4, {}, "own: the label is blank for"),
-        (FOUR, [float("nan"), 1.0] * 2, {}, "own: the label is blank for"),
+        (FOUR, [None] * 4, {}, "own: the label is missing for"),
+        (FOUR, [float("nan"), 1.0] * 2, {}, "own: the label is missing for"),
         (
             FOUR,
             ["Cat", "cat", "dog", "dog"],

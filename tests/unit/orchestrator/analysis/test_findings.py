@@ -8,14 +8,15 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis.answers import Answer, Question
-from orchestrator.analysis.figures.of_sweeps import dataset_properties
+from orchestrator.analysis.figures.of_sweeps import dataset_properties, loss_gain_on_sharpness
 from orchestrator.analysis.findings import family, findings, summary, what_was_found
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
-from orchestrator.analysis.headline import BELOW_BOUND
+from orchestrator.analysis.headline import ATTACKS, BELOW_BOUND
 from orchestrator.analysis.inference import max_correlation_test
 from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, t_power
-from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.number_formats import interval, number, p_equals
 from orchestrator.analysis.published import published_table
+from orchestrator.analysis.tables.of_fits import fit_tables
 from orchestrator.analysis.tables.of_trials import seen_table
 from tests.synthetic import synthetic_table
 
@@ -69,7 +70,9 @@ def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_need
     )
     tested = f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
     assert tested in found.details
-    needed = int(re.search(r"About (\d+) such datasets would make it 80 of 100", found.answer)[1])
+    needed = int(
+        re.search(r"At least (\d+) such datasets would make it 80 of 100", found.answer)[1]
+    )
 
     def power(num_datasets):
         error = estimate.std_error * np.sqrt((11 - 4) / (num_datasets - 4))
@@ -194,7 +197,7 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
 @pytest.mark.parametrize(
     ("slope", "verdict", "said"),
     [
-        (3.0, "supported", "The loss falls with N, and nothing contradicts the law's bound"),
+        (3.0, "supported", "The loss falls faster with N than the law's bound"),
         (0.3, "contradicted", "The loss falls more slowly with N than the law's bound allows"),
         (-2.0, "contradicted", "The loss rises with N, which contradicts the law's bound"),
     ],
@@ -283,7 +286,7 @@ def test_what_cannot_be_tested_says_what_to_add():
     found = answers(synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain"))
     assert found["dimension"].verdict == found["sharpness"].verdict == "not testable"
     assert found["sharpness"].to_add == "add 2 natural datasets with d_data, K_F and losses"
-    assert found["attacks"].to_add == "add 2 natural datasets with K_F and attacks at equal N"
+    assert found["attacks"].to_add == "add 3 natural datasets with K_F and attacks at equal N"
     bare = synthetic_table(num_natural=3, num_medical=3)
     bare = bare[[name for name in bare if not name.startswith("fgsm")]]
     assert answers(bare)["attacks"].sentences == ("This cannot be tested: no attack was run.",)
@@ -329,6 +332,55 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     assert note.startswith("At 3 of 3 points, the dimension of the network's last")
 
 
+def test_the_share_of_points_below_d_data_is_counted_for_each_network():
+    table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
+    table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
+    fits = fit_scaling_laws(table)
+    found = answers(table)["representation"]
+    assert "That is 0 of 12 for a and 12 of 12 for b." in found.line
+    (representations,) = [one for one in fit_tables(fits) if one.key == "representations"]
+    rows = {row[0]: row[2] for row in representations.rows}
+    assert rows == {"pooled": "12 of 24", "a": "0 of 12", "b": "12 of 12"}
+
+
+@pytest.mark.parametrize(
+    ("slope", "trial_std", "said"),
+    [
+        (1.0, 1.0, "the data are compatible with the law's rate"),
+        (3.0, 0.01, "b differs from the law's rate"),
+        (0.3, 0.01, "b differs from the law's rate"),
+    ],
+)
+def test_the_short_answer_compares_the_exponent_with_the_law(slope, trial_std, said):
+    table = clear_law(size_slope=slope, trial_std=trial_std)
+    adjusted_p = fit_scaling_laws(table).answer(BELOW_BOUND).adjusted_p
+    assert (
+        f"Against b = 1, adjusted {p_equals(adjusted_p)}: {said}."
+        in answers(table)["exponent"].line
+    )
+
+
+def test_the_figure_on_attacks_shows_the_correlation_of_the_verdict():
+    table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
+    fits = fit_scaling_laws(table)
+    answer = fits.answer(ATTACKS)
+    drawn = loss_gain_on_sharpness(prepare(table).points, fits)
+    titles = [axes.get_title() for axes in drawn.figure.axes]
+    shown = f"r = {number(answer.value)} ({interval(answer.interval)})"
+    assert any(shown in title for title in titles)
+    assert "hold for all networks and attacks at once" in drawn.caption
+
+
+def test_the_two_factors_for_a_doubling_of_n_are_told_apart(published):
+    found = dict(zip(QUESTIONS, findings(published), strict=True))
+    (factor,) = re.findall(
+        r"Doubling N went with ([\d.]+) times", " ".join(findings(published)[2].sentences)
+    )
+    assert f"In the factor of the question before, {factor}, every dataset counts once." in (
+        found["exponent"].answer
+    )
+
+
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):
     found = dict(zip(QUESTIONS, findings(published), strict=True))
     assert "Without prostate, the most influential dataset, b is 1.78." in found["exponent"].answer
@@ -372,7 +424,7 @@ def test_the_published_answers_fit_a_terminal(published):
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert text.count("UNDECIDED: ") == 4
-    assert text.count("adjusted p = ") == 4
+    assert text.count("adjusted p = ") == 5
     assert "In 153 of 261 points the loss is at least 80% of the loss of guessing" in text
 
 

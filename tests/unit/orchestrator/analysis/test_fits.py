@@ -78,7 +78,7 @@ def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answe
     asked, everything = fit_scaling_laws(table), explored(table)
     assert asked.answers == everything.answers
     assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
-    assert len(asked.fits) < len(everything.fits) / 1.4
+    assert len(asked.fits) < len(everything.fits) / 1.3
     assert everything.exponent(model="a").status == "ok"
 
 
@@ -192,16 +192,15 @@ def test_an_unrecorded_scale_is_another_one():
     assert "unrecorded channels" in scale.note
 
 
-def test_below_four_datasets_no_correlation_is_given_and_those_there_are_counted():
-    """Of two datasets that have K_F and attacks at all N, none used to be counted; three gave r =
-    1."""
-    for num in (1, 2):
+def test_below_six_datasets_no_correlation_is_given_and_those_there_are_counted():
+    """Fisher's z is not accurate for five datasets, and three datasets once gave r = 1."""
+    for num in (1, 2, 4):
         table = synthetic_table(num_natural=num, num_medical=1, models=("a", "b"))
         found = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
         assert found
         assert {(fit.status, fit.estimates) for fit in found} == {("not_enough_data", ())}
         assert {fit.reason for fit in found} == {
-            f"{num + 1} datasets with K_F and attacks at equal N, at least 4 needed"
+            f"{num + 1} datasets with K_F and attacks at equal N, at least 6 needed"
         }
         assert not any(table.key == "attacks" for table in fit_tables(explored(table)))
 
@@ -327,7 +326,7 @@ def test_every_count_of_chance_level_is_the_same_one():
     num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
     fits = explored(held)
     assert fits.num_at_chance_level == num
-    assert fits.caveats[-2:] == (
+    assert fits.caveats[1:3] == (
         f"In {num} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
         "for two classes).",
         f"{num} of these classify little better than chance: they are at chance level.",

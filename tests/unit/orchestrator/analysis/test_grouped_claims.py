@@ -9,7 +9,7 @@ from scipy import stats
 from orchestrator.analysis.grouped_tables.cluster_robust import (
     excess_variance,
     least_squares,
-    wild_bootstrap_p,
+    wild_bootstrap,
 )
 from orchestrator.analysis.grouped_tables.crossing import crossing_columns
 from orchestrator.analysis.grouped_tables.design import LEVELS, Design
@@ -239,7 +239,32 @@ def test_a_wild_bootstrap_of_two_columns_refits_the_other_one_for_every_pattern_
     signs = np.array(np.meshgrid(*[[-1.0, 1.0]] * 10)).reshape(10, -1).T
     drawn = np.array([t(y - restricted + pattern[code] * restricted) for pattern in signs])
     expected = np.mean(drawn >= t(y) * (1 - 1e-9))
-    assert wild_bootstrap_p(least_squares(y, x, 0), code) == expected
+    assert wild_bootstrap(least_squares(y, x, 0), code).p_value == expected
+
+
+def test_a_slope_has_the_smallest_p_that_its_resampling_can_give():
+    """Within eight groups: 2 of 256 sign patterns. Between five groups: 1 of 120 permutations."""
+    rng = np.random.default_rng(0)
+    for num_groups, level, smallest_p in ((8, "within", 2 / 256), (5, "between", 1 / 120)):
+        group = np.arange(num_groups).repeat(6)
+        x = rng.normal(size=len(group)) + group**1.5
+        y = x + 1e-3 * rng.normal(size=len(group))
+        fit = fit_groups(pd.DataFrame({"y": y, "x": x, "g": group}), Design("y", ("x",), ("g",)))
+        slope = fit.find(level, "x")
+        assert slope.test.smallest_p == slope.smallest_p == pytest.approx(smallest_p)
+        assert slope.p_value == pytest.approx(smallest_p)
+
+
+def test_a_slope_whose_permutations_cannot_reach_the_level_says_so():
+    """Four groups have 24 permutations, and two slopes need p = 0.025."""
+    rng = np.random.default_rng(1)
+    group = np.arange(4).repeat(6)
+    table = pd.DataFrame({"y": rng.normal(size=24), "x": rng.normal(size=24), "g": group})
+    sentence = fit_groups(table, Design("y", ("x",), ("g",))).sentence("x")
+    assert (
+        "At a significance level of 2.5 %, this table can detect no effect: resampling cannot give "
+        "a p below 0.042."
+    ) in sentence
 
 
 @pytest.mark.parametrize("num_groups", [5, pytest.param(10, marks=pytest.mark.long)])

@@ -77,7 +77,7 @@ def test_the_permutation_test_is_enumeration_and_agrees_with_scipy():
         abs(np.corrcoef(x[:, 0], y[list(o)])[0, 1]) >= observed - 1e-12
         for o in permutations(range(6))
     ]
-    assert found == (pytest.approx(np.mean(by_hand)), 720, True)
+    assert found == (pytest.approx(np.mean(by_hand)), 720, True, 1 / 720)
     theirs = stats.permutation_test(
         (y,),
         lambda v: abs(stats.pearsonr(v, x[:, 0]).statistic),
@@ -97,7 +97,15 @@ def test_a_label_needs_only_the_choices_of_who_has_it():
         abs(y[list(o)].mean() - np.delete(y, o).mean()) >= gap - 1e-12
         for o in combinations(range(10), 6)
     ]
-    assert found == (pytest.approx(np.mean(by_hand)), 210, True)
+    assert found == (pytest.approx(np.mean(by_hand)), 210, True, 1 / 210)
+
+
+@pytest.mark.parametrize(("num_medical", "smallest_p"), [(3, 2 / 20), (2, 1 / 15)])
+def test_the_smallest_p_of_a_label_counts_the_mirror_image_of_two_halves(num_medical, smallest_p):
+    label = np.array([1.0] * num_medical + [0.0] * (6 - num_medical))
+    y = label + 1e-3 * np.arange(6)
+    found = permutation_test(y, label, np.empty((6, 0)), [""] * 6)
+    assert found.p_value == found.smallest_p == pytest.approx(smallest_p)
 
 
 def test_blocks_keep_datasets_in_their_domain():
@@ -121,7 +129,7 @@ def test_blocks_keep_datasets_in_their_domain():
 def test_of_many_datasets_rearrangements_are_drawn_and_are_the_same_ones_again():
     y, x = sample(16, 1, seed=5)
     one = permutation_test(y, x[:, 0], np.empty((16, 0)), [""] * 16)
-    assert one[1:] == (10_000, False)
+    assert one[1:] == (10_000, False, 1e-4)
     rearrangements.cache_clear()
     assert permutation_test(y, x[:, 0], np.empty((16, 0)), [""] * 16) == one
     assert one[0] == pytest.approx(stats.pearsonr(x[:, 0], y).pvalue, abs=0.02)
@@ -178,7 +186,7 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
     assert adjusted[0] + opposed == pytest.approx(1 + 1 / num)
     # A difference between the blocks alone is no correlation.
     assert np.isnan(max_correlation_test(label[:, None] * 5, x[:, 0], blocks, [0])[0][0])
-    lacking = [np.where(np.arange(7) < few, np.nan, y) for few in (3, 4)]
+    lacking = [np.where(np.arange(7) < few, np.nan, y) for few in (1, 2)]
     both = max_correlation_test(np.column_stack([y, *lacking]), x[:, 0], blocks, range(3))[1]
     assert np.isfinite(both).tolist() == [True, True, False]
     alone = max_correlation_test(np.column_stack([y, -y]), x[:, 0], blocks, [0])
@@ -188,10 +196,25 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
 
 def test_the_interval_of_a_correlation_is_fishers():
     assert correlation_interval(0.6, 11, 1) == pytest.approx(correlation_interval(0.6, 10, 0))
-    assert correlation_interval(0.9, 3, 0) is None
-    assert stats.pearsonr(
-        np.arange(5), np.array([0, 2, 1, 4, 3])
-    ).confidence_interval() == pytest.approx(correlation_interval(0.8, 5, 0))
+    assert correlation_interval(0.9, 5, 0) is None
+    one_swap = np.array([0, 2, 1, 4, 3, 5])
+    r, _ = stats.pearsonr(np.arange(6), one_swap)
+    assert stats.pearsonr(np.arange(6), one_swap).confidence_interval() == pytest.approx(
+        correlation_interval(r, 6, 0)
+    )
+
+
+@pytest.mark.parametrize("true_r", [0.0, 0.5, 0.9])
+def test_the_interval_of_a_correlation_over_six_datasets_has_its_confidence(true_r):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4_000, 6))
+    y = true_r * x + np.sqrt(1 - true_r**2) * rng.normal(size=(4_000, 6))
+    num_covering = 0
+    for one_x, one_y in zip(x, y, strict=True):
+        low, high = correlation_interval(np.corrcoef(one_x, one_y)[0, 1], 6, 0)
+        num_covering += low <= true_r <= high
+    # Four standard errors of 4,000 draws.
+    assert num_covering / 4_000 == pytest.approx(0.95, abs=0.014)
 
 
 @pytest.mark.parametrize("num", [4, 7, 11])
@@ -344,14 +367,15 @@ def test_the_smallest_p_of_the_wild_bootstrap_is_the_share_of_draws_with_one_wei
     assert wild_cluster_p(([], np.ones(num), scores)) == pytest.approx(smallest_wild_p(num))
 
 
-def test_a_correlation_over_four_datasets_is_never_detected_as_one_of_two_tests():
-    """24 permutations: the smallest p is 1/24, above 0.05 / 2."""
+def test_a_correlation_over_three_and_three_datasets_is_never_detected_as_one_of_two_tests():
+    """36 permutations within domains: the smallest p is 1/36, above 0.05 / 2."""
     rng = np.random.default_rng(0)
-    test = max_correlation_test(rng.normal(size=(4, 2)), rng.normal(size=4), [""] * 4, [0, 1])
+    domains = ["natural"] * 3 + ["medical"] * 3
+    test = max_correlation_test(rng.normal(size=(6, 2)), rng.normal(size=6), domains, [0, 1])
     assert len(test.criticals) == 1
     correlation = LargestCorrelation(
         num_correlations=2,
-        degrees=1,
+        degrees=2,
         interval_critical=test.critical,
         criticals=test.criticals,
     )

@@ -77,7 +77,9 @@ def test_trials_are_ordered_as_people_read_them_and_lead_to_their_runs():
         (-1.5, "−1.5"),
         (2.04e-4, "0.000204"),
         (1e-5, "1.00e−05"),
-        (1e9, "1e+09"),
+        (1e9, "1,000,000,000"),
+        (6.2543e8, "625,000,000"),
+        (2e15, "2e+15"),
     ],
 )
 def test_numbers_are_spelled_alike(value, text):

@@ -235,7 +235,7 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     lines[7] = "tumour  tumour"
     (tmp_path / "labels.txt").write_text("\n".join(lines))
     code, _, err = measure(source, "--labels", str(tmp_path / "labels.txt"))
-    assert (code, "the label is blank for 1 image: row " in err) == (2, True)
+    assert (code, "the label is missing for 1 image: row " in err) == (2, True)
 
 
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
@@ -341,9 +341,9 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "these class names differ only in spelling: 'CAT' / 'cat'"),
-        ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
-        ([-1, 0, 1], "If the label is a class, add --label-map=-1=NAME"),
+        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        ([0.0, float("nan"), 1.0], "the label is missing for 20 images: row "),
+        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )

@@ -138,14 +138,14 @@ def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
             None,
             "disabled",
             False,
-            "RAY_AUTH_MODE is disabled, so everybody who can connect to the ports can run code",
+            "RAY_AUTH_MODE is disabled, so anyone who can connect to the ports can run code",
         ),
         ("10.0.0.1:6379", "token", True, "requests to 10.0.0.1:6379 carry the cluster's token"),
         (
             "10.0.0.1:6379",
             None,
             False,
-            "RAY_AUTH_MODE is not set, so everybody who can connect to the ports can run code",
+            "RAY_AUTH_MODE is not set, so anyone who can connect to the ports can run code",
         ),
     ],
 )

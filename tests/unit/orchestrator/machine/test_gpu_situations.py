@@ -34,6 +34,7 @@ from orchestrator.planning.runtimes import (
     time_limit,
 )
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.results.records import TrialFailure
 from orchestrator.running import trial_device
 from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
 from orchestrator.running.recovery.failures import classify
@@ -434,6 +435,26 @@ def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(pla
     hint = verdict.hint
     assert "cuDNN has no kernel for resnet50 at batch size 12 in bfloat16 on this GPU" in hint
     assert "Install another torch, choose another GPU" in hint
+
+
+def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials, monkeypatch):
+    """From the exception in the worker, over the report to the driver, to the decision."""
+    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (73 * GIB, 79 * GIB))
+    error = RuntimeError("FIND was unable to find an engine to execute this computation")
+    in_worker = TrialTrainable._failure(worker_with(1.0, has_run=True), error)
+    failure = TrialFailure.model_validate_json(in_worker.model_dump_json())
+    policy = ResourcePolicy(
+        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
+    )
+    trial = trials["resnet50"]
+    policy.start_attempt(trial)
+    verdict = policy.failed(trial, failure, H100.name)
+    decision = Retries().failed(trial.trial_id, failure, is_final=verdict.is_final)
+    assert decision.pause_s is None
+    assert "cuDNN has no kernel for resnet50" in verdict.hint
+    assert "memory than" not in verdict.hint
 
 
 @pytest.mark.parametrize("held_by_others", [0.6, None])

@@ -169,6 +169,8 @@ def set_up_failure(name: str, monkeypatch) -> None:
         monkeypatch.setattr(mps, "ATTACH_TIMEOUT_S", 0.2)
     elif name == "not used":
         monkeypatch.setenv("FAKE_SERVERS", "")
+    elif name == "no shell":
+        monkeypatch.setattr(mps, "SHELL", "absent-shell")
     elif name == "long path":
         monkeypatch.setattr(mps, "MAX_PIPES_LENGTH", 10)
 
@@ -182,6 +184,7 @@ def set_up_failure(name: str, monkeypatch) -> None:
         ("fewer GPUs", "no process could compute through it: a process computed on 1 GPUs"),
         ("hangs", "no process could compute through it: no answer in 0.2 s"),
         ("not used", "no process uses it: no server runs"),
+        ("no shell", "No such file or directory: 'absent-shell'"),
         ("long path", "is too long for a socket; set TMPDIR to a shorter path"),
     ],
 )

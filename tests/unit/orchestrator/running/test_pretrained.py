@@ -81,7 +81,8 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
     told = (
-        r"stored results were computed: \w{16}… in 1 result\. Copy the file pretrained/torchvision-"
+        r"other pretrained weights than torchvision-resnet18 on this machine \(SHA-256 \w{16}…\): "
+        r"\w{16}… in 1 result\. Copy the file pretrained/torchvision-"
     )
     with pytest.raises(ConfigError, match=told):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})

@@ -1,4 +1,4 @@
-"""Conditions that move training images after the split: test sets stay, training sets nest."""
+"""Conditions that blend images after the split: test sets stay, and training sets are nested."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import load_arrays
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.tuning import ValidationSpec
-from tasks.prepared.conditions import (
+from tasks.prepared.blending import (
     DISTANCE_BLOCK_ROWS,
     LabeledImages,
     blend_images,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from search_spaces.datasets import dataset_spec
@@ -17,7 +21,13 @@ from tasks.prepared import store as store_module
 from tasks.prepared.montage import save_montage
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import PreparedRecord
-from tasks.prepared.store import MARKER, PreparedDataset
+from tasks.prepared.store import (
+    MARKER,
+    PreparedDataset,
+    ShardedArrayReader,
+    create_store,
+    write_rows,
+)
 from tasks.remote import InlineExecutor
 
 SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
@@ -55,6 +65,56 @@ def test_rows_are_those_of_the_source_in_the_order_of_the_indices(made):
     assert data.read_rows([]).shape == (0, 1, 8, 8)
     with pytest.raises(IndexError, match="a row is not in the range 0 to 1796"):
         data.read_rows([1797])
+
+
+@settings(max_examples=30)
+@given(
+    num_rows=st.integers(1, 40),
+    chunk_rows=st.integers(1, 9),
+    chunks_per_shard=st.integers(1, 4),
+    zero_rows=st.sets(st.integers(0, 39)),
+    positions=st.lists(st.floats(0, 1, exclude_max=True), max_size=20),
+    dtype=st.sampled_from(["uint8", "float32"]),
+)
+def test_the_reader_returns_the_rows_that_were_written(
+    num_rows, chunk_rows, chunks_per_shard, zero_rows, positions, dtype
+):
+    rows = np.random.default_rng(0).integers(1, 256, (num_rows, 3, 2, 2)).astype(dtype)
+    rows[sorted(row for row in zero_rows if row < num_rows)] = 0
+    # zarr writes no file for a shard of zeros. Prepared images are never constant.
+    rows[:: chunk_rows * chunks_per_shard] = 1
+    row_bytes = rows[0].nbytes
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "CHUNK_BYTES", chunk_rows * row_bytes)
+        patch.setattr(store_module, "SHARD_BYTES", chunk_rows * chunks_per_shard * row_bytes)
+        store = Path(folder)
+        shard_rows = create_store(
+            store, num_images=num_rows, image_shape=rows.shape[1:], dtype=dtype
+        )
+        write_rows(store, "images", 0, rows)
+        array = zarr.open_group(str(store), mode="r")["images"]
+        reader = ShardedArrayReader(
+            store / "images" / "c",
+            num_rows,
+            rows.shape[1:],
+            np.dtype(dtype),
+            array.chunks[0],
+            shard_rows,
+        )
+        indices = np.array([int(position * num_rows) for position in positions], np.int64)
+        np.testing.assert_array_equal(reader.read_rows(indices), rows[indices])
+        start, stop = sorted(indices[:2]) if len(indices) > 1 else (0, num_rows)
+        consecutive = reader.read_rows(range(start, stop))
+        np.testing.assert_array_equal(consecutive, rows[start:stop])
+        assert consecutive.flags.writeable
+
+
+@pytest.mark.parametrize("indices", [range(0, 10, 2), range(9, -1, -1)])
+def test_a_range_with_a_step_is_read_as_indices_or_refused_by_the_reader(made, indices):
+    data = PreparedDataset.open(made)
+    np.testing.assert_array_equal(data.read_rows(indices), data.read(0, 10)[list(indices)])
+    with pytest.raises(ValueError, match=r"has the step -?\d, not 1\. Convert it to an array"):
+        data._images.read_rows(indices)
 
 
 def test_pickles_as_its_path_and_its_record_survives_json(made):

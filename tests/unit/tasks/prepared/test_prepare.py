@@ -23,7 +23,7 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared import blocks, publish
 from tasks.prepared.parts import read_part
 from tasks.prepared.prepare import prepare_dataset
-from tasks.prepared.store import PreparedDataset, stamp_file
+from tasks.prepared.store import PreparedDataset, flush_and_hash
 from tasks.remote import InlineExecutor
 from tasks.sources import SOURCES, SourceRow
 from tasks.sources.base import Item, Listing, Sample, SkipItem
@@ -74,7 +74,7 @@ class Forgetful(InlineExecutor):
     """Loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples):
-        if function in (publish.write_shard, stamp_file):
+        if function in (publish.write_shard, flush_and_hash):
             argument_tuples = list(argument_tuples)[:-1]
         yield from super().map_unordered(function, argument_tuples)
 

@@ -70,6 +70,20 @@ def test_misaligned_labels_are_wrong_for_some_images(faults, size):
     assert 0 < wrong.mean() < 0.5
 
 
+@pytest.mark.parametrize(
+    ("dataset", "fault"), [("mnist", "misaligned_labels"), ("imagenet", "fixed_imagenet_files")]
+)
+@pytest.mark.parametrize(("train_size", "test_size"), [(121, 29), (120, 30)])
+def test_all_images_of_the_pool_are_used_even_if_the_test_size_is_odd(
+    dataset, fault, train_size, test_size
+):
+    subset = chosen(train_size, dataset=dataset, faults=(fault,), test_size=test_size)
+    labels = np.concatenate([subset.train_labels, subset.test_labels])
+    assert (len(subset.train_rows), len(subset.test_rows)) == (train_size, test_size)
+    assert len({*subset.train_rows, *subset.test_rows}) == train_size + test_size
+    assert np.bincount(labels).tolist() == [75, 75]
+
+
 def test_single_faults_do_what_they_say():
     assert chosen(200, 10, dataset="mura", faults=("image_level_split",)).shared_group_share > 0.5
     assert chosen(None, 10, dataset="mura", faults=()).shared_group_share == 0

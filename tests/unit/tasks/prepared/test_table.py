@@ -12,10 +12,10 @@ from tasks.prepared.parts import FORM, IMAGE, Part, TraitCount
 from tasks.prepared.record import predictive_traits, size_doubts
 from tasks.prepared.table import (
     choose_images,
+    class_counts_for,
     content_fingerprint,
     gather,
     join_groups,
-    quotas_of,
 )
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
@@ -30,7 +30,7 @@ SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
     ],
 )
 def test_quotas_are_those_of_the_largest_remainder(available, size, expected):
-    assert quotas_of(np.array(available), size, balanced=False).tolist() == expected
+    assert class_counts_for(np.array(available), size, balanced=False).tolist() == expected
 
 
 @given(

@@ -49,6 +49,25 @@ def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
     assert data.record.excluded == {"in an archive beside images": 10}
 
 
+@pytest.mark.parametrize("is_stored_first", [True, False])
+def test_an_archive_that_repeats_the_names_beside_it_is_no_part(
+    prepare, class_folder, tmp_path, is_stored_first
+):
+    expected = prepare("folder", class_folder)
+    inner = pack(class_folder / "cat", tmp_path / "inner.zip")
+    files = [
+        (file, file.relative_to(class_folder).as_posix()) for file in class_folder.rglob("*.png")
+    ]
+    position = 0 if is_stored_first else len(files)
+    files.insert(position, (inner, "cat/inner.zip"))
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        for file, name in files:
+            archive.write(file, name)
+    data = prepare("folder", tmp_path / "own.zip", name="other")
+    assert_equal(data, expected)
+    assert data.record.excluded == {"in an archive beside images": 5}
+
+
 def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_folder, tmp_path):
     inner, outer = (
         pack(class_folder, tmp_path / "inner.zip"),

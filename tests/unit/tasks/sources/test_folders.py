@@ -65,6 +65,19 @@ CASES = {
     "an empty class": case(
         *CATS, "horse/notes.txt", flags={("class folder without an image: horse"): 1}
     ),
+    "an empty class in a split": case(
+        *SPLIT, "train/horse/notes.txt", flags={("class folder without an image: train/horse"): 1}
+    ),
+    "an empty class in a split in a folder around splits": case(
+        *cross(("x/train", "x/test")),
+        "x/train/horse/notes.txt",
+        "x/val/cow/notes.txt",
+        "train/other/notes.txt",
+        flags={
+            "class folder without an image: x/train/horse": 1,
+            "a wrapper folder was skipped": 1,
+        },
+    ),
     "a class that vanishes": case(
         *CATS,
         files={"horse/a.png": b"junk"},

@@ -95,7 +95,7 @@ def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
     [
         ({"XFD1048576": "x"}, "has more than 1,000 columns"),
         ({"C1048576": " "}, {"images": 10}),
-        ({"B2": float("nan")}, r"the label is blank for 1 image: row 2 \(the header is row 1\)"),
+        ({"B2": float("nan")}, r"the label is missing for 1 image: row 2 \(the header is row 1\)"),
     ],
 )
 def test_sheets_with_odd_cells(prepare, workbook, cells, verdict):

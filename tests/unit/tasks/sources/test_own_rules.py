@@ -82,7 +82,7 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
     return Case({"label": fill(*CATS), "split": values}, refused, **more)
 
 
-NO_LABEL = "the label is blank for 4 images:"
+NO_LABEL = "the label is missing for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
 ONE_SPELLING = "these class names differ only in spelling:"
 APART = "rows have the same group id"

@@ -265,7 +265,7 @@ TARS = {
     ),
     "an image without a label": (
         [("x.png", png(picture(3)))],
-        ("the label is blank for 1 image:"),
+        ("the label is missing for 1 image:"),
     ),
     "hidden members": (
         [

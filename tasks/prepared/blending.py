@@ -1,13 +1,13 @@
-"""Conditions of an experiment that blend images after the split.
+"""Blend images after the split, for the conditions of an experiment.
 
-To blend an image is to mix it with its partner: the nearest training image of another class. The
+To blend an image is to mix it with its *partner*: the nearest training image of another class. The
 partner is always a training image, so no test image influences training.
 
 The images to blend are chosen from *all* training images of the split. The choice does not depend
 on the train sizes of a sweep, so the training sets of all sizes are nested.
 
-A further test set consists of the test images of the base dataset. Some of them are blended by the
-same rule: those that are nearest to a training image of another class.
+A *further test set* is an additional test set. It consists of the test images of the base dataset,
+of which a condition blends those that are nearest to a training image of another class.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def load_subset(
         subset: The split of ``spec``. The split does not depend on the condition.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: Conditions that are applied to the test images, one for each further test
-            set.
+        further_tests: One condition for each further test set. It is applied to the test images.
     """
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
@@ -79,12 +78,12 @@ def load_subset(
     if spec.condition is not None:
         blended = blend_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=blended.images[:train_size])
-    base_test = LabeledImages(data.test_images, data.test_labels)
-    tests = []
+    test_images = LabeledImages(data.test_images, data.test_labels)
+    further_test_images = []
     for test in further_tests:
-        blended = blend_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, blended.images, blended.is_blended))
-    return replace(data, further_tests=tuple(tests))
+        blended = blend_images(test_images, training, test.parameters)
+        further_test_images.append(FurtherTestImages(test.name, blended.images, blended.is_blended))
+    return replace(data, further_tests=tuple(further_test_images))
 
 
 def blend_images(
@@ -97,23 +96,23 @@ def blend_images(
     Args:
         originals: The images before blending. The result has the same dtype; uint8 is rounded.
         training: The training images before blending.
-        parameters: Pairs (parameter, value). ``reach`` is the share of blended images, and
-            ``blend`` is the weight of the partner. Missing values are the defaults in
+        parameters: Pairs (parameter, value). ``reach`` is the share of images to blend, and
+            ``blend`` is the weight of the partner. Missing parameters have the defaults in
             :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
     """
-    values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
-    values |= dict(parameters)
+    settings = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
+    settings |= dict(parameters)
+    partner_weight = settings["blend"]
     is_blended = np.zeros(len(originals.images), dtype=np.bool_)
-    if values["blend"] == 0:  # a control condition
+    if partner_weight == 0:  # nothing changes
         return BlendedImages(originals.images, is_blended)
     partners, distances = find_nearest_of_other_class(originals, training)
-    blended_share = values["reach"]
-    num_blended = round(blended_share * len(originals.images))
+    num_blended = round(settings["reach"] * len(originals.images))
     is_blended[np.argsort(distances, kind="stable")[:num_blended]] = True
     images = originals.images.copy()
     chosen_images = images[is_blended].astype(np.float64)
     partner_images = training.images[partners[is_blended]].astype(np.float64)
-    mixed = chosen_images + values["blend"] * (partner_images - chosen_images)
+    mixed = chosen_images + partner_weight * (partner_images - chosen_images)
     images[is_blended] = np.rint(mixed) if images.dtype == np.uint8 else mixed
     return BlendedImages(images, is_blended)
 
@@ -123,21 +122,25 @@ def find_nearest_of_other_class(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the nearest training image of another class for each image.
 
+    Images of the same class are never neighbors. So a training image does not find itself.
+
     Returns:
-        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances. With
-        pixels of floats, a distance of 0 may be rounded to slightly less than 0.
+        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances. For
+        float pixels, a distance of 0 may be computed as slightly less than 0.
     """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
-    training_squares = np.square(training_rows).sum(axis=1)
+    training_squared_norms = np.square(training_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
     for block_start in range(0, len(rows), DISTANCE_BLOCK_ROWS):
         block = slice(block_start, block_start + DISTANCE_BLOCK_ROWS)
-        squares = np.square(rows[block]).sum(axis=1)[:, None] + training_squares
-        squares -= 2 * rows[block] @ training_rows.T
-        squares[originals.labels[block, None] == training.labels] = np.inf
-        nearest[block] = squares.argmin(axis=1)
-        distances[block] = squares.min(axis=1)
+        # |a - b|² = |a|² + |b|² - 2ab
+        block_squared_norms = np.square(rows[block]).sum(axis=1)
+        squared_distances = block_squared_norms[:, None] + training_squared_norms
+        squared_distances -= 2 * rows[block] @ training_rows.T
+        squared_distances[originals.labels[block, None] == training.labels] = np.inf
+        nearest[block] = squared_distances.argmin(axis=1)
+        distances[block] = squared_distances.min(axis=1)
     return nearest, distances

@@ -1,0 +1,38 @@
+"""Sentences on the power of a test: which effects a table of this size can detect."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, verdict_level
+from orchestrator.analysis.number_formats import number, per_cent_of
+
+
+def at_level(num_tests: int) -> str:
+    """Return the words on the significance level that a verdict needs, in a family of tests."""
+    return f"At a significance level of {per_cent_of(verdict_level(num_tests))},"
+
+
+def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
+    """Return why no effect can be detected; empty if resampling can give a small enough p."""
+    if test is None or test.can_detect(num_tests):
+        return ""
+    return (
+        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p below "
+        f"{number(test.smallest_p, 2)}."
+    )
+
+
+def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
+    """Return the slope that 80 of 100 t tests detect; empty if it is unknown.
+
+    A verdict that also needs a small p by resampling detects this slope less often: "at most 80".
+    """
+    if not isinstance(test, TTest):
+        return ""
+    slope = test.detectable(num_tests)
+    if slope is None:
+        return nothing_detectable(test, num_tests)
+    at_most = "at most " if test.smallest_p > 0 else ""
+    return (
+        f"{at_level(num_tests)} {at_most}80 of 100 such studies would detect a slope of "
+        f"{number(slope)}."
+    )
