@@ -276,7 +276,8 @@ class GeneratedDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"{self.kind} has no dial {name!r}. Use these dials: {', '.join(table)}"
+                    f"{self.kind} has no parameter {name!r} (key dials). Choose from these "
+                    f"parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):

@@ -216,7 +216,7 @@ def _check_classes(classes: Integers, subset_classes: Sequence[int], spec: Subse
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty:
         raise DataError(
-            f"{_describe(spec)}: there is no image of class {', '.join(empty)}",
+            f"{_describe(spec)}: there are no images of the class {', '.join(empty)}",
             hint="Choose other classes, or add images",
         )
     if len(subset_classes) < 2:
@@ -351,8 +351,8 @@ def _too_few_groups_error(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        f"{_describe(spec)}: too few groups among the training images for a validation split "
-        f"({'; '.join(counts)})",
+        f"{_describe(spec)}: the training images have too few groups (patients) for a validation "
+        f"split ({'; '.join(counts)})",
         hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
         "of the search",
     )

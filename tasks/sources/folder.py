@@ -95,9 +95,13 @@ TABLE_HINT = (
 )
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
-ARCHIVE_HINT = "There are archives: give the path of one of them, or unpack them here"
-ARRAY_HINT = "There is an array file: give its path"
-NIFTI_HINT = "There are NIfTI volumes: give a table of their paths and labels (kind table)"
+ARCHIVE_HINT = (
+    "The folder contains archives: use the path of one archive, or unpack the archives here"
+)
+ARRAY_HINT = "The folder contains a file of arrays: use its path"
+NIFTI_HINT = (
+    "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
+)
 HINT_BY_EXTENSION = {
     **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
