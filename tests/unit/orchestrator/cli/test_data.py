@@ -341,9 +341,9 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        (["cat", "CAT", "dog"], "these class names differ only in spelling: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is missing for 20 images: row "),
-        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
+        ([-1, 0, 1], "If the label is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )
