@@ -257,7 +257,7 @@ def _source_options(options: object) -> dict[str, Any]:
         return dict(options)
     raise ConfigError(
         f"own is {options!r}, which is not a mapping",
-        hint=f"Pass a mapping, such as {'label_map': {'CAT': 'cat'}}",
+        hint="Pass a mapping, such as {'label_map': {'CAT': 'cat'}}",
     )
 
 

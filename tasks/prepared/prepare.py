@@ -205,7 +205,7 @@ def _collect_skips(
     hint = "Find the file of a hash with `isweep locate HASH --raw DIR`, and repair or remove it"
     raise request.error(
         f"{len(skipped)} of {total:,} items cannot be used ({counts}), but at most "
-        f"{max_skipped:,.0f} ({max_share:.2%}) may be left out. The first items have the hashes "
+        f"{max_skipped:,.0f} ({max_share:.2%}) may be left out. The first items, by hash: "
         f"{listed}",
         hint=hint + _option_to_allow(len(skipped), total),
     )

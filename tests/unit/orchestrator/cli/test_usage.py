@@ -44,7 +44,7 @@ run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the h
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 has the same class twice. Choose two
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
 plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
@@ -83,7 +83,7 @@ run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not the hos
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Give a value
-PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
+PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json cannot be used
 plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself

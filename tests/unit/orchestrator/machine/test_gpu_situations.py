@@ -235,7 +235,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
             1.0,
-            r"no kernels\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
+            r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
         ),
         (
             node(replace(A100, capability=3.7, has_kernels=False)),

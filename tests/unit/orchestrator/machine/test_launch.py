@@ -229,7 +229,7 @@ WRONG = {
             None,
             "disks: after its node is deleted, the disk stays and costs money. Set `autoDelete",
         ),
-        (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays, and costs money"),
+        (f"{WORKER}/node_config/disks", [{}], "disks: after its node is deleted, the disk stays"),
         (
             f"{WORKER}/node_config/networkInterfaces",
             None,

@@ -85,14 +85,14 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
     store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
     with pytest.raises(
         NewerRecordError,
-        match=r"newer isweep: it has schema version 99, but this version of isweep reads 2\. Update isweep",
+        match=r"newer version of isweep: it has schema version 99, but this version of isweep reads 2\. Update isweep",
     ) as caught:
         store.read(type(record), record.record_id)
     assert "replaced" not in str(caught.value)
     stored = StoredResults.read(str(tmp_path))
     with pytest.raises(
         NewerRecordError,
-        match=r"A newer isweep wrote .*\. Update isweep, or choose another --root",
+        match=r"A newer version of isweep wrote .*\. Update isweep, or choose another --root",
     ):
         stored.check_writable()
 

@@ -191,7 +191,7 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},
-            "dial blend is 0.7, but must be a number from 0 to 0.49",
+            "dials.blend is 0.7, but must be a number from 0 to 0.49",
         ),
         (
             {"intervene_on": "all", "arms": []},
@@ -199,7 +199,7 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
         ),
         (
             {"data_mode": "as_released"},
-            "intervene_on: training and faults of the released code, which cannot be combined",
+            "faults of the released code, which cannot be combined",
         ),
     ],
 )

@@ -154,17 +154,17 @@ def test_several_writers_at_once_end_with_one_undamaged_store(toy, tmp_path):
         (
             {3},
             0.0,
-            r"40 items cannot be used \(not an image: 1\); at most 0 \(0\.00%\) may",
+            r"40 items cannot be used \(not an image: 1\), but at most 0 \(0\.00%\) may",
         ),
         (
             {3, 4},
             0.001,
-            r"40 items cannot be used \(not an image: 2\); at most 1 \(0\.10%\) may",
+            r"40 items cannot be used \(not an image: 2\), but at most 1 \(0\.10%\) may",
         ),
         (
             range(30),
             0.01,
-            r"40 items cannot be used \(not an image: 30\); at most 1 \(1\.00%\) may",
+            r"40 items cannot be used \(not an image: 30\), but at most 1 \(1\.00%\) may",
         ),
     ],
 )

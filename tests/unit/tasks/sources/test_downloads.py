@@ -422,7 +422,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "no volumes": (
         "brats",
         without_volumes,
-        (r"items cannot be used \(a volume of the case is missing: 2\); at most"),
+        (r"items cannot be used \(a volume of the case is missing: 2\), but at most"),
     ),
     "two years": (
         "brats",
