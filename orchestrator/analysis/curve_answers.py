@@ -8,6 +8,7 @@ the same images are used too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -46,6 +47,8 @@ LIKELY, UNLIKELY = 0.9, 0.1
 "still improves"."""
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
+MAX_DECIMALS = 6
+"""Largest number of decimals of a printed score."""
 TAIL = (1 - INTERVAL_LEVEL) / 2
 """Probability on each side of the interval of the needed N."""
 LEAST_REACHABLE = 2 * TAIL
@@ -237,10 +240,12 @@ class CurveAnswer:
     @property
     def measured_line(self) -> str:
         """The measured scores."""
-        scores = ", ".join(
-            f"{number(point.score)} at {number(point.train_size)}" for point in self.points
-        )
+        scores = ", ".join(map(self._point_text, self.points))
         return f"{METRIC_WORDS[self.question.metric]} {scores} images."
+
+    def _point_text(self, point: CurvePoint) -> str:
+        """Return a measured score with its train size, such as ``0.74 at 840``."""
+        return f"{score_text(point.score, self.question.metric)} at {number(point.train_size)}"
 
     @property
     def expected_line(self) -> str:
@@ -271,12 +276,14 @@ class CurveAnswer:
         )
 
     def _score(self) -> str:
-        bounds = f"{number(self.score.low)} to {number(self.score.high)}"
-        score = with_article(self.question.metric)
+        metric = self.question.metric
+        value, low, high = (
+            score_text(score, metric)
+            for score in (self.score.value, self.score.low, self.score.high)
+        )
         return (
-            f"With {number(self.asked_size)} images expect {score} of "
-            f"{number(self.score.value)} "
-            f"({INTERVAL_LEVEL:.0%} interval {bounds})."
+            f"With {number(self.asked_size)} images expect {with_article(metric)} of {value} "
+            f"({INTERVAL_LEVEL:.0%} interval {low} to {high})."
         )
 
     def _has_improved(self) -> bool:
@@ -294,9 +301,9 @@ class CurveAnswer:
             change = "gets worse"
         return (
             f"Your {METRIC_WORDS[self.question.metric]} {change} with more images: "
-            f"{number(first.score)} at {number(first.train_size)}, {number(last.score)} at "
-            f"{number(last.train_size)} images. Check the labels and the recipe, or train more "
-            "seeds. The following prediction rests on the curves of other datasets."
+            f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels and the "
+            "recipe, or train more seeds. The following prediction rests on the curves of other "
+            "datasets."
         )
 
     def _shape(self) -> str:
@@ -330,6 +337,8 @@ class CurveAnswer:
                 f"of {at_limit}."
             )
             advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
+            if images.probability_reachable < LEAST_REACHABLE:
+                advice = " Choose an easier target or another network."
         return lead + self._guess(images) + advice
 
     def _guess(self, images: NeededImages) -> str:
@@ -367,6 +376,19 @@ class CurveReport:
 
     curves: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
+
+    def example_target(self) -> float | None:
+        """Return the best expected score, with two figures, as an example of a target.
+
+        Returns None if no expected score is better than all measured scores.
+        """
+        metric = self.curves[0].question.metric
+        expected = [_errors(curve.score.value, metric) for curve in self.curves]
+        measured = [_errors(point.score, metric) for curve in self.curves for point in curve.points]
+        errors = float(f"{min(expected):.1e}")
+        if not 0 < errors < min(measured):
+            return None
+        return round(_errors(errors, metric), 12)
 
 
 def answer(
@@ -609,6 +631,21 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return bool(np.isfinite(float(value)))
+
+
+def _errors(score: float, metric: Metric) -> float:
+    """Return 1 − score for a score that rises, and any other score itself."""
+    return 1 - score if metric in RISING_METRICS else score
+
+
+def score_text(score: float, metric: Metric) -> str:
+    """Return a score with three figures, or with as many as separate it from a perfect score."""
+    text = number(score)
+    if metric in RISING_METRICS and text == "1" and score < 1:
+        num_decimals = math.ceil(-math.log10(1 - score))
+        if num_decimals <= MAX_DECIMALS:
+            return f"{score:.{num_decimals}f}"
+    return text
 
 
 def _percent(share: float) -> str:

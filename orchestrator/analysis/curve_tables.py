@@ -302,7 +302,7 @@ def _numbers(
         if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
             raise _thousands_error(cell, line, column)
         if pd.isna(number) or not is_allowed(float(number)):
-            value = repr(cell) if pd.isna(number) else f"{number:g}"
+            value = repr(cell) if pd.isna(number) else str(cell).strip()
             raise DataError(
                 f"Line {line + 2} of the table has {column} {value}, which is not {rule}",
                 hint="Correct the cell",

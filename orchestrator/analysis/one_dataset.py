@@ -178,13 +178,16 @@ class OneDataset:
             sizes = f"at all {plural(len(self.best), 'train size')}"
             if len(self.best) == 1:
                 sizes = f"at N = {number(last.train_size)}"
-            lead = f"The lowest test loss {sizes} is that of {winners[0]}"
+            lead = f"{last.model} has the lowest test loss {sizes}."
         else:
             by_size = [f"{at_size.model} at {number(at_size.train_size)}" for at_size in self.best]
-            lead = f"The best network depends on N: {listing(by_size)}"
-        losses = f"{number(last.loss)} against {number(last.runner_up_loss)} of {last.runner_up}"
-        first = f"{lead}; at N = {number(last.train_size)} it is {losses}."
-        return first, self._certainty()
+            lead = f"The best network depends on N: {listing(by_size)}."
+        losses = (
+            f"At N = {number(last.train_size)} the test loss of {last.model} is "
+            f"{number(last.loss)} nat, and that of {last.runner_up} is "
+            f"{number(last.runner_up_loss)} nat."
+        )
+        return f"{lead} {losses}", self._certainty()
 
     @property
     def best_by_size(self) -> str:
@@ -272,7 +275,8 @@ class OneDataset:
         return (
             f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
             f"{len(published)} published datasets. By the study's law, datasets of higher "
-            "dimension need more images for the same loss. isweep measure also compares K_F."
+            "dimension need more images for the same loss. isweep measure also compares K_F with "
+            "published values."
         )
 
 

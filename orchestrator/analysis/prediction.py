@@ -32,6 +32,8 @@ WIDEST_ANSWER = 1e4
 WORTHWHILE_GAIN = 0.30
 """Share by which d_data and K_F should shorten an interval. If they do not, a pilot is recommended.
 """
+MAX_EXPONENT = 4
+"""Largest exponent of ten up to which a loss is written as a plain number."""
 FAR_FACTOR = 2.0
 """Factor beyond the range of a sweep's train sizes from which a pilot's N causes a warning."""
 
@@ -195,11 +197,18 @@ def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | No
         return float(np.exp(log_loss)), None
     low, high = log_loss - half_width, log_loss + half_width
     if 2 * half_width > np.log(WIDEST_ANSWER):
-        # The text contains exponents only, because the bounds may exceed the largest float.
-        ends = " and ".join(f"10^{end / np.log(10):.1f}" for end in (low, high))
+        ends = f"{_loss_text(low)} and {_loss_text(high)}"
         reason = f"the loss could lie between {ends}, {_too_wide(curve, train_size)}"
         raise NoPredictionError(reason)
     return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
+
+
+def _loss_text(log_loss: float) -> str:
+    """Return a loss as text. A very small or large loss, also beyond floats, is a power of ten."""
+    exponent = log_loss / np.log(10)
+    if abs(exponent) <= MAX_EXPONENT:
+        return number(float(np.exp(log_loss)))
+    return f"10^{exponent:.0f}"
 
 
 def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | None]:
@@ -217,11 +226,11 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         raise NoPredictionError("in this fit the loss does not fall with N")
     log_size = (np.log(target) - first) / slope
     if log_size > np.log(LARGEST_TRAIN_SIZE):
-        raise NoPredictionError(f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed")
+        raise NoPredictionError(f"more than {LARGEST_TRAIN_SIZE:,.0f} images would be needed")
     if log_size <= 0:
         smallest = f"the smallest fitted is {curve.growth.ranges[TRAIN_SIZE][0]:.0f} images"
         raise NoPredictionError(
-            f"the loss is at or below {target:.3g} at every train size in this fit; {smallest}"
+            f"the loss is at or below {number(target)} at every train size in this fit; {smallest}"
         )
     value = float(np.exp(log_size))
     if curve.at(1.0)[1] is None:
@@ -329,8 +338,8 @@ def _outside(
     for name, (low, high) in growth.ranges.items():
         value = values.get(name)
         if value is not None and not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-            fitted = f"the fitted range {low:.4g} to {high:.4g}"
-            sentences.append(f"{WORDS[name]} {value:.4g} lies outside {fitted}")
+            fitted = f"the fitted range {number(low, 4)} to {number(high, 4)}"
+            sentences.append(f"{WORDS[name]} {number(value, 4)} lies outside {fitted}")
     return sentences
 
 
@@ -340,14 +349,15 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     far_sizes, at_chance = [], []
     for point in points:
         if not low / FAR_FACTOR <= point.train_size <= high * FAR_FACTOR:
-            far_sizes.append(f"{point.train_size:.4g}")
+            far_sizes.append(number(point.train_size))
         if is_at_chance_level(point.test_loss, growth.num_classes):
-            at_chance.append(f"{point.test_loss:.3g}")
+            at_chance.append(number(point.test_loss))
     doubts = []
     if far_sizes:
         sizes = ", ".join(far_sizes)
         doubts.append(
-            f"the pilot's train size {sizes} is far from the sweep's {low:.4g} to {high:.4g}"
+            f"the pilot's train size {sizes} is far from the sweep's {number(low)} to "
+            f"{number(high)}"
         )
     if at_chance:
         losses = ", ".join(at_chance)

@@ -66,7 +66,8 @@ from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
-"""Number of figures that the page shows open; the others are folded."""
+"""Number of figures that the page shows open; the others are folded. Of one dataset, only the
+learning curves are shown open: the other figures compare datasets."""
 ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 """Columns that determine the order of rows."""
 NOT_IN_METRIC_NAMES = re.compile(r"[^\w\-. :/]+")
@@ -293,6 +294,7 @@ def write_report(
     figures = write_figures(prepared.points, fits, directory / "figures", formats)
     scores = scorecard(prepared.full)
     is_compared = any(score.num_compared for score in scores)
+    num_key_figures = 1 if fits.one_dataset is not None else NUM_KEY_FIGURES
     page = _template().render(
         sweep=sweep,
         summary=summary,
@@ -306,8 +308,8 @@ def write_report(
         words=[*words_of(fits)],
         seen=seen_table(fits),
         pairs=pair_table(prepared.points, fits),
-        key_figures=figures[:NUM_KEY_FIGURES],
-        figures=figures[NUM_KEY_FIGURES:],
+        key_figures=figures[:num_key_figures],
+        figures=figures[num_key_figures:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),
         fit_tables=fit_tables(fits),
         not_fitted=not_fitted(fits),

@@ -50,7 +50,7 @@ EXIT_BUG = 4
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
         data.init: (
-            "looking at the images",
+            "listing the images",
             "isweep init ./my-images",
             "isweep init a.csv --out mine.yaml",
         ),
@@ -65,7 +65,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep run ./mine.yaml --set recipe.epochs=3",
         ),
         sweeps.plan: ("planning", "isweep plan ./mine.yaml"),
-        status.status: ("looking at the root", "isweep status", "isweep status demo --watch"),
+        status.status: ("reading the root", "isweep status", "isweep status demo --watch"),
         sweeps.tune: ("reading the sweep", "isweep tune demo"),
         sweeps.reconcile: ("sending to MLflow", "isweep reconcile demo"),
     },
@@ -93,19 +93,22 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         looking_ahead.power: ("simulating sweeps", "isweep power paper"),
     },
     "Your data": {
-        data.datasets: ("looking at the root", "isweep datasets mnist"),
-        data.prepare: ("looking for the data", "isweep prepare mnist --raw /data/mnist"),
+        data.datasets: ("reading the root", "isweep datasets mnist"),
+        data.prepare: ("listing the raw files", "isweep prepare mnist --raw /data/mnist"),
         data.measure: (
             "reading and measuring images",
             "isweep measure ./my-images --image-size 32",
             "isweep measure images.npz --train-sizes 500 1000 --json",
         ),
-        data.locate: ("looking for the file", "isweep locate 0123456789abcdef --raw ./my-images"),
+        data.locate: ("searching the file", "isweep locate 0123456789abcdef --raw ./my-images"),
     },
     "Environment": {
-        environment.ls: ("looking at the root", "isweep ls"),
+        environment.ls: ("reading the root", "isweep ls"),
         environment.rm: ("", "isweep rm demo"),
-        environment.ui: ("MLflow's page starts; half a minute", "isweep ui demo"),
+        environment.ui: (
+            "starting MLflow's page, up to half a minute",
+            "isweep ui demo",
+        ),
         environment.doctor: ("checking", "isweep doctor", "isweep doctor --launch cluster.yaml"),
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
@@ -386,7 +389,7 @@ class _Discreet(logging.Formatter):
 
 
 class _RootLog(logging.handlers.RotatingFileHandler):
-    """A log that is written as soon as its folder exists; its errors stop no command."""
+    """A log that is written as soon as its folder exists. Its errors never stop a command."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")

@@ -285,6 +285,10 @@ def _print_curves(
     for curve in report.curves:
         lines += curve.lines()
     lines += report.remarks
+    example = report.example_target()
+    if question.target is None and example is not None:
+        option = f"--target-{question.metric} {example:g}"
+        lines.append(f"To see how many images a target needs, add for example {option}.")
     sources = ", ".join(report.curves[0].prior_sources)
     lines.append(f"The prior of rates and floors comes from the learning curves of {sources}.")
     document = {

@@ -99,8 +99,13 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
         else:
             TemporaryFile(dir=path.parent).close()
     except OSError as error:
+        reason = error.strerror
+        if not path.parent.exists():
+            reason = f"the folder {path.parent} does not exist"
+        elif isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
+            reason = f"no file can be created in the folder {path.parent}"
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}", hint="Choose a file in another folder"
+            f"{path} cannot be written: {reason}", hint="Choose a file in another folder"
         ) from None
     return path
 

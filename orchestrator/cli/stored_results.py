@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def read_table(
     sweep: str, place: Place, *, from_store: bool
 ) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
-    """Return the results table of a sweep, which has a row, and the arms of an experiment.
+    """Return the results table of a sweep, with at least one row, and its experiment's conditions.
 
     The arguments and errors are those of :func:`read_results`.
     """

@@ -225,8 +225,9 @@ def _describe(
             )
         sizes = _sizes(with_patients, request.spec, capacity)
     head = [f"  - name: {request.dataset.name}", f"    # {about}"]
-    for flag in listing.flags:
-        head.append(f"    # doubtful: {flag}")
+    for flag, count in listing.flags.items():
+        if count:
+            head.append(f"    # doubtful: {flag}")
     size_comment = _size_comment(images, capacity.image_size)
     return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment)
 

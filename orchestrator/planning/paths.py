@@ -168,6 +168,8 @@ def _unusable_root(path: str | Path, error: Exception) -> SweepError:
     reason: object = error
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
+    if isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
+        reason = f"no folder can be created in {Path(path).parent}"
     # A file in its place is a mistake of the user, not a fault of the machine.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     return kind(

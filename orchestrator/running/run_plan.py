@@ -150,7 +150,7 @@ def describe_power(workspace: Workspace) -> PlannedPower:
     try:
         power = planned_power(workspace.plan, num_tables=NUM_TABLES)
     except ConfigError as error:
-        too_small = f"The sweep is too small for the study's questions between datasets: {error}"
+        too_small = f"The study's questions compare datasets. {error}"
         return PlannedPower(None, [_shown_by(workspace), too_small])
     return PlannedPower(asdict(power), power.lines())
 

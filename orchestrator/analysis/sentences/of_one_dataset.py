@@ -47,6 +47,6 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
     yield not_testable(
         "What do d_data and K_F decide?",
         "the study's questions compare datasets, and this sweep has one",
-        "add datasets: `isweep power` estimates how many are needed",
+        "add datasets: isweep power estimates how many are needed",
         notes=tuple(filter(None, notes)),
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.curve_answers import CurveQuestion, answer, answers
+from orchestrator.analysis.curve_answers import CurveQuestion, answer, answers, score_text
 from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import (
     CurvePoint,
@@ -102,6 +102,13 @@ def test_a_small_test_set_makes_the_interval_wider():
     assert widths[0] > widths[1]
 
 
+@pytest.mark.parametrize(
+    ("score", "text"), [(0.9933, "0.993"), (0.99961, "0.9996"), (1.0, "1"), (0.5, "0.5")]
+)
+def test_a_nearly_perfect_score_is_not_printed_as_perfect(score, text):
+    assert score_text(score, "auroc") == text
+
+
 def test_a_perfect_score_is_no_infinite_improvement():
     curve = LearningCurve(points([60, 120, 240], [0.9, 0.97, 1.0], num_test_images=100), "accuracy")
     assert curve.score_at(480).low > 0.8
@@ -147,7 +154,23 @@ def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
     found = answer(points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
     assert found.to_json()["needed_train_size"] is None
     assert "even 12,800 images reach it only with a probability of" in found.lines()[-1]
-    assert "Train with 800 images, and predict again." in found.lines()[-1]
+    assert "Choose an easier target or another network." in found.lines()[-1]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_an_example_of_a_target_is_better_than_every_measured_score(metric):
+    table = pd.DataFrame(
+        {"train_size": [100, 200, 400], "accuracy": [0.6, 0.7, 0.76], "loss": [0.9, 0.7, 0.6]}
+    )
+    report = answers(table, CurveQuestion(metric))
+    target = report.example_target()
+    if metric == "accuracy":
+        assert 0.76 < target < 1
+    else:
+        assert 0 < target < 0.6
+    # Twice the images of a falling accuracy are expected to do no better than the best so far.
+    falling = table.assign(accuracy=[0.95, 0.7, 0.6], loss=[0.2, 0.9, 1.2])
+    assert answers(falling, CurveQuestion(metric)).example_target() is None
 
 
 def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
@@ -465,6 +488,7 @@ def test_a_far_target_gets_a_guess_and_a_bound_however_uncertain():
     document = found.to_json()
     assert document["likely_train_size"] > document["least_train_size"] > 400
     assert "the median estimate is" in found.lines()[-1]
+    assert "Train with 800 images, and predict again." in found.lines()[-1]
     low, high = document["needed_interval"]
     assert f"(90% interval from {low:,.0f}, without an upper bound)" in found.lines()[-1]
     assert high is None

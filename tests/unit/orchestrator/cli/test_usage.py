@@ -19,8 +19,8 @@ status --watch | --watch needs the name of a sweep. Type the name before the opt
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download absent of mnist was not found
 prepare digits --montage . | --montage is '.', but must be a file that ends with .png
-prepare digits --montage absent/a.png | absent/a.png cannot be written: No such file or directory. Choose a file
-measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: No such file or directory.
+prepare digits --montage absent/a.png | absent/a.png cannot be written: the folder absent does not exist. Choose a file
+measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: no file can be created in the folder /proc.
 results smoke --csv /absent/a.csv | /absent/a.csv cannot be written
 results smoke --predictions /absent/a.parquet | /absent/a.parquet cannot be written
 fit smoke --figure /absent/a.svg | /absent/a.svg cannot be written
@@ -33,6 +33,7 @@ measure digits --label-map 7=a 7=b | 7 has two values in --label-map: 7=a and 7=
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
 predict | The prediction needs a sweep or a learning curve, but none is given. Give the name
 predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
+predict --curve mine.yaml | mine.yaml is a sweep file, not a CSV file of results. Leave out --curve
 predict smoke --train-size 9 --measured '' | --measured is empty
 plan –-all ./absent.yaml | –-all begins with a long dash instead of a hyphen
 run smoke --raw mnist | --raw mnist does not have the form NAME=DIR
