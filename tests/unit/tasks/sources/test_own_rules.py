@@ -116,7 +116,7 @@ CASES: dict[str, Case] = {
     "measurements": labels(
         0.5,
         1.5,
-        refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
+        refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
     ),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
@@ -126,7 +126,7 @@ CASES: dict[str, Case] = {
         "cat", "dog", "NA", classes=("cat", "dog", "no animal"), label_map={"NA": "no animal"}
     ),
     "unknown, quoted": labels(
-        "cat", "dog", "not known", refused=("--label-map 'not known=not known', or")
+        "cat", "dog", "not known", refused=("--label-map 'not known=not known' ")
     ),
     "unknown on purpose": labels(
         "cat", "unknown", classes=("cat", "unknown"), label_map={"unknown": "unknown"}
@@ -353,7 +353,7 @@ CASES |= {
 CASES["a comma for a point"] = labels(
     "0,5",
     "1,5",
-    refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
+    refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
 )
 
 
