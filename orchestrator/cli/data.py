@@ -69,9 +69,9 @@ def init(
     """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
-        source: Your images: a folder, a table or a file of arrays. Without it, an example on
-            digits.
-        out: File to write (default: the source's name with .yaml, here).
+        source: Your images: a folder, a table or a file of arrays (default: an example with images
+            of digits).
+        out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
         answers: Options on labels and folders.
@@ -131,10 +131,7 @@ def models(*, place: Place = Place()) -> None:
         }
         for row in MODELS.values()
     ]
-    more = (
-        "Further networks are torchvision:NAME, timm:NAME, or your own function. See "
-        "docs/trials.md."
-    )
+    more = "You can also use torchvision:NAME, timm:NAME, or your own function (docs/trials.md)."
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
@@ -160,8 +157,8 @@ def recipes(*, place: Place = Place()) -> None:
         about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "Change a recipe in the sweep file, such as recipe: {from: demo, epochs: 40}. See "
-        "docs/trials.md."
+        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the sweep "
+        "file. See docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -261,8 +258,8 @@ class MethodOptions:
         sharpness_sample: Number of images per sample for the column K_F of samples (default 1000; 0
             measures no samples).
         pixel_range: Lowest and highest possible pixel value of float arrays.
-        dtype: Type of the matrix products (default float32).
-        device: cpu, or a torch device for the matrix products (default cpu).
+        dtype: Number type for matrix products (default float32).
+        device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
         seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
             samples of K_F do not depend on it.
@@ -285,7 +282,7 @@ class MethodOptions:
         if self.sharpness_sample == 1:
             raise ConfigError(
                 "--sharpness-sample is 1, but a single image has no neighbor",
-                hint="Give at least 2, or 0 for all images",
+                hint="Set the option to at least 2, or to 0 for all images",
             )
         values = {
             **vars(self),
@@ -304,8 +301,9 @@ class ImageOptions:
         labels: Labels of the images of a .npy file: another .npy file, or a text file with one
             label per line.
         raw: Folder of the raw download, if SOURCE is the name of a dataset.
-        class_pair: Names of two classes; only their images are measured.
-        train_sizes: Numbers of images to measure too, as nested subsets.
+        class_pair: Names of two classes. isweep measures only images of these classes.
+        train_sizes: Also measure subsets with these numbers of images. Each subset contains the
+            smaller subsets.
         image_size: Resize images to this side in pixels (default for image files: 224).
         channels: Number of channels: 1 (default) or 3.
     """
@@ -398,8 +396,8 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     sharpness = record.label_sharpness
     if sharpness is None:
         yield (
-            "Label sharpness is not measured, because the images have no labels. To measure it, "
-            "give a file of labels with --labels."
+            "Label sharpness is not measured, because the images have no labels. To measure "
+            "label sharpness, add a file of labels with --labels."
         )
     elif _sampled_sizes(record):
         yield _samples_line(*_sampled_sizes(record)[-1])
@@ -504,7 +502,7 @@ def locate(
     from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError(f"--raw {raw} does not exist", hint=nearest_path(raw))
+        raise ConfigError(f"The path {raw} of --raw does not exist", hint=nearest_path(raw))
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(

@@ -431,14 +431,14 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
         )
     if record.num_conflicts:
         notes.append(
-            f"{record.num_conflicts} of these have another label than the earlier image, so "
-            "their label sharpness is infinite. The printed K_F excludes these pairs. The field "
-            f"conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of them."
+            f"{record.num_conflicts} of these have another label than the earlier image. For "
+            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The "
+            f"field conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of them."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
-            "The pixel range of these images is not known. Set it with --pixel-range (in Python: "
-            "pixel_range), so that K_F can be compared with other datasets."
+            "The pixel range of these images is not known, so K_F cannot be compared with other "
+            "datasets. Set the pixel range with --pixel-range (in Python: pixel_range)."
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:

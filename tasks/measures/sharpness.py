@@ -386,7 +386,7 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
         raise DataError(
             f"A label sharpness from samples of {_sample_text(source.sample)} cannot be converted "
             f"to samples of {_sample_text(target.sample)}",
-            hint="Measure again with the same sharpness_sample",
+            hint="Measure both datasets again with the same sharpness_sample",
         )
     return _largest_distance(source) / _largest_distance(target)
 
@@ -400,10 +400,10 @@ def _largest_distance(scale: SharpnessScale) -> float:
     """Return the distance between an all-black and an all-white image."""
     if scale.pixel_range is None or scale.side is None:
         raise DataError(
-            "A label sharpness cannot be converted without pixel_range and side, but pixel_range "
-            f"is {scale.pixel_range} and side is {scale.side}",
-            hint="Measure again with a pixel_range, and with images as (num_images, channels, "
-            "height, width)",
+            "Label sharpness can be converted only if pixel_range and side are known, but "
+            f"pixel_range is {scale.pixel_range} and side is {scale.side}",
+            hint="Set pixel_range, pass the images with the shape (num_images, channels, "
+            "height, width), and measure again",
         )
     black, white = scale.pixel_range
     height, width = scale.side

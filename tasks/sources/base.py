@@ -75,13 +75,15 @@ def hash_key(folder: Path) -> str:
             key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise SetupError(
-                f"The file of the key that hides patient ids cannot be read: {error}", hint=hint
+                "isweep replaces patient ids by hashes, but cannot read the file with the key "
+                f"for these hashes: {error}",
+                hint=hint,
             ) from None
     if len(key) >= MIN_KEY_LENGTH:
         return key
     raise SetupError(
-        f"The key that hides patient ids is too short: {origin} has {len(key)} characters instead "
-        f"of at least {MIN_KEY_LENGTH}",
+        f"The key with which isweep hashes patient ids is too short: {origin} has {len(key)} "
+        f"characters instead of at least {MIN_KEY_LENGTH}",
         hint=hint,
     )
 
@@ -145,9 +147,9 @@ class RawRequest:
         layout = f"The download needs this layout: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(
-                f"{name} is read from its raw download, but no --raw folder was given",
-                hint=f"{layout}. To prepare it for a sweep, run isweep prepare {name} --raw DIR "
-                "--sweep SWEEP",
+                f"isweep reads {name} from its raw download, but --raw is not set",
+                hint=f"Set --raw to the folder of the download. {layout}. To prepare {name} "
+                f"for a sweep, run `isweep prepare {name} --raw DIR --sweep SWEEP`",
             )
         try:
             mode = self.raw.stat().st_mode
@@ -157,7 +159,10 @@ class RawRequest:
                 hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
             ) from None
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "a name that no file can have"
+            reason = (
+                getattr(error, "strerror", None)
+                or "the path contains a character that is not allowed"
+            )
             raise DataError(
                 f"The raw download of {name} cannot be read: {reason}",
                 hint="Check the path and its permissions",
@@ -165,7 +170,7 @@ class RawRequest:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(
                 f"The raw download of {name} is a FIFO, socket or device",
-                hint="Save it as a file first",
+                hint="Save its content as a file, and set --raw to this file",
             )
         if not os.access(self.raw, os.R_OK):
             raise DataError(

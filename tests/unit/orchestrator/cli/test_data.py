@@ -199,8 +199,8 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Omit"),
-        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Omit"),
+        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Remove"),
+        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Remove"),
         ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
@@ -241,11 +241,11 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
-        ([], "the classes, set layout: class/group (--layout)"),
-        (["--label-columns", "x"], "label_columns is an option of kind table"),
+        ([], "the classes, set `layout: class/group` (--layout)"),
+        (["--label-columns", "x"], "label_columns applies only to data of kind table"),
         (
             ["--pixel-range", "0", "1"],
-            "pixel_range is an option of kind hdf5 or npz, not of kind folder",
+            "pixel_range applies only to data of kind hdf5 or npz, not to kind folder",
         ),
     ):
         code, _, err = measure(source, *words)
@@ -341,9 +341,9 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        (["cat", "CAT", "dog"], "these class names differ only in spelling: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is missing for 20 images: row "),
-        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
+        ([-1, 0, 1], "If the label is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )
@@ -378,7 +378,7 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
 """)
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert (code, "a class has several spellings: 'CAT' / 'cat'" in err) == (2, True)
+    assert (code, "these class names differ only in spelling: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out

@@ -132,7 +132,7 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
     ):
         conversion_factor(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
-    with pytest.raises(DataError, match="cannot be converted without pixel_range and side"):
+    with pytest.raises(DataError, match="can be converted only if pixel_range and side are known"):
         conversion_factor(points.convention, one.convention)
 
 
