@@ -261,7 +261,8 @@ class MethodOptions:
         dtype: Number type for matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
-        seed: Seed of every random choice (default 0).
+        seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
+            samples of K_F do not depend on it.
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
@@ -398,8 +399,8 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
             "Label sharpness is not measured, because the images have no labels. To measure "
             "label sharpness, add a file of labels with --labels."
         )
-    elif sharpness.sample_range is not None:
-        yield _samples_line(record.sizes[-1].train_size, sharpness)
+    elif _sampled_sizes(record):
+        yield _samples_line(*_sampled_sizes(record)[-1])
 
 
 def _measures_table(record: MeasureResult) -> Table:
@@ -409,8 +410,7 @@ def _measures_table(record: MeasureResult) -> Table:
     measured, another column has the mean of their maxima, which a sweep stores as K_F.
     """
     columns = ["images", "estimator", "neighbors", "d_data", "std error", "K_F"]
-    sharpness = record.label_sharpness
-    has_samples = sharpness is not None and sharpness.sample_range is not None
+    has_samples = bool(_sampled_sizes(record))
     if has_samples:
         columns.append("K_F of samples")
     table = grid(*columns, "duplicates")
@@ -446,21 +446,37 @@ def _sharpness_cells(sharpness: LabelSharpness | None) -> tuple[str, str]:
     """Return K_F of all pairs and K_F of samples, as text. Both are empty without labels."""
     if sharpness is None:
         return "", ""
-    if sharpness.value is None:
-        return f"undefined: {sharpness.reason}", ""
-    return cell(sharpness.pair_value), cell(sharpness.value)
+    all_pairs = _value_or_reason(sharpness.pair_value, sharpness.reason)
+    return all_pairs, _value_or_reason(sharpness.value, sharpness.reason)
+
+
+def _sampled_sizes(record: MeasureResult) -> list[tuple[int, LabelSharpness]]:
+    """Return the train sizes whose label sharpness was measured in samples, with that record."""
+    sizes = []
+    for size in record.sizes:
+        sharpness = size.label_sharpness
+        if sharpness is None:
+            continue
+        is_undefined_in_samples = sharpness.value is None and sharpness.pair_value is not None
+        if sharpness.sample_range is not None or is_undefined_in_samples:
+            sizes.append((size.train_size, sharpness))
+    return sizes
 
 
 def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
-    """Return the definitions of the columns K_F and K_F of samples."""
+    """Return the definitions of the columns K_F and K_F of samples, with the samples of a size."""
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
-    return (
+    definition = (
         "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
-        f"samples is the mean of the maxima in {len(maxima)} samples of {sample_size}. For "
-        f"{num_images:,} images, the maxima of the samples are {min(maxima):.4g} to "
-        f"{max(maxima):.4g}. For at most {sample_size}, both columns are equal. The study and "
-        "sweeps use K_F of samples."
+        f"samples is the mean of the maxima in samples of {sample_size}; the study and sweeps use "
+        f"it. For at most {sample_size}, both columns are equal."
+    )
+    if not maxima:
+        return definition
+    return (
+        f"{definition} For {num_images:,} images, the maxima of the {len(maxima)} samples are "
+        f"{min(maxima):.4g} to {max(maxima):.4g}."
     )
 
 

@@ -420,8 +420,22 @@ def test_each_column_of_label_sharpness_has_one_definition_at_every_size(measure
     assert rows[0][5] == rows[0][6]
     assert float(rows[1][5]) > float(rows[1][6])
     text = " ".join(out.split())
-    assert "K_F of samples is the mean of the maxima in 10 samples of 1,000 images" in text
+    assert "K_F of samples is the mean of the maxima in samples of 1,000 images" in text
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
+
+
+def test_a_class_too_rare_for_samples_leaves_the_column_of_all_pairs(measure, measured, own):
+    source = own(np.eye(300, dtype=int)[7], pixels(300, 4, 4))
+    options = ("--sharpness-sample", "100", "--estimators", "mle")
+    code, out, _ = measure(source, *options)
+    (size,) = measured(source, *options)["by_train_size"]
+    assert code == 0
+    assert size["label_sharpness"]["value"] is None
+    text = " ".join(out.split())
+    (row,) = [line.split() for line in out.splitlines() if " mle " in line]
+    assert float(row[5]) == pytest.approx(size["label_sharpness"]["pair_value"], rel=1e-2)
+    assert row[6] == "undefined:"
+    assert "K_F of samples is the mean of the maxima in samples of 100 images" in text
 
 
 def test_the_table_shows_how_many_neighbors_each_estimator_uses(measure, own):
