@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
     "one class": labels(
         "cat",
-        refused=("isweep needs images of two classes"),
+        refused=("(isweep needs images of two classes|but two classes are needed)"),
     ),
     "a list beside its parts": labels(
         "cat",
@@ -240,7 +240,7 @@ CASES: dict[str, Case] = {
         splits=(1,) * 6,
         groups=6,
         classes=("cat",),
-        refused=r"needed, but the images have only the class cat \(6 rows are in a validation split\)\.",
+        refused=r"isweep needs images of two classes, but these images have only the class cat \(6 rows are in a validation split\)\.",
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(

@@ -104,13 +104,13 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         TEXT + "cat/0.png,1\n",
         {},
         (
-            rf"are repeated for 1 image: row 12 {HEADER}1\)\. In 1 of these rows, the label is different"
+            rf"repeats the path of an earlier row for 1 image: row 12 {HEADER}1\)\. In 1 of these rows, the label is different"
         ),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
         {},
-        rf"are repeated for 1 image: row 12 {HEADER}1\); 0 of these",
+        rf"repeats the path of an earlier row for 1 image: row 12 {HEADER}1\)\. In 0 of these",
     ),
     ("a repeat below a blank row"): (
         "path,label\n\ncat/0.png,0\ncat/0.png,1\n",
@@ -565,7 +565,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "one slice twice": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"are repeated for 1 image: row 3 {HEADER}1\)\. In 1 of these rows, the label is different",
+        rf"repeats the path of an earlier row for 1 image: row 3 {HEADER}1\)\. In 1 of these rows, the label is different",
     ),
     "one slice twice, spelt otherwise": (
         "path,label,slice",
