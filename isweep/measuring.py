@@ -204,13 +204,13 @@ def measure(
     if own:
         raise ConfigError(
             f"own={own!r} can be used only with image files, but the images are an array",
-            hint="Leave own out, and map the labels before you call isweep.measure",
+            hint="Remove own, and map the labels before you call isweep.measure",
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
             f"image_size={image_size} and channels={channels} can be used only with image files, "
             "but the images are an array",
-            hint="Leave both out, and resize the array before you call isweep.measure",
+            hint="Remove these arguments, and resize the array before you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(images, labels, request)
@@ -229,7 +229,7 @@ def _measure_arrays(
         raise DataError(
             f"The labels have the shape {label_array.shape}, but there are "
             f"{plural(len(image_array), 'image')}",
-            hint="Give a flat list with one label per image",
+            hint="Pass a flat list with one label for each image",
         )
     named = name_labels(label_array.tolist())
     data = LabeledImages(image_array, named.codes, named.names)
@@ -245,7 +245,7 @@ def _label_file(labels: object) -> Path | None:
         return Path(labels)
     raise ConfigError(
         f"The images are a file, but the labels are of type {type(labels).__name__}",
-        hint="Give the path of a file of labels",
+        hint="Pass the path of a file with the labels",
     )
 
 
@@ -257,7 +257,7 @@ def _source_options(options: object) -> dict[str, Any]:
         return dict(options)
     raise ConfigError(
         f"own is {options!r}, which is not a mapping",
-        hint="Give a mapping, such as {'label_map': {'CAT': 'cat'}}",
+        hint="Pass a mapping, such as {'label_map': {'CAT': 'cat'}}",
     )
 
 
@@ -271,7 +271,7 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
         raise ConfigError(
             f"class_pair is {class_pair!r}, which is not a pair of classes",
-            hint="Give two classes, such as ('cat', 'dog')",
+            hint="Pass two classes, such as ('cat', 'dog')",
         )
     return str(names[0]), str(names[1])
 
@@ -287,6 +287,6 @@ def root_text(root: object) -> str | None:
     if not isinstance(root, (str, Path)) or not str(root).strip():
         raise ConfigError(
             f"root is {root!r}, which is not the path of a folder",
-            hint="Give a path, such as './isweep-root'",
+            hint="Pass a path, such as './isweep-root'",
         )
     return str(root)

@@ -99,9 +99,7 @@ def predict(
     }
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
-            raise ConfigError(
-                f"{name} is {value!r}, which is not a number", hint="Give a plain number"
-            )
+            raise ConfigError(f"{name} is {value!r}, which is not a number", hint="Pass a number")
 
     def growth() -> Growth:
         if isinstance(sweep, pd.DataFrame):
@@ -124,9 +122,9 @@ def predict(
         record = measured
     else:
         raise ConfigError(
-            f"measured is of type {type(measured).__name__}, which is neither a measurement, nor "
-            "a record, nor the path of a record",
-            hint="Give what isweep.measure(images, labels) returns",
+            f"measured is of type {type(measured).__name__}, but must be a measurement, a "
+            "record, or the path of a record",
+            hint="Pass the result of isweep.measure(images, labels)",
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
@@ -146,8 +144,8 @@ def _pilot(
     except (TypeError, ValueError):
         raise ConfigError(
             f"pilot is {repr(pilot)[:200]}, which is neither a list of pairs nor a path",
-            hint="Give pairs of train size and test loss, such as [(50, 0.6), (100, 0.5)], or the "
-            "path of a CSV file",
+            hint="Pass pairs of train size and test loss, such as [(50, 0.6), (100, 0.5)], "
+            "or the path of a CSV file",
         ) from None
     if not points:
         return None

@@ -86,7 +86,7 @@ class Parameter:
             return
         kind = "a whole number" if self.is_integer else "a number"
         raise ValueError(
-            f"dial {name} is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
+            f"dials.{name} is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
         )
 
 
@@ -243,11 +243,11 @@ def checked_training_parameters(parameters: specs.DatasetParameters) -> specs.Da
     hint = f"With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
     for name, value in parameters:
         if not any(name in table for table in PARAMETERS.values()):
-            raise ValueError(f"there is no dial {name!r}. {hint}")
+            raise ValueError(f"dials has no parameter {name!r}. {hint}")
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dial {name!r} applies to the whole dataset, so it cannot change training images "
-                f"only. {hint}"
+                f"dials contains {name!r}, which applies to the whole dataset and cannot change "
+                f"training images only. {hint}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))
@@ -276,12 +276,13 @@ class GeneratedDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"{self.kind} has no dial {name!r}. Use these dials: {', '.join(table)}"
+                    f"{self.kind} has no parameter {name!r} (key dials). Choose from these "
+                    f"parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError(
-                f"dial bits is {self.value('bits'):g}, but the dial dimension is only "
+                f"dials.bits is {self.value('bits'):g}, but dials.dimension is only "
                 f"{self.value('dimension'):g}. Lower bits, or raise dimension"
             )
         return self
@@ -348,11 +349,14 @@ class ConditionSpec(specs.Spec):
     def _check_condition(self) -> Self:
         if self.name == BASE:
             raise ValueError(
-                f"the name of an arm cannot be {BASE!r}, which is the name of the unchanged "
-                "world. Choose another name"
+                f"an arm has the name {BASE!r}, which isweep uses for the unchanged world. "
+                "Choose another name"
             )
         if not self.parameters:
-            raise ValueError("the arm has no dials. Set at least one dial")
+            raise ValueError(
+                "the arm changes nothing, because its key dials is empty. Set at least one "
+                "parameter under dials"
+            )
         return self
 
 

@@ -118,7 +118,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         raise ConfigError(
             f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
             "pretrained weights",
-            hint="Remove pretrained. If this is your own function, load the weights there",
+            hint="Remove `pretrained`. Your own function can load its weights itself",
         )
     # A name has at most 64 characters. The name before the suffix has at most 52.
     name = choice.name or f"{spec.name[:52]}_pretrained"
@@ -147,8 +147,8 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(
-            f"{base.name} has no arguments, but the sweep file sets {names}",
-            hint="Remove arguments",
+            f"{base.name} accepts no arguments, but the sweep file sets {names}",
+            hint="Remove the key `arguments` from this model",
         )
     if not choice.arguments and choice.name is None:
         # torchvision:resnet18 is resnet18 of the table: trials must have the same ids.

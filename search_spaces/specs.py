@@ -85,7 +85,7 @@ def check_range(limits: object) -> object:
     # If a limit is not a number, pydantic raises the error.
     is_not_rising = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_not_rising:
-        raise ValueError("must be two rising numbers: first the smallest value, then the largest")
+        raise ValueError("must be two rising numbers: the smallest allowed value, then the largest")
     return tuple(limits)
 
 
@@ -314,7 +314,9 @@ def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
         for name, value in sorted(values):
             if name not in parameters:
                 names = ", ".join(parameters)
-                hint = f"Use these parameters: {names}" if names else "It has no parameters"
+                hint = (
+                    f"Choose from these parameters: {names}" if names else "Remove its parameters"
+                )
                 raise ValueError(f"{method} has no parameter {name!r}. {hint}")
             parameter = parameters[name]
             problem = parameter.problem(value)
@@ -356,8 +358,8 @@ class AttackSpec(Spec):
         unused = sorted({method for method, _ in self.parameters} - set(self.methods))
         if unused:
             raise ValueError(
-                f"parameters are set for {', '.join(unused)}, which methods does not list. "
-                "Add the attack to methods, or remove its parameters"
+                f"parameters contains {', '.join(unused)}, but methods does not. Add the attack "
+                "to methods, or remove its parameters"
             )
         return self
 

@@ -123,7 +123,7 @@ class RecipeChanges(specs.Spec):
     def _as_tuple(cls, value: object) -> object:
         if isinstance(value, list | tuple):
             if not value:
-                raise ValueError("the list has no value. Add a value, or remove the key")
+                raise ValueError("the list is empty. Add a value, or remove the key")
             return tuple(value)
         return (value,)
 
@@ -156,10 +156,14 @@ class RecipeOverride(RecipeChanges):
     def _check_single(self) -> Self:
         if self.axes:
             raise ValueError(
-                f"the override has several values of {', '.join(self.axes)}. Write one value each"
+                f"the override has more than one value for {', '.join(self.axes)}. Write a "
+                "single value for each of these keys"
             )
         if not self.changes:
-            raise ValueError("the override changes no field. Add a field, or remove the override")
+            raise ValueError(
+                "the override changes nothing. Add a key of the recipe with its new value, or "
+                "remove the override"
+            )
         return self
 
 
@@ -284,7 +288,7 @@ class DatasetChoice(specs.Spec):
         if self.user_source is not None and self.generated is not None:
             raise ValueError("the dataset has the keys own and made. Remove one of them")
         if self.user_source is not None and self.user_source.domain is None:
-            raise ValueError("own has no domain. Add domain: natural or domain: medical")
+            raise ValueError("own has no domain. Add `domain: natural` or `domain: medical`")
         return self
 
 
@@ -394,7 +398,8 @@ class SweepSpec(specs.Spec):
         datasets = self.list_datasets()
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
-                "datasets lists a dataset more than once. Write one entry, with all its class_pairs"
+                "datasets lists a dataset more than once. Write one entry for the dataset, and "
+                "list all its pairs under class_pairs"
             )
         return self
 
@@ -402,9 +407,12 @@ class SweepSpec(specs.Spec):
     def _check_experiment(self) -> Self:
         """Check that base datasets and conditions are consistent."""
         if not self.datasets and not self.base_datasets:
-            raise ValueError("the sweep has no datasets and no worlds. Add one of the two keys")
+            raise ValueError("the sweep has neither datasets nor worlds. Add one of these two keys")
         if self.conditions and not self.base_datasets:
-            raise ValueError("the sweep has arms but no worlds. Add worlds")
+            raise ValueError(
+                "the sweep has arms, but no worlds that they could change. Add base datasets "
+                "under worlds"
+            )
         base_names = tuple(base.name for base in self.base_datasets)
         specs.check_unique(base_names, field="worlds")
         specs.check_unique(tuple(condition.name for condition in self.conditions), field="arms")
@@ -412,18 +420,18 @@ class SweepSpec(specs.Spec):
         unknown = sorted(requested - set(base_names))
         if unknown:
             raise ValueError(
-                f"arms refer to worlds that do not exist: {', '.join(unknown[:20])}. "
-                f"Use these worlds: {', '.join(base_names[:20])}"
+                f"arms refer to worlds that do not exist: {', '.join(unknown[:20])}. Choose from "
+                f"these worlds: {', '.join(base_names[:20])}"
             )
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError(
-                "further_test_sets is on, but intervene_on is not training. "
-                "Set intervene_on: training, or remove further_test_sets"
+                "further_test_sets is on, but intervene_on is not training. Set `intervene_on: "
+                "training`, or remove further_test_sets"
             )
         if self.intervene_on == "training" and self.all_faults:
             raise ValueError(
-                "intervene_on: training does not work with faults of the released code. "
-                "Set data_mode: corrected, and remove faults"
+                "the sweep has `intervene_on: training` and faults of the released code, which "
+                "cannot be combined. Set `data_mode: corrected`, and remove faults"
             )
         return self
 

@@ -163,8 +163,9 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     if not batch_sizes or max(batch_sizes) > num_train:
         too_large = max(tune.batch_size or family.batch_size[:1])
         raise ConfigError(
-            f"tune.batch_size has {too_large}, but a trial is trained on {num_train} images",
-            hint="Choose smaller batches, raise tune.train_size, or lower tune.validation_share",
+            f"tune.batch_size contains {too_large}, but a trial of the search has only "
+            f"{num_train} training images",
+            hint="Lower tune.batch_size, raise tune.train_size, or lower tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

@@ -17,10 +17,11 @@ def pairwise_distances(rows):
 def whole_squared_distances(rows):
     """Squared distances of whole-numbered rows as a list of lists of Python integers."""
     flat = [[int(value) for value in np.ravel(row)] for row in rows]
-    return [
-        [sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for other in flat]
-        for one in flat
-    ]
+
+    def squared_distance(first, second):
+        return sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
+
+    return [[squared_distance(first, second) for second in flat] for first in flat]
 
 
 def whole_neighbors(squared, size, num_neighbors):
@@ -52,12 +53,11 @@ def nearest_opposite(rows, labels):
     """(n,) distance to the nearest row with another label."""
     distances = pairwise_distances(rows)
     labels = np.asarray(labels)
-    return np.array(
-        [
-            min((d for d, other in zip(line, labels, strict=True) if other != own), default=np.inf)
-            for line, own in zip(distances, labels, strict=True)
-        ]
-    )
+    nearest = []
+    for row_distances, label in zip(distances, labels, strict=True):
+        opposite = row_distances[labels != label]
+        nearest.append(opposite.min(initial=np.inf))
+    return np.array(nearest)
 
 
 def label_sharpness(rows, labels):
@@ -84,7 +84,7 @@ def twonn(rows, discard_fraction):
 
 
 class Stream:
-    """A source that reads rows block by block, and remembers how many at a time."""
+    """A source that reads rows block by block, and records the rows of each read."""
 
     def __init__(self, rows):
         self.rows, self.reads = rows, []
@@ -96,7 +96,7 @@ class Stream:
 
 
 class CorruptFrom(Stream):
-    """A source of which a shard is damaged, from a row on."""
+    """A source with a damaged shard: reading the row ``first`` or a later row fails."""
 
     def __init__(self, rows, first):
         super().__init__(rows)

@@ -396,7 +396,7 @@ class LearningCurve:
         num_sizes = len({point.train_size for point in points})
         if num_sizes < MIN_SIZES:
             raise DataError(
-                f"the learning curve has {plural(num_sizes, 'train size')}, and a fit needs at "
+                f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs at "
                 f"least {MIN_SIZES}",
                 hint=f"Train at {MIN_SIZES} sizes or more. Three sizes give a usable interval",
             )
@@ -686,13 +686,13 @@ def log_of_score(score: float, metric: Metric) -> float:
     if metric == "loss":
         if not score > 0:
             raise DataError(
-                f"a training has the loss {score:g}, which is not above 0",
-                hint="Leave this training out",
+                f"One training has the loss {score:g}, which is not above 0",
+                hint="Remove this training from the table",
             )
         return float(np.log(score))
     if not 0 <= score <= 1:
         raise DataError(
-            f"a training has the {metric} {score:g}, which is not a share from 0 to 1",
+            f"One training has the {metric} {score:g}, which is not a share from 0 to 1",
             hint="Write 70 % as 0.7",
         )
     return float(np.log(max(_errors_of(score, metric), LEAST_ERRORS)))

@@ -90,5 +90,6 @@ def _check_complete(numbers: Mapping[str, float]) -> None:
     if missing:
         raise ConfigError(
             f"The prediction needs {' and '.join(missing)} of the new dataset",
-            hint="Give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
+            hint="Set these numbers, or use a measurement with labels (--measured) or a "
+            "pilot (--pilot)",
         )

@@ -191,8 +191,8 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         if re.match("[‐-―−]", word):
             hint = "Type the option with plain hyphens (-)"
             return ConfigError(
-                f"{word} begins with a long dash instead of a hyphen. Commands that were copied "
-                "from web pages often have long dashes",
+                f"The option {word} begins with a long dash instead of a hyphen. Commands that "
+                "were copied from web pages often have long dashes",
                 hint=hint,
             )
     message = " ".join(str(error).split())

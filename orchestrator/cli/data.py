@@ -69,9 +69,9 @@ def init(
     """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
-        source: Your images: a folder, a table or a file of arrays. Without it, an example on
-            digits.
-        out: File to write (default: the source's name with .yaml, here).
+        source: Your images: a folder, a table or a file of arrays (default: an example with images
+            of digits).
+        out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
         answers: Options on labels and folders.
@@ -131,10 +131,7 @@ def models(*, place: Place = Place()) -> None:
         }
         for row in MODELS.values()
     ]
-    more = (
-        "Further networks are torchvision:NAME, timm:NAME, or your own function. See "
-        "docs/trials.md."
-    )
+    more = "You can also use torchvision:NAME, timm:NAME, or your own function (docs/trials.md)."
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
@@ -160,8 +157,8 @@ def recipes(*, place: Place = Place()) -> None:
         about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "Change a recipe in the sweep file, such as recipe: {from: demo, epochs: 40}. See "
-        "docs/trials.md."
+        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the sweep "
+        "file. See docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -261,10 +258,11 @@ class MethodOptions:
         sharpness_sample: Number of images per sample for the column K_F of samples (default 1000; 0
             measures no samples).
         pixel_range: Lowest and highest possible pixel value of float arrays.
-        dtype: Type of the matrix products (default float32).
-        device: cpu, or a torch device for the matrix products (default cpu).
+        dtype: Number type for matrix products (default float32).
+        device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
-        seed: Seed of every random choice (default 0).
+        seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
+            samples of K_F do not depend on it.
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
@@ -284,7 +282,7 @@ class MethodOptions:
         if self.sharpness_sample == 1:
             raise ConfigError(
                 "--sharpness-sample is 1, but a single image has no neighbor",
-                hint="Give at least 2, or 0 for all images",
+                hint="Set the option to at least 2, or to 0 for all images",
             )
         values = {
             **vars(self),
@@ -303,8 +301,9 @@ class ImageOptions:
         labels: Labels of the images of a .npy file: another .npy file, or a text file with one
             label per line.
         raw: Folder of the raw download, if SOURCE is the name of a dataset.
-        class_pair: Names of two classes; only their images are measured.
-        train_sizes: Numbers of images to measure too, as nested subsets.
+        class_pair: Names of two classes. isweep measures only images of these classes.
+        train_sizes: Also measure subsets with these numbers of images. Each subset contains the
+            smaller subsets.
         image_size: Resize images to this side in pixels (default for image files: 224).
         channels: Number of channels: 1 (default) or 3.
     """
@@ -397,11 +396,11 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     sharpness = record.label_sharpness
     if sharpness is None:
         yield (
-            "Label sharpness is not measured, because the images have no labels. To measure it, "
-            "give a file of labels with --labels."
+            "Label sharpness is not measured, because the images have no labels. To measure "
+            "label sharpness, add a file of labels with --labels."
         )
-    elif sharpness.sample_range is not None:
-        yield _samples_line(record.sizes[-1].train_size, sharpness)
+    elif _sampled_sizes(record):
+        yield _samples_line(*_sampled_sizes(record)[-1])
 
 
 def _measures_table(record: MeasureResult) -> Table:
@@ -411,8 +410,7 @@ def _measures_table(record: MeasureResult) -> Table:
     measured, another column has the mean of their maxima, which a sweep stores as K_F.
     """
     columns = ["images", "estimator", "neighbors", "d_data", "std error", "K_F"]
-    sharpness = record.label_sharpness
-    has_samples = sharpness is not None and sharpness.sample_range is not None
+    has_samples = bool(_sampled_sizes(record))
     if has_samples:
         columns.append("K_F of samples")
     table = grid(*columns, "duplicates")
@@ -448,21 +446,37 @@ def _sharpness_cells(sharpness: LabelSharpness | None) -> tuple[str, str]:
     """Return K_F of all pairs and K_F of samples, as text. Both are empty without labels."""
     if sharpness is None:
         return "", ""
-    if sharpness.value is None:
-        return f"undefined: {sharpness.reason}", ""
-    return cell(sharpness.pair_value), cell(sharpness.value)
+    all_pairs = _value_or_reason(sharpness.pair_value, sharpness.reason)
+    return all_pairs, _value_or_reason(sharpness.value, sharpness.reason)
+
+
+def _sampled_sizes(record: MeasureResult) -> list[tuple[int, LabelSharpness]]:
+    """Return the train sizes whose label sharpness was measured in samples, with that record."""
+    sizes = []
+    for size in record.sizes:
+        sharpness = size.label_sharpness
+        if sharpness is None:
+            continue
+        is_undefined_in_samples = sharpness.value is None and sharpness.pair_value is not None
+        if sharpness.sample_range is not None or is_undefined_in_samples:
+            sizes.append((size.train_size, sharpness))
+    return sizes
 
 
 def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
-    """Return the definitions of the columns K_F and K_F of samples."""
+    """Return the definitions of the columns K_F and K_F of samples, with the samples of a size."""
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
-    return (
+    definition = (
         "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
-        f"samples is the mean of the maxima in {len(maxima)} samples of {sample_size}. For "
-        f"{num_images:,} images, the maxima of the samples are {min(maxima):.4g} to "
-        f"{max(maxima):.4g}. For at most {sample_size}, both columns are equal. The study and "
-        "sweeps use K_F of samples."
+        f"samples is the mean of the maxima in samples of {sample_size}; the study and sweeps use "
+        f"it. For at most {sample_size}, both columns are equal."
+    )
+    if not maxima:
+        return definition
+    return (
+        f"{definition} For {num_images:,} images, the maxima of the {len(maxima)} samples are "
+        f"{min(maxima):.4g} to {max(maxima):.4g}."
     )
 
 
@@ -488,7 +502,7 @@ def locate(
     from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError(f"--raw {raw} does not exist", hint=nearest_path(raw))
+        raise ConfigError(f"The path {raw} of --raw does not exist", hint=nearest_path(raw))
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(

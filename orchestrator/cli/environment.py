@@ -53,7 +53,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if place.storage:
         raise ConfigError(
             f"`isweep rm` removes sweeps only from the root, not from --storage {place.storage}",
-            hint="Use the storage's own tools to remove the sweep's folder there",
+            hint="Remove the sweep's folder with the tools of the storage",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:
@@ -148,7 +148,7 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
     The exit code is 3 if a check fails, and 2 if only the launch file is wrong.
 
     Args:
-        address: Also check this Ray cluster, by a task on each of its nodes.
+        address: Also check this Ray cluster. A task checks each node.
         launch: Also check this launch file before you run `ray up` with it.
     """
     from orchestrator.machine.doctor import LAUNCH_FILE, run_checks
@@ -203,7 +203,7 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Check correctness, time and memory of this machine's GPUs, in some minutes each.
+    """Check correctness, time and memory of this machine's GPUs. Each GPU takes some minutes.
 
     The command writes one file per GPU, without names of machines or users. Plans of this root use
     these files. The exit code is 1 if a part fails.

@@ -71,7 +71,8 @@ class CurveOptions:
         target_error: Error rate to reach, between 0 and 1.
         target_accuracy: Accuracy to reach, between 0 and 1.
         target_auroc: AUROC to reach, between 0 and 1.
-        assurance: Probability of reaching the target (default 0.8).
+        assurance: Probability with which the predicted number of images reaches the target
+            (default 0.8).
         test_size: Number of images of your test set, which determines the noise of its scores.
     """
 
@@ -181,8 +182,8 @@ def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bo
     if sweep:
         conflict = f"the sweep {sweep}"
     raise ConfigError(
-        f"--curve {curve} is given together with {conflict}",
-        hint=f"Leave out --curve, or leave out {conflict}",
+        f"--curve {curve} cannot be used together with {conflict}",
+        hint=f"Remove --curve, or remove {conflict}",
     )
 
 
@@ -213,8 +214,8 @@ def _check_one_goal(goal: Goal) -> None:
         )
     if goal.train_size is not None and goal.target_loss is not None:
         raise ConfigError(
-            "--train-size and --target-loss are both given",
-            hint="Leave out --train-size or --target-loss",
+            "--train-size and --target-loss cannot be used together",
+            hint="Remove --train-size or --target-loss",
         )
 
 
@@ -222,9 +223,10 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
     """Check that no option of learning curves is given for a new dataset."""
     if alone != CurveOptions():
         raise ConfigError(
-            "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size are "
-            "for learning curves of one dataset, not for a new dataset",
-            hint="Leave these options out",
+            "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size "
+            "apply only to learning curves of one dataset, but this prediction is for a new "
+            "dataset",
+            hint="Remove these options",
         )
 
 
@@ -252,7 +254,10 @@ def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> C
     chosen = {metric: target for metric, target in targets.items() if target is not None}
     if len(chosen) > 1:
         names = " and ".join(f"--target-{metric}" for metric in chosen)
-        raise ConfigError(f"{names} are given together", hint="Keep one target")
+        raise ConfigError(
+            f"{names} cannot be used together",
+            hint="Choose one of these targets, and remove the others",
+        )
     for metric, target in chosen.items():
         return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
     return CurveQuestion(
@@ -306,8 +311,8 @@ def _pilot(
         ):
             if value:
                 raise ConfigError(
-                    f"{flag} is given without --pilot",
-                    hint=f"Add --pilot SOURCE, or leave {flag} out",
+                    f"{flag} has no effect without --pilot",
+                    hint=f"Add --pilot SOURCE, or remove {flag}",
                 )
         return None
     source = trained.pilot
@@ -351,8 +356,8 @@ def _record(
 
     if None not in numbers:
         raise ConfigError(
-            f"--d-data, --label-sharpness and --measured {source} are given together",
-            hint="Leave out --measured, or leave out the two numbers",
+            f"--d-data, --label-sharpness and --measured {source} cannot be used together",
+            hint="Remove --measured, or remove the two numbers",
         )
     if source.endswith(".json"):
         return read_record(Path(source))

@@ -125,7 +125,7 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 def _named(text: str) -> str:
     # An empty value usually comes from an unset shell variable, and does not mean the default.
     if not text.strip():
-        raise ValueError("is empty. Give a value, or leave the option out")
+        raise ValueError("is empty. Give a value, or remove the option")
     return text
 
 
@@ -280,12 +280,14 @@ class Work(ReadingOptions, Place):
     """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node.
-        num_cpus: Number of CPUs of the private Ray cluster.
-        device: auto uses the GPUs that the cluster has now. gpu waits for a GPU of the autoscaler.
-        dashboard: Serve the Ray dashboard of the private cluster.
-        tracking: Send results to MLflow.
-        quiet: Show no progress.
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a private
+            cluster on this machine).
+        num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this machine).
+        device: auto (default) trains on GPUs if the cluster has some now, or else on CPUs. gpu
+            waits until the cluster adds a GPU. cpu trains on CPUs.
+        dashboard: Serve the Ray dashboard of the private cluster (default: yes).
+        tracking: Send results to MLflow (default: yes).
+        quiet: Do not show the progress.
     """
 
     address: Address = None

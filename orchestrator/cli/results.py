@@ -87,7 +87,7 @@ class RowOptions:
         sort: Sort rows by this column, e.g. loss, smallest first.
         mean: Show means over seeds, one row for each model, dataset and size.
         best: Show the best model and the runner-up by mean test loss, for each dataset and size.
-        search: Show the trials of isweep tune instead.
+        search: Show the trials of isweep tune instead of the sweep's trials.
     """
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
@@ -156,7 +156,7 @@ def _column(name: str, table: pd.DataFrame) -> str:
     hint = nearest(name, [*SHORT.values(), *columns])
     raise ConfigError(
         f"The table has no column {name!r}",
-        hint=f"{hint}See all columns in docs/results-columns.md",
+        hint=f"{hint}docs/results-columns.md lists all columns",
     )
 
 
@@ -174,8 +174,8 @@ def results(
     """Print or write the results table, one row per trial.
 
     Args:
-        csv: Write all columns into this CSV file instead.
-        parquet: Write all columns into this Parquet file instead.
+        csv: Write all columns into this CSV file, and do not print them.
+        parquet: Write all columns into this Parquet file, and do not print them.
         predictions: Write the logits of all networks on the test images into this Parquet file
             instead, one row per trial and image. The sweep file needs predictions: true.
     """
@@ -348,14 +348,15 @@ def compare(
     """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The other sweep. Ratios are of this sweep over the first.
+        second: The second sweep. A ratio is its value divided by the value of the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
         raise ConfigError(
             f"The sweep {first} cannot be compared with itself",
-            hint="Give two different sweeps: `isweep status` lists the sweeps of the root",
+            hint="Type the names of two different sweeps. `isweep status` lists the sweeps "
+            "of the root",
         )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
@@ -381,7 +382,7 @@ def claims(
         published: Use the study's published numbers instead of a sweep.
         markdown: Also write the claims as Markdown into this file, with a comparison of the sweep
             with every published quantity.
-        latex: Also write both as LaTeX into this file.
+        latex: Also write the claims and the comparison as LaTeX into this file.
     """
     from orchestrator.analysis.claims import ledger
     from orchestrator.analysis.published import published_table

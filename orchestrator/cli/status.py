@@ -57,7 +57,7 @@ def status(
     if not workspace.paths.root.is_dir():
         start = place.hint("run", sweep)
         print_message(
-            f"The root {workspace.paths.root} does not exist. Start with `{start}`, or name "
+            f"The root {workspace.paths.root} does not exist. Start with `{start}`, or choose "
             "another root with --root or ISWEEP_ROOT."
         )
     document = sweep_status(workspace)
@@ -68,13 +68,13 @@ def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
     """Check that no option is given that needs the name of a sweep."""
     if trial_id is not None:
         raise ConfigError(
-            "--trial is given without a sweep",
-            hint="Name the sweep, as in `isweep status paper --trial ID`",
+            "--trial needs the name of a sweep",
+            hint="Type the name before the option, for example `isweep status paper --trial ID`",
         )
     if watch:
         raise ConfigError(
-            "--watch is given without a sweep",
-            hint="Name the sweep, as in `isweep status paper --watch`",
+            "--watch needs the name of a sweep",
+            hint="Type the name before the option, for example `isweep status paper --watch`",
         )
 
 

@@ -177,8 +177,8 @@ def resolve_head(address: str) -> str:
     except (OSError, OverflowError) as error:
         raise SetupError(
             f"No Ray cluster answers at {address}: {error}",
-            hint="Start the cluster (`ray up cluster.yaml`), or leave --address out to run on this "
-            "machine",
+            hint="Start the cluster (`ray up cluster.yaml`), or remove --address to run on "
+            "this machine",
         ) from None
     return address if ":" in peer else f"{peer}:{head.port}"
 
@@ -372,9 +372,8 @@ def _imported_ray() -> Any:
 
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
         raise SetupError(
-            f"Ray {ray.__version__} runs code from everybody who can connect to its ports. Ray "
-            "2.56 and later do not",
-            hint="Run `pip install -U 'ray[default,tune]'`",
+            f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
+            hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
         )
     _read_settings_again()
     _log_messages_of_ray()
@@ -446,13 +445,13 @@ class _ServerCheck:
             return SetupError(
                 f"{server.description} at {server.host}:{server.port} has not answered for "
                 f"{self._silent_s:.0f} s",
-                hint="Repair or restart the cluster, and run the same command again; finished "
-                "trials are kept",
+                hint="Repair or restart the cluster, and run the same command again. "
+                "Finished trials are kept",
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "%s at %s:%d does not answer; waiting",
+                "%s at %s:%d does not answer. isweep waits for it",
                 server.description,
                 server.host,
                 server.port,

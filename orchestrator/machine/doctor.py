@@ -30,7 +30,7 @@ MIN_FREE_BYTES = 5 * 2**30
 """Free disk space, in bytes, for a sweep's records, weights and Ray's logs."""
 ANSWER_TIMEOUT_S = 60.0
 """Seconds that the nodes of a cluster may take to check themselves."""
-INSTALL_HINT = "Run `make wheel` and `ray up`, which install the same versions everywhere"
+INSTALL_HINT = "To install the same versions on all nodes, run `make wheel` and `ray up`"
 SILENT_HINT = (
     "Run the same check again, because the first answer may be slow. If the node does not answer "
     "again, read its logs, or remove the node from the cluster"
@@ -212,7 +212,7 @@ def _result_store(url: str) -> Outcome:
     if not is_listed:
         return Outcome(
             False,
-            f"{url} does not list a file that was just written",
+            f"{url} does not list a file that isweep has just written there",
             "Ask the operator of the store, or choose another one with --storage",
         )
     return Outcome(True, f"{url} can be written and listed")
@@ -234,7 +234,11 @@ def _ray_access(address: str | None) -> Outcome:
     if token.exists() and token.stat().st_mode & 0o077:
         return Outcome(False, f"other users can read {token}", f"Run `chmod 600 {token}`")
     if address is None:
-        return Outcome(True, "private clusters listen on loopback and need a new token each run")
+        return Outcome(
+            True,
+            "a private cluster accepts connections only from this machine, and each run has a "
+            "new token",
+        )
     return Outcome(True, f"requests to {address} carry the cluster's token")
 
 

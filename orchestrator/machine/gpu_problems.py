@@ -157,8 +157,8 @@ def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec])
             hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
             f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
-            f"{node.node} (compute capability {old[0].capability}) can only emulate bfloat16, "
-            "which is slower than float32",
+            f"{node.node} (compute capability {old[0].capability}) has no bfloat16 units. In "
+            "bfloat16, this GPU is slower than in float32",
             hint=hint,
         )
 
@@ -188,7 +188,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
             f"{prefix}: a GPU is divided into slices (MIG), but Ray counts it as one GPU",
             "List the slices with `nvidia-smi -L`. Start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
-            "resources.num_gpus: 1",
+            "`resources.num_gpus: 1`",
         )
         return
     if len(node.gpus) < node.num_ray_gpus:
@@ -230,8 +230,8 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
         yield Problem(
-            f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
-            "kernels",
+            f" has the compute capability {gpu.capability}, which torch {node.torch} does not "
+            "support",
             f"{_torch_hint(gpu.capability)}, or {hide}",
         )
     is_shared = share < 1 and not node.mps
@@ -242,9 +242,10 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         )
     elif "Exclusive" in gpu.compute_mode and is_shared:
         yield Problem(
-            f" has the compute mode {gpu.compute_mode}, so trials cannot use shares of {share:g}",
+            f" has the compute mode {gpu.compute_mode}, so trials cannot share this GPU, but "
+            f"each trial requests only {share:g} GPU",
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
-            "resources.num_gpus: 1",
+            "`resources.num_gpus: 1`",
         )
     # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
     needed = min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)

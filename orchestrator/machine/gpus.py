@@ -236,7 +236,7 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
     if branch >= needed_branch:
-        return "Run `nvidia-smi`, and correct the error that it prints; the driver is new enough"
+        return "Run `nvidia-smi`, and correct the error that it prints. The driver is new enough"
     hint = (
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
         f"{driver})"
@@ -247,7 +247,7 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
             "work with the present driver"
         )
         if not capability:
-            hint += ". These wheels have no kernels for RTX 50 and B200"
+            hint += ". These wheels do not support RTX 50 and B200"
     return hint
 
 

@@ -63,12 +63,12 @@ NEEDED = {
     "local": (
         Mistake(
             "provider.head_ip",
-            "the head is missing",
+            "the head node is missing",
             "Write the name of the machine on which isweep runs",
         ),
         Mistake(
             "auth.ssh_private_key",
-            "the key is missing, which the head needs to start workers",
+            "the SSH key with which the head node starts workers is missing",
             "Write the path of a key that was made for this cluster",
         ),
     ),
@@ -140,7 +140,7 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
     node_types = config.get("available_node_types") or ()
     head = config.get("head_node_type")
     if is_cloud and head not in node_types:
-        problem = f"{head!r} is not among the available_node_types"
+        problem = f"{head!r} is not a name in available_node_types"
         yield Mistake("head_node_type", problem, COMPARE_HINT)
 
 
@@ -200,7 +200,7 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "file_mounts",
             "no token is copied to the nodes, but Ray needs a token there",
-            "Add the line ~/.ray/auth_token: ~/.ray/auth_token",
+            "Add the line `~/.ray/auth_token: ~/.ray/auth_token`",
         )
     for target, source in mounts.items():
         yield from _mount_mistakes(config, target, source)
@@ -228,7 +228,7 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
         with suppress(OSError, UnicodeDecodeError):
             words = read_whole(path).decode().split()
         if len(words) != 1:
-            yield Mistake(place, "the token's file must contain exactly one word", TOKEN_HINT)
+            yield Mistake(place, "the token's file does not contain exactly one word", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
         problem = f"{source} is a checkout or a root, which may contain images of patients"
         yield Mistake(place, problem, "Write dist/ here, and copy raw data with `ray rsync-up`")

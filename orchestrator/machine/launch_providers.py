@@ -60,7 +60,7 @@ def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "provider.cache_stopped_nodes",
             "Ray would stop nodes without deleting them, so the disks would stay and cost money",
-            "Set cache_stopped_nodes: false",
+            "Set `cache_stopped_nodes: false`",
         )
 
 
@@ -134,17 +134,17 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
         yield Mistake(
             f"{place}.BlockDeviceMappings",
             "no disk is configured, so the disk may not be encrypted",
-            "Configure a disk with Encrypted: true",
+            "Configure a disk with `Encrypted: true`",
         )
     elif not all(disk.get("Encrypted") for disk in disks):
         yield Mistake(
-            f"{place}.BlockDeviceMappings", "a disk is not encrypted", "Set Encrypted: true"
+            f"{place}.BlockDeviceMappings", "a disk is not encrypted", "Set `Encrypted: true`"
         )
     if not all(disk.get("DeleteOnTermination", True) for disk in disks):
         yield Mistake(
             f"{place}.BlockDeviceMappings",
-            "a disk stays, and costs money, after its node is terminated",
-            "Set DeleteOnTermination: true",
+            "after its node is terminated, a disk stays and costs money",
+            "Set `DeleteOnTermination: true`",
         )
 
 
@@ -186,8 +186,8 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if not boot_disks or not boot_disks[0].get("autoDelete"):
         yield Mistake(
             f"{place}.disks",
-            "the disk stays, and costs money, after its node is deleted",
-            "Set autoDelete: true",
+            "after its node is deleted, the disk stays and costs money",
+            "Set `autoDelete: true`",
         )
     networks = request.get("networkInterfaces") or []
     is_named = [network.get("subnetwork") or network.get("network") for network in networks]
@@ -215,7 +215,7 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
         yield Mistake(
             f"{place}.scheduling",
             "Google stops spot machines without deleting them, so their disks stay and cost money",
-            "Add instanceTerminationAction: DELETE",
+            "Add `instanceTerminationAction: DELETE`",
         )
 
 
@@ -229,7 +229,7 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
             yield Mistake(
                 name,
                 f"the value is {config.get(name)}, but worker_ips lists {len(workers)} machines",
-                f"Set {name}: {len(workers)}",
+                f"Set `{name}: {len(workers)}`",
             )
     if len({head, *workers}) <= len(workers):
         yield Mistake(

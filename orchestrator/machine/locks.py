@@ -378,7 +378,8 @@ class Lease:
             if later.tag != lease.tag:
                 raise InUseError(
                     f"{self._url} is in use by {_holder_text(later.fields, 'another command')}",
-                    hint="Wait until that command ends, stop it there, or use another --storage",
+                    hint="Wait until that command ends, stop that command, or use another "
+                    "--storage",
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
@@ -404,8 +405,8 @@ class Lease:
         return InUseError(
             f"Another command now uses {self._url}, because this command had not renewed its lock "
             f"for {EXPIRES_S:g} s",
-            hint="Wait until the other command ends, then run this one again; finished trials are "
-            "kept",
+            hint="Wait until the other command ends, then run this command again. Finished "
+            "trials are kept",
         )
 
     def _renew(self) -> bool:

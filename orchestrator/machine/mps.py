@@ -91,7 +91,7 @@ class PrivateMps:
                 stack.close()
                 self.note(
                     f"NVIDIA's MPS did not start: {problem}. The sweep continues without MPS. To "
-                    "avoid this attempt, set resources.mps: never"
+                    "avoid this attempt, set `resources.mps: never`"
                 )
             else:
                 self.folder = folder
@@ -118,7 +118,8 @@ class PrivateMps:
             (self.folder / END_MARK).touch()
         self.note(
             f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, an "
-            "error of one trial also ends other trials on the same GPU; isweep tries them again"
+            "error of one trial also ends other trials on the same GPU. isweep retries these "
+            "trials"
         )
 
     def _start(self, folder: Path, stack: contextlib.ExitStack) -> str:

@@ -47,7 +47,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     if unfit:
         raise ConfigError(
             f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
-            hint="Omit this option",
+            hint="Remove this option",
         )
     own_data = own_source(kind or "npz", path, request)
     if kind is None:

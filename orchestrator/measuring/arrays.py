@@ -35,7 +35,8 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
     if request.class_pair is not None:
         if data.labels is None:
             raise ConfigError(
-                "A class pair is given, but no labels", hint="Add labels (`--labels FILE`)"
+                "A class pair needs labels, but these images have none",
+                hint="Add labels (`--labels FILE`)",
             )
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])
@@ -158,8 +159,10 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
         codes.append(index_of_name.get(name, index_of_text.get(name, -1)))
     if -1 in codes or codes[0] == codes[1]:
         known_classes = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
-        problem = f"The class pair {' '.join(pair)} has a class that the data do not have"
+        problem = (
+            f"The class pair {' '.join(pair)} contains a class that does not occur in the data"
+        )
         if codes[0] == codes[1] != -1:
-            problem = f"The class pair {' '.join(pair)} has the same class twice"
+            problem = f"The class pair {' '.join(pair)} contains the same class twice"
         raise ConfigError(problem, hint=f"Choose two of these classes: {known_classes}")
     return np.flatnonzero(np.isin(labels, codes))

@@ -23,7 +23,7 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError(
             "No pair can be drawn, because no two images with different labels were measured",
-            hint="Give images of at least two classes with their labels",
+            hint="Use images of at least two classes, with their labels",
         )
     panels = zip(
         figure.subplots(1, 2),
@@ -48,7 +48,7 @@ def _stretched(image: Images) -> Images:
         raise DataError(
             f"The pair cannot be drawn, because the data are rows of {pixels.size} numbers, not "
             "images",
-            hint="Omit --show-pair",
+            hint="Remove --show-pair",
         )
     low = float(pixels.min())
     high = float(pixels.max())

@@ -51,7 +51,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     try:
         check_device(request.settings.device)
     except SetupError as error:
-        raise ConfigError(error.problem, hint="Choose, for example, `--device cpu`") from None
+        raise ConfigError(
+            error.problem, hint="Choose another device, for example with `--device cpu`"
+        ) from None
     if request.settings.pixel_range is not None:
         limits = {"pixel_range": request.settings.pixel_range}
         request = replace(request, own_options={**request.own_options, **limits})
@@ -62,7 +64,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             f"{path.name} has fixed classes and pixels, so {options_text(request.own_options)} "
             "cannot be used",
-            hint="Omit the option, or give the path of the original images",
+            hint="Remove the option, or use the path of the original images",
         )
     if is_listed:
         dataset = dataset_spec(request.source)
@@ -78,8 +80,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return measure_file(request, path, executor)
     if is_npy:
         raise ConfigError(
-            f"{path.name} is a .npy file, whose images --image-size cannot resize",
-            hint="Save images and labels together as .npz, or omit --image-size",
+            f"--image-size cannot be used with {path.name}, because isweep does not resize "
+            "images of .npy files",
+            hint="Save images and labels together as .npz, or remove --image-size",
         )
     own_data = own_source(known_kind(path), path, request)
     return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
@@ -91,7 +94,7 @@ def _check_exists(path: Path, source: str) -> None:
     if "://" in source:
         raise ConfigError(
             f"{source} is a URL, but only local files can be measured",
-            hint="Download the data, then give the path of the folder or file",
+            hint="Download the data, and use the path of the folder or file",
         )
     hint = (
         f"Give a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
@@ -109,17 +112,17 @@ def _check_options(
     if request.labels and not is_npy:
         raise ConfigError(
             f"--labels is only for .npy files, but {path.name} has another type",
-            hint="Omit --labels",
+            hint="Remove --labels",
         )
     if request.raw:
         raise ConfigError(
             f"--raw is only for known datasets, but {path.name} is a file or folder",
-            hint="Omit --raw",
+            hint="Remove --raw",
         )
     if is_as_stored and request.channels != 1:
         raise ConfigError(
             f"--channels cannot be used, because the images of {path.name} are measured as stored",
-            hint="Omit --channels, or add --image-size",
+            hint="Remove --channels, or add --image-size",
         )
 
 

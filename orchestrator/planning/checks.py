@@ -185,7 +185,8 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}. isweep "
         "reads numbers as indices from 0, but the classes of this dataset have numbers as names: "
         f"{', '.join(names[:MAX_NAMED])}",
-        hint=f"Write class names in quotes, as in class_pairs: [['{names[0]}', '{names[1]}']]",
+        hint=f"Write class names in quotes, for example `class_pairs: [['{names[0]}', "
+        f"'{names[1]}']]`",
     )
 
 

@@ -149,8 +149,8 @@ def draft_sweep(
     """
     if not _ascii(to.stem):
         raise ConfigError(
-            f"The file name {to} has no letter from a to z and no digit, which the name of the "
-            "sweep needs",
+            f"The name of a sweep needs a letter from a to z or a digit, but the file name {to} "
+            "contains neither",
             hint="Choose another file name with --out",
         )
     capacity = ON_GPU if gpu else ON_CPU

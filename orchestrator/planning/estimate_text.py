@@ -56,9 +56,8 @@ def estimate_text(document: Mapping[str, Any]) -> str:
         recipe = document["refused"][0]
         return (
             f"{left}, which cannot run on {gpus}: the recipe {recipe} needs bfloat16, which a "
-            f"{cluster['gpu']} cannot compute. "
-            "Set `--set recipe.precision=float32`, or plan for another GPU. "
-            f"Without a GPU the trials take {on_cpus}. {memory}"
+            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan for "
+            f"another GPU. Without a GPU the trials take {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
         unknown = "the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"

@@ -288,7 +288,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
             )
         if pair[0] == pair[1]:
             raise ConfigError(
-                f"{key} lists the pair {list(pair)}, whose two classes are the same",
+                f"{key} lists the pair {list(pair)}, which contains the same class twice",
                 hint="Write two different classes",
             )
         # A pair in the other order is the same task. It would count twice in every fit.

@@ -67,7 +67,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
         if not isinstance(rows, list):
             raise ConfigError(
                 f"{place} has `overrides`, which is not a list",
-                hint="Write, for example, overrides: [{models: [small_cnn], learning_rate: 0.01}]",
+                hint="Write, for example, "
+                "`overrides: [{models: [small_cnn], learning_rate: 0.01}]`",
             )
         overrides += rows
     if overrides:
@@ -107,7 +108,8 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     if searched:
         hint += f", or choose a searched recipe of this root: {searched}"
     raise ConfigError(
-        f"recipe: {name} is the result of a search, but {path} does not exist", hint=hint
+        f"The recipe {name} is the result of a search, but its file {path} does not exist",
+        hint=hint,
     )
 
 

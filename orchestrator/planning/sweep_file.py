@@ -184,7 +184,7 @@ def _refuse_changes_of_searched(recipe: object) -> None:
     if replaced:
         raise ConfigError(
             f"The sweep sets {', '.join(replaced)} for all models and datasets, but its recipe "
-            "has other values for each model and dataset, which a search chose",
+            "comes from a search and has separate values for each model and dataset",
             hint="Set the value for some models or datasets in recipe.overrides, or start from "
             "another recipe",
         )

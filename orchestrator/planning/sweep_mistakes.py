@@ -23,13 +23,14 @@ MAX_SHOWN = 200
 """Largest number of characters of a value in a message."""
 RULE_PREFIX = "Value error, "
 """Prefix of pydantic's message if one of our own rules is broken."""
-DATASET = "Write, for example, datasets: [digits]. `isweep datasets` lists the known datasets"
+DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
-    "Write, for example, models: [small_cnn], or models: [{from: small_cnn, name: mine}]. "
+    "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "
     "`isweep models` lists the known models"
 )
 RECIPE = (
-    "Write, for example, recipe: {from: demo, epochs: 3}. `isweep recipes` lists the known recipes"
+    "Write, for example, `recipe: {from: demo, epochs: 3}`. `isweep recipes` lists the known "
+    "recipes"
 )
 EXPECTED_KINDS = {
     "tuple_type": "a list, for example [a, b]",
@@ -89,7 +90,7 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
         return ConfigError(f"{dotted} has more than {limit} values", hint="Shorten the list")
     if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
         return ConfigError(
-            f"{dotted} is {shown}, which cannot be a name",
+            f"{dotted} is {shown}, which is not a valid name",
             hint="Use at most 64 lower case letters, digits, - and _, and begin with a letter",
         )
     if kind in EXPECTED_KINDS:

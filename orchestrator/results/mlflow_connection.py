@@ -59,8 +59,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     # with the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
-            f"The path of the root {paths.root} has '?' or '%', so MLflow cannot open its SQLite "
-            "file in this folder",
+            f"The path of the root {paths.root} contains '?' or '%'. MLflow cannot open its "
+            "SQLite file in a folder with such a path",
             hint="Choose another root with --root, use an MLflow server with --mlflow-uri, or "
             "add --no-tracking",
         )
@@ -150,4 +150,4 @@ def _fix(error: Exception, reason: str) -> str:
         return "Run `pip install 'isweep[postgres]'`"
     if _DAMAGED_FILE.search(reason):
         return "Delete the file, and run `isweep reconcile SWEEP` for every sweep"
-    return "Start MLflow, correct --mlflow-uri, or add --no-tracking"
+    return "Start the MLflow server, correct --mlflow-uri, or add --no-tracking"

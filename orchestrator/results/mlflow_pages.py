@@ -274,5 +274,7 @@ def read_run_pages(path: Path) -> RunPages:
     except FileNotFoundError:
         return RunPages()
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, so reports have no links to MLflow: %s", path, error)
+        log.warning(
+            "The file %s cannot be read, so reports have no links to MLflow: %s", path, error
+        )
         return RunPages()

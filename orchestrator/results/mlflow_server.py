@@ -52,7 +52,7 @@ def free_port(requested: int | None = None) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise SetupError(
-        f"Port {requested} is in use", hint="Choose another port with --port, or omit --port"
+        f"Port {requested} is in use", hint="Choose another port with --port, or remove --port"
     )
 
 

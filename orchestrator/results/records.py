@@ -103,7 +103,9 @@ class StoredRecord(Finding):
         versions = str(cls.version)
         if oldest < cls.version:
             versions = f"{oldest} to {cls.version}"
-        raise ValueError(f"the schema version is {value}, but this isweep reads {versions}")
+        raise ValueError(
+            f"the schema version is {value}, but this version of isweep reads {versions}"
+        )
 
 
 class ComputedRecord(StoredRecord):

@@ -79,8 +79,8 @@ AGAIN = "and run the same command again. Finished trials are kept"
 UNREADABLE = _Problem("cannot be read", f"Correct the permissions or the connection, {AGAIN}")
 UNWRITABLE = _Problem(
     "cannot be written",
-    "Free some space (keep_weights: none needs the least), correct the permissions, or remove any "
-    f"other file with this path, {AGAIN}",
+    "Free some space (`keep_weights: none` in the sweep file needs the least space), correct the "
+    f"permissions, or remove any other file with this path, {AGAIN}",
 )
 
 
@@ -176,7 +176,7 @@ def open_storage(url: str | Storage) -> Storage:
         return Folder(os.path.abspath(address))
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"--storage {scheme}://… is not a known kind of storage",
+            f"--storage {scheme}://… is a kind of storage that isweep does not support",
             hint=f"Use a path, or a URL of {', '.join(SCHEMES)}",
         )
     _check_url(url, scheme)
@@ -463,10 +463,10 @@ Storage = Folder | Bucket
 def no_conditional_writes(url: str) -> SetupError:
     """Return the error for an object store without conditional writes."""
     return SetupError(
-        f"The object store of {url} has no conditional writes. Without them, two runs could "
-        "overwrite the results of each other",
-        hint="Update the server: MinIO has them from 2024-10 on, Ceph from Tentacle on. Or use "
-        "another --storage",
+        f"The object store of {url} does not support conditional writes. Without conditional "
+        "writes, two runs could overwrite the results of each other",
+        hint="Update the server: MinIO supports conditional writes since 2024-10, and Ceph "
+        "since Tentacle. Or use another --storage",
     )
 
 

@@ -282,7 +282,7 @@ class ResultStore:
         try:
             self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
         except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s cannot be deleted: %s", trial_id, error)
+            log.warning("The checkpoint of trial %s cannot be deleted: %s", trial_id, error)
 
     def damaged_files(self, kind: FileKind, expected: Mapping[str, TrialFile]) -> set[str]:
         """Return the ids of trials whose file is missing or damaged.
@@ -318,14 +318,16 @@ class ResultStore:
             try:
                 earlier = self.events(trial_id)
             except CorruptStoreError as error:
-                log.warning("the history of %s starts again with this event: %s", trial_id, error)
+                log.warning(
+                    "The history of trial %s starts again with this event: %s", trial_id, error
+                )
             history = _EVENTS.dump_json([*earlier, event][-MAX_EVENTS:], indent=1)
             self._files.write(self._history_path(trial_id), history, durable=False)
             if attempt_log:
                 path = self.attempt_log_path(trial_id, event.attempt)
                 self._files.write(path, attempt_log.encode(), durable=False)
         except SweepError as error:
-            log.warning("the history of %s cannot be stored: %s", trial_id, error)
+            log.warning("The history of trial %s cannot be stored: %s", trial_id, error)
 
     def events(self, trial_id: str) -> list[Event]:
         """Return the events of a trial, the oldest first."""
@@ -391,7 +393,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
     if version is None:
         raise _UnusableRecord(path, "it has no schema version")
     if isinstance(version, int) and version > kind.version:
-        reason = f"it has schema version {version}, but this isweep reads {kind.version}"
+        reason = f"it has schema version {version}, but this version of isweep reads {kind.version}"
         raise _UnusableRecord(path, reason, is_newer=True)
     try:
         record = kind.model_validate(fields, strict=False)
@@ -401,7 +403,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         field_name = ".".join(map(str, first["loc"]))
         # A record of a newer version may have optional fields that this version cannot read.
         if all(problem["type"] == "extra_forbidden" for problem in problems):
-            reason = f"this isweep does not know the field {field_name}"
+            reason = f"this version of isweep does not know the field {field_name}"
             raise _UnusableRecord(path, reason, is_newer=True) from None
         reason = f"{field_name}: {first['msg'].removeprefix('Value error, ')}"
         raise _UnusableRecord(path, reason) from None
@@ -446,7 +448,8 @@ class _UnusableRecord(Exception):
         """Return an error with a message for users."""
         if self.is_newer:
             return NewerRecordError(
-                f"The stored record {self.path} was written by a newer isweep: {self.reason}",
+                f"The stored record {self.path} was written by a newer version of isweep: "
+                f"{self.reason}",
                 hint="Update isweep. This version does not change the file",
             )
         return CorruptStoreError(

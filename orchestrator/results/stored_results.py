@@ -203,7 +203,7 @@ class StoredResults:
         if len(newer) > 1:
             further_files = f" (and {plural(len(newer) - 1, 'more file')})"
         raise NewerRecordError(
-            f"A newer isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
+            f"A newer version of isweep wrote {newer[0].path}{further_files}: {newer[0].reason}",
             hint="Update isweep, or choose another --root or --storage for this version",
         )
 

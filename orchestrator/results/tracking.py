@@ -463,7 +463,7 @@ class Tracker:
         """
         reason = first_line(error)
         now = self._clock.monotonic()
-        log.warning("the update of %s in MLflow failed: %s", key, reason)
+        log.warning("The update of %s in MLflow failed: %s", key, reason)
         with self._changed:
             self._error = error
             if is_final(error):

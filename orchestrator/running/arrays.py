@@ -127,7 +127,9 @@ class ArrayCache:
         except ray.exceptions.RayError:
             return  # The actor died again. The next check repeats the request.
         if missing:
-            log.warning("The actor for images was lost. The driver sends all references again")
+            log.warning(
+                "The Ray actor that distributes the images was lost. A new actor replaces it"
+            )
         for key in missing:
             if key in self._stored:
                 self._send(key, self._stored[key][0])

@@ -46,8 +46,8 @@ def slots_for(resources: Resources) -> Slots:
     if num_trials < num_with_all_gpus:
         note = (
             f"The cluster's GPUs could run {num_with_all_gpus} trials at once, but with "
-            f"resources.num_cpus: {num_cpus:g} its CPUs are enough for {num_trials}. To use all "
-            f"GPUs, lower resources.num_cpus, or use nodes with {num_with_all_gpus * num_cpus:g} "
-            "CPUs in total"
+            f"`resources.num_cpus: {num_cpus:g}` its CPUs are enough for only {num_trials}. To "
+            "use all GPUs, lower resources.num_cpus, or use nodes with "
+            f"{num_with_all_gpus * num_cpus:g} CPUs in total"
         )
     return Slots(max(1, num_trials), note)

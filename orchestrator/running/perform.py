@@ -85,7 +85,7 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             store_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
         )
     except CorruptStoreError as error:
-        log.warning("%s is trained again: %s", trial_id, error)
+        log.warning("Trial %s is trained again: %s", trial_id, error)
         return None
 
 

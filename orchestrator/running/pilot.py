@@ -167,7 +167,7 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
     if not path.exists():
         raise ConfigError(
             f"{source} is neither a path that exists nor the name of a dataset",
-            hint="Give a folder or file of images, the name of a dataset, or a CSV file of results",
+            hint="Use a folder or file of images, the name of a dataset, or a CSV file of results",
         )
     source_fields = {
         "kind": known_kind(path),

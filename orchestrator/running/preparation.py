@@ -336,6 +336,6 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         raise DataError(
             f"The prepared dataset {workspace.paths.prepared(subset.prepared)} was changed or "
             f"removed while a run used it ({type(error).__name__} {error})",
-            hint="Run the same command again to prepare the dataset again; finished trials are "
-            "kept",
+            hint="Run the same command again to prepare the dataset again. Finished trials "
+            "are kept",
         ) from error

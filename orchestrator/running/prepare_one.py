@@ -86,6 +86,6 @@ def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> Data
         raise ConfigError(
             f"{options} works only for your own data, but {name} is a known dataset with fixed "
             "classes",
-            hint=f"Leave out {options}",
+            hint=f"Remove {options}",
         )
     return DatasetChoice(name=name)

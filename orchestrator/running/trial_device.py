@@ -191,8 +191,8 @@ def check_gpu(precision: str) -> None:
             gpu_and_node(gpu.uuid),
             f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
             "does not have",
-            "Remove nodes with such GPUs from the cluster, or choose a recipe with precision: "
-            "float32",
+            "Remove nodes with such GPUs from the cluster, or choose a recipe with `precision: "
+            "float32`",
         )
 
 

@@ -350,8 +350,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if not self._backend.is_up() or self._num_tune_failures > MAX_TUNE_FAILURES:
             run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
-                hint="Run the same command again; finished trials are kept. isweep.log below the "
-                "root has the details",
+                hint="Read the details in isweep.log below the root, and run the same "
+                "command again. Finished trials are kept",
             )
             self._queue.stop(run_error)
 

@@ -196,8 +196,8 @@ def _check_searchable(plan: SweepPlan) -> None:
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
-            f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search needs "
-            "one value of each field",
+            f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search "
+            "needs exactly one value of each",
             hint="Set one value in the recipe. Write the ranges of the search under the key tune",
         )
     # Prepared data would show this as well, but only after the preparation.
@@ -205,13 +205,14 @@ def _check_searchable(plan: SweepPlan) -> None:
         raise ConfigError(
             f"A search needs corrected data, but the sweep has the faults "
             f"{', '.join(sweep.all_faults)}",
-            hint="Tune a sweep with data_mode: corrected and no faults. Then use the searched "
-            "recipe in this sweep",
+            hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
+            "Then use its recipe in this sweep",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            f"A search cannot tune pretrained networks, but models has {', '.join(pretrained)}",
+            "A search cannot tune pretrained networks, but models contains "
+            f"{', '.join(pretrained)}",
             hint="Remove these models from the sweep",
         )

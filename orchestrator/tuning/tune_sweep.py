@@ -132,8 +132,8 @@ class _Tuning(Stages):
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"{earlier.num_others} stored trials belong to a search of this sweep with other "
-                "settings or data, and are not used"
+                f"isweep does not use {earlier.num_others} stored trials of this sweep, because "
+                "they belong to a search with other settings or data"
             )
         return earlier
 

@@ -61,9 +61,9 @@ from tasks.remote import Executor, InlineExecutor
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
 NEAR_MINIMUM = 1 + 4e-5
-"""Factor on the smallest distance. All distances up to the product are computed again, because one
-of them may be the true minimum. Both compared distances have a relative error of up to 1e-5. The
-factor allows twice this error for each."""
+"""Distances up to this factor times the smallest one are computed again in float64, because one of
+them may be the true minimum. Each distance has a relative error of up to 1e-5. The factor leaves a
+margin of two for both."""
 PROFILE_BYTES = 256 << 20
 """Bytes of the rows that are read at a time in the search for duplicates, counted as float64."""
 KEY_VALUES = 512
@@ -431,14 +431,14 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
         )
     if record.num_conflicts:
         notes.append(
-            f"{record.num_conflicts} of these have another label than the earlier image, so "
-            "their label sharpness is infinite. The printed K_F excludes these pairs. The field "
-            "conflict_pairs of the JSON lists the images."
+            f"{record.num_conflicts} of these have another label than the earlier image. For "
+            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The "
+            f"field conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of them."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
-            "The pixel range of these images is not known. Set it with --pixel-range (in Python: "
-            "pixel_range), so that K_F can be compared with other datasets."
+            "The pixel range of these images is not known, so K_F cannot be compared with other "
+            "datasets. Set the pixel range with --pixel-range (in Python: pixel_range)."
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:

@@ -110,8 +110,8 @@ class MeasureSettings:
             raise ConfigError(
                 f"pixel_range is {self.pixel_range!r}, but the first number must be lower than "
                 "the second",
-                hint="Write the lower number first, even if it is the value of white. If all "
-                "images are inverted, no measure changes",
+                hint="Write the lower number first, even if it is the value of white. No "
+                "measure changes if black and white are exchanged",
             )
 
     def _check_estimators(self) -> None:
@@ -299,7 +299,7 @@ def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
         raise DataError(
             f"train_sizes is {list(train_sizes)}, but not all of these are whole numbers",
-            hint="Round the train sizes",
+            hint="Pass whole numbers only",
         )
     return tuple(int(size) for size in train_sizes)
 
@@ -339,7 +339,8 @@ def one_array(name: str, values: Any) -> AnyArray:
         ) from None
     if array.ndim == 0:
         raise DataError(
-            f"{name} are {array}, which is not an array", hint="Pass an array, or a list of arrays"
+            f"{name} cannot be converted to an array: {array}",
+            hint="Pass an array, or a list of arrays",
         )
     return array
 
@@ -351,7 +352,7 @@ def _check_unmasked(name: str, values: Any) -> None:
         # The attribute is checked, because importing numpy.ma for isinstance would take long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "Fill them with .filled(VALUE), or leave these images out"
+            hint = "Replace the masked values with .filled(VALUE), or leave these images out"
             raise DataError(f"{name} contain masked values", hint=hint)
 
 
@@ -371,7 +372,8 @@ def as_array(images: npt.ArrayLike) -> AnyArray:
                 hint="Convert the images, for example with .astype(float)",
             )
         raise DataError(
-            f"Images have different shapes: {shapes[:5]}", hint="Resize all images to one shape"
+            f"Images have different shapes: {shapes[:5]}",
+            hint="Resize all images to the same shape",
         )
     return array
 
@@ -389,11 +391,13 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         raise DataError(
-            f"Images have the shape ({source.num_rows},), which has no axis for pixels", hint=SHAPES
+            f"Images have the shape ({source.num_rows},), but an axis for the pixels is missing",
+            hint=SHAPES,
         )
     if source.num_rows == 0 or 0 in source.row_shape:
         raise DataError(
-            f"There are {source.num_rows} images of shape {source.row_shape}, so there is no pixel",
+            f"The {source.num_rows} images have the shape {source.row_shape}, so they contain no "
+            "pixel",
             hint=SHAPES,
         )
     return source

@@ -207,9 +207,9 @@ def summarize(
         scale: Scale of the distances.
 
     Returns:
-        The record, without the permuted baseline. Its value is None if no pair has different
-        labels, or if the distance of the closest such pair is zero or infinite. The record then has
-        a reason.
+        The record, without the permuted baseline. Its value is None if no pair in a sample has
+        different labels, or if the distance of the closest such pair is zero or infinite. The
+        record then has a reason. The maximum over all images may be defined nevertheless.
     """
     sampled_labels = labels
     if len(nearest.sample_masks):
@@ -218,8 +218,19 @@ def summarize(
     num_pairs = count_pairs(sampled_labels)
     num_images = len(sampled_labels)
     reason = _undefined_reason(labels, num_pairs, nearest.pair_distance)
+    pair_value = None
+    if 0 < nearest.pair_distance < np.inf:
+        pair_value = 1 / nearest.pair_distance
     if reason is not None:
-        return LabelSharpness(None, scale, num_pairs, num_images, pair=nearest.pair, reason=reason)
+        return LabelSharpness(
+            value=None,
+            convention=scale,
+            num_pairs=num_pairs,
+            num_images=num_images,
+            pair=nearest.pair,
+            pair_value=pair_value,
+            reason=reason,
+        )
     distances_by_sample = nearest.distances_by_sample()
     inverses_by_sample = [1 / distances for distances in distances_by_sample]
     percentiles = {}
@@ -235,7 +246,7 @@ def summarize(
         num_pairs=num_pairs,
         num_images=num_images,
         pair=nearest.pair,
-        pair_value=1 / nearest.pair_distance,
+        pair_value=pair_value,
         sample_values=tuple(sample_values),
         percentiles=percentiles,
         mean_unlike_distance=float(np.mean(mean_distances)),
@@ -249,9 +260,9 @@ def permuted_sharpness(
 ) -> float | None:
     """Return the mean label sharpness over random permutations of the labels.
 
-    For each permutation, some pairs are searched in ascending order of distance. The first pair
-    with different labels determines the label sharpness. At most `MAX_SEARCHED_PAIRS` pairs are
-    searched:
+    K_F of permuted labels is 1 / the distance of the closest pair with different labels. A search
+    of all pairs for each permutation would be slow. So only these pairs are searched, at most
+    `MAX_SEARCHED_PAIRS`, in ascending order of distance:
 
     - Inside a sample, the collected closest pairs of the table are searched. All other pairs are
       farther apart, so the first pair is the closest one.
@@ -317,7 +328,7 @@ def _first_with_different_labels(
     first: IntArray,
     second: IntArray,
 ) -> int | None:
-    """Return the index of the first pair with different labels; None if all labels are equal.
+    """Return the index of the first pair with different labels; None if no pair has them.
 
     Args:
         labels: ``(num_images,)``.
@@ -375,7 +386,7 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
         raise DataError(
             f"A label sharpness from samples of {_sample_text(source.sample)} cannot be converted "
             f"to samples of {_sample_text(target.sample)}",
-            hint="Measure again with the same sharpness_sample",
+            hint="Measure both datasets again with the same sharpness_sample",
         )
     return _largest_distance(source) / _largest_distance(target)
 
@@ -389,10 +400,10 @@ def _largest_distance(scale: SharpnessScale) -> float:
     """Return the distance between an all-black and an all-white image."""
     if scale.pixel_range is None or scale.side is None:
         raise DataError(
-            "A label sharpness cannot be converted without pixel_range and side, but pixel_range "
-            f"is {scale.pixel_range} and side is {scale.side}",
-            hint="Measure again with a pixel_range, and with images as (num_images, channels, "
-            "height, width)",
+            "Label sharpness can be converted only if pixel_range and side are known, but "
+            f"pixel_range is {scale.pixel_range} and side is {scale.side}",
+            hint="Set pixel_range, pass the images with the shape (num_images, channels, "
+            "height, width), and measure again",
         )
     black, white = scale.pixel_range
     height, width = scale.side

@@ -151,7 +151,8 @@ def _read_elsewhere(
     num_refused = len(parts.missing())
     if num_refused:
         logger.warning(
-            "%d blocks are read on the driver's node, because other nodes have different files",
+            "%d blocks of images are read on the driver's node, because the files on other nodes "
+            "are different",
             num_refused,
         )
 

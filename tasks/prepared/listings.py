@@ -84,7 +84,7 @@ def list_raw(request: RawRequest) -> Listing:
         # isweep locate needs hashes that were made with the key of a root.
         if request.key == UNKEYED or not HASH_PATTERN.search(error.problem):
             raise
-        hints = [error.hint, "To find a file, run isweep locate HASH --raw DIR"]
+        hints = [error.hint, "To find the file of a hash, run `isweep locate HASH --raw DIR`"]
         raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
     if listing.items:
         if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):
@@ -96,5 +96,5 @@ def list_raw(request: RawRequest) -> Listing:
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     raise request.error(
         f"the raw download has no image that can be used ({counts or 'it is empty'})",
-        hint=f"The download needs this layout: {dataset.raw_layout}",
+        hint=f"Arrange the files in this layout: {dataset.raw_layout}",
     )

@@ -197,10 +197,11 @@ def _collect_skips(
     if len(skipped) <= max_skipped:
         return skipped
     listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
-    hint = "Find an item with isweep locate HASH --raw DIR, and repair the item"
+    hint = "Find the file of a hash with `isweep locate HASH --raw DIR`, and repair or remove it"
     raise request.error(
-        f"{len(skipped)} of {total:,} items cannot be used ({counts}); at most {max_skipped:,.0f} "
-        f"({max_share:.2%}) may be left out. The first items, by hash: {listed}",
+        f"{len(skipped)} of {total:,} items cannot be used ({counts}), but at most "
+        f"{max_skipped:,.0f} ({max_share:.2%}) may be left out. The first items, by hash: "
+        f"{listed}",
         hint=hint + _option_to_allow(len(skipped), total),
     )
 
@@ -216,7 +217,9 @@ def _check_images(
     num_images = len(images.labels)
     num_conflicts = images.num_conflicts
     if num_images == 0:
-        raise request.error("no image can be used", hint="Check the skipped items in the log")
+        raise request.error(
+            "no image can be used", hint="See the log for the reason why each item was skipped"
+        )
     if num_conflicts:
         logger.warning(
             "%s: %d images equal an image with another label", request.dataset.name, num_conflicts
@@ -230,8 +233,8 @@ def _check_images(
     if is_corrected and num_conflicts > max_conflict_share * num_images:
         hint = "Correct the labels, or raise image_size"
         raise request.error(
-            f"{num_conflicts} of {num_images} images equal an image with another label; at most "
-            f"{max_conflict_share:.2%} of the images may do so",
+            f"{num_conflicts} of {num_images} images are equal to an image with another label, "
+            f"but at most {max_conflict_share:.2%} of the images may be",
             hint=hint + _option_to_allow(num_conflicts, num_images),
         )
 
@@ -244,8 +247,8 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise request.error(
-            f"one group (patient) has {largest} of {num_images} images, too many for a split into "
-            "training and test",
+            f"one group (patient) has {largest} of {num_images} images, so the images cannot be "
+            "split into a training and a test set",
             hint="Use a different group id for every patient",
         )
     # With one group per class, every class is in only one set. One image per class is allowed.
@@ -263,4 +266,4 @@ def _option_to_allow(count: int, total: int) -> str:
     or more.
     """
     percent = math.ceil(1000 * count / total) / 10
-    return f", or allow more: --max-skipped-share {percent:g}%" if percent < 50 else ""
+    return f". To allow as many, set --max-skipped-share {percent:g}%" if percent < 50 else ""

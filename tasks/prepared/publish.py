@@ -192,6 +192,7 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
         except CorruptStoreError:
             remove_folder(destination)
     raise CorruptStoreError(
-        f"The destination {destination.name} is damaged again after {MAX_ATTEMPTS} attempts",
+        f"The prepared dataset {destination.name} was damaged after each of {MAX_ATTEMPTS} "
+        "attempts to write it",
         hint="Check the disk, and stop other programs that write to this folder",
     )

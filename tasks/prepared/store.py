@@ -369,7 +369,8 @@ class PreparedDataset:
         folder = Path(path)
         if not folder.exists():
             raise DataError(
-                f"There is no prepared dataset {folder.name}", hint="Prepare the dataset first"
+                f"The prepared dataset {folder.name} does not exist",
+                hint="Prepare the dataset first",
             )
         if not (folder / MARKER).is_file():
             raise CorruptStoreError(
@@ -544,7 +545,7 @@ def _marker_body(folder: Path) -> Any:
     schema = body["schema"]
     if schema != STORE_SCHEMA:
         raise CorruptStoreError(
-            f"{marker_name} has schema {schema!r}, but this version reads only schema "
+            f"{marker_name} has schema {schema!r}, but this version of isweep reads only schema "
             f"{STORE_SCHEMA}",
             hint=REMAKE_HINT,
         )

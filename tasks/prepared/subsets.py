@@ -216,7 +216,7 @@ def _check_classes(classes: Integers, subset_classes: Sequence[int], spec: Subse
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty:
         raise DataError(
-            f"{_describe(spec)}: there is no image of class {', '.join(empty)}",
+            f"{_describe(spec)}: there are no images of the class {', '.join(empty)}",
             hint="Choose other classes, or add images",
         )
     if len(subset_classes) < 2:
@@ -288,7 +288,8 @@ def split_validation(
         raise DataError(
             f"A search needs corrected data, but {_describe(spec)} has the faults "
             f"{', '.join(spec.prepared.faults)}",
-            hint="Tune a sweep in data_mode corrected without faults, and use its recipe",
+            hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
+            "Then use its recipe in this sweep",
         )
     subset = make_subset(
         prepared.classes, prepared.groups, spec, prepared.splits, max_train_size=train_size
@@ -350,8 +351,8 @@ def _too_few_groups_error(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        f"{_describe(spec)}: too few groups among the training images for a validation split "
-        f"({'; '.join(counts)})",
+        f"{_describe(spec)}: the training images have too few groups (patients) for a validation "
+        f"split ({'; '.join(counts)})",
         hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
         "of the search",
     )
@@ -382,7 +383,8 @@ def load_validation(
         raise DataError(
             f"A search needs unchanged images, but the condition of {spec.dataset} changes "
             "training images",
-            hint=f"Tune on the base dataset {spec.prepared.dataset}, and use its recipe",
+            hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and use "
+            "its recipe here",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)

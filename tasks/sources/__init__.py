@@ -159,8 +159,8 @@ def check_own_options(dataset: DatasetSpec) -> None:
         if getattr(dataset, option) and option not in OWN_KINDS[kind].options:
             kinds = [name for name, facts in OWN_KINDS.items() if option in facts.options]
             raise ConfigError(
-                f"{dataset.name}: {option} is an option of kind {' or '.join(kinds)}, not of kind "
-                f"{kind}",
+                f"{dataset.name}: {option} applies only to data of kind {' or '.join(kinds)}, "
+                f"not to kind {kind}",
                 hint=f"Remove {option}, or choose another kind",
             )
 
@@ -212,7 +212,7 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
     row = SOURCES.get(request.dataset.source)
     if row is not None and row.download == "none":
         raise ConfigError(
-            f"{request.dataset.name} is not read from a raw download, but --raw is {request.raw}",
+            f"{request.dataset.name} needs no raw download, but --raw is {request.raw}",
             hint="Remove --raw",
         )
 

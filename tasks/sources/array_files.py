@@ -70,7 +70,10 @@ def array_path(request: RawRequest) -> Path:
         path = root / f"{request.dataset.name}{extension}"
         if path.is_file():
             return path
-    raise request.error("the source is a folder, not a file of arrays", hint="Give the file itself")
+    raise request.error(
+        "the source is a folder, not a file of arrays",
+        hint="Use the path of the file instead of the folder",
+    )
 
 
 class NpzFile:
@@ -109,7 +112,8 @@ class NpzFile:
             raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self._error(
-                f"the array {name} contains Python objects, and isweep never unpickles objects",
+                f"the array {name} contains pickled Python objects, which isweep does not load "
+                "for reasons of security",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
@@ -281,7 +285,7 @@ class Hdf5File:
             if not isinstance(data, h5py.Dataset):
                 raise self._error(
                     f"{name} is a group, not an array",
-                    hint="Save the arrays of the group in the root group of another file",
+                    hint="Copy the arrays of this group into the root group of a new file",
                 )
             chunk_bytes = ArrayHeader(data.chunks or (0,), data.dtype).num_bytes
             stored_bytes = data.id.get_storage_size()
@@ -291,7 +295,7 @@ class Hdf5File:
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise self._error(
                 f"the array {name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
-                hint="Save it with smaller chunks",
+                hint="Save the array with smaller chunks",
             )
         # HDF5 returns zeros for chunks that were never written, and a header may declare terabytes
         # of them.

@@ -219,7 +219,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
         raise request.error(
-            f"the file has {num_images:,} images; at most {MAX_IMAGES:,} can be read",
+            f"the file has {num_images:,} images, but isweep can read at most {MAX_IMAGES:,}",
             hint="Save fewer images in the file",
         )
     # The keys are the names of the columns. A dict keeps their order.
@@ -297,7 +297,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         listed = ", ".join(array.images_name for array in chain(*arrays_by_naming))
         raise request.error(
             f"the file has several sets of images: {listed}",
-            hint=f"Save one of these sets in a separate file: {SAVE_AS}",
+            hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
         )
     if not arrays_by_naming:
         missing = "labels" if "images" in names else "images"
@@ -570,7 +570,7 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     except ValueError:  # the shapes differ
         shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
         raise DataError(
-            f"Images of training and test have different shapes: {shapes}",
+            f"Training and test images have different shapes: {shapes}",
             hint="Save all images with the same shape",
         ) from None
 

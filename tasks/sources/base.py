@@ -73,8 +73,8 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
         return _key_in_file(folder / KEY_FILE, create=create)
     if len(key) < MIN_KEY_LENGTH:
         raise SetupError(
-            f"The key that hides patient ids is too short: {KEY_VARIABLE} has {len(key)} "
-            f"characters instead of at least {MIN_KEY_LENGTH}",
+            f"The key with which isweep hashes patient ids is too short: {KEY_VARIABLE} has "
+            f"{len(key)} characters instead of at least {MIN_KEY_LENGTH}",
             hint=f"Set {KEY_VARIABLE} to a longer text",
         )
     return key
@@ -94,7 +94,8 @@ def _key_in_file(path: Path, *, create: bool) -> str:
     if not path.exists():
         if not create:
             raise SetupError(
-                f"The file {path} of the key that hides patient ids is missing", hint=hint
+                f"The file {path} of the key for hashes of patient ids is missing",
+                hint=hint,
             )
         if any(path.parent.glob(PREPARED_RECORDS)):
             logger.warning(
@@ -111,18 +112,21 @@ def _key_in_file(path: Path, *, create: bool) -> str:
         key, *checksums = path.read_text(encoding="ascii").split() or [""]
     except (OSError, ValueError) as error:
         raise SetupError(
-            f"The file of the key that hides patient ids cannot be read: {error}", hint=hint
+            "isweep replaces patient ids by hashes, but cannot read the file with the key for "
+            f"these hashes: {error}",
+            hint=hint,
         ) from None
     num_digits = 2 * KEY_BYTES
     if len(key) != num_digits:
         raise SetupError(
-            f"The key that hides patient ids is damaged: {path} has {len(key)} characters instead "
-            f"of {num_digits}",
+            f"The key for hashes of patient ids is damaged: {path} has {len(key)} characters "
+            f"instead of {num_digits}",
             hint=hint,
         )
     if checksums not in ([], [_checksum(key)]):
         raise SetupError(
-            f"The key that hides patient ids is damaged: the checksum in {path} differs", hint=hint
+            f"The key for hashes of patient ids is damaged: the checksum in {path} differs",
+            hint=hint,
         )
     return key
 
@@ -190,9 +194,9 @@ class RawRequest:
         layout = f"The download needs this layout: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(
-                f"{name} is read from its raw download, but no --raw folder was given",
-                hint=f"{layout}. To prepare it for a sweep, run isweep prepare {name} --raw DIR "
-                "--sweep SWEEP",
+                f"isweep reads {name} from its raw download, but --raw is not set",
+                hint=f"Set --raw to the folder of the download. {layout}. To prepare {name} "
+                f"for a sweep, run `isweep prepare {name} --raw DIR --sweep SWEEP`",
             )
         try:
             mode = self.raw.stat().st_mode
@@ -202,7 +206,10 @@ class RawRequest:
                 hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
             ) from None
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "a name that no file can have"
+            reason = (
+                getattr(error, "strerror", None)
+                or "the path contains a character that is not allowed"
+            )
             raise DataError(
                 f"The raw download of {name} cannot be read: {reason}",
                 hint="Check the path and its permissions",
@@ -210,7 +217,7 @@ class RawRequest:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(
                 f"The raw download of {name} is a FIFO, socket or device",
-                hint="Save it as a file first",
+                hint="Save its content as a file, and set --raw to this file",
             )
         if not os.access(self.raw, os.R_OK):
             raise DataError(

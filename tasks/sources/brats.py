@@ -134,8 +134,8 @@ def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
         years.update(RELEASE_YEAR.findall(case)[:1])
     if len(years) > 1:
         raise request.error(
-            f"the cases come from the years {', '.join(sorted(years))}, and later releases repeat "
-            "the cases of earlier ones",
+            f"the cases come from the years {', '.join(sorted(years))}. Later releases repeat "
+            "cases of earlier releases",
             hint="Set --raw to the folder of one year",
         )
 

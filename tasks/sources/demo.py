@@ -401,8 +401,8 @@ def _two_classes(request: RawRequest) -> Images:
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
         raise ConfigError(
-            f"first and second are {first:g} and {second:g}, not two of the {num_classes} classes "
-            "of the set",
+            f"first and second are {first:g} and {second:g}, but must be two different classes "
+            f"of the {num_classes} classes of the set",
             hint=f"Choose two different numbers from 0 to {num_classes - 1}",
         )
     pair = images.take(rows)

@@ -90,12 +90,18 @@ MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Names of subfolders of masks, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask. The first group of the pattern is the name of the image."""
-TABLE_HINT = "There is a table: use kind table and give its path"
+TABLE_HINT = (
+    "If the table in this folder lists the images, set kind to table and use the path of the table"
+)
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
-ARCHIVE_HINT = "There are archives: give the path of one of them, or unpack them here"
-ARRAY_HINT = "There is an array file: give its path"
-NIFTI_HINT = "There are NIfTI volumes: give a table of their paths and labels (kind table)"
+ARCHIVE_HINT = (
+    "The folder contains archives: use the path of one archive, or unpack the archives here"
+)
+ARRAY_HINT = "The folder contains a file of arrays: use its path"
+NIFTI_HINT = (
+    "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
+)
 HINT_BY_EXTENSION = {
     **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
@@ -106,7 +112,7 @@ HINT_BY_EXTENSION = {
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "Add an extension to the files: only DICOM files outside archives may lack one",
+    "": "Add an extension to the files: only DICOM files outside archives may have none",
 }
 """Extension of files in a folder without class folders -> hint for the user."""
 OUTSIDE_CLASSES = "outside the class folders"
@@ -186,7 +192,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder", hint="Give a folder, a .zip or a .tar"
+            "the source is a file, not a folder", hint="Use the path of a folder, a .zip or a .tar"
         )
     tree = RawTree(request)
     scan = _scan_folder(tree, request)
@@ -334,11 +340,11 @@ def _check_two_classes(
     extensions = {PurePath(name).suffix.lower() for name in tree}
     hints = []
     if not classes and num_outside:
-        hints.append("If this folder contains one class, give the folder above it")
+        hints.append("If this folder contains only one class, use the folder above it")
     hints.append(LAYOUT_HINT)
     for extension, hint in HINT_BY_EXTENSION.items():
         if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
-            hints.append(f"{hint}, after unpacking it with its images")
+            hints.append(f"{hint}, after you have unpacked the archive")
         elif extension in extensions:
             hints.append(hint)
     raise request.error(
@@ -379,9 +385,9 @@ def _choose_layout(
         raise request.error(
             f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders, so it is "
             "unclear whether the top folders or the subfolders are the classes",
-            hint="If the top folders are the classes, set layout: class/group (--layout). If the "
-            "subfolders are, set layout: group/class. If the top folders are folds, give the path "
-            "of one fold",
+            hint="If the top folders are the classes, set `layout: class/group` (--layout). "
+            "If the subfolders are the classes, set `layout: group/class`. If the top "
+            "folders are folds, use the path of one fold",
         )
     return layout, [f"layout {layout}, by the patient ids in DICOM headers"]
 
@@ -397,7 +403,8 @@ def _check_distinct_paths(image_paths: Sequence[ImagePath], request: RawRequest)
     if request.root().is_file() and any(MARK in image.name for image in image_paths):
         raise request.error(
             "two files in the archive, or in archives inside it, have the same path",
-            hint="Unpack the archives so that every file has its own path, and give the folder",
+            hint="Unpack the archives into one folder so that every file has its own path. "
+            "Then use this folder",
         )
 
 
@@ -588,7 +595,7 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
         raise request.error(
             f"some top folders are splits ({', '.join(sorted(splits))}), and others are not "
             f"({first_of(sorted(tops - splits))})",
-            hint="Move the other folders elsewhere, or give the path of one split",
+            hint="Move the other folders elsewhere, or use the path of one split",
         )
     return False
 

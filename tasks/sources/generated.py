@@ -294,7 +294,7 @@ def generated_images(points: Points, side: int) -> NDArray[np.float32]:
     images = _add_patterns(np.sin(angles), np.cos(angles) - 1, amplitude, side)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
-            f"The parameters of the generated dataset lead to pixels from {images.min():.0f} to "
+            f"With these parameters, the generated images have pixels from {images.min():.0f} to "
             f"{images.max():.0f}, but pixels must lie in 0 to 255",
             hint="Use fewer coordinates or bands, or smaller gaps",
         )

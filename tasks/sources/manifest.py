@@ -117,7 +117,7 @@ def list_table(request: RawRequest) -> Listing:
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
-        raise request.error("the table has a header, but no rows", hint="Add a row per image")
+        raise request.error("the table has a header, but no rows", hint="Add a row for each image")
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
@@ -168,7 +168,7 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
         raise request.error(
             f"{num_volumes} of the table's {len(paths)} rows are NIfTI volumes, and the others are "
             "pictures",
-            hint="Make one table of volumes and one of pictures",
+            hint="Make two tables, one with the volumes and one with the pictures",
         )
     return num_volumes > 0
 
@@ -190,8 +190,8 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
             num_unlike += labels[first] != labels[row]
     if repeats:
         raise request.error(
-            f"paths of earlier rows are repeated for {rows.describe(repeats)}; "
-            f"{num_unlike} of these rows have another label",
+            f"the table repeats the path of an earlier row for {rows.describe(repeats)}. In "
+            f"{num_unlike} of these rows, the label is different",
             hint="Remove the repeated rows",
         )
 
@@ -313,11 +313,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         classes = first_of(binary, MAX_NAMED)
         return request.error(
             f"the table has no column label, but columns of 0 and 1: {classes}",
-            hint=f"If these columns are the classes, set label_columns: [{classes}]",
+            hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
     return request.error(
         f"the table has no column label{header_names(rows[0])}",
-        hint="Rename the column of labels to label, or set label_columns: [NAME] "
+        hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
 
@@ -350,7 +350,7 @@ def _paths_from_base(
             if ".." in cell.split("/") or "\0" in cell:
                 raise request.error(
                     f"the path in {row_name(row)} contains .. or a zero byte",
-                    hint="Write the full path without them",
+                    hint="Write the path without `..` and without zero bytes",
                 )
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
@@ -376,7 +376,8 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
         raise request.error(
-            f"slice is not a whole number from 0 for {rows.describe(odd)}",
+            "the column slice does not contain a whole number, 0 or larger, for "
+            f"{rows.describe(odd)}",
             hint="Write the number of the axial slice, counted from 0 at the feet",
         )
     groups: defaultdict[str, set[str]] = defaultdict(set)
@@ -389,14 +390,14 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         volumes = plural(num_several, "volume")
         raise request.error(
             f"the slices of {volumes} are in several groups",
-            hint="Give all rows of a volume the same group, because a volume shows one patient",
+            hint="Write the same group in all rows of a volume, because a volume shows one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
         volumes = plural(num_mixed, "volume")
         raise request.error(
-            f"for {volumes}, some rows have a slice and others have none, so slices might be used "
-            "twice",
+            f"for {volumes}, some rows have a slice and others have none, so isweep might use "
+            "slices twice",
             hint="Write a slice in every row of a volume, or in no row",
         )
     slices = []

@@ -159,8 +159,8 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            "the class in the file name is not the class of the folder for "
-            f"{plural(num_misplaced, 'file')}",
+            f"for {plural(num_misplaced, 'file')}, the class in the file name differs from the "
+            "class of the folder",
             hint="Unpack the archives again",
         )
     return Listing(
@@ -240,8 +240,9 @@ class ArrayFiles:
         if locators is None:
             raise DataError(
                 f"{request.dataset.name} needs {self.description}, which was not found",
-                hint=f"Arrange the files in this layout: {request.dataset.raw_layout}. With an "
-                "internet connection, leave out --raw, and torchvision downloads the files",
+                hint=f"Arrange the files in this layout: {request.dataset.raw_layout}. Or "
+                "leave out --raw: with an internet connection, torchvision downloads the "
+                "files",
             )
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
@@ -407,7 +408,7 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
         digests.add(total.digest())
     if len(digests) > 1:
         raise request.error(
-            f"the raw folder has {len(candidates)} downloads that differ",
+            f"the raw folder contains {len(candidates)} different downloads",
             hint="Set --raw to the folder of the right download",
         )
 
@@ -431,7 +432,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
         for dataset, official_labels in FIRST_LABELS.items():
             if dataset != name and first_labels == official_labels:
                 raise DataError(
-                    f"{name}: the files are those of {dataset}",
+                    f"{name}: the files belong to {dataset}",
                     hint=f"Set --raw to the folder of {name}",
                 )
     return LabeledImages(images, labels)
@@ -500,7 +501,7 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
         except Exception as error:  # for damaged files, any type of exception
             raise DataError(
-                f"cifar10: a batch is damaged ({type(error).__name__})",
+                f"cifar10: a batch file is damaged ({type(error).__name__})",
                 hint="Download the files again",
             ) from None
     channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
@@ -519,7 +520,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise
     except Exception as error:  # for damaged files, any type of exception
         raise DataError(
-            f"svhn: {SVHN_FILE} is damaged, or not of format 2, cropped digits "
+            f"svhn: {SVHN_FILE} is damaged, or is not the file of format 2 with cropped digits "
             f"({type(error).__name__})",
             hint="Download the file again",
         ) from None
@@ -527,7 +528,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise DataError(
             f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape {images.shape}, "
             "not uint8 and (32, 32, 3, n)",
-            hint="Download format 2, cropped digits",
+            hint="Download the file of format 2, which has cropped digits",
         )
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0

@@ -186,5 +186,5 @@ def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> Non
             listed = ", ".join(map(request.hashed, locators[:5]))
             raise request.error(
                 f"{len(locators)} different tables have the columns of {stem}: {listed}",
-                hint="Keep the right table, and move the others elsewhere",
+                hint="Keep the correct table in the download, and move the others elsewhere",
             )

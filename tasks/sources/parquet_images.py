@@ -37,7 +37,7 @@ LABELS_AT_ONCE = 1024
 """Number of rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
-TABLE_HINT = "Give the path of one table, or move the other tables elsewhere"
+TABLE_HINT = "Use the path of one table, or move the other tables elsewhere"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Value of a partition whose value is missing, in Hive, Spark and pandas."""
 
@@ -89,9 +89,9 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
             configs.add(folder.parent if is_split_word(folder.name) else folder)
     if len(configs) > 1:
         raise request.error(
-            "the folder has several configs with splits: "
-            f"{', '.join(sorted(map(str, configs))[:5])}",
-            hint="Give the folder of one config, or move all files into one folder",
+            "the folder contains several configurations of a Hugging Face dataset, each with "
+            f"splits: {', '.join(sorted(map(str, configs))[:5])}",
+            hint="Use the folder of one configuration, or move all files into one folder",
         )
     return files
 
@@ -116,7 +116,7 @@ def list_parquet(request: RawRequest) -> Listing:
             raise request.error(
                 f"the class names in {request.hashed(name)} are missing, or differ from those in "
                 "the first file",
-                hint="Write all files with to_parquet of the package datasets",
+                hint="Write all files with the method to_parquet of the package `datasets`",
             )
     files = JoinedTables([content.cells for content in contents])
 
@@ -208,7 +208,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     if not columns.labels or not needed <= set(header):
         raise DataError(
             f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
-            hint="Rename the columns to image and label, or set label_columns: [NAME] "
+            hint="Rename the columns to image and label, or set `label_columns: [NAME]` "
             "(--label-columns NAME)",
         )
     used = {*columns.labels, *columns.name_by_role.values()}

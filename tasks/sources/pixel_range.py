@@ -86,7 +86,9 @@ class _ValueRange:
             high = 1.0
         black = f"{low:.9g}"
         white = f"{high:.9g}"
-        return f"pixel_range: [{black}, {white}], or --pixel-range {black} {white} to measure"
+        return (
+            f"`pixel_range: [{black}, {white}]` (for isweep measure: --pixel-range {black} {white})"
+        )
 
 
 def _range_of(

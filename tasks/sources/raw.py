@@ -267,7 +267,7 @@ def _entries(
         folder_text = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
             f"{folder_text} cannot be read: {error.strerror}",
-            hint="Change its permissions, or move it elsewhere",
+            hint="Change the permissions, or move the file or folder elsewhere",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
@@ -285,7 +285,10 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
         DataError: The path is a FIFO, a socket, a device or another link.
     """
     if not path.is_symlink():
-        raise request.error(f"{path_text} is a FIFO, socket or device", hint="Remove it")
+        raise request.error(
+            f"{path_text} is a FIFO, socket or device, not a file",
+            hint="Remove it from the raw folder",
+        )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
@@ -691,7 +694,7 @@ class RawTree:
         except RefusedArchive as refused:
             hint = "Download the archive again, or unpack it and remove the archive"
             if isinstance(refused, DamagedArchive):
-                hint += ". The extension of its name must be that of its format"
+                hint += ". Its file extension must match its format"
             raise request.error(
                 f"archive {request.hashed(MARK.join((file, *inner)))} cannot be read: "
                 f"{refused.reason}",

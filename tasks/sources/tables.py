@@ -199,7 +199,7 @@ def read_jsonl(body: bytes) -> Lines:
             record = read_json(line)
         except RepeatedKeyError:
             raise TableError(
-                f"has a key twice in line {number}", hint="Remove one of the two"
+                f"has a key twice in line {number}", hint="Remove one of the two keys"
             ) from None
         except (ValueError, RecursionError):
             raise _not_an_object(number) from None
@@ -297,7 +297,9 @@ def read_text(body: bytes) -> Lines:
     except UnicodeDecodeError:
         raise TableError("is not UTF-8 text", hint="Save it as .csv in UTF-8") from None
     if "\0" in text:
-        raise TableError("is not text: it has zero bytes", hint="Save it as .csv in UTF-8")
+        raise TableError(
+            "is not text, because it contains zero bytes", hint="Save it as .csv in UTF-8"
+        )
     csv.field_size_limit(MAX_CELL_LENGTH)
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -356,9 +358,7 @@ READERS: dict[str, TableFormat] = {
     ".parquet": TableFormat(read_parquet, "a complete Parquet file"),
 }
 """Extension -> format of a table that is not text with delimiters."""
-SAVE_AGAIN = (
-    "Copy the table again, or save it as .csv. The extension of its name must be that of its format"
-)
+SAVE_AGAIN = "Copy the table again, or save it as .csv. Its file extension must match its format"
 
 
 def _check_width(cells: Collection[str]) -> None:
@@ -437,7 +437,7 @@ def read_columns(
             lengths.
     """
     if not lines.rows:
-        raise _error(request, path, "is empty", hint="Give a table with a header and rows")
+        raise _error(request, path, "is empty", hint="Use a table with a header and rows")
     keys = list(map(column_key, lines.rows[0]))
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]

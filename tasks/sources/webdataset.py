@@ -142,7 +142,7 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
     except SkipItem as skip:
         raise request.error(
             f"shard {request.hashed(shard)} cannot be read: {skip.reason}",
-            hint="Copy the shard again. The extension of its name must be that of its format",
+            hint="Copy the shard again. Its file extension must match its format",
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
@@ -179,8 +179,8 @@ def _add_file(
         if sample.image:
             raise request.error(
                 f"the sample of {request.hashed(sample.locator)} has two images",
-                hint="Rename one of them: files with the same name up to the first dot are one "
-                "sample",
+                hint="Rename one of the two images. All files whose names are equal up to "
+                "the first dot form one sample",
             )
         sample.image = member
 
@@ -204,6 +204,6 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
     if label_map.get(json_label, json_label) != label_map.get(cls_label, cls_label):
         raise request.error(
             f"the .cls and the .json of {request.hashed(sample.locator)} have different labels",
-            hint="Correct one of them",
+            hint="Correct one of the two files",
         )
     return cls_label

@@ -270,7 +270,7 @@ def _construct(
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{spec.library} {spec.architecture} does not take the arguments "
+            f"{spec.library} {spec.architecture} does not accept the arguments "
             f"{dict(spec.arguments)}: {reason}",
             hint="Correct the arguments of this model",
         ) from error
@@ -320,7 +320,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
         f"{network_name} returned {returned} for "
         f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return one row "
         "of logits per image",
-        hint="Choose a classification architecture",
+        hint="Choose an architecture for classification",
     )
 
 
@@ -357,7 +357,7 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
     image = f"{shape.in_channels}x{shape.image_size}x{shape.image_size}"
     return ConfigError(
         f"{spec.library} {spec.architecture} cannot be used with images of {image} ({reason})",
-        hint="Choose a larger image_size (VGGs need at least 32) or another model",
+        hint="Choose a larger image_size (VGG networks need at least 32), or another model",
     )
 
 
@@ -414,7 +414,7 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your network {reference} cannot be imported: {one_line(error)}",
-            hint=f"Correct the error; `python -c 'import {module_name}'` shows its traceback",
+            hint=f"Correct the error. `python -c 'import {module_name}'` shows its traceback",
         ) from error
     try:
         network = function(
@@ -428,7 +428,7 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your function {reference} raised {one_line(error)}",
-            hint=f"Correct the function; it must accept the arguments {_SIGNATURE}",
+            hint=f"Correct the function. It must accept the arguments {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(

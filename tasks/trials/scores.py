@@ -148,6 +148,6 @@ def from_parquet(data: bytes) -> pd.DataFrame:
         reason = str(error).splitlines()[0]
         raise CorruptStoreError(
             f"The stored predictions are not a Parquet file: {reason}",
-            hint="Delete the file, and run the sweep again. isweep then computes the predictions "
-            "again",
+            hint="Delete the file of predictions, and run the sweep again. isweep then "
+            "computes the predictions again",
         ) from error

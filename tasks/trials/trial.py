@@ -184,9 +184,9 @@ def run_search_trial(
     """
     if network.model.pretrained:
         raise ConfigError(
-            f"The model {network.model.name} is pretrained, but trainings of a search start from "
-            "random weights",
-            hint="Remove pretrained from this model",
+            f"The model {network.model.name} has `pretrained: true`, but trainings of a search "
+            "start from random weights",
+            hint="Remove the key `pretrained` from this model",
         )
     num_train = len(data.train_images)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
@@ -592,13 +592,13 @@ def _check_arrays(
     # A comparison with NaN is false, so NaN raises an error too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(
-            f"Pixels of the {name} images are between {images.min()} and {images.max()}, "
-            "but must be between 0 and 255",
-            hint="Scale the images to [0, 255] and prepare them again",
+            f"The pixels of the {name} images are between {images.min()} and {images.max()}, but "
+            "must be between 0 and 255",
+            hint="Scale the images to [0, 255], and prepare the dataset again",
         )
     if not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
-            f"Labels of the {name} images are between {labels.min()} and {labels.max()}, "
-            f"but the classes are numbered from 0 to {num_classes - 1}",
+            f"The labels of the {name} images are between {labels.min()} and {labels.max()}, but "
+            f"the classes are numbered from 0 to {num_classes - 1}",
             hint="Prepare the dataset again, or correct num_classes",
         )

@@ -130,7 +130,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     if three_channels is None:
         raise ConfigError(
             f"{spec.library} has no pretrained weights for {spec.architecture}",
-            hint="Remove pretrained from this model",
+            hint="Remove the key `pretrained` from this model",
         )
     if in_channels != 1:
         return three_channels
@@ -202,9 +202,9 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} have "
-            "another shape or are missing",
-            hint="Choose the image_size and the arguments with which the weights were trained, or "
-            "remove pretrained from the model",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} are "
+            "missing or have another shape",
+            hint="Use the image_size and the arguments with which the weights were trained, "
+            "or remove the key `pretrained` from the model",
         )
     network.load_state_dict(fitting, strict=False)

@@ -154,11 +154,11 @@ def test_a_changed_parameter_is_noted_in_the_record(model, batch):
     [
         (
             "{pgd: {steps: 3}}",
-            "pgd has no parameter 'steps'. Use these parameters: num_steps, num_rest",
+            "pgd has no parameter 'steps'. Choose from these parameters: num_steps, num_rest",
         ),
         ("{pgd: {num_steps: 0}}", r"pgd\.num_steps must be a whole number from 1 to 10000, got 0"),
         ("{pgd: {num_steps: 2.5}}", r"num_steps must be a whole number from 1 to 10000, got 2\.5"),
-        ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'. It has no parameters"),
+        ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'. Remove its parameters"),
         ("{pdg: {num_steps: 3}}", "no attack has this name. Did you mean 'pgd'"),
     ],
 )
@@ -170,9 +170,7 @@ def test_a_mistaken_parameter_of_a_sweep_file_is_named(written, message):
 
 def test_parameters_of_an_attack_that_is_not_asked_for_are_refused():
     text = SWEEP.format("fgsm").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
-    with pytest.raises(
-        ConfigError, match="parameters are set for pgd, which methods does not list"
-    ):
+    with pytest.raises(ConfigError, match="parameters contains pgd, but methods does not"):
         parse_sweep(text, origin="sweep")
 
 

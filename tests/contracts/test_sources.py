@@ -139,7 +139,7 @@ def test_an_item_is_read_alike_in_any_order(request_of):
 
 
 MESSAGES = {
-    "none": "is read from its raw download, but no --raw folder was given",
+    "none": "from its raw download, but --raw is not set",
     "absent": "was not found",
     "empty": "was not found|folder",
 }

@@ -135,7 +135,7 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
     ("labels", "spec", "size", "message"),
     [
         ([0] * 50, subset_spec(None), None, "toy: the data have only one class"),
-        ([0, 1] * 20, subset_spec((0, 5)), None, r"toy 0-5: there is no image of class 5\."),
+        ([0, 1] * 20, subset_spec((0, 5)), None, r"toy 0-5: there are no images of the class 5\."),
         (
             [0] * 50 + [1],
             subset_spec(None),
@@ -214,7 +214,7 @@ def one_group() -> Toy:
     return data
 
 
-ENOUGH = "too few groups among the training images for a validation split.*"
+ENOUGH = "the training images have too few groups .patients. for a validation split.*"
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
         raise ConfigError(
             f"{network.model.library} {network.model.architecture} cannot be trained, evaluated "
             f"and attacked on any image that was tried: {type(error).__name__}: {first_line}",
+            hint="Choose another model, or try the model alone in Python to find the error",
         ) from error
     if len(_REMEMBERED) >= MAX_REMEMBERED:
         _REMEMBERED.clear()

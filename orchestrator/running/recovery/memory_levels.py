@@ -97,7 +97,8 @@ class MemoryLevels:
         except SweepError as error:
             # The trial may still train. If it cannot, its own failure has a message.
             log.warning(
-                "%s gets the GPU share of resources.num_gpus, because its need is unknown: %s",
+                "Trial %s uses the GPU share of resources.num_gpus, because its need of memory "
+                "is unknown: %s",
                 trial.trial_id,
                 error,
             )

@@ -86,6 +86,6 @@ class NodeHealth:
         raise SetupError(
             f"{problem} ({plural(len(eligible), 'node')} tried). The last trial failed with: "
             f"{failure.message.rstrip('.')}",
-            hint=f"{hint}Then run the same command again; finished trials are kept. Check every "
-            "node with `isweep doctor --address ADDRESS`",
+            hint=f"{hint}Then run the same command again. Finished trials are kept. Check "
+            "every node with `isweep doctor --address ADDRESS`",
         )

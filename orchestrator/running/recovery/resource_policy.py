@@ -309,8 +309,8 @@ class ResourcePolicy:
         )
         if not self._levels.may_split_batches(trial):
             hint = (
-                f"{hint}. Or set resources.micro_batches: on. isweep then splits batches, and "
-                "batch norm uses the statistics of smaller batches"
+                f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
+                "Batch norm then uses the statistics of smaller batches"
             )
         return MemoryVerdict(is_final=True, hint=hint)
 

@@ -50,7 +50,7 @@ ADVICE = (
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
-        "Name another zone or node type in the launch file. To use another type that the file "
+        "Choose another zone or node type in the launch file. To use another type that the file "
         "already has, lower max_workers of this one",
     ),
     Advice(

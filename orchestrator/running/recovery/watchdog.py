@@ -158,8 +158,9 @@ class Watchdog:
         if now - self._last_progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
             raise SetupError(
                 f"Ray started no trial on this machine for {waited_s:.0f} s: {shortage}",
-                hint="Run `isweep doctor` to look for the cause, and end other programs if the "
-                "machine is busy. Then run the same command again; finished trials are kept",
+                hint="Run `isweep doctor` to look for the cause, and end other programs if "
+                "the machine is busy. Then run the same command again. Finished trials are "
+                "kept",
             )
 
     def _workers_progress(self) -> bool:
@@ -191,8 +192,8 @@ class Watchdog:
         if watched.is_confirmed:
             kind = FailureKind.HUNG
             message = (
-                f"the trial ended no epoch and sent no result for {limit_s:.0f} s, far longer than "
-                "expected"
+                f"the trial ended no epoch and sent no result for {limit_s:.0f} s, which is far "
+                "longer than expected"
             )
         else:
             kind = FailureKind.WORKER_CRASH

@@ -39,7 +39,7 @@ MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that often mean "unknown" if all other labels are far smaller; 255 is -1 in a byte."""
 MAX_LABEL_LENGTH = 200
 """Largest number of characters of a class name."""
-LABEL_MAP_HINT = "give their classes with --label-map or label_map"
+LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep file: label_map)"
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
@@ -87,8 +87,8 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
     if odd:
         names = plural(len(odd), "class name")
         raise request.error(
-            f"{names} cannot be used: blank, not printable, or longer than {MAX_LABEL_LENGTH} "
-            f"characters, for example {odd[0][:MAX_LABEL_LENGTH]!a}",
+            f"{names} cannot be used, because a name is blank, not printable, or longer than "
+            f"{MAX_LABEL_LENGTH} characters. An example is {odd[0][:MAX_LABEL_LENGTH]!a}",
             hint=f"Rename these classes, or {LABEL_MAP_HINT}",
         )
 
@@ -110,9 +110,9 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            f"the labels seem to be measurements, not classes: {len(numbers)} different numbers, "
-            f"such as {fractions[0]:.6g}",
-            hint="Give the class of each number with --label-map or label_map",
+            f"the labels seem to be measurements, not classes. They are {len(numbers)} different "
+            f"numbers, such as {fractions[0]:.6g}",
+            hint="Assign a class to each number with --label-map (in a sweep file: label_map)",
         )
     if len(numbers) < 3:
         return  # -1 and 1, or 0 and 255, are common names of two classes
@@ -124,8 +124,8 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
         return
     raise request.error(
         f"one of the {len(numbers)} labels is {code}, which often means unknown",
-        hint=f"Remove the images with this label. If it is a class, add --label-map={code}=NAME, "
-        "or label_map in the sweep file",
+        hint="Remove the images with this label. If the label is a class, add "
+        f"--label-map={code}=NAME (in a sweep file: label_map)",
     )
 
 
@@ -139,9 +139,10 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
-            f"the class {', '.join(map(repr, unknown))} is a word that means unknown",
-            hint=f"Remove these images. To use the word as a class, add --label-map {option}, or "
-            "label_map in the sweep file",
+            f"the class name {', '.join(map(repr, unknown))} usually means that the class is "
+            "unknown",
+            hint=f"Remove these images. To use the word as a class, add --label-map {option} "
+            "(in a sweep file: label_map)",
         )
 
 
@@ -159,7 +160,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
     if lists:
         labels = plural(len(lists), "label")
         raise request.error(
-            f"a label lists several classes ({labels}): {first_of(map(repr, lists))}",
+            f"some labels list several classes ({labels}): {first_of(map(repr, lists))}",
             hint=f"Remove these images, or {LABEL_MAP_HINT}",
         )
 
@@ -181,7 +182,7 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
             doubtful.append(" / ".join(map(repr, sorted(alike))))
     if doubtful:
         raise request.error(
-            f"a class has several spellings: {first_of(doubtful)}",
+            f"these class names differ only in spelling: {first_of(doubtful)}",
             hint=f"Spell each class the same way everywhere, or {LABEL_MAP_HINT}",
         )
 

@@ -241,9 +241,9 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         for fault, rows in bad_rows.items():
             listed.append(f"{len(rows)} {fault}, first {row_name(rows[0])}")
         raise request.error(
-            f"not every row has exactly one 1 in its {len(cells)} label columns: "
+            f"some rows do not have exactly one 1 in the {len(cells)} label columns: "
             f"{', '.join(listed)}",
-            hint="Remove these rows. An image of several classes cannot be used",
+            hint="Remove these rows. isweep cannot use images of several classes",
         )
     return class_of_row
 

@@ -32,8 +32,8 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         raise request.error(
             "the group id is blank, NaN, None, a word that means unknown, or more than one "
             f"value, for {rows.describe(blank)}",
-            hint="Write a group id in each of these rows, or remove the rows or the column. If "
-            "such a word is the real id of a patient, change the id",
+            hint="Write a group id in each of these rows, or remove the rows or the column. "
+            "If a patient's real id is such a word, replace the id by another one",
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]

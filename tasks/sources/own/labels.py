@@ -46,7 +46,7 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
         repeated = [name for name, count in Counter(class_names).items() if count > 1]
         if repeated:
             raise request.error(
-                f"the data list the class {repeated[0]!r} twice",
+                f"the data contain the class name {repeated[0]!r} twice",
                 hint="Give every class a different name",
             )
     class_by_label = {}
@@ -125,7 +125,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
-            "label_map has labels that the data do not have: "
+            "label_map contains labels that do not occur in the data: "
             f"{', '.join(map(repr, unused[:MAX_NAMED]))}",
             hint="Correct these labels, or remove them from label_map",
         )

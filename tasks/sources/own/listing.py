@@ -89,7 +89,7 @@ def own_listing(
         if num_validation:
             value += f" ({num_validation} rows are in a validation split)"
         raise request.error(
-            f"two classes are needed, but the images have {value}",
+            f"isweep needs images of two classes, but these images have {value}",
             hint="Add images of a second class",
         )
     index_of_class = {name: index for index, name in enumerate(classes)}
@@ -139,7 +139,7 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     if unknown:
         raise request.error(
             f"the column split has an unknown word for {rows.describe(unknown)}",
-            hint=f"Leave the cell blank, or use one of these words: {', '.join(SPLIT_WORDS)}",
+            hint=f"Leave the cell blank, or write one of these words: {', '.join(SPLIT_WORDS)}",
         )
     if contradictory:
         raise request.error(

@@ -78,7 +78,7 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
         splits = parse_splits(words)
         if len(splits) > 1:
             raise request.error(
-                f"the name of the file {request.hashed(name)} contains several splits",
+                f"the name of the file {request.hashed(name)} contains the names of several splits",
                 hint="Rename the file to train-..., test-... or val-...",
             )
         if splits:

@@ -147,14 +147,14 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             FOUR,
             ["Cat", "cat", "dog", "dog"],
             {},
-            "own: a class has several spellings: 'Cat' / 'cat'",
+            "own: these class names differ only in spelling: 'Cat' / 'cat'",
         ),
         (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (
             MASKED,
             [0, 1],
             {},
-            r"Images contain masked values\. Fill them with \.filled",
+            r"Images contain masked values\. Replace the masked values with \.filled",
         ),
         (
             [MASKED[0], MASKED[1]],
@@ -173,7 +173,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             [],
             None,
             {},
-            r"Images have the shape \(0,\), which has no axis for pixels\. Pass an array of shape",
+            r"Images have the shape \(0,\), but an axis for the pixels is missing\. Pass an array of shape",
         ),
         (np.array([["a"]]), None, {}, "Images have the dtype"),
         (
@@ -183,15 +183,25 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             r"train_sizes is 2, which is not a list\. Pass a list of sizes",
         ),
         (FOUR, None, {"num_neighbours": 4}, "Unknown setting 'num_neighbours'. Did you mean"),
-        (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 has a class that the data do not have"),
-        (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
+        (
+            FOUR,
+            NAMES,
+            {"class_pair": ("0", "7")},
+            "0 7 contains a class that does not occur in the data",
+        ),
+        (
+            FOUR,
+            None,
+            {"class_pair": ("0", "1")},
+            "A class pair needs labels, but these images have none",
+        ),
         (
             FOUR,
             NAMES,
             {"class_pair": (0, 1, 2)},
             r"class_pair is \(0, 1, 2\), which is not a pair of classes",
         ),
-        (FOUR, NAMES, {"class_pair": 3}, r"class_pair is 3, .*\. Give two classes, such as"),
+        (FOUR, NAMES, {"class_pair": 3}, r"class_pair is 3, .*\. Pass two classes, such as"),
         (
             FOUR,
             None,
@@ -263,7 +273,7 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
     [
         (
             {"pilot": [1, 2]},
-            r"pilot is \[1, 2\], which is neither a list of pairs nor a path\. Give pairs",
+            r"pilot is \[1, 2\], which is neither a list of pairs nor a path\. Pass pairs",
         ),
         ({"pilot": [("a", "b")]}, "neither a list of pairs nor a path"),
         ({"pilot": 3}, "pilot is 3, which is neither a list of pairs nor a path"),

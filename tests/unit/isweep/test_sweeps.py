@@ -172,7 +172,7 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         ),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),
-            "measured is of type int, which is neither a measurement",
+            "measured is of type int, but must be a measurement, a record",
         ),
     ],
 )

@@ -34,12 +34,12 @@ def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
 @pytest.mark.parametrize(
     ("asked", "num_train", "found"),
     [
-        ((8, 64), 45, "64, but a trial is trained on 45"),
-        (None, 3, "8, but a trial is trained on 3"),
+        ((8, 64), 45, "64, but a trial of the search has only 45"),
+        (None, 3, "8, but a trial of the search has only 3"),
     ],
 )
 def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
-    with pytest.raises(ConfigError, match=f"tune.batch_size has {found} images"):
+    with pytest.raises(ConfigError, match=f"tune.batch_size contains {found} training images"):
         space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
 
 

@@ -199,8 +199,8 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Omit"),
-        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Omit"),
+        ("--labels y.npy", "--labels is only for .npy files, but own.npz has another type. Remove"),
+        ("--raw x", "--raw is only for known datasets, but own.npz is a file or folder. Remove"),
         ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
@@ -241,11 +241,11 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
-        ([], "the classes, set layout: class/group (--layout)"),
-        (["--label-columns", "x"], "label_columns is an option of kind table"),
+        ([], "the classes, set `layout: class/group` (--layout)"),
+        (["--label-columns", "x"], "label_columns applies only to data of kind table"),
         (
             ["--pixel-range", "0", "1"],
-            "pixel_range is an option of kind hdf5 or npz, not of kind folder",
+            "pixel_range applies only to data of kind hdf5 or npz, not to kind folder",
         ),
     ):
         code, _, err = measure(source, *words)
@@ -341,9 +341,9 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        (["cat", "CAT", "dog"], "these class names differ only in spelling: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "the label is missing for 20 images: row "),
-        ([-1, 0, 1], "If it is a class, add --label-map=-1=NAME"),
+        ([-1, 0, 1], "If the label is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),
     ],
 )
@@ -378,7 +378,7 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
 """)
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert (code, "a class has several spellings: 'CAT' / 'cat'" in err) == (2, True)
+    assert (code, "these class names differ only in spelling: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out
@@ -420,8 +420,22 @@ def test_each_column_of_label_sharpness_has_one_definition_at_every_size(measure
     assert rows[0][5] == rows[0][6]
     assert float(rows[1][5]) > float(rows[1][6])
     text = " ".join(out.split())
-    assert "K_F of samples is the mean of the maxima in 10 samples of 1,000 images" in text
+    assert "K_F of samples is the mean of the maxima in samples of 1,000 images" in text
     assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
+
+
+def test_a_class_too_rare_for_samples_leaves_the_column_of_all_pairs(measure, measured, own):
+    source = own(np.eye(300, dtype=int)[7], pixels(300, 4, 4))
+    options = ("--sharpness-sample", "100", "--estimators", "mle")
+    code, out, _ = measure(source, *options)
+    (size,) = measured(source, *options)["by_train_size"]
+    assert code == 0
+    assert size["label_sharpness"]["value"] is None
+    text = " ".join(out.split())
+    (row,) = [line.split() for line in out.splitlines() if " mle " in line]
+    assert float(row[5]) == pytest.approx(size["label_sharpness"]["pair_value"], rel=1e-2)
+    assert row[6] == "undefined:"
+    assert "K_F of samples is the mean of the maxima in samples of 100 images" in text
 
 
 def test_the_table_shows_how_many_neighbors_each_estimator_uses(measure, own):

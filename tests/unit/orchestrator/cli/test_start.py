@@ -151,7 +151,7 @@ class TestInit:
                 ("train.npz",),
                 "train: Class cat needs 1 test image, but 0 of its images may be used for testing",
             ),
-            (("train.npz",), "Move groups to your test split, or leave the split out"),
+            (("train.npz",), "Move some groups to your test split, or remove the split"),
             (
                 ("few.npz", "--out", ""),
                 "--out is '', but must be a file that ends with .yaml or .yml",
@@ -188,7 +188,7 @@ class TestInit:
         link.symlink_to(here / "nothing")
         (tmp_path / "root").mkdir(exist_ok=True)
         said = run("init", str(tmp_path / "raw"))[2]
-        assert "To find a file, run isweep locate HASH --raw DIR" in said
+        assert "To find the file of a hash, run `isweep locate HASH --raw DIR`" in said
         digest = re.search(r"\b[0-9a-f]{16}\b", said)
         code, out, said = run("locate", digest[0], "--raw", str(tmp_path / "raw"))
         assert (code, out) == (0, f"{link.relative_to(tmp_path / 'raw')}\n"), said

@@ -34,7 +34,10 @@ def changed(old, new):
             "models: [small_cnn]\n",
             "- The key name is missing. Add this key. - The key train_sizes is missing.",
         ),
-        (changed("mine", "../x"), "name is '../x', which cannot be a name. Use at most 64 lower"),
+        (
+            changed("mine", "../x"),
+            "name is '../x', which is not a valid name. Use at most 64 lower",
+        ),
         (changed("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
         (
             changed("[manifold_d4]", PAIR.format("[cat, dog]")),
@@ -42,7 +45,7 @@ def changed(old, new):
         ),
         (
             changed("[manifold_d4]", PAIR.format("[3, 3]")),
-            "class_pairs lists the pair [3, 3], whose two classes are the same. Write two different classes",
+            "class_pairs lists the pair [3, 3], which contains the same class twice. Write two different classes",
         ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path does not exist: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0 is 'fgms'"),
@@ -66,7 +69,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
     )
     code, _, err = run("plan", str(path))
     assert code == 2
-    assert "Choose a larger image_size (VGGs need at least 32) or another model" in err
+    assert "Choose a larger image_size (VGG networks need at least 32), or another model" in err
     assert "Traceback" not in err + caplog.text
 
 
@@ -124,7 +127,7 @@ def test_all_raw_downloads_that_a_sweep_misses_are_named_before_the_first_is_rea
     assert code == 2
     assert "8 problems found" in err
     for name in ("imagenet", "brats", "dbc", "oai", "chexpert", "mura", "rsna", "prostate"):
-        assert f"{name} is read from its raw download, but no --raw folder was given" in err
+        assert f"isweep reads {name} from its raw download, but --raw is not set" in err
     assert not os.path.exists(f"{root}/prepared/mnist")
 
 

@@ -35,7 +35,9 @@ def sweep(tmp_path):
 def test_tune_refuses_a_batch_larger_than_the_set_with_2(run, sweep):
     code, out, err = run("tune", sweep(tune={"batch_size": [128]}))
     assert (code, out) == (2, "")
-    assert "tune.batch_size has 128, but a trial is trained on 60 images" in err
+    assert (
+        "tune.batch_size contains 128, but a trial of the search has only 60 training images" in err
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])

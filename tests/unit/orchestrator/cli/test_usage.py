@@ -15,7 +15,7 @@ plan | Command "plan" parameter SWEEP requires an argument
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
-status --watch | --watch is given without a sweep. Name the sweep, as in `isweep status paper --watch`
+status --watch | --watch needs the name of a sweep. Type the name before the option, for example `isweep status paper --watch`
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download absent of mnist was not found
 prepare digits --montage . | --montage is '.', but must be a file that ends with .png
@@ -45,10 +45,10 @@ run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the h
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 has the same class twice. Choose two
-measure digits --device cuda | Choose, for example, `--device cpu`
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
+measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
-plan smoke --storage foo://x | --storage foo://… is not a known kind of storage
+plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
@@ -59,7 +59,7 @@ plan smoke --set seeds=0 | seeds is 0, but should be a list, for example [a, b].
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
-plan smoke --storage '' | --storage is empty. Give a value, or leave the option out
+plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ''. Known presets or sweeps of
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
@@ -69,7 +69,7 @@ run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
 run smoke --raw =x | --raw =x does not have the form NAME=DIR
 PREDICT | The prediction for a new dataset needs a train size or a target loss. Give --train-size N, or
-PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss are both given
+PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss cannot be used together
 PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
@@ -84,8 +84,8 @@ run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not the hos
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Give a value
-PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
-plan smoke --storage foo://me:secret@x | --storage foo://… is not a known kind of storage
+PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json cannot be used
+plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
 claims | The claims need a sweep or --published, but none is given
@@ -94,7 +94,7 @@ ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
 status smoke --trial small_mlp | --trial small_mlp is the beginning or end of 4 trial ids: small_mlp-
 status smoke --trial small_mlp-manifold_d5 | No trial id of the sweep begins or ends with 'small_mlp-manifold_d5'
-status --trial x | --trial is given without a sweep
+status --trial x | --trial needs the name of a sweep
 plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Use
 run smoke --raw mnist=/a --raw mnist=/b | mnist has two values in --raw: mnist=/a and mnist=/b.
 plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?

@@ -97,7 +97,7 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
             r"a driver of branch 525 or later for CUDA 12\.6 \(the present one is 470\.82\)$",
         ),
         ("550.1", "13.0", "branch 580 .* or install torch 2.14 or earlier from PyTorch's cu126"),
-        ("580.65", "13.0", "the driver is new enough"),
+        ("580.65", "13.0", "The driver is new enough"),
     ],
 )
 def test_what_brings_driver_and_torch_together(driver, cuda, hint):

@@ -128,7 +128,12 @@ def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
 @pytest.mark.parametrize(
     ("address", "mode", "ok", "told"),
     [
-        (None, None, True, "private clusters listen on loopback and need a new token each run"),
+        (
+            None,
+            None,
+            True,
+            "a private cluster accepts connections only from this machine, and each run has a new token",
+        ),
         (
             None,
             "disabled",

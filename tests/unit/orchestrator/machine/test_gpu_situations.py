@@ -94,7 +94,7 @@ class Situation:
 
 NO_BFLOAT16 = (
     "left, which cannot run on {}: the recipe paper needs bfloat16, "
-    ".* Set `--set recipe.precision=float32`"
+    ".* Add `--set recipe.precision=float32`"
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
 SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
@@ -202,7 +202,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"the compute mode Exclusive_Process, so trials cannot use shares of 0\.5",
+            r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (node(MIG, visible="0"), 1.0, "divided into slices"),
@@ -225,22 +225,22 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, has_kernels=False)),
             1.0,
-            r"has the compute capability 8\.0, for which torch 2\.13\.0 has no kernels",
+            r"has the compute capability 8\.0, which torch 2\.13\.0 does not support",
         ),
         (
             node(replace(A100, capability=12.0, has_kernels=False)),
             1.0,
-            r"12\.0, for which torch 2\.13\.0 has no kernels\. Install the newest torch, or hide",
+            r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch, or hide",
         ),
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
             1.0,
-            r"no kernels\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
+            r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
         ),
         (
             node(replace(A100, capability=3.7, has_kernels=False)),
             1.0,
-            r"3\.7, for which torch 2\.13\.0 has no kernels\. Use a newer GPU, or hide",
+            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU, or hide",
         ),
     ],
 )

@@ -126,14 +126,14 @@ WRONG = {
         (
             "provider/worker_ips",
             ["127.0.0.2"],
-            "min_workers: the value is 2, but worker_ips lists 1 machines. Set min_workers: 1",
+            "min_workers: the value is 2, but worker_ips lists 1 machines. Set `min_workers: 1`",
         ),
         (
             "auth/ssh_private_key",
             "~/.ssh/other",
             "auth.ssh_private_key: ~/.ssh/other does not exist. Make a key with `ssh",
         ),
-        ("auth/ssh_private_key", None, "auth.ssh_private_key: the key is missing"),
+        ("auth/ssh_private_key", None, "auth.ssh_private_key: the SSH key with which"),
         (
             "file_mounts",
             {"~/isweep-dist": "./dits"},
@@ -156,7 +156,7 @@ WRONG = {
         ),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START], "Ray uses version 2 of its autoscaler by default"),
-        ("provider/head_ip", None, "provider.head_ip: the head is missing"),
+        ("provider/head_ip", None, "provider.head_ip: the head node is missing"),
         ("auth/ssh_user", None, "auth.ssh_user: the account to log in with is missing"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is not a path"),
         ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token is copied"),
@@ -180,12 +180,12 @@ WRONG = {
         (
             DISK,
             {"VolumeSize": 100},
-            "BlockDeviceMappings: a disk is not encrypted. Set Encrypted: true",
+            "BlockDeviceMappings: a disk is not encrypted. Set `Encrypted: true`",
         ),
         (
             f"{DISK}/DeleteOnTermination",
             False,
-            "a disk stays, and costs money, after its node is terminated. Set DeleteOnTermination",
+            "after its node is terminated, a disk stays and costs money. Set `DeleteOnTermination",
         ),
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
@@ -200,7 +200,7 @@ WRONG = {
         (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the internet"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
-        ("head_node_type", "haed", "head_node_type: 'haed' is not among the available_node_types"),
+        ("head_node_type", "haed", "head_node_type: 'haed' is not a name in available_node_types"),
         ("max_workers", 0, "max_workers: no worker can start"),
         ("provider/region", None, "provider.region: the region is missing"),
         (f"{NODE}/ImageId", None, "ImageId: the image is missing"),
@@ -227,9 +227,9 @@ WRONG = {
         (
             f"{WORKER}/node_config/disks/0/autoDelete",
             None,
-            "disks: the disk stays, and costs money, after its node is deleted. Set autoDelete",
+            "disks: after its node is deleted, the disk stays and costs money. Set `autoDelete",
         ),
-        (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays, and costs money"),
+        (f"{WORKER}/node_config/disks", [{}], "disks: after its node is deleted, the disk stays"),
         (
             f"{WORKER}/node_config/networkInterfaces",
             None,
@@ -291,15 +291,15 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text(" \n"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_text("a b"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"),
-            "the token's file must contain exactly one word",
+            "the token's file does not contain exactly one word",
         ),
         (
             lambda at: (at / "dist/constraints-cuda.txt").unlink(),

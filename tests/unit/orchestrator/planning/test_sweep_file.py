@@ -59,7 +59,7 @@ def data(text):
     [
         (
             but("mine", "Mine!"),
-            r"name is 'Mine!', which cannot be a name\. Use at most 64 lower case letters",
+            r"name is 'Mine!', which is not a valid name\. Use at most 64 lower case letters",
         ),
         (but("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
         (but("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
@@ -85,7 +85,7 @@ def data(text):
         (but("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             but("models: [small_cnn]", "models: [{name: mine}]"),
-            r"0\.from is missing\. Write, for example, models",
+            r"0\.from is missing\. Write, for example, `models",
         ),
         (but("name: mine", "name: mine\n5: 6"), r"5 is not a known key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets lists a dataset more than once"),
@@ -111,7 +111,7 @@ def data(text):
         ),
         (
             data("name: mine, own: {kind: csv, path: x, domain: null}"),
-            r"own has no domain\. Add domain: natural",
+            r"own has no domain\. Add `domain: natural`",
         ),
         (
             GOOD + "resources: {cpus: 1}",
@@ -159,7 +159,7 @@ def data(text):
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
         (
             GOOD + "learning_rate: 0.1",
-            r"^learning_rate is a key of recipe, .* Write, for example, recipe: {f",
+            r"^learning_rate is a key of recipe, .* Write, for example, `recipe: {f",
         ),
         (
             GOOD + "description: !!binary aGVsbG8=",
@@ -223,7 +223,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
         (
             GOOD.replace("name: mine", 'name: "a\\0b"'),
-            r"name is 'a\\x00b', which cannot be a name",
+            r"name is 'a\\x00b', which is not a valid name",
         ),
         (
             "%YAML 1.1\n---\n" + GOOD + "calibrate: no",
@@ -238,7 +238,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0 is .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd has a single value instead of keys with values\. Write, for example, recipe",
+            r"/etc/passwd has a single value instead of keys with values\. Write, for example, `recipe",
         ),
     ],
     ids=range(24),
@@ -522,9 +522,12 @@ def test_classes_of_a_table_go_by_name_or_place():
     ("pair", "message"),
     [
         (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
-        (["cat", 3], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
+        (["cat", 3], r"class_pairs lists the pair \[3, 3\], which contains the same class twice"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0 has more than 2 values"),
-        (["cat", "cat"], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
+        (
+            ["cat", "cat"],
+            r"class_pairs lists the pair \[3, 3\], which contains the same class twice",
+        ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
@@ -628,17 +631,17 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
             r"recipe\.epochs\.1 is -1, but should be greater than or equal to 0",
         ),
         ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
-        ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list has no value"),
+        ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list is empty"),
         ("{from: smoke, epochs: [3, 3]}", "epochs lists 3 more than once"),
         (
             "{epochs: 3}",
-            r"recipe\.from is missing\. Write, for example, recipe: {from: demo, epochs: 3}",
+            r"recipe\.from is missing\. Write, for example, `recipe: {from: demo, epochs: 3}",
         ),
         (
             "{from: smoke, overrides: [{epochs: [1, 2]}]}",
-            "the override has several values of epochs",
+            "the override has more than one value for epochs",
         ),
-        ("{from: smoke, overrides: [{models: [small_cnn]}]}", "the override changes no field"),
+        ("{from: smoke, overrides: [{models: [small_cnn]}]}", "the override changes nothing"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
         (
             "{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}",

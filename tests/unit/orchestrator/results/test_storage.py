@@ -33,9 +33,12 @@ def _no_pause(monkeypatch):
     [
         (
             "memory://x",
-            r"--storage memory://… is not a known kind of storage\. Use a path, or a URL",
+            r"--storage memory://… is a kind of storage that isweep does not support\. Use a path, or a URL",
         ),
-        ("http://me:hunter2@host/x", "--storage http://… is not a known kind of storage"),
+        (
+            "http://me:hunter2@host/x",
+            "--storage http://… is a kind of storage that isweep does not support",
+        ),
         (
             "s3://key:hunter2@b/x",
             r"--storage s3://…@b has a password.*\. Set AWS_ACCESS_KEY_ID",

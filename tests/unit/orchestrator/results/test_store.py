@@ -85,14 +85,14 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
     store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
     with pytest.raises(
         NewerRecordError,
-        match=r"newer isweep: it has schema version 99, but this isweep reads 2\. Update isweep",
+        match=r"newer version of isweep: it has schema version 99, but this version of isweep reads 2\. Update isweep",
     ) as caught:
         store.read(type(record), record.record_id)
     assert "replaced" not in str(caught.value)
     stored = StoredResults.read(str(tmp_path))
     with pytest.raises(
         NewerRecordError,
-        match=r"A newer isweep wrote .*\. Update isweep, or choose another --root",
+        match=r"A newer version of isweep wrote .*\. Update isweep, or choose another --root",
     ):
         stored.check_writable()
 
@@ -113,7 +113,9 @@ def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default
 def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_path, change, field):
     """An optional field leaves the version as it is, and an older isweep does not know it."""
     store = reseal(tmp_path, change)
-    with pytest.raises(NewerRecordError, match=f"this isweep does not know the field {field}"):
+    with pytest.raises(
+        NewerRecordError, match=f"this version of isweep does not know the field {field}"
+    ):
         store.read(TrialRecord, "a")
     with pytest.raises(NewerRecordError, match="Update isweep, or choose another --root"):
         StoredResults.read(str(tmp_path)).check_writable()
@@ -134,7 +136,7 @@ def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version
         assert record is not None
         assert record.result == RECORD.result
     else:
-        with pytest.raises(CorruptStoreError, match="but this isweep reads 2 to 3"):
+        with pytest.raises(CorruptStoreError, match="but this version of isweep reads 2 to 3"):
             store.read(NextTrialRecord, "a")
 
 
@@ -149,7 +151,7 @@ def of_result(**changes):
         (
             RECORD,
             lambda plain: {**plain, "schema_version": 0},
-            "the schema version is 0, but this isweep reads 2",
+            "the schema version is 0, but this version of isweep reads 2",
         ),
         (RECORD, of_result(status="done"), "result: a trial that is done must have scores"),
         (
@@ -355,7 +357,7 @@ def test_a_damaged_hash_key_is_refused(tmp_path):
         (tmp_path / ".hash_key").write_bytes(content)
         with pytest.raises(
             SetupError,
-            match=r"\.hash_key has \d+ characters instead of 64|cannot be read: .*codec|"
+            match=r"\.hash_key has \d+ characters instead of 64|cannot read the file .*codec|"
             r"the checksum in .*\.hash_key differs",
         ):
             hash_key(tmp_path)

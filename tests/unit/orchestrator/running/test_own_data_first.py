@@ -73,7 +73,7 @@ def gone(images: Path) -> None:
     ("harm", "message"),
     [
         (corrupt, r"2 of 60 items cannot be used \(not an image: 2\)"),
-        (contradictory, "4 of 60 images equal an image with another label"),
+        (contradictory, "4 of 60 images are equal to an image with another label"),
         (gone, r"datasets\.mine\.own\.path does not exist:"),
     ],
 )

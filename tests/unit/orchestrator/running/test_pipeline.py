@@ -201,7 +201,7 @@ def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
     record = {**json.loads(path.read_text())["record"], "schema_version": 99}
     path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
     before = path.read_bytes()
-    with pytest.raises(NewerRecordError, match="A newer isweep wrote"):
+    with pytest.raises(NewerRecordError, match="A newer version of isweep wrote"):
         run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert path.read_bytes() == before
 

@@ -100,8 +100,8 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        (f"gpu: {NO_CAPACITY}", "Name another zone"),
-        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Name another zone"),
+        (f"gpu: {NO_CAPACITY}", "Choose another zone"),
+        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Choose another zone"),
         ("gpu: VcpuLimitExceeded: you have requested more vCPU capacity", "higher quota"),
         ("gpu: MaxSpotInstanceCountExceeded", "higher quota"),
         ("gpu: Quota 'GPUS_ALL_REGIONS' exceeded", "higher quota"),
@@ -236,14 +236,14 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
             [(16, 8)],
             Resources(4, 0.25),
             4,
-            "enough for 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
+            "enough for only 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
         ),
         # CPUs of a node without gpus fill none of another's.
         (
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
             2,
-            "could run 4 trials at once, but with resources.num_cpus: 4 its CPUs are enough for 2",
+            "could run 4 trials at once, but with `resources.num_cpus: 4` its CPUs are enough for only 2",
         ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),

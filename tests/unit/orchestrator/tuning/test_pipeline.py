@@ -203,7 +203,7 @@ def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypa
     tune_sweep(
         TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
     )
-    assert any(f"{len(before)} stored trials belong to a search of" in line for line in said)
+    assert any(f"{len(before)} stored trials of this sweep, because they" in line for line in said)
     asked = searches[0].next_trial()
     assert asked.role == Role.OWN
     assert asked.spec.trial_id not in before
@@ -232,13 +232,13 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
         (
             {"tune.batch_size": [64]},
             ConfigError,
-            "tune.batch_size has 64, but a trial is trained on 60 images",
+            "tune.batch_size contains 64, but a trial of the search has only 60 training",
         ),
         # By shares 31 are left; both classes alike, 30.
         (
             {"tune.batch_size": [31], "tune.train_size": 41},
             ConfigError,
-            "tune.batch_size has 31, but a trial is trained on 30 images",
+            "tune.batch_size contains 31, but a trial of the search has only 30 training",
         ),
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),

@@ -282,12 +282,14 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     assert held.space.learning_rate == cell.space.learning_rate
     assert held.trial(held.sweep_point) == cell.trial(cell.sweep_point)
     with pytest.raises(
-        ConfigError, match=r"tune.batch_size has 8, but a trial is trained on 5 images"
+        ConfigError,
+        match=r"tune.batch_size contains 8, but a trial of the search has only 5 training",
     ):
         combinations_to_tune(plan, dict.fromkeys(num_train, 5))
     named = replace(plan, sweep=sweep(models=["small_mlp"], tune={"batch_size": [8, 32]}))
     with pytest.raises(
-        ConfigError, match=r"tune\.batch_size has 32, but a trial is trained on 17 images"
+        ConfigError,
+        match=r"tune\.batch_size contains 32, but a trial of the search has only 17 training",
     ):
         combinations_to_tune(named, num_train)
 

@@ -81,6 +81,14 @@ def test_what_has_no_sharpness_is_explained(reason):
     assert reason in record.to_json()["reason"]
 
 
+def test_a_class_that_no_sample_contains_leaves_the_maximum_over_all_images_defined():
+    labels = np.eye(80, dtype=int)[5]
+    record = sharpness(FEW, labels, sharpness_sample=10)
+    distances = np.linalg.norm(np.delete(FEW, 5, axis=0).astype(float) - FEW[5], axis=1)
+    assert record.value is None
+    assert record.pair_value == pytest.approx(1 / distances.min())
+
+
 def test_pair_counts_do_not_overflow():
     assert count_pairs(np.array([0, 1], np.uint8)) == 1
     assert count_pairs(np.repeat([0, 1], 2_000_000)) == 4_000_000_000_000
@@ -124,7 +132,7 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
     ):
         conversion_factor(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
-    with pytest.raises(DataError, match="cannot be converted without pixel_range and side"):
+    with pytest.raises(DataError, match="can be converted only if pixel_range and side are known"):
         conversion_factor(points.convention, one.convention)
 
 

@@ -147,7 +147,7 @@ def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labe
         reference.label_sharpness(images[kept], labels[kept]), rel=1e-6
     )
     assert "3 of 120 images are equal to an earlier image" in record.notes[0]
-    assert "their label sharpness is infinite" in record.notes[1]
+    assert "For such a pair, label sharpness is infinite" in record.notes[1]
 
 
 def test_too_few_distinct_images_are_explained(images, labels):
@@ -220,7 +220,7 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     json.dumps(record.to_json(), allow_nan=False)
     if types[0] == np.uint8:
         with pytest.raises(
-            DataError, match="Row 0 has the dtype uint8, but rows from 0 on have the dtype"
+            DataError, match="Row 0 has the dtype uint8, but the rows from row 0 on have the dtype"
         ):
             nested_neighbors(Shards(parts), None, [120], 5)
 
@@ -244,12 +244,12 @@ def ragged():
         (
             np.zeros((0, 1, 4, 4), np.uint8),
             [],
-            r"There are 0 images of shape \(1, 4, 4\), so there is no pixel",
+            r"The 0 images have the shape \(1, 4, 4\), so they contain no pixel",
         ),
         (
             np.zeros((5, 1, 0, 4), np.uint8),
             [0] * 5,
-            r"There are 5 images of shape \(1, 0, 4\), so there is no pixel",
+            r"The 5 images have the shape \(1, 0, 4\), so they contain no pixel",
         ),
         (
             np.zeros((5, 4)),
@@ -272,7 +272,11 @@ def ragged():
             [0, 1, 1e300, 2e300, 0],
             r"The label of row 2 is 1e\+300, which is not a whole number",
         ),
-        (np.zeros(5), [0] * 5, r"Images have the shape \(5,\), which has no axis for pixels"),
+        (
+            np.zeros(5),
+            [0] * 5,
+            r"Images have the shape \(5,\), but an axis for the pixels is missing",
+        ),
         (
             ragged(),
             [0, 1],
@@ -308,7 +312,7 @@ def ragged():
             [0, 1],
             "Images have the dtype object, but must be real numbers",
         ),
-        (np.float32(5), [0], r"Images are 5\.0, which is not an array"),
+        (np.float32(5), [0], r"Images cannot be converted to an array: 5\.0"),
         (
             np.ma.masked_less(np.eye(2), 1),
             [0, 1],

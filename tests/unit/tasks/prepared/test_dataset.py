@@ -204,7 +204,7 @@ def test_a_damaged_marker_is_refused(store, text, message):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(DataError, match="There is no prepared dataset none"):
+    with pytest.raises(DataError, match="The prepared dataset none does not exist"):
         PreparedDataset.open(tmp_path / "none")
 
 

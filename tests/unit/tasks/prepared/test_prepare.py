@@ -154,17 +154,17 @@ def test_several_writers_at_once_end_with_one_undamaged_store(toy, tmp_path):
         (
             {3},
             0.0,
-            r"40 items cannot be used \(not an image: 1\); at most 0 \(0\.00%\) may",
+            r"40 items cannot be used \(not an image: 1\), but at most 0 \(0\.00%\) may",
         ),
         (
             {3, 4},
             0.001,
-            r"40 items cannot be used \(not an image: 2\); at most 1 \(0\.10%\) may",
+            r"40 items cannot be used \(not an image: 2\), but at most 1 \(0\.10%\) may",
         ),
         (
             range(30),
             0.01,
-            r"40 items cannot be used \(not an image: 30\); at most 1 \(1\.00%\) may",
+            r"40 items cannot be used \(not an image: 30\), but at most 1 \(1\.00%\) may",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_identical_images_join_their_groups_and_conflicts_need_permission(
     monkeypatch.setattr(Toy, "reader", twins)
     with pytest.raises(
         DataError,
-        match=r"2 of 40 images equal an image with another label; at most 0\.10% of the images may",
+        match=r"2 of 40 images are equal to an image with another label, but at most 0\.10%",
     ):
         run(toy, tmp_path / "out")
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2
@@ -333,6 +333,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
     assert_equal(*stores)
     assert stores[0].fingerprint == stores[1].fingerprint
     warning = (
-        f"{refused} blocks are read on the driver's node, because other nodes have different files"
+        f"{refused} blocks of images are read on the driver's node, because the files on other nodes are "
+        "different"
     )
     assert (warning in caplog.text) == (refused > 0)

@@ -82,7 +82,9 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
 def test_a_table_in_an_archive_has_to_be_unpacked(prepare, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("manifest.csv", "path,label")
-    with pytest.raises(DataError, match=r"use kind table and give its path, after unpacking it"):
+    with pytest.raises(
+        DataError, match=r"set kind to table and use the path of the table, after you have unpacked"
+    ):
         prepare("folder", tmp_path / "a.zip")
 
 

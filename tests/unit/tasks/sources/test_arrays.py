@@ -147,9 +147,9 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "around 0": (
         of(FLOATS * 2 - 1),
         {},
-        r"contains all values is pixel_range: \[-1, 1\], or --pixel-range -1 1",
+        r"contains all values is `pixel_range: \[-1, 1\]` .for isweep measure: --pixel-range -1 1",
     ),
-    "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is pixel_range: \[0, 2\]"),
+    "one value": (of(FLOATS * 0 + 2), {}, r"contains all values is `pixel_range: \[0, 2\]`"),
     "nearly all cut": (
         of(SIGNED * 1.0),
         {"pixel_range": (-1.0, 1.0)},
@@ -257,7 +257,7 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
 
     monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
     with pytest.raises(
-        DataError, match=r"the file has 12 images; at most 11 can be read\. Save fewer"
+        DataError, match=r"the file has 12 images, but isweep can read at most 11\. Save fewer"
     ):
         prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
 
@@ -304,7 +304,10 @@ HUGE = {
 }
 LIES = {
     "cut": (saved()[:-40], r"the \.npz file cannot be read: damaged archive"),
-    "objects": (saved(images=IMAGES.astype(object)), "and isweep never unpickles objects"),
+    "objects": (
+        saved(images=IMAGES.astype(object)),
+        "pickled Python objects, which isweep does not load",
+    ),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),
         (r"array images has fewer values than its header declares, shape \(1000000000000, 8, 8\)"),

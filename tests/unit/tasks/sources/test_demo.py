@@ -164,7 +164,8 @@ def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
         pixels, images.pixels.reshape(len(pixels), -1, 3).mean(-1), atol=0.51
     )
     with pytest.raises(
-        ConfigError, match="first and second are 0 and 7, not two of the 2 classes of"
+        ConfigError,
+        match="first and second are 0 and 7, but must be two different classes of the 2",
     ):
         pictures(set=4, first=0, second=7)
 

@@ -416,18 +416,18 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a file of another class": (
         "imagenet",
         in_another_class,
-        "the class in the file name is not the class of the folder for 1 file",
+        "for 1 file, the class in the file name differs from the class of the folder",
     ),
     "a segmentation elsewhere": ("brats", moved, "volumes at different positions in space: 1"),
     "no volumes": (
         "brats",
         without_volumes,
-        (r"items cannot be used \(a volume of the case is missing: 2\); at most"),
+        (r"items cannot be used \(a volume of the case is missing: 2\), but at most"),
     ),
     "two years": (
         "brats",
         second_year,
-        "the years 18, 20, and later releases repeat the cases of earlier ones",
+        r"the years 18, 20\. Later releases repeat cases of earlier releases",
     ),
     "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
     "two tables that differ": (
@@ -443,12 +443,12 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "labels of the other set": (
         "mnist",
         labels_of_fashion,
-        "the files are those of fashion_mnist",
+        "the files belong to fashion_mnist",
     ),
     "two downloads": (
         "svhn",
         lambda raw: write_raw_tree("svhn", raw.parent / "b", 1).rename(raw / "second"),
-        "the raw folder has 2 downloads that differ",
+        "the raw folder contains 2 different downloads",
     ),
     "a file that no row names": (
         "chexpert",

@@ -19,7 +19,7 @@ ASKED = "so it is unclear whether the top folders or the subfolders are the clas
 NOT_BOTH = "some top folders are splits"
 OTHER_NAME = "the top folders are neither classes nor splits called train, test and val:"
 NO_CLASSES = r"two classes are needed\..* "
-TABLE = r"There is a table: use kind table and give its path"
+TABLE = r"If the table in this folder lists the images, set kind to table"
 NAMES_NOT_TOLD = ("Adams", "Brown", "Smith", "Jones")
 
 
@@ -98,9 +98,7 @@ CASES = {
     "one image in two classes": case(
         *CATS,
         files={f"{name}/x.png": png(picture(99)) for name in ("cat", "dog")},
-        refused=(
-            r"2 of 8 images equal an image with another label; at most 0\.00% of the images may"
-        ),
+        refused=(r"2 of 8 images are equal to an image with another label, but at most 0\.00%"),
     ),
     ("one image twice in a class"): case(
         *CATS,
@@ -228,15 +226,15 @@ CASES = {
     **{
         f"a folder of {name}": case(name, refused=NO_CLASSES + hint)
         for name, hint in {
-            "cats.zip": "There are archives: give the path of one",
+            "cats.zip": "The folder contains archives: use the path of one",
             "train/metadata.jsonl": TABLE,
             "train/metadata.csv": TABLE,
-            "a/x.h5": "There is an array file: give its path",
+            "a/x.h5": "The folder contains a file of arrays: use its path",
             "train/data-00000-of-00001.arrow": (
                 "Convert the output of `datasets.save_to_disk` with `to_parquet`"
             ),
-            "a/x.nii.gz": "There are NIfTI volumes: give a table",
-            "a/IM0001": "Add an extension to the files: only DICOM files outside archives may lack one",
+            "a/x.nii.gz": "The folder contains NIfTI volumes: list",
+            "a/IM0001": "Add an extension to the files: only DICOM files outside archives may have none",
         }.items()
     },
 }

@@ -84,7 +84,7 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 NO_LABEL = "the label is missing for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
-ONE_SPELLING = "a class has several spellings:"
+ONE_SPELLING = "these class names differ only in spelling:"
 APART = "rows have the same group id"
 EVERY_GROUP = (
     "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
@@ -110,13 +110,13 @@ CASES: dict[str, Case] = {
     "a map of no label": labels(
         *CATS,
         label_map={"x": "cat"},
-        refused="label_map has labels that the data do not have: 'x'",
+        refused="label_map contains labels that do not occur in the data: 'x'",
     ),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(
         0.5,
         1.5,
-        refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
+        refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
     ),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
@@ -126,7 +126,7 @@ CASES: dict[str, Case] = {
         "cat", "dog", "NA", classes=("cat", "dog", "no animal"), label_map={"NA": "no animal"}
     ),
     "unknown, quoted": labels(
-        "cat", "dog", "not known", refused=("--label-map 'not known=not known', or")
+        "cat", "dog", "not known", refused=("--label-map 'not known=not known' ")
     ),
     "unknown on purpose": labels(
         "cat", "unknown", classes=("cat", "unknown"), label_map={"unknown": "unknown"}
@@ -135,10 +135,13 @@ CASES: dict[str, Case] = {
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
     "one class": labels(
         "cat",
-        refused=("two classes are"),
+        refused=("(isweep needs images of two classes|but two classes are needed)"),
     ),
     "a list beside its parts": labels(
-        "cat", "dog", "cat|dog", refused=(r"a label lists several classes \(1 label\): 'cat\|dog'")
+        "cat",
+        "dog",
+        "cat|dog",
+        refused=(r"some labels list several classes \(1 label\): 'cat\|dog'"),
     ),
     "several in one": labels(
         "cat",
@@ -237,7 +240,7 @@ CASES: dict[str, Case] = {
         splits=(1,) * 6,
         groups=6,
         classes=("cat",),
-        refused=r"needed, but the images have only the class cat \(6 rows are in a validation split\)\.",
+        refused=r"isweep needs images of two classes, but these images have only the class cat \(6 rows are in a validation split\)\.",
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(
@@ -331,7 +334,7 @@ CASES |= {
 }
 CASES |= {
     f"a word for unknown: {word}": labels(
-        "cat", "dog", word, refused="is a word that means unknown"
+        "cat", "dog", word, refused="usually means that the class is unknown"
     )
     for word in ("Unknown", "unknown", "-", "uncertain")
 }
@@ -350,7 +353,7 @@ CASES |= {
 CASES["a comma for a point"] = labels(
     "0,5",
     "1,5",
-    refused=r"measurements, not classes: 2 different numbers, such as 0\.5",
+    refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
 )
 
 

@@ -103,12 +103,14 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a repeat": (
         TEXT + "cat/0.png,1\n",
         {},
-        (rf"are repeated for 1 image: row 12 {HEADER}1\); 1 of these rows have another label"),
+        (
+            rf"repeats the path of an earlier row for 1 image: row 12 {HEADER}1\)\. In 1 of these rows, the label is different"
+        ),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
         {},
-        rf"are repeated for 1 image: row 12 {HEADER}1\); 0 of these",
+        rf"repeats the path of an earlier row for 1 image: row 12 {HEADER}1\)\. In 0 of these",
     ),
     ("a repeat below a blank row"): (
         "path,label\n\ncat/0.png,0\ncat/0.png,1\n",
@@ -423,7 +425,7 @@ def test_label_columns_of_parquet_with_images(prepare, tmp_path):
 def test_options_of_another_kind_are_refused(prepare, tmp_path, option, kind):
     path = FORMS["npz"][1](tmp_path, {"label": [0, 1] * 6})
     check_verdict(
-        f"{next(iter(option))} is an option of kind {kind}, not of kind npz",
+        f"{next(iter(option))} applies only to data of kind {kind}, not to kind npz",
         lambda: prepare("npz", path, **option),
     )
 
@@ -459,7 +461,7 @@ PATIENTS = {
     "one id for all": (
         ["hospital"] * 6,
         None,
-        r"group \(patient\) has 6 of 6 images, too many for a split into training",
+        r"group \(patient\) has 6 of 6 images, so the images cannot be split into",
     ),
     "none": (["ANON"] * 6, None, {"groups": 6, "flags": {NO_ID: 6}}),
 }
@@ -564,22 +566,22 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "a word": (
         "path,label,slice",
         ["0.nii.gz,a,3", "1.nii.gz,b,x"],
-        (r"whole number from 0 for 1 image: row 3 \(the header is row 1\)\."),
+        (r"whole number, 0 or larger, for 1 image: row 3 \(the header is row 1\)\."),
     ),
     "no number": (
         "path,label,slice",
         ["0.nii.gz,a,3", "1.nii.gz,b,3\u00b2"],
-        (r"whole number from 0 for 1 image: row 3 \(the header is row 1\)\."),
+        (r"whole number, 0 or larger, for 1 image: row 3 \(the header is row 1\)\."),
     ),
     "one slice twice": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"are repeated for 1 image: row 3 {HEADER}1\); 1 of these rows have another label",
+        rf"repeats the path of an earlier row for 1 image: row 3 {HEADER}1\)\. In 1 of these rows, the label is different",
     ),
     "one slice twice, spelt otherwise": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,a,03", "1.nii.gz,b,3"],
-        r"paths of earlier rows are repeated for 1 image: row 3 \(the header is",
+        r"the table repeats the path of an earlier row for 1 image: row 3 \(the header is",
     ),
     "beyond the volume": (
         "path,label,slice",
@@ -599,7 +601,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes, some rows have a slice and others have none, so slices might be",
+        "volumes, some rows have a slice and others have none, so isweep might use",
     ),
 }
 

@@ -190,7 +190,7 @@ def test_arguments_that_a_library_does_not_take_are_found_without_memory():
     )
     with pytest.raises(
         ConfigError,
-        match=r"timm resnet18 does not take the arguments \{'colour': 1\}: ResNet\.__init__\(\) got an",
+        match=r"timm resnet18 does not accept the arguments \{'colour': 1\}: ResNet\.__init__\(\) got an",
     ):
         check_buildable(spec, **OPTIONS)
 

@@ -151,13 +151,15 @@ REFUSED = {
         {},
         with_pixel(300.0),
         (
-            r"Pixels of the training images are between 0\.0 and 300\.0, but must be between 0 and 255"
+            r"The pixels of the training images are between 0\.0 and 300\.0, but must be between 0 and 255"
         ),
     ),
     "a pixel that is none": (
         {},
         with_pixel(np.nan),
-        ("Pixels of the training images are between nan and nan, but must be between 0 and 255"),
+        (
+            "The pixels of the training images are between nan and nan, but must be between 0 and 255"
+        ),
     ),
     "labels from 1": (
         {},
