@@ -188,7 +188,11 @@ def fingerprint_of(request: RawRequest, listing: Listing, dtype: str, images: Im
     """Return the fingerprint of a prepared dataset, see :class:`PreparedRecord`."""
     spec = request.spec
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
-    header = {"dtype": dtype, "shape": shape, "label_names": listing.label_names}
+    header: dict[str, object] = {
+        "dtype": dtype,
+        "shape": shape,
+        "label_names": listing.label_names,
+    }
     return content_fingerprint(images, header)
 
 

@@ -86,16 +86,16 @@ def _key_in_file(path: Path, *, create: bool) -> str:
     The file contains the key, a blank and the checksum of the key. Files of older versions contain
     only the key.
     """
+    restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
-        f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable. "
-        "Without a backup, delete the file: isweep then writes a new key, but isweep locate finds "
+        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but isweep locate finds "
         "no file for older hashes"
     )
     if not path.exists():
         if not create:
             raise SetupError(
                 f"The file {path} of the key for hashes of patient ids is missing",
-                hint=hint,
+                hint=restore,
             )
         if any(path.parent.glob(PREPARED_RECORDS)):
             logger.warning(
