@@ -83,8 +83,11 @@ def _sentence(text: str) -> str:
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise one ``error`` with a line for each problem. Return if there are no problems."""
-    problems = list(problems)
+    """Raise one ``error`` with a line for each problem. Return if there are no problems.
+
+    Several checks may find the same problem, so equal messages count once.
+    """
+    problems = list({str(problem): problem for problem in problems}.values())
     if not problems:
         return
     if len(problems) == 1 and isinstance(problems[0], error):

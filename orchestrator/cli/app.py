@@ -34,7 +34,7 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.signals import is_stop, stop_on_signals
+from orchestrator.machine.signals import is_stop, remember_command, stop_on_signals
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
     words = list(arguments)
     stop_on_signals()
+    remember_command(["isweep", *words])
     try:
         command = parse(words)
     except ConfigError as error:

@@ -58,6 +58,10 @@ class _Messages(Console):
 
 PIPE_WIDTH = 200
 """Characters per line in a pipe or file, which wraps no lines."""
+USUAL_WIDTH = 80
+"""Characters per line if the variable COLUMNS has no usable value."""
+MIN_WIDTH = 20
+"""Smallest value of COLUMNS that is used. Some programs set COLUMNS to 0."""
 
 
 def _open_standard_streams() -> None:
@@ -78,10 +82,13 @@ def _open_standard_streams() -> None:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return the width of a pipe or file; None for a terminal, whose width rich reads."""
-    if stream.isatty() or "COLUMNS" in os.environ:
-        return None
-    return PIPE_WIDTH
+    """Return the characters per line of a stream; None for a terminal, whose width rich reads."""
+    columns = os.environ.get("COLUMNS")
+    if columns is None:
+        return None if stream.isatty() else PIPE_WIDTH
+    if not columns.isdecimal() or int(columns) < MIN_WIDTH:
+        return USUAL_WIDTH
+    return int(columns)
 
 
 _open_standard_streams()

@@ -352,8 +352,9 @@ def connect(
             settings |= _gpu_settings()
             settings["include_dashboard"] = dashboard
             context = stack.enter_context(_private_cluster(ray, mps, **settings))
-        lost_after_s = PRIVATE_LOST_AFTER_S if head is None else SHARED_LOST_AFTER_S
-        stack.enter_context(_watch_servers(ray, lost_after_s))
+        is_private = head is None
+        lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
+        stack.enter_context(_watch_servers(ray, lost_after_s, is_private=is_private))
         yield replace(_cluster_info(ray, context, local=head is None), mps=mps)
 
 
@@ -416,8 +417,11 @@ class _ServerCheck:
     for a while.
     """
 
-    def __init__(self, servers: Mapping[str, _Server], lost_after_s: float) -> None:
+    def __init__(
+        self, servers: Mapping[str, _Server], lost_after_s: float, *, is_private: bool
+    ) -> None:
         self._servers = servers
+        self._is_private = is_private
         self._lost_after_s = lost_after_s
         self._silent_s = 0.0
         self._has_warned = False
@@ -442,11 +446,13 @@ class _ServerCheck:
         server = silent[0]
         if self._silent_s >= self._lost_after_s:
             self._kill_stopped_servers()
+            hint = f"Finished trials are kept. {signals.run_again_hint()}"
+            if not self._is_private:
+                hint = f"Repair or restart the cluster. {hint}"
             return SetupError(
                 f"{server.description} at {server.host}:{server.port} has not answered for "
                 f"{self._silent_s:.0f} s",
-                hint="Repair or restart the cluster, and run the same command again. "
-                "Finished trials are kept",
+                hint=hint,
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
             self._has_warned = True
@@ -467,10 +473,15 @@ class _ServerCheck:
 
 
 @contextlib.contextmanager
-def _watch_servers(ray: Any, lost_after_s: float) -> Iterator[None]:
+def _watch_servers(ray: Any, lost_after_s: float, *, is_private: bool) -> Iterator[None]:
     """Check the head and this node's raylet repeatedly during a block, then disconnect.
 
     Ray itself would wait for a lost head or raylet.
+
+    Args:
+        ray: the connected module.
+        lost_after_s: seconds without an answer after which the cluster counts as lost.
+        is_private: True if this process started the cluster, so that nobody can repair it.
     """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
@@ -482,7 +493,8 @@ def _watch_servers(ray: Any, lost_after_s: float) -> Iterator[None]:
             "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
         ),
     }
-    watch = signals.Watch("head-watch", LOOK_EVERY_S, _ServerCheck(servers, lost_after_s))
+    check = _ServerCheck(servers, lost_after_s, is_private=is_private)
+    watch = signals.Watch("head-watch", LOOK_EVERY_S, check)
     try:
         with watch:
             yield

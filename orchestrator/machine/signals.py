@@ -9,10 +9,11 @@ import _thread
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -30,6 +31,8 @@ Interrupt = Callable[[SetupError, threading.Event], None]
 because the watched block has ended."""
 
 _stop_requested = threading.Event()
+_typed_command: list[str] = []
+"""The words of the command line that this process runs; empty if isweep is used as a library."""
 _cleanups: list[Callable[[], object]] = []
 """Functions to call before the process is ended by force, the last one first."""
 
@@ -52,6 +55,18 @@ def stop_on_signals() -> None:
         # `nohup` and background jobs of a shell ignore some of these signals on purpose.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def remember_command(words: Sequence[str]) -> None:
+    """Remember the words of the command line, for messages that ask to run the command again."""
+    _typed_command[:] = words
+
+
+def run_again_hint() -> str:
+    """Return the sentence that asks the user to run the same command again, with the command."""
+    if not _typed_command:
+        return "Run the same command again"
+    return f"Run the same command again: `{shlex.join(_typed_command)}`"
 
 
 def raise_if_asked() -> None:

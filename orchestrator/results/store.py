@@ -285,7 +285,7 @@ class ResultStore:
             log.warning("The checkpoint of trial %s cannot be deleted: %s", trial_id, error)
 
     def damaged_files(self, kind: FileKind, expected: Mapping[str, TrialFile]) -> set[str]:
-        """Return the ids of trials whose file is missing or damaged.
+        """Return the ids of trials whose file is missing or damaged, and log the files' paths.
 
         Args:
             kind: Kind of file.
@@ -301,6 +301,9 @@ class ResultStore:
                     checksum = hashlib.sha256(content).hexdigest()
                     if checksum == expected[trial_id].sha256:
                         intact.add(trial_id)
+        for path, trial_id in trial_ids.items():
+            if trial_id not in intact:
+                log.warning("The stored file %s is missing or damaged", path)
         return expected.keys() - intact
 
     # No decision depends on the events and logs of trials. An error of writing them is only logged.

@@ -73,8 +73,9 @@ class PredictionLosses(NamedTuple):
     """Numbers of trials whose stored predictions are missing or damaged.
 
     Attributes:
-        num_from_weights: Trials with a stored network, which computes the predictions again.
-        num_retrained: Trials without a stored network, which must be trained again.
+        num_from_weights: Trials with an intact stored network, which computes the predictions
+            again.
+        num_retrained: Trials without an intact stored network, which must be trained again.
     """
 
     num_from_weights: int
@@ -179,10 +180,16 @@ class StoredResults:
                 if file:
                     predictions[trial_id] = file
         damaged = self.store.damaged_files(FileKind.PREDICTIONS, predictions)
+        weights = {}
+        for trial_id in damaged:
+            file = records[trial_id].result.weights
+            if file is not None:
+                weights[trial_id] = file
+        intact_weights = weights.keys() - self.store.damaged_files(FileKind.WEIGHTS, weights)
         num_from_weights = 0
         for trial_id in damaged:
             record = records[trial_id]
-            if record.result.weights is None:
+            if trial_id not in intact_weights:
                 del self.trials[trial_id]
                 continue
             num_from_weights += 1

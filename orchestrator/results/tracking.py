@@ -487,7 +487,9 @@ class Tracker:
         if not self._warned and now - self._failing_since >= WARN_AFTER_S:
             self._warned = True
             problem = no_answer_error(error).problem
-            self._print_note(f"{problem}. The sweep continues, and MLflow is updated later")
+            self._print_note(
+                f"{problem}. Results are stored without MLflow, and isweep tries again"
+            )
         return False
 
     def _note_progress(self) -> None:

@@ -214,8 +214,8 @@ def _mark_damaged_predictions(sweep: _SweepRun) -> None:
         )
     if losses.num_retrained:
         sweep.monitor.note(
-            "Trials without stored weights whose predictions are missing or damaged are trained "
-            f"again: {losses.num_retrained}"
+            "Trials whose predictions are missing or damaged, and whose weights are not stored or "
+            f"also damaged, are trained again: {losses.num_retrained}"
         )
 
 

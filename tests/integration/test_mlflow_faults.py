@@ -43,7 +43,7 @@ def test_a_deleted_database_costs_no_number(tmp_path):
     found = deleted_database(tmp_path / "mlflow.db")
     assert found["said"] == [
         "MLflow does not answer: (sqlite3.OperationalError) attempt to write a readonly database. "
-        "The sweep continues, and MLflow is updated later"
+        "Results are stored without MLflow, and isweep tries again"
     ]
     assert found["behind"] > 0
     assert found["losses"] == {f"deleted-{number}": 1 / (number + 1) for number in range(4)}

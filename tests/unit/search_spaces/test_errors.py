@@ -39,6 +39,11 @@ def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
     collect([])
 
 
+def test_a_problem_that_two_checks_report_is_printed_once():
+    with pytest.raises(ConfigError, match=r"^labels are damaged\.$"):
+        collect([ConfigError("labels are damaged"), ConfigError("labels are damaged")])
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "known", "message"),
     [

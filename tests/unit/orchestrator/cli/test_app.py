@@ -1,5 +1,6 @@
 """Help, version, completion, pipes."""
 
+import io
 import shlex
 import signal
 import subprocess
@@ -10,9 +11,28 @@ from importlib import metadata
 
 import pytest
 
-from orchestrator.cli import environment, results
+from orchestrator.cli import environment, printing, results
 from orchestrator.cli.app import COMMANDS, SLOW, application, main, parse
 from orchestrator.machine.signals import stop_heard
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"),
+    [
+        (None, printing.PIPE_WIDTH),
+        ("0", 80),
+        ("19", 80),
+        ("-3", 80),
+        ("x", 80),
+        ("²", 80),
+        ("20", 20),
+    ],
+)
+def test_the_variable_columns_is_ignored_unless_text_fits_into_it(monkeypatch, columns, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert printing._width(io.StringIO()) == width
 
 
 def test_commands_that_only_look_load_nothing_heavy(root):

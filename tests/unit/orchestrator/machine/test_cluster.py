@@ -22,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from orchestrator.machine import cluster as cluster_module
-from orchestrator.machine import processes
+from orchestrator.machine import processes, signals
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
@@ -400,10 +400,13 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
         connect().__enter__()
 
 
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+@pytest.mark.parametrize(
+    ("victim", "is_private"), [("gcs_server", True), ("raylet", True), ("raylet", False)]
+)
 def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_to_listen(
-    monkeypatch, tmp_path, victim
+    monkeypatch, tmp_path, victim, is_private
 ):
+    monkeypatch.setattr(signals, "_typed_command", ["isweep", "run", "a b.yaml"])
     program, lost = tmp_path / victim, threading.Event()
     shutil.copy(shutil.which("sleep"), program)
     monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
@@ -429,16 +432,19 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
         )
 
         def stopped() -> None:
-            with _watch_servers(ray, 0.2):
+            with _watch_servers(ray, 0.2, is_private=is_private):
                 assert not lost.wait(0.5)
                 process.send_signal(signal.SIGSTOP)
                 lost.wait(300)
                 raise KeyboardInterrupt
 
+        # Nobody can repair a cluster that ends with its driver.
+        repair = "" if is_private else r"Repair or restart the cluster\. "
+        command = r"Run the same command again: `isweep run 'a b\.yaml'`\.$"
         try:
             with pytest.raises(
                 SetupError,
-                match=f"{rule} at .* has not answered for .* Repair or restart the cluster, and",
+                match=rf"{rule} at .* s\. {repair}Finished trials are kept\. {command}",
             ):
                 stopped()
             assert process.wait(300) == -signal.SIGKILL

@@ -421,7 +421,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     tracker.close("FINISHED")
     assert tracker.num_unsent_updates == 4  # both results, the sweep's run and its end
     assert said == [
-        "MLflow does not answer: no route. The sweep continues, and MLflow is updated later"
+        "MLflow does not answer: no route. Results are stored without MLflow, and isweep tries again"
     ]
 
 

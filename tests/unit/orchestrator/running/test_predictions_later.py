@@ -91,3 +91,18 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     assert stored.mark_damaged_predictions([first, second, "not trained"]) == (1, 1)
     assert set(stored.trials) == {second}
     assert stored.trials[second].result.predictions is None
+
+
+def test_a_trial_with_damaged_predictions_and_damaged_weights_counts_as_trained_again(root, caplog):
+    run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes={"predictions": True})
+    workspace = Workspace.open(SWEEP, root)
+    stored = StoredResults.read(workspace.results_url)
+    trial_id, other_id = sorted(stored.trials)
+    predictions = workspace.sweep_paths.folder / "predictions" / f"{trial_id}.parquet"
+    predictions.unlink()
+    (weights,) = workspace.sweep_paths.folder.glob(f"weights/{trial_id}*")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert stored.mark_damaged_predictions([trial_id, other_id]) == (0, 1)
+    assert set(stored.trials) == {other_id}
+    for path in (predictions, weights):
+        assert f"The stored file {path} is missing or damaged" in caplog.text
