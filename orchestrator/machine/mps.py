@@ -30,8 +30,10 @@ PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 """Environment variable with the folder of the daemon's socket."""
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 """Environment variable with the folder of the log files of the daemon and the server."""
+PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
+"""Environment variable of a run's processes with the folder of MPS that the run started."""
 END_MARK = "isweep-mps-ended"
-"""File beside the folder of the socket. If it exists, new processes must compute without MPS."""
+"""File in this folder. If it exists, new processes must compute without MPS."""
 MAX_PIPES_LENGTH = 80
 """Most characters in the path of the socket's folder. The path of a socket has at most 107
 characters, and the daemon ends without a message if it is longer."""
@@ -67,11 +69,13 @@ class PrivateMps:
             mean another GPU; a UUID always means the same one.
         note: shows a message to the user.
         folder: folder of the socket and the logs while MPS runs; None if MPS does not run.
+        has_ended_use: whether no further process uses MPS.
     """
 
     uuids: tuple[str, ...]
     note: Callable[[str], None]
     folder: Path | None = field(default=None, init=False)
+    has_ended_use: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
@@ -95,6 +99,7 @@ class PrivateMps:
                 )
             else:
                 self.folder = folder
+                self.has_ended_use = False
                 self.note(
                     "Started NVIDIA's MPS for this sweep, so that several trials share each GPU"
                 )
@@ -112,10 +117,10 @@ class PrivateMps:
         Args:
             reason: why, for the message.
         """
-        if self.folder is None or (self.folder / END_MARK).exists():
+        if self.folder is None or self.has_ended_use:
             return
-        with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
-            (self.folder / END_MARK).touch()
+        self.has_ended_use = True
+        _mark_ended(self.folder)
         self.note(
             f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, an "
             "error of one trial also ends other trials on the same GPU. isweep retries these "
@@ -139,7 +144,12 @@ class PrivateMps:
         pipes.mkdir(parents=True)
         logs.mkdir()
         visible = ",".join(self.uuids)
-        variables = {PIPES: str(pipes), LOGS: str(logs), "CUDA_VISIBLE_DEVICES": visible}
+        variables = {
+            PIPES: str(pipes),
+            LOGS: str(logs),
+            PRIVATE_FOLDER: str(folder),
+            "CUDA_VISIBLE_DEVICES": visible,
+        }
         stack.enter_context(environment(**variables))
         stack.enter_context(_daemon_ends_with_this_process(folder / "quit.log"))
         problem = _start_daemon(folder / "start.log")
@@ -178,10 +188,26 @@ def leave_ended_mps() -> None:
 
     This has an effect only before the process uses CUDA.
     """
-    pipes = os.environ.get(PIPES)
-    if pipes and (Path(pipes).parent / END_MARK).exists():
+    folder = os.environ.get(PRIVATE_FOLDER)
+    if folder and Path(folder, END_MARK).exists():
         # CUDA computes without MPS if it finds no socket in this folder.
-        os.environ[PIPES] = str(Path(pipes).parent / "no-socket")
+        os.environ[PIPES] = str(Path(folder, "no-socket"))
+
+
+def end_use_of_all() -> None:
+    """Let no further process of this run use the MPS that the run started.
+
+    A worker calls this before it waits with a broken GPU. Until the driver learns of the failure,
+    MPS would refuse new processes on every GPU.
+    """
+    folder = os.environ.get(PRIVATE_FOLDER)
+    if folder:
+        _mark_ended(Path(folder))
+
+
+def _mark_ended(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
+        (folder / END_MARK).touch()
 
 
 def _start_daemon(output_file: Path) -> str:

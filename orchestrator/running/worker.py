@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.machine import gpus
+from orchestrator.machine.mps import breaks_mps, end_use_of_all
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
@@ -182,6 +183,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             if failure.kind == FailureKind.DEVICE_ERROR and not failure.capture_failed:
                 facts["gpu"] = gpu
         failure = failure.model_copy(update={**facts, "message": message})
+        if breaks_mps(failure):
+            end_use_of_all()
         is_by_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_finished_a_trial and (is_by_node or failure.unfit_node):
             time.sleep(trial_device.FIRST_QUARANTINE_S)

@@ -31,8 +31,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block, for any block size of the source."""
-ID_LENGTH = 32
-"""Hex digits of the hash in the name of part files."""
 Tar = tuple[str, ...]
 """The path of a compressed tar: a file, then archives inside it; empty if there is none."""
 
@@ -64,7 +62,7 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
     blocks = []
     for start in range(0, len(items), size):
         block_items = items[start : start + size]
-        name = preparation.id_of(block_items)[:ID_LENGTH]
+        name = preparation.part_name(block_items)
         blocks.append(Block(block_items, folder / name))
     return blocks
 
@@ -164,7 +162,7 @@ def read_if_same(
 ) -> tuple[Part, list[Image]] | None:
     """Read a block if this node has the listed files; otherwise return None."""
     try:
-        is_same = preparation.id_of(items)[:ID_LENGTH] == name
+        is_same = preparation.part_name(items) == name
     except (DataError, OSError):
         return None
     return read_block(preparation.request, items, preparation.dtype) if is_same else None

@@ -42,6 +42,16 @@ class Preparation:
             self.dtype,
         )
 
+    def part_name(self, items: Sequence[Item]) -> str:
+        """Return the name of the part files of items.
+
+        The name depends on the hash key. Parts that were made with another key have other hashes
+        for the same groups, so they must not be used together.
+        """
+        key = self.request.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
+        name = hashlib.blake2b(self.id_of(items).encode(), key=key, digest_size=16)
+        return name.hexdigest()
+
     def id_of(self, items: Sequence[Item]) -> str:
         """Return a hash of items and of all settings that change their prepared images.
 

@@ -11,30 +11,29 @@ import json
 import logging
 import math
 import select
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import SweepError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.prepared.blocks import Progress, cut_blocks, listed_order, read_blocks, reading_order
+from tasks.prepared.changes import check_same_content, remember_raw_id
 from tasks.prepared.listings import Listings
 from tasks.prepared.parts import Part, PixelType, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.publish import build_and_publish, published_record
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.table import ImageTable, choose_images, gather, keep_per_class, number_groups
+from tasks.remote import Executor, InlineExecutor
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
-
-if TYPE_CHECKING:
-    from tasks.remote import Executor
 
 logger = logging.getLogger(__name__)
 MAX_LISTED_SKIPS = 10
@@ -59,7 +58,8 @@ def prepare_dataset(
     """Prepare a dataset into a folder.
 
     If the destination has a finished preparation, its record is returned at once. For user data,
-    the raw files are first checked for changes. A damaged preparation is prepared again.
+    the raw files are first checked for changes. If the listing, sizes or times of files differ, all
+    images are read again and compared. A damaged preparation is prepared again.
 
     Args:
         spec: Task, image size, channels and faults.
@@ -97,8 +97,7 @@ def prepare_dataset(
         dtype = "float32"  # the released code does not round resized pixels
     preparation = Preparation(request, listing, dtype)
     raw_id = preparation.id_of(listing.items)
-    if finished is not None:
-        _check_unchanged(finished, raw_id)
+    if finished is not None and finished.raw_id == raw_id:
         return finished
     items = _choose_items(listing.items, spec)
     order = reading_order(request, items)
@@ -106,6 +105,13 @@ def prepare_dataset(
         items = [items[index] for index in order]
     parts_folder = destination.with_name(f".{destination.name}.parts")
     blocks = cut_blocks(preparation, items, parts_folder)
+    if finished is not None:
+        # Without this comparison, changed data would be used silently. So it has no time limit.
+        parts = read_blocks(preparation, blocks, InlineExecutor(), None, on_progress)
+        images = choose_images(listed_order(gather(parts), parts, order), spec)
+        shutil.rmtree(parts_folder, ignore_errors=True)
+        check_same_content(finished, destination, preparation, images, parts, blocks)
+        return remember_raw_id(finished, destination, raw_id)
     try:
         parts = read_blocks(preparation, blocks, executor, readers, on_progress)
         skipped = _collect_skips(request, listing, parts, max_skipped_share)
@@ -130,7 +136,6 @@ def prepare_from_stdin() -> None:
     printed before its preparation. Errors are ignored here, because the caller will prepare the
     dataset again and report the error.
     """
-    from tasks.remote import InlineExecutor
 
     def end_if_closed() -> None:
         readable, _, _ = select.select([sys.stdin], [], [], 0)
@@ -151,16 +156,6 @@ def prepare_from_stdin() -> None:
                 executor=InlineExecutor(end_if_closed),
                 max_skipped_share=max_skipped_share,
             )
-
-
-def _check_unchanged(finished: PreparedRecord, raw_id: str) -> None:
-    """Raise a DataError if the raw files have changed since the preparation."""
-    if finished.raw_id != raw_id:
-        raise DataError(
-            f"{finished.dataset}: the files or label_map have changed since the dataset was "
-            "prepared",
-            hint="Choose another name for the new data, or another --root",
-        )
 
 
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:

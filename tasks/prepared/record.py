@@ -47,7 +47,8 @@ class PreparedRecord(BaseModel):
             It does not depend on sharding, the number of workers, the hash key, or the time and
             place of the preparation.
         prepared_id: Id of the preparation's spec, which is the name of the store's folder.
-        raw_id: Hash of the raw listing with sizes and times of files. It shows changed files.
+        raw_id: Hash of the raw listing with sizes and times of files. If it differs, the
+            images are read again and compared.
         dataset: Name of the dataset in sweep files.
         source: Name of the source in :mod:`tasks.sources` that read the dataset.
         title: Name of the dataset in text for people.
@@ -148,9 +149,7 @@ def make_record(
         conversions.update(part.conversions)
     flags = _count_doubts(request, listing, images, parts, group_counts)
     return PreparedRecord(
-        fingerprint=content_fingerprint(
-            images, {"dtype": dtype, "shape": shape, "label_names": names}
-        ),
+        fingerprint=fingerprint_of(request, listing, dtype, images),
         prepared_id=spec.prepared_id,
         raw_id=raw_id,
         dataset=dataset.name,
@@ -183,6 +182,18 @@ def make_record(
         shape=shape,
         seconds=0.0,
     )
+
+
+def fingerprint_of(request: RawRequest, listing: Listing, dtype: str, images: ImageTable) -> str:
+    """Return the fingerprint of a prepared dataset, see :class:`PreparedRecord`."""
+    spec = request.spec
+    shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
+    header: dict[str, object] = {
+        "dtype": dtype,
+        "shape": shape,
+        "label_names": listing.label_names,
+    }
+    return content_fingerprint(images, header)
 
 
 def _count_doubts(

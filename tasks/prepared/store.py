@@ -329,6 +329,18 @@ def write_marker(folder: Path, record: PreparedRecord, digests: Mapping[str, Fil
         "record": record.model_dump(mode="json"),
         "files": {name: list(digest) for name, digest in sorted(digests.items())},
     }
+    _write_body(folder, body)
+
+
+def replace_record(folder: Path, record: PreparedRecord) -> None:
+    """Write another record into the marker of a complete store."""
+    body = _marker_body(folder)
+    body["record"] = record.model_dump(mode="json")
+    _write_body(folder, body)
+
+
+def _write_body(folder: Path, body: dict[str, Any]) -> None:
+    """Write the marker with a fingerprint of its content."""
     marker = body | {"sha256": fingerprint(body)}
     write_atomic(folder / MARKER, json.dumps(marker, indent=1, allow_nan=False).encode())
 

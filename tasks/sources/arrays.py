@@ -1,6 +1,7 @@
 """List and read the images of a user's ``.npz`` or HDF5 file.
 
-An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. An *array
+An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. The layout
+of both follows packages that are in wide use. An *array
 name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
 of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
 Other arrays with one entry per image are *columns*: they have the names that columns of a table

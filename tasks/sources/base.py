@@ -11,6 +11,7 @@ a message.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from search_spaces.errors import DataError, SetupError, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import write_once
 
+logger = logging.getLogger(__name__)
 KEY_FILE = ".hash_key"
 """Name of the file with the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
@@ -38,54 +40,99 @@ MIN_KEY_LENGTH = 16
 """Smallest number of characters of a key. A shorter key, and then every id, could be found by
 trying all keys."""
 
+KEY_BYTES = 32
+"""Number of random bytes of a key in the file, which has two hex digits per byte."""
+CHECKSUM_LENGTH = 16
+"""Number of hex digits of the checksum in the file of the key."""
+PREPARED_RECORDS = "*/complete.json"
+"""Pattern of the records in the folder of the prepared datasets. They contain hashes."""
+
 Split = Literal["", "train", "test"]
 """The split that the data state for an image; empty if the data state none."""
 
 
-def hash_key(folder: Path) -> str:
+def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
     The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key that is
-    written once to ``folder`` (mode 0600). With the key, anyone can find the id behind a hash by
-    hashing all possible ids. Without the key, nobody can.
+    written once to ``folder`` (mode 0600), with its checksum. With the key, anyone can find the id
+    behind a hash by hashing all possible ids. Without the key, nobody can.
 
     Args:
         folder: The folder of the prepared datasets.
+        create: Whether a missing file is written with a new key. Otherwise it is an error.
 
     Returns:
         The key, at least :data:`MIN_KEY_LENGTH` characters.
 
     Raises:
-        SetupError: The key is too short or cannot be read.
+        SetupError: The key is too short, missing or damaged, or cannot be read.
     """
     key = os.environ.get(KEY_VARIABLE)
-    origin = KEY_VARIABLE
-    hint = f"Set {KEY_VARIABLE} to a longer text"
     if not key:
-        path = folder / KEY_FILE
-        if not path.exists():
-            # If another process wrote the file first, its key is used.
-            write_once(path, secrets.token_hex(32).encode(), mode=0o600)
-        origin = str(path)
-        hint = (
-            f"Restore {path} from a backup. Without a backup, delete it and prepare the datasets "
-            "again, because only this key can be used to find the file of a hash"
+        return _key_in_file(folder / KEY_FILE, create=create)
+    if len(key) < MIN_KEY_LENGTH:
+        raise SetupError(
+            f"The key with which isweep hashes patient ids is too short: {KEY_VARIABLE} has "
+            f"{len(key)} characters instead of at least {MIN_KEY_LENGTH}",
+            hint=f"Set {KEY_VARIABLE} to a longer text",
         )
-        try:
-            key = path.read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            raise SetupError(
-                "isweep replaces patient ids by hashes, but cannot read the file with the key "
-                f"for these hashes: {error}",
-                hint=hint,
-            ) from None
-    if len(key) >= MIN_KEY_LENGTH:
-        return key
-    raise SetupError(
-        f"The key with which isweep hashes patient ids is too short: {origin} has {len(key)} "
-        f"characters instead of at least {MIN_KEY_LENGTH}",
-        hint=hint,
+    return key
+
+
+def _key_in_file(path: Path, *, create: bool) -> str:
+    """Return the key in a file.
+
+    The file contains the key, a blank and the checksum of the key. Files of older versions contain
+    only the key.
+    """
+    restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
+    hint = (
+        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but isweep locate finds "
+        "no file for older hashes"
     )
+    if not path.exists():
+        if not create:
+            raise SetupError(
+                f"The file {path} of the key for hashes of patient ids is missing",
+                hint=restore,
+            )
+        if any(path.parent.glob(PREPARED_RECORDS)):
+            logger.warning(
+                "%s is missing, so a new key is written. isweep locate finds no file for hashes in "
+                "older messages and records. To use the old key, restore this file from a backup, "
+                "or set %s",
+                path,
+                KEY_VARIABLE,
+            )
+        new_key = secrets.token_hex(KEY_BYTES)
+        # If another process wrote the file first, its key is used.
+        write_once(path, f"{new_key} {_checksum(new_key)}\n".encode(), mode=0o600)
+    try:
+        key, *checksums = path.read_text(encoding="ascii").split() or [""]
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            "isweep replaces patient ids by hashes, but cannot read the file with the key for "
+            f"these hashes: {error}",
+            hint=hint,
+        ) from None
+    num_digits = 2 * KEY_BYTES
+    if len(key) != num_digits:
+        raise SetupError(
+            f"The key for hashes of patient ids is damaged: {path} has {len(key)} characters "
+            f"instead of {num_digits}",
+            hint=hint,
+        )
+    if checksums not in ([], [_checksum(key)]):
+        raise SetupError(
+            f"The key for hashes of patient ids is damaged: the checksum in {path} differs",
+            hint=hint,
+        )
+    return key
+
+
+def _checksum(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:CHECKSUM_LENGTH]
 
 
 def keyed_hash(key: str, value: str) -> int:

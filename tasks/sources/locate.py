@@ -60,10 +60,13 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
     Returns:
         The locator, see :mod:`tasks.sources.raw`; None if nothing matches.
+
+    Raises:
+        SetupError: The key is missing or damaged.
     """
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
-    key = hash_key(key_folder) if hashed else UNKEYED
+    key = hash_key(key_folder, create=False) if hashed else UNKEYED
     dataset = own_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)

@@ -47,7 +47,7 @@ from tasks.sources.parquet_images import (
     is_parquet_name,
     list_parquet,
 )
-from tasks.sources.raw import MARK, plain_name, walk
+from tasks.sources.raw import MARK, check_inside, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
     MAX_NAMED,
@@ -413,16 +413,18 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         Reason -> number of images in the raw folder that are not in the table.
 
     Raises:
-        DataError: A path is not a file.
+        DataError: A path is not a file, or is a link out of the raw folder.
     """
     folder = request.base()
     paths = rows.cells["path"]
     named = set(paths)
     hidden: list[str] = []
-    # The walk raises an error for links out of the folder and for FIFOs. It leaves out hidden files
-    # and files outside the raw folder. Only these files are checked one by one.
-    walked = set(walk(folder, request, hidden=hidden))
+    others: list[str] = []
+    # Files without a row may be anything, such as the links of a virtual environment. The walk
+    # leaves out hidden files and files outside the raw folder. Only these are checked one by one.
+    walked = set(walk(folder, request, hidden=hidden, others=others, strict=False))
     base = folder.resolve()
+    _check_links(named, set(others), base, request)
     absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
     if absent:
         hint = "Write paths relative to the folder of the table"
@@ -439,6 +441,28 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     is_readable = is_nifti_name if has_volumes else is_single_image_name
     unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
     return unnamed | count_hidden({*hidden} - named, is_readable)
+
+
+def _check_links(named: set[str], others: set[str], base: Path, request: RawRequest) -> None:
+    """Check that the paths in the table use no link out of the raw folder and no special file.
+
+    Args:
+        named: The paths in the table.
+        others: The names of links and special files in the raw folder.
+        base: The raw folder as an absolute path without links.
+        request: For errors.
+
+    Raises:
+        DataError: A path is such a link or special file, or lies behind a link to a folder.
+    """
+    if not others:
+        return
+    used = set()
+    for name in named:
+        for path in (PurePosixPath(name), *PurePosixPath(name).parents):
+            used.add(str(path))
+    for name in sorted(used & others):
+        check_inside(base, base / name, request.hashed(name), request)
 
 
 def _is_plain_file(path: Path) -> bool:

@@ -192,6 +192,7 @@ def walk(
     folders: list[str] | None = None,
     hidden: list[str] | None = None,
     *,
+    others: list[str] | None = None,
     strict: bool = True,
 ) -> Iterator[str]:
     """Yield the names of all plain files below a folder, in sorted order.
@@ -206,6 +207,7 @@ def walk(
         folders: List to which the names of all folders are appended, or None.
         hidden: List to which the names that are left out are appended, or None. Names of folders
             end with a slash.
+        others: List to which the names of links and special files are appended, or None.
         strict: Whether links out of the folder and special files are errors. Otherwise their names
             are yielded too, and folders that cannot be listed count as empty.
 
@@ -227,8 +229,11 @@ def walk(
                 folders.append(name)
             pending += _entries(Path(entry.path), f"{name}/", request, strict)
             continue
-        if strict and not entry.is_file(follow_symlinks=False):
-            _check_inside(base, Path(entry.path), request.hashed(name), request)
+        if not entry.is_file(follow_symlinks=False):
+            if others is not None:
+                others.append(name)
+            if strict:
+                check_inside(base, Path(entry.path), request.hashed(name), request)
         yield name
 
 
@@ -267,7 +272,7 @@ def _entries(
     return [(prefix + entry.name, entry) for entry in entries]
 
 
-def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
+def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
     """Check that a path is a link to a file in the folder.
 
     Args:

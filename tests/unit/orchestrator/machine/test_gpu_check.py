@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
+from orchestrator.machine.processes import environment
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
@@ -176,8 +178,39 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
     found = dict(gpu_check.pairs(bench_of("cpu")))
     with_mps = {"with_mps": {"small_cnn": {"1": 9.0, "gain": 1.5}}} if runs else {}
     without_mps = {"without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
-    assert found == {"mps": runs} | without_mps | with_mps
+    note = {} if runs else {"mps_note": "this is not a GPU"}
+    assert found == {"mps": runs} | note | without_mps | with_mps
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
+
+
+def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatch):
+    class StandIn:
+        """Sets what processes see of MPS, and starts no program."""
+
+        def __init__(self, uuids, note):
+            assert uuids == ("GPU-1",)
+            self.folder = None
+
+        @contextmanager
+        def running(self, folder):
+            self.folder = folder
+            with environment(CUDA_MPS_PIPE_DIRECTORY=str(tmp_path)):
+                yield
+
+    gpu = Gpu("NVIDIA H100 80GB HBM3", "GPU-1", 80 << 30, capability=9.0)
+    there = NodeGpus("here", (gpu,), "580.82", "2.13.0", "13.0")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/nowhere")
+    monkeypatch.setattr(gpus, "describe", lambda visible: there)
+    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    monkeypatch.setattr("orchestrator.machine.mps_choice.shutil.which", lambda name: name)
+    monkeypatch.setattr(gpu_check, "PrivateMps", StandIn)
+    monkeypatch.setattr(gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": gpus.mps_runs()})
+    bench = replace(bench_of("cpu"), device=torch.device("cuda"))
+    with mps_daemon(tmp_path):
+        values = dict(gpu_check.pairs(bench))
+    assert (values["mps"], values["mps_note"]) == (False, "MPS was started for this measurement")
+    assert {row["mps"] for row in values["with_mps"].values()} == {True}
+    assert {row["mps"] for row in values["without_mps"].values()} == {False}
 
 
 @pytest.fixture

@@ -326,3 +326,20 @@ def test_a_process_of_its_own_prints_the_verdict():
     verdict = json.loads(done.stdout.splitlines()[-1])
     assert verdict["wrong"] == ""
     assert {"plain_because", "is_final", "seconds", "arithmetic", "trainings"} <= set(verdict)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg13"])
+def test_a_cpu_without_bfloat16_rounds_about_as_much_as_one_with_it(monkeypatch, name):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no instructions for bfloat16")
+    case = Case(model_spec(name), 8, image_size=64)
+    model = self_test.built(case, dropout=0.0)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    images, labels = self_test.noise(8, 64, 1)
+    exact = self_test._gradient(model, images, labels, "float32")
+    native = self_test._bfloat16_gradient(model, images, labels)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    rounded = self_test._bfloat16_gradient(model, images, labels)
+    assert 1 - rounded.cosine(exact) == pytest.approx(1 - native.cosine(exact), rel=0.5, abs=0.02)
+    assert rounded.norm == pytest.approx(native.norm, rel=0.1)
+    assert all(map(torch.equal, before, model.parameters()))

@@ -351,13 +351,30 @@ def test_a_lock_that_cannot_be_taken_is_a_message(tmp_path, monkeypatch):
 
 
 def test_a_damaged_hash_key_is_refused(tmp_path):
-    for content in (b"", b"abc", b"\xff" * 64):
+    key = hash_key(tmp_path)
+    written = (tmp_path / ".hash_key").read_bytes()
+    for content in (b"", b"abc", b"\xff" * 64, written[:20], b"g" + written[1:], written[:-9]):
         (tmp_path / ".hash_key").write_bytes(content)
         with pytest.raises(
             SetupError,
-            match=r"\.hash_key has \d characters instead of at least 16|cannot be read: .*codec",
+            match=r"\.hash_key has \d+ characters instead of 64|cannot read the file .*codec|"
+            r"the checksum in .*\.hash_key differs",
         ):
             hash_key(tmp_path)
+    (tmp_path / ".hash_key").write_text(key)  # an older version wrote no checksum
+    assert hash_key(tmp_path) == key
+
+
+def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
+    hash_key(tmp_path)
+    assert "is missing" not in caplog.text
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "complete.json").touch()
+    (tmp_path / ".hash_key").unlink()
+    with pytest.raises(SetupError, match=r"The file .*\.hash_key of the key .* is missing"):
+        hash_key(tmp_path, create=False)
+    hash_key(tmp_path)
+    assert "isweep locate finds no file for hashes in older messages" in caplog.text
 
 
 def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):

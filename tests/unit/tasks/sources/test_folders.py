@@ -322,7 +322,29 @@ def test_changed_files_are_noticed_and_a_mended_one_is_read_again(prepare, class
     )
     (class_folder / "cat" / "new.png").write_bytes(png(picture(99)))
     with pytest.raises(
-        DataError, match="the files or label_map have changed since the dataset was prepared"
+        DataError,
+        match=r"the files or label_map have changed since the dataset was prepared "
+        r"\(1 new or changed file, the first is [0-9a-f]{16}\)",
+    ):
+        prepare("folder", class_folder)
+
+
+def test_new_times_of_equal_files_are_accepted_and_stored(prepare, class_folder, monkeypatch):
+    before = prepare("folder", class_folder).record
+    os.utime(class_folder / "cat" / "0.png", (1, 1))
+    after = prepare("folder", class_folder).record
+    assert after == before.model_copy(update={"raw_id": after.raw_id})
+    assert after.raw_id != before.raw_id
+    monkeypatch.setattr("tasks.prepared.prepare.read_blocks", None)  # nothing is read again
+    assert prepare("folder", class_folder).record == after
+
+
+def test_other_pixels_of_the_same_size_are_refused(prepare, class_folder):
+    prepare("folder", class_folder)
+    (class_folder / "cat" / "0.png").write_bytes(png(picture(99)))
+    with pytest.raises(
+        DataError,
+        match=r"1 new or changed file, the first is \w{16}; 1 prepared image not found",
     ):
         prepare("folder", class_folder)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
@@ -172,6 +172,9 @@ def test_only_the_key_leads_from_a_hash_to_its_file(name, tmp_path):
         hash_text(keyed_hash(hash_key(tmp_path / "prepared"), locator)),
     )
     assert locate(path, tmp_path / "prepared", hashed) == locator
+    with pytest.raises(SetupError, match="of the key for hashes of patient ids is missing"):
+        locate(path, tmp_path / "other", hashed)
+    hash_key(tmp_path / "other")
     assert locate(path, tmp_path / "other", hashed) is None
-    assert locate(path, tmp_path, "row -3") is None
+    assert locate(path, tmp_path / "prepared", "row -3") is None
     assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600

@@ -300,6 +300,17 @@ FORMATS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 }
 
 
+def test_links_out_of_the_folder_matter_only_if_a_row_uses_them(prepare, class_folder, tmp_path):
+    (class_folder / "labels.csv").write_text(TEXT)
+    (class_folder / "venv").mkdir()
+    (class_folder / "venv" / "python").symlink_to("/usr")
+    assert prepare("table", class_folder / "labels.csv").num_images == 10
+    (class_folder / "linked").symlink_to(class_folder / "cat")
+    (class_folder / "labels.csv").write_text(TEXT.replace("cat/0", "linked/0"))
+    with pytest.raises(DataError, match="is a link to a folder or out of the raw folder"):
+        prepare("table", class_folder / "labels.csv", name="other")
+
+
 def image_folder(folder: Path, count: int = 10, ending: str = "csv", **more: object) -> Path:
     """A folder of pictures with ``metadata``, whose labels take turns; no table where ``ending`` is
     blank."""
