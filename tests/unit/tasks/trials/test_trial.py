@@ -164,7 +164,7 @@ REFUSED = {
     "labels from 1": (
         {},
         {"test_labels": np.arange(20) % 2 + 1},
-        "Labels of the test images are between 1 and 2, but the classes are numbered from 0 to 1",
+        "The labels of the test images are between 1 and 2, but the classes are numbered from 0 to 1",
     ),
 }
 
