@@ -276,6 +276,9 @@ def gpus_here() -> list[Gpu]:
     - A GPU has slices.
     - ``CUDA_VISIBLE_DEVICES`` has numbers, and the machine has two kinds of GPU. ``nvidia-smi``
       numbers such GPUs in another order than CUDA.
+
+    If ``CUDA_VISIBLE_DEVICES`` has numbers, the number of GPUs and their model are right, but their
+    UUIDs may belong to hidden GPUs.
     """
     names = visible_gpus()
     if is_logical() or names == []:
@@ -299,7 +302,14 @@ def gpus_here() -> list[Gpu]:
 
 
 def _gpus_with_names(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
-    """Return the GPUs with these numbers or UUIDs; None if the order of the numbers is unknown."""
+    """Return as many GPUs as CUDA uses for these numbers or UUIDs, each of the right model.
+
+    For UUIDs, these are the same GPUs. For numbers, the UUIDs may belong to other GPUs of the same
+    model, because CUDA may number the GPUs in another order than ``nvidia-smi``.
+
+    Returns:
+        The GPUs. None for numbers on a machine with several models of GPU.
+    """
     if names is None:
         return gpus
     # CUDA ignores everything from the first number without a GPU.

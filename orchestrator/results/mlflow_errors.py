@@ -62,6 +62,16 @@ def no_answer_error(error: Exception) -> SetupError:
     )
 
 
+def refused_error(error: Exception) -> SetupError:
+    """Return the error that MLflow refuses the connection."""
+    if isinstance(error, SetupError):
+        return error
+    return Refused(
+        f"MLflow refuses the connection: {first_line(error)}",
+        hint="Correct the MLflow URI or the user's permissions, or add --no-tracking",
+    )
+
+
 def first_line(error: Exception, uri: str = "") -> str:
     """Return an error as one line without secrets.
 

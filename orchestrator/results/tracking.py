@@ -40,6 +40,7 @@ from orchestrator.results.mlflow_errors import (
     first_line,
     is_final,
     no_answer_error,
+    refused_error,
 )
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.records import FailureRecord
@@ -73,6 +74,9 @@ FLUSH_S = 60.0
 MLflow's SQLite file takes 5 s on an idle machine."""
 STOP_FLUSH_S = 8.0
 """Seconds without progress after which a stopped sweep no longer waits for MLflow."""
+END_FLUSH_S = 2.0
+"""Seconds without progress after which a sweep no longer waits for the end of its runs in MLflow.
+This wait follows only if other updates failed until their limit."""
 JOIN_S = 1.0
 """Seconds of the longest wait for the end of the thread, which may still wait for a server."""
 MAX_MESSAGE_LENGTH = 4000
@@ -203,7 +207,7 @@ class Tracker:
         with self._changed:
             self._changed.wait_for(lambda: self._num_steps or self._error, FIRST_ANSWER_S)
         if self._error and self._runs is None and self._refused:
-            raise self._error
+            raise refused_error(self._error)
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Show a trial as running. A trial that failed before continues its run in MLflow."""
@@ -321,7 +325,9 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send all pending updates, end all open runs, and stop the thread.
 
-        The wait ends if MLflow makes no progress.
+        The wait for updates ends if MLflow makes no progress. An update that still fails then, for
+        example because a folder is not writable, is not sent again. All runs are ended all the
+        same, if MLflow answers.
 
         Args:
             ending: New status of the sweep's run. A run that had ended before and was not opened
@@ -331,15 +337,20 @@ class Tracker:
             return
         self._running.clear()
         self._put(_END_KEY, _EndSweep(ending))
-        if ending == "FINISHED":
-            self.flush(FLUSH_S)
-        else:
-            self.flush(STOP_FLUSH_S)
+        timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S
+        if not self.flush(timeout_s):
+            self._refuse_all_but_the_end()
+            self.flush(END_FLUSH_S)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
+
+    def _refuse_all_but_the_end(self) -> None:
+        """Count all pending updates except the end as refused, so that the end is sent."""
+        with self._changed:
+            self._refused.update(self._pending.keys() - {_END_KEY})
 
     def _open_sweep_run(self) -> None:
         """Open the sweep's run in MLflow again, at the first action of this process."""
@@ -467,10 +478,10 @@ class Tracker:
         with self._changed:
             self._error = error
             if is_final(error):
-                refused = {key} & self._pending.keys()
                 if self._runs is None:
-                    refused = set(self._pending)
-                self._refused.update(refused)
+                    self._refused.update(self._pending)
+                elif self._pending.get(key) is update:  # else a newer update will be sent
+                    self._refused.add(key)
                 self._note_progress()
                 return True
             if error_code(error) == MISSING_CODE:

@@ -8,6 +8,10 @@ import ray
 
 from orchestrator.machine.cluster import Resources
 
+ROUNDING_ERROR = 1e-9
+"""Number of trials that is added before a quotient is rounded down, because the mean of equal
+requests may be slightly larger than each of them."""
+
 
 class Slots(NamedTuple):
     """The number of trials that run at once.
@@ -36,10 +40,10 @@ def slots_for(resources: Resources) -> Slots:
     num_cpus = resources.num_cpus
     num_gpus = resources.num_gpus
     nodes = live_nodes()
-    slots_by_cpus = [int(node.get("CPU", 0) / num_cpus) for node in nodes]
+    slots_by_cpus = [_num_slots(node.get("CPU", 0), num_cpus) for node in nodes]
     slots_by_gpus = slots_by_cpus
     if num_gpus:
-        slots_by_gpus = [int(node.get("GPU", 0) / num_gpus) for node in nodes]
+        slots_by_gpus = [_num_slots(node.get("GPU", 0), num_gpus) for node in nodes]
     num_trials = sum(map(min, zip(slots_by_cpus, slots_by_gpus, strict=True)))
     num_with_all_gpus = sum(slots_by_gpus)
     note = ""
@@ -51,3 +55,8 @@ def slots_for(resources: Resources) -> Slots:
             f"{num_with_all_gpus * num_cpus:g} CPUs in total"
         )
     return Slots(max(1, num_trials), note)
+
+
+def _num_slots(available: float, requested: float) -> int:
+    """Return how many requests for a resource fit into the available amount."""
+    return int(available / requested + ROUNDING_ERROR)

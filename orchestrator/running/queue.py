@@ -78,16 +78,17 @@ class TrialQueue:
         else:
             return None
         self.submitted.add(trial_id)
-        self.running.discard(trial_id)
         return trial_id
 
     def remove(self, trial_id: str) -> None:
         """Remove a submitted trial that has a result, or that gets no further attempt."""
         self.submitted.discard(trial_id)
+        self.running.discard(trial_id)
 
     def retry(self, trial_id: str, at: float) -> None:
         """Let a submitted trial start again at the monotonic time ``at``."""
         self.submitted.discard(trial_id)
+        self.running.discard(trial_id)
         self.retry_at[trial_id] = at
 
 

@@ -108,7 +108,15 @@ def _pool(
 def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Integers:
     """Return the indices of the pool's candidates, in ascending order."""
     num_classes = len(candidates.class_names)
-    num_per_class = (train_size + spec.test_size) // num_classes
+    num_images = train_size + spec.test_size
+    if num_images % num_classes:
+        raise DataError(
+            f"{spec.prepared.dataset} with the faults of the released code: train size + test size "
+            f"must be a multiple of the number of classes, but {train_size} + {spec.test_size} is "
+            f"not a multiple of {num_classes}",
+            hint="Change train_sizes or test_size",
+        )
+    num_per_class = num_images // num_classes
     chosen = []
     for label in range(num_classes):
         members = np.flatnonzero(candidates.labels == label)

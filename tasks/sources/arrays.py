@@ -235,8 +235,11 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         for role, array_name in array.array_of_role(columns).items():
             cells[role] = _text_cells(file, array_name, header.shape[0], request)
         tables.append(cells)
-    unused = _unused_cells(file, arrays[0], columns, request)
-    columns = columns.with_like_groups(unused, tables[0]["label"])
+    unused_tables = []
+    for array, cells in zip(arrays, tables, strict=True):
+        unused = _unused_cells(file, array, columns, request)
+        unused_tables.append({**unused, "label": cells["label"]})
+    columns = columns.with_like_groups(unused_tables, request)
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -390,10 +393,9 @@ def _unused_cells(
         array_name = array.array_of_column.get(column)
         if array_name is None:
             continue
-        header = file.header(array_name)
-        if header.shape == (num_images,) and header.dtype.kind in "uiUSO":
-            with suppress(DataError):  # an array that is not used may be damaged
-                cells[column] = _text_cells(file, array_name, num_images, request)
+        # An array that is not used may be damaged, or have another shape or dtype.
+        with suppress(DataError):
+            cells[column] = _text_cells(file, array_name, num_images, request)
     return cells
 
 

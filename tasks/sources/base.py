@@ -88,8 +88,8 @@ def _key_in_file(path: Path, *, create: bool) -> str:
     """
     restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
-        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but isweep locate finds "
-        "no file for older hashes"
+        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but isweep "
+        "locate finds no file for older hashes"
     )
     if not path.exists():
         if not create:

@@ -88,6 +88,7 @@ class PathTable:
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
         cells: The columns that are read, by role. Paths are relative to the raw folder.
+        unused: Labels, and the columns that are not read, by name.
     """
 
     folder: str
@@ -95,6 +96,7 @@ class PathTable:
     other_sheets: int
     columns: Columns
     cells: Cells
+    unused: Cells
 
 
 def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
@@ -114,6 +116,7 @@ def list_table(request: RawRequest) -> Listing:
         return list_parquet(request)
     tables = [_read(file, request) for file in files]
     columns = common_columns([table.columns for table in tables], request)
+    columns = columns.with_like_groups([table.unused for table in tables], request)
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
@@ -290,12 +293,11 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
-    unused = unused_cells(lines, columns.unused)
-    columns = columns.with_like_groups(unused, cells["label"])
+    unused = {**unused_cells(lines, columns.unused), "label": cells["label"]}
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
     if "slice" in data:
         cells["slice"] = data["slice"]
-    return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells)
+    return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells, unused)
 
 
 def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:

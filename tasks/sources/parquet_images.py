@@ -108,6 +108,7 @@ def list_parquet(request: RawRequest) -> Listing:
     names = _image_files(all_names, request)
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
+    columns = columns.with_like_groups([content.unused for content in contents], request)
     label_names = contents[0].label_names
     splits = []
     for name, content in zip(names, contents, strict=True):
@@ -152,11 +153,13 @@ class _FileContent:
     Attributes:
         columns: The columns that are read.
         cells: Labels, groups, splits and traits, one entry per row.
+        unused: Labels, and the columns that are not read, by name.
         label_names: Class names in the schema's metadata; empty if there are none.
     """
 
     columns: Columns
     cells: Cells
+    unused: Cells
     label_names: tuple[str, ...]
 
 
@@ -181,8 +184,9 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
             f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
         ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
-    columns = columns.with_like_groups(texts, cells["label"])
-    return _FileContent(columns, cells, _label_names(file.schema_arrow, columns.labels[0]))
+    unused = {name: texts[name] for name in columns.unused if name in texts}
+    unused["label"] = list(cells["label"])
+    return _FileContent(columns, cells, unused, _label_names(file.schema_arrow, columns.labels[0]))
 
 
 def _partitions(name: str) -> dict[str, str]:

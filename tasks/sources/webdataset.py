@@ -97,7 +97,7 @@ def list_samples(request: RawRequest) -> Listing:
     unused = {}
     for name in columns.unused:
         unused[name] = [sample.values.get(name, "") for sample in samples]
-    columns = columns.with_like_groups(unused, cells["label"])
+    columns = columns.with_like_groups([{**unused, "label": cells["label"]}], request)
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,

@@ -6,7 +6,8 @@ With a GPU:
 2. Each further level doubles the share, until the trial has a whole GPU.
 3. The next level trains without CUDA graphs, because graphs occupy memory of their own. A trial
    that uses no graphs skips this level.
-4. Each further level halves the images of a forward pass, if the batches may be split.
+4. Each further level halves the images of a forward pass, if the batches may be split. Batches of
+   fewer than 4 images are never split.
 
 Without a GPU, level 2 and each further level halve the images of a forward pass. If the sweep
 requests an amount of the machine's memory, every level from 1 on requests twice this amount.
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 MIN_MICRO_BATCH = 2
 """Least number of images in a forward pass: batch norm has no variance over one image."""
+MIN_SPLIT_BATCH = 2 * MIN_MICRO_BATCH
+"""Least batch size that can be split into two forward passes of MIN_MICRO_BATCH images."""
 ROUNDING_ERROR = 1e-9
 """Share of a GPU. A share that is less than this below 1 is a whole GPU."""
 
@@ -118,7 +121,7 @@ class MemoryLevels:
             request = replace(request, fast="off")
             requests.append(request)
         num_images = trial.network.recipe.batch_size
-        can_split = self.may_split_batches(trial)
+        can_split = num_images >= MIN_SPLIT_BATCH and self.may_split_batches(trial)
         while can_split and request.micro_batch != MIN_MICRO_BATCH:
             num_images = max(MIN_MICRO_BATCH, num_images // 2)
             request = replace(request, micro_batch=num_images)

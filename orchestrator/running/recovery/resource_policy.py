@@ -14,7 +14,11 @@ from orchestrator.machine.gpu_problems import MAX_SHARE_OF_OTHERS_ON_GPU
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running.recovery.memory_levels import MemoryLevels, network_key
+from orchestrator.running.recovery.memory_levels import (
+    MIN_SPLIT_BATCH,
+    MemoryLevels,
+    network_key,
+)
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 
@@ -307,7 +311,8 @@ class ResourcePolicy:
             f"{trial.network.model.name} at batch size {trial.network.recipe.batch_size} needs "
             f"more memory than {memory}. {fix}, or lower recipe.batch_size"
         )
-        if not self._levels.may_split_batches(trial):
+        is_large_enough = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
+        if is_large_enough and not self._levels.may_split_batches(trial):
             hint = (
                 f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
                 "Batch norm then uses the statistics of smaller batches"

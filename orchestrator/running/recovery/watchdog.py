@@ -124,7 +124,8 @@ class Watchdog:
             self._extend_limits(gap_s, now)
         if not submitted or any(trial.status == "RUNNING" for trial in trials):
             if self._last_shortage and submitted:
-                self._note(f"The first trial started after {now - self._last_running_at:.0f} s.")
+                waited_s = now - self._last_running_at
+                self._note(f"A trial started after {waited_s:.0f} s without a running trial.")
             self._last_running_at = now
             self._last_progress_at = now
             self._last_shortage = ""

@@ -59,20 +59,24 @@ class Columns:
         """The doubts, and flags for the columns that are not read."""
         return (*self.doubts, *unused_flags(self.unused, self.like_groups))
 
-    def with_like_groups(self, data: Cells, labels: Sequence[str]) -> Columns:
+    def with_like_groups(self, tables: Sequence[Cells], request: RawRequest) -> Columns:
         """Return a copy that lists the unused columns whose values look like ids of patients.
 
         If the data have a column of groups, no other column is tested.
 
         Args:
-            data: Columns by name, with those of :attr:`unused` that can be read.
-            labels: Label of each row.
+            tables: For each file, its labels as the column ``label``, and those columns of
+                :attr:`unused` that can be read. Ids may repeat across files.
+            request: The request. Its ``label_map`` may join several labels to one class.
         """
         if "group" in self.name_by_role:
             return self
+        data = JoinedTables(tables).cells
+        label_map = dict(request.dataset.label_map)
+        classes = [label_map.get(label.strip(), label) for label in data["label"]]
         like_groups = []
         for name in self.unused:
-            if name in data and look_like_groups(data[name], labels):
+            if name in data and look_like_groups(data[name], classes):
                 like_groups.append(name)
         return replace(self, like_groups=tuple(like_groups))
 
@@ -113,7 +117,8 @@ def find_columns(
 
     Raises:
         DataError: Several columns could be the label, group or split. Choosing one by chance might
-            train on the wrong label.
+            train on the wrong label. Or a chosen column other than the label has the same name as
+            another one, except for case and punctuation.
     """
     given_labels = request.dataset.label_columns
     # Reversed, so that the first of several columns with the same key is chosen.
@@ -129,6 +134,13 @@ def find_columns(
     for trait in TRAITS:
         if trait in by_key:
             names[trait] = by_key[trait]
+    for role, name in names.items():
+        same_key = {other for other in header if column_key(other) == column_key(name)}
+        if role != "label" and len(same_key) > 1:
+            raise request.error(
+                f"several columns could contain the {role}: {', '.join(sorted(same_key))}",
+                hint=f"Rename the right column to {role}, and remove the others",
+            )
     labels = given_labels or ((names["label"],) if "label" in names else ())
     unused = _unused_columns(header, roles, (*names.values(), *labels, *more))
     return Columns(names, labels, tuple(flags), tuple(unused))
@@ -181,16 +193,18 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         DataError: A file has other column names than the first file.
     """
     columns = columns_of_files[0]
+    unused: dict[str, None] = {}  # the keys are the names, in order
     num_others = 0
     for file_columns in columns_of_files:
         num_others += file_columns.name_by_role != columns.name_by_role
+        unused |= dict.fromkeys(file_columns.unused)
     if num_others:
         raise request.error(
             f"{num_others} of {len(columns_of_files)} tables have other column names than the "
             "first table",
             hint="Give the columns the same names in all tables",
         )
-    return columns
+    return replace(columns, unused=tuple(unused))
 
 
 def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
@@ -505,6 +507,55 @@ def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
     assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 1
     tracker.close("FINISHED")
     assert tracker.num_unsent_updates == 0
+
+
+def test_check_reports_a_refused_experiment_as_a_setup_error():
+    def refused():
+        raise MlflowException("not your experiment", PERMISSION_DENIED)
+
+    tracker = Tracker(refused)
+    with pytest.raises(
+        SetupError, match=r"MLflow refuses the connection: .*not your experiment.*--no-tracking"
+    ):
+        tracker.check()
+    tracker.close("FAILED")
+
+
+def test_an_update_that_always_fails_does_not_keep_runs_open(sweep, monkeypatch, quick, tmp_path):
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
+    (tmp_path / "report.html").write_text("report")
+    client = SimulatedClient()
+
+    def not_writable(*_):
+        raise PermissionError(13, "Permission denied")
+
+    client.log_artifact = not_writable
+    tracker = opened(client, sweep)
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.flush()
+    tracker.log_report({"trials_done": 0}, tmp_path)
+    tracker.close("FINISHED")
+    assert statuses(client, sweep) == {"a": "KILLED", "sweep": "FINISHED"}
+    assert tracker.num_unsent_updates == 1  # the report
+
+
+def test_a_refused_update_does_not_discard_the_newer_one(sweep):
+    client = SimulatedClient()
+    real = client.log_batch
+    tracker = opened(client, sweep)
+    tracker.flush()
+
+    def refuse_once(*_, **__):
+        client.log_batch = real
+        tracker.finish(flat("a", 0.25))  # while MLflow processes the older result
+        raise Refused("A tag is too long")
+
+    client.log_batch = refuse_once
+    tracker.finish(flat("a", 0.5))
+    assert tracker.flush()
+    assert tracker.num_unsent_updates == 0
+    assert losses(client, sweep) == {"a": 0.25}
+    tracker.close("FINISHED")
 
 
 def test_two_stores_on_one_server_never_mix(client, sweep):

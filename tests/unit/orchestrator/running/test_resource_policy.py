@@ -132,3 +132,18 @@ def test_a_trial_that_takes_its_machine_s_memory_itself_gets_smaller_parts_and_a
         hints.append(requests.failed(cell, OWN).hint)
     assert hints[:4] == [""] * 4
     assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
+    """Two passes need 2 images each, so a level with smaller passes would change no training."""
+    recipe = {"from": "smoke", "batch_size": batch_size}
+    sweep = load_sweep(small_sweep("tiny_batches", models=["small_cnn"], recipe=recipe))
+    trial = plan_sweep(sweep).trials[0]
+    assert trial.network.recipe.batch_size == batch_size
+    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="on"))
+    found, hint = attempts(policy, trial, 1)
+    assert found == [(1.0, 0, None)]
+    assert f"small_cnn at batch size {batch_size} needs more memory than a whole GPU has" in hint
+    unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off"))
+    assert "micro_batches" not in unsplit.failed(trial, OUT_OF_MEMORY).hint

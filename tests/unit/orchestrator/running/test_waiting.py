@@ -223,7 +223,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     watch.check(pending, {"cell"})
     assert len(said) == 2
     look(4010, running)
-    assert said[2:] == ["The first trial started after 10 s."]
+    assert said[2:] == ["A trial started after 10 s without a running trial."]
     look(4060, pending)
     assert len(said) == 3
 
@@ -248,6 +248,9 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),
         ([(4, 4)], Resources(1, 2), 2, ""),
+        # The mean of equal requests is rounded.
+        ([(20, 1)], Resources(1, 0.10000000000000002), 10, ""),
+        ([(1, 0)], Resources(0.10000000000000002, 0), 10, ""),
     ],
 )
 def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(

@@ -102,6 +102,7 @@ def test_single_faults_do_what_they_say():
             "With the faults test_set_depends_on_size, the subset depends on the train size",
         ),
         (RELEASED_FAULTS, 500, "need 265 images of each class"),
+        (RELEASED_FAULTS, 121, "must be a multiple of the number of classes, but 121 "),
     ],
 )
 def test_what_the_released_code_could_not_do_is_refused(faults, size, message):

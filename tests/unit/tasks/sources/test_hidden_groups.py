@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from search_spaces.errors import DataError
 from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import unused_flags
 from tests.raw_trees.own import FORMS
@@ -126,3 +128,63 @@ def test_data_with_groups_are_not_asked_about_other_columns(prepare, tmp_path):
     raw = write(tmp_path / "raw", columns)
     flags = prepare(kind, raw, for_training=False).record.flags
     assert not any("belong together" in flag for flag in flags)
+
+
+SCAN_QUESTION = f"column scan not used, but its values {QUESTION}"
+
+
+def test_ids_are_recognized_across_the_files_of_train_and_test(prepare, tmp_path):
+    # In test, which is read first, each patient has one image: its table alone shows nothing.
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    for split in ("train", "test"):
+        (tmp_path / "raw" / split).mkdir(parents=True)
+    lines = {"train": ["file_name,label,scan"], "test": ["file_name,label,scan"]}
+    for row, image in enumerate(pixels):
+        split = "test" if row % 4 == 0 else "train"
+        Image.fromarray(image).save(tmp_path / "raw" / split / f"{row}.png")
+        label = "cat" if row // 4 % 2 else "dog"
+        lines[split].append(f"{row}.png,{label},scan{row // 4}")
+    for split, table in lines.items():
+        (tmp_path / "raw" / split / "metadata.csv").write_text("\n".join(table))
+    flags = prepare("table", tmp_path / "raw", for_training=False).record.flags
+    assert SCAN_QUESTION in flags
+
+
+def save_npz(path, **more):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.array(["cat" if row // 4 % 2 else "dog" for row in range(60)])
+    np.savez(path, images=images, labels=labels, **more)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_ids_of_floats_are_recognized(prepare, tmp_path, shape):
+    ids = (np.arange(60) // 4).astype(float).reshape(shape)
+    raw = save_npz(tmp_path / "raw.npz", scan=ids)
+    assert SCAN_QUESTION in prepare("npz", raw, for_training=False).record.flags
+
+
+def test_an_unused_array_of_objects_is_only_listed(prepare, tmp_path):
+    raw = save_npz(tmp_path / "raw.npz", meta=np.array({"made": 2024}, dtype=object))
+    flags = prepare("npz", raw, for_training=False).record.flags
+    assert "columns not used: meta" in flags
+
+
+def test_two_spellings_of_the_same_column_are_refused(prepare, tmp_path):
+    ids = np.arange(60) // 4
+    raw = save_npz(tmp_path / "raw.npz", patient_id=ids, patientID=ids)
+    with pytest.raises(DataError, match="could contain the group: patientID, patient_id"):
+        prepare("npz", raw, for_training=False)
+
+
+def test_labels_that_label_map_joins_are_one_class(prepare, tmp_path):
+    kind, write = FORMS["csv"]
+    spellings = {"cat": ("cat", "CAT 2"), "dog": ("dog", "DOG 2")}
+    columns = {
+        "label": [spellings["cat" if row // 4 % 2 else "dog"][row % 2] for row in range(60)],
+        "scan": [f"scan{row // 4}" for row in range(60)],
+    }
+    raw = write(tmp_path / "raw", columns)
+    label_map = {"CAT 2": "cat", "DOG 2": "dog"}
+    flags = prepare(kind, raw, for_training=False, label_map=label_map).record.flags
+    assert SCAN_QUESTION in flags
