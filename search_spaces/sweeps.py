@@ -208,8 +208,8 @@ class ResourceSpec(specs.Spec):
         micro_batches: ``on`` splits a batch into parts if the batch does not fit in the memory of a
             whole GPU. ``auto`` does the same, but not for networks with batch norm, because
             splitting changes their results.
-        mps: ``auto`` starts NVIDIA's multi-process service (MPS) with a private cluster, if trials
-            share GPUs and MPS saves time. ``never`` starts no MPS.
+        mps: ``auto`` starts NVIDIA's multi-process service (MPS) with a private cluster, if
+            ``isweep gpu-check`` measured that it saves time. ``never`` starts no MPS.
     """
 
     num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
