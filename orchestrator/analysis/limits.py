@@ -157,10 +157,9 @@ def limits_of_origins(
             "No medical dataset here has several patients, so no result is about patients."
         )
     if cut:
-        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
         texts.append(
-            f"Training and test images come from the same few pictures: {listing(names)}. "
-            "Losses on new pictures are probably higher."
+            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images come "
+            "from the same few pictures. Losses on new pictures are probably higher."
         )
     dependent = []
     for collection, names in names_of.items():
@@ -170,6 +169,9 @@ def limits_of_origins(
         num_datasets = plural(len(datasets), "dataset")
         dependent.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
     texts += dependent
+    if cut:
+        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
+        texts.append(f"Images are cut from these pictures: {listing(names)}.")
     return tuple(texts)
 
 

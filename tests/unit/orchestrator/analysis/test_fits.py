@@ -127,10 +127,11 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
         "No medical dataset here has several patients, so no result is about patients.",
-        "Training and test images come from the same few pictures: medical0 (one volume) and "
-        "medical1 (one slide). Losses on new pictures are probably higher.",
+        "In 2 of 5 datasets, training and test images come from the same few pictures. Losses on "
+        "new pictures are probably higher.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Intervals over the 5 datasets may be too narrow for other datasets.",
+        "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide).",
         *plain.caveats,
     )
     assert fits.answers == plain.answers
