@@ -87,12 +87,12 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     )
     if has_learned.any():
         yield (
-            f"{int(has_learned.sum())} of these still classify better than chance: accuracy or "
+            f"{int(has_learned.sum())} of these still separate the classes: accuracy or "
             f"AUROC is well above chance{_where(rows_with_loss, has_learned)}."
         )
     if is_at_chance.any():
         yield (
-            f"{int(is_at_chance.sum())} of these classify little better than chance: they are at "
+            f"{int(is_at_chance.sum())} of these hardly separate the classes, so they are at "
             f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
