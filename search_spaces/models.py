@@ -234,7 +234,7 @@ def source_texts(reference: str) -> dict[str, str]:
 
 
 def code_hash(reference: str) -> str:
-    """Return a hash of the source code of ``reference``: 16 hex digits."""
+    """Return a hash of the source code of ``package.module:function``, 16 hex digits."""
     digest = hashlib.sha256()
     for name, path in sorted(source_files(reference).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")

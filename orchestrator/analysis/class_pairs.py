@@ -241,9 +241,9 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
 
     Returns no slope unless the points are of one dataset with at least five classes. Pairs that
     share a class share images, so intervals are from a jackknife over classes (t with classes − 1
-    degrees of freedom). The exponent has an intercept per pair and network. Other slopes compare
-    pairs at equal network and N, given 1/d. d, K_F and δ are measured at the largest N of a pair.
-    The p-values of the tested slopes are Holm-adjusted together.
+    degrees of freedom). The exponent has an intercept per pair and network. The other slopes
+    are estimated between pairs at equal network, N and 1/d. d, K_F and δ are measured at the
+    largest N of a pair. The p-values of the tested slopes are Holm-adjusted together.
     """
     points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
     classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])

@@ -87,12 +87,12 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     )
     if has_learned.any():
         yield (
-            f"{int(has_learned.sum())} of these still classify better than chance: accuracy or "
+            f"{int(has_learned.sum())} of these still separate the classes: accuracy or "
             f"AUROC is well above chance{_where(rows_with_loss, has_learned)}."
         )
     if is_at_chance.any():
         yield (
-            f"{int(is_at_chance.sum())} of these classify little better than chance: they are at "
+            f"{int(is_at_chance.sum())} of these hardly separate the classes, so they are at "
             f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
@@ -157,10 +157,9 @@ def limits_of_origins(
             "No medical dataset here has several patients, so no result is about patients."
         )
     if cut:
-        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
         texts.append(
-            f"Training and test images come from the same few pictures: {listing(names)}. "
-            "Losses on new pictures are probably higher."
+            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images come "
+            "from the same few pictures. Losses on new pictures are probably higher."
         )
     dependent = []
     for collection, names in names_of.items():
@@ -170,6 +169,9 @@ def limits_of_origins(
         num_datasets = plural(len(datasets), "dataset")
         dependent.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
     texts += dependent
+    if cut:
+        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
+        texts.append(f"Images are cut from these pictures: {listing(names)}.")
     return tuple(texts)
 
 

@@ -44,7 +44,7 @@ Numbers = dict[str, float | None]
 
 
 def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
-    """Return the numbers of a trial's result.
+    """Return the metrics of a trial's result, by name.
 
     Args:
         result: Result of the trial.

@@ -206,7 +206,7 @@ def torch_product(
 
     On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore rows
     and features are padded with zeros, and the padded rows are removed from the product. On a CPU,
-    only features are padded: with one feature, torch 2.13 multiplies the wrong pairs.
+    only features are padded, because torch 2.13 computes wrong products of one feature.
     """
     import torch
 

@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
     Attributes:
         folder: Folder of the case's volumes.
-        name: Beginning of the names of its volumes.
+        name: Prefix of the file names of the case's volumes.
     """
 
     folder: str

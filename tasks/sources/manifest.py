@@ -378,7 +378,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
         raise request.error(
-            "the column slice does not contain a whole number, 0 or larger, for "
+            "the column 'slice' does not contain a whole number of 0 or more for "
             f"{rows.describe(odd)}",
             hint="Write the number of the axial slice, counted from 0 at the feet",
         )

@@ -306,7 +306,7 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "the label any is not the largest label of the subtypes, for these slices: "
+            "the label 'any' is not the largest label of the subtypes in these slices: "
             f"{first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )

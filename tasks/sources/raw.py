@@ -114,7 +114,7 @@ def read_locator(base: Path, locator: str) -> bytes:
     Raises:
         SkipItem: The file or member is missing, empty, damaged, or larger than
             :data:`MAX_FILE_BYTES`.
-        RefusedArchive: The archive must not be read.
+        RefusedArchive: The archive is damaged, encrypted, or not safe to unpack.
     """
     file, *members = split_locator(locator)
     if not members:

@@ -423,7 +423,7 @@ def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> li
         score = SCORE_CELL.fullmatch(row[SCORE])
         if score is None:
             raise request.error(
-                "a UCLA score is not blank and not a whole number from 0 to 5",
+                "a UCLA score is neither blank nor a whole number from 0 to 5",
                 hint="Download the table of targets again",
             )
         targets.append(Target(int(score[1]), row[SERIES], row[PATIENT]))

@@ -272,7 +272,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     handles = mark_handles(marks, marks, "-")
     caption = "Test loss by the number of training images."
     if has_slope:
-        label = "predicted slope\n−1/d_data"
+        label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
         caption += (
             " A dashed line has the slope −1/d_data of the law's bound. The law does not predict "

@@ -110,8 +110,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     try:
         lines = read(path.read_bytes()).rows
     except TableError as error:
-        problem = "; ".join(map(str, error.args))
-        raise ConfigError(f"{path.name}: {problem}", hint=SAVE_AS_CSV) from None
+        hint = error.hint or SAVE_AS_CSV
+        raise ConfigError(f"{path.name} {error.problem}", hint=hint) from None
     except Exception as error:  # Readers raise many kinds of errors on damaged files.
         raise ConfigError(
             f"{path.name} cannot be read as {kind}: {error}", hint=SAVE_AS_CSV

@@ -167,7 +167,7 @@ def _domain_gap(offset: Estimate) -> str:
 
 
 def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
-    """Return the number of datasets that would detect the law's slope on log K_F.
+    """Return the number of datasets with which a study would detect the law's slope on log K_F.
 
     Returns None if the question is decided, or if no practical number would detect it.
     """
@@ -292,13 +292,17 @@ def _exponent(fits: ScalingFits) -> Finding:
 
 def _against_the_law(against_bound: Answer) -> str:
     """Return whether the exponent is compatible with the law's 1, as a sentence with p."""
-    adjusted = p_equals(against_bound.adjusted_p or 0.0)
+    if against_bound.adjusted_p is None:
+        return "Against b = 1 there is no test."
+    adjusted = p_equals(against_bound.adjusted_p)
     low, high = against_bound.interval or (-np.inf, np.inf)
     conclusion = "no difference from the law's rate is shown"
     if against_bound.is_decided:
         conclusion = "b differs from the law's rate"
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
+        if low <= 0 <= high:
+            conclusion += ", and with no fall at all"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
 

@@ -90,13 +90,17 @@ def seen_table(fits: ScalingFits) -> Table:
     if losses:
         losses.sort()
         ends = dict.fromkeys([losses[0][1], losses[-1][1]])
-        range_of_losses = f"At the largest train size the mean test loss is {' to '.join(ends)}. "
+        range_of_losses = (
+            "At the largest train size the geometric mean of the test loss is "
+            f"{' to '.join(ends)}. "
+        )
     return laid_out(
         "seen",
         "Summary of the data",
         f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F, the "
-        "largest 1/distance of a training set, is averaged over N and class pairs. Losses are in "
-        "nat: geometric means over models and class pairs at the largest train size. At chance "
+        "largest 1/distance of images with different labels, is averaged over N and class pairs. "
+        "Losses are in nat: geometric means over models and class pairs at the largest train "
+        "size. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
         f"({chance_limits}). Over-confident: the loss is as high, "
         "and larger than that of a network that is as confident as it is accurate.",

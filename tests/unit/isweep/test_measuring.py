@@ -106,7 +106,7 @@ def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
 def test_a_little_below_black_is_no_sign_of_another_scale(images, record):
     floats = images / 255
     floats[0, 0, 0] = -(2.0**-23)
-    with pytest.raises(SweepError, match=r"--pixel-range -1.1920929e-07 1 to measure"):
+    with pytest.raises(SweepError, match=r"for isweep measure: --pixel-range -1.1920929e-07 1\)"):
         isweep.measure(floats, LABELS)
     found = isweep.measure(floats, LABELS, train_sizes=[30, 60], pixel_range=(-(2.0**-23), 1))
     assert found.label_sharpness == pytest.approx(record.label_sharpness, rel=1e-5)

@@ -346,7 +346,12 @@ def test_the_share_of_points_below_d_data_is_counted_for_each_network():
 @pytest.mark.parametrize(
     ("slope", "trial_std", "said"),
     [
-        (1.0, 1.0, "the data are compatible with the law's rate"),
+        (1.5, 0.1, "the data are compatible with the law's rate"),
+        (
+            1.0,
+            1.0,
+            "the data are compatible with the law's rate, and with no fall at all",
+        ),
         (3.0, 0.01, "b differs from the law's rate"),
         (0.3, 0.01, "b differs from the law's rate"),
     ],
@@ -481,7 +486,8 @@ def test_what_was_seen_is_a_row_a_dataset():
     fits = fit_scaling_laws(table)
     shown = seen_table(fits)
     assert shown.note.startswith(
-        "At the largest train size the mean test loss is 0.1 (natural0) to 0.6 (medical0)."
+        "At the largest train size the geometric mean of the test loss is 0.1 (natural0) to 0.6 "
+        "(medical0)."
     )
     again = pd.concat(
         [table.assign(class_pair="0-1"), table.assign(class_pair="2-3", label_sharpness=3e-4)]

@@ -127,10 +127,11 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
         "No medical dataset here has several patients, so no result is about patients.",
-        "Training and test images come from the same few pictures: medical0 (one volume) and "
-        "medical1 (one slide). Losses on new pictures are probably higher.",
+        "In 2 of 5 datasets, training and test images come from the same few pictures. Losses on "
+        "new pictures are probably higher.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Intervals over the 5 datasets may be too narrow for other datasets.",
+        "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide).",
         *plain.caveats,
     )
     assert fits.answers == plain.answers
@@ -329,7 +330,7 @@ def test_every_count_of_chance_level_is_the_same_one():
     assert fits.caveats[1:3] == (
         f"In {num} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
         "for two classes).",
-        f"{num} of these classify little better than chance: they are at chance level.",
+        f"{num} of these hardly separate the classes, so they are at chance level.",
     )
     reason = (
         f"the losses of {num} of 36 points are at chance level, which flattens slopes by an "
@@ -408,9 +409,9 @@ def test_a_high_loss_of_a_network_that_learned_is_told_from_chance_level(
     """A network that is right and confident in 70 % of the images has a loss of 0.611."""
     table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
     fits = fit_scaling_laws(table.assign(test_loss=loss, test_accuracy=accuracy, auc=auc))
-    classified = "classify little better than chance: they are at chance level"
+    classified = "hardly separate the classes, so they are at chance level"
     if has_learned:
-        classified = "still classify better than chance: accuracy or AUROC is well above chance"
+        classified = "still separate the classes: accuracy or AUROC is well above chance"
     text = " ".join(fits.caveats)
     assert "In 12 of 12 points the loss is at least 80% of the loss of guessing" in text
     assert f"12 of these {classified}" in text

@@ -132,7 +132,7 @@ def test_trainings_of_one_size_are_averaged_with_their_number():
 def test_one_size_is_too_few():
     with pytest.raises(
         DataError,
-        match=r"small_cnn: the learning curve has 1 train size.*\. Train at 2 sizes or more",
+        match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 sizes or more",
     ):
         answer(points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
 
@@ -210,7 +210,7 @@ def test_a_table_has_a_curve_per_network_and_pair():
     report = answers(table, CurveQuestion())
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
     assert report.remarks[0] == "Left out: 1 of 6 rows (no test loss)."
-    assert "a 0-2: the learning curve has 1 train size" in report.remarks[1]
+    assert "a 0-2: The learning curve has 1 train size" in report.remarks[1]
     (only,) = answers(whole, CurveQuestion(), "b").curves
     assert (only.name, only.num_siblings) == ("b", 1)
     with pytest.raises(ConfigError, match=r"model .*'c'"):

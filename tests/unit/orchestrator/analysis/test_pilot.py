@@ -143,7 +143,7 @@ def test_a_pilot_of_no_losses_is_said_to_lack_the_two_numbers():
     asked = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
     fits = SimpleNamespace(scale=None, ranges={"train_size": (10.0, 20.0)})
     with pytest.raises(
-        ConfigError, match=r"needs d_data and label_sharpness of the new dataset\. .*, or a pilot"
+        ConfigError, match=r"needs d_data and label_sharpness of the new dataset\. .* or a pilot"
     ):
         predict_sweep({}, lambda: fits, lambda: Pilot(()), **asked)
     with pytest.raises(ConfigError, match="needs d_data and label_sharpness"):

@@ -75,7 +75,7 @@ def second_version() -> str:
             r"Nodes being launched: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. A launch failed: spot: "
             r"Insuff.*"
             r"no g6 here\. A launch failed: gpu: Quota.*"
-            r"A launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. Name another "
+            r"A launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. Choose another "
             r"zone",
         ),
         (
