@@ -220,7 +220,7 @@ def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
 def test_a_story_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     (tmp_path / "trials").write_text("in the way")
     ResultStore(str(tmp_path)).log_event("a", event(), "log")
-    assert "the history of a cannot be stored" in caplog.text
+    assert "The history of trial a cannot be stored" in caplog.text
 
 
 def test_a_cell_that_is_tried_for_ever_keeps_the_newest_of_its_story(tmp_path, monkeypatch):
