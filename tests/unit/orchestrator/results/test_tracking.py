@@ -588,7 +588,7 @@ def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_p
     workspace = Workspace.open("smoke", tmp_path / f"my{sign}41root")
     workspace.paths.make()
     with pytest.raises(
-        SetupError, match=r"root .* has '\?' or '%'.*\. Choose another root with --root"
+        SetupError, match=r"root .* contains '\?' or '%'.*\. Choose another root with --root"
     ):
         make_tracker(workspace, ResultStore(workspace.results_url), None)
     assert mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
@@ -623,7 +623,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "text.db").write_text("no database, but a text that is long enough to be none")
     for name, told in (
-        ("folder", r"unable to open database file\. Start MLflow"),
+        ("folder", r"unable to open database file\. Start the MLflow server"),
         (
             "text",
             r"file is not a database\. Delete the file, and run `isweep reconcile SWEEP` for every sweep",
