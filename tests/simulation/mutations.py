@@ -67,8 +67,9 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that waits again runs no more",
-                "        self.submitted.discard(trial_id)\n        self.retry_at",
-                "        self.retry_at",
+                "        self.submitted.discard(trial_id)\n"
+                "        self.running.discard(trial_id)\n        self.retry_at",
+                "        self.running.discard(trial_id)\n        self.retry_at",
             ),
             (
                 "a trial that failed waits before it is tried again",
@@ -372,8 +373,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a stop waits 8 s for MLflow",
-                "self.flush(STOP_FLUSH_S)",
-                "self.flush(FLUSH_S)",
+                'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
+                "timeout_s = FLUSH_S",
             ),
         ),
         RUNS: (

@@ -73,7 +73,9 @@ class Columns:
             return self
         data = JoinedTables(tables).cells
         label_map = dict(request.dataset.label_map)
-        classes = [label_map.get(label.strip(), label) for label in data["label"]]
+        classes = []
+        for label in data["label"]:
+            classes.append(label_map.get(label.strip(), label))
         like_groups = []
         for name in self.unused:
             if name in data and look_like_groups(data[name], classes):
@@ -94,7 +96,9 @@ class Columns:
                 cells[role] = data[name]
         cells["label"] = data[self.labels[0]]
         if len(self.labels) > 1:
-            one_hot_columns = {name: data[name] for name in self.labels}
+            one_hot_columns = {}
+            for name in self.labels:
+                one_hot_columns[name] = data[name]
             cells["label"] = one_hot(one_hot_columns, request, row_name)
         return cells
 
@@ -134,8 +138,11 @@ def find_columns(
     for trait in TRAITS:
         if trait in by_key:
             names[trait] = by_key[trait]
+    names_by_key: defaultdict[str, set[str]] = defaultdict(set)
+    for name in header:
+        names_by_key[column_key(name)].add(name)
     for role, name in names.items():
-        same_key = {other for other in header if column_key(other) == column_key(name)}
+        same_key = names_by_key[column_key(name)]
         if role != "label" and len(same_key) > 1:
             raise request.error(
                 f"several columns could contain the {role}: {', '.join(sorted(same_key))}",
@@ -167,7 +174,10 @@ def _choose_column(
     """
     exact = by_key.get(column_key(role))
     keys = dict.fromkeys(map(column_key, COLUMNS[role]))
-    aliases = [by_key[key] for key in keys if key in by_key and key != column_key(role)]
+    aliases = []
+    for key in keys:
+        if key in by_key and key != column_key(role):
+            aliases.append(by_key[key])
     if exact is not None:
         for alias in aliases:
             flags.append(f"column {alias} not used, since there is {role}")
