@@ -301,8 +301,6 @@ def _against_the_law(against_bound: Answer) -> str:
         conclusion = "b differs from the law's rate"
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
-        if low <= 0 <= high:
-            conclusion += ", and with no fall at all"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
 

@@ -347,11 +347,6 @@ def test_the_share_of_points_below_d_data_is_counted_for_each_network():
     ("slope", "trial_std", "said"),
     [
         (1.5, 0.1, "the data are compatible with the law's rate"),
-        (
-            1.0,
-            1.0,
-            "the data are compatible with the law's rate, and with no fall at all",
-        ),
         (3.0, 0.01, "b differs from the law's rate"),
         (0.3, 0.01, "b differs from the law's rate"),
     ],

@@ -473,7 +473,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
-            r"t\.csv.* UTF-8 text.*\. Save the table as CSV in UTF-8 with one line",
+            r"t\.csv is not UTF-8 text\. Save it as \.csv in UTF-8",
         ),
         (
             "t.csv",

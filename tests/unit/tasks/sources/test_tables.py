@@ -566,12 +566,12 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "a word": (
         "path,label,slice",
         ["0.nii.gz,a,3", "1.nii.gz,b,x"],
-        (r"whole number, 0 or larger, for 1 image: row 3 \(the header is row 1\)\."),
+        (r"whole number of 0 or more for 1 image: row 3 \(the header is row 1\)\."),
     ),
     "no number": (
         "path,label,slice",
         ["0.nii.gz,a,3", "1.nii.gz,b,3\u00b2"],
-        (r"whole number, 0 or larger, for 1 image: row 3 \(the header is row 1\)\."),
+        (r"whole number of 0 or more for 1 image: row 3 \(the header is row 1\)\."),
     ),
     "one slice twice": (
         "path,label,slice",
