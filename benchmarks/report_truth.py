@@ -51,9 +51,9 @@ SENTENCES = {
 }
 """Claim -> pattern of its sentence in a report, with its direction."""
 BELOW = {"rises with N, which contradicts", "falls more slowly with N"}
-"""Parts of the sentences that contradict the law's bound."""
+"""Directions of an exponent below the law's bound, in the words of a report."""
 ABOVE = {"falls faster with N"}
-"""Part of the sentence on a fall that is faster than the law's bound."""
+"""Direction of an exponent above the law's bound, in the words of a report."""
 CLAIM_KEYS = {
     headline.DIMENSION.key: "loss on d_data",
     headline.SHARPNESS.key: "loss on K_F",
@@ -61,7 +61,7 @@ CLAIM_KEYS = {
     headline.EXPONENT.key: "exponent",
     headline.BELOW_BOUND.key: "against the bound",
 }
-"""Key of a headline question -> its claim."""
+"""Key of a headline question in a report -> name of the claim in a world."""
 
 
 def true_claims(world: World) -> dict[str, set[str]]:
@@ -185,7 +185,7 @@ def forecasts_of(drawn: Drawn) -> Iterator[Forecasted]:
 
 
 def has_false_claim_before_correction(fits: ScalingFits, truth: dict[str, set[str]]) -> bool:
-    """Return whether p is at most 0.05, before correction, for a question without an effect."""
+    """Return whether a question without an effect has an uncorrected p of at most 0.05."""
     for answer in fits.answers:
         if answer.p_value is None or answer.p_value > LEVEL:
             continue

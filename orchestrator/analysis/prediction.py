@@ -204,7 +204,7 @@ def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | No
 
 
 def _loss_text(log_loss: float) -> str:
-    """Return a loss as text. A very small or large loss, also beyond floats, is a power of ten."""
+    """Return a loss as text. A loss below 1e-4 or above 1e4 is written as a power of ten."""
     exponent = log_loss / np.log(10)
     if abs(exponent) <= MAX_EXPONENT:
         return number(float(np.exp(log_loss)))

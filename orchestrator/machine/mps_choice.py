@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.machine import gpus
@@ -27,36 +26,16 @@ MIN_SAVED_S = 120.0
 """Fewest predicted seconds that MPS must save. The start of MPS takes 5 to 20 s."""
 
 
-@dataclass(frozen=True)
-class SharingGain:
-    """Predicted GPU time of trials without and with MPS.
-
-    Attributes:
-        alone_s: seconds on one GPU with one trial at a time.
-        shared_s: seconds on one GPU if trials share it under MPS.
-    """
-
-    alone_s: float
-    shared_s: float
-
-    @property
-    def ratio(self) -> float:
-        """Time without MPS divided by time with MPS; 1 if no time was predicted."""
-        return self.alone_s / self.shared_s if self.shared_s else 1.0
-
-
-def sharing_gain(trials: Iterable[TrialSpec], gpu: GpuModel) -> SharingGain:
-    """Predict the GPU time of trials without and with MPS.
+def seconds_alone(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
+    """Return the predicted seconds of trials on one GPU, one trial at a time.
 
     Trials of networks whose operations cannot be counted are ignored.
     """
-    alone_s = 0.0
-    shared_s = 0.0
+    seconds = 0.0
     for trial in trials:
         with suppress(SweepError):
-            alone_s += need_of(trial, gpu, given=1.0).seconds
-            shared_s += need_of(trial, gpu).gpu_seconds
-    return SharingGain(alone_s, shared_s)
+            seconds += need_of(trial, gpu, given=1.0).seconds
+    return seconds
 
 
 def why_no_mps(
@@ -130,7 +109,7 @@ def _why_no_gain(
     ratio = float(measured)
     if ratio < PACKING_PAYS:
         return f"MPS would make the trials only {ratio:.2f} times as fast"
-    saved_s = sharing_gain(trials, model).alone_s * (1 - 1 / ratio) / num_gpus
+    saved_s = seconds_alone(trials, model) * (1 - 1 / ratio) / num_gpus
     if model.timed and saved_s < MIN_SAVED_S:
         return f"MPS would save only {saved_s:.0f} s"
     return ""

@@ -409,7 +409,7 @@ def _check_distinct_paths(image_paths: Sequence[ImagePath], request: RawRequest)
 
 
 def _check_splits_are_on_top(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
-    """Check that no splits are left below the wrapper and the folders ``train`` and ``test``.
+    """Check that no folder looks like a split, except ``train`` and ``test`` below the wrapper.
 
     Raises:
         DataError: All subfolders are splits, or most top folders seem to be splits.

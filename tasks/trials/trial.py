@@ -265,7 +265,7 @@ class _Trial:
         self.compute = compute
         self.device = torch.device(compute.device)
         self.uses_cuda_graphs = compute.graphs and self.device.type == "cuda"
-        # In a search there are fewer than train_size images, so the slice contains all of them.
+        # A search trains on fewer than train_size images. The slice then contains all of them.
         train_rows = slice(self.network_spec.train_size)
         self.images = to_device(data.train_images[train_rows], self.device)
         self.labels = to_device(data.train_labels[train_rows], self.device)
