@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
     words = list(arguments)
     stop_on_signals()
-    remember_command(["isweep", *words])
+    # A message may show the command, and an address of MLflow may contain a password.
+    remember_command(["isweep", *map(without_secrets, words)])
     try:
         command = parse(words)
     except ConfigError as error:
