@@ -355,6 +355,9 @@ def connect(
         is_private = head is None
         lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
         stack.enter_context(_watch_servers(ray, lost_after_s, is_private=is_private))
+        if mps is not None:
+            # After Ctrl-C, Ray kills workers while the GPU computes for them.
+            stack.callback(mps.end_clients)
         yield replace(_cluster_info(ray, context, local=head is None), mps=mps)
 
 
@@ -517,8 +520,11 @@ def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(ray_folders.private_folder())
             if mps is not None:
+                outer_folder = Path(folder).parent
                 # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
-                stack.enter_context(mps.running(Path(folder).parent / ray_folders.MPS))
+                stack.enter_context(mps.running(outer_folder / ray_folders.MPS))
+                # At the end, MPS quits after all workers: it would wait for a remaining worker.
+                stack.callback(ray_folders.THIS_MACHINE.end_ray, outer_folder)
             # Python reads TMPDIR only once, so this process reads the variable before the change.
             tempfile.gettempdir()
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         )
         self._watchdog = Watchdog(
             run.monitor.note,
-            self._backend.killer_of,
+            self._killer_of,
             self._backend.shortage,
             is_private=run.cluster.local,
             cpu_seconds=self._backend.worker_cpu_seconds,
@@ -390,6 +390,23 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             yield
         except SweepError as error:
             self._queue.stop(error)
+
+    def _killer_of(self, trial: Any) -> Callable[[], object] | None:
+        """Return a function that kills a trial's process; None if the trial has no process.
+
+        If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
+        """
+        kill = self._backend.killer_of(trial)
+        location = self._locations.get(trial_id_of(trial))
+        mps = self._run.cluster.mps
+        if kill is None or mps is None or location is None:
+            return kill
+
+        def end_work_and_kill() -> None:
+            mps.end_clients({location.pid})
+            kill()
+
+        return end_work_and_kill
 
     def _take_messages(self, *, wait: bool = False) -> None:
         """Process workers' messages: locations, epochs, and notes to the user."""

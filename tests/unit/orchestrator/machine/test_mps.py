@@ -1,11 +1,12 @@
 """NVIDIA's MPS for a private cluster. A script takes the place of nvidia-cuda-mps-control."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
+from orchestrator.running.messages import WorkerLocation
+from orchestrator.running.queue import TRIAL_ID
 from orchestrator.running.recovery.resource_policy import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
 from orchestrator.running.trials import TrialLoop
@@ -50,8 +53,15 @@ if sys.argv[1:] == ["-d"]:
     (pipes.parent / "visible").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 else:
     command = sys.stdin.readline().strip()
+    with open(pipes.parent.parent / "commands", "a") as file:
+        file.write(command + chr(10))
+    if command == os.environ.get("FAKE_REFUSES"):
+        sys.exit("Failed to " + command)
     if command == "get_server_list":
         print(os.environ.get("FAKE_SERVERS", "4711"))
+    elif command == "get_client_list 4711":
+        print("11")
+        print("12")
     elif command == "quit -t 10":
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
         pid_file.unlink()
@@ -159,6 +169,82 @@ def test_the_next_run_kills_programs_of_mps_that_a_killed_run_left(tmp_path, mon
     assert others.poll() is None
     others.kill()
     others.wait()
+
+
+def commands_of(folder: Path) -> list[str]:
+    """Return the commands that MPS got, without those of its start."""
+    commands = (folder.parent / "commands").read_text().splitlines()
+    return commands[1:]  # the first one checks at the start whether a server runs
+
+
+END_BOTH = ["get_server_list", "get_client_list 4711", "terminate_client 4711 11"]
+END_BOTH += ["terminate_client 4711 12"]
+
+
+@pytest.mark.parametrize(("pids", "ended"), [(None, [11, 12]), ({12, 99}, [12]), ({99}, [])])
+def test_mps_ends_the_gpu_work_of_the_processes_that_are_killed_next(control, pids, ended):
+    service = PrivateMps(UUIDS, print)
+    service.end_clients(pids)  # MPS does not run, so nothing is asked
+    with service.running(control):
+        service.end_clients(pids)
+        expected = [f"terminate_client 4711 {client}" for client in ended]
+        assert commands_of(control) == [*END_BOTH[:2], *expected]
+
+
+@pytest.mark.parametrize(
+    ("refused", "num_commands", "message"),
+    [
+        ("get_server_list", 1, "cannot end the GPU work of processes: `get_server_list`"),
+        ("terminate_client 4711 11", 4, "did not end the GPU work of process 11"),
+    ],
+)
+def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
+    control, monkeypatch, caplog, refused, num_commands, message
+):
+    service = PrivateMps(UUIDS, print)
+    with service.running(control):
+        monkeypatch.setenv("FAKE_REFUSES", refused)
+        service.end_clients()
+        assert len(commands_of(control)) == num_commands
+    assert message in caplog.text
+    assert f"Failed to {refused}" in caplog.text
+
+
+def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
+    calls: list[object] = []
+    trial = SimpleNamespace(config={TRIAL_ID: "trial-1"})
+    loop = MagicMock()
+    loop._backend.killer_of.return_value = lambda: calls.append("killed")
+    loop._run.cluster.mps.end_clients = calls.append
+    loop._locations = {"trial-1": WorkerLocation("trial-1", "actor", "node", pid=12)}
+    kill = TrialLoop._killer_of(loop, trial)
+    assert kill is not None
+    assert calls == []
+    kill()
+    assert calls == [{12}, "killed"]
+
+
+def test_a_start_of_mps_that_is_interrupted_leaves_no_daemon(control, monkeypatch):
+    def interrupted(process: subprocess.Popen[str], timeout: float) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    started: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen.__init__
+
+    def remember(process: subprocess.Popen[str], *args: object, **options: object) -> None:
+        start(process, *args, **options)
+        started.append(process)
+
+    program = Path(shutil.which(mps.CONTROL))
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    output_file = control.parent / "start.log"
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mps._start_daemon(output_file)
+    (process,) = started
+    assert process.returncode == -signal.SIGKILL
 
 
 def set_up_failure(name: str, monkeypatch) -> None:
@@ -305,24 +391,76 @@ def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
     loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 
-def test_the_processes_of_ray_start_with_mps_and_end_before_it(control, monkeypatch, tmp_path):
+class StandInForRay:
+    """Ray without processes, except one worker that outlives Ray's shutdown."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.commands_before_shutdown: list[str] = []
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def init(self, **settings: object) -> SimpleNamespace:
+        self.folder = Path(os.environ[PIPES]).parent
+        session = str(settings["_temp_dir"])
+        # As in Ray, the worker's command line contains the folder.
+        code = "import time; time.sleep(600)"
+        self.worker = subprocess.Popen([sys.executable, "-c", code, f"{session}/session"])
+        return SimpleNamespace(dashboard_url="")
+
+    def shutdown(self) -> None:
+        self.commands_before_shutdown = commands_of(self.folder)
+        assert is_alive(daemon_pid(self.folder))
+
+
+@pytest.mark.parametrize("ending", ["end", "Ctrl-C"])
+@pytest.mark.usefixtures("control")
+def test_clients_end_before_ray_and_ray_ends_before_mps(monkeypatch, tmp_path, ending):
+    ray = StandInForRay()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    alive: list[bool] = []
-    pids: list[int] = []
+    monkeypatch.setattr(cluster, "_imported_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "_gpu_settings", dict)
+    monkeypatch.setattr(cluster, "_cluster_info", lambda *_, **__: cluster.this_machine())
+    monkeypatch.setattr(cluster, "_watch_servers", lambda *_, **__: closing_with(ray.shutdown))
+    pids = []
 
-    def init(**settings: object) -> SimpleNamespace:
-        pids.append(daemon_pid(Path(os.environ[PIPES]).parent))
-        return SimpleNamespace()
+    def run() -> None:
+        with cluster.connect(num_cpus=1, mps=PrivateMps(UUIDS, print)):
+            pids.append(daemon_pid(ray.folder))
+            if ending == "Ctrl-C":
+                raise KeyboardInterrupt
 
-    def shutdown() -> None:
-        alive.append(is_alive(pids[0]))
-
-    ray = SimpleNamespace(init=init, shutdown=shutdown)
-    with cluster._private_cluster(ray, PrivateMps(UUIDS, print), num_cpus=1):
-        shutdown()
-    assert alive == [True]
+    with pytest.raises(KeyboardInterrupt) if ending == "Ctrl-C" else nullcontext():
+        run()
+    assert ray.commands_before_shutdown == END_BOTH
     assert not is_alive(pids[0])
     assert not [*tmp_path.glob("isweep-ray-*")]
+
+
+@contextmanager
+def closing_with(end):
+    """Call a function at the end of a block."""
+    try:
+        yield
+    finally:
+        end()
+
+
+def test_mps_quits_when_no_worker_is_left(control, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ray = StandInForRay()
+    workers_at_quit: list[int | None] = []
+    running = PrivateMps.running
+
+    @contextmanager
+    def observed(service: PrivateMps, folder: Path):
+        with running(service, folder):
+            yield
+            workers_at_quit.append(ray.worker.wait(10))
+
+    monkeypatch.setattr(PrivateMps, "running", observed)
+    with cluster._private_cluster(ray, PrivateMps(UUIDS, print)):
+        assert ray.worker.poll() is None
+    assert workers_at_quit == [-signal.SIGKILL]
 
 
 @pytest.fixture(scope="module")
