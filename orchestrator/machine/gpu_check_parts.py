@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from orchestrator.machine import gpus, self_test
+from orchestrator.machine import gpus, self_test, self_test_verdict
 from orchestrator.machine.cluster import connect, this_machine
 from orchestrator.machine.gpu_bench import Bench
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
@@ -93,6 +93,8 @@ FIELDS_UNDER_LOAD = (
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
 FLOAT32_ERROR = 1e-5
 """Largest relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
+NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
+"""Parts with a result for each network. If such a part is ended early, some results are missing."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
 """Training images of the real trials. Two equal trials show which results repeat exactly."""
 
@@ -196,18 +198,24 @@ def context(bench: Bench) -> Measurements:
 def correctness(bench: Bench) -> Measurements:
     """Compare the GPU with the CPU: gradients, float32, FGSM, features and byte products.
 
-    The self-test also compares captured graphs with plain steps.
+    The self-test also compares captured graphs with plain steps. Each network has its own process
+    and its own time limit, as in a run.
     """
     fails = []
     tests: dict[str, dict[str, Any]] = {}
     for case in bench.self_test_cases():
-        verdict = self_test.run(case, bench.device)
-        tests[case.model.name] = asdict(verdict)
+        if bench.on_gpu:
+            test = self_test_verdict.run_test(case)
+        else:
+            test = self_test.run(case, bench.device).as_fields()
+        tests[case.model.name] = test
         yield "self_test", tests
-        if verdict.wrong:
-            fails.append(f"the GPU computes wrongly: {verdict.wrong}")
-        elif verdict.plain_because and not verdict.is_only_slow:
-            fails.append(f"trials cannot use graphs: {verdict.plain_because}")
+        if test["wrong"]:
+            fails.append(f"the GPU computes wrongly: {test['wrong']}")
+        elif test["unchecked"]:
+            fails.append(f"it is unknown whether the GPU computes correctly: {test['unchecked']}")
+        elif test["plain_because"] and not test.get("is_only_slow"):
+            fails.append(f"trials cannot use graphs: {test['plain_because']}")
     yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
     with bench.as_trials():
         errors = float32_errors(bench)
@@ -504,6 +512,13 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     verdict = f"FAIL: {', '.join(failed)}" if failed else "PASS"
     if plain and bench.on_gpu:
         verdict += f"; plain steps for {', '.join(plain)}"
+    for part in NETWORK_PARTS:
+        measured = values.get(part, {})
+        if part == "correctness":
+            measured = measured.get("self_test", {})
+        missing = [model for model in bench.models if model not in measured]
+        if missing:
+            verdict += f"; {part} lacks {', '.join(missing)}"
     yield "verdict", verdict
     yield "fast", "auto: captured graphs" if graphs and not plain else "auto: plain steps"
     yield from _sharing(values.get("pairs", {}))

@@ -169,6 +169,19 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
     assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
 
 
+@pytest.mark.parametrize("fast", ["auto", "on", "off"])
+def test_a_gpu_that_was_not_compared_with_the_cpu_is_not_used(verdict, fast):
+    verdict["unchecked"] = "no answer in 300 s"
+    words = (
+        r"it is unknown whether RTX 4090 computes correctly: no answer in 300 s\. The next trial"
+    )
+    with pytest.raises(trial_device.UnusableGpuError, match=words) as caught:
+        device_for(1.0, fast)
+    failure = classify(caught.value)
+    assert failure.unfit_node
+    assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
+
+
 def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
     assert device_for(1.0).graphs is False

@@ -16,13 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.machine import gpu_bench, gpu_check, gpu_check_parts, gpus, self_test
+from orchestrator.machine import (
+    gpu_bench,
+    gpu_check,
+    gpu_check_parts,
+    gpus,
+    self_test,
+    self_test_verdict,
+)
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
-from orchestrator.machine.processes import environment
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.processes import ProgramOutput, environment
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
 from orchestrator.planning.costs.needs import need_of
@@ -627,7 +634,8 @@ def parts_of(step_ms, graphs=(), **changes):
             ]
             for model in ("resnet18", "vgg16")
         },
-        "correctness": {"graphs": list(graphs)},
+        "correctness": {"graphs": list(graphs), "self_test": dict.fromkeys(step_ms)},
+        "memory": dict.fromkeys(step_ms),
     }
     return {name: {"ok": True, "values": values} for name, values in (parts | changes).items()}
 
@@ -659,6 +667,55 @@ def test_the_summary_gives_the_planner_a_row():
         "NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found}
     )
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
+
+
+def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
+    """A part that is ended at its time limit keeps the networks before."""
+    models = bench_of("cuda").models
+    parts = parts_of(steps_of_a100(1.0), graphs=models)
+    for part, kept in (("step_times", models[:4]), ("passes", models[:5])):
+        measured = parts[part]["values"]
+        parts[part]["values"] = {model: measured[model] for model in kept}
+    del parts["correctness"]["values"]["self_test"]["vgg19"]
+    parts["memory"] = {"ok": False, "values": {}}
+    verdict = dict(gpu_check_parts.summary(bench_of("cuda"), parts))["verdict"]
+    expected = "FAIL: memory; correctness lacks vgg19; step_times lacks vgg16, vgg19; "
+    assert verdict == f"{expected}passes lacks vgg19; memory lacks {', '.join(models)}"
+
+
+def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
+    """Six networks shared one limit: the first that hung took the results of the others."""
+    found = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    outputs = {
+        "resnet18": ProgramOutput(json.dumps(found)),
+        "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),
+        "vgg13": ProgramOutput("", "no answer in 300 s", True, f"{COMPARED_LINE}\n"),
+        "vgg16": ProgramOutput(json.dumps(found)),
+    }
+    limits = []
+
+    def run_program(*command, timeout_s, **options):
+        limits.append(timeout_s)
+        return outputs[Case.from_json(command[-1]).model.name]
+
+    bench = bench_of("cpu")
+    cases = tuple(replace(TINY, model=model_spec(name)) for name in outputs)
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
+    monkeypatch.setattr(self_test_verdict, "run_program", run_program)
+    monkeypatch.setattr(gpu_check_parts, "_attack_and_features", lambda bench: (1.0, 0.0))
+    monkeypatch.setattr(gpu_check_parts, "wrong_products", lambda bench: [])
+    values = dict(gpu_check_parts.correctness(bench))
+    assert limits == [self_test_verdict.TIMEOUT_S] * 4
+    assert values["graphs"] == ["resnet18", "vgg16"]
+    unknown = "resnet34: the self-test ended before it had compared GPU and CPU"
+    no_graphs = "vgg13: the self-test ended before it had tested graphs"
+    assert values["fails"] == [
+        f"it is unknown whether the GPU computes correctly: {unknown}: no answer in 300 s",
+        f"trials cannot use graphs: {no_graphs}: no answer in 300 s",
+    ]
+    longest = len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S
+    assert gpu_check._timeout_s("correctness") > longest
 
 
 def test_hours_are_the_sum_of_what_was_measured():

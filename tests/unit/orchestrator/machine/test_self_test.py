@@ -24,7 +24,7 @@ from orchestrator.machine.self_test import (
     frozen_dropout,
     run,
 )
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
@@ -161,6 +161,36 @@ def test_a_pooling_whose_gradient_is_wrong_is_found_although_its_loss_is_right(k
     assert "the first gradient has another direction than on the CPU" in verdict.wrong
     assert (verdict.plain_because, verdict.is_final) == (verdict.wrong, True)
     assert verdict.trainings == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_unchecked"),
+    [
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (NotImplementedError("an operation has no kernel on the CPU"), False),
+    ],
+)
+def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
+    monkeypatch, error, is_unchecked
+):
+    """Memory may be short beside other trials, and a CPU may lack an operation."""
+    original = self_test._gradient
+    devices = []
+
+    def gradient(model, images, labels, precision):
+        devices.append(precision)
+        if len(devices) == 4:  # after three references on the CPU
+            raise error
+        return original(model, images, labels, precision)
+
+    compared = []
+    monkeypatch.setattr(self_test, "_gradient", gradient)
+    verdict = run(TINY, CPU, lambda: compared.append(True))
+    assert compared == []
+    assert str(error).splitlines()[0] in verdict.plain_because
+    assert bool(verdict.unchecked) is is_unchecked
+    assert (verdict.wrong, verdict.is_final) == ("", False)
 
 
 def test_a_network_that_shows_nothing_condemns_no_device(monkeypatch):
@@ -323,8 +353,9 @@ def test_a_process_of_its_own_prints_the_verdict():
         text=True,
         check=True,
     )
+    assert COMPARED_LINE in done.stdout.splitlines()
     verdict = json.loads(done.stdout.splitlines()[-1])
-    assert verdict["wrong"] == ""
+    assert (verdict["wrong"], verdict["unchecked"]) == ("", "")
     assert {"plain_because", "is_final", "seconds", "arithmetic", "trainings"} <= set(verdict)
 
 

@@ -2,13 +2,14 @@
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.processes import ProgramOutput
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.machine.self_test_verdict import KeptVerdict, verdict_of
 from search_spaces.models import model_spec
 
@@ -103,6 +104,7 @@ def test_a_verdict_that_cannot_be_kept_costs_each_process_one_test(
 
 def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch, tmp_path):
     fields = {"wrong": "", "plain_because": "vgg13: OutOfMemoryError", "is_final": False}
+    fields["unchecked"] = ""
     monkeypatch.setattr(
         self_test_verdict,
         "run_program",
@@ -112,12 +114,86 @@ def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch
     assert (verdict.plain_because, verdict.is_final) == ("vgg13: OutOfMemoryError", False)
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [("/bin/false", "exit code 1"), ("/bin/true", "the process printed nothing")],
-)
-def test_a_self_test_that_dies_takes_nobody_along(monkeypatch, tmp_path, program, words):
-    monkeypatch.setattr(self_test_verdict.sys, "executable", program)
+SELF_TEST = """#!/bin/sh
+{prints}
+{ends}
+"""
+
+
+@pytest.fixture
+def self_test_program(tmp_path, monkeypatch):
+    """Put a script in the place of the self-test's process: ``(what it prints, how it ends)``."""
+
+    def replace_program(prints: str, ends: str) -> None:
+        program = tmp_path / "self-test"
+        program.write_text(SELF_TEST.format(prints=f"echo '{prints}'", ends=ends))
+        program.chmod(0o755)
+        monkeypatch.setattr(self_test_verdict.sys, "executable", str(program))
+        monkeypatch.setattr(self_test_verdict, "TIMEOUT_S", 1.0 if "sleep" in ends else 60.0)
+
+    return replace_program
+
+
+ENDINGS = [
+    ("exec sleep 600", "no answer in 1 s"),
+    ("echo Segmentation fault >&2; exit 139", "Segmentation fault"),
+    ("exit 0", "the process printed no verdict"),
+]
+
+
+@pytest.mark.parametrize(("ends", "reason"), ENDINGS)
+def test_a_self_test_that_ends_before_the_comparison_proves_nothing_about_the_gpu(
+    self_test_program, tmp_path, ends, reason
+):
+    self_test_program("a warning of a library", ends)
     verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
-    assert verdict.plain_because == f"the self-test ended without a verdict: {words}"
-    assert (verdict.wrong, verdict.is_final) == ("", False)
+    expected = f"vgg13: the self-test ended before it had compared GPU and CPU: {reason}"
+    assert verdict.unchecked == expected
+    assert (verdict.wrong, verdict.is_valid) == ("", False)
+
+
+@pytest.mark.parametrize(("ends", "reason"), ENDINGS[:2])
+def test_after_the_comparison_with_the_cpu_only_graphs_are_in_doubt(
+    self_test_program, tmp_path, ends, reason
+):
+    self_test_program(COMPARED_LINE, ends)
+    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    expected = f"vgg13: the self-test ended before it had tested graphs: {reason}"
+    assert verdict.plain_because == expected
+    assert (verdict.wrong, verdict.unchecked) == ("", "")
+    assert (verdict.is_final, verdict.is_valid) == (False, True)
+
+
+def test_a_gpu_that_was_not_compared_is_tested_again_by_the_next_trial(tests_run, monkeypatch):
+    cases, outcome = tests_run
+    outcome |= {"unchecked": "no answer in 300 s", "is_final": False}
+    assert verdict_of("GPU-1", RESNET).unchecked == "no answer in 300 s"
+    outcome |= {"unchecked": "", "is_final": True}
+    assert verdict_of("GPU-1", RESNET).unchecked == ""
+    assert len(cases) == 2
+    forget(monkeypatch)
+    assert verdict_of("GPU-1", RESNET).unchecked == ""
+    assert len(cases) == 2
+
+
+def test_a_process_that_waited_for_a_test_uses_its_verdict(tests_run, monkeypatch):
+    """Otherwise two trials that share a GPU which hangs would wait for two time limits."""
+    cases, outcome = tests_run
+    outcome |= {"unchecked": "no answer in 300 s", "is_final": False}
+    waiting = []
+    locked = self_test_verdict._locked
+
+    @contextmanager
+    def busy(path):
+        if not waiting:
+            waiting.append(path)
+            # Another process tests the GPU while this process waits.
+            monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+            verdict_of("GPU-1", RESNET)
+            forget(monkeypatch)
+        with locked(path):
+            yield
+
+    monkeypatch.setattr(self_test_verdict, "_locked", busy)
+    assert verdict_of("GPU-1", RESNET).unchecked == "no answer in 300 s"
+    assert len(cases) == 1
