@@ -30,6 +30,7 @@ from orchestrator.machine.mps import PrivateMps
 from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
+from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,7 @@ class Resources:
         fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
         micro_batches: see :class:`~search_spaces.sweeps.ResourceSpec`.
         micro_batch: largest number of images in a forward pass; None for whole batches.
+        context_bytes: bytes of the share of a GPU that the trial cannot use for tensors.
     """
 
     num_cpus: float
@@ -236,6 +238,7 @@ class Resources:
     fast: str = "auto"
     micro_batches: str = "auto"
     micro_batch: int | None = None
+    context_bytes: int = CONTEXT_BYTES
 
     def as_ray(self) -> dict[str, float]:
         """Return the request in Ray Tune's form, by name of the resource."""

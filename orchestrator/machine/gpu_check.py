@@ -238,8 +238,9 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
         verdict = "PASS" if result["ok"] else "FAIL"
         line = f"{verdict} {part} in {result['seconds']:.1f} s"
-        if result["error"]:
-            line += f": {result['error']}"
+        text = result["error"] or result["values"].get("note", "")
+        if text:
+            line += f": {text}"
         say(line)
     write_atomic(path, unfinished.read_bytes())
     unfinished.unlink()

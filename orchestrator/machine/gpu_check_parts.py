@@ -169,7 +169,10 @@ def gpu(bench: Bench) -> Measurements:
 
 
 def context(bench: Bench) -> Measurements:
-    """Measure the GPU memory of a process besides its tensors, after a step of each network."""
+    """Measure the GPU memory of a process besides its tensors, after a step of each network.
+
+    Plans and runs use the largest value if it is above :data:`CONTEXT_BYTES`.
+    """
     # This also measures the memory of other processes, before this process uses the GPU.
     (described,) = visible_gpu_list()
 
@@ -191,8 +194,11 @@ def context(bench: Bench) -> Measurements:
         largest = max(largest, bytes_besides)
         yield model, bytes_besides
     if largest > CONTEXT_BYTES:
-        words = f"a process uses {largest / 2**30:.2f} GiB besides its tensors"
-        yield "fails", [f"{words}, more than the {CONTEXT_BYTES / 2**30:.2f} GiB in plans"]
+        yield (
+            "note",
+            f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs use "
+            f"this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
+        )
 
 
 def correctness(bench: Bench) -> Measurements:
@@ -528,6 +534,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     planned = GpuModel(**values["gpu"]["planned_as"])
     bench = replace(bench, half=planned.bfloat16)
     row = measured_row(bench, planned, times, graphs)
+    row = replace(row, context_gib=_context_gib(values.get("context", {})))
     yield "row", asdict(row)
     yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
     hours = measured_hours(bench.trials, times)
@@ -553,6 +560,12 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
     shares = runs_mps if gain is None else gain >= PACKING_PAYS
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
+
+
+def _context_gib(measured: Mapping[str, Any]) -> float:
+    """Return the largest memory of a process besides its tensors, but at least that of plans."""
+    sizes = [value for value in measured.values() if isinstance(value, int)]
+    return max([CONTEXT_BYTES, *sizes]) / 2**30
 
 
 def measured_row(

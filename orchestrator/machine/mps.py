@@ -115,7 +115,7 @@ class PrivateMps:
             finally:
                 self.folder = None
 
-    def end_use(self, reason: str) -> None:
+    def end_use(self, reason: str, consequence: str) -> None:
         """Let no further process use MPS; processes that use it already continue.
 
         A fatal error of one process also ends the other processes that use MPS on the same GPU. So
@@ -123,6 +123,7 @@ class PrivateMps:
 
         Args:
             reason: why, for the message.
+            consequence: sentence about the shares of new trials, for the message.
         """
         if self.folder is None or self.has_ended_use:
             return
@@ -131,7 +132,7 @@ class PrivateMps:
         self.note(
             f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, an "
             "error of one trial also ends other trials on the same GPU. isweep retries these "
-            "trials"
+            f"trials. {consequence}"
         )
 
     def end_clients(self, pids: Collection[int] | None = None) -> None:

@@ -98,11 +98,13 @@ class RuntimeModel:
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
         share: Share of a GPU that every trial gets. None for the share that each trial is
             predicted to need.
+        share_without_mps: The same after a run has stopped using NVIDIA's MPS.
     """
 
     gpu: GpuModel | None = None
     corrections: Corrections = field(default_factory=Corrections)
     share: float | None = None
+    share_without_mps: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
         """Return the expected seconds of a trial, on its share of the GPU or on one CPU core."""

@@ -100,7 +100,12 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     if resources.num_gpus < 1:
         # A trial with a whole GPU needs no memory limit: no other trial uses that GPU.
         gpu_fraction = resources.num_gpus
-    device = replace(device, device="cuda", gpu_fraction=gpu_fraction)
+    device = replace(
+        device,
+        device="cuda",
+        gpu_fraction=gpu_fraction,
+        context_bytes=resources.context_bytes,
+    )
     if resources.fast == "on":
         return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":

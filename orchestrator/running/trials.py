@@ -288,7 +288,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._quarantine(trial_id, failure)
         mps = self._run.cluster.mps
         if mps is not None and breaks_mps(failure):
-            mps.end_use(f"{trial_id} failed ({failure.kind})")
+            mps.end_use(f"{trial_id} failed ({failure.kind})", self._resources.leave_mps())
         decision = self._retries.failed(
             trial_id, failure, process_ended=process_ended, is_final=verdict.is_final
         )

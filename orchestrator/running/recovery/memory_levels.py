@@ -85,8 +85,9 @@ class MemoryLevels:
         """Return the request of a trial at level 0."""
         resources = self.resources
         if resources.num_gpus and self.runtime_model.gpu is not None:
-            share = self._expected_share(trial, self.runtime_model.gpu)
-            resources = replace(resources, num_gpus=share)
+            gpu = self.runtime_model.gpu
+            share = self._expected_share(trial, gpu)
+            resources = replace(resources, num_gpus=share, context_bytes=gpu.context_bytes)
         if network_key(trial) in self.without_graphs:
             resources = replace(resources, fast="off")
         return resources

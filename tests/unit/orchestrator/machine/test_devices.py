@@ -169,6 +169,12 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
     assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
 
 
+def test_the_context_that_a_run_plans_for_reaches_the_trial(verdict):
+    network = plan_sweep(load_sweep("demo")).trials[0].network
+    resources = Resources(1, 0.5, context_bytes=2**30)
+    assert trial_device.device_for(resources, network).context_bytes == 2**30
+
+
 @pytest.mark.parametrize("fast", ["auto", "on", "off"])
 def test_a_gpu_that_was_not_compared_with_the_cpu_is_not_used(verdict, fast):
     verdict["unchecked"] = "no answer in 300 s"

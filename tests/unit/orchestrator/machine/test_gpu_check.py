@@ -24,6 +24,7 @@ from orchestrator.machine import (
     self_test,
     self_test_verdict,
 )
+from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
@@ -37,9 +38,12 @@ from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
 from orchestrator.planning.costs.passes import batch_passes
 from orchestrator.planning.estimate import on_gpus
+from orchestrator.planning.runtimes import RuntimeModel
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
+from tasks.trials.records import CONTEXT_BYTES
 from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.machine.test_devices import mps_daemon
 
@@ -82,7 +86,7 @@ def test_products_of_bytes_that_are_not_the_cpus_are_named_by_their_sizes(monkey
 def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypatch, tmp_path):
     found = [Gpu("NVIDIA A100 MIG 1g.10gb", f"MIG-{number}", 2**33, mig=True) for number in (1, 2)]
     asked, seen, described = [], [], NodeGpus("a", tuple(found))
-    part = {"ok": True, "seconds": 1.0, "error": ""}
+    part = {"ok": True, "seconds": 1.0, "error": "", "values": {}}
 
     def run_part(*_):
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
@@ -169,6 +173,47 @@ def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_f
         "an out-of-memory error in capture is recorded as device_error"
         in dict(gpu_check_parts.faults(bench))["fails"]
     )
+
+
+def test_a_larger_context_than_planned_is_noted_and_fails_no_part(posing, monkeypatch):
+    total = 24 << 30
+    gpu = Gpu("NVIDIA L4", "GPU-1", total, held_bytes=1 << 30)
+    monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
+    free_bytes = iter([total - (3 << 29), total - (2 << 30)])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free_bytes), total))
+    values = dict(gpu_check_parts.context(bench_of("cpu")))
+    assert (values["start"], values["small_cnn"]) == (1 << 29, 1 << 30)
+    expected = "a process uses 1.00 GiB besides its tensors. Plans and runs use this number"
+    assert values["note"].startswith(expected)
+    assert "fails" not in values
+
+
+@pytest.mark.parametrize(
+    ("measured", "used"),
+    [({"start": 1 << 29, "vgg16": 1 << 30, "note": "larger"}, 1 << 30), ({}, CONTEXT_BYTES)],
+)
+def test_shares_have_room_for_the_context_that_was_measured(measured, used):
+    parts = parts_of(steps_of_a100(1.0), context=measured)
+    bench = bench_of("cuda")
+    found = json.loads(json.dumps(dict(gpu_check_parts.summary(bench, parts))))
+    checks = {"NVIDIA A100-SXM4-80GB": found}
+    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    usual = replace(planned, context_gib=CONTEXT_BYTES / 2**30)
+    trial = bench.trial("vgg16")
+    assert planned.context_bytes == used
+    more_bytes = need_of(trial, planned).memory_bytes - need_of(trial, usual).memory_bytes
+    assert more_bytes == pytest.approx(used - CONTEXT_BYTES)
+    policy = ResourcePolicy(Resources(1, 1.0), RuntimeModel(planned))
+    assert policy.start_attempt(trial).context_bytes == used
+
+
+def test_a_note_of_a_part_is_printed_after_pass(tmp_path, monkeypatch):
+    lines = []
+    part = {"ok": True, "seconds": 1.0, "error": "", "values": {"note": "larger than planned"}}
+    monkeypatch.setattr(gpu_check, "run_part", lambda *_: part)
+    monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
+    check(None, tmp_path, lines.append)
+    assert lines == ["PASS host in 1.0 s: larger than planned"]
 
 
 @pytest.mark.parametrize("runs", [False, True])

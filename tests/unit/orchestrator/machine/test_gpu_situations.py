@@ -340,6 +340,27 @@ def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere
         assert runtime_model_for([there], plan.sweep.resources, (), [tmp_path]).share == share
 
 
+@pytest.mark.parametrize(
+    ("pair_gain", "requested", "before", "after"),
+    [
+        # Without a measurement, two trials of one GPU only compute in turn.
+        (None, None, None, 1.0),
+        (1.0, None, None, 1.0),
+        (1.2, None, None, None),
+        (1.0, 0.3, 0.3, 0.3),
+    ],
+)
+def test_after_mps_has_ended_trials_share_a_gpu_only_if_sharing_pays_without_it(
+    plan, tmp_path, pair_gain, requested, before, after
+):
+    summary = {"pair_gain": pair_gain, "pair_gain_mps": 1.3, "row": None}
+    record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    resources = plan.sweep.resources.model_copy(update={"num_gpus": requested})
+    model = runtime_model_for([node(A100, mps=True)], resources, (), [tmp_path])
+    assert (model.share, model.share_without_mps) == (before, after)
+
+
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
     checks = {
         A100.name: {"pair_gain": 1.3, "row": {"compute_efficiency": 0.4}},

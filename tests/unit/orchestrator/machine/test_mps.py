@@ -310,18 +310,19 @@ def test_if_mps_does_not_start_the_run_continues_without_it_and_a_note_has_the_r
 def test_after_the_end_of_its_use_new_processes_compute_without_mps(control):
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    service.end_use("nothing runs")
+    service.end_use("nothing runs", "")
     with service.running(control):
         leave_ended_mps()
         assert os.environ[PIPES] == str(control / "pipe")
-        service.end_use("trial-1 failed (device_error)")
-        service.end_use("trial-2 failed (device_error)")
+        service.end_use("trial-1 failed (device_error)", "New trials have a whole GPU each")
+        service.end_use("trial-2 failed (device_error)", "New trials have a whole GPU each")
         leave_ended_mps()
         # CUDA computes without MPS if this folder contains no socket; gpu-check relies on it too.
         assert not Path(os.environ[PIPES]).exists()
         assert not gpus.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
+    assert notes[1].endswith("isweep retries these trials. New trials have a whole GPU each")
 
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_before_the_driver_knows(control):
@@ -382,12 +383,13 @@ def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
     loop._source.trials = {trial.trial_id: trial}
     loop._attempt.return_value = 1
     loop._resources.failed.return_value = MAY_RETRY
+    loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
     TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
     calls = loop._run.cluster.mps.end_use.call_args_list
-    reasons = [call.args[0] for call in calls]
-    expected = [f"{trial.trial_id} failed (device_error)"]
-    assert reasons == (expected if kind == FailureKind.DEVICE_ERROR else [])
+    arguments = [call.args for call in calls]
+    expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
+    assert arguments == (expected if kind == FailureKind.DEVICE_ERROR else [])
     loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 

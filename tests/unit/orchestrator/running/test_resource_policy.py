@@ -33,6 +33,25 @@ def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
     assert whole.start_attempt(cells[0]).num_gpus == 1.0
 
 
+@pytest.mark.parametrize(
+    ("share_without_mps", "sentence"),
+    [
+        (1.0, "New trials have a whole GPU each"),
+        (None, "Trials share a GPU as before, but they compute in turn"),
+    ],
+)
+def test_attempts_after_the_end_of_mps_request_the_share_that_pays_without_it(
+    cells, share_without_mps, sentence
+):
+    model = RuntimeModel(GPU_MODELS["a100"], share_without_mps=share_without_mps)
+    requests = ResourcePolicy(Resources(1, 1.0), model)
+    predicted = need_of(cells[0], GPU_MODELS["a100"]).share
+    assert requests.start_attempt(cells[0]).num_gpus == predicted < 1
+    for _ in range(2):
+        assert requests.leave_mps() == sentence
+        assert requests.start_attempt(cells[0]).num_gpus == (share_without_mps or predicted)
+
+
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
     requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     shares = [requests.start_attempt(cell).num_gpus for cell in cells]
