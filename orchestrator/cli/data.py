@@ -360,7 +360,7 @@ def measure(
         executor: Executor = InlineExecutor()
         if cluster is not None:
             # The source and the prepared images are on this node.
-            executor = RayExecutor(driver_node_only=not cluster.local)
+            executor = RayExecutor(driver_node_only=not cluster.is_private)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure

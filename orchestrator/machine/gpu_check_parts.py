@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from orchestrator.machine import gpus, self_test, self_test_verdict
-from orchestrator.machine.cluster import connect, this_machine
+from orchestrator.machine.cluster import connect, cpu_cluster_here
 from orchestrator.machine.gpu_bench import Bench
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
 from orchestrator.machine.gpus import Gpu, describe, nvidia_smi
@@ -109,7 +109,7 @@ def host(bench: Bench) -> Measurements:
     yield "cpu", cpu_names[0] if cpu_names else ""
     yield "cores", len(os.sched_getaffinity(0))
     yield "core_gflops", round(_core_gflops(), 1)
-    yield "memory_gib", round(this_machine().memory_bytes / 2**30, 1)
+    yield "memory_gib", round(cpu_cluster_here().memory_bytes / 2**30, 1)
     yield "locked_memory_bytes", resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     yield "container", Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
     yield "home_writable", os.access(Path.home(), os.W_OK)

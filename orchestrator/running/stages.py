@@ -13,8 +13,8 @@ from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     connect,
+    cpu_cluster_here,
     resolve_head,
-    this_machine,
     trial_resources,
 )
 from orchestrator.machine.gpu_problems import refuse, survey
@@ -118,7 +118,7 @@ class Stages:
         """Print the size of the cluster and the address of its dashboard."""
         note = self.monitor.note
         gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
-        place = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+        place = "this machine" if cluster.is_private else f"a cluster of {cluster.num_nodes} nodes"
         note(f"Running on {place}: {cluster.num_cpus:g} CPUs{gpus}")
         if cluster.dashboard:
             note(
@@ -137,7 +137,7 @@ class Stages:
             mps = self.cluster.mps
             has_mps = mps is not None and mps.folder is not None
             return [replace(node, mps=node.mps or has_mps) for node in self.gpus_before]
-        return survey(self.cluster.num_gpus, local=self.cluster.local)
+        return survey(self.cluster.num_gpus, is_private=self.cluster.is_private)
 
     def check_machine(self) -> None:
         """Check that trials can run, before Ray starts.
@@ -153,9 +153,11 @@ class Stages:
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device
         # This call raises an error if a trial requests more than this machine has.
-        trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+        trial_resources(
+            self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device
+        )
         if num_gpus:
-            self.gpus_before = survey(num_gpus, local=True)
+            self.gpus_before = survey(num_gpus, is_private=True)
             self.check_gpus(self.gpus_before)
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
@@ -180,7 +182,7 @@ class Stages:
         """
         cluster = self.cluster  # The first use starts Ray, which runs the tasks.
         return RayExecutor(
-            driver_node_only=reads_files and not cluster.local, note=self.monitor.note
+            driver_node_only=reads_files and not cluster.is_private, note=self.monitor.note
         )
 
     def check_stored(self, stored: StoredResults) -> None:

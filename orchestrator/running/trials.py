@@ -84,7 +84,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             run.monitor.note,
             self._killer_of,
             self._backend.shortage,
-            is_private=run.cluster.local,
+            is_private=run.cluster.is_private,
             cpu_seconds=self._backend.worker_cpu_seconds,
             clock=clock,
         )

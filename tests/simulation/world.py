@@ -47,7 +47,7 @@ MOST_DRIVERS = 40
 MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
 STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
 CLUSTER = Cluster(
-    num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard=""
+    num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, is_private=False, dashboard=""
 )
 """A shared one, with what simulated trials ask for."""
 ENDS_WITHIN_S = 60.0

@@ -75,8 +75,8 @@ class MemoryLevels:
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
         """Return whether a trial's batches may be split; splitting changes batch norm's results."""
-        if self.resources.micro_batches != "auto":
-            return self.resources.micro_batches == "on"
+        if self.resources.micro_batch_policy != "auto":
+            return self.resources.micro_batch_policy == "on"
         with suppress(SweepError):
             return not has_batch_norm(trial.network)
         return False

@@ -363,7 +363,7 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, own, tmp_path, monkeypatch)
             super().__init__()
 
     monkeypatch.setattr(
-        cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True))
+        cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(is_private=True))
     )
     monkeypatch.setattr(tasks.remote, "RayExecutor", Inline)
     source = own(np.array(["cat", "CAT", "dog"])[PLACES % 3])

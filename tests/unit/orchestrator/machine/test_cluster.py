@@ -21,13 +21,11 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from orchestrator.machine import cluster as cluster_module
-from orchestrator.machine import processes, signals
+from orchestrator.machine import processes, server_watch, signals
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     _private_cluster,
-    _watch_servers,
     connect,
     trial_resources,
 )
@@ -246,7 +244,7 @@ def make_cluster(**changes: Any) -> Cluster:
             "num_nodes": 1,
             "object_store_bytes": 0,
             "dashboard": "",
-            "local": True,
+            "is_private": True,
             **changes,
         }
     )
@@ -260,7 +258,7 @@ class TestTrialResources:
         [(0, "auto", 0), (1, "auto", 0.25), (1, "cpu", 0), (0, "gpu", 0.25)],
     )
     def test_gpu_share_by_device(self, num_gpus, device, expected):
-        cluster = make_cluster(num_gpus=num_gpus, local=False)
+        cluster = make_cluster(num_gpus=num_gpus, is_private=False)
         assert trial_resources(self.spec, cluster, device).num_gpus == expected
 
     @pytest.mark.parametrize(
@@ -285,7 +283,9 @@ class TestTrialResources:
     def test_a_private_cluster_must_have_what_is_asked_for(self, asked, there, device, found):
         with pytest.raises(ConfigError, match=found):
             trial_resources(ResourceSpec(**asked), make_cluster(**there), device)
-        assert trial_resources(ResourceSpec(**asked), make_cluster(**there, local=False), device)
+        assert trial_resources(
+            ResourceSpec(**asked), make_cluster(**there, is_private=False), device
+        )
 
 
 CONNECT = """
@@ -378,7 +378,7 @@ for _ in range(2):
         sockets = psutil.net_connections("tcp")
         listening = {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == "LISTEN"}
         found.append({
-            "cluster": [cluster.num_cpus, cluster.num_nodes, cluster.local],
+            "cluster": [cluster.num_cpus, cluster.num_nodes, cluster.is_private],
             "dashboard": cluster.dashboard,
             "listening": sorted(listening),
             "mode": oct(token_file.stat().st_mode & 0o777),
@@ -409,7 +409,9 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     monkeypatch.setattr(signals, "_typed_command", ["isweep", "run", "a b.yaml"])
     program, lost = tmp_path / victim, threading.Event()
     shutil.copy(shutil.which("sleep"), program)
-    monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server_watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server_watch, "PRIVATE_LOST_AFTER_S", 0.2)
+    monkeypatch.setattr(server_watch, "SHARED_LOST_AFTER_S", 0.2)
     monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
     others, seen = (
         threading.enumerate(),
@@ -432,7 +434,7 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
         )
 
         def stopped() -> None:
-            with _watch_servers(ray, 0.2, is_private=is_private):
+            with server_watch.watch_servers(ray, is_private=is_private):
                 assert not lost.wait(0.5)
                 process.send_signal(signal.SIGSTOP)
                 lost.wait(300)

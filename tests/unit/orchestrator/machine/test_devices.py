@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
-from orchestrator.machine.cluster import Resources, this_machine, trial_resources
+from orchestrator.machine.cluster import Resources, cpu_cluster_here, trial_resources
 from orchestrator.machine.gpus import GpuInUse
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.planning.plan import plan_sweep
@@ -267,8 +267,8 @@ def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_behind_and_asked_once(un
     with pytest.raises(
         SetupError, match=r"This machine has a GPU, but .* nvidia-smi: the program does not answer"
     ):
-        trial_resources(ResourceSpec(), this_machine(), "auto")
-    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+        trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
+    assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
     (process,) = unkillable
     assert process.poll() is None
 
@@ -584,8 +584,8 @@ def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, mon
     with pytest.raises(SetupError, match=rf"{unanswered}: nvidia-smi: {said}\. Restart the mach"):
         gpus.check_driver()
     with pytest.raises(SetupError, match=unanswered):
-        trial_resources(ResourceSpec(), this_machine(), "auto")
-    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+        trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
+    assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
     problem = doctor._checked("gpus", lambda: doctor._gpus(None))
     assert not problem["ok"]
     assert said in problem["detail"]

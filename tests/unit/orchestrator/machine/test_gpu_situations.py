@@ -714,7 +714,7 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
     monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
-    assert survey(2, local=False) == [replace(said["real"], num_ray_gpus=1.0)]
+    assert survey(2, is_private=False) == [replace(said["real"], num_ray_gpus=1.0)]
 
 
 def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):

@@ -421,8 +421,8 @@ def test_clients_end_before_ray_and_ray_ends_before_mps(monkeypatch, tmp_path, e
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(cluster, "_imported_ray", lambda: ray)
     monkeypatch.setattr(cluster, "_gpu_settings", dict)
-    monkeypatch.setattr(cluster, "_cluster_info", lambda *_, **__: cluster.this_machine())
-    monkeypatch.setattr(cluster, "_watch_servers", lambda *_, **__: closing_with(ray.shutdown))
+    monkeypatch.setattr(cluster, "_cluster_info", lambda *_, **__: cluster.cpu_cluster_here())
+    monkeypatch.setattr(cluster, "watch_servers", lambda *_, **__: closing_with(ray.shutdown))
     pids = []
 
     def run() -> None:

@@ -167,7 +167,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
     @contextlib.contextmanager
     def connected(*_, **__):
-        yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
+        yield Cluster(2, 0, 1, 10**9, dashboard="", is_private=True)
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)

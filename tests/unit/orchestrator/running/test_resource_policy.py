@@ -75,14 +75,14 @@ def attempts(requests, cell, number):
 
 def test_batches_of_a_network_with_batch_norm_are_cut_where_that_is_asked_for(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    found, said = attempts(ResourcePolicy(Resources(1, 0.5, micro_batches="on")), cell, 4)
+    found, said = attempts(ResourcePolicy(Resources(1, 0.5, micro_batch_policy="on")), cell, 4)
     assert (found[-1], said) == ((1.0, 0, 8), "")
 
 
 def test_no_batch_is_cut_where_that_is_refused(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
     found, said = attempts(
-        ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off")), cell, 1
+        ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off")), cell, 1
     )
     assert found == [(1.0, 0, None)]
     assert "small_mlp at batch size 16 needs more memory" in said
@@ -160,9 +160,9 @@ def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
     sweep = load_sweep(small_sweep("tiny_batches", models=["small_cnn"], recipe=recipe))
     trial = plan_sweep(sweep).trials[0]
     assert trial.network.recipe.batch_size == batch_size
-    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="on"))
+    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="on"))
     found, hint = attempts(policy, trial, 1)
     assert found == [(1.0, 0, None)]
     assert f"small_cnn at batch size {batch_size} needs more memory than a whole GPU has" in hint
-    unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off"))
+    unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
     assert "micro_batches" not in unsplit.failed(trial, OUT_OF_MEMORY).hint
