@@ -114,7 +114,7 @@ def gpu_model(name: str) -> GpuModel:
     return GPU_MODELS[name.lower()]
 
 
-def gpu_model_like(name: str) -> GpuModel | None:
+def listed_gpu_model(name: str) -> GpuModel | None:
     """Return the GPU of the table with this name of a driver or of Ray, or None.
 
     If several GPUs fit, return the one with the least memory. MIG slices and smaller variants of a
@@ -134,7 +134,7 @@ def gpu_model_like(name: str) -> GpuModel | None:
     return min(fitting, key=lambda gpu: gpu.memory_gib, default=None)
 
 
-def gpu_model_there(
+def gpu_model_from_driver(
     name: str,
     memory_gib: float,
     capability: float,
@@ -156,7 +156,7 @@ def gpu_model_there(
             :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
             the rates of the table.
     """
-    gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
+    gpu = listed_gpu_model(name) or _unlisted(name, capability, processors)
     row = (checks or {}).get(name, {}).get("row", {})
     measured: dict[str, Any] = {}
     for field in fields(GpuModel):

@@ -32,7 +32,7 @@ from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_fol
 from orchestrator.machine.processes import ProgramOutput, environment
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
-from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
@@ -197,7 +197,7 @@ def test_shares_have_room_for_the_context_that_was_measured(measured, used):
     bench = bench_of("cuda")
     found = json.loads(json.dumps(dict(gpu_check_parts.summary(bench, parts))))
     checks = {"NVIDIA A100-SXM4-80GB": found}
-    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     usual = replace(planned, context_gib=CONTEXT_BYTES / 2**30)
     trial = bench.trial("vgg16")
     assert planned.context_bytes == used
@@ -624,7 +624,7 @@ def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
     (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
     checks = read_checks([tmp_path])
     assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
-    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
+    assert gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
     assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
 
 
@@ -708,7 +708,7 @@ def test_the_summary_gives_the_planner_a_row():
     assert dict(gpu_check_parts.summary(bench_of("cuda"), broken))["verdict"].startswith(
         "FAIL: faults; plain steps"
     )
-    measured = gpu_model_there(
+    measured = gpu_model_from_driver(
         "NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found}
     )
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
@@ -788,7 +788,7 @@ def test_a_plan_expects_the_hours_that_were_measured():
     step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
     found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
     checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(found))}
-    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     hours = sum(need_of(trial, planned, given=1.0).seconds for trial in bench.trials) / 3600
     assert hours == pytest.approx(found["hours"])
     assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(found["hours"])

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from torch import nn
 
-from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, gpu_model_like
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, listed_gpu_model
 from orchestrator.planning.costs.kernels import Kernel, PassCost
 from orchestrator.planning.costs.memory import memory_bytes
 from orchestrator.planning.costs.pass_times import pass_time
@@ -123,5 +123,5 @@ def test_an_unknown_gpu_is_answered_with_the_known_ones():
     ],
 )
 def test_gpus_are_known_by_their_drivers_and_rays_names(name, gpu):
-    found = gpu_model_like(name)
+    found = listed_gpu_model(name)
     assert (found.name if found else None) == gpu
