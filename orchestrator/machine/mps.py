@@ -6,8 +6,8 @@ a server. Processes find the daemon by a socket in the folder ``CUDA_MPS_PIPE_DI
 such a socket, CUDA computes without MPS.
 
 A process that uses MPS is a *client*. If a client is killed while the GPU computes for it, MPS and
-the other clients may hang. So isweep first ends the GPU work of this client with MPS's command
-``terminate_client``, and then kills the process.
+the other clients may hang (section "Client Early Termination" of the source). So isweep first ends
+the GPU work of this client with MPS's command ``terminate_client``, and then kills the process.
 
 Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvidia.com/deploy/mps.
 """
@@ -42,7 +42,7 @@ MAX_PIPES_LENGTH = 80
 """Most characters in the path of the socket's folder. The path of a socket has at most 107
 characters, and the daemon ends without a message if it is longer."""
 START_TIMEOUT_S = 30.0
-"""Seconds that the daemon may take to start, or to answer a command."""
+"""Seconds that the daemon may take to start."""
 ATTACH_TIMEOUT_S = 120.0
 """Seconds that a process may take to import torch and to compute on every GPU through MPS."""
 COMMAND_TIMEOUT_S = 10.0
