@@ -348,7 +348,7 @@ def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monke
     started, taken = [], []
     earlier = {"correctness": {"values": {"graphs": graphs}}}
     monkeypatch.setattr(gpu_check, "_start_part", lambda *words: started.append(words))
-    monkeypatch.setattr(gpu_check, "_answer", lambda process: ({}, ""))
+    monkeypatch.setattr(gpu_check, "_answer", lambda process, timeout_s: ({}, ""))
     run_part("memory", "cuda", earlier)
     run_part("host", "cuda", {})
     assert started == [("memory", "cuda", graphs), ("host", "cuda", [])]
