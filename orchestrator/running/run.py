@@ -35,7 +35,8 @@ from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
+from orchestrator.results.sweep_tracking import log_sweep, make_tracker, open_tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running import preparation
 from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress

@@ -41,6 +41,8 @@ QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py
 RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
 WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
+PENDING = "orchestrator/results/pending_updates.py"
+SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
@@ -329,18 +331,20 @@ MUTATIONS = tuple(
                 "]",
             ),
         ),
-        TRACKING: (
+        PENDING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._pending.get(key) is update:\n"
-                "                del self._pending[key]\n",
-                "            if key in self._pending:\n                del self._pending[key]\n",
+                "        if self._updates.get(key) is update:\n"
+                "            del self._updates[key]\n",
+                "        if key in self._updates:\n            del self._updates[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table\n",
-                "                self._pending.pop(key)\n",
+                "            self._updates[key] = self._updates.pop(key)\n",
+                "            self._updates.pop(key)\n",
             ),
+        ),
+        TRACKING: (
             (
                 "a start compares the whole store",
                 "        for run in results:\n",
@@ -353,7 +357,7 @@ MUTATIONS = tuple(
             ),
             (
                 "the end closes what nobody works on",
-                "            closed, duplicates = runs.end_running(busy)\n",
+                "            closed, duplicates = runs.end_running(open_keys)\n",
                 "            closed, duplicates = 0, 0\n",
             ),
             (
@@ -362,19 +366,21 @@ MUTATIONS = tuple(
                 "points=tuple(points)",
             ),
             (
-                "MLflow shows how a sweep ended",
-                '        ending = "KILLED"\n',
-                '        ending = "FINISHED"\n',
-            ),
-            (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._put(_END_KEY, _EndSweep(ending))",
-                "        self._put(_END_KEY, _EndSweep(ending))",
+                "        self._running.clear()\n        self._put(END_KEY, EndSweep(ending))",
+                "        self._put(END_KEY, EndSweep(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",
                 'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
                 "timeout_s = FLUSH_S",
+            ),
+        ),
+        SWEEP_TRACKING: (
+            (
+                "MLflow shows how a sweep ended",
+                '        ending = "KILLED"\n',
+                '        ending = "FINISHED"\n',
             ),
         ),
         RUNS: (

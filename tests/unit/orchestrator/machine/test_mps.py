@@ -28,7 +28,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
-from orchestrator.running.recovery.resource_policy import MAY_RETRY
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
 from orchestrator.running.trials import TrialLoop
 from search_spaces.sweeps import ResourceSpec
