@@ -166,6 +166,13 @@ class _SweepRun(Stages):
         """The state of the sweep: its plan compared with the store, which only this run writes."""
         return compare_with_plan(self.workspace, self.stored)
 
+    @property
+    def trials_to_train(self) -> list[TrialSpec]:
+        """The trials of the plan without a result from the present data."""
+        state = self.state
+        trials = _trials_to_run(self.workspace.plan, state)
+        return [trial for trial in trials if trial.trial_id not in state.partial]
+
 
 def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
     """Return the trials of the plan without a complete result from the present data.
