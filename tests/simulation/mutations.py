@@ -40,6 +40,7 @@ class Mutation(NamedTuple):
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
 RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
 WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
+START_WAIT = "orchestrator/running/recovery/start_wait.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 PENDING = "orchestrator/results/pending_updates.py"
 SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
@@ -127,7 +128,7 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
-                "        self._attempts_of_this_run[trial_id] -= 1\n",
+                "        self._attempt(trial_id).number -= 1\n",
                 "",
             ),
             (
@@ -139,8 +140,8 @@ MUTATIONS = tuple(
                 "a report that comes twice counts once",
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
-                "        self._nodes",
-                "        self._nodes",
+                "        self._attempt(trial_id).node",
+                "        self._attempt(trial_id).node",
             ),
             (
                 "a result ends its trial",
@@ -165,10 +166,8 @@ MUTATIONS = tuple(
             ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
             (
                 "attempts of earlier runs are counted",
-                (
-                    "self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]"
-                ),
-                "self._attempts_of_this_run[trial_id]",
+                "Attempt(self._source.earlier_attempts.get(trial_id, 0))",
+                "Attempt(0)",
             ),
             (
                 "arrays go with the last trial that needs them",
@@ -254,8 +253,8 @@ MUTATIONS = tuple(
             ("hung trials are ended", "        kill()\n", "        return\n"),
             (
                 "a worker that does not answer is ended within a minute",
-                "limit_s = min(limit_s, WORKER_TIMEOUT_S)",
-                "pass",
+                "return min(self.max_silence_s, WORKER_TIMEOUT_S)",
+                "return self.max_silence_s",
             ),
             (
                 "a trial that hung may die of something else",
@@ -263,13 +262,15 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "a shared cluster that has no room is waited for",
-                "        if not self._is_private:\n            return\n",
-                "",
-            ),
-            (
                 "an epoch begins the limit of its trial anew",
                 "            watched.last_message_at = self._clock.monotonic()\n",
+                "",
+            ),
+        ),
+        START_WAIT: (
+            (
+                "a shared cluster that has no room is waited for",
+                "        if not self._is_private:\n            return\n",
                 "",
             ),
         ),
