@@ -92,12 +92,12 @@ class PendingUpdates:
 
     @property
     def has_refused(self) -> bool:
-        """Whether MLflow refused an update of the table."""
+        """True if MLflow refused an update of the table."""
         return bool(self._refused_keys)
 
     @property
     def has_sendable(self) -> bool:
-        """Whether the table has an update that was not refused."""
+        """True if the table has an update that was not refused."""
         return len(self._updates) > len(self._refused_keys)
 
     @property
