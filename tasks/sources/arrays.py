@@ -230,16 +230,14 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     # Every array of images was found with its array of labels, which is the column label.
     columns = find_columns(["label", *column_names], ("label", "group", "split"), request)
     tables = []
+    unused_tables = []
     for array, header in zip(arrays, headers, strict=True):
+        num_rows = header.shape[0]
         cells = {}
         for role, array_name in array.array_of_role(columns).items():
-            cells[role] = _text_cells(file, array_name, header.shape[0], request)
+            cells[role] = _text_cells(file, array_name, num_rows, request)
         tables.append(cells)
-    unused_tables = []
-    for array, cells in zip(arrays, tables, strict=True):
-        unused = _unused_cells(file, array, columns, request)
-        unused_tables.append({**unused, "label": cells["label"]})
-    columns = columns.with_like_groups(unused_tables, request)
+        unused_tables.append(_unused_cells(file, array, columns, num_rows, request))
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -266,7 +264,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     return own_listing(
         rows,
         request,
-        dataset_flags=(*columns.flags, *_unused_flags(file, arrays)),
+        columns=columns,
+        unused_cells=joined.join(unused_tables),
+        dataset_flags=_other_array_flags(file, arrays),
         class_names=class_names,
         sort_classes=sort_classes,
         listing_fields=listing_fields,
@@ -384,10 +384,9 @@ def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dic
 
 
 def _unused_cells(
-    file: ArrayFile, array: ImageArray, columns: Columns, request: RawRequest
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int, request: RawRequest
 ) -> dict[str, list[str]]:
     """Return the unused columns that have one value per image, as text: column -> cells."""
-    num_images = file.header(array.labels_name).shape[0]
     cells = {}
     for column in columns.unused:
         array_name = array.array_of_column.get(column)
@@ -399,8 +398,8 @@ def _unused_cells(
     return cells
 
 
-def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags with the names of the arrays that are not used; no flag if all are used.
+def _other_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
+    """Return flags for the arrays that are neither images, labels nor columns; empty without them.
 
     A flag is a warning in the record of the prepared dataset.
     """

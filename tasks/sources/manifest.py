@@ -88,7 +88,7 @@ class PathTable:
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
         cells: The columns that are read, by role. Paths are relative to the raw folder.
-        unused: Labels, and the columns that are not read, by name.
+        unused_cells: The columns that are not read, by name.
     """
 
     folder: str
@@ -96,7 +96,7 @@ class PathTable:
     other_sheets: int
     columns: Columns
     cells: Cells
-    unused: Cells
+    unused_cells: Cells
 
 
 def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
@@ -116,7 +116,6 @@ def list_table(request: RawRequest) -> Listing:
         return list_parquet(request)
     tables = [_read(file, request) for file in files]
     columns = common_columns([table.columns for table in tables], request)
-    columns = columns.with_like_groups([table.unused for table in tables], request)
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
@@ -139,7 +138,7 @@ def list_table(request: RawRequest) -> Listing:
     )
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
-    flags = columns.flags
+    dataset_flags = []
     listing_fields = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
@@ -153,9 +152,16 @@ def list_table(request: RawRequest) -> Listing:
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
-        flags = (*flags, "columns not used: slice")
+        dataset_flags.append("columns not used: slice")
     listing_fields = replace(listing_fields, excluded=_check_files(rows, has_volumes, request))
-    listing = own_listing(rows, request, dataset_flags=flags, listing_fields=listing_fields)
+    listing = own_listing(
+        rows,
+        request,
+        columns=columns,
+        unused_cells=joined.join([table.unused_cells for table in tables]),
+        dataset_flags=dataset_flags,
+        listing_fields=listing_fields,
+    )
     _check_named_once(rows, slices, request)
     return listing
 
@@ -293,11 +299,17 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
-    unused = {**unused_cells(lines, columns.unused), "label": cells["label"]}
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
     if "slice" in data:
         cells["slice"] = data["slice"]
-    return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells, unused)
+    return PathTable(
+        folder=file.folder,
+        numbers=lines.numbers,
+        other_sheets=lines.other_sheets,
+        columns=columns,
+        cells=cells,
+        unused_cells=unused_cells(lines, columns.unused),
+    )
 
 
 def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:

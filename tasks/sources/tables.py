@@ -540,7 +540,7 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> list[str]:
+def unused_flags(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may contain groups gets a flag of its own. If its groups are ignored, images of
@@ -548,7 +548,7 @@ def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> lis
 
     Args:
         names: Names of the columns.
-        like_groups: The columns whose values look like ids of patients.
+        group_like: The columns whose values look like ids of patients.
     """
     flags: list[str] = []
     others: list[str] = []
@@ -556,7 +556,7 @@ def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> lis
         shown = name.strip()[:MAX_NAME_LENGTH]
         if is_name_of_groups(name):
             flags.append(f"column {shown} not used: do its images belong together? call it group")
-        elif name in like_groups and not is_name_of_attribute(name):
+        elif name in group_like and not is_name_of_attribute(name):
             flags.append(
                 f"column {shown} not used, but its values repeat like ids of patients: do its "
                 "images belong together? call it group"
