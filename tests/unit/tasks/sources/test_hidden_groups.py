@@ -12,7 +12,7 @@ from PIL import Image
 from search_spaces.errors import DataError
 from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import unused_flags
-from tests.raw_trees.own import FORMS, write_parquet
+from tests.raw_trees.own import FORMS, image_cells
 
 QUESTION = "repeat like ids of patients: do its images belong together? call it group"
 CLASSES = ("benign", "malignant", "normal")
@@ -168,13 +168,16 @@ def test_ids_of_floats_are_recognized(prepare, tmp_path, shape):
 
 def test_ids_of_parquet_floats_and_categories_are_recognized(prepare, tmp_path):
     ids = np.arange(60) // 4
-    table = {
-        "label": ["cat" if number % 2 else "dog" for number in ids],
-        "scan": ids.astype(float),
-        "series": pd.Categorical([f"series{number}" for number in ids]),
-    }
-    path = write_parquet(tmp_path, table)
-    flags = prepare("table", path, for_training=False).record.flags
+    table = pd.DataFrame(
+        {
+            "image": image_cells(60),
+            "label": ["cat" if number % 2 else "dog" for number in ids],
+            "scan": ids.astype(float),
+            "series": pd.Categorical([f"series{number}" for number in ids]),
+        }
+    )
+    table.to_parquet(tmp_path / "own.parquet")
+    flags = prepare("table", tmp_path / "own.parquet", for_training=False).record.flags
     assert SCAN_QUESTION in flags
     assert f"column series not used, but its values {QUESTION}" in flags
 
