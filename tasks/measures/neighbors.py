@@ -16,7 +16,7 @@ results of the new pairs of this and all smaller sizes.
 The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are one
 span of positions. Its columns are the same span, or a later one.
 :mod:`tasks.measures.tile_blocks` computes the distances of a tile, and
-:mod:`tasks.measures.nearest` collects the nearest rows. Distances are symmetric, so each distance
+:mod:`tasks.measures.tile_results` collects the nearest rows. Distances are symmetric, so each distance
 is computed once and used for both of its positions.
 """
 
@@ -42,9 +42,9 @@ from tasks.measures.distances import (
     estimate_center,
     is_byte_dtype,
 )
-from tasks.measures.nearest import SpanResult, TileResults, add_block
 from tasks.measures.products import check_device
 from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair_value
+from tasks.measures.tile_results import SpanResult, TileResults, add_block
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048

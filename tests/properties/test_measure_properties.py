@@ -14,12 +14,12 @@ from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.nearest import SpanResult
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
 from tasks.measures.tile_blocks import Span
+from tasks.measures.tile_results import SpanResult
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
