@@ -26,8 +26,8 @@ archive.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
-  all top folders have the same subfolders, both layouts are possible. Then the user's ``layout``
-  decides. Without it, the patient ids in DICOM headers decide.
+  all top folders have the same subfolders, both layouts are possible. Then the user's option
+  ``layout`` decides. Without this option, the patient ids in DICOM headers decide.
 """
 
 from __future__ import annotations
@@ -366,9 +366,11 @@ def _check_two_classes(
         hints.append("If this folder contains only one class, use the folder above it")
     hints.append(LAYOUT_HINT)
     for extension, hint in HINT_BY_EXTENSION.items():
-        if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
+        if extension not in extensions:
+            continue
+        if is_archive and extension in TABLE_EXTENSIONS:
             hints.append(f"{hint}, after you have unpacked the archive")
-        elif extension in extensions:
+        else:
             hints.append(hint)
     raise request.error(
         f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
@@ -393,14 +395,11 @@ def _choose_layout(
     tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
-    # Both layouts are possible if all images lie in subfolders, these have two or more different
-    # names, but not many, and every name occurs in several top folders.
-    is_ambiguous = (
-        1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
-        and None not in tops_by_subfolder
-        and min(map(len, tops_by_subfolder.values())) > 1
-    )
-    if not is_ambiguous:
+    # Both layouts are possible if the subfolders may be classes too.
+    are_all_in_subfolders = None not in tops_by_subfolder
+    are_few_names = 1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
+    are_shared = all(len(tops) > 1 for tops in tops_by_subfolder.values())
+    if not (are_all_in_subfolders and are_few_names and are_shared):
         return "class/group", []
     layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
@@ -596,23 +595,18 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     Raises:
         DataError: Some folders are splits, and others are probably splits with unusual names.
     """
-    tops = set()
-    subfolders_of_splits: set[str] = set()
-    subfolders_of_others: set[str] = set()
+    subfolders_by_top: defaultdict[str, set[str]] = defaultdict(set)
     for name in image_names:
-        parts = name.removeprefix(wrapper).split("/")
-        if len(parts) > 1:
-            tops.add(parts[0])
-        if len(parts) > 2 and is_split_word(parts[0]):
-            subfolders_of_splits.add(parts[1])
-        elif len(parts) > 2:
-            subfolders_of_others.add(parts[1])
+        *folders, _ = name.removeprefix(wrapper).split("/")
+        if folders:
+            subfolders_by_top[folders[0]].update(folders[1:2])
+    tops = set(subfolders_by_top)
     splits = set(filter(is_split_word, tops))
-    if not tops:
-        return False
     if splits == tops:
-        return True
+        return bool(tops)
     # If other top folders have the same subfolders, they are probably splits with unusual names.
+    subfolders_of_splits = set().union(*(subfolders_by_top[top] for top in splits))
+    subfolders_of_others = set().union(*(subfolders_by_top[top] for top in tops - splits))
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
     if have_same_classes or _has_train_and_test(splits):
         raise request.error(

@@ -47,7 +47,7 @@ PACKED_TARS = GZIP + BZIP2 + XZ
 """Extensions of tars that can only be read forward."""
 TARS = (".tar", *PACKED_TARS)
 ARCHIVES = (".zip", *TARS)
-NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
@@ -100,9 +100,9 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVES)
 
 
-def is_noise(name: str) -> bool:
-    """Return whether one part of a path is hidden, or a file that file managers leave behind."""
-    return name.startswith(".") or name in NOISE
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a path begins with a dot, or is left behind by a file manager."""
+    return name.startswith(".") or name in FILE_MANAGER_NAMES
 
 
 def read_locator(base: Path, locator: str) -> bytes:
@@ -221,7 +221,7 @@ def walk(
     while pending:
         name, entry = pending.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
-        if is_noise(entry.name):
+        if is_hidden(entry.name):
             if hidden is not None:
                 hidden.append(f"{name}/" if is_folder else name)
             continue
@@ -326,7 +326,7 @@ def _checked_member(name: str) -> tuple[str, str]:
         raise RefusedArchive("an archive with names that lead out of it")
     parts = normal_name.split("/")
     for depth, part in enumerate(parts, 1):
-        if is_noise(part):
+        if is_hidden(part):
             hidden = "/".join(parts[:depth])
             return normal_name, f"{hidden}/" if depth < len(parts) else hidden
     return normal_name, ""

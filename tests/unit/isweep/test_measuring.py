@@ -81,7 +81,7 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
     for floats in (images / 255, images.astype(np.float32)):
         found = isweep.measure(floats, LABELS, train_sizes=[30, 60])
         assert found.to_json() == record.to_json() | {"settings": found.to_json()["settings"]}
-        assert found.taken
+        assert found.image_lines
     found = isweep.measure(
         images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20)
     )
