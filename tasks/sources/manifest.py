@@ -191,16 +191,16 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
     labels = rows.cells["label"]
     first_rows: dict[tuple[str, int | None], int] = {}
     repeats = []
-    num_unlike = 0
+    num_with_other_label = 0
     for row, image in enumerate(zip(rows.cells["path"], slices, strict=True)):
         first = first_rows.setdefault(image, row)
         if first != row:
             repeats.append(row)
-            num_unlike += labels[first] != labels[row]
+            num_with_other_label += labels[first] != labels[row]
     if repeats:
         raise request.error(
             f"the table repeats the path of an earlier row for {rows.describe(repeats)}. In "
-            f"{num_unlike} of these rows, the label is different",
+            f"{num_with_other_label} of these rows, the label is different",
             hint="Remove the repeated rows",
         )
 
@@ -288,7 +288,9 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
     path_column = columns.name_by_role.get("path", "path")
-    needed = (path_column, *(columns.labels or ("label",)))
+    # Without a column, the usual name is in the error message.
+    label_columns = columns.labels or ("label",)
+    needed = (path_column, *label_columns)
     optional = (*columns.name_by_role.values(), "slice")
     data = read_columns(file.path, lines, request, needed, optional)
     for name, column in data.items():
@@ -435,7 +437,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     hidden: list[str] = []
     others: list[str] = []
     # Files without a row may be anything, such as the links of a virtual environment. The walk
-    # leaves out hidden files and files outside the raw folder. Only these are checked one by one.
+    # leaves out hidden files and links out of the raw folder. If the table lists such a path, it is
+    # checked below.
     walked = set(walk(folder, request, hidden=hidden, others=others, strict=False))
     base = folder.resolve()
     _check_links(named, set(others), base, request)
@@ -498,12 +501,12 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """
     labels = cells["label"]
     classes = set(labels)
-    num_alike = 0
-    num_unlike = 0
+    num_in_own_folder = 0
+    num_in_other_folder = 0
     for label, path in zip(labels, cells["path"], strict=True):
         folder_classes = classes.intersection(path.split("/")[:-1])
-        num_alike += folder_classes == {label}
-        num_unlike += bool(folder_classes) and label not in folder_classes
-    if num_unlike and 2 * num_alike > len(labels):
-        return {"row whose folder has the name of another class": num_unlike}
+        num_in_own_folder += folder_classes == {label}
+        num_in_other_folder += bool(folder_classes) and label not in folder_classes
+    if num_in_other_folder and 2 * num_in_own_folder > len(labels):
+        return {"row whose folder has the name of another class": num_in_other_folder}
     return {}

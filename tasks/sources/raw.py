@@ -7,7 +7,7 @@ Nothing is unpacked to disk. Every process keeps archives open after their first
 tar is only read forward, which is fast if members are read in stored order.
 
 Archives may be damaged or hostile. Declared sizes and names are checked before an archive is read.
-These archives are rejected:
+These archives are refused:
 
 - archives with links, repeated names, encryption, or names that lead out of the archive;
 - archives with members that declare more bytes than their packed size can contain.
@@ -612,6 +612,11 @@ class _ArchivePath:
     inner: tuple[str, ...]
     folder: str
 
+    @property
+    def locator(self) -> str:
+        """The locator of the archive."""
+        return MARK.join((self.file, *self.inner))
+
 
 class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
@@ -690,14 +695,14 @@ class RawTree:
             DataError: The archive cannot be read.
         """
         inner_archives = []
-        for member in self._member_names(archive.file, archive.inner):
+        for member in self._member_names(archive):
             name = f"{archive.folder}/{member}" if archive.folder else member
             can_open = is_archive_name(member) and len(archive.inner) + 1 < MAX_DEPTH
             if can_open and opens(name):
                 folder = name.rpartition("/")[0]
                 inner_archives.append(_ArchivePath(archive.file, (*archive.inner, member), folder))
                 continue
-            locator = MARK.join((archive.file, *archive.inner, member))
+            locator = f"{archive.locator}{MARK}{member}"
             if MARK in self._locators.get(name, ""):
                 # Two archives contain the same name: every series of OAI has a file 001.
                 self._locators[locator] = locator
@@ -705,7 +710,7 @@ class RawTree:
                 self._locators.setdefault(name, locator)
         return inner_archives
 
-    def _member_names(self, file: str, inner: tuple[str, ...]) -> list[str]:
+    def _member_names(self, path: _ArchivePath) -> list[str]:
         """Return the names of an archive's members.
 
         Raises:
@@ -713,15 +718,14 @@ class RawTree:
         """
         request = self._request
         try:
-            archive = open_archive(request.base() / file, inner)
+            archive = open_archive(request.base() / path.file, path.inner)
             names = archive.members()
         except RefusedArchive as refused:
             hint = "Download the archive again, or unpack it and remove the archive"
             if isinstance(refused, DamagedArchive):
                 hint += ". Its file extension must match its format"
             raise request.error(
-                f"archive {request.hashed(MARK.join((file, *inner)))} cannot be read: "
-                f"{refused.reason}",
+                f"archive {request.hashed(path.locator)} cannot be read: {refused.reason}",
                 hint=hint,
             ) from None
         self.hidden += archive.hidden
