@@ -55,7 +55,7 @@ from tasks.sources.tables import (
     counting,
     header_names,
     read_columns,
-    read_lines,
+    read_table_rows,
     unused_cells,
 )
 
@@ -237,14 +237,14 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
-        lines = read_lines(file.path, request)
-        name = find_columns(lines.rows[0], ("path",), request).name_by_role["path"]
-        column = lines.rows[0].index(name)
+        table = read_table_rows(file.path, request)
+        name = find_columns(table.rows[0], ("path",), request).name_by_role["path"]
+        column = table.rows[0].index(name)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
     prefix = f"{folder}/" if folder else ""
     paths = {}
-    for number, row in zip(lines.numbers[1:], lines.rows[1:], strict=True):
+    for number, row in zip(table.numbers[1:], table.rows[1:], strict=True):
         if column < len(row):
             paths[number] = prefix + row[column]
     return paths
@@ -282,23 +282,23 @@ def _table_files(request: RawRequest) -> list[TableFile]:
 
 def _read(file: TableFile, request: RawRequest) -> PathTable:
     """Read the needed columns of a table."""
-    lines = read_lines(file.path, request)
-    header = next(iter(lines.rows), [])
+    table = read_table_rows(file.path, request)
+    header = next(iter(table.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
-    if lines.rows and not columns.labels:
-        raise _no_label(lines.rows, request)
+    if table.rows and not columns.labels:
+        raise _no_label(table.rows, request)
     path_column = columns.name_by_role.get("path", "path")
     # Without a column, the usual name is in the error message.
     label_columns = columns.labels or ("label",)
     needed = (path_column, *label_columns)
     optional = (*columns.name_by_role.values(), "slice")
-    data = read_columns(file.path, lines, request, needed, optional)
+    data = read_columns(file.path, table, request, needed, optional)
     for name, column in data.items():
         if name not in columns.labels:  # blanks may be part of a label
             data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:
-        return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
+        return f"{_row_name(file.folder, table.numbers, row)} ({counting(table.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
@@ -306,11 +306,11 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         cells["slice"] = data["slice"]
     return PathTable(
         folder=file.folder,
-        numbers=lines.numbers,
-        other_sheets=lines.other_sheets,
+        numbers=table.numbers,
+        other_sheets=table.other_sheets,
         columns=columns,
         cells=cells,
-        unused_cells=unused_cells(lines, columns.unused),
+        unused_cells=unused_cells(table, columns.unused),
     )
 
 
