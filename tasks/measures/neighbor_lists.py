@@ -17,8 +17,9 @@ from tasks.measures.arrays import BoolArray, FloatArray, IntArray
 from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 MANY_CANDIDATES = 4
-"""If a block has more candidates per list entry than this, only the k nearest candidates of each
-row are kept. With fewer candidates, this reduction takes longer than it saves."""
+"""Largest number of candidates per list entry that are merged at once. If a block has more, only
+the k nearest candidates of each row are kept first. With fewer candidates, this reduction takes
+longer than it saves."""
 
 
 class NeighborLists:

@@ -58,7 +58,7 @@ transferred, so it may be larger."""
 TILES_PER_WORKER = 5
 """Smallest number of tiles per worker. With fewer tiles, workers would wait for the last tile."""
 MIN_MULTIPLY_ADDS_TO_SPREAD = 1e11
-"""If each worker has more multiply-adds than this, tasks also go to other nodes. With less work,
+"""Number of multiply-adds per worker above which tasks also go to other nodes. With less work,
 sending the rows takes longer than computing. A worker needs about one second for this number."""
 PAIRS_PER_SAMPLE = 1024
 """Number of the collected closest pairs that lie inside one sample, on average. A *sample* is a

@@ -16,7 +16,7 @@ from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 
 DENSE_FRACTION = 0.25
-"""If more than this share of a block's columns are in a sample, masking the other columns is faster
+"""Share of a block's columns above which a sample is dense. Masking the other columns is then faster
 than copying the columns of the sample."""
 
 
