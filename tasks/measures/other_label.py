@@ -16,8 +16,8 @@ from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 
 DENSE_FRACTION = 0.25
-"""Share of a block's columns above which a sample is dense. Masking the other columns is then faster
-than copying the columns of the sample."""
+"""Share of a block's columns above which a sample is dense. Masking the other columns is then
+faster than copying the columns of the sample."""
 
 
 def update_nearest(

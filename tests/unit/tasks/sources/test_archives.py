@@ -118,7 +118,7 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
 
 def test_a_file_of_an_archive_comes_before_one_of_an_inner_archive(class_folder, tmp_path):
     inner = pack(class_folder / "cat", tmp_path / "inner.zip")
-    raw = tmp_path / "raw"
+    raw = tmp_path / "downloads"
     raw.mkdir()
     with zipfile.ZipFile(raw / "a.zip", "w") as archive:
         archive.write(inner, "cat/inner.zip")
@@ -129,7 +129,7 @@ def test_a_file_of_an_archive_comes_before_one_of_an_inner_archive(class_folder,
 
 def test_an_inner_archive_that_is_not_opened_is_listed_as_a_file(class_folder, tmp_path):
     inner = pack(class_folder / "cat", tmp_path / "inner.zip")
-    raw = tmp_path / "raw"
+    raw = tmp_path / "downloads"
     raw.mkdir()
     with zipfile.ZipFile(raw / "a.zip", "w") as archive:
         archive.write(inner, "cat/inner.zip")
