@@ -40,7 +40,10 @@ class Mutation(NamedTuple):
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
 RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
 WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
+START_WAIT = "orchestrator/running/recovery/start_wait.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
+PENDING = "orchestrator/results/pending_updates.py"
+SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
@@ -125,7 +128,7 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
-                "        self._attempts_of_this_run[trial_id] -= 1\n",
+                "        self._attempt(trial_id).number -= 1\n",
                 "",
             ),
             (
@@ -137,8 +140,8 @@ MUTATIONS = tuple(
                 "a report that comes twice counts once",
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
-                "        self._nodes",
-                "        self._nodes",
+                "        self._attempt(trial_id).node",
+                "        self._attempt(trial_id).node",
             ),
             (
                 "a result ends its trial",
@@ -163,10 +166,8 @@ MUTATIONS = tuple(
             ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
             (
                 "attempts of earlier runs are counted",
-                (
-                    "self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]"
-                ),
-                "self._attempts_of_this_run[trial_id]",
+                "Attempt(self._source.earlier_attempts.get(trial_id, 0))",
+                "Attempt(0)",
             ),
             (
                 "arrays go with the last trial that needs them",
@@ -252,8 +253,8 @@ MUTATIONS = tuple(
             ("hung trials are ended", "        kill()\n", "        return\n"),
             (
                 "a worker that does not answer is ended within a minute",
-                "limit_s = min(limit_s, WORKER_TIMEOUT_S)",
-                "pass",
+                "return min(self.max_silence_s, WORKER_TIMEOUT_S)",
+                "return self.max_silence_s",
             ),
             (
                 "a trial that hung may die of something else",
@@ -261,13 +262,15 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "a shared cluster that has no room is waited for",
-                "        if not self._is_private:\n            return\n",
-                "",
-            ),
-            (
                 "an epoch begins the limit of its trial anew",
                 "            watched.last_message_at = self._clock.monotonic()\n",
+                "",
+            ),
+        ),
+        START_WAIT: (
+            (
+                "a shared cluster that has no room is waited for",
+                "        if not self._is_private:\n            return\n",
                 "",
             ),
         ),
@@ -329,18 +332,20 @@ MUTATIONS = tuple(
                 "]",
             ),
         ),
-        TRACKING: (
+        PENDING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._pending.get(key) is update:\n"
-                "                del self._pending[key]\n",
-                "            if key in self._pending:\n                del self._pending[key]\n",
+                "        if self._updates.get(key) is update:\n"
+                "            del self._updates[key]\n",
+                "        if key in self._updates:\n            del self._updates[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table\n",
-                "                self._pending.pop(key)\n",
+                "            self._updates[key] = self._updates.pop(key)\n",
+                "            self._updates.pop(key)\n",
             ),
+        ),
+        TRACKING: (
             (
                 "a start compares the whole store",
                 "        for run in results:\n",
@@ -353,7 +358,7 @@ MUTATIONS = tuple(
             ),
             (
                 "the end closes what nobody works on",
-                "            closed, duplicates = runs.end_running(busy)\n",
+                "            closed, duplicates = runs.end_running(open_keys)\n",
                 "            closed, duplicates = 0, 0\n",
             ),
             (
@@ -362,19 +367,21 @@ MUTATIONS = tuple(
                 "points=tuple(points)",
             ),
             (
-                "MLflow shows how a sweep ended",
-                '        ending = "KILLED"\n',
-                '        ending = "FINISHED"\n',
-            ),
-            (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._put(_END_KEY, _EndSweep(ending))",
-                "        self._put(_END_KEY, _EndSweep(ending))",
+                "        self._running.clear()\n        self._put(END_KEY, EndSweep(ending))",
+                "        self._put(END_KEY, EndSweep(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",
                 'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
                 "timeout_s = FLUSH_S",
+            ),
+        ),
+        SWEEP_TRACKING: (
+            (
+                "MLflow shows how a sweep ended",
+                '        ending = "KILLED"\n',
+                '        ending = "FINISHED"\n',
             ),
         ),
         RUNS: (
