@@ -53,7 +53,7 @@ def test_a_driver_that_ends_silently_is_explained_with_the_command_to_continue(e
         ("pass", 0, ""),
         ("sys.exit('stopped')", 1, "stopped\n"),
         ("raise KeyboardInterrupt", -2, "KeyboardInterrupt\n"),
-        (LOST, 3, "isweep: the cluster is lost\n"),
+        (LOST, 3, "isweep: the cluster is lost.\n"),
     ],
 )
 def test_a_driver_that_ends_with_its_own_words_is_not_explained(end, exit_code, last_words):
