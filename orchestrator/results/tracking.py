@@ -380,7 +380,7 @@ class Tracker:
             self._thread.join(JOIN_S)
 
     def _send_all(self, ending: Ending) -> bool:
-        """Wait until all updates are sent or had their last attempt; return True if none is left."""
+        """Wait until every update is sent or had its last attempt; return whether none is left."""
         if ending != "FINISHED":
             return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)
         if self.flush(FLUSH_S):
