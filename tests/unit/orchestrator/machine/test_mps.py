@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -31,9 +32,9 @@ from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
 from orchestrator.running.messages import WorkerLocation
 from orchestrator.running.queue import TRIAL_ID
-from orchestrator.running.recovery.resource_policy import MAY_RETRY
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
-from orchestrator.running.trials import TrialLoop
+from orchestrator.running.trials import Attempt, TrialLoop
 from search_spaces.sweeps import ResourceSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import A100, H100, MIG, RTX4090, node
 
@@ -381,7 +382,8 @@ def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
     trial = paper[0]
     loop = MagicMock()
     loop._source.trials = {trial.trial_id: trial}
-    loop._attempt.return_value = 1
+    loop._attempt.return_value = Attempt(1)
+    loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
     loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
