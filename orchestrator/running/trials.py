@@ -420,7 +420,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
         """
         kill = self._backend.killer_of(trial)
-        location = self._locations.get(trial_id_of(trial))
+        location = self._attempt(trial_id_of(trial)).location
         mps = self._run.cluster.mps
         if kill is None or mps is None or location is None:
             return kill
