@@ -497,7 +497,7 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(
     ("order", "dashboard"),
-    [("ray first", "dashboard"), pytest.param("ray later", "none", marks=pytest.mark.long)],
+    [("ray first", "none"), pytest.param("ray later", "dashboard", marks=pytest.mark.long)],
 )
 def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashboard):
     here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}

@@ -328,7 +328,7 @@ def test_a_process_of_its_own_prints_the_verdict():
     assert {"plain_because", "is_final", "seconds", "arithmetic", "trainings"} <= set(verdict)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg13"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vgg13", marks=pytest.mark.long)])
 def test_a_cpu_without_bfloat16_rounds_about_as_much_as_one_with_it(monkeypatch, name):
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
