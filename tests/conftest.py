@@ -3,9 +3,11 @@ environment."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from orchestrator.machine.cluster import Cluster
 from tests.here import trained_here
+from tests.mlflow_tables import copied_tables
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
 # No test measures time, and slow machines are no faults.
@@ -63,6 +66,21 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's root, MLflow store or cluster."""
     for name in ("ISWEEP_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Tests kill processes, but cut off no power: what is written need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tables_of_mlflow_are_made_once() -> Iterator[None]:
+    """A new MLflow database of this process is a copy; without MLflow's import, if no test has it."""
+    with copied_tables() if "mlflow" in sys.modules else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A hundred schedules of faults: each trial gets one stored result, each failure is reported once,
+"""Seventy-five schedules of faults: each trial gets one stored result, each failure is reported once,
 and each sweep ends.
 
 ``pytest tests/simulation --seed N`` runs one schedule again; ``make simulate`` runs ten thousand.
