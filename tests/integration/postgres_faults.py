@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import make_tracker
+from orchestrator.results.sweep_tracking import make_tracker
 from tests.unit.orchestrator.results.test_tracking import flat
 
 NUM_RUNS = 120

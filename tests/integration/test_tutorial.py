@@ -5,7 +5,7 @@ import pytest
 from tests.integration.readme import tutorial_python
 
 pytestmark = [
-    pytest.mark.usefixtures("here"),  # how a sweep runs on Ray is test_small_sweep's
+    pytest.mark.usefixtures("in_process"),  # how a sweep runs on Ray is test_small_sweep's
     pytest.mark.long,  # trains 12 networks; `make docs` runs the same cells
 ]
 
