@@ -257,7 +257,7 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
 
 
 def test_an_answer_has_the_same_verdict_in_the_table_and_on_the_page():
-    """A verdict needs both p, which is one-sided for attacks, and the interval, which is two-sided."""
+    """The p of an attack is one-sided and its interval two-sided: a verdict needs both."""
     k = np.random.default_rng(0).uniform(1, 2, (10, 7))
     gain = k + np.random.default_rng(1).normal(0, 0.6, k.shape)
     num_disagreements = 0
