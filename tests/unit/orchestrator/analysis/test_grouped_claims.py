@@ -1,4 +1,7 @@
-"""Test the claims of `isweep fit TABLE` for misleading tables: crossing columns, few rows, one big group."""
+"""Test the claims of `isweep fit TABLE` for misleading tables.
+
+Their columns cross the groups, their groups have few rows, or one group has most rows.
+"""
 
 import numpy as np
 import pandas as pd
