@@ -61,7 +61,11 @@ def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_p
     finding = findings(fits)[1]
     estimate = fits.headline().estimate("log_sharpness")
     value, low, high = (2**bound for bound in (estimate.value, *estimate.interval))
-    (answer,) = [one for one in fits.answers if one.question.key == "sharpness_beyond_label"]
+    (answer,) = [
+        candidate
+        for candidate in fits.answers
+        if candidate.question.key == "sharpness_beyond_label"
+    ]
     assert finding.verdict == "undecided"
     assert finding.sentences[:2] == (
         "No relation was detected.",

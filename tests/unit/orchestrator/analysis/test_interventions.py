@@ -87,7 +87,9 @@ def test_the_answer_names_the_result_for_every_slope(follows, verdict):
 
 def test_the_first_line_has_the_slope_with_its_interval():
     all_findings = findings(fit_scaling_laws(intervention_table(2.0), arms=ARMS))
-    (finding,) = [one for one in all_findings if "one property is moved" in one.question]
+    (finding,) = [
+        candidate for candidate in all_findings if "one property is moved" in candidate.question
+    ]
     slope = find_effect(fit_interventions(intervention_table(2.0), ARMS), "Δ log K_F")
     low, high = (number(bound) for bound in slope.interval)
     words = (
@@ -223,7 +225,7 @@ TRAINING_ARMS = tuple(
 NUM_TEST, NUM_MOVED = 100, 5
 
 
-def training_table(follows, artefact, *, moved=4.0, scatter=0.1, seed=0):
+def training_table(follows, artefact, *, factor=4.0, scatter=0.1, seed=0):
     """Return trials whose log losses follow K_F of training and of test images with known slopes.
 
     The artefact changes only the moved images: the other 95 have the loss of the base dataset.
@@ -236,8 +238,8 @@ def training_table(follows, artefact, *, moved=4.0, scatter=0.1, seed=0):
         is_base = arm.moves == "base"
         slope = slopes_of_worlds[place // 2]
         for size in (30, 85, 240):
-            loss = 0.2 * size**-0.3 * (1.0 if is_base else moved**slope)
-            harder = loss * moved ** (artefact + rng.normal(0, scatter))
+            loss = 0.2 * size**-0.3 * (1.0 if is_base else factor**slope)
+            harder = loss * factor ** (artefact + rng.normal(0, scatter))
             unmoved = loss
             moved_loss = (NUM_TEST * harder - (NUM_TEST - NUM_MOVED) * unmoved) / NUM_MOVED
             rows.append(
@@ -250,7 +252,7 @@ def training_table(follows, artefact, *, moved=4.0, scatter=0.1, seed=0):
                     "test_loss": loss,
                     "test_accuracy": 0.9,
                     "d_data_mle": 6.0,
-                    "label_sharpness": 1e-3 * (1.0 if is_base else moved),
+                    "label_sharpness": 1e-3 * (1.0 if is_base else factor),
                     "test_on_near_loss": harder,
                     "test_on_near_accuracy": 0.85,
                     "test_on_near_num_moved": NUM_MOVED,
@@ -320,7 +322,7 @@ def test_each_conclusion_of_the_registered_rule(follows, scatter, is_detected, i
 
 
 def test_a_condition_that_moves_nothing_gives_no_conclusion():
-    fit = fit_interventions(training_table(0.0, 0.0, moved=1.0001), TRAINING_ARMS)
+    fit = fit_interventions(training_table(0.0, 0.0, factor=1.0001), TRAINING_ARMS)
     assert not any(gate.counts for gate in fit.gates)
     slope = slopes_by_images(fit)["condition", "base"]
     assert (slope.num_worlds, slope.told_from_zero, slope.smaller_than_half) == (0, False, False)

@@ -1,4 +1,4 @@
-"""Test the extrapolation of one learning curve: formulas, calibration on drawn curves, and answers."""
+"""Test the extrapolation of one learning curve: formulas, calibration on drawn curves, answers."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Test fits over all class pairs of a dataset, against slow formulas and on tables of a known law."""
+"""Test fits over all class pairs of a dataset, against slow formulas and on tables of known law."""
 
 import json
 import re

@@ -56,7 +56,7 @@ def test_trainings_that_are_left_out_are_counted():
 
 
 def test_numbers_that_stand_for_a_missing_value_are_left_out_as_in_the_fits():
-    # 1.797e308 is the largest float, which stands for a missing number.
+    # MLflow stores infinity as the largest float, 1.797e308.
     table = pilot_table(
         train_size=["50", "50", "100", "90"],
         test_loss=[0.4, 1.797e308, 0.5, 0.3],
