@@ -331,7 +331,7 @@ def folds_and_runs(rng):
     ],
 )
 def test_tables_without_a_relation_seldom_give_a_claim(draw, groups):
-    """At 5 %, more than 12 claims in 120 tables have a probability of 1/50."""
+    """A correct test gives more than 12 claims in 120 such tables with a probability of 1/50."""
     design = Design("loss", ("d",), groups)
     fits = [fit_groups(draw(np.random.default_rng([seed, 20])), design) for seed in range(120)]
     num_levels = 1 if draw is folds_and_runs else 2

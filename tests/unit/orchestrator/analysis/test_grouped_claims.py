@@ -109,7 +109,7 @@ def test_train_sizes_beside_their_logarithm_are_no_crossing_column():
 
 @pytest.mark.long
 def test_shocks_of_models_are_seldom_taken_for_a_relation(tmp_path):
-    """At 5 %, more than 8 claims in 60 tables have a probability of 1/200.
+    """A correct test gives more than 8 claims in 60 such tables with a probability of 1/200.
 
     A fit that groups by dataset only makes a claim in half of the tables.
     """
@@ -183,7 +183,7 @@ def test_scatter_of_rows_in_the_means_of_groups_is_that_of_an_analysis_of_varian
 
 @pytest.mark.long
 def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
-    """At 5 %, more than 11 claims in 100 tables have a probability of 1/200.
+    """A correct test gives more than 11 claims in 100 such tables with a probability of 1/200.
 
     Uncorrected means give a claim in 38 of these tables.
     """
@@ -292,7 +292,7 @@ def test_a_slope_whose_permutations_cannot_reach_the_level_has_a_warning():
 
 @pytest.mark.parametrize("num_groups", [5, pytest.param(10, marks=pytest.mark.long)])
 def test_one_group_of_most_rows_neither_makes_nor_prevents_claims(num_groups):
-    """If slopes scatter about 0, at most 8 of 80 tables claim. If they are about 1, most claim."""
+    """Slopes that scatter about 0 give a claim in at most 8 of 80 tables; slopes about 1 in most."""
     sizes = np.array([300] + [10] * (num_groups - 1))
     group = np.arange(num_groups).repeat(sizes)
     design = Design("y", ("x",), ("g",))

@@ -1,4 +1,4 @@
-"""Test the results table: rows come from the store, and from MLflow only if the store is out of reach."""
+"""Test the results table: rows come from the store, or from MLflow without the store."""
 
 from orchestrator.analysis.report import results_table
 from orchestrator.planning.workspace import Workspace
