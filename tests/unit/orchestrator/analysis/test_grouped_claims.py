@@ -292,7 +292,7 @@ def test_a_slope_whose_permutations_cannot_reach_the_level_has_a_warning():
 
 @pytest.mark.parametrize("num_groups", [5, pytest.param(10, marks=pytest.mark.long)])
 def test_one_group_of_most_rows_neither_makes_nor_prevents_claims(num_groups):
-    """Slopes that scatter about 0 give a claim in at most 8 of 80 tables; slopes about 1 in most."""
+    """Slopes about 0 give a claim in at most 8 of 80 tables; slopes about 1 in most tables."""
     sizes = np.array([300] + [10] * (num_groups - 1))
     group = np.arange(num_groups).repeat(sizes)
     design = Design("y", ("x",), ("g",))

@@ -104,8 +104,8 @@ class TestInit:
             (working_folder / "scans" / "manifest.csv").write_text("\n".join(lines))
         code, _, message = run("init", "scans")
         assert code == 0, message
-        assert "80 images, 10 groups (patients): a 40, b 40;" in message
-        assert "groups are the patients in the DICOM headers" in message
+        groups = "groups are the patients in the DICOM headers"
+        assert f"80 images, 10 groups (patients): a 40, b 40; {groups}" in message
         sweep = load_sweep(working_folder / "scans.yaml")
         # Medical, although the first file has no ending.
         assert sweep.datasets[0].user_source.domain == "medical"
