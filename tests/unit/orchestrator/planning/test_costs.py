@@ -89,7 +89,7 @@ def test_a_perceptron_is_counted_as_by_hand():
     ],
 )
 def test_an_attack_needs_no_more_memory_than_training(model, batch):
-    """At batch 64 in float32 an attack once needed 2 to 7 times the memory of training."""
+    """An attack at batch 64 in float32 once needed 2 to 7 times the memory of training."""
     counted = cost(model, batch, precision="bfloat16", num_outputs=2)
     assert counted.attack.peak_bytes <= counted.step.peak_bytes
     assert counted.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
@@ -151,7 +151,7 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
 
 @pytest.mark.parametrize("name", ["torchvision:vit_b_16", "timm:test_vit"])
 def test_a_transformers_evaluation_is_counted_operator_by_operator(name):
-    """In evaluation PyTorch may fuse a layer into one operator, which would count as none."""
+    """PyTorch may fuse a layer in evaluation into one operator, which would count as none."""
     recipe = RecipeSpec(name="any", batch_size=8)
     image_size = 160 if name.startswith("timm") else 64
     cost = network_cost(model_spec(name), recipe, channels=3, image_size=image_size)
@@ -184,7 +184,7 @@ def test_captured_graphs_keep_the_memory_of_their_steps_during_an_evaluation(tra
 
 
 def test_attention_is_counted_in_evaluation_by_its_formula():
-    """In evaluation PyTorch fuses a layer into one operation, which would count as none."""
+    """PyTorch fuses a layer in evaluation into one operation, which would count as none."""
     batch = 2
     tokens = 16
     width = 32

@@ -382,7 +382,7 @@ def test_if_all_arrays_fit_the_longest_trials_go_first_over_all_arrays():
 
 @pytest.mark.parametrize("budget", [3.9, 0.5])
 def test_if_arrays_do_not_fit_a_batch_of_arrays_fits_half_the_budget(budget):
-    """With 3.9 arrays, half the budget fits one; an array larger than the budget is alone."""
+    """Half of 3.9 arrays is room for one. An array larger than the budget is alone in its batch."""
     expected = [(array, seconds) for array in range(4) for seconds in (5, 3, 1)]
     assert arrays_and_seconds_in_order(budget) == expected
 

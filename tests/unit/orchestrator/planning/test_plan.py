@@ -70,7 +70,7 @@ def test_a_huge_grid_is_refused_with_its_size():
 def test_exceptions_of_the_released_recipe_have_their_values(
     model, dataset, learning_rate, batch_size
 ):
-    """Compare with learning rates and batch sizes of the released training script (fact sheet, D)."""
+    """The values are those of the released training script (fact sheet, section D)."""
     recipe = recipe_spec("released", model, dataset)
     assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (
         learning_rate,
@@ -81,7 +81,7 @@ def test_exceptions_of_the_released_recipe_have_their_values(
 
 
 def test_in_released_mode_every_combination_has_the_pair_that_the_script_drew():
-    """Compare with fact sheet F8: the MNIST pairs of vgg13, which the released script trains first."""
+    """Fact sheet F8 has the MNIST pairs of vgg13, which the released script trains first."""
     plan = plan_sweep(
         sweep(
             models=("vgg13",),

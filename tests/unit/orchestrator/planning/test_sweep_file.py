@@ -475,7 +475,7 @@ def test_a_recorded_sweep_keeps_its_recipe(recipes, tmp_path):
 
 @pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "batch_size"])
 def test_a_tuned_value_cannot_be_changed_for_all_without_effect(recipes, field):
-    """Overrides of the tuned recipe would replace the value; overrides of the sweep replace them."""
+    """The overrides of the tuned recipe would replace the value; those of the sweep come last."""
     value = 8 if field == "batch_size" else 0.5
     message = rf"The sweep sets recipe\.{field} for all .*\. Set the value for some"
     for name in ("tuned", str(recipes / "tuned-mine.yaml")):
@@ -712,8 +712,8 @@ def test_policies_decide_which_weights_are_kept_and_change_no_identity():
     assert len({frozenset(plan.trials_by_id) for plan in plans.values()}) == 1
     for policy, sizes in {"all": {40, 80}, "last": {80}, "none": set()}.items():
         plan = plans[policy]
-        kept = [trial for trial in plan.trials if plan.keeps_weights(trial)]
-        assert {trial.network.train_size for trial in kept} == sizes
+        with_weights = [trial for trial in plan.trials if plan.keeps_weights(trial)]
+        assert {trial.network.train_size for trial in with_weights} == sizes
     sizes = [extras(plan, ())["weights_bytes"] for plan in plans.values()]
     assert sizes[0] == 2 * sizes[1] > sizes[2] == 0
 
