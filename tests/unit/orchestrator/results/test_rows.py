@@ -82,7 +82,7 @@ def test_measures_are_joined_by_subset_size_and_data():
 
 
 def test_a_row_has_the_gpu_of_its_trial():
-    """A sweep may run on two kinds of GPU, or continue on another: its rows can be distinguished."""
+    """A sweep may run on two kinds of GPU or change its GPU: the rows show it."""
     (row,) = rows_of([trial_record(gpu_name="NVIDIA L4")], [])
     assert row["gpu"] == "NVIDIA L4"
     assert rows_of([trial_record(gpu_name="")], [])[0]["gpu"] == ""

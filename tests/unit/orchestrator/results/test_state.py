@@ -159,16 +159,16 @@ def test_hours_are_time_times_share():
 
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
-    """A sweep whose eight cells are done; one diverged."""
-    eight = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
-    sweep = load_sweep(plan_with("[1.0]").sweep, eight)
-    made = Workspace(plan_sweep(sweep), RootPaths.at(tmp_path / "root").make())
-    made.record()
-    for number, (trial_id, spec) in enumerate(made.plan.trials_by_id.items()):
+    """Return the workspace of a sweep whose eight trials are done; one diverged."""
+    changes = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
+    sweep = load_sweep(plan_with("[1.0]").sweep, changes)
+    workspace = Workspace(plan_sweep(sweep), RootPaths.at(tmp_path / "root").make())
+    workspace.record()
+    for number, (trial_id, spec) in enumerate(workspace.plan.trials_by_id.items()):
         result = diverged() if number == 3 else trial_result()
         record = trial_record(result, trial_id=trial_id, spec=spec, attempt=number + 1)
-        ResultStore(made.results_url).save(record)
-    return made
+        ResultStore(workspace.results_url).save(record)
+    return workspace
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default
     ids=["of the record", "of the result"],
 )
 def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_path, change, field):
-    """A new optional field keeps the schema version, and an older isweep does not know the field."""
+    """A new optional field keeps the schema version, so an older isweep reads an unknown field."""
     store = store_changed(tmp_path, change)
     with pytest.raises(
         NewerRecordError, match=f"this version of isweep does not know the field {field}"
