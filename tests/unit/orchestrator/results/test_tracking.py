@@ -363,7 +363,7 @@ class TestRunOfTheSweep:
             points = client.get_metric_history(run.info.run_id, "trials_done")
             assert len(points) == min(number, 1) + 2  # none is sent twice
             if isinstance(client, SimulatedClient):
-                artifacts = client.kept[run.info.run_id]["artifacts"]
+                artifacts = client.runs[run.info.run_id]["artifacts"]
                 assert artifacts["report/report.html"] == page.encode()
         assert len(self.files(client, sweep)) == 3
 

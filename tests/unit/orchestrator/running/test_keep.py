@@ -90,13 +90,14 @@ def test_keep_waits_for_a_lost_head_and_submits_again(keep, monkeypatch, capsys)
     assert exit_code_with(keep, monkeypatch, head) == 0
     assert len(head.submitted) == 2
     output = capsys.readouterr().out
-    assert "keep: the head does not answer, waiting for it (ray up): Failed to connect" in output
-    assert "keep: the cluster is another one than before: its head was lost" in output
+    hint = "start it with `ray up` if it is down: Failed to connect"
+    assert f"keep: the head does not answer; {hint}" in output
+    assert "keep: the head was lost: the cluster that answers now does not know the job" in output
 
 
 def test_a_second_keep_follows_the_running_job(keep, monkeypatch):
     head = Head([0])
-    head.run(keep.shlex.join(keep.command(["paper", "--device", "gpu"])))
+    head.run(keep.shlex.join(keep.driver_command(["paper", "--device", "gpu"])))
     first_listings = iter([list(head.jobs.values())])  # in the first listing the job runs
     list_jobs = head.list_jobs
     monkeypatch.setattr(head, "list_jobs", lambda: next(first_listings, None) or list_jobs())
@@ -113,17 +114,17 @@ def test_without_the_token_of_the_cluster_keep_ends_at_once(keep, monkeypatch, c
         keep.main(["paper"])
     assert caught.value.code == 3
     output = capsys.readouterr().out
-    assert "keep: no token, or not the cluster's: put it into ~/.ray/auth_token" in output
+    assert "keep: the cluster's token is not in ~/.ray/auth_token; copy it there" in output
 
 
 def test_the_submitted_command_has_absolute_paths(keep, monkeypatch, tmp_path):
     sweep = tmp_path / "mine.yaml"
     sweep.write_text("name: mine", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    words = keep.command(["mine.yaml", "--root=/disk/root"])
+    words = keep.driver_command(["mine.yaml", "--root=/disk/root"])
     assert Path(words[0]).is_absolute()
     assert words[1:] == ["run", str(sweep), "--root=/disk/root", "--address", "auto"]
-    assert keep.command(["paper"])[-2:] == ["--root", str(tmp_path / "isweep-root")]
+    assert keep.driver_command(["paper"])[-2:] == ["--root", str(tmp_path / "isweep-root")]
 
 
 @pytest.mark.parametrize("words", [[], ["--device", "gpu"]])

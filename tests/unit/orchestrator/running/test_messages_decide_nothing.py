@@ -120,7 +120,7 @@ def test_a_worker_waits_after_a_kind_of_error_and_not_after_words(monkeypatch):
 
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])
 def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, seed):
-    expected = [event[:3] for event in run_seed(seed).told]
+    expected = [failure[:3] for failure in run_seed(seed).reported_failures]
     original_outcome_of = SimulatedBackend.outcome_of
 
     def reworded_outcome_of(backend, trial, location):
@@ -131,7 +131,7 @@ def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, 
         return outcome.model_copy(update={"message": REWORDED})
 
     monkeypatch.setattr(SimulatedBackend, "outcome_of", reworded_outcome_of)
-    assert [event[:3] for event in run_seed(seed).told] == expected
+    assert [failure[:3] for failure in run_seed(seed).reported_failures] == expected
 
 
 def test_a_failure_that_an_older_version_stored_is_still_read():
