@@ -46,7 +46,7 @@ from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
-from tests.unit.orchestrator.machine.test_devices import nvidia_smi
+from tests.unit.orchestrator.machine.test_devices import simulate_nvidia_smi
 
 GIB = 2**30
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
@@ -164,7 +164,7 @@ def test_what_a_plan_says(plan, tmp_path, monkeypatch, where):
         + ("Enabled" if gpu.mig else "[N/A]")
         for gpu in situation.node.gpus
     ]
-    nvidia_smi(tmp_path, monkeypatch, rows)
+    simulate_nvidia_smi(tmp_path, monkeypatch, rows)
     monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
