@@ -138,7 +138,7 @@ class TestCloudFile:
     def test_the_commands_on_a_worker_install_everything_and_end_with_a_check_of_the_gpu(
         self, name
     ):
-        """In Ray, commands of a node type would replace all others."""
+        """Ray would replace all other commands by those of a node type."""
         document = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
         autoscaling = AutoscalingConfig(document, skip_content_hash=True)
         for kind in ("gpu_worker", "gpu_worker_on_demand"):

@@ -530,7 +530,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
 
 
 def test_a_gpu_that_shares_the_memory_of_the_machine_is_described_by_torch(tmp_path, monkeypatch):
-    """For a GB10, nvidia-smi prints no memory."""
+    """nvidia-smi prints no memory for a GB10."""
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GB10, GPU-1, [N/A], [N/A]"])
     node = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
     monkeypatch.setattr(gpus, "describe", lambda visible: node)

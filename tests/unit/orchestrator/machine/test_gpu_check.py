@@ -459,7 +459,7 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
 
 @pytest.mark.parametrize("kind", ["product", "convolution"])
 def test_tensorfloat_32_is_detected_in_products_and_in_convolutions(monkeypatch, kind):
-    """By default PyTorch uses TensorFloat-32 for convolutions and not for products."""
+    """PyTorch uses TensorFloat-32 by default for convolutions and not for products."""
     monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
 
     def round_to_tf32(tensor):

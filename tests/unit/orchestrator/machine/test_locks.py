@@ -15,7 +15,7 @@ def lock(tmp_path):
 
 
 def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
-    """In a real case a second command trained 53 of 60 trials again."""
+    """A second command once trained 53 of 60 trials again."""
     path = tmp_path / "driver.lock"
     assert lock.take_again() is None
     assert caplog.text == ""

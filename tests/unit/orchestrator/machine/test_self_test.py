@@ -121,7 +121,7 @@ def test_a_wrong_first_loss_or_gradient_is_named(changes, message):
 
 
 def test_the_tolerance_of_the_direction_follows_the_rounding():
-    """In bfloat16 on a CPU at 224 pixels, rounding turns a ResNet-50's gradient by 80 degrees."""
+    """Rounding to bfloat16 turns a ResNet-50's gradient by 80 degrees, on a CPU at 224 pixels."""
     cosines = {"resnet18": 0.922, "resnet34": 0.739, "resnet50": 0.129, "vgg16": 0.884}
     for cosine in cosines.values():
         tolerance = bfloat16_tolerance(gradient_with_cosine(cosine), EXPECTED)
@@ -135,7 +135,7 @@ def test_the_tolerance_of_the_direction_follows_the_rounding():
 
 
 def test_the_tolerance_of_float32_follows_the_network():
-    """In a very deep network a Winograd kernel's rounding, no error, turns the gradient."""
+    """The rounding of a Winograd kernel, no error, turns the gradient of a very deep network."""
     assert FLOAT32_TOLERANCE.cosine == pytest.approx(0.99)
     assert (FLOAT32_TOLERANCE.least_ratio, FLOAT32_TOLERANCE.largest_ratio) == pytest.approx(
         (0.95, 1.05)
@@ -161,7 +161,7 @@ def test_perturbed_weights_are_restored():
 
 
 def test_a_kernel_with_a_wrong_gradient_but_a_correct_loss_is_found(replace_kernel):
-    """As in pytorch#188344: a correct forward pass, a wrong backward pass and no error."""
+    """The forward pass is correct, the backward pass wrong, without an error: pytorch#188344."""
 
     class WrongBackward(torch.autograd.Function):
         @staticmethod
