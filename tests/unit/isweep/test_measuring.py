@@ -82,7 +82,7 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
         assert measurement.to_json() == record.to_json() | {
             "settings": measurement.to_json()["settings"]
         }
-        assert measurement.taken
+        assert measurement.image_lines
     measurement = isweep.measure(
         images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20)
     )

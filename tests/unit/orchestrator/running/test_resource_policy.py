@@ -9,7 +9,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import TrialFailure
-from orchestrator.running.recovery.resource_policy import MAY_RETRY, ResourcePolicy
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from tests.small_sweep import small_sweep
 
 A100 = GPU_MODELS["a100"]
@@ -60,6 +61,11 @@ def fail_repeatedly(policy, trial, num_attempts):
     return resources, hint
 
 
+def hint_after_failure(policy, trial, failure):
+    policy.start_attempt(trial)
+    return policy.failed(trial, failure).hint
+
+
 def test_batches_of_a_network_with_batch_norm_are_divided_if_the_sweep_allows_it(trials):
     policy = ResourcePolicy(Resources(1, 0.5, micro_batches="on"))
     resources, hint = fail_repeatedly(policy, trial_of(trials, "small_cnn"), 4)
@@ -76,7 +82,7 @@ def test_no_batch_is_divided_if_the_sweep_forbids_it(trials):
 def test_a_trial_that_used_up_the_memory_of_the_machine_is_retried_four_times(trials):
     policy = ResourcePolicy(Resources(1, 0))
     trial = trial_of(trials, "small_cnn")
-    hints = [policy.failed(trial, OUT_OF_MEMORY).hint for _ in range(5)]
+    hints = [hint_after_failure(policy, trial, OUT_OF_MEMORY) for _ in range(5)]
     assert hints[:4] == [""] * 4
     hint = "small_cnn at batch size 16 needs more memory than the machine gave."
     assert f"{hint} Choose a larger machine" in hints[4]
@@ -90,7 +96,7 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
         TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=used_gib / 39.4)
         for used_gib in (35.1, 0.3)
     )
-    hints = [policy.failed(trial, mostly_others).hint for _ in range(6)]
+    hints = [hint_after_failure(policy, trial, mostly_others) for _ in range(6)]
     assert hints[:5] == [""] * 5  # the fifth attempt used plain steps
     reason = "needs more memory than other processes leave on the GPU. End the other processes"
     assert reason in hints[5]
@@ -102,7 +108,7 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
 @pytest.mark.parametrize(("node_memory", "requested_memory"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requested_memory):
     policy = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: node_memory)
-    policy.trials[trials[0].trial_id].level = 1
+    policy.trials[trials[0].trial_id].min_level = 1
     # Memory is doubled, full GPUs are not.
     expected = Resources(1, 2, requested_memory, fast="off")
     assert policy.start_attempt(trials[0]) == expected

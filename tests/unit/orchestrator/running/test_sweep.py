@@ -333,7 +333,7 @@ def test_missing_resources_are_reported_if_no_trial_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.recovery.start_wait.WARN_AFTER_S", 1.0)
     with pytest.raises(
         KeyboardInterrupt, match=r"each trial requests 64 CPU \(the cluster has 2, \S+ free\)"
     ):
