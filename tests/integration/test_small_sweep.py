@@ -201,7 +201,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, here, monkeypatch):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, in_process, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[
@@ -318,7 +318,7 @@ assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
 
 
 @pytest.mark.parametrize("text", readme_python())
-def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, text):
+def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, in_process, text):
     write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
@@ -326,7 +326,7 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, tex
 
 
 @pytest.mark.parametrize("function", ["run", "compare", "Sweep.best", "tune"])
-def test_the_example_of_a_function_gives_its_output(root, monkeypatch, here, function):
+def test_the_example_of_a_function_gives_its_output(root, monkeypatch, in_process, function):
     import isweep as front
 
     monkeypatch.setenv("ISWEEP_ROOT", str(root))

@@ -55,7 +55,7 @@ def rows_read():
 
 
 @pytest.fixture(scope="module")
-def finished_search(here, rows_read, tmp_path_factory):
+def finished_search(in_process, rows_read, tmp_path_factory):
     """Return the summary and the root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:
