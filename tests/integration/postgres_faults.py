@@ -115,10 +115,12 @@ def break_things(server: Server) -> None:
 
 
 def main() -> int:
-    folder, notes = Path(tempfile.mkdtemp(prefix="isweep-postgres-")), list[str]()
+    folder = Path(tempfile.mkdtemp(prefix="isweep-postgres-"))
+    notes = list[str]()
     server = Server(folder)
     try:
-        changes, root = {"name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-")
+        changes = {"name": "faults"}
+        root = tempfile.mkdtemp(prefix="isweep-root-")
         workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
         tracker = make_tracker(
@@ -133,11 +135,9 @@ def main() -> int:
         breaker.join()
         tracker.close("FINISHED")
         mlflow.set_tracking_uri(server.uri)
-        runs = [
-            run
-            for experiment in MlflowClient().search_experiments()
-            for run in _runs(experiment.experiment_id)
-        ]
+        runs = []
+        for experiment in MlflowClient().search_experiments():
+            runs += _runs(experiment.experiment_id)
         losses = sorted(run.data.metrics["test_loss"] for run in runs)
         report = {
             "statuses": Counter(run.info.status for run in runs),
