@@ -30,7 +30,7 @@ from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, proxy_before
-from tests.unit.orchestrator.results.test_tracking import flat as finished_run
+from tests.unit.orchestrator.results.test_tracking import finished_run
 
 
 class Server:

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.sweep_tracking import make_tracker
-from tests.unit.orchestrator.results.test_tracking import flat
+from tests.unit.orchestrator.results.test_tracking import finished_run
 
 NUM_RUNS = 120
 PORT = 54399
@@ -130,7 +130,7 @@ def main() -> int:
         breaker.start()
         for number in range(NUM_RUNS):
             tracker.start_trial(f"k{number}", {"trial_id": f"k{number}"})
-            tracker.finish(flat(f"k{number}", 0.5 + number))
+            tracker.finish(finished_run(f"k{number}", 0.5 + number))
             time.sleep(0.06)
         breaker.join()
         tracker.close("FINISHED")
