@@ -217,7 +217,8 @@ def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
     loop = MagicMock()
     loop._backend.killer_of.return_value = lambda: calls.append("killed")
     loop._run.cluster.mps.end_clients = calls.append
-    loop._locations = {"trial-1": WorkerLocation("trial-1", "actor", "node", pid=12)}
+    location = WorkerLocation("trial-1", "actor", "node", pid=12)
+    loop._attempt.return_value = Attempt(number=1, location=location)
     kill = TrialLoop._killer_of(loop, trial)
     assert kill is not None
     assert calls == []
