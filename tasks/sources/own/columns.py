@@ -9,7 +9,7 @@ A *column* is a column of a table, a key of JSON objects, or an array with one e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -99,9 +99,15 @@ def find_columns(
     Raises:
         DataError: Several columns could be the label, group or split. Choosing one by chance might
             train on the wrong label. Or a chosen column other than the label has the same name as
-            another one, except for case and punctuation.
+            another one, except for case and punctuation. Or ``label_columns`` repeats a name.
     """
     given_labels = request.dataset.label_columns
+    repeated = [name for name, count in Counter(given_labels).items() if count > 1]
+    if repeated:
+        raise request.error(
+            f"label_columns lists {', '.join(repeated)} more than once",
+            hint="List each column once in label_columns",
+        )
     # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
     names: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Own data that cannot be used are told of before MLflow and Ray start."""
 
+import re
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,9 @@ def test_what_is_left_out_or_doubtful_is_told_once(sweep, root, tmp_path):
     workspace.paths.make()
     for _ in range(2):
         preparation.prepare_own(workspace, RunOptions(root=root), monitor)
-    assert said == [
+    totals, *problems = said
+    assert re.fullmatch(r"mine: (\d+) images, 2 classes, \1 groups, one for each image .*", totals)
+    assert problems == [
         f"mine: left out: {HIDDEN}, 1",
         "mine: doubtful: class folder without an image: c, 1",
     ]
