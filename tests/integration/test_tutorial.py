@@ -1,4 +1,4 @@
-"""The tutorial's cells run one after another, from a folder of images to the methods paragraph."""
+"""The tutorial's cells run in order, from a folder of images to the methods paragraph."""
 
 import pytest
 

@@ -23,7 +23,8 @@ from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import SweepRuns, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, make_tracker
+from orchestrator.results.sweep_tracking import make_tracker
+from orchestrator.results.tracking import Tracker
 from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.unit.orchestrator.results.examples import trial_spec
@@ -367,7 +368,7 @@ class TestTheSweepsOwnRun:
             assert len(points) == min(number, 1) + 2  # none is sent twice
             if isinstance(client, SimulatedClient):
                 assert (
-                    client.kept[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
+                    client.runs[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
                 )
         assert len(self.files(client, sweep)) == 3
 
