@@ -117,9 +117,10 @@ def prepare_dataset(
         parts = read_again(preparation, blocks, on_progress)
         images = choose_images(listed_order(gather(parts), parts, order), spec)
         check_same_content(finished, destination, preparation, images, parts, blocks)
-        # As many unusable items as at the preparation were allowed then, so they are allowed now.
-        allowed_share = max(max_skipped_share, finished.num_skipped / finished.num_listed)
-        skipped = _collect_skips(request, listing, parts, allowed_share)
+        num_skipped = len(listing.skipped) + sum(len(part.skipped) for part in parts)
+        if num_skipped <= finished.num_skipped:
+            max_skipped_share = 1.0  # as many items were left out at the preparation
+        skipped = _collect_skips(request, listing, parts, max_skipped_share)
         record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
         return update_record(destination, record.model_copy(update={"seconds": finished.seconds}))
     try:

@@ -73,13 +73,12 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
         path = folder / KEY_FILE
         try:
             return _key_in_file(path, create=create)
-        except PermissionError as error:
+        except PermissionError:
             raise SetupError(
                 "isweep replaces patient ids by hashes, but has no permission to use the file "
                 f"{path} with the key for these hashes",
-                hint=f"Change the permissions of {error.filename or path} and of its folder, or "
-                "choose another --root. Do not delete the file, because other users may need "
-                "its key",
+                hint=f"Change the permissions of the folder {folder} and of this file, or choose "
+                "another --root. Do not delete the file, because other users may need its key",
             ) from None
     length = len(key.strip())
     if length < MIN_KEY_LENGTH:

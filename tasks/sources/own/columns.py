@@ -9,7 +9,7 @@ A *column* is a column of a table, a key of JSON objects, or an array with one e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -102,11 +102,10 @@ def find_columns(
             another one, except for case and punctuation. Or ``label_columns`` repeats a name.
     """
     given_labels = request.dataset.label_columns
-    repeated = [name for name, count in Counter(given_labels).items() if count > 1]
-    if repeated:
+    if len(set(given_labels)) < len(given_labels):
         raise request.error(
-            f"label_columns lists {', '.join(repeated)} more than once",
-            hint="List each column once in label_columns",
+            f"label_columns has the same column twice: {', '.join(given_labels)}",
+            hint="Write each column only once in label_columns",
         )
     # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}

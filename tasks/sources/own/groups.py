@@ -104,7 +104,7 @@ def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
 
     Such ids may be spellings of one id, so the flag has the number of their rows.
     """
-    num_rows_by_group = Counter(rows.group(row) for row in kept_rows)
+    num_rows_by_group = Counter(map(rows.group, kept_rows))
     num_rows_by_id: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for group, num_rows in num_rows_by_group.items():
         num_rows_by_id[_words_and_numbers(group)].append(num_rows)

@@ -53,7 +53,7 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
         values: Cells of the column, one per image. Blank cells are ignored.
         classes: Class of each image.
     """
-    texts = [value.strip() for value in values]
+    texts = list(map(str.strip, values))
     value_sizes = Counter(texts)
     for text in list(value_sizes):
         if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:

@@ -36,5 +36,5 @@ def test_without_permission_the_hint_is_not_to_delete_the_key(tmp_path, monkeypa
     monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(SetupError, match="no permission to use the file") as caught:
         hash_key(tmp_path)
-    assert "Change the permissions of" in caught.value.hint
+    assert "Change the permissions of the folder" in caught.value.hint
     assert "Do not delete the file" in caught.value.hint

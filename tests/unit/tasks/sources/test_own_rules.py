@@ -227,7 +227,10 @@ CASES: dict[str, Case] = {
     "an invisible character": groups(
         ["p7\u200b", *(f"p{number}" for number in range(1, 12))], ONE_WAY
     ),
-    "decimals are not spellings": groups([f"3.{number}" for number in range(1, 11)] + ["3.05"] * 2),
+    "3.5 and 3.05": groups(
+        ["3.05", "3.11", "3.12", *(f"3.{number}" for number in range(1, 10))],
+        flags=(SIMILAR_IDS,),
+    ),
     "p7 and p-7": groups(["p-7", *(f"p{number}" for number in range(1, 12))], flags=(SIMILAR_IDS,)),
     # splits
     **{

@@ -193,7 +193,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a column for a class, listed twice": (
         one_hot(),
         {"label_columns": ("MEL", "NV", "MEL")},
-        "label_columns lists MEL more than once",
+        "label_columns has the same column twice: MEL, NV, MEL",
     ),
     "dx": (
         rows("path,dx", *["dog", "cat"] * 5),
