@@ -147,7 +147,3 @@ class PendingUpdates:
     def refuse_all(self) -> None:
         """Mark all updates as refused."""
         self._refused_keys.update(self._updates)
-
-    def refuse_all_but_the_end(self) -> None:
-        """Mark all updates as refused except the update that ends runs."""
-        self._refused_keys.update(self._updates.keys() - {END_KEY})

@@ -68,6 +68,12 @@ FLUSH_S = 60.0
 MLflow's SQLite file takes 5 s on an idle machine."""
 STOP_FLUSH_S = 8.0
 """Seconds without progress after which a stopped sweep no longer waits for MLflow."""
+STOP_LIMIT_S = 30.0
+"""Seconds after which a stopped sweep no longer waits for MLflow, even if it makes progress. The
+next start of the sweep sends the rest."""
+LAST_ROUND_S = 15.0
+"""Seconds of the last round of a finished sweep, in which each update that MLflow lacks gets one
+attempt. It follows only if an update failed until the limit."""
 END_FLUSH_S = 2.0
 """Seconds without progress after which a sweep no longer waits for the end of its runs in MLflow.
 This wait follows only if other updates failed until their limit."""
@@ -153,6 +159,7 @@ class Tracker:
         self._running = set[str]()
         self._sweep_run_opened = False
         self._stopped = False
+        self._is_last_round = False
         self._connects_at_first_update = connect_late
         # Only the thread changes the runs and their counts.
         self._runs: SweepRuns | None = None
@@ -305,17 +312,19 @@ class Tracker:
             raise no_answer_error(self._last_error or TimeoutError("there was no reply in time"))
         return {name: count - counts_before[name] for name, count in self._counts.items()}
 
-    def flush(self, timeout_s: float | None = None) -> bool:
+    def flush(self, timeout_s: float | None = None, limit_s: float = float("inf")) -> bool:
         """Wait until all updates are sent, except refused ones.
 
         Args:
             timeout_s: Seconds without progress after which the wait ends. None for FLUSH_S.
+            limit_s: Seconds after which the wait ends, even if MLflow makes progress.
 
         Returns:
             True if all updates are sent.
         """
         if timeout_s is None:
             timeout_s = FLUSH_S
+        end = self._clock.monotonic() + limit_s
         self._start_thread_if_late()
         with self._changed:
             self._pauses.skip()
@@ -323,7 +332,8 @@ class Tracker:
             has_progress = True
             while has_progress and self._pending.has_sendable and self._thread.is_alive():
                 is_past = partial(self._is_past, self._num_processed)
-                has_progress = self._changed.wait_for(is_past, timeout_s)
+                wait_s = min(timeout_s, end - self._clock.monotonic())
+                has_progress = wait_s > 0 and self._changed.wait_for(is_past, wait_s)
             return not self._pending.has_sendable
 
     def _is_past(self, num_processed: int) -> bool:
@@ -343,9 +353,10 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send all pending updates, end all open runs, and stop the thread.
 
-        The wait for updates ends if MLflow makes no progress. An update that still fails then, for
-        example because a folder is not writable, is not sent again. All runs are ended all the
-        same, if MLflow answers.
+        The wait for updates ends if MLflow makes no progress. If the sweep has finished, a last
+        round follows, in which each pending update gets one attempt: the updates behind one that
+        always fails, for example because a folder is not writable, are sent then. All runs are
+        ended all the same, if MLflow answers.
 
         Args:
             ending: New status of the sweep's run. A run that had ended before and was not opened
@@ -355,16 +366,28 @@ class Tracker:
             return
         self._running.clear()
         self._put(END_KEY, EndSweep(ending))
-        timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S
-        if not self.flush(timeout_s):
+        try:
+            if not self._send_all(ending):
+                with self._changed:
+                    self._pending.refuse_all()
+                self._put(END_KEY, EndSweep(ending))
+                self.flush(END_FLUSH_S)
+        finally:
             with self._changed:
-                self._pending.refuse_all_but_the_end()
-            self.flush(END_FLUSH_S)
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+                self._stopped = True
+                self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
+
+    def _send_all(self, ending: Ending) -> bool:
+        """Wait until every update is sent or had its last attempt; return whether none is left."""
+        if ending != "FINISHED":
+            return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)
+        if self.flush(FLUSH_S):
+            return True
+        with self._changed:
+            self._is_last_round = True
+        return self.flush(LAST_ROUND_S, LAST_ROUND_S)
 
     # The thread, which sends updates.
 
@@ -377,7 +400,10 @@ class Tracker:
             self._send_round(open_runs)
 
     def _send_round(self, open_runs: Callable[[], SweepRuns]) -> None:
-        """Send all pending updates; end the round early if MLflow does not answer."""
+        """Send all pending updates; end the round early if MLflow does not answer.
+
+        The last round goes on after a failure, and does not send the failed update again.
+        """
         with self._changed:
             updates = self._pending.in_sending_order()
         for key, update in updates:
@@ -391,10 +417,12 @@ class Tracker:
                 self._send(self._runs, key, update)
             except Exception as error:
                 log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
-                if not is_final(error):
+                is_last_attempt = self._is_last_round and self._runs is not None
+                if is_last_attempt or is_final(error):
+                    self._note_refusal(error, key, update)
+                else:
                     self._note_failure(error, key, update)
                     return
-                self._note_refusal(error, key, update)
             else:
                 self._note_success(key, update)
 
@@ -429,7 +457,7 @@ class Tracker:
 
     def _note_success(self, key: str, update: Update) -> None:
         """Remove an update that was sent from the table."""
-        if self._pauses.is_warned:
+        if self._pauses.is_warned and not self._is_last_round:
             self._pauses.is_warned = False
             self._print_note("MLflow answers again")
         with self._changed:

@@ -11,7 +11,7 @@ from orchestrator.running.progress import Progress
 from tasks.remote import InlineExecutor
 from tests.integration.sweeps import isweep, isweep_json, write_sweep
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 DIGITS = """
 name: small

@@ -105,7 +105,7 @@ def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
     Such ids may be spellings of one id, so the flag has the number of their rows.
     """
     num_rows_by_group = Counter(map(rows.group, kept_rows))
-    num_rows_by_id: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    num_rows_by_id: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
     for group, num_rows in num_rows_by_group.items():
         num_rows_by_id[_words_and_numbers(group)].append(num_rows)
     num_doubtful = 0
@@ -133,7 +133,9 @@ def plain_id(group: str) -> str:
     return (number[1] or "") + number[2] if number else text
 
 
-def _words_and_numbers(group: str) -> tuple[str, ...]:
-    """Return the words and numbers of an id, without leading zeros of the numbers."""
-    words = re.findall(r"\d+|[^\W\d_]+", plain_id(group))
-    return tuple(word.lstrip("0") or "0" for word in words)
+def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
+    """Return the words and numbers of an id, each as a pair (number, word) in which one is empty.
+
+    The numbers have no leading zeros.
+    """
+    return tuple(re.findall(r"0*(\d+)|([^\W\d_]+)", plain_id(group)))

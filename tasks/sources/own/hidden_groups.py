@@ -55,10 +55,12 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
     """
     texts = list(map(str.strip, values))
     value_sizes = Counter(texts)
-    for text in list(value_sizes):
+    num_repeated = 0
+    for text, size in list(value_sizes.items()):
         if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:
             del value_sizes[text]
-    num_repeated = sum(size > 1 for size in value_sizes.values())
+        elif size > 1:
+            num_repeated += 1
     if num_repeated < MIN_REPEATED_VALUES or _are_measurements(value_sizes):
         return False
     class_sizes: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from tests.unit.orchestrator.machine.test_gpu_situations import H100, node
 @pytest.mark.parametrize("reads_files", [False, True])
 @pytest.mark.parametrize("is_local", [False, True])
 def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files, is_local):
-    """If all trials are done, a large measure may be the first task that needs Ray."""
+    """Ray may not be connected yet: if all trials are done, a large measure is the first task."""
     events: list[str] = []
 
     def connect(_: Stages) -> SimpleNamespace:
