@@ -296,6 +296,7 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
         assert (code, bool(stdout)) == (0, True), (words, stderr)
 
 
+@pytest.mark.long  # three processes that import MLflow
 def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stopped(root):
     with mlflow_pages("small", root) as document:
         address = document["address"]

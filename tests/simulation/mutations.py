@@ -387,8 +387,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a stop waits 8 s for MLflow",
-                'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
-                "timeout_s = FLUSH_S",
+                "return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)",
+                "return self.flush(FLUSH_S)",
             ),
         ),
         SWEEP_TRACKING: (

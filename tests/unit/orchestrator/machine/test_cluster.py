@@ -511,7 +511,7 @@ def test_ray_is_started_again_after_a_timeout_and_no_folder_is_left(
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(
     ("order", "dashboard"),
-    [("ray first", "dashboard"), pytest.param("ray later", "none", marks=pytest.mark.long)],
+    [("ray first", "none"), pytest.param("ray later", "dashboard", marks=pytest.mark.long)],
 )
 def test_a_private_cluster_is_private_and_leaves_no_files(tmp_path, order, dashboard):
     environment = {

@@ -347,7 +347,7 @@ def test_the_module_prints_the_verdict_as_a_program():
     assert {"plain_because", "is_final", "seconds", "arithmetic", "trainings"} <= set(verdict)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg13"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vgg13", marks=pytest.mark.long)])
 def test_a_cpu_without_bfloat16_instructions_rounds_about_as_much_as_one_with_them(
     monkeypatch, name
 ):

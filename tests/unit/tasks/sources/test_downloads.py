@@ -27,7 +27,6 @@ from tests.raw_trees.natural import write_mnist
 from tests.raw_trees.pictures import edit_xlsx, save_image, save_xlsx
 from tests.unit.tasks.sources.test_layouts_of_today import year_2020
 
-BASE = {"chexpert_edema": "chexpert", "rsna_subarachnoid": "rsna", "prostate_severe": "prostate"}
 EXPECTED = {
     # name: (images, groups, excluded, conversions that must be there)
     "mnist": (400, 400, {}, {"scaled by own maximum"}),
@@ -63,15 +62,10 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def tree(tmp_path) -> Callable[[str], Path]:
-    return lambda name: write_raw_tree(BASE.get(name, name), tmp_path)
-
-
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_raw_tree_is_prepared_with_the_counts_it_was_drawn_with(tree, official, name):
+def test_a_raw_tree_is_prepared_with_the_counts_it_was_drawn_with(untouched, name):
     images, groups, excluded, conversions = EXPECTED[name]
-    data = official(name, tree(name), strict=False)
+    data = untouched(name)
     record = data.record
     assert images in (None, record.num_images)
     assert record.num_groups == groups
@@ -90,14 +84,14 @@ def brightness(data: PreparedDataset, label: int) -> float:
 
 
 @pytest.mark.parametrize("name", ["brats", "dbc", "rsna", "chexpert", "mura", "prostate"])
-def test_labels_are_those_drawn(tree, official, name):
+def test_labels_are_those_drawn(untouched, name):
     """Positive pictures were drawn with a bright spot."""
-    data = official(name, tree(name), strict=False)
+    data = untouched(name)
     assert brightness(data, 1) > brightness(data, 0)
 
 
-def test_brats_keeps_the_slices_of_the_stated_rule(tree, official):
-    data = official("brats", tree("brats"), strict=False)
+def test_brats_keeps_the_slices_of_the_stated_rule(untouched):
+    data = untouched("brats")
     for group in np.unique(data.groups):
         # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
         assert (np.diff(data.classes[data.groups == group]) != 0).sum() <= 2
@@ -124,11 +118,11 @@ def test_oai_finds_drawn_joints_by_their_content():
 
 
 @pytest.mark.parametrize("name", ["mnist", "rsna", "dbc", "prostate"])
-def test_as_released_data_are_float32_with_other_content(tree, official, tmp_path, name):
-    raw, released = tree(name), {"data_mode": "as_released", "faults": RELEASED_FAULTS}
-    data = official(name, raw, strict=False, **released)
+def test_as_released_data_are_float32_with_other_content(tree, official, untouched, name):
+    released = {"data_mode": "as_released", "faults": RELEASED_FAULTS}
+    data = official(name, tree(name), strict=False, **released)
     assert data.record.dtype == "float32"
-    assert data.fingerprint != official(name, raw, strict=False, out=tmp_path / "b").fingerprint
+    assert data.fingerprint != untouched(name).fingerprint
     if name == "rsna":
         assert data.record.conversions == {"negative values wrapped (F16)": 48}
 
@@ -481,14 +475,13 @@ def test_slices_in_any_of_two_boxes_are_positive():
     assert labels == [1, 1, None, 0]
 
 
-def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, tmp_path):
-    raw = tree("dbc")
-    straight = official("dbc", raw)
+def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, untouched):
+    raw, straight = tree("dbc"), untouched("dbc")
     files = sorted(first(raw, "*.9", BOX).iterdir())
     for path in files:
         path.rename(path.with_suffix(".tmp"))
     for old, new in zip(files, files[::-1], strict=True):
         old.with_suffix(".tmp").rename(new)
-    turned = official("dbc", raw, out=tmp_path / "turned")
+    turned = official("dbc", raw)
     np.testing.assert_array_equal(turned.classes, straight.classes)
     np.testing.assert_array_equal(turned.read(0, 50), straight.read(0, 50))

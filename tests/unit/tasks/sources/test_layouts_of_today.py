@@ -20,11 +20,6 @@ from tests.unit.tasks.sources.conftest import assert_equal
 Change = Callable[[Path], object]
 
 
-@pytest.fixture
-def tree(tmp_path):
-    return lambda name: write_raw_tree(name, tmp_path)
-
-
 def move(folder: Path, archive: Path, prefix: str = "") -> None:
     """Pack a folder, and leave the archive alone."""
     packed = pack(folder, folder.parent / f"packed {archive.name}", prefix)
@@ -263,12 +258,11 @@ SLOW = ("dbc: slips", "dbc: two manifests", "oai: series archives", "prostate: t
     "case",
     [pytest.param(case, marks=pytest.mark.long if case in SLOW else ()) for case in CHANGES],
 )
-def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
+def test_another_layout_gives_the_same_images(tree, official, untouched, case):
     name, change = CHANGES[case]
-    raw = tree(name)
-    expected = official(name, raw, out=tmp_path / "before")
+    raw, expected = tree(name), untouched(name)
     change(raw)
-    found = official(name, raw, out=tmp_path / "after")
+    found = official(name, raw)
     if case == "brats: 2020":  # numbered otherwise, so in another order
         assert found.record.num_images == expected.record.num_images
         assert found.record.num_groups == expected.record.num_groups
@@ -279,34 +273,31 @@ def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
 @pytest.mark.parametrize(
     ("name", "ending"), [("mura", ".zip"), ("chexpert", ".tar"), ("rsna", ".tar.gz")]
 )
-def test_an_archive_given_as_the_raw_download_is_read(tree, official, tmp_path, name, ending):
-    raw = tree(name)
-    expected = official(name, raw, out=tmp_path / "before")
-    archive = pack(raw, tmp_path / f"download{ending}")
-    assert_equal(official(name, archive, out=tmp_path / "after"), expected)
+def test_an_archive_given_as_the_raw_download_is_read(
+    tree, official, untouched, tmp_path, name, ending
+):
+    archive = pack(tree(name), tmp_path / f"download{ending}")
+    assert_equal(official(name, archive), untouched(name))
 
 
-def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, monkeypatch, tmp_path):
+def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, untouched, monkeypatch):
     """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same
     table."""
     import pandas as pd
 
-    raw = tree("oai")
-    expected = official("oai", raw, out=tmp_path / "before")
+    raw, expected = tree("oai"), untouched("oai")
     frame = pd.read_csv(raw / "kxr_sq_bu00.txt", sep="|")
     frame["ID"] = frame["ID"].astype(float)
     frame["SIDE"] = frame["SIDE"].astype(str).str[0].astype(float)
     (raw / "kxr_sq_bu00.txt").unlink()
     (raw / "kxr_sq_bu00.sas7bdat").write_bytes(b"as if")
     monkeypatch.setattr(pd, "read_sas", lambda *_, **__: frame)
-    assert_equal(official("oai", raw, out=tmp_path / "after"), expected)
+    assert_equal(official("oai", raw), expected)
 
 
-def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
-    released = {"data_mode": "as_released", "faults": RELEASED_FAULTS}
-    records = [official("oai", tree("oai"), out=tmp_path / "a").record]
-    records.append(official("oai", tmp_path / "oai", out=tmp_path / "b", **released).record)
-    assert [record.num_listed for record in records] == [12, 9]
+def test_released_oai_is_the_half_that_the_study_read(tree, official, untouched):
+    released = official("oai", tree("oai"), data_mode="as_released", faults=RELEASED_FAULTS)
+    assert (untouched("oai").record.num_listed, released.record.num_listed) == (12, 9)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
