@@ -164,8 +164,8 @@ MUTATIONS = tuple(
             ),
             (
                 "what ends a sweep ends it",
-                "            self._queue.stop(error)\n\n    def _take_messages",
-                "            pass\n\n    def _take_messages",
+                "            self._queue.stop(error)\n\n    def _killer_of",
+                "            pass\n\n    def _killer_of",
             ),
             (
                 "Tune that breaks now and then ends no sweep",

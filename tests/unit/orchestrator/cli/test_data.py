@@ -376,7 +376,7 @@ def test_prepare_reads_your_data_from_a_sweep_file(run, write_npz, tmp_path, mon
             super().__init__()
 
     monkeypatch.setattr(
-        cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True))
+        cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(is_private=True))
     )
     monkeypatch.setattr(tasks.remote, "RayExecutor", Inline)
     source = write_npz(np.array(["cat", "CAT", "dog"])[PLACES % 3])

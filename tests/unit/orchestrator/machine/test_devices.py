@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
-from orchestrator.machine.cluster import Resources, this_machine, trial_resources
+from orchestrator.machine.cluster import Resources, cpu_cluster_here, trial_resources
 from orchestrator.machine.gpus import GpuInUse
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.planning.plan import plan_sweep
@@ -169,6 +169,25 @@ def test_a_gpu_that_computes_wrongly_is_never_used(verdict, fast, is_custom):
     assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
 
 
+def test_the_context_that_a_run_plans_for_reaches_the_trial(verdict):
+    network = plan_sweep(load_sweep("demo")).trials[0].network
+    resources = Resources(1, 0.5, context_bytes=2**30)
+    assert trial_device.device_for(resources, network).context_bytes == 2**30
+
+
+@pytest.mark.parametrize("fast", ["auto", "on", "off"])
+def test_a_gpu_that_was_not_compared_with_the_cpu_is_not_used(verdict, fast):
+    verdict["unchecked"] = "no answer in 300 s"
+    words = (
+        r"it is unknown whether RTX 4090 computes correctly: no answer in 300 s\. The next trial"
+    )
+    with pytest.raises(trial_device.UnusableGpuError, match=words) as caught:
+        device_for(1.0, fast)
+    failure = classify(caught.value)
+    assert failure.unfit_node
+    assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
+
+
 def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
     assert device_for(1.0).graphs is False
@@ -251,8 +270,8 @@ def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_running_and_called_once(
     with pytest.raises(
         SetupError, match=r"This machine has a GPU, but .* nvidia-smi: the program does not answer"
     ):
-        trial_resources(ResourceSpec(), this_machine(), "auto")
-    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+        trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
+    assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
     (process,) = unkillable
     assert process.poll() is None
 
@@ -567,8 +586,8 @@ def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monke
     with pytest.raises(SetupError, match=rf"{unanswered}: nvidia-smi: {error}\. Restart the mach"):
         gpus.check_driver()
     with pytest.raises(SetupError, match=unanswered):
-        trial_resources(ResourceSpec(), this_machine(), "auto")
-    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+        trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
+    assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
     problem = doctor._checked("gpus", lambda: doctor._gpus(None))
     assert not problem["ok"]
     assert error in problem["detail"]

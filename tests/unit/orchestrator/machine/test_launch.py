@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.machine.launch_file import check_launch_file
+from orchestrator.machine.launch.launch_file import check_launch_file
 from orchestrator.results.provenance import provenance
 from tests import damage
 

@@ -178,7 +178,7 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
 def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch):
     @contextlib.contextmanager
     def connected(*_, **__):
-        yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
+        yield Cluster(2, 0, 1, 10**9, dashboard="", is_private=True)
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)

@@ -25,7 +25,7 @@ def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files
 
     def connect(_: Stages) -> SimpleNamespace:
         events.append("connected")
-        return SimpleNamespace(local=is_local)
+        return SimpleNamespace(is_private=is_local)
 
     def executor(**options: Any) -> dict[str, Any]:
         events.append("executor")

@@ -97,6 +97,11 @@ def test_a_share_of_a_gpu_is_a_limit_for_the_trial_and_gone_after_it(gpu, device
     assert gpu == [(limit, index), *given_back, (1.0, index), *given_back]
 
 
+def test_a_larger_context_leaves_less_of_a_share_for_tensors(gpu):
+    with trial_memory(torch.device("cuda"), 0.25, context_bytes=2**30):
+        assert gpu == [(0.25 - 1 / 24, 0)]
+
+
 def test_a_share_smaller_than_the_context_leaves_nothing(gpu):
     with trial_memory(torch.device("cuda"), 0.01):
         assert gpu == [(0.0, 0)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from socket import getaddrinfo
 from typing import Any
 
-from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
+from orchestrator.machine.launch.mistakes import UNFILLED, Config, Mistake
 
 HEAD_POLICY = Path("clusters/iam/head.json")
 """Policy with the rights of the head on AWS, in the checkout in which ``ray up`` is typed."""
