@@ -80,6 +80,18 @@ def test_of_many_that_write_once_one_wins_whole(tmp_path):
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
 
 
+def test_without_hard_links_the_first_content_remains_too(tmp_path, monkeypatch):
+    def refuse_link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse_link)
+    write_once(tmp_path / "key", b"first", mode=0o600)
+    write_once(tmp_path / "key", b"late")
+    assert (tmp_path / "key").read_bytes() == b"first"
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["key"]
+
+
 def renames(tree: ast.AST) -> bool:
     """Whether the code calls os.replace and the like, or a path's own ``replace(target)``."""
     return any(

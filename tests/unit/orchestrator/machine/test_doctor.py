@@ -185,6 +185,14 @@ def test_a_machine_without_gpus_passes_and_one_whose_torch_cannot_use_them_fails
     assert "Install a driver of branch 580 or later" in outcome.fix
 
 
+@pytest.mark.parametrize("kind", ["nfs4", "smbfs", "beegfs", "fuse.glusterfs", "virtiofs"])
+def test_a_root_on_a_network_file_system_is_a_problem(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(doctor, "_file_system", lambda folder: kind)
+    outcome = doctor._root(str(tmp_path))
+    assert not outcome.ok
+    assert f"is on a network file system ({kind})" in outcome.detail
+
+
 def test_a_root_that_a_run_would_refuse_fails_the_check(tmp_path):
     (tmp_path / "session_1").mkdir()
     (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")

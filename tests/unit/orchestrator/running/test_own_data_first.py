@@ -1,5 +1,6 @@
 """Test that problems of your own data are reported before MLflow and Ray start."""
 
+import re
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -155,7 +156,9 @@ def test_left_out_files_and_doubtful_classes_are_reported_once(sweep, root, tmp_
     workspace.paths.make()
     for _ in range(2):
         preparation.prepare_own(workspace, RunOptions(root=root), monitor)
-    assert messages == [
+    totals, *problems = messages
+    assert re.fullmatch(r"mine: (\d+) images, 2 classes, \1 groups, one for each image .*", totals)
+    assert problems == [
         f"mine: left out: {HIDDEN}, 1",
         "mine: doubtful: class folder without an image: c, 1",
     ]

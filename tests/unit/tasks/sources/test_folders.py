@@ -324,7 +324,7 @@ def test_changed_files_are_noticed_and_a_mended_one_is_read_again(prepare, class
     with pytest.raises(
         DataError,
         match=r"the files or label_map have changed since the dataset was prepared "
-        r"\(1 new or changed file, the first is [0-9a-f]{16}\)",
+        r"\(1 new or changed image, the first in [0-9a-f]{16}\)",
     ):
         prepare("folder", class_folder)
 
@@ -335,7 +335,7 @@ def test_new_times_of_equal_files_are_accepted_and_stored(prepare, class_folder,
     after = prepare("folder", class_folder).record
     assert after == before.model_copy(update={"raw_id": after.raw_id})
     assert after.raw_id != before.raw_id
-    monkeypatch.setattr("tasks.prepared.prepare.read_blocks", None)  # nothing is read again
+    monkeypatch.setattr("tasks.prepared.prepare.read_again", None)  # nothing is read again
     assert prepare("folder", class_folder).record == after
 
 
@@ -344,7 +344,7 @@ def test_other_pixels_of_the_same_size_are_refused(prepare, class_folder):
     (class_folder / "cat" / "0.png").write_bytes(png(picture(99)))
     with pytest.raises(
         DataError,
-        match=r"1 new or changed file, the first is \w{16}; 1 prepared image not found",
+        match=r"1 new or changed image, the first in \w{16}; 1 prepared image not found",
     ):
         prepare("folder", class_folder)
 

@@ -6,6 +6,8 @@ import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -180,6 +182,19 @@ def test_ids_of_parquet_floats_and_categories_are_recognized(prepare, tmp_path):
     flags = prepare("table", tmp_path / "own.parquet", for_training=False).record.flags
     assert SCAN_QUESTION in flags
     assert f"column series not used, but its values {QUESTION}" in flags
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(10, 0), pa.string_view()], ids=str)
+def test_ids_of_further_parquet_types_are_recognized(prepare, tmp_path, kind):
+    ids = [str(row // 4) for row in range(60)]
+    columns = {
+        "image": pa.array(image_cells(60)),
+        "label": pa.array(["cat" if row // 4 % 2 else "dog" for row in range(60)]),
+        "scan": pa.array(ids, pa.string()).cast(kind),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    flags = prepare("table", tmp_path / "own.parquet", for_training=False).record.flags
+    assert SCAN_QUESTION in flags
 
 
 def test_unused_members_that_are_no_arrays_are_only_listed(prepare, tmp_path):

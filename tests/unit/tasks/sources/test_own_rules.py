@@ -90,6 +90,10 @@ EVERY_GROUP = (
     "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
 )
 ONE_WAY = r"group ids differ only in spelling \(such as p0 and P0, or 7, 07 and"
+SIMILAR_IDS = (
+    "group ids differ only in blanks, punctuation or zeros, such as p1 and p-1; check that they "
+    "are different patients"
+)
 MAPPED = {"-1": "unsure"}
 
 CASES: dict[str, Case] = {
@@ -219,6 +223,15 @@ CASES: dict[str, Case] = {
     ),
     "p0 and P0": groups(["P0", *each(1)[:11]], ONE_WAY),
     "7 and 007": groups(["007", *map(str, range(1, 12))], ONE_WAY),
+    "p7 and p07": groups(["p07", *(f"p{number}" for number in range(1, 12))], ONE_WAY),
+    "an invisible character": groups(
+        ["p7\u200b", *(f"p{number}" for number in range(1, 12))], ONE_WAY
+    ),
+    "3.5 and 3.05": groups(
+        ["3.05", "3.11", "3.12", *(f"3.{number}" for number in range(1, 10))],
+        flags=(SIMILAR_IDS,),
+    ),
+    "p7 and p-7": groups(["p-7", *(f"p{number}" for number in range(1, 12))], flags=(SIMILAR_IDS,)),
     # splits
     **{
         f"split called {name}": Case(

@@ -190,6 +190,11 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
             ("1.0,,0.0", "with text other than 0 and 1"),
         )
     },
+    "a column for a class, listed twice": (
+        one_hot(),
+        {"label_columns": ("MEL", "NV", "MEL")},
+        "label_columns has the same column twice: MEL, NV, MEL",
+    ),
     "dx": (
         rows("path,dx", *["dog", "cat"] * 5),
         {},
