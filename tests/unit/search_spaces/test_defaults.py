@@ -69,10 +69,10 @@ def committed() -> dict[str, dict[str, dict[str, object]]]:
     return {**kinds, **attacks}
 
 
-def test_the_committed_defaults_are_todays():
-    written, today = json.loads(GOLDEN.read_text(encoding="utf-8")), committed()
-    known = {name: today[name] for name in written if name in today}
-    assert written == known, WHAT_TO_DO.format(name="the spec")
+def test_the_committed_defaults_equal_the_current_ones():
+    stored, current = json.loads(GOLDEN.read_text(encoding="utf-8")), committed()
+    current_values = {name: current[name] for name in stored if name in current}
+    assert stored == current_values, WHAT_TO_DO.format(name="the spec")
 
 
 def test_a_new_spec_or_attack_has_its_defaults_committed():
@@ -83,13 +83,13 @@ def test_a_new_spec_or_attack_has_its_defaults_committed():
 
 def test_every_spec_that_an_id_is_made_of_is_covered():
     """The specs below those with a schema version, whatever fields they are in."""
-    made, todo = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
-    while todo:
-        spec = todo.pop()
-        made.add(spec.__name__)
+    spec_names, pending = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
+    while pending:
+        spec = pending.pop()
+        spec_names.add(spec.__name__)
         kinds = [field.annotation for field in spec.model_fields.values()]
-        todo += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
-    assert made == set(HASHED)
+        pending += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
+    assert spec_names == set(HASHED)
 
 
 if __name__ == "__main__":

@@ -56,20 +56,19 @@ def trials():
 
 
 def coverage(trials, families_of):
-    """Share of fresh samples whose interval holds the truth, to the hundredth that d = 1 allows
-    for."""
+    """Return the share of fresh samples whose interval, widened by 1 %, has the true dimension."""
     simulations, fresh = trials
-    hits = []
+    covered = []
     for family, dimension, observed in fresh:
         chosen = [i for i, name in enumerate(simulations.families) if name in families_of(family)]
-        known = replace(
+        family_simulations = replace(
             simulations,
             families=tuple(simulations.families[i] for i in chosen),
             statistics=simulations.statistics[chosen],
         )
-        low, high = posterior(observed, known, 400, 20, 1000).interval
-        hits.append(low * 0.99 <= dimension <= high * 1.01)
-    return np.mean(hits)
+        low, high = posterior(observed, family_simulations, 400, 20, 1000).interval
+        covered.append(low * 0.99 <= dimension <= high * 1.01)
+    return np.mean(covered)
 
 
 @pytest.mark.long
@@ -98,10 +97,10 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
 @pytest.mark.long
 def test_does_not_depend_on_unit_or_embedding():
     points = MANIFOLDS["hypersphere"](300, 5, np.random.default_rng(0))
-    one = calibrate(embedded(points, 50, seed=1), families=FLAT)
-    other = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
-    assert other.value == pytest.approx(one.value, rel=1e-3)
-    assert other.interval == pytest.approx(one.interval, rel=1e-3)
+    estimate = calibrate(embedded(points, 50, seed=1), families=FLAT)
+    rescaled_estimate = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
+    assert rescaled_estimate.value == pytest.approx(estimate.value, rel=1e-3)
+    assert rescaled_estimate.interval == pytest.approx(estimate.interval, rel=1e-3)
 
 
 def test_is_seeded_and_json():

@@ -54,7 +54,7 @@ class TestMle:
         assert curve[7] == pytest.approx(with_7_neighbors.value)
 
     def test_the_divisor_k_minus_1_is_unbiased_when_inverses_are_averaged(self):
-        """On neighbourhoods drawn one by one from even density: no edge, nothing shared."""
+        """Each neighborhood is drawn separately from a uniform density, so none has an edge."""
         dimension, k = 5, 5
         radii = np.random.default_rng(0).random((20_000, k)) ** (1 / dimension)
         record = estimate_one("mle", table_from(np.sort(radii, axis=1)), num_neighbors=k)

@@ -106,7 +106,7 @@ def test_conventions_are_recorded(images):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "change",
     [
         lambda images: (images / 255, {"pixel_range": (0.0, 1.0)}),
         lambda images: (np.repeat(images, 3, axis=1), {}),
@@ -114,26 +114,28 @@ def test_conventions_are_recorded(images):
     ],
     ids=["range", "repeated channels", "repeated pixels"],
 )
-def test_conversion_is_exact_for_what_changes_no_image(images, changed):
+def test_conversion_is_exact_for_what_changes_no_image(images, change):
     labels = np.arange(80) % 2
-    others, options = changed(images)
-    one, other = sharpness(images, labels), sharpness(others, labels, **options)
-    factor = conversion_factor(one.convention, other.convention)
-    assert one.value * factor == pytest.approx(other.value, rel=1e-6)
-    assert one.percentiles["mean"] * factor == pytest.approx(other.percentiles["mean"], rel=1e-5)
-    assert one.permuted * factor == pytest.approx(other.permuted, rel=1e-5)
+    changed_images, options = change(images)
+    original, changed = sharpness(images, labels), sharpness(changed_images, labels, **options)
+    factor = conversion_factor(original.convention, changed.convention)
+    assert original.value * factor == pytest.approx(changed.value, rel=1e-6)
+    assert original.percentiles["mean"] * factor == pytest.approx(
+        changed.percentiles["mean"], rel=1e-5
+    )
+    assert original.permuted * factor == pytest.approx(changed.permuted, rel=1e-5)
 
 
 def test_conversion_refuses_what_no_factor_makes_up_for(images):
     labels = np.arange(80) % 2
-    one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
+    sampled, full = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
     with pytest.raises(
         DataError, match="samples of 1000 images cannot be converted to samples of all images"
     ):
-        conversion_factor(one.convention, other.convention)
+        conversion_factor(sampled.convention, full.convention)
     points = sharpness(images.reshape(80, -1), labels)
     with pytest.raises(DataError, match="can be converted only if pixel_range and side are known"):
-        conversion_factor(points.convention, one.convention)
+        conversion_factor(points.convention, sampled.convention)
 
 
 def permuted_by_brute_force(images, labels, masks, num_permutations):
@@ -172,8 +174,8 @@ class TestPermuted:
         images = np.unique(images, axis=0)
         images = rng.permutation(images)
         labels = np.arange(len(images)) % 2
-        shown = images if kind == "bytes" else images + np.float32(0.3)
-        record = sharpness(shown, labels, sharpness_sample=40)
+        measured_images = images if kind == "bytes" else images + np.float32(0.3)
+        record = sharpness(measured_images, labels, sharpness_sample=40)
         masks, _ = stratified_samples(labels, [len(images)], 40, range(10))
         mean, spread = permuted_by_brute_force(images, labels, masks, 300)
         # 1,000 permutations in ten samples, the same as in the expected mean.
@@ -182,8 +184,8 @@ class TestPermuted:
     def test_it_does_not_depend_on_blocks(self, images):
         labels = np.arange(80) % 2
         options = {"sharpness_sample": 20}
-        whole = sharpness(images, labels, **options)
-        assert sharpness(images, labels, block_rows=7, **options) == whole
+        in_one_block = sharpness(images, labels, **options)
+        assert sharpness(images, labels, block_rows=7, **options) == in_one_block
 
     def test_it_is_missing_if_the_closest_unlike_pair_is_not_known(self, images, monkeypatch):
         monkeypatch.setattr("tasks.measures.neighbors.PAIRS_PER_SAMPLE", 1)
@@ -221,10 +223,10 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
 
 
 def mean_nearest_enemy_distance(images, labels):
-    """By scipy, from all distances. Of equal images the first one counts."""
+    """Return the mean from all distances of scipy. Only the first of equal images counts."""
     flat = np.asarray(images, dtype=float).reshape(len(images), -1)
-    kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])
-    flat, labels = flat[kept], np.asarray(labels)[kept]
+    distinct_rows = np.sort(np.unique(flat, axis=0, return_index=True)[1])
+    flat, labels = flat[distinct_rows], np.asarray(labels)[distinct_rows]
     distances = cdist(flat, flat)
     distances[labels[:, None] == labels[None, :]] = np.inf
     return distances.min(axis=1).mean()
@@ -246,9 +248,9 @@ def test_mean_unlike_distance_of_every_nested_size_is_brute_force(kind, num_clas
     labels = np.random.default_rng(num_classes).integers(0, num_classes, 150)
     settings = MeasureSettings(sharpness_sample=None, block_rows=32)
     result = measure_nested(images, labels, sizes, settings=settings)
-    found = [size.label_sharpness.mean_unlike_distance for size in result.sizes]
+    distances = [size.label_sharpness.mean_unlike_distance for size in result.sizes]
     expected = [mean_nearest_enemy_distance(images[:size], labels[:size]) for size in sizes]
-    assert found == pytest.approx(expected, rel=1e-6 if kind == "floats" else 1e-12)
+    assert distances == pytest.approx(expected, rel=1e-6 if kind == "floats" else 1e-12)
 
 
 def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(images):
@@ -262,10 +264,12 @@ def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(ima
 @pytest.mark.parametrize("scale", [1 / 255, 3.0])
 def test_label_sharpness_times_mean_unlike_distance_has_no_unit(images, scale):
     labels = np.arange(80) % 2
-    one, other = sharpness(images, labels), sharpness(images * scale, labels)
-    assert other.mean_unlike_distance == pytest.approx(scale * one.mean_unlike_distance, rel=1e-6)
-    assert other.value * other.mean_unlike_distance == pytest.approx(
-        one.value * one.mean_unlike_distance, rel=1e-6
+    original, scaled = sharpness(images, labels), sharpness(images * scale, labels)
+    assert scaled.mean_unlike_distance == pytest.approx(
+        scale * original.mean_unlike_distance, rel=1e-6
+    )
+    assert scaled.value * scaled.mean_unlike_distance == pytest.approx(
+        original.value * original.mean_unlike_distance, rel=1e-6
     )
 
 
@@ -280,10 +284,10 @@ def test_mean_unlike_distances_of_digits_are_those_of_the_committed_table():
     table = Path(__file__).parents[4] / "benchmarks/results/digit_pairs_tail.csv"
     with table.open(newline="") as file:
         committed = {row["class_pair"]: float(row["nearest"]) for row in csv.DictReader(file)}
-    found = {}
+    distances = {}
     for name in committed:
         chosen = np.isin(digits().labels, [int(label) for label in name.split("-")])
         pixels, labels = digits().pixels[chosen], digits().labels[chosen]
         record = sharpness(pixels, labels, sharpness_sample=None)
-        found[name] = record.mean_unlike_distance / 255
-    assert found == pytest.approx(committed, rel=5e-5)
+        distances[name] = record.mean_unlike_distance / 255
+    assert distances == pytest.approx(committed, rel=5e-5)

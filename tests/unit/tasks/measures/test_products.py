@@ -53,16 +53,15 @@ def random_rows(num_rows, num_features, seed):
     return np.random.default_rng(seed).integers(-128, 128, (num_rows, num_features), np.int8)
 
 
-def wide(a, b):
-    """What a product must be, and of rows with themselves on and above the diagonal; exact in
-    float64."""
-    found = to_signed(a).astype(np.float64) @ to_signed(b).astype(np.float64).T
-    return np.triu(found) if a is b else found
+def product_in_float64(a, b):
+    """Return the exact products. For rows with themselves, only the upper triangle is defined."""
+    dot_products = to_signed(a).astype(np.float64) @ to_signed(b).astype(np.float64).T
+    return np.triu(dot_products) if a is b else dot_products
 
 
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch):
-    """What was found out is kept per process; these tests change what it rests on."""
+def _forget_exactness(monkeypatch):
+    """Forget which products are exact: these tests change the libraries that were checked."""
     monkeypatch.setattr(products, "_exactness", {})
 
 
@@ -70,12 +69,12 @@ def _forget(monkeypatch):
 @pytest.mark.parametrize(("num_a", "num_b", "num_features"), SHAPES)
 def test_products_are_those_of_wide_integers(product, num_a, num_b, num_features):
     a, b = random_rows(num_a, num_features, 0), random_rows(num_b, num_features, 1)
-    found = product(a, b)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, wide(a, b))
-    np.testing.assert_array_equal(np.triu(product(a, a)), wide(a, a))
+    dot_products = product(a, b)
+    assert dot_products.dtype == np.int32
+    np.testing.assert_array_equal(dot_products, product_in_float64(a, b))
+    np.testing.assert_array_equal(np.triu(product(a, a)), product_in_float64(a, a))
     a, b = (rows[:, num_features // 3 :].view(np.uint8) for rows in (a, b))  # slices of longer rows
-    np.testing.assert_array_equal(product(a, b), wide(a, b))
+    np.testing.assert_array_equal(product(a, b), product_in_float64(a, b))
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -145,20 +144,24 @@ def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)]
+    ("missing", "remaining_product"), [("torch", numkong_product), ("numkong", torch_product)]
 )
 @pytest.mark.usefixtures("new_processor")
-def test_works_where_one_is_not_installed(monkeypatch, missing, other):
+def test_the_remaining_library_is_used_if_the_other_is_not_installed(
+    monkeypatch, missing, remaining_product
+):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
-    assert choose_product(1e15) is other
+    assert choose_product(1e15) is remaining_product
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)]
+    ("value", "expected"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)]
 )
-def test_threads_are_as_many_as_the_environment_says_or_all(monkeypatch, asked, found):
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert num_threads() == (found or len(os.sched_getaffinity(0)))
+def test_threads_follow_the_environment_variable_or_the_number_of_cores(
+    monkeypatch, value, expected
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert num_threads() == (expected or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 64])
@@ -168,8 +171,8 @@ def test_threads_are_as_many_as_the_environment_says_or_all(monkeypatch, asked, 
 def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, num_a, num_features):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     a, b = random_rows(num_a, num_features, 0), random_rows(200, num_features, 1)
-    np.testing.assert_array_equal(numkong_product(a, b), wide(a, b))
-    np.testing.assert_array_equal(np.triu(numkong_product(a, a)), wide(a, a))
+    np.testing.assert_array_equal(numkong_product(a, b), product_in_float64(a, b))
+    np.testing.assert_array_equal(np.triu(numkong_product(a, a)), product_in_float64(a, a))
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta"])  # meta holds no numbers

@@ -108,9 +108,9 @@ def test_content_does_not_depend_on_completion_order_or_hash_key(toy, tmp_path, 
     monkeypatch.setenv("ISWEEP_HASH_KEY", "another key of 16 letters")
     second = run(toy, tmp_path / "b" / "out", executor=Shuffled())
     assert first.fingerprint == second.fingerprint
-    one, two = (PreparedDataset.open(tmp_path / name / "out") for name in "ab")
-    np.testing.assert_array_equal(one.read(0, 40), two.read(0, 40))
-    assert not np.array_equal(one.groups, two.groups)
+    first_store, second_store = (PreparedDataset.open(tmp_path / name / "out") for name in "ab")
+    np.testing.assert_array_equal(first_store.read(0, 40), second_store.read(0, 40))
+    assert not np.array_equal(first_store.groups, second_store.groups)
 
 
 def test_a_kill_before_the_marker_leaves_no_store_and_a_damaged_store_is_made_again(
@@ -296,9 +296,9 @@ class Elsewhere(InlineExecutor):
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         assert spread
-        for index, (preparation, *rest) in enumerate(argument_tuples):
+        for index, (preparation, *more_arguments) in enumerate(argument_tuples):
             request = replace(preparation.request, raw=self.disk)
-            result = function(replace(preparation, request=request), *rest)
+            result = function(replace(preparation, request=request), *more_arguments)
             self.num_calls += 1
             self.num_refused += result is None
             yield index, result

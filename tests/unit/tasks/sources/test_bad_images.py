@@ -180,15 +180,15 @@ def test_without_antialias_it_is_torchs_plain_bilinear(side):
         mode="bilinear",
         align_corners=False,
     )[0].numpy()
-    found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32", antialias=False)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    resized = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32", antialias=False)
+    np.testing.assert_allclose(resized, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("side", [16, 64])
 def test_with_antialias_it_is_torchvisions(side):
     expected = resize(torch.from_numpy(PICTURE).float()[None], [side, side], antialias=True).numpy()
-    found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32")
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    resized = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32")
+    np.testing.assert_allclose(resized, expected, atol=0.05)
 
 
 def test_channels():

@@ -144,17 +144,17 @@ def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_blend_moves_the_images_nearest_to_the_other_class_by_its_share():
     base, labels = pictures(set=0, first=3, second=8)
-    moved, same = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
-    assert same.tolist() == labels.tolist()
+    blended, blended_labels = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
+    assert blended_labels.tolist() == labels.tolist()
     assert np.bincount(labels).tolist() == [183, 174]
     distances = np.sqrt(np.square(base[:, None] - base[None]).sum(-1))
     distances[labels[:, None] == labels[None]] = np.inf
     nearest, distance = distances.argmin(1), distances.min(1)
-    chosen = np.flatnonzero((moved != base).any(axis=1))
+    chosen = np.flatnonzero((blended != base).any(axis=1))
     assert len(chosen) == round(0.1 * len(base))
     assert distance[chosen].max() <= np.delete(distance, chosen).min()
     expected = base[chosen] + 0.4 * (base[nearest[chosen]] - base[chosen])
-    np.testing.assert_allclose(moved[chosen], expected, atol=0.51)
+    np.testing.assert_allclose(blended[chosen], expected, atol=0.51)
 
 
 def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
@@ -181,15 +181,17 @@ def test_manifold_is_an_isometry_up_to_one_factor(dimension):
     rng = np.random.default_rng(0)
     steps = rng.normal(size=(200, dimension))
     steps *= 1e-4 / np.linalg.norm(steps, axis=1, keepdims=True)
-    moved = manifold_images(latents[:200] + steps, 16).astype(float)
-    lengths = np.linalg.norm((moved - images[:200]).reshape(200, -1), axis=1)
+    shifted_images = manifold_images(latents[:200] + steps, 16).astype(float)
+    lengths = np.linalg.norm((shifted_images - images[:200]).reshape(200, -1), axis=1)
     assert lengths.std() / lengths.mean() < 0.05
 
 
 def test_manifold_classes_keep_their_distance():
     latents, labels = manifold_points(4, 400)
     images = manifold_images(latents, 16).reshape(400, -1).astype(float)
-    apart = np.linalg.norm(images[labels == 0][:, None] - images[labels == 1][None], axis=2).min()
+    smallest_distance = np.linalg.norm(
+        images[labels == 0][:, None] - images[labels == 1][None], axis=2
+    ).min()
     step = (
         np.linalg.norm(
             manifold_images(np.full((1, 4), 0.5), 16)
@@ -198,7 +200,7 @@ def test_manifold_classes_keep_their_distance():
         / 2e-4
     )
     # f has slope at most 2 pi, and chords are at least 2 / pi of the arc they span.
-    assert apart >= 2 * MARGIN / (2 * np.pi) * step * 2 / np.pi
+    assert smallest_distance >= 2 * MARGIN / (2 * np.pi) * step * 2 / np.pi
 
 
 def test_manifold_needs_enough_pixels():

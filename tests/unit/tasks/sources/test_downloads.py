@@ -294,9 +294,9 @@ def second_table(raw: Path) -> None:
 
 
 def second_year(raw: Path) -> None:
-    other = Path(shutil.copytree(raw, raw.parent / "other"))
-    year_2020(other)
-    shutil.move(other / "BraTS2020_TrainingData", raw)
+    copy_of_raw = Path(shutil.copytree(raw, raw.parent / "other"))
+    year_2020(copy_of_raw)
+    shutil.move(copy_of_raw / "BraTS2020_TrainingData", raw)
 
 
 def only_an_archive(raw: Path) -> None:
@@ -476,12 +476,12 @@ def test_slices_in_any_of_two_boxes_are_positive():
 
 
 def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, untouched):
-    raw, straight = tree("dbc"), untouched("dbc")
+    raw, original = tree("dbc"), untouched("dbc")
     files = sorted(first(raw, "*.9", BOX).iterdir())
     for path in files:
         path.rename(path.with_suffix(".tmp"))
     for old, new in zip(files, files[::-1], strict=True):
         old.with_suffix(".tmp").rename(new)
-    turned = official("dbc", raw)
-    np.testing.assert_array_equal(turned.classes, straight.classes)
-    np.testing.assert_array_equal(turned.read(0, 50), straight.read(0, 50))
+    renumbered = official("dbc", raw)
+    np.testing.assert_array_equal(renumbered.classes, original.classes)
+    np.testing.assert_array_equal(renumbered.read(0, 50), original.read(0, 50))

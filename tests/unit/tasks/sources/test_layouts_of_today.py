@@ -262,12 +262,12 @@ def test_another_layout_gives_the_same_images(tree, official, untouched, case):
     name, change = CHANGES[case]
     raw, expected = tree(name), untouched(name)
     change(raw)
-    found = official(name, raw)
+    actual = official(name, raw)
     if case == "brats: 2020":  # numbered otherwise, so in another order
-        assert found.record.num_images == expected.record.num_images
-        assert found.record.num_groups == expected.record.num_groups
+        assert actual.record.num_images == expected.record.num_images
+        assert actual.record.num_groups == expected.record.num_groups
     else:
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +305,9 @@ def test_two_sets_with_files_of_one_name_are_told_apart_by_their_folders(officia
     """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file
     names."""
     folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-    for seed, (one, folder) in enumerate(folders.items()):
-        made = write_raw_tree(one, tmp_path / str(seed), seed)
+    for seed, (set_name, folder) in enumerate(folders.items()):
+        raw_tree = write_raw_tree(set_name, tmp_path / str(seed), seed)
         (tmp_path / "both" / folder).mkdir(parents=True)
-        made.rename(tmp_path / "both" / folder / "raw")
+        raw_tree.rename(tmp_path / "both" / folder / "raw")
     expected = official(name, tmp_path / "both" / folders[name], out=tmp_path / "alone")
     assert_equal(official(name, tmp_path / "both"), expected)

@@ -97,8 +97,8 @@ def test_values_fill_their_ranges_evenly():
 def test_moving_is_what_scipy_does():
     images = some_images(5).astype(float)
     turn, shift = np.array([0.3, -0.2, 0.0, 0.4, 0.1]), np.full((5, 2), (0.05, -0.08))
-    moved = move(images, turn, shift)
-    for image, angle, share, ours in zip(images, turn, shift, moved, strict=True):
+    moved_images = move(images, turn, shift)
+    for image, angle, share, ours in zip(images, turn, shift, moved_images, strict=True):
         matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         centre = np.array([13.5, 13.5])
         offset = centre - matrix @ (centre + 28 * share)

@@ -26,8 +26,8 @@ class Nvml:
         count._obj.value = self.counts.pop(0)
         return self.code
 
-    def nvmlDeviceGetMemoryInfo(self, handle, found):
-        found[:] = 40 * 2**30, 37 * 2**30, 3 * 2**30  # total, free, used
+    def nvmlDeviceGetMemoryInfo(self, handle, memory_info):
+        memory_info[:] = 40 * 2**30, 37 * 2**30, 3 * 2**30  # total, free, used
         return self.code
 
 

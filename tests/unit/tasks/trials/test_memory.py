@@ -17,34 +17,37 @@ CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
 
-def hold(num_bytes):
+def use_pages(num_bytes):
     """Have pages and give them back, past the allocator, which may have kept some of an earlier
     test."""
-    with mmap.mmap(-1, num_bytes) as held:
-        for page in range(0, num_bytes, mmap.PAGESIZE):
-            held[page] = 1
+    with mmap.mmap(-1, num_bytes) as pages:
+        for offset in range(0, num_bytes, mmap.PAGESIZE):
+            pages[offset] = 1
 
 
 @LINUX
 def test_the_peak_is_that_of_the_block_not_of_the_process():
-    hold(256 * 2**20)
+    use_pages(256 * 2**20)
     reset_peak(CPU)
     before = peak_bytes(CPU)
-    hold(64 * 2**20)
+    use_pages(64 * 2**20)
     assert 60 * 2**20 < peak_bytes(CPU) - before < 130 * 2**20
 
 
-def fails(said):
-    raise RuntimeError(said)
+def raise_error(message):
+    raise RuntimeError(message)
 
 
 PRIMITIVE = "could not create a primitive"
 FAILURES = {
     "memory that cannot be had": (lambda: torch.empty(2**60), MemoryError, "DefaultCPUAllocator"),
     # Seen of a ResNet under a limit of address space, beside torch's own allocator.
-    **{said: (partial(fails, said), MemoryError, said) for said in ("std::bad_alloc", PRIMITIVE)},
+    **{
+        message: (partial(raise_error, message), MemoryError, message)
+        for message in ("std::bad_alloc", PRIMITIVE)
+    },
     "a kernel that a library does not have": (
-        partial(fails, f"{PRIMITIVE} descriptor for the convolution"),
+        partial(raise_error, f"{PRIMITIVE} descriptor for the convolution"),
         RuntimeError,
         "descriptor",
     ),
@@ -58,8 +61,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_want_of_memory_is_told_from_other_failures(name):
-    work, kind, said = FAILURES[name]
-    with pytest.raises(kind, match=said), trial_memory(CPU):
+    work, kind, message = FAILURES[name]
+    with pytest.raises(kind, match=message), trial_memory(CPU):
         work()
 
 

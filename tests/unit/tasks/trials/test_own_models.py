@@ -80,8 +80,8 @@ def test_a_package_is_hashed_with_its_own_modules_only(tmp_path, monkeypatch):
     (package / "nets.py").write_text(NETWORK.format(package="."))
     (package / "layers.py").write_text("import numpy\nwidth = 3")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = source_files("ownpackage.nets:tiny")
-    assert set(found) == {"ownpackage", "ownpackage.nets", "ownpackage.layers"}
+    hashed_files = source_files("ownpackage.nets:tiny")
+    assert set(hashed_files) == {"ownpackage", "ownpackage.nets", "ownpackage.layers"}
 
 
 def test_source_sent_to_another_machine_builds_the_same_network(folder, monkeypatch):

@@ -45,17 +45,17 @@ def exact_radius(image, weights, bias):
     margin = float(image @ weights + bias)
     sign = -1 if margin > 0 else 1
 
-    def moved(length):
+    def perturbed(length):
         return (image + sign * length * weights).clamp(0, 255)
 
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2
-        if float(moved(middle) @ weights + bias) * margin <= 0:
+        if float(perturbed(middle) @ weights + bias) * margin <= 0:
             high = middle
         else:
             low = middle
-    return float((moved(high) - image).norm())
+    return float((perturbed(high) - image).norm())
 
 
 @pytest.mark.parametrize("box", ["free", "binding"])
@@ -111,7 +111,8 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
         decisions = network(images).argmax(1)
     pairs = zip(images, decisions, strict=True)
     expected = [
-        (grid[classes != own] - image).flatten(1).norm(dim=1).min().item() for image, own in pairs
+        (grid[classes != decision] - image).flatten(1).norm(dim=1).min().item()
+        for image, decision in pairs
     ]
     # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
     assert np.mean(record.radii) == pytest.approx(np.mean(expected), rel=0.02, abs=0.36)
@@ -162,8 +163,8 @@ def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(tra
             warnings.simplefilter("ignore")  # foolbox speaks of its own future
             _, changed, _ = attack(wrapped, pixels, decisions, epsilons=None)
         with torch.no_grad():
-            found = model(changed).argmax(1) != decisions
-        if found.all():
+            is_adversarial = model(changed).argmax(1) != decisions
+        if is_adversarial.all():
             means.append(float((changed - pixels).flatten(1).norm(dim=1).mean()))
     assert record.num_not_found == 0
     assert record.pred.mean <= 1.03 * min(means)
@@ -198,17 +199,17 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
         change = minimal_perturbations(
             model, pixels, decisions, starts, RobustnessSpec(num_steps=20)
         )
-        moved = pixels + change
-        assert (model(moved.clamp(0, 255)).argmax(1) != decisions).all()
-    assert -1e-3 <= moved.min() <= moved.max() <= 255 + 1e-3
+        perturbed = pixels + change
+        assert (model(perturbed.clamp(0, 255)).argmax(1) != decisions).all()
+    assert -1e-3 <= perturbed.min() <= perturbed.max() <= 255 + 1e-3
     assert (change.flatten(1).norm(dim=1) <= (starts - pixels).flatten(1).norm(dim=1)).all()
 
 
 def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
     model.train().zero_grad(set_to_none=True)
-    before, given = weights(model), (images[200:220], labels[200:220], images[:50])
-    first, again = (measure(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2))
+    before, arguments = weights(model), (images[200:220], labels[200:220], images[:50])
+    first, again = (measure(model, *arguments, num_images=8, seed=3, num_steps=5) for _ in range(2))
     assert first == again
     assert model.training
     assert equal(before, model.state_dict())
@@ -309,11 +310,11 @@ def test_the_nearest_is_found_in_whichever_block_of_the_pool_it_lies():
         0, 256, (2 * POOL_BLOCK + 1, 1, 3, 3), generator=generator, dtype=torch.uint8
     )
     images, classes = pool[::100].float() + 0.5, torch.arange(len(pool)) % 3
-    own = classes[::100]
-    found = nearest_of_another_class(images, own, pool, classes)
-    for image, decision, start in zip(images, own, found, strict=True):
-        others = pool[classes != decision].double()
-        distances = ((others - image.double()) ** 2).flatten(1).sum(1)
+    decisions = classes[::100]
+    starts = nearest_of_another_class(images, decisions, pool, classes)
+    for image, decision, start in zip(images, decisions, starts, strict=True):
+        candidates = pool[classes != decision].double()
+        distances = ((candidates - image.double()) ** 2).flatten(1).sum(1)
         assert ((start.double() - image.double()) ** 2).sum() == pytest.approx(
             distances.min().item()
         )
@@ -323,22 +324,22 @@ def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
     torch.manual_seed(0)
     model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
     labels = model(images).argmax(1)
-    whole, parts = (
+    in_one_batch, in_batches = (
         measure(model, images, labels, images, num_images=9, seed=0, batch_size=batch_size)
         for batch_size in (50, 4)
     )
-    assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
-    assert (parts.rows, parts.wrong) == (whole.rows, whole.wrong)
+    assert in_batches.radii == pytest.approx(in_one_batch.radii, rel=1e-4)
+    assert (in_batches.rows, in_batches.wrong) == (in_one_batch.rows, in_one_batch.wrong)
 
 
 def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
     model, images = Linear(torch.ones(4), -400.0), torch.full((30, 1, 2, 2), 120.0)
     labels, options = torch.ones(30, dtype=torch.int64), {"num_steps": 1, "num_bisections": 1}
-    first, again, other = (
+    first, again, with_another_seed = (
         measure(model, images, labels, images[:2], num_images=10, seed=seed, **options)
         for seed in (1, 1, 2)
     )
-    assert first.rows == again.rows != other.rows
+    assert first.rows == again.rows != with_another_seed.rows
     assert len(set(first.rows)) == 10
     everything = measure(model, images, labels, images[:2], num_images=99, seed=0, **options)
     assert everything.rows == tuple(range(30))

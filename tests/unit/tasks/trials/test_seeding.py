@@ -118,7 +118,7 @@ def test_a_network_that_draws_numbers_is_the_same_again_and_after_it_was_killed(
 
 def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, own_spec):
     spec, shelf = own_spec("Remembers"), Shelf()
-    known = run_trial(
+    result = run_trial(
         spec, data, store_weights=lambda content: shelf.save(content) or "kept in a test"
     )
     more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
@@ -126,4 +126,4 @@ def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, o
         CorruptStoreError,
         match=r"has the test loss 0\.688219, but after training it had 0\.691115",
     ):
-        measure_trial(spec, data, shelf.data, known, spec.missing_for(more))
+        measure_trial(spec, data, shelf.data, result, spec.missing_for(more))

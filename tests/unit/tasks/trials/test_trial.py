@@ -177,19 +177,19 @@ def test_what_cannot_be_trained_is_refused(data, name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "size"),
+    ("kind", "message", "size"),
     [
         (torch.OutOfMemoryError, "CUDA out of memory", 0),
         (MemoryError, "DefaultCPUAllocator", 2**60),
     ],
 )
-def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, said, size):
+def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, message, size):
     def exhausted(*arguments, **options):
         torch.empty(size)
-        raise kind(said)
+        raise kind(message)
 
     monkeypatch.setattr(tasks.trials.trial, "train", exhausted)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         run_trial(trial_spec(), data)
 
 
@@ -203,32 +203,33 @@ def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_sh
 ):
     """Of training's batch of 16, of an evaluation's 16 and of an attack's 8; then a quarter of
     each."""
-    forward, passed = PixelModel.forward, []
+    forward, passes = PixelModel.forward, []
 
     def count(model, pixels):
-        passed.append((model.training, pixels.requires_grad, len(pixels)))
+        passes.append((model.training, pixels.requires_grad, len(pixels)))
         return forward(model, pixels)
 
     monkeypatch.setattr(PixelModel, "forward", count)
     robustness = RobustnessSpec(num_images=20, num_steps=2, num_bisections=1)
-    asked = {
+    measurements = {
         "attacks": AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0,)),
         "robustness": robustness,
     }
     spec = trial_spec("small_mlp", epochs=4, test_loss="mean_of_batch_means").model_copy(
-        update=asked
+        update=measurements
     )
-    found = {}
+    runs = {}
     for micro_batch in (None, 4):
-        passed.clear()
+        passes.clear()
         result = run_trial(spec, data, ComputeOptions(micro_batch=micro_batch))
-        most = {
-            kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS
+        largest = {
+            kind: max(size for *modes, size in passes if tuple(modes) == kind)
+            for kind in KINDS_OF_PASS
         }
-        found[micro_batch] = (most, result)
+        runs[micro_batch] = (largest, result)
         assert (names(result), len(result.robustness.radii)) == (["fgsm_1", "pgd_1"], 20)
-    assert [list(most.values()) for most, _ in found.values()] == [[16, 16, 8], [4, 4, 2]]
-    whole, parts = (result.scores for _, result in found.values())
-    assert (parts.train_loss, parts.test_loss) == pytest.approx(
-        (whole.train_loss, whole.test_loss), rel=1e-4
+    assert [list(largest.values()) for largest, _ in runs.values()] == [[16, 16, 8], [4, 4, 2]]
+    scores, split_scores = (result.scores for _, result in runs.values())
+    assert (split_scores.train_loss, split_scores.test_loss) == pytest.approx(
+        (scores.train_loss, scores.test_loss), rel=1e-4
     )
