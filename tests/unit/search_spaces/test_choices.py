@@ -1,4 +1,4 @@
-"""The tables of what the study chooses: every row usable, published numbers as they were read."""
+"""Tables of the study's choices: every row is usable, and published numbers are unchanged."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_importing_a_package_loads_nothing_heavy():
 @pytest.mark.parametrize("row", [*DATASETS.values(), *MADE.values()], ids=lambda row: row.name)
 def test_every_row_has_a_source_sound_pairs_and_a_description(row):
     source_for(row.source)
-    used = [label for pair in row.class_pairs for label in pair]
-    assert len(set(used)) == len(used)
-    assert set(used) <= set(range(len(row.label_names)))
+    labels_of_pairs = [label for pair in row.class_pairs for label in pair]
+    assert len(set(labels_of_pairs)) == len(labels_of_pairs)
+    assert set(labels_of_pairs) <= set(range(len(row.label_names)))
     assert row.origin == "real" or row.description.startswith(row.origin.upper())
 
 

@@ -67,7 +67,7 @@ def test_key_order_does_not_matter(value, random):
         (0.1, "0.1"),
     ],
 )
-def test_near_misses_differ(a, b):
+def test_similar_values_have_different_ids(a, b):
     assert fingerprint(a) != fingerprint(b)
 
 
@@ -81,7 +81,7 @@ def test_near_misses_differ(a, b):
         ({1, 2}, "of type set, which JSON cannot represent"),
     ],
 )
-def test_what_has_no_stable_spelling_is_refused(value, message):
+def test_a_value_without_a_stable_text_is_refused(value, message):
     with pytest.raises(TypeError, match=message):
         fingerprint(value)
 

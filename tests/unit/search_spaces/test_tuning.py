@@ -1,5 +1,4 @@
-"""Search spaces: ranges by family, narrowed by a sweep, and a trial's identity beside the sweep's
-own."""
+"""Search spaces: ranges by family, limits of a sweep, and the ids of a search's trials."""
 
 import pytest
 from pydantic import ValidationError

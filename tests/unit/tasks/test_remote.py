@@ -116,10 +116,10 @@ class TestRayExecutor(ExecutorContract):
         return RayExecutor()
 
     def test_arrives_in_order_of_completion(self, executor, tmp_path):
-        awaited = tmp_path / "awaited"
-        results = executor.map_unordered(there_is, [(str(awaited),), ("/",), ("/",)])
+        awaited_file = tmp_path / "awaited"
+        results = executor.map_unordered(there_is, [(str(awaited_file),), ("/",), ("/",)])
         assert [next(results)[0] for _ in range(2)] == [1, 2]
-        awaited.touch()
+        awaited_file.touch()
         assert [index for index, _ in results] == [0]
 
     def test_arguments_are_requested_only_as_workers_become_free(self, executor):

@@ -49,9 +49,9 @@ def test_rows_that_do_not_lie_one_after_another_are_read_without_a_copy_of_them_
     images = np.asfortranarray(some_bytes(400, 1024).astype(np.float64).reshape(400, 4, 16, 16))
     tracemalloc.start()
     source = as_bytes(ArraySource(images))
-    grown = tracemalloc.get_traced_memory()[1]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert grown < images.size + images.nbytes / 4
+    assert peak_bytes < images.size + images.nbytes / 4
     np.testing.assert_array_equal(source.read(0, 400), images)
 
 
@@ -70,7 +70,7 @@ def test_black_and_white_only_is_whole_numbers_first():
 )
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_other_value_anywhere_means_that_rows_are_no_bytes(value, place, dtype):
+def test_rows_with_one_other_value_are_no_bytes(value, place, dtype):
     rows = some_bytes().astype(dtype)
     rows.flat[place] = value
     source = ArraySource(rows)
@@ -105,7 +105,7 @@ def test_other_scalings_stay_as_they_are(rows):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
-def test_signed_keeps_differences(dtype):
+def test_conversion_to_signed_bytes_keeps_differences(dtype):
     rows = some_bytes().view(np.int8) if dtype == np.int8 else some_bytes().astype(dtype)
     signed_rows = to_signed(rows)
     assert signed_rows.dtype == np.int8

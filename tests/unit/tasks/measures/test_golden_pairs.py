@@ -1,4 +1,4 @@
-"""MNIST pairs against a stored record, equal to the last bit wherever the tests run.
+"""MNIST pairs must equal a stored record bit by bit on every machine.
 
 The record was written by `brute_force` below, float64 products of whole numbers that float64 holds
 exactly, not by the code under test: ``python -m tests.unit.tasks.measures.test_golden_pairs``

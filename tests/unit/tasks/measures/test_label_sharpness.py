@@ -43,7 +43,7 @@ def test_samples_match_brute_force_and_give_an_interval(images):
     assert record.num_pairs == 15 * 15
 
 
-def test_samples_hold_classes_in_proportion():
+def test_samples_contain_the_classes_in_proportion():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     masks, slices = stratified_samples(labels, [40, 100], 50, (0, 1))
     assert slices == [slice(0, 0), slice(0, 2)]
@@ -75,7 +75,7 @@ UNDEFINED = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("reason", UNDEFINED)
-def test_what_has_no_sharpness_is_explained(reason):
+def test_undefined_label_sharpness_has_a_reason(reason):
     record = sharpness(*UNDEFINED[reason], sharpness_sample=10)
     assert record.value is None
     assert reason in record.to_json()["reason"]
@@ -126,7 +126,7 @@ def test_conversion_is_exact_for_what_changes_no_image(images, change):
     assert original.permuted * factor == pytest.approx(changed.permuted, rel=1e-5)
 
 
-def test_conversion_refuses_what_no_factor_makes_up_for(images):
+def test_conversion_between_incompatible_conventions_is_refused(images):
     labels = np.arange(80) % 2
     sampled, full = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
 
 
 def permuted_by_brute_force(images, labels, masks, num_permutations):
-    """Mean of 1/distance of the closest unlike pair of each sample, over random labels."""
+    """Return the mean over random labels of 1/distance of each sample's closest unlike pair."""
     rng = np.random.default_rng(1)
     values = []
     for mask in masks:
@@ -165,8 +165,8 @@ class TestPermuted:
 
     @pytest.mark.parametrize("kind", ["bytes", "floats"])
     def test_a_small_sample_of_unevenly_dense_images_is_not_biased(self, kind):
-        """Half of the images are dense, so the closest pairs of a sample are in no list of the
-        20 nearest among all images."""
+        """Half of the images are dense: the closest pairs of a sample are not among the 20 nearest
+        neighbors in the whole dataset."""
         rng = np.random.default_rng(0)
         centres = np.repeat([[64.0], [128.0]], [1000, 1000], axis=0)
         width = np.repeat([[20.0], [60.0]], [1000, 1000], axis=0)
@@ -280,7 +280,7 @@ def test_what_has_no_sharpness_has_no_mean_unlike_distance():
 
 
 def test_mean_unlike_distances_of_digits_are_those_of_the_committed_table():
-    """The table has five digits, and distances among all images of a pair, pixels from 0 to 1."""
+    """The table has five decimals. Its distances use all images of a pair, and pixels from 0 to 1."""
     table = Path(__file__).parents[4] / "benchmarks/results/digit_pairs_tail.csv"
     with table.open(newline="") as file:
         committed = {row["class_pair"]: float(row["nearest"]) for row in csv.DictReader(file)}

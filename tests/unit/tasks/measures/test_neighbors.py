@@ -16,12 +16,12 @@ SIZES = [60, 90, 150]
 
 def cases():
     rng = np.random.default_rng(0)
-    thrice = np.repeat(rng.random((50, 40)), 3, axis=0)
+    repeated_rows = np.repeat(rng.random((50, 40)), 3, axis=0)
     return {
         "uint8 images": rng.integers(0, 256, (150, 3, 9, 9), dtype=np.uint8),
         "uint16 images": rng.integers(0, 65536, (150, 1, 9, 9), dtype=np.uint16),
         "thin sheet": np.c_[rng.random((150, 2)), np.zeros((150, 5))],
-        "near duplicates": thrice + 1e-7 * rng.random((150, 40)),
+        "near duplicates": repeated_rows + 1e-7 * rng.random((150, 40)),
         "far from the origin": (rng.normal(size=(150, 300)) * 1e-3 + 100).astype(np.float32),
         "two tight clusters": rng.normal(size=(150, 30)) * 1e-4
         + np.where(np.arange(150) % 2, 50, -50)[:, None],
@@ -52,7 +52,7 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
         )
 
 
-def test_many_close_pairs_switch_to_float64_and_say_so():
+def test_many_close_pairs_switch_to_float64_and_are_noted():
     sheet = np.random.default_rng(0).random((1000, 1))
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
     assert search.precision == "float64"
@@ -90,16 +90,16 @@ def test_tiles_cover_each_pair_once(num_rows, num_workers):
 
 
 class Recorder(InlineExecutor):
-    """Inline, and remembers how tasks were sent."""
+    """An executor that runs tasks in this process and records whether they were spread."""
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         self.spread = spread
         return super().map_unordered(function, argument_tuples, spread=spread)
 
 
-@pytest.mark.parametrize(("work", "spread"), [(0, True), (1e11, False)])
-def test_long_searches_are_spread_over_the_nodes(monkeypatch, work, spread):
-    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", work)
+@pytest.mark.parametrize(("min_multiply_adds", "spread"), [(0, True), (1e11, False)])
+def test_long_searches_are_spread_over_the_nodes(monkeypatch, min_multiply_adds, spread):
+    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", min_multiply_adds)
     executor = Recorder()
     nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
     assert executor.spread == spread

@@ -110,20 +110,20 @@ def new_processor(monkeypatch):
     ],
     ids=["raises", "broken", "long rows", "saturates", "swaps", "cuts", "one entry", "many rows"],
 )
-def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
+def test_a_product_that_fails_its_self_test_is_not_used(monkeypatch, broken):
     monkeypatch.setattr(products, "torch_product", broken)
     monkeypatch.setattr(products, "numkong_product", broken)
     assert choose_product(1e15) is blas_product
 
 
 @pytest.mark.usefixtures("new_processor")
-def test_a_product_that_is_wrong_is_said_so(monkeypatch, caplog):
+def test_a_wrong_product_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(products, "torch_product", lambda a, b: blas_product(a, b) + 1)
     assert choose_product(1e15) is numkong_product
     assert "Products by torch are wrong on this machine, so torch is not used" in caplog.text
 
 
-def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
+def test_a_blas_that_rounds_to_16_bits_is_not_used(monkeypatch):
     def rounds(a, b):
         return np.float32(np.float16(a / 256) @ np.float16(b / 256).T).astype(np.int32)
 
@@ -135,7 +135,7 @@ def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
 
 
 @pytest.mark.usefixtures("new_processor")
-def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
+def test_torch_is_imported_if_the_work_of_a_thread_pays_for_it(monkeypatch):
     work = TORCH_IMPORT_WORK * num_threads()
     assert choose_product(work / 2) is torch_product  # it is loaded here
     monkeypatch.delitem(sys.modules, "torch")
@@ -168,7 +168,9 @@ def test_threads_follow_the_environment_variable_or_the_number_of_cores(
 @pytest.mark.parametrize(
     ("num_a", "num_features"), [(300, 40), (300, 9000), (5, 5000), (1000, 1024)]
 )
-def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, num_a, num_features):
+def test_a_product_does_not_depend_on_the_number_of_threads(
+    monkeypatch, threads, num_a, num_features
+):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     a, b = random_rows(num_a, num_features, 0), random_rows(200, num_features, 1)
     np.testing.assert_array_equal(numkong_product(a, b), product_in_float64(a, b))
@@ -176,13 +178,13 @@ def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, nu
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta"])  # meta holds no numbers
-def test_a_device_that_is_not_there_is_said_so(device):
+def test_a_missing_device_is_reported(device):
     for rows in (random_rows(5, 3, 0), random_rows(5, 3, 0) / 7):
         with pytest.raises(SetupError, match=f"torch cannot use the device {device}"):
             nested_neighbors(rows, None, [5], 2, precision=Precision(device=device))
 
 
-def test_another_device_is_used_where_it_is_exact():
+def test_another_device_is_used_if_it_is_exact():
     a = random_rows(40, 100, 0)
     product = choose_product(1e3, "cpu:0")
     assert product.func is torch_product

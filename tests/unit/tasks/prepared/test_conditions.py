@@ -116,7 +116,7 @@ def test_training_sets_of_all_sizes_and_conditions_hold_the_same_images(
 
 @pytest.mark.parametrize("base_name", ["digits", "made"])
 def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, subsets, base_name):
-    """By a slow search over pairs, over all training images of the split."""
+    """The expected images come from a slow search over all pairs of training images."""
     subset = subsets[f"{base_name}_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
@@ -124,12 +124,12 @@ def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, sub
     distances, partners = [], []
     for image, label in zip(pool, chosen.train_labels, strict=True):
         squared_distances = [float(np.square(image - pool_image).sum()) for pool_image in pool]
-        unlike = [
+        distances_to_other_labels = [
             np.inf if pool_label == label else distance
             for distance, pool_label in zip(squared_distances, chosen.train_labels, strict=True)
         ]
-        partners.append(int(np.argmin(unlike)))
-        distances.append(min(unlike))
+        partners.append(int(np.argmin(distances_to_other_labels)))
+        distances.append(min(distances_to_other_labels))
     expected = pool.copy()
     for place in np.argsort(distances, kind="stable")[: round(0.05 * len(pool))]:
         expected[place] = pool[place] + 0.4 * (pool[partners[place]] - pool[place])
@@ -160,7 +160,7 @@ def test_a_further_test_set_moves_the_test_images_nearest_to_the_other_class(
 
 
 def test_no_test_image_enters_training(workspace, subsets):
-    """Other test images, and labels, leave every training image of a condition as it is."""
+    """The training images of a condition can be computed from training images and labels alone."""
     subset = subsets["digits_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
@@ -170,7 +170,7 @@ def test_no_test_image_enters_training(workspace, subsets):
     assert blended[:120].tobytes() == data.train_images.tobytes()
 
 
-def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
+def test_nearest_images_of_another_class_equal_those_of_a_slow_search_in_several_blocks():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (DISTANCE_BLOCK_ROWS + 50, 1, 3, 3), dtype=np.uint8)
     pool = rng.integers(0, 256, (40, 1, 3, 3), dtype=np.uint8)
@@ -212,7 +212,7 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
         ),
     ],
 )
-def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, message):
+def test_conditions_that_cannot_change_training_images_alone_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         load_sweep({**SWEEP, **changes})
 
@@ -231,15 +231,17 @@ def test_all_networks_of_a_world_are_tested_on_every_condition_of_it(workspace):
     }
     assert tests["digits_base"] == tests["made_base"] == ["near", "nearer", "null", "none"]
     assert tests["digits_near"] == ["near"]
-    unasked = plan_sweep(load_sweep({**SWEEP, "further_test_sets": False}))
-    assert not any(trial.further_tests for trial in unasked.trials)
-    assert [trial.trial_id for trial in unasked.trials] == [t.trial_id for t in plan.trials]
+    plan_without_tests = plan_sweep(load_sweep({**SWEEP, "further_test_sets": False}))
+    assert not any(trial.further_tests for trial in plan_without_tests.trials)
+    assert [trial.trial_id for trial in plan_without_tests.trials] == [
+        t.trial_id for t in plan.trials
+    ]
 
 
 def test_the_loss_of_a_network_concentrates_on_test_images_that_were_moved_on_purpose(
     workspace, subsets
 ):
-    """The positive control, with a network that never saw a moved image; the null shows nothing."""
+    """Positive control: the network never saw a moved image. The null condition has no effect."""
     sweep = load_sweep({**SWEEP, "recipe": {"from": "demo", "batch_size": 16}})
     (trial,) = (
         planned_trial

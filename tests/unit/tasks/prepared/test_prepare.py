@@ -1,4 +1,4 @@
-"""Preparing: a complete store or none, the same for all workers, resumable, open about skips."""
+"""Preparation: the store is complete or missing, equal for all workers, resumable, and reports skips."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def toy(monkeypatch):
 
 
 class Shuffled(InlineExecutor):
-    """Finishes calls in another order than they were asked for."""
+    """An executor that finishes calls in reverse order."""
 
     def map_unordered(self, function, argument_tuples):
-        todo = list(enumerate(argument_tuples))
-        for index, arguments in todo[::-1]:
+        numbered_calls = list(enumerate(argument_tuples))
+        for index, arguments in numbered_calls[::-1]:
             yield index, function(*arguments)
 
 
 class Forgetful(InlineExecutor):
-    """Loses the result of the last call."""
+    """An executor that loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples):
         if function in (publish.write_shard, flush_and_hash):
@@ -220,13 +220,15 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     assert records[0].fingerprint == records[1].fingerprint
 
 
-def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
+def test_a_store_with_a_missing_shard_is_never_committed(toy, tmp_path):
     with pytest.raises(RuntimeError, match="a shard is missing, so the store is not complete"):
         run(toy, tmp_path / "out", executor=Forgetful())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
+def test_an_image_without_a_label_is_refused_with_the_name_of_its_source(
+    toy, tmp_path, monkeypatch
+):
     monkeypatch.setattr(
         Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b"))
     )
@@ -252,8 +254,8 @@ prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys
 
 
 @pytest.mark.parametrize("read", [40, pytest.param(300, marks=pytest.mark.long)])
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
-    """SIGKILL at any moment: no half-written store is used, and the next run reads the rest."""
+def test_a_killed_preparation_resumes_with_the_remaining_images(tmp_path, monkeypatch, read):
+    """No incomplete store is used after SIGKILL, and the next run reads the remaining images."""
     destination = tmp_path / "out"
     progress, reads = [], []
     command = [sys.executable, "-c", KILLED, LESIONS.model_dump_json(), str(destination)]
@@ -281,7 +283,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
     assert len(reads) == 15 - num_parts
 
 
-# Blocks read on other nodes: only where the files are the listed ones, and with the same result.
+# Other nodes read blocks only if their files equal the listed ones, with the same result.
 
 NUM_BLOCKS = 4
 

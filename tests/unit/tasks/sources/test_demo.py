@@ -1,4 +1,4 @@
-"""Packaged, derived and generated sets: labels and groups are those that their rows promise."""
+"""Packaged, derived and generated datasets have the labels and groups that their rows describe."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_a_patch_is_a_piece_of_the_picture_in_the_block_of_its_group(name, side)
 def test_stained_patches_are_those_that_scikit_image_calls_stained():
     """Oracle: ``rgb2hed``, its own colour deconvolution."""
     images = demo.histology()
-    amount = np.array([rgb2hed(pixels)[..., 2].mean() for pixels in images.pixels])
-    middle = np.median(amount)
-    assert ((amount > middle) == (images.labels == 1)).mean() > 0.95
+    stain_strength = np.array([rgb2hed(pixels)[..., 2].mean() for pixels in images.pixels])
+    middle = np.median(stain_strength)
+    assert ((stain_strength > middle) == (images.labels == 1)).mean() > 0.95
 
 
 def test_patches_labelled_white_matter_are_brighter():
-    """Oracle: T1 shows white matter brighter than grey, whatever the template's maps say."""
+    """White matter is brighter than gray matter in T1, independent of the template's maps."""
     images = demo.tissue()
     bright = images.pixels.mean((1, 2))
     assert bright[images.labels == 1].mean() > bright[images.labels == 0].mean() + 10
@@ -116,7 +116,7 @@ def test_patches_labelled_vessels_have_darker_places():
 
 
 @pytest.mark.parametrize("name", ["textures", "tissue"])
-def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkeypatch):
+def test_a_missing_package_is_reported_as_a_setup_error(name, monkeypatch):
     demo.SETS[name].cache_clear()
     demo.template.cache_clear()
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
@@ -128,10 +128,10 @@ def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkey
     assert importlib.util.find_spec("skimage") is not None
 
 
-def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of a world of two classes."""
+def pictures(**parameters: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels and labels of a generated dataset of two classes."""
     dataset = made_dataset_spec(
-        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": dials})
+        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": parameters})
     )
     request = RawRequest(
         dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)
@@ -208,7 +208,7 @@ def test_manifold_needs_enough_pixels():
         manifold_images(np.full((1, 20), 0.5), 6)
 
 
-def test_only_the_lesion_tells_the_label():
+def test_only_the_lesion_predicts_the_label():
     with_lesion = render_slice(3, 1, lesion=True)
     without = render_slice(3, 1, lesion=False)
     assert 0 < (with_lesion != without).mean() < 0.25

@@ -70,7 +70,9 @@ NUM_STEPS, NUM_RESTARTS = 20, 5  # PGD's defaults
 def test_on_a_linear_model_every_pixel_moves_along_the_weights_to_the_corner_of_the_cube(method):
     adversarial = attacked(method, linear([0.5, -2.0, 0.0, 1.0]), GREY, torch.tensor([0, 1]), 3.0)
     direction = torch.tensor([1.0, -1.0, 0.0, 1.0]).view(1, 2, 2)
-    assert torch.equal(adversarial[0], GREY[0] + 3 * direction)  # label 0 wants w x small: raise it
+    assert torch.equal(
+        adversarial[0], GREY[0] + 3 * direction
+    )  # the loss of label 0 rises with w x
     assert torch.equal(adversarial[1], GREY[1] - 3 * direction)
 
 
@@ -165,7 +167,7 @@ def test_a_restart_leaves_a_plateau():
 
 
 def test_pgd_keeps_the_best_iterate_not_the_last():
-    """Another class lies in a narrow strip, which the descent steps over and back."""
+    """Another class occupies a narrow strip, which the descent crosses forth and back."""
     strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
     images, labels = GREY[:1], torch.tensor([0])
     seeds = [torch.Generator().manual_seed(restart) for restart in range(1, NUM_RESTARTS)]
@@ -202,8 +204,8 @@ class NoSlope(nn.Module):
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
 def test_a_pixel_without_a_gradient_is_not_moved_and_its_image_is_counted(method, gradient):
     model, images, labels = NoSlope(gradient), pixels(3, 2), torch.tensor([0, 1, 0])
-    probe = images.float().requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(model(probe), labels), probe)
+    float_images = images.float().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(float_images), labels), float_images)
     assert slope.isnan().all() == (gradient == "nan")
     (record,) = attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=(4.0,)))
     assert record.num_unchanged == 3
@@ -235,7 +237,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_the_reason_names_it(brightnes
     assert (record.loss is None) == (record.loss_gain is None) == bool(reason)
 
 
-def test_how_many_images_pass_at_once_changes_no_loss():
+def test_losses_do_not_depend_on_the_batch_size():
     model, images, labels = small_network().eval(), pixels(9).float(), torch.arange(9) % 3
     spec = AttackSpec(methods=("pgd",), epsilons=(4.0,))
     losses = [

@@ -1,4 +1,4 @@
-"""Further test sets: a measurement on a trained network, or on its kept weights."""
+"""Further test sets: a measurement on a trained network, or on its stored weights."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ NULL = FurtherTest(name="null", parameters=(("blend", 0.0),))
 
 @pytest.fixture(scope="module")
 def further_data(data):
-    """The test images, three of them inverted; and the test images as they are."""
+    """Return data with two further test sets: three test images are inverted in one, none in the other."""
     images = data.test_images.copy()
     is_blended = np.zeros(len(images), dtype=bool)
     is_blended[[1, 4, 5]] = True
@@ -78,7 +78,9 @@ def test_losses_of_moved_and_unmoved_images_are_those_of_a_forward_pass(further_
     assert TrialResult.model_validate_json(result.text()) == result
 
 
-def test_they_are_measured_on_kept_weights_and_nothing_else_changes(further_data, monkeypatch):
+def test_further_tests_are_measured_on_stored_weights_and_change_nothing_else(
+    further_data, monkeypatch
+):
     first_spec = trial_spec(epochs=3)
     second_spec = first_spec.model_copy(update={"further_tests": (NEAR,)})
     third_spec = first_spec.model_copy(update={"further_tests": (NEAR, NULL)})
@@ -125,7 +127,7 @@ def test_columns_are_named_after_the_condition_and_described(further_data):
         assert "`near`" in column.meaning
 
 
-def test_a_further_test_set_without_images_is_said(data):
+def test_a_further_test_set_without_images_is_refused(data):
     spec = trial_spec(epochs=0).model_copy(update={"further_tests": (NEAR,)})
     with pytest.raises(
         DataError, match=r"no images for the further test set 'near'\. Remove the request"

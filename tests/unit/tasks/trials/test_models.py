@@ -12,7 +12,7 @@ from tests.unit.tasks.trials.conftest import built, equal
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(library):
-    """Of the published parameters for three and 1,000, to which test_costs holds every network."""
+    """The published number is for three channels and 1,000 outputs. test_costs checks all networks."""
     assert num_parameters(built("resnet18", library)) == 11_689_512 - 2 * 64 * 7 * 7 - 998 * (
         512 + 1
     )
@@ -90,15 +90,14 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
         ("isweep small_cn", {}, "Did you mean 'small_cnn'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(name, changes, message):
+def test_a_network_that_cannot_be_built_is_refused(name, changes, message):
     library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
         built(architecture, library, **changes)
 
 
-def test_the_small_network_trains_as_its_layers_one_by_one_do():
-    """To the last bit, with pools before ReLUs; whoever reads its stages finds them in the order of
-    names."""
+def test_the_small_network_trains_like_its_plain_layers_bit_by_bit():
+    """Pools come before ReLUs, and all numbers are equal bit by bit."""
     pools_first, plain = (built("small_cnn", "isweep").network.train() for _ in range(2))
     images = torch.randn(6, 1, 32, 32)
     images[0] = 0  # ties, and nothing above zero
@@ -124,8 +123,8 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
         pytest.param("timm", "vgg11", "bfloat16", marks=pytest.mark.long),
     ],
 )
-def test_a_vgg_trains_as_its_library_s_to_the_last_bit(library, name, precision):
-    """Its convolutions' part, which pools a quarter of the values before each ReLU."""
+def test_a_vgg_trains_like_its_librarys_bit_by_bit(library, name, precision):
+    """Only the convolutional part is compared. It pools a quarter of the values before each ReLU."""
     pools_first, library_features = (
         built(name, library).network.features.train() for _ in range(2)
     )

@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_network_of_ones_own_is_built_with_its_arguments(folder):
+def test_a_custom_network_is_built_with_its_arguments(folder):
     spec = model_spec(
         ModelChoice.model_validate({"from": "mynets:tiny", "arguments": {"hidden": 5}})
     )
@@ -130,7 +130,7 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
         ),
     ],
 )
-def test_a_function_that_gives_no_network_is_one_clear_message(folder, function, message):
+def test_a_function_that_returns_no_network_is_refused(folder, function, message):
     with pytest.raises(ConfigError, match=message):
         check_buildable(model_spec(f"mynets:{function}"), **OPTIONS)
 

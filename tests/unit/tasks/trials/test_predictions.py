@@ -1,4 +1,4 @@
-"""Kept predictions: the scores of the record can be computed from them, by scikit-learn."""
+"""Stored predictions: scikit-learn computes the scores of the record from them."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     assert logits.dtype == np.float32
     predicted_labels = logits.argmax(axis=1)
     scores, classification = result.scores, result.scores.classification
-    assert 0.4 < scores.test_accuracy < 1.0  # or the scores below would tell nothing
+    assert 0.4 < scores.test_accuracy < 1.0  # otherwise the scores below would check nothing
     assert scores.test_accuracy == pytest.approx(
         accuracy_score(labels, predicted_labels), abs=1e-12
     )

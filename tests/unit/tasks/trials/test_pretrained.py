@@ -1,5 +1,4 @@
-"""Networks that start from a library's weights; downloads, which need a connection, are stood in
-for."""
+"""Networks that start from a library's weights. Downloads need a connection and are replaced."""
 
 import hashlib
 
@@ -47,7 +46,7 @@ def test_features_of_a_pretrained_network_are_those_of_the_librarys(resnet18):
         torch.testing.assert_close(model(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_classifier_is_random_where_its_outputs_are_others(resnet18):
+def test_only_the_classifier_is_random_if_the_number_of_outputs_differs(resnet18):
     library_weights = resnet18.state_dict()
     loaded_weights = built(spec_of("resnet18"), save(library_weights)).network.state_dict()
     changed = {
@@ -83,7 +82,7 @@ def test_weights_that_do_not_fit_are_refused(resnet18):
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "tests.nets:build"])
-def test_what_no_library_trained_is_refused(name, monkeypatch):
+def test_only_library_networks_have_pretrained_weights(name, monkeypatch):
     monkeypatch.setattr("search_spaces.models.code_hash", lambda reference: "h")
     with pytest.raises(
         ConfigError, match="but only networks of torchvision and timm have pretrained weights"
@@ -96,7 +95,7 @@ def test_an_architecture_without_weights_is_refused():
         download(spec_of("timm:test_vit9"))
 
 
-def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
+def test_a_trial_starts_from_pretrained_weights_and_records_their_checksum(data, monkeypatch):
     library_network = timm.create_model("test_resnet", pretrained=False)
     original_create = timm.create_model
 

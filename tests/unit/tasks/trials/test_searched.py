@@ -1,5 +1,4 @@
-"""One trial of a search: judged on validation images after every epoch, stopped or diverged as a
-result."""
+"""One trial of a search: validation scores after every epoch, and stopped or diverged results."""
 
 import math
 from dataclasses import replace

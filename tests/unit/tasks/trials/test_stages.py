@@ -1,4 +1,4 @@
-"""d_repr after every stage: which stages there are, their activations, their dimension."""
+"""d_repr after every stage: the stages, their activations and their dimension."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     assert list(list_stages(model_of(name, size), images)) == expected
 
 
-def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they_are_read():
+def test_activations_equal_torchvisions_extractor_in_blocks_of_any_size():
     model = model_of("resnet18", 64)
     images = pixels_of(40, side=64)
     extractor = create_feature_extractor(model.network.eval(), ["layer1", "relu"])

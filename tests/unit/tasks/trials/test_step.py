@@ -39,17 +39,16 @@ def network(*, norm=True):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_captured_steps_and_eager_steps_give_the_same_weights_to_the_last_bit(precision, optimizer):
-    """A replay that runs what was captured stands for CUDA's: the buffers and counts around it are
-    ours."""
+    """A replay that runs the captured step replaces CUDA's. Buffers and counts are the product's."""
     settings, (pixels, labels) = recipe(precision=precision, optimizer=optimizer), images()
     captured_sizes, replays = [], []
 
-    def record(work):
+    def record(run_step):
         captured_sizes.append(1)
 
         def replay():
             replays.append(1)
-            work()
+            run_step()
 
         return replay
 
@@ -81,8 +80,8 @@ def test_a_cpu_has_no_graphs_and_takes_the_same_steps():
     assert all(parameter.grad is None for parameter in second.parameters())  # given back
 
 
-def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
-    """The current one is another where somebody names the second: a graph would hold nothing."""
+def test_graphs_are_captured_on_the_gpu_of_the_training(monkeypatch):
+    """The current GPU may be another than the one requested: a graph would capture nothing."""
     entered = []
 
     class Current:
@@ -101,8 +100,8 @@ def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
     assert entered == [torch.device("cuda:1")]
 
 
-def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypatch):
-    """What was wrong is its cause: memory that ran out inside a capture is known by it."""
+def test_a_step_that_cannot_be_captured_raises_a_capture_error(monkeypatch):
+    """Its cause is the original error, which shows that memory ran out inside a capture."""
 
     class NoCapture:
         def __init__(self, graph):

@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_ends_training_with_a_diverged_record():
     assert calls == []
 
 
-def test_evaluation_gives_every_module_its_own_mode_back():
+def test_evaluation_restores_the_mode_of_every_module():
     model = normed()
     model[1].eval()
     with evaluation_mode(model):

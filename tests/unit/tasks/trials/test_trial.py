@@ -28,7 +28,7 @@ def names(result):
     return [attack.name for attack in result.attacks]
 
 
-def test_a_trial_reports_everything_that_was_asked_for(outcome):
+def test_a_trial_reports_all_requested_measurements(outcome):
     assert outcome.status == "done"
     assert outcome.scores.num_parameters > 0
     assert names(outcome) == ATTACKS
@@ -55,7 +55,7 @@ def test_a_result_survives_json_and_pickling(outcome):
     assert pickle.loads(pickle.dumps(outcome)) == outcome
 
 
-def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcome):
+def test_results_of_a_spec_are_equal_bit_by_bit_whatever_ran_before(data, outcome):
     torch.manual_seed(12345)
     np.random.seed(7)  # noqa: NPY002 (other people's code does)
     torch.randn(100) @ torch.randn(100, 100)
@@ -125,7 +125,7 @@ def test_d_repr_of_a_network_that_maps_all_images_to_one_point_is_absent(data, m
     assert [attack.num_unchanged for attack in result.attacks] == [20] * 5
 
 
-def test_the_released_head_of_1000_logits_is_kept_when_the_recipe_says_so(data):
+def test_the_released_head_of_1000_logits_is_used_if_the_recipe_requests_it(data):
     result = run_trial(trial_spec("small_mlp", num_outputs=1000, epochs=0), data)
     assert result.scores.test_loss == pytest.approx(math.log(1000), rel=0.1)
 
@@ -194,15 +194,13 @@ def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind
 
 
 KINDS_OF_PASS = (True, False), (False, False), (False, True)
-"""Of training, an evaluation and an attack: whether the model trains, whether pixels have a
-gradient."""
+"""Passes of training, an evaluation and an attack: whether the model trains, and whether pixels
+have a gradient."""
 
 
-def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_short_training_takes(
-    data, monkeypatch
-):
-    """Of training's batch of 16, of an evaluation's 16 and of an attack's 8; then a quarter of
-    each."""
+def test_no_pass_is_larger_than_predicted_or_than_the_micro_batch(data, monkeypatch):
+    """Training has batches of 16, an evaluation 16 and an attack 8. A micro-batch of 4 needs a
+    quarter of each."""
     forward, passes = PixelModel.forward, []
 
     def count(model, pixels):
