@@ -18,7 +18,17 @@ from orchestrator.analysis.results_tables.points import (
 )
 from orchestrator.results.columns import DATASET, DOMAIN, MODEL, TRAIN_SIZE
 
-KEYS = (MODEL, DATASET, DOMAIN, TRAIN_SIZE, CELL, CURVE, WEIGHT, OF_CHANCE_LOSS, AT_CHANCE_LEVEL)
+KEYS = (
+    MODEL,
+    DATASET,
+    DOMAIN,
+    TRAIN_SIZE,
+    CELL,
+    CURVE,
+    WEIGHT,
+    OF_CHANCE_LOSS,
+    AT_CHANCE_LEVEL,
+)
 """Columns that every fit needs in addition to its own."""
 
 
@@ -49,8 +59,13 @@ def effects_without_each(
     values, cells, datasets, weights = _arrays_of(rows, columns)
     for name in np.unique(datasets):
         is_kept = datasets != name
-        kept = dataset_effects(values[is_kept], cells[is_kept], datasets[is_kept], weights[is_kept])
-        effects = _as_frame(kept, columns)
+        remaining = dataset_effects(
+            values[is_kept],
+            cells[is_kept],
+            datasets[is_kept],
+            weights[is_kept],
+        )
+        effects = _as_frame(remaining, columns)
         if effects is not None:
             yield str(name), effects
 
