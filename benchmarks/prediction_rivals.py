@@ -16,7 +16,9 @@ size. Rivals use the points of one network:
 
 The scores are the root mean squared error of log loss, the share of needed train sizes within a
 factor of two (of *all* cases), and the coverage of 90 % intervals with exact 95 % bounds, by set
-and by third of the last loss.
+and by third of the last loss. The N that reaches a target with a probability of 80 % should be
+large enough in 80 % of cases. Here the target is the loss at the largest size on M2 fitted to all
+points of the curve, so the true N is the largest size.
 
 Bounds show the best possible result:
 
@@ -69,6 +71,8 @@ PILOT_SIZES = (3, 4, 5)
 BENDS = np.concatenate([[0.0], np.exp(np.linspace(np.log(1e-3), np.log(20.0), 60))])
 BOOTSTRAPS = 2000
 LEAST_COVERAGE, MOST_COVERAGE = 0.86, 0.94
+ASSURANCES = (0.05, 0.5, 0.8, 0.95)
+"""0.8 is the default of ``isweep predict``; 0.05 and 0.95 bound the interval of a needed N."""
 Array = np.ndarray
 Rival = Callable[[Array, Array, float], float]
 """Train sizes and log losses of a pilot, and N: the log loss expected there."""
@@ -153,6 +157,7 @@ def _foretold(case: Case, cases: Cases, fit: GridFit) -> dict[str, Any]:
         "size error, ours": float(np.log(middle_size(ours, last.score) / last.train_size)),
         "size error, power law": float(by_power_law - np.log(last.train_size)),
         "size error, whole curve": size_error_of_whole_curve(case.curve),
+        **size_errors_by_assurance(ours, case.curve),
         "noise": noise_of(case.curve),
     }
     for name, rival in RIVALS.items():
@@ -164,6 +169,27 @@ def middle_size(curve: LearningCurve, score: float) -> float:
     """Return the median of the N at which a curve reaches a score, if it reaches the score at all."""
     reachable = curve.probability_met(score, LARGEST_TRAIN_SIZE)
     return curve.size_for(score, assurance=reachable / 2, limit=np.inf)
+
+
+def size_errors_by_assurance(ours: LearningCurve, whole: Curve) -> dict[str, float]:
+    """Return log(N/N_true) for each probability with which the target should be met.
+
+    N_true is the largest size of the curve. The target is the loss there without its noise.
+    """
+    sizes = np.array([point.train_size for point in whole.points])
+    log_losses = np.log([point.score for point in whole.points])
+    target = float(np.exp(floored_power_law(sizes, log_losses, sizes[-1])))
+    return {
+        assurance_column(assurance): float(
+            np.log(ours.size_for(target, assurance=assurance, limit=np.inf) / sizes[-1])
+        )
+        for assurance in ASSURANCES
+    }
+
+
+def assurance_column(assurance: float) -> str:
+    """Return the name of the column with the errors of N at a probability."""
+    return f"size error at {assurance:.0%}"
 
 
 def noise_of(curve: Curve) -> float:
@@ -229,6 +255,7 @@ def rivals() -> Result:
     return {
         "errors": errors_of(table),
         "coverage": coverage_of(table),
+        "needed sizes": needed_sizes_of(table),
         "all cells by chance": by_chance(coverage_of(table)),
         "chosen": chosen,
     }
@@ -313,6 +340,34 @@ def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
                     else 1.0,
                     "half width": float(width[index].median()),
                     "by chance": chance_of_goal(num),
+                }
+            )
+    return rows
+
+
+def needed_sizes_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return how often the N of each probability is large enough, by set.
+
+    An N that is not told (no size reaches the target with this probability) is counted apart, not
+    as large enough.
+    """
+    rows = []
+    for (name, num_points), cases in table.groupby(["set", "points"]):
+        for assurance in ASSURANCES:
+            errors = cases[assurance_column(assurance)]
+            is_told = np.isfinite(errors)
+            is_enough = is_told & (errors >= 0)
+            num_enough, num = int(is_enough.sum()), len(errors)
+            rows.append(
+                {
+                    "set": name,
+                    "points": num_points,
+                    "curves": num,
+                    "probability": assurance,
+                    "told": float(is_told.mean()),
+                    "large enough, of all": num_enough / num,
+                    "large enough, of the told": float(is_enough.sum() / max(is_told.sum(), 1)),
+                    "median factor": float(np.exp(errors[is_told].median())),
                 }
             )
     return rows

@@ -1,11 +1,11 @@
-"""Keep a sweep going on the head of a cluster: submit it as a Ray job, and again when its driver
-died.
+"""Run a sweep on the head of a cluster as a Ray job, and submit the job again if its driver dies.
 
     python keep.py SWEEP [options of isweep run]
 
-Ends when the sweep does, with its exit code, or when somebody stops the job. It may be killed and
-started again at any time: it finds the job that runs. While the head does not answer it waits. Type
-it in tmux on the head, or make it a service (``isweep@.service``); docs/cluster.md says how.
+The script ends when the sweep ends, with the exit code of the sweep, or when somebody stops the
+job. You may kill the script and start it again at any time, because it looks for a job that already
+runs. While the head does not answer, the script waits. Run it in tmux on the head, or as a service
+(``isweep@.service``). docs/cluster.md describes both.
 """
 
 from __future__ import annotations
@@ -21,57 +21,72 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 DASHBOARD = "http://127.0.0.1:8265"
-FINAL = (0, 1, 2, 3, 4)
-"""Done, done with failed cells, and mistakes, of a user or of ours, that another try would only
-repeat."""
+FINAL_EXIT_CODES = (0, 1, 2, 3, 4)
+"""The sweep is done (0), done with failed trials (1), or it was refused (2 to 4). After these exit
+codes, another driver would end in the same way."""
 STOPPED = 130
-MAX_DEATHS = 10
-"""Of drivers that did not live long, one after another; what they finished is kept, and the next
-goes on."""
+"""Exit code after somebody stopped the job: that of a program that Ctrl-C ends."""
+MAX_SHORT_DRIVERS = 10
+"""Number of drivers in a row that may die young. Finished trials are kept, so each driver goes on
+where the last one ended."""
 LONG_LIFE_S = 3600.0
-LOOK_EVERY_S = 5.0
+"""A driver that lived for an hour does not count as one that died young."""
+POLL_S = 5.0
 LONGEST_PAUSE_S = 300.0
 
 
-def main(words: list[str]) -> int:
-    """Keep the sweep of ``words`` going; returns how it ended."""
-    if not words or words[0].startswith("-"):
-        say("usage: keep.py SWEEP [options of isweep run]")
+def main(arguments: list[str]) -> int:
+    """Submit the sweep until it ends, and return the exit code of this script.
+
+    Args:
+        arguments: The sweep, then options of ``isweep run``.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        log("usage: keep.py SWEEP [options of isweep run]")
         return 2
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    entrypoint = shlex.join(command(words))
-    deaths = 0
-    while deaths < MAX_DEATHS:
-        started = time.monotonic()
-        ended = follow(entrypoint)
-        if ended is not None:
-            return ended
-        deaths = deaths + 1 if time.monotonic() - started < LONG_LIFE_S else 1
-        pause = min(LOOK_EVERY_S * 2 ** (deaths - 1), LONGEST_PAUSE_S)
-        say(f"the driver died; going on in {pause:g} s")
+    entrypoint = shlex.join(driver_command(arguments))
+    num_short_drivers = 0
+    while num_short_drivers < MAX_SHORT_DRIVERS:
+        start = time.monotonic()
+        exit_code = follow(entrypoint)
+        if exit_code is not None:
+            return exit_code
+        lived_long = time.monotonic() - start >= LONG_LIFE_S
+        num_short_drivers = 1 if lived_long else num_short_drivers + 1
+        pause = min(POLL_S * 2 ** (num_short_drivers - 1), LONGEST_PAUSE_S)
+        log(f"the driver died; the sweep is submitted again in {pause:g} s")
         time.sleep(pause)
-    say(f"{MAX_DEATHS} drivers died one after another; see the log of the sweep below its root")
+    log(f"{MAX_SHORT_DRIVERS} drivers died one after another; read isweep.log in the root folder")
     return 3
 
 
-def command(words: list[str]) -> list[str]:
-    """Return the driver's command: absolute, since a job starts in a folder that nobody chose."""
-    sweep = Path(words[0]).expanduser()
-    named = {word.partition("=")[0] for word in words}
-    isweep = [str(Path(sys.executable).with_name("isweep")), "run"]
-    isweep += [str(sweep.absolute()) if sweep.is_file() else words[0], *words[1:]]
-    isweep += [] if "--address" in named else ["--address", "auto"]
-    isweep += [] if "--root" in named else ["--root", str(Path.home() / "isweep-root")]
-    return isweep
+def driver_command(arguments: list[str]) -> list[str]:
+    """Return the command of the driver, with absolute paths: Ray chooses the folder of a job."""
+    sweep, *options = arguments
+    file = Path(sweep).expanduser()
+    if file.is_file():
+        sweep = str(file.absolute())
+    command = [str(Path(sys.executable).with_name("isweep")), "run", sweep, *options]
+    option_names = {option.partition("=")[0] for option in options}
+    if "--address" not in option_names:
+        command += ["--address", "auto"]
+    if "--root" not in option_names:
+        command += ["--root", str(Path.home() / "isweep-root")]
+    return command
 
 
 def follow(entrypoint: str) -> int | None:
     """Find or submit the job, and wait until it ends.
 
+    Args:
+        entrypoint: Command of the driver, as Ray's list of jobs shows it.
+
     Returns:
-        The exit code to end with; None when the driver died, by itself or with the head.
+        The exit code of this script, or None if the driver died, alone or with the head.
     """
-    submission, told = "", ""
+    submission_id = ""
+    last_reason = ""
     while True:
         try:
             client = connect()
@@ -80,26 +95,29 @@ def follow(entrypoint: str) -> int | None:
                 for job in client.list_jobs()
                 if job.entrypoint == entrypoint and job.submission_id
             ]
-            job = next((job for job in jobs if job.submission_id == submission), None)
-            if not submission:
-                submission = running(jobs) or submit(client, entrypoint)
-            elif job is None:
-                say("the cluster is another one than before: its head was lost")
-                return None
-            elif job.status.is_terminal():
-                return ending(job)
-            told = ""
+            if not submission_id:
+                submission_id = running_job(jobs) or submit(client, entrypoint)
+            else:
+                job = next((job for job in jobs if job.submission_id == submission_id), None)
+                if job is None:
+                    log("the head was lost: the cluster that answers now does not know the job")
+                    return None
+                if job.status.is_terminal():
+                    return exit_code_after(job)
+            last_reason = ""
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if reason != told:
-                say(f"the head does not answer, waiting for it (ray up): {reason}")
-                told = reason
-        time.sleep(LOOK_EVERY_S)
+            if reason != last_reason:
+                log(f"the head does not answer; start it with `ray up` if it is down: {reason}")
+                last_reason = reason
+        time.sleep(POLL_S)
 
 
 def connect() -> JobSubmissionClient:
-    """Return a client of the head's own dashboard; without the cluster's token it ends here, with
-    3.
+    """Return a client of the dashboard on this head.
+
+    Raises:
+        SystemExit: With code 3, if the token is missing or belongs to another cluster.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -107,42 +125,46 @@ def connect() -> JobSubmissionClient:
     try:
         return JobSubmissionClient(DASHBOARD)
     except AuthenticationError:
-        say(
-            'no token, or not the cluster\'s: put it into ~/.ray/auth_token, see "Tokens" in '
-            "docs/cluster.md"
+        log(
+            "the cluster's token is not in ~/.ray/auth_token; copy it there as described under "
+            '"Tokens" in docs/cluster.md'
         )
         raise SystemExit(3) from None
 
 
-def running(jobs: list[JobDetails]) -> str:
-    """Return the id of the job that runs already, or nothing."""
-    found = [str(job.submission_id) for job in jobs if not job.status.is_terminal()]
-    if found:
-        say(f"job {found[0]} runs already; following it")
-    return found[0] if found else ""
+def running_job(jobs: list[JobDetails]) -> str:
+    """Return the submission id of the job that already runs, or an empty text."""
+    for job in jobs:
+        if not job.status.is_terminal():
+            log(f"the job {job.submission_id} already runs; waiting for its end")
+            return str(job.submission_id)
+    return ""
 
 
 def submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """Submit the job without a working directory: nothing is shipped, and its id is a new one."""
-    submission = client.submit_job(entrypoint=entrypoint)
-    say(f"submitted {submission}: ray job logs --follow {submission}, ray job stop {submission}")
-    return submission
+    """Submit the job, without a working directory to copy, and return its submission id."""
+    submission_id = client.submit_job(entrypoint=entrypoint)
+    log(
+        f"submitted the job; see its log with `ray job logs --follow {submission_id}`, "
+        f"or stop it with `ray job stop {submission_id}`"
+    )
+    return submission_id
 
 
-def ending(job: JobDetails) -> int | None:
-    """Return how an ended job lets us end; None when it has to be submitted again."""
+def exit_code_after(job: JobDetails) -> int | None:
+    """Return the exit code of this script after a job, or None to submit the sweep again."""
     if job.status == "STOPPED":
-        say("the job was stopped")
+        log("the job was stopped")
         return STOPPED
-    if job.driver_exit_code in FINAL:
-        say(f"the sweep ended with exit code {job.driver_exit_code}")
+    if job.driver_exit_code in FINAL_EXIT_CODES:
+        log(f"the sweep ended with exit code {job.driver_exit_code}")
         return job.driver_exit_code
     return None
 
 
-def say(text: str) -> None:
-    """Print a line at once, so that a service's log has it."""
-    print(f"keep: {text}", flush=True)  # noqa: T201  # a script of its own
+def log(text: str) -> None:
+    """Print a line at once, so that the log of a service shows it."""
+    print(f"keep: {text}", flush=True)  # noqa: T201  # this script has no logger
 
 
 if __name__ == "__main__":

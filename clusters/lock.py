@@ -1,9 +1,10 @@
 """Write ``constraints-cuda.txt`` or ``constraints-cpu.txt``: every package by version and hash.
 
-Linux on x86-64. Versions are those of ``constraints.txt`` where it names one, and torch and
-torchvision those below. The first is of a GPU node, for all supported Pythons in one file. The
-second is of a machine without a GPU, for one Python, with PyTorch's own CPU builds: ``uv`` finds
-them where ``UV_INDEX`` or ``UV_FIND_LINKS`` says.
+Both files are for Linux on x86-64. Their versions are those of ``constraints.txt`` if it names the
+package, and those of :data:`TORCH` for torch and torchvision. ``constraints-cuda.txt`` is for GPU
+nodes, with all supported versions of Python in one file. ``constraints-cpu.txt`` is for machines
+without a GPU and one version of Python. It contains PyTorch's CPU builds, so set ``UV_INDEX`` or
+``UV_FIND_LINKS`` to a place where ``uv`` finds them.
 
     python clusters/lock.py cuda
     python clusters/lock.py cpu
@@ -25,16 +26,16 @@ TORCH = "torch==2.13.0{build}\ntorchvision==0.28.0{build}\n"
 
 @dataclass(frozen=True)
 class Lock:
-    """What is locked for which machines.
+    """A lock file.
 
     Attributes:
-        what: For the first line of the file.
-        build: Of torch, as its version ends.
-        extras: Of the package.
-        options: Of ``uv pip compile``.
+        machines: The machines of the file, for its first line.
+        build: Suffix of torch's version, such as "+cpu".
+        extras: Extras of isweep that the file includes.
+        options: Options of ``uv pip compile``.
     """
 
-    what: str
+    machines: str
     build: str
     extras: tuple[str, ...]
     options: tuple[str, ...]
@@ -54,16 +55,15 @@ LOCKS = {
 
 
 def resolve(lock: Lock) -> str:
-    """Return the lines of the lock: uv resolves them without downloading what an index
-    describes.
-    """
+    """Return the lines of the lock file, as uv resolves them."""
     with tempfile.TemporaryDirectory() as folder:
-        project, tested = Path(folder) / "pyproject.toml", Path(folder) / "tested.txt"
+        project = Path(folder) / "pyproject.toml"
+        tested_versions = Path(folder) / "tested.txt"
         text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
         project.write_text(f'{text}\n[tool.uv]\nenvironments = ["{LINUX}"]\n', encoding="utf-8")
         versions = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
-        tested.write_text(versions + TORCH.format(build=lock.build), encoding="utf-8")
-        words = [
+        tested_versions.write_text(versions + TORCH.format(build=lock.build), encoding="utf-8")
+        command = [
             "uv",
             "pip",
             "compile",
@@ -73,21 +73,28 @@ def resolve(lock: Lock) -> str:
             "3.11",
             *lock.options,
         ]
-        words += [word for extra in lock.extras for word in ("--extra", extra)]
-        words += ["--constraint", str(tested), "--generate-hashes", "--no-annotate", "--no-header"]
-        words += ["--no-emit-index-url", "--no-emit-find-links"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        for extra in lock.extras:
+            command += ["--extra", extra]
+        command += [
+            "--constraint",
+            str(tested_versions),
+            "--generate-hashes",
+            "--no-annotate",
+            "--no-header",
+        ]
+        command += ["--no-emit-index-url", "--no-emit-find-links"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    # An index is whoever installs' to choose.
+    # Whoever installs the packages chooses the index.
     return re.sub(r"^--.*\n", "", done.stdout, flags=re.MULTILINE)
 
 
 def main(name: str) -> None:
-    """Write the lock called ``name``."""
+    """Write the lock file of a name in :data:`LOCKS`."""
     lock, target = LOCKS[name], f"constraints-{name}.txt"
     head = (
-        f"# Every package of {lock.what}. Made with: make lock-{name}\n"
+        f"# Every package of {lock.machines}. Made with: make lock-{name}\n"
         f"# Install with: pip install --require-hashes --requirement {target}\n"
     )
     (REPOSITORY / target).write_text(head + resolve(lock), encoding="utf-8")

@@ -26,11 +26,14 @@ class SimulatedClient:
 
     def __init__(self) -> None:
         self.experiments: dict[str, SimpleNamespace] = {}
-        self.kept: dict[str, dict[str, Any]] = {}
-        self.num_made = 0
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.num_created = 0
 
     def get_experiment_by_name(self, name: str) -> Any:
-        return next((one for one in self.experiments.values() if one.name == name), None)
+        return next(
+            (experiment for experiment in self.experiments.values() if experiment.name == name),
+            None,
+        )
 
     def create_experiment(self, name: str, place: str | None = None, tags: Any = None) -> str:
         if self.get_experiment_by_name(name) is not None:
@@ -58,10 +61,10 @@ class SimulatedClient:
         tags: Any = None,
         run_name: str | None = None,
     ) -> Any:
-        key = f"run{self.num_made:04d}"  # never again, whatever state is restored
-        self.num_made += 1
+        key = f"run{self.num_created:04d}"  # never again, whatever state is restored
+        self.num_created += 1
         named = {"mlflow.runName": run_name} if run_name else {}
-        self.kept[key] = {
+        self.runs[key] = {
             "experiment": experiment_id,
             "info": {
                 "run_id": key,
@@ -79,47 +82,47 @@ class SimulatedClient:
         return self.get_run(key)
 
     def get_run(self, run_id: str) -> Any:
-        kept = self._kept(run_id)
-        last = sorted(kept["points"], key=lambda point: (point.step, point.timestamp, point.value))
+        run = self._run(run_id)
+        last = sorted(run["points"], key=lambda point: (point.step, point.timestamp, point.value))
         data = SimpleNamespace(
-            tags=dict(kept["tags"]),
-            params=dict(kept["params"]),
+            tags=dict(run["tags"]),
+            params=dict(run["params"]),
             metrics={point.key: point.value for point in last},
         )
-        inputs = SimpleNamespace(dataset_inputs=list(kept["inputs"]))
-        return SimpleNamespace(info=SimpleNamespace(**kept["info"]), data=data, inputs=inputs)
+        inputs = SimpleNamespace(dataset_inputs=list(run["inputs"]))
+        return SimpleNamespace(info=SimpleNamespace(**run["info"]), data=data, inputs=inputs)
 
     def search_runs(self, experiments: list[str], query: str = "", **_: Any) -> Any:
-        asked = [CONDITION.fullmatch(part) for part in query.split(" and ") if part]
-        there = (
+        conditions = [CONDITION.fullmatch(part) for part in query.split(" and ") if part]
+        requested_runs = (
             self.get_run(key)
-            for key, kept in self.kept.items()
-            if kept["experiment"] in experiments
+            for key, stored in self.runs.items()
+            if stored["experiment"] in experiments
         )
-        found = [run for run in there if run.info.lifecycle_stage == "active"]
-        for match in asked:
+        active_runs = [run for run in requested_runs if run.info.lifecycle_stage == "active"]
+        for match in conditions:
             assert match is not None, query
             kind, name, value = match.groups()
-            found = [run for run in found if self._value(run, kind, name) == value]
-        return PagedList(sorted(found, key=lambda run: run.info.start_time), None)
+            active_runs = [run for run in active_runs if self._value(run, kind, name) == value]
+        return PagedList(sorted(active_runs, key=lambda run: run.info.start_time), None)
 
     @staticmethod
     def _value(run: Any, kind: str, name: str) -> str | None:
         return run.data.tags.get(name) if kind == "tags" else getattr(run.info, name)
 
     def delete_run(self, run_id: str) -> None:
-        self._kept(run_id)["info"]["lifecycle_stage"] = "deleted"
+        self._run(run_id)["info"]["lifecycle_stage"] = "deleted"
 
     def update_run(self, run_id: str, status: str) -> None:
-        self._kept(run_id)["info"]["status"] = status
+        self._run(run_id)["info"]["status"] = status
 
     def set_terminated(
         self, run_id: str, status: str = "FINISHED", end_time: int | None = None
     ) -> None:
-        self._kept(run_id)["info"] |= {"status": status, "end_time": end_time}
+        self._run(run_id)["info"] |= {"status": status, "end_time": end_time}
 
     def set_tag(self, run_id: str, name: str, value: str) -> None:
-        self._kept(run_id)["tags"][name] = value
+        self._run(run_id)["tags"][name] = value
 
     def log_metric(
         self, run_id: str, key: str, value: float, timestamp: int = 2_000, step: int = 0
@@ -127,39 +130,48 @@ class SimulatedClient:
         self.log_batch(run_id, [Metric(key, value, timestamp, step)])
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
-        kept = self._kept(run_id)
+        run = self._run(run_id)
         for param in params:
-            if kept["params"].setdefault(param.key, param.value) != param.value:
+            if run["params"].setdefault(param.key, param.value) != param.value:
                 raise MlflowException(
                     "Changing param values is not allowed", INVALID_PARAMETER_VALUE
                 )
-        there = {(p.key, p.value, p.timestamp, p.step) for p in kept["points"]}
-        kept["points"] += [p for p in metrics if (p.key, p.value, p.timestamp, p.step) not in there]
-        kept["tags"].update({tag.key: tag.value for tag in tags})
+        stored_points = {
+            (point.key, point.value, point.timestamp, point.step) for point in run["points"]
+        }
+        run["points"] += [
+            point
+            for point in metrics
+            if (point.key, point.value, point.timestamp, point.step) not in stored_points
+        ]
+        run["tags"].update({tag.key: tag.value for tag in tags})
 
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
-        return [point for point in self._kept(run_id)["points"] if point.key == key]
+        return [point for point in self._run(run_id)["points"] if point.key == key]
 
     def log_inputs(self, run_id: str, datasets: Any) -> None:
-        known = self._kept(run_id)["inputs"]
-        known += [
-            one for one in datasets if one.dataset.digest not in {k.dataset.digest for k in known}
+        stored_inputs = self._run(run_id)["inputs"]
+        stored_inputs += [
+            dataset
+            for dataset in datasets
+            if dataset.dataset.digest
+            not in {dataset_input.dataset.digest for dataset_input in stored_inputs}
         ]
 
     def log_artifact(self, run_id: str, path: str, artifact_path: str) -> None:
-        self._kept(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(
+        self._run(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(
             path
         ).read_bytes()
 
     def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
-        names = [name for name in self._kept(run_id)["artifacts"] if name.startswith(f"{path}/")]
+        names = [name for name in self._run(run_id)["artifacts"] if name.startswith(f"{path}/")]
         files = [FileInfo(name, False, 1) for name in names if "/" not in name[len(path) + 1 :]]
         folders = {f"{path}/{name[len(path) + 1 :].split('/')[0]}" for name in names} - {
             f.path for f in files
         }
         return files + [FileInfo(name, True, 0) for name in sorted(folders)]
 
-    def _kept(self, run_id: str) -> dict[str, Any]:
-        if run_id not in self.kept:
+    def _run(self, run_id: str) -> dict[str, Any]:
+        if run_id not in self.runs:
             raise MlflowException(f"Run '{run_id}' not found", RESOURCE_DOES_NOT_EXIST)
-        return self.kept[run_id]
+        return self.runs[run_id]

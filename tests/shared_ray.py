@@ -1,5 +1,4 @@
-"""One Ray cluster for all test files of a wing that use one: two CPUs, started when first asked
-for.
+"""One Ray cluster of two CPUs for all test files of a folder that use Ray, started on first use.
 
 A start takes 7 s of processor time and an idle cluster 0.06 s a second, so files that ask for
 ``ray_local`` go to one worker of pytest-xdist, one after the other, and the cluster ends with the
@@ -21,14 +20,15 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def group(file: str) -> str:
-    """Return what a test file is run together with: others of its folder on the cluster, or itself
-    alone."""
+    """Return the group of a test file: its folder if the file uses the cluster, else the file."""
     path = ROOT / file
-    shares = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
-    # Those of the run wing take as long as all others: on two clusters they end together.
-    own = "running" in path.parts
-    of = Path(file).parts[: 4 if own else 2]
-    return f"Ray of {'/'.join(of)}" if shares else file
+    uses_cluster = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
+    if not uses_cluster:
+        return file
+    # The files in `running` take as long as all other files: on two clusters both end together.
+    num_parts = 4 if "running" in path.parts else 2
+    folder = "/".join(Path(file).parts[:num_parts])
+    return f"Ray of {folder}"
 
 
 def group_of(nodeid: str) -> str:
@@ -37,7 +37,7 @@ def group_of(nodeid: str) -> str:
 
 
 class ByFileOrCluster(LoadFileScheduling):
-    """Files stay whole, and groups too."""
+    """A scheduler that sends every file, and every group of files, to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
@@ -51,19 +51,18 @@ class SharedRay:
         self._cluster: Cluster | None = None
 
     def cluster(self) -> Cluster:
-        """Return it, started if need be."""
+        """Return the cluster. Start it if this process has none."""
         if self._cluster is None:
             with pytest.MonkeyPatch.context() as patch:
-                # Their work grows with the processes that there were, and no test asks them for it:
-                # one follows what workers print, which no driver here shows, one measures each
-                # process.
+                # Two services of Ray get slower with every process, and no test needs them: the
+                # log monitor, which copies what workers print, and the reporter of process usage.
                 patch.setattr("ray._private.node.Node.start_log_monitor", lambda _: None)
                 patch.setenv("REPORTER_UPDATE_INTERVAL_MS", "60000")
                 self._cluster = self._ending.enter_context(connect(num_cpus=2, dashboard=False))
         return self._cluster
 
     def end(self) -> None:
-        """End it, if there is one."""
+        """Stop the cluster, if there is one."""
         self._cluster = None
         self._ending.close()
 

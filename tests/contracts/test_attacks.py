@@ -1,4 +1,4 @@
-"""Promises of every attack: a function and its row in ``ATTACKS`` are tested here."""
+"""Promises of every attack in ``ATTACKS``, tested on its row and its function."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ EPSILONS = (0.5, 2.0, 8.0)
 
 @pytest.fixture
 def model() -> nn.Module:
-    """Linear, so that the loss rises along the gradient for every step; with parts that training
-    changes."""
+    """A linear network: its loss rises along the gradient for every step.
+
+    Batch normalization and dropout behave differently in training.
+    """
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48), nn.Dropout(0.5), nn.Linear(48, 3))
 
@@ -31,67 +33,76 @@ def model() -> nn.Module:
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (10, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    images[0], images[1] = 0, 255  # at the ends of the range
+    # Two images at the ends of the pixel range.
+    images[0] = 0
+    images[1] = 255
     return images, torch.randint(0, 3, (10,), generator=generator)
 
 
 @pytest.mark.parametrize("method", sorted(ATTACKS))
 class TestAttack:
-    def test_a_copy_lies_within_epsilon_and_within_the_range(self, method, model, batch):
+    def test_an_adversarial_image_stays_within_epsilon_and_the_pixel_range(
+        self, method, model, batch
+    ):
         for epsilon in EPSILONS:
-            copy = attacked(method, model, *batch, epsilon)
-            assert copy.shape == batch[0].shape
-            assert copy.dtype == torch.float32
-            assert not copy.requires_grad
-            assert (copy - batch[0].float()).abs().max() <= epsilon + 1e-4
-            assert copy.min() >= 0
-            assert copy.max() <= PIXEL_MAX
+            adversarial = attacked(method, model, *batch, epsilon)
+            assert adversarial.shape == batch[0].shape
+            assert adversarial.dtype == torch.float32
+            assert not adversarial.requires_grad
+            assert (adversarial - batch[0].float()).abs().max() <= epsilon + 1e-4
+            assert adversarial.min() >= 0
+            assert adversarial.max() <= PIXEL_MAX
 
-    def test_it_costs_loss_and_more_strength_costs_more(self, method, model, batch):
+    def test_the_loss_rises_with_epsilon(self, method, model, batch):
         records = attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS))
         gains = [record.loss_gain for record in records]
         assert gains[0] > 0
         assert gains == sorted(gains)
-        assert [record.name for record in records] == [
-            f"{method}_{epsilon:g}" for epsilon in EPSILONS
-        ]
+        names = [record.name for record in records]
+        assert names == [f"{method}_{epsilon:g}" for epsilon in EPSILONS]
 
-    def test_it_runs_in_evaluation_mode_and_leaves_images_model_and_gradients_as_they_were(
+    def test_it_runs_in_evaluation_mode_and_changes_no_image_model_or_gradient(
         self, method, model, batch
     ):
         images = batch[0].clone()
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         spec = AttackSpec(methods=(method,), epsilons=EPSILONS)
         model.train()
-        first = attack_all(model, *batch, spec)
-        again = attack_all(model, *batch, spec)
-        assert first == again
+        first_records = attack_all(model, *batch, spec)
+        second_records = attack_all(model, *batch, spec)
+        assert first_records == second_records
         assert model.training
         assert (batch[0] == images).all()
-        assert all((model.state_dict()[name] == tensor).all() for name, tensor in state.items())
+        for name, tensor in model.state_dict().items():
+            assert (tensor == state[name]).all()
         assert all(parameter.grad is None for parameter in model.parameters())
 
-    def test_an_image_is_attacked_alike_whatever_stands_beside_it(self, method, model, batch):
-        whole = attacked(method, model, *batch, 2.0)
-        alone = attacked(method, model, batch[0][3:4], batch[1][3:4], 2.0, rows=torch.tensor([3]))
-        torch.testing.assert_close(whole[3:4], alone)
+    def test_an_adversarial_image_does_not_depend_on_the_batch(self, method, model, batch):
+        in_batch = attacked(method, model, *batch, 2.0)
+        single = attacked(method, model, batch[0][3:4], batch[1][3:4], 2.0, rows=torch.tensor([3]))
+        torch.testing.assert_close(in_batch[3:4], single)
 
-    def test_a_sweep_file_may_name_it_and_a_trial_has_its_records(self, method):
+    def test_a_trial_has_the_records_of_an_attack_in_a_sweep_file(self, method):
         sweep = parse_sweep(SWEEP.format(method), origin="sweep")
         spec = trial_spec(epochs=1).model_copy(update={"attacks": sweep.attacks})
-        names = [record.name for record in run_trial(spec, bright_squares()).attacks]
+        result = run_trial(spec, bright_squares())
+        names = [record.name for record in result.attacks]
         assert names == [f"{method}_2", f"{method}_8"]
         assert spec.missing_for(spec) == ()
         versions = {
-            asked.schema_version for asked in spec.measurements if hasattr(asked, "epsilon")
+            measurement.schema_version
+            for measurement in spec.measurements
+            if hasattr(measurement, "epsilon")
         }
         assert versions == {max(ATTACKS[method].versions)}
         assert max(versions) <= ATTACK_VERSION
 
-    def test_a_plan_is_priced_by_as_many_passes_as_it_takes(self, method, model, batch):
-        forwards, backwards = [], []
-        model.register_forward_hook(lambda *call: forwards.append(len(call[2])))
+    def test_costs_count_the_passes_that_an_attack_makes(self, method, model, batch):
         images, labels = batch
+        forwards = []
+        backwards = []
+        # The third argument of a forward hook is the output, one row per image.
+        model.register_forward_hook(lambda *call: forwards.append(len(call[2])))
         model.register_full_backward_pre_hook(lambda *call: backwards.append(len(images)))
         attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=EPSILONS))
         passes = ATTACKS[method].passes(ATTACKS[method].values({}))
@@ -103,7 +114,7 @@ class TestAttack:
         priced = trial_spec().model_copy(update={"attacks": AttackSpec(methods=(method,))})
         assert attack_flops(priced)[method] > 0
 
-    def test_each_parameter_is_taken_by_its_function_and_is_part_of_the_measurement(
+    def test_each_parameter_reaches_its_function_and_is_part_of_the_measurement(
         self, method, model, batch
     ):
         plain = trial_spec()
@@ -111,21 +122,22 @@ class TestAttack:
             assert parameter.meaning
             assert parameter.problem(parameter.default) == ""
             assert parameter.problem("many")
-            other = parameter.low
-            if other == parameter.default:
-                other = parameter.high
-            copy = attacked(method, model, *batch, 2.0, **{name: other})
-            assert copy.shape == batch[0].shape
+            changed_value = parameter.low
+            if changed_value == parameter.default:
+                changed_value = parameter.high
+            adversarial = attacked(method, model, *batch, 2.0, **{name: changed_value})
+            assert adversarial.shape == batch[0].shape
 
-            def asked(value, name=name):
-                chosen = AttackSpec(methods=(method,), parameters={method: {name: value}})
-                return plain.model_copy(update={"attacks": chosen})
+            def trial_with(value, name=name):
+                attacks = AttackSpec(methods=(method,), parameters={method: {name: value}})
+                return plain.model_copy(update={"attacks": attacks})
 
             default = plain.model_copy(update={"attacks": AttackSpec(methods=(method,))})
-            assert asked(parameter.default) == default
-            assert len(default.missing_for(asked(other))) == len(default.attacks.epsilons)
+            assert trial_with(parameter.default) == default
+            missing = default.missing_for(trial_with(changed_value))
+            assert len(missing) == len(default.attacks.epsilons)
 
-    def test_its_row_names_a_function_that_says_what_it_does(self, method):
+    def test_its_function_has_a_docstring(self, method):
         assert attack_function(method).__doc__
 
 
@@ -141,7 +153,7 @@ attacks: {{methods: [{}], epsilons: [2, 8]}}
 """
 
 
-def test_a_changed_parameter_is_noted_in_the_record(model, batch):
+def test_a_record_has_the_changed_parameters_of_its_attack(model, batch):
     spec = AttackSpec(
         methods=("pgd",), epsilons=(2.0,), parameters={"pgd": {"num_steps": 3, "num_restarts": 5}}
     )
@@ -162,13 +174,13 @@ def test_a_changed_parameter_is_noted_in_the_record(model, batch):
         ("{pdg: {num_steps: 3}}", "no attack has this name. Did you mean 'pgd'"),
     ],
 )
-def test_a_mistaken_parameter_of_a_sweep_file_is_named(written, message):
+def test_a_message_names_the_wrong_parameter_of_a_sweep_file(written, message):
     text = SWEEP.format("pgd").replace("epsilons", f"parameters: {written}, epsilons")
     with pytest.raises(ConfigError, match=message):
         parse_sweep(text, origin="sweep")
 
 
-def test_parameters_of_an_attack_that_is_not_asked_for_are_refused():
+def test_parameters_of_an_attack_that_is_not_requested_are_refused():
     text = SWEEP.format("fgsm").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
     with pytest.raises(ConfigError, match="parameters contains pgd, but methods does not"):
         parse_sweep(text, origin="sweep")

@@ -1,5 +1,4 @@
-"""What every registered estimator of intrinsic dimension promises; a row in the table gets it
-tested."""
+"""Promises of every estimator of intrinsic dimension in ``ESTIMATORS``."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import nested_neighbors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators.json"
-WHAT_TO_DO = """
+INSTRUCTIONS = """
 A parameter of an estimator that is measured by default changed, while ids, which hold its name, stay:
 stored results would be taken for new ones. Give the row with the new parameter another name, or count
 up MEASURE_VERSION and REPRESENTATION_VERSION in search_spaces/specs.py and write both to {path}.
@@ -29,15 +28,18 @@ def test_parameters_of_the_default_estimators_are_those_of_their_versions():
     versions = {"MEASURE": MEASURE_VERSION, "REPRESENTATION": REPRESENTATION_VERSION}
     committed = json.loads(GOLDEN.read_text(encoding="utf-8"))
     today = {"versions": versions, "parameters": parameters}
-    assert today == committed, WHAT_TO_DO.format(path=GOLDEN)
+    assert today == committed, INSTRUCTIONS.format(path=GOLDEN)
 
 
 def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np.ndarray:
-    """Points of known dimension, turned into 20 dimensions: distances are those on the sphere."""
+    """Return points on a sphere of known dimension, rotated into 20 dimensions.
+
+    The rotation keeps all distances.
+    """
     rng = np.random.default_rng(seed)
     sphere = MANIFOLDS["hypersphere"](num_points, dimension, rng)
-    turn, _ = np.linalg.qr(rng.normal(size=(20, dimension + 1)))
-    return sphere @ turn.T
+    rotation, _ = np.linalg.qr(rng.normal(size=(20, dimension + 1)))
+    return sphere @ rotation.T
 
 
 def measure(name: str, points: np.ndarray, **options) -> IntrinsicDimension:
@@ -47,17 +49,17 @@ def measure(name: str, points: np.ndarray, **options) -> IntrinsicDimension:
 @pytest.mark.parametrize("name", ESTIMATORS)
 class TestEstimator:
     @pytest.mark.parametrize("dimension", [2, 4])
-    def test_it_finds_a_known_dimension(self, name, dimension):
+    def test_it_estimates_a_known_dimension(self, name, dimension):
         record = measure(name, points_on_sphere(dimension))
         assert record.value == pytest.approx(dimension, rel=0.25)
         assert record.reason is None
         assert record.num_points > 0
 
-    def test_more_dimensions_give_more(self, name):
+    def test_the_estimate_rises_with_the_dimension(self, name):
         values = [measure(name, points_on_sphere(dimension)).value for dimension in (1, 3, 6)]
         assert values == sorted(values)
 
-    def test_unit_and_order_do_not_matter(self, name):
+    def test_unit_and_order_of_the_points_do_not_matter(self, name):
         points = points_on_sphere(3)
         expected = measure(name, points).value
         assert measure(name, points * 1000).value == pytest.approx(expected, rel=1e-4)
@@ -72,7 +74,7 @@ class TestEstimator:
         assert json.dumps(record.to_json(), allow_nan=False)
         assert measure(name, points, seed=3) == record
 
-    def test_points_are_used_or_dropped(self, name):
+    def test_every_point_is_used_or_counted_as_dropped(self, name):
         record = measure(name, points_on_sphere(2, 300))
         assert record.num_points + record.num_dropped == 300
 
@@ -89,9 +91,9 @@ class TestEstimator:
         assert record.reason
 
     def test_a_value_of_few_points_has_a_remark(self, name):
-        few = measure(name, points_on_sphere(2, FEW_POINTS - 1), num_neighbors=4)
+        too_few = measure(name, points_on_sphere(2, FEW_POINTS - 1), num_neighbors=4)
         enough = measure(name, points_on_sphere(2, FEW_POINTS), num_neighbors=4)
-        assert "remark" in few.details
+        assert "remark" in too_few.details
         assert "remark" not in enough.details
 
     def test_its_parameters_are_in_the_record_and_in_the_convention(self, name):

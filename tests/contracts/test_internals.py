@@ -1,9 +1,8 @@
-"""Every private place of Ray and MLflow that the product reaches for, and what stops working
-without it.
+"""The private interfaces of Ray and MLflow that the product uses, and what is lost without them.
 
-Each is guarded where it is used, so that a version without it costs that and no more. This runs
-against the oldest and the newest that ``pyproject.toml`` allows: what fails here tells what to mend
-or to give up."""
+The product checks for each one where it uses it, so that a version without it loses only this
+feature. These tests run against the oldest and the newest version that ``pyproject.toml`` allows. A
+failed test names the feature to repair or to drop."""
 
 from __future__ import annotations
 
@@ -36,12 +35,15 @@ INTERNALS = {
     (
         "ray._raylet",
         "AuthenticationTokenLoader.instance",
-    ): "the same: the token of the second cluster",
-    ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): "the same: every port on loopback",
+    ): "private clusters where Ray was imported before isweep: the second cluster's token",
+    (
+        "ray._private.ray_constants",
+        "ENABLE_RAY_CLUSTER",
+    ): "private clusters where Ray was imported before isweep: every port on loopback",
     (
         "ray._private.ray_constants",
         "NUM_REDIS_GET_RETRIES",
-    ): "the same: a head that does not answer",
+    ): "private clusters where Ray was imported before isweep: a head that does not answer",
     (
         "ray._private.state",
         "actors",
@@ -52,7 +54,7 @@ INTERNALS = {
     ): "what Ray says of a lost raylet goes to the log, not to the terminal",
     ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
 }
-"""By module and name: what is lost."""
+"""Module and name of a private interface -> feature that is lost without it."""
 
 ATTRIBUTES = {
     "ray_actor": ("ray.tune.experiment.trial", "hung trials are ended"),
@@ -60,20 +62,23 @@ ATTRIBUTES = {
         "ray.tune.experiment.trial",
         "a driver of thousands of trials stays small",
     ),
-    "run_metadata": ("ray.tune.experiment.trial", "the same"),
-    "pickled_error_file": ("ray.tune.experiment.trial", "of what a worker died"),
+    "run_metadata": ("ray.tune.experiment.trial", "a driver of thousands of trials stays small"),
+    "pickled_error_file": ("ray.tune.experiment.trial", "the error of which a worker died"),
     "_live_actors_to_ray_actors_resources": (
         "ray.air.execution._internal.actor_manager",
         "names of tasks",
     ),
     "_trial_to_actor": ("ray.tune.execution.tune_controller", "names of tasks"),
 }
-"""Attributes of Ray's objects, with the module that makes them."""
+"""Attribute of Ray's objects -> the module that sets it, and the feature that is lost without it."""
+
+PRIVATE_NAME = re.compile(r"ray\.[\w.]*?_(?:private|raylet)[\w.]*|_internal_kv_\w+")
+"""A private name of Ray in the product's source."""
 
 RAY_SCHEMA = "autoscaler/ray-schema.json"
-"""Mistakes in a launch file are found by it."""
+"""The schema by which the product checks launch files."""
 
-PAGE = {
+PAGE_WORDS = {
     mlflow_pages.VIEW_TAG: "the links of a sweep's description open the table of runs as it is",
     mlflow_pages.VIEW_KEY: "the same",
     "compareRunsMode": "links to charts open the table",
@@ -89,43 +94,43 @@ PAGE = {
         "the same as without views",
     ),
 }
-"""Words by which MLflow's page knows what we keep in tags of an experiment: it has no interface for
-that."""
+"""Words with which MLflow's page reads an experiment's tags -> what is lost if it no longer reads
+them. MLflow has no public interface for this."""
 
 COLUMNS = {
     ("runs", "artifact_uri"),
     ("runs", "experiment_id"),
     ("experiments", "artifact_location"),
 }
-"""Of MLflow's tables. Without them a root that was moved is not tracked, which a run says and
-survives."""
+"""Tables and columns of MLflow's database. Without them the runs of a moved root are not tracked; a
+run then prints a warning and goes on."""
 
 
 @pytest.mark.parametrize(("module", "name"), INTERNALS)
-def test_a_private_interface_is_where_it_was(module: str, name: str) -> None:
-    found = importlib.import_module(module)
+def test_a_private_interface_exists(module: str, name: str) -> None:
+    value = importlib.import_module(module)
     for part in name.split("."):
-        assert hasattr(found, part), f"gone: {INTERNALS[module, name]}"
-        found = getattr(found, part)
+        assert hasattr(value, part), f"gone: {INTERNALS[module, name]}"
+        value = getattr(value, part)
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_an_attribute_is_still_set(name: str) -> None:
+def test_an_attribute_is_named_in_its_module(name: str) -> None:
     module, lost = ATTRIBUTES[name]
     assert re.search(rf"\b{name}\b", inspect.getsource(importlib.import_module(module))), (
         f"gone: {lost}"
     )
 
 
-def test_a_file_of_ray_is_there() -> None:
+def test_rays_schema_of_launch_files_exists() -> None:
     assert (RAY / RAY_SCHEMA).is_file()
 
 
 @pytest.mark.parametrize(
     "variable", sorted({**cluster._RAY_VARIABLES, **cluster._PRIVATE_CLUSTER_VARIABLES})
 )
-def test_a_setting_is_still_read(variable: str) -> None:
-    """In Python by its name, in C++ without the prefix."""
+def test_ray_reads_a_setting(variable: str) -> None:
+    # Python code reads the variable by its name, C++ code without the prefix.
     names = {variable.encode(), variable.removeprefix("RAY_").encode()}
     files = [*RAY.rglob("*.py"), *RAY.glob("_raylet*.so")]
     assert any(name in path.read_bytes() for path in files for name in names)
@@ -137,27 +142,29 @@ def scripts() -> str:
     return "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.js"))
 
 
-@pytest.mark.parametrize("word", PAGE)
-def test_mlflows_page_knows_the_word(scripts: str, word: str) -> None:
-    assert word in scripts, f"MLflow does not read it any more: {PAGE[word]}"
+@pytest.mark.parametrize("word", PAGE_WORDS)
+def test_mlflows_page_uses_the_word(scripts: str, word: str) -> None:
+    assert word in scripts, f"MLflow does not read it any more: {PAGE_WORDS[word]}"
 
 
 def test_mlflows_tables_have_the_columns(tmp_path: Path) -> None:
     connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         for table, column in COLUMNS:
-            named = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
-            assert column in named, (table, column)
+            rows = database.execute(f"PRAGMA table_info({table})")
+            columns = {row[1] for row in rows}
+            assert column in columns, (table, column)
 
 
 def test_no_other_private_interface_of_ray_is_used() -> None:
-    """Whoever adds one lists it here."""
-    known = {name.rpartition(".")[2] for _, name in INTERNALS} | {module for module, _ in INTERNALS}
+    """Every new private interface must be listed in ``INTERNALS``."""
+    listed_names = {name.rpartition(".")[2] for _, name in INTERNALS}
+    listed_names |= {module for module, _ in INTERNALS}
     for package in ("tasks", "orchestrator"):
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            for found in re.findall(
-                r"ray\.[\w.]*?_(?:private|raylet)[\w.]*|_internal_kv_\w+", text
-            ):
-                last = found.rpartition(".")[2]
-                assert last in known or found in known, f"{path.name} uses {found}"
+            for used_name in PRIVATE_NAME.findall(text):
+                last_part = used_name.rpartition(".")[2]
+                assert last_part in listed_names or used_name in listed_names, (
+                    f"{path.name} uses {used_name}"
+                )

@@ -1,5 +1,6 @@
-"""The options of a measure mean the same on the command line, in a sweep file, in a stored spec and
-in Python, where ``MeasureSettings`` declares them.
+"""The options of a measure agree everywhere: command line, sweep file, stored spec and Python.
+
+``MeasureSettings`` declares them.
 """
 
 from dataclasses import fields
@@ -12,7 +13,7 @@ from search_spaces.sweeps import SweepSpec
 from tasks.measures.records import MeasureSettings
 
 DEFAULTS = {field.name: field.default for field in fields(MeasureSettings)}
-OF_SWEEPS = ("num_neighbors", "estimators", "sharpness_sample", "calibrate")
+SWEEP_OPTIONS = ("num_neighbors", "estimators", "sharpness_sample", "calibrate")
 
 
 def test_a_command_without_options_measures_with_the_default_settings():
@@ -22,11 +23,11 @@ def test_a_command_without_options_measures_with_the_default_settings():
 
 @pytest.mark.parametrize("declared", [SweepSpec, MeasureSpec])
 def test_a_sweep_measures_with_the_default_settings_unless_its_file_changes_them(declared):
-    defaults = {name: declared.model_fields[name].default for name in OF_SWEEPS}
-    assert defaults == {name: DEFAULTS[name] for name in OF_SWEEPS}
+    defaults = {name: declared.model_fields[name].default for name in SWEEP_OPTIONS}
+    assert defaults == {name: DEFAULTS[name] for name in SWEEP_OPTIONS}
 
 
 def test_every_measure_option_of_a_sweep_file_is_stored_in_the_spec_of_its_measures():
     shared = SweepSpec.model_fields.keys() & DEFAULTS.keys()
-    assert shared == set(OF_SWEEPS)
+    assert shared == set(SWEEP_OPTIONS)
     assert shared <= MeasureSpec.model_fields.keys()

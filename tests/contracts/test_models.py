@@ -1,7 +1,6 @@
-"""Promises of every model of the table: a row in ``MODELS`` is tested here.
+"""Promises of every network in ``MODELS``.
 
-Networks are built on torch's meta device, which has shapes and no numbers, where numbers do not
-matter."""
+Tests that need no numbers build networks on torch's meta device, whose tensors have only shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ class TestModel:
             logits = model.eval()(torch.zeros(5, channels, 64, 64))
         assert logits.shape == (5, 2)
 
-    def test_its_costs_are_counted_from_itself(self, name):
+    def test_its_costs_are_counted_from_the_network(self, name):
         recipe = RecipeSpec(name="contract", batch_size=2)
         cost = network_cost(MODELS[name], recipe, channels=3, image_size=224, num_outputs=1000)
         assert cost.num_parameters == num_parameters(build(name))
@@ -50,11 +49,11 @@ class TestModel:
         # gradient by the pixels. Another ratio means that a pass was not counted.
         assert 2 < cost.step.flops / recipe.batch_size / cost.forward_flops < 3.1
 
-    def test_it_is_listed_with_a_line_about_it(self, name):
+    def test_it_has_a_description(self, name):
         assert len(ABOUT[name]) > 10
         assert model_spec(name) == MODELS[name]
 
-    def test_its_representation_is_read_at_a_layer_it_has(self, name):
+    def test_its_feature_layer_exists(self, name):
         network = build(name).network
         network.get_submodule(feature_layer(network).module)
 
@@ -64,7 +63,9 @@ def test_weights_and_features_depend_on_the_seed_alone(name):
     images = torch.randint(0, 256, (3, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     options = {"num_outputs": 2, "in_channels": 1, "image_size": 32, "device": "cpu"}
     first = extract_features(build(name, **options, seed=1), images)
-    torch.rand(7)  # what ran before does not matter
-    assert (extract_features(build(name, **options, seed=1), images) == first).all()
-    assert (extract_features(build(name, **options, seed=2), images) != first).any()
+    torch.rand(7)  # earlier random numbers must not matter
+    same_seed = extract_features(build(name, **options, seed=1), images)
+    other_seed = extract_features(build(name, **options, seed=2), images)
+    assert (same_seed == first).all()
+    assert (other_seed != first).any()
     assert first.shape[0] == 3

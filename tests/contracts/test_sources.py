@@ -1,7 +1,7 @@
-"""The promises of every dataset: each row of ``datasets.toml``, and each kind of own data.
+"""Promises of every dataset: each row of ``datasets.toml``, and each kind of a user's own data.
 
-A new dataset is tested by its row. A new source also needs a small raw tree in ``tests/raw_trees``;
-what is missing is said by the test that fails.
+The row is all that the tests of a new dataset need. A new source also needs a small raw tree in
+``tests/raw_trees``; the failing test names the missing one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tests.raw_trees.own import OWN_WRITERS
 
 OWN = [f"own {kind}" for kind in OWN_KINDS]
 NAMES = sorted([*DATASETS, *MADE, *OWN])
-MAX_READ = 12
+MAX_ITEMS_READ = 12
 
 
 def dataset_of(name: str) -> DatasetSpec:
-    """Return the dataset of a row, or own data of a kind."""
+    """Return the dataset of a row, or a user's dataset of a kind."""
     if name in DATASETS:
         return DATASETS[name]
     if name in MADE:
@@ -64,7 +64,9 @@ def write_arrays_of_row(dataset: DatasetSpec, folder: Path) -> Path:
     """Write the ``.npz`` that a row of the table names, with eight images of each class."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = np.arange(8 * len(dataset.label_names)) % len(dataset.label_names)
-    shape = (len(labels), 20, 20, 3)[: 3 + (dataset.channels == 3)]
+    shape = (len(labels), 20, 20)
+    if dataset.channels == 3:
+        shape = (*shape, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(folder / dataset.raw_layout, images=images, labels=labels)
     return folder
@@ -82,13 +84,13 @@ def request_of(request, tmp_path_factory) -> RawRequest:
 
 
 def spread(items):
-    """Return at most :data:`MAX_READ` items from all over a listing."""
-    rows = np.unique(np.linspace(0, len(items) - 1, MAX_READ).astype(int))
+    """Return at most :data:`MAX_ITEMS_READ` items, evenly spaced over a listing."""
+    rows = np.unique(np.linspace(0, len(items) - 1, MAX_ITEMS_READ).astype(int))
     return [items[row] for row in rows]
 
 
 def read(reader, item):
-    """Return the samples of an item, or the reason why there are none."""
+    """Return the samples of an item, or the reason why the reader skips it."""
     try:
         return list(reader(item))
     except SkipItem as skip:
@@ -97,7 +99,8 @@ def read(reader, item):
 
 def test_listing_twice_gives_the_same_items(request_of):
     source = source_for(request_of.dataset.source)
-    first, second = source.list_items(request_of), source.list_items(request_of)
+    first = source.list_items(request_of)
+    second = source.list_items(request_of)
     assert list(first.items) == list(second.items)
     assert first.items
     assert first.label_names == second.label_names
@@ -117,13 +120,15 @@ def test_items_are_distinct_labelled_and_below_the_raw_folder(request_of):
         assert not Path(item.locator).is_absolute()
 
 
-def test_an_item_is_read_alike_in_any_order(request_of):
+def test_an_item_does_not_depend_on_the_order_of_reading(request_of):
     source = source_for(request_of.dataset.source)
     listing = source.list_items(request_of)
     items = spread(listing.items)
-    first_reader, second_reader = source.reader(request_of), source.reader(request_of)
+    first_reader = source.reader(request_of)
+    second_reader = source.reader(request_of)
     forwards = [read(first_reader, item) for item in items]
-    backwards = [read(second_reader, item) for item in items[::-1]][::-1]
+    backwards = [read(second_reader, item) for item in items[::-1]]
+    backwards.reverse()
     assert any(not isinstance(samples, str) for samples in forwards)
     for item, samples, same_samples in zip(items, forwards, backwards, strict=True):
         if isinstance(samples, str):
@@ -146,7 +151,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("download", MESSAGES)
-def test_a_download_that_is_not_there_is_one_clear_message(request_of, tmp_path, download):
+def test_a_missing_download_is_reported_and_writes_nothing(request_of, tmp_path, download):
     if request_of.raw is None:
         pytest.skip("reads no download")
     if download == "none" and not needs_download(request_of.dataset):
@@ -165,11 +170,18 @@ def test_a_download_that_is_not_there_is_one_clear_message(request_of, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("raw", ["folder", "file"])
-def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypatch, raw):
+def contributing_dataset() -> DatasetSpec:
+    """Return the dataset of the example row in ``CONTRIBUTING.md``."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (name, row), *_ = tomllib.loads(re.search("```toml\n(.*?)```", text, re.DOTALL)[1]).items()
-    dataset = DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
+    example = re.search("```toml\n(.*?)```", text, re.DOTALL)[1]
+    (name, row), *_ = tomllib.loads(example).items()
+    return DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
+
+
+@pytest.mark.parametrize("raw", ["folder", "file"])
+def test_the_row_in_contributing_is_enough_for_a_dataset(tmp_path, monkeypatch, raw):
+    dataset = contributing_dataset()
+    name = dataset.name
     monkeypatch.setitem(DATASETS, name, dataset)
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
     labels = (np.arange(40) % 9)[:, None]
@@ -192,13 +204,11 @@ def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypat
     assert needs_download(dataset)
 
 
-def test_a_row_that_reads_arrays_needs_no_writer_of_its_own(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (name, row), *_ = tomllib.loads(re.search("```toml\n(.*?)```", text, re.DOTALL)[1]).items()
-    dataset = DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
-    monkeypatch.setitem(DATASETS, name, dataset)
+def test_a_row_that_reads_arrays_needs_no_writer(tmp_path, monkeypatch):
+    dataset = contributing_dataset()
+    monkeypatch.setitem(DATASETS, dataset.name, dataset)
     record = prepare_dataset(
-        PreparedSpec(dataset=name, image_size=16, channels=3),
+        PreparedSpec(dataset=dataset.name, image_size=16, channels=3),
         dataset,
         raw=write_download(dataset, tmp_path / "raw"),
         destination=tmp_path / "out",
@@ -219,7 +229,7 @@ def test_every_dataset_has_a_source_in_the_table(name):
 
 
 @pytest.mark.parametrize("kind", OWN_KINDS)
-def test_every_kind_is_documented_and_its_options_are_known(kind):
+def test_every_kind_is_documented_with_valid_options(kind):
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert f"| `{kind}` |" in text
     assert set(OWN_KINDS[kind].options) <= set(OWN_OPTIONS) <= UserSourceSpec.model_fields.keys()
@@ -228,7 +238,7 @@ def test_every_kind_is_documented_and_its_options_are_known(kind):
 @pytest.mark.parametrize(
     "name", [name for name in SOURCES if name not in MADE and name != "manifold"]
 )
-def test_every_reader_says_what_its_layout_was_taken_from(name):
-    """A document, a public reader or a format's standard."""
+def test_every_reader_names_the_source_of_its_layout(name):
+    """The source is a document, a public reader or a format's standard."""
     module = import_module(SOURCES[name].target.partition(":")[0])
     assert re.search(r"layout|format", module.__doc__, re.IGNORECASE)

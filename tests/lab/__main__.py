@@ -219,9 +219,9 @@ class Story:
 
     def outcome(self, sweep: str, trials: int = NUM_TRIALS) -> dict[str, Any]:
         """Every trial once in the store, and once in MLflow, closed."""
-        trials = self.cluster.root / "sweeps" / sweep / "trials"
-        stored = sorted(path.parent.name for path in trials.glob("*/result.json"))
-        failed = sorted(path.parent.name for path in trials.glob("*/failure.json"))
+        folder = self.cluster.root / "sweeps" / sweep / "trials"
+        stored = sorted(path.parent.name for path in folder.glob("*/result.json"))
+        failed = sorted(path.parent.name for path in folder.glob("*/failure.json"))
         with sqlite3.connect(
             f"file:{self.cluster.root / 'mlflow.db'}?mode=ro", uri=True
         ) as database:
@@ -233,7 +233,7 @@ class Story:
         expect(f"{sweep}: no trial has two runs", max(runs.values()), 1)
         expect(f"{sweep}: no run is open", sorted({status for _, status in rows}), ["FINISHED"])
         records = [
-            json.loads((trials / name / "result.json").read_text())["record"] for name in stored
+            json.loads((folder / name / "result.json").read_text())["record"] for name in stored
         ]
         expect(
             f"{sweep}: results know their commit",

@@ -1,4 +1,4 @@
-"""Promises of the fits that hold for every table, not for chosen ones."""
+"""Promises of the fits that hold for every table, tested on random tables."""
 
 import json
 
@@ -19,13 +19,13 @@ from orchestrator.analysis.results_tables.csv_files import (
 )
 from tests.synthetic import synthetic_table
 
-QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW_EXAMPLES = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def losses_only(**parameters):
-    """A small table without attacks and d_repr: 21 rows of seven datasets, whose fits are quick.
+def small_table(**parameters):
+    """Return a table without attacks and d_repr: 21 rows of seven datasets, whose fits are quick.
 
-    None of its losses lies at guessing, whatever their slopes are: that would say another thing.
+    Its largest loss is 0.1, so that no loss is at chance level, which fits treat differently.
     """
     table = synthetic_table(num_natural=3, num_medical=4, **parameters)
     table["test_loss"] *= 0.1 / table["test_loss"].max()
@@ -35,20 +35,20 @@ def losses_only(**parameters):
 SEEDS = st.integers(0, 10_000)
 
 
-@QUICK
+@FEW_EXAMPLES
 @given(seed=SEEDS, order=st.randoms(use_true_random=False))
 def test_row_order_changes_nothing(seed, order):
-    table = losses_only(seed=seed, trial_std=0.3)
+    table = small_table(seed=seed, trial_std=0.3)
     rows = list(range(len(table)))
     order.shuffle(rows)
     assert fit_scaling_laws(table) == fit_scaling_laws(table.iloc[rows])
 
 
-@QUICK
-@given(seed=SEEDS, lost=st.sets(st.integers(0, 20), max_size=21))
-def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
-    table = losses_only(seed=seed, trial_std=0.3)
-    rows = sorted(lost)
+@FEW_EXAMPLES
+@given(seed=SEEDS, missing_rows=st.sets(st.integers(0, 20), max_size=21))
+def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, missing_rows):
+    table = small_table(seed=seed, trial_std=0.3)
+    rows = sorted(missing_rows)
     table.loc[rows[0::3], "test_loss"] = np.nan
     table.loc[rows[1::3], "d_data_mle"] = np.nan
     table.loc[rows[2::3], "label_sharpness"] = 1.797e308
@@ -59,40 +59,42 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
         assert fit.status == "ok" or fit.reason
 
 
-@QUICK
+@FEW_EXAMPLES
 @given(
     seed=SEEDS,
     size=st.integers(10, 10**6),
     d_data=st.floats(3, 40),
     sharpness=st.floats(1e-5, 1e-2),
 )
-def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
-    table = losses_only(seed=seed)
-    one_d = table.groupby("dataset")["d_data_mle"].transform("mean")
-    exact = np.exp(8 - np.log(table["train_size"]) / one_d) * table["label_sharpness"]
-    fits = fit_growth(table.assign(d_data_mle=one_d, test_loss=exact))
-    about = {"d_data": d_data, "label_sharpness": sharpness}
-    loss = predict(fits, train_size=size, **about).value
-    found = predict(fits, target_loss=loss, **about).value
-    assert found == pytest.approx(size, rel=1e-3)
+def test_predicting_a_size_inverts_predicting_a_loss(seed, size, d_data, sharpness):
+    table = small_table(seed=seed)
+    mean_d_data = table.groupby("dataset")["d_data_mle"].transform("mean")
+    exact = np.exp(8 - np.log(table["train_size"]) / mean_d_data) * table["label_sharpness"]
+    fits = fit_growth(table.assign(d_data_mle=mean_d_data, test_loss=exact))
+    properties = {"d_data": d_data, "label_sharpness": sharpness}
+    loss = predict(fits, train_size=size, **properties).value
+    predicted_size = predict(fits, target_loss=loss, **properties).value
+    assert predicted_size == pytest.approx(size, rel=1e-3)
 
 
-@QUICK
+@FEW_EXAMPLES
 @given(
     seed=SEEDS,
     factor=st.sampled_from([0.004, 7.0, 1000.0]),
     name=st.sampled_from(["train_size", "label_sharpness", "test_loss"]),
 )
 def test_no_unit_changes_the_law(seed, factor, name):
-    table = losses_only(seed=seed, trial_std=0.3)
-    table["test_loss"] /= 1000  # none of them lies at guessing, where an exponent may be refused
+    table = small_table(seed=seed, trial_std=0.3)
+    # No loss may be at chance level after the change of unit: an exponent may be refused there.
+    table["test_loss"] /= 1000
     table["train_size"] = table["train_size"].astype(float)
-    one = fit_scaling_laws(table)
-    two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
-    for before_fit, after_fit in (
-        (one.headline(), two.headline()),
-        (one.exponent(), two.exponent()),
-    ):
+    original = fit_scaling_laws(table)
+    rescaled = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
+    fit_pairs = (
+        (original.headline(), rescaled.headline()),
+        (original.exponent(), rescaled.exponent()),
+    )
+    for before_fit, after_fit in fit_pairs:
         for before, after in zip(before_fit.estimates, after_fit.estimates, strict=True):
             assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
             assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-9)
@@ -105,7 +107,7 @@ def test_escaping_a_cell_is_undone(text):
     assert not str(escape_cell(text)).startswith(("=", "+", "-", "@"))
 
 
-@QUICK
+@FEW_EXAMPLES
 @given(
     texts=st.lists(
         st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8), min_size=1

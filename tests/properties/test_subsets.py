@@ -1,8 +1,7 @@
-"""Subsets over a range of datasets: nested, disjoint by group, stratified, unmoved by the sizes
-asked for.
+"""Promises of subsets and of the validation split of a search, tested on random datasets.
 
-The validation split of a search likewise: whole groups of the training images, and never a test
-image."""
+Subsets are nested, disjoint by group and stratified, and do not depend on the requested sizes. A
+validation split is whole groups of the training images, and never has a test image."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ SHARE = ValidationSpec(share=0.25)
 
 
 @dataclass
-class Toy:
-    """What is asked of a prepared dataset; every image is its own row number."""
+class ToyDataset:
+    """A stand-in for a prepared dataset. The one pixel of an image is its row number."""
 
     classes: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -50,48 +49,49 @@ def subset_spec(class_pair=None, test_size=10, split_seed=1, faults=()) -> Subse
     )
 
 
-def toy(num_images=200, per_group=1, num_classes=2) -> Toy:
-    places = np.arange(num_images)
-    return Toy((places // per_group) % num_classes, places // per_group * 31)
+def regular_toy(num_images=200, per_group=1, num_classes=2) -> ToyDataset:
+    rows = np.arange(num_images)
+    return ToyDataset((rows // per_group) % num_classes, rows // per_group * 31)
 
 
-TWO_TO_SIX = st.integers(2, 6)
+TWO_TO_SIX_CLASSES = st.integers(2, 6)
 
 
 @st.composite
-def toys(draw, num_classes=TWO_TO_SIX):
-    """Labels and groups of 60 to 300 images; groups of 1 to 6 images with mixed labels."""
+def random_toys(draw, num_classes=TWO_TO_SIX_CLASSES):
+    """Draw labels and groups of 60 to 300 images; groups of 1 to 6 images have mixed labels."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    size, classes, per_group = (
-        draw(st.integers(60, 300)),
-        draw(num_classes),
-        draw(st.integers(1, 6)),
-    )
+    size = draw(st.integers(60, 300))
+    classes = draw(num_classes)
+    per_group = draw(st.integers(1, 6))
     labels = rng.permutation(np.arange(size) % classes).astype(np.int64)
-    return Toy(labels, rng.permutation(np.arange(size) // per_group).astype(np.int64) * 7919)
+    groups = rng.permutation(np.arange(size) // per_group).astype(np.int64)
+    # Group numbers need not be consecutive: 7919 is a prime.
+    return ToyDataset(labels, groups * 7919)
 
 
-def made(make):
+def skip_if_refused(create):
     try:
-        return make()
+        return create()
     except DataError:
         assume(False)
 
 
 @settings(max_examples=200)
-@given(toys(), st.integers(2, 30), st.integers(0, 5), st.booleans())
-def test_promises(data, test_size, seed, whole):
-    subset = made(lambda: data.subset(subset_spec(None if whole else (1, 0), test_size, seed)))
-    both = np.concatenate([subset.train_rows, subset.test_rows])
-    assert len(np.unique(both)) == len(both)
+@given(random_toys(), st.integers(2, 30), st.integers(0, 5), st.booleans())
+def test_a_subset_is_disjoint_by_group_nested_and_stratified(data, test_size, seed, all_classes):
+    class_pair = None if all_classes else (1, 0)
+    spec = subset_spec(class_pair, test_size, seed)
+    subset = skip_if_refused(lambda: data.subset(spec))
+    used_rows = np.concatenate([subset.train_rows, subset.test_rows])
+    assert len(np.unique(used_rows)) == len(used_rows)
     assert len(subset.test_rows) == test_size
     assert not set(data.groups[subset.train_rows]) & set(data.groups[subset.test_rows])
     names = np.array([int(name) for name in subset.class_names])
     targets = np.concatenate([subset.train_labels, subset.test_labels])
-    np.testing.assert_array_equal(data.classes[both], names[targets])
-    share = np.bincount(subset.train_labels, minlength=subset.num_classes) / max(
-        1, subset.max_train_size
-    )
+    np.testing.assert_array_equal(data.classes[used_rows], names[targets])
+    totals = np.bincount(subset.train_labels, minlength=subset.num_classes)
+    share = totals / max(1, subset.max_train_size)
     for size in range(1, subset.max_train_size + 1):
         counts = np.bincount(subset.train_labels[:size], minlength=subset.num_classes)
         if subset.num_classes == 2:
@@ -102,33 +102,34 @@ def test_promises(data, test_size, seed, whole):
 
 
 @settings(max_examples=50)
-@given(toys(), st.integers(0, 5), st.integers(1, 2**31), st.integers(1, 20))
-def test_only_who_shares_a_group_matters_and_no_size_that_is_asked_for(data, seed, salt, size):
+@given(random_toys(), st.integers(0, 5), st.integers(1, 2**31), st.integers(1, 20))
+def test_a_subset_does_not_depend_on_group_numbers_and_requested_sizes(data, seed, salt, size):
     spec = subset_spec((0, 1), 8, seed)
-    first = made(lambda: data.subset(spec))
+    first = skip_if_refused(lambda: data.subset(spec))
     assume(size <= first.max_train_size)
-    second = Toy(data.classes, (data.groups + 1) * salt).subset(spec, max_train_size=size)
+    second = ToyDataset(data.classes, (data.groups + 1) * salt).subset(spec, max_train_size=size)
     np.testing.assert_array_equal(first.train_rows, second.train_rows)
     np.testing.assert_array_equal(first.test_rows, second.test_rows)
 
 
 @settings(max_examples=50)
-@given(toys(st.just(2)), st.integers(0, 5))
-def test_given_splits_are_kept(data, seed):
+@given(random_toys(st.just(2)), st.integers(0, 5))
+def test_the_sources_own_split_is_kept(data, seed):
     numbers = np.unique(data.groups, return_inverse=True)[1]
     given_test = numbers < numbers.max() // 2
     data.splits = np.where(given_test, 2, 1).astype(np.int8)
-    subset = made(lambda: data.subset(subset_spec(None, 6, seed)))
+    subset = skip_if_refused(lambda: data.subset(subset_spec(None, 6, seed)))
     assert given_test[subset.test_rows].all()
     assert not given_test[subset.train_rows].any()
 
 
 def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
-    data = toy(400, num_classes=4)
-    one, two = (data.subset(subset_spec((3, 1), 10, seed)) for seed in (1, 2))
-    assert not np.array_equal(one.train_rows, two.train_rows)
-    assert one.class_names == ("3", "1")
-    np.testing.assert_array_equal(data.classes[one.test_rows], np.where(one.test_labels == 0, 3, 1))
+    data = regular_toy(400, num_classes=4)
+    first, second = (data.subset(subset_spec((3, 1), 10, seed)) for seed in (1, 2))
+    assert not np.array_equal(first.train_rows, second.train_rows)
+    assert first.class_names == ("3", "1")
+    expected_classes = np.where(first.test_labels == 0, 3, 1)
+    np.testing.assert_array_equal(data.classes[first.test_rows], expected_classes)
 
 
 @pytest.mark.parametrize(
@@ -163,22 +164,23 @@ def test_too_few_images_are_refused_with_the_numbers_and_the_hint(labels, spec, 
 
 def test_test_images_are_spread_over_groups():
     # 20 volumes of 30 slices: 20 test slices come from 6 volumes, not from one.
-    labels, groups = np.arange(600) % 2, np.arange(600) // 30
+    labels = np.arange(600) % 2
+    groups = np.arange(600) // 30
     subset = make_subset(labels, groups, subset_spec(None, 20))
     assert len(np.unique(groups[subset.test_rows])) == 6
 
 
 @settings(max_examples=100)
-@given(toys(st.integers(2, 4)), st.floats(0.1, 0.5), st.integers(20, 60))
+@given(random_toys(st.integers(2, 4)), st.floats(0.1, 0.5), st.integers(20, 60))
 def test_a_validation_is_whole_groups_of_the_sweeps_training_rows(data, share, size):
     spec = subset_spec(test_size=20)
-    split = made(lambda: split_validation(data, spec, size, ValidationSpec(share=share)))
+    split = skip_if_refused(lambda: split_validation(data, spec, size, ValidationSpec(share=share)))
     subset = data.subset(spec, max_train_size=size)
-    sides = [
-        set(data.groups[rows]) for rows in (split.train_rows, split.test_rows, subset.test_rows)
-    ]
-    assert not sides[0] & sides[1]
-    assert not (sides[0] | sides[1]) & sides[2]
+    train_groups = set(data.groups[split.train_rows])
+    validation_groups = set(data.groups[split.test_rows])
+    test_groups = set(data.groups[subset.test_rows])
+    assert not train_groups & validation_groups
+    assert not (train_groups | validation_groups) & test_groups
     assert {*split.train_rows, *split.test_rows} <= set(subset.train_rows[:size])
     np.testing.assert_array_equal(data.classes[split.train_rows], split.train_labels)
     np.testing.assert_array_equal(data.classes[split.test_rows], split.test_labels)
@@ -186,78 +188,80 @@ def test_a_validation_is_whole_groups_of_the_sweeps_training_rows(data, share, s
 
 
 def test_the_share_is_kept_classes_are_balanced_and_no_test_image_is_read():
-    data, spec = toy(), subset_spec(test_size=20)
-    found = load_validation(data, spec, 120, SHARE)
-    assert np.bincount(found.test_labels).tolist() == [15, 15]
-    assert np.bincount(found.train_labels).tolist() == [45, 45]
-    np.testing.assert_array_equal(
-        data.classes[found.test_images.ravel().astype(int)], found.test_labels
-    )
-    assert (len(found.train_images), len(data.read)) == (90, 120)
+    data = regular_toy()
+    spec = subset_spec(test_size=20)
+    validation = load_validation(data, spec, 120, SHARE)
+    assert np.bincount(validation.test_labels).tolist() == [15, 15]
+    assert np.bincount(validation.train_labels).tolist() == [45, 45]
+    validation_rows = validation.test_images.ravel().astype(int)
+    np.testing.assert_array_equal(data.classes[validation_rows], validation.test_labels)
+    assert (len(validation.train_images), len(data.read)) == (90, 120)
     assert not set(data.read) & set(data.subset(spec).test_rows)
 
 
 def test_a_validation_depends_on_the_data_and_the_spec_alone():
     spec = subset_spec(test_size=20)
-    first, again = (split_validation(toy(), spec, 120, SHARE) for _ in range(2))
-    np.testing.assert_array_equal(first.test_rows, again.test_rows)
-    other = split_validation(toy(), spec, 120, ValidationSpec(share=0.3))
-    assert set(other.test_rows) != set(first.test_rows)
+    first, second = (split_validation(regular_toy(), spec, 120, SHARE) for _ in range(2))
+    np.testing.assert_array_equal(first.test_rows, second.test_rows)
+    larger_split = split_validation(regular_toy(), spec, 120, ValidationSpec(share=0.3))
+    assert set(larger_split.test_rows) != set(first.test_rows)
 
 
-def one_group() -> Toy:
-    """The first 120 images are given for training, and all of class 1 among them are of one
-    patient."""
-    data, places = toy(200), np.arange(200)
-    data.splits = np.where(places < 120, 1, 2).astype(np.int8)
-    data.groups = np.where((data.classes == 1) & (places < 120), 999, places)
+def toy_with_one_group() -> ToyDataset:
+    """Return data whose source gives the first 120 images for training.
+
+    All images of class 1 among them belong to one patient.
+    """
+    data = regular_toy(200)
+    rows = np.arange(200)
+    data.splits = np.where(rows < 120, 1, 2).astype(np.int8)
+    data.groups = np.where((data.classes == 1) & (rows < 120), 999, rows)
     return data
 
 
-ENOUGH = "the training images have too few groups .patients. for a validation split.*"
+TOO_FEW_GROUPS = "the training images have too few groups .patients. for a validation split.*"
 
 
 @pytest.mark.parametrize(
     ("data", "faults", "size", "message"),
     [
-        (one_group(), (), 60, f"{ENOUGH}class 1: 1 group,"),
-        (toy(num_classes=10), (), 8, f"{ENOUGH}Raise tune.train_size"),
-        (toy(num_classes=10), (), 10, f"{ENOUGH}Raise tune.train_size"),
+        (toy_with_one_group(), (), 60, f"{TOO_FEW_GROUPS}class 1: 1 group,"),
+        (regular_toy(num_classes=10), (), 8, f"{TOO_FEW_GROUPS}Raise tune.train_size"),
+        (regular_toy(num_classes=10), (), 10, f"{TOO_FEW_GROUPS}Raise tune.train_size"),
         (
-            toy(),
+            regular_toy(),
             ("image_level_split",),
             60,
             "A search needs corrected data, but toy has the faults image_level_split",
         ),
     ],
 )
-def test_what_has_no_honest_validation_is_refused(data, faults, size, message):
+def test_data_without_a_valid_validation_split_are_refused(data, faults, size, message):
     with pytest.raises(DataError, match=message):
         split_validation(data, subset_spec(faults=faults), size, SHARE)
 
 
 @pytest.mark.parametrize(
-    ("right", "message"),
+    ("num_right_calls", "message"),
     [(0, "training set and the test set"), (1, "training and the validation set of a search")],
 )
-def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
-    """The product's own checks, met with a split that is wrong: the sweep's, or only the
-    search's."""
+def test_a_group_in_two_splits_is_an_error(monkeypatch, num_right_calls, message):
+    """The product checks every split itself. Here the sweep's split is wrong, or only the search's."""
     calls = itertools.count()
 
     def wrong_numbers(groups):
-        return number_groups(groups) if next(calls) < right else np.arange(len(groups))
+        return number_groups(groups) if next(calls) < num_right_calls else np.arange(len(groups))
 
     for module in (group_split, subsets):
         monkeypatch.setattr(module, "number_groups", wrong_numbers)
     with pytest.raises(AssertionError, match=f"the {message} share a group"):
-        split_validation(toy(per_group=4), subset_spec(test_size=20), 100, SHARE)
+        split_validation(regular_toy(per_group=4), subset_spec(test_size=20), 100, SHARE)
 
 
-def test_poisoned_labels_of_test_images_change_nothing():
-    """Of a source with a test set of its own, whose labels are shuffled: same split, same
-    labels."""
-    clean, poisoned = toy(), toy()
+def test_labels_of_test_images_do_not_influence_the_validation_split():
+    """The source has a test set. Shuffling its labels changes neither the split nor its labels."""
+    clean = regular_toy()
+    poisoned = regular_toy()
     clean.splits = poisoned.splits = np.where(np.arange(200) < 140, 1, 2).astype(np.int8)
     poisoned.classes[140:] = np.random.default_rng(0).permutation(clean.classes[140:])
     assert (poisoned.classes != clean.classes).sum() > 10
@@ -265,13 +269,12 @@ def test_poisoned_labels_of_test_images_change_nothing():
     first, second = (split_validation(data, spec, 120, SHARE) for data in (clean, poisoned))
     for name in ("train_rows", "train_labels", "test_rows", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert not np.isin(
-        np.concatenate([first.train_rows, first.test_rows]), np.arange(140, 200)
-    ).any()
+    used_rows = np.concatenate([first.train_rows, first.test_rows])
+    assert not np.isin(used_rows, np.arange(140, 200)).any()
 
 
 def test_loading_more_training_images_than_a_subset_has_is_refused():
-    data = toy()
+    data = regular_toy()
     subset = data.subset(subset_spec())
     too_many = subset.max_train_size + 1
     message = f"has only {subset.max_train_size} training images, but the train size is {too_many}"

@@ -1,8 +1,8 @@
-"""Does the simulated world bite? Mends are taken out one by one, and must be caught.
+"""Check that the simulation detects faults: break one promise at a time, and run schedules.
 
 ``python -m tests.simulation.mutations [--schedules 2000] [--into FILE]`` copies the code, breaks
-one promise, and runs schedules until one is violated; stopped and started again, it goes on with
-the promises left."""
+one promise, and runs schedules until one reports a violation. A stopped run continues with the
+remaining promises when it is started again."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.harness import environment
 from tests.simulation import __main__ as _  # noqa: F401  # see run()
 
 ROOT = Path(__file__).parents[2]
 CODE = ("search_spaces", "tasks", "orchestrator", "isweep", "tests", "benchmarks")
-SAID = "said.txt"
-KNOWN = ROOT / "benchmarks" / "results" / "mutations.json"
-"""What caught each when this was last run: there it is looked for first."""
+OUTPUT_FILE = "said.txt"
+COMMITTED_RUN = ROOT / "benchmarks" / "results" / "mutations.json"
+"""The committed run. A mutation first runs the schedule that caught it there."""
 
 
 class Mutation(NamedTuple):
-    """A line taken out or turned round: the promise that it breaks, where, and what stands there
-    then."""
+    """A change of the product's source that breaks one promise.
+
+    Attributes:
+        promise: The promise that the change breaks.
+        file: The changed file.
+        before: The source text that is replaced.
+        after: The text that replaces it.
+    """
 
     promise: str
     file: str
@@ -37,15 +43,23 @@ class Mutation(NamedTuple):
     after: str
 
 
-QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
-RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
-WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
-TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
-STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
-STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
-STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
+QUEUE = "orchestrator/running/queue.py"
+TRIALS = "orchestrator/running/trials.py"
+RETRIES = "orchestrator/running/recovery/retries.py"
+LOCKS = "orchestrator/machine/locks.py"
+WATCHDOG = "orchestrator/running/recovery/watchdog.py"
+WORK = "orchestrator/running/trial_source.py"
+TRACKING = "orchestrator/results/tracking.py"
+RUNS = "orchestrator/results/mlflow_runs.py"
+STORE = "orchestrator/results/store.py"
+STATE = "orchestrator/results/state.py"
+STORED = "orchestrator/results/stored_results.py"
+OUTLINES = "orchestrator/results/outlines.py"
+STORAGE = "orchestrator/results/storage.py"
+SIGNALS = "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
-SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_trials.py"
+SEARCH = "orchestrator/tuning/search.py"
+TUNING = "orchestrator/tuning/search_trials.py"
 NODE_HEALTH = "orchestrator/running/recovery/node_health.py"
 RESOURCES = "orchestrator/running/recovery/resource_policy.py"
 
@@ -94,12 +108,12 @@ MUTATIONS = tuple(
             ),
             (
                 "failures are told",
-                ("        self._run.monitor.trial_failed("),
-                ("        (lambda *_: None)("),
+                "        self._run.monitor.trial_failed(",
+                "        (lambda *_: None)(",
             ),
             (
-                ("the tracker is told of failures"),
-                ("        self._run.tracker.fail_trial(record)\n"),
+                "the tracker is told of failures",
+                "        self._run.tracker.fail_trial(record)\n",
                 "",
             ),
             (
@@ -156,8 +170,8 @@ MUTATIONS = tuple(
                 "        self._remove",
             ),
             (
-                ("Tune that breaks again and again ends one"),
-                (" or self._num_tune_failures > MAX_TUNE_FAILURES"),
+                "Tune that breaks again and again ends one",
+                " or self._num_tune_failures > MAX_TUNE_FAILURES",
                 "",
             ),
             ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
@@ -200,12 +214,12 @@ MUTATIONS = tuple(
                 "    FailureKind.WORKER_CRASH: 9,",
             ),
             (
-                ("a trial that hangs is tried once more"),
+                "a trial that hangs is tried once more",
                 "    FailureKind.HUNG: 1,",
                 "    FailureKind.HUNG: 9,",
             ),
             (
-                ("a trial that can get no more is given up"),
+                "a trial that can get no more is given up",
                 "        if is_final:",
                 "        if False:",
             ),
@@ -231,7 +245,7 @@ MUTATIONS = tuple(
             ),
             ("bad data stay bad", "    FailureKind.BAD_DATA: 0,", "    FailureKind.BAD_DATA: 1,"),
             (
-                ("the first retry comes after a second"),
+                "the first retry comes after a second",
                 "FIRST_PAUSE_S * 2 **",
                 "MAX_PAUSE_S * 2 **",
             ),
@@ -300,12 +314,12 @@ MUTATIONS = tuple(
             ),
             (
                 "a lease is given back",
-                ('            if self._read().fields.get("token") == self._token:\n'),
+                '            if self._read().fields.get("token") == self._token:\n',
                 "            if False:\n",
             ),
             (
                 "another driver's lease is left alone",
-                ('            if self._read().fields.get("token") == self._token:\n'),
+                '            if self._read().fields.get("token") == self._token:\n',
                 "            if True:\n",
             ),
             ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
@@ -313,8 +327,8 @@ MUTATIONS = tuple(
         SIGNALS: (
             (
                 "a lease is renewed",
-                ("            lost = self._look()\n"),
-                ("            lost = None\n"),
+                "            lost = self._look()\n",
+                "            lost = None\n",
             ),
         ),
         RAY_FOLDERS: (
@@ -324,8 +338,8 @@ MUTATIONS = tuple(
                 " if False]",
             ),
             (
-                ("a live driver's processes are left alone"),
-                (" if machine.is_abandoned(folder)]"),
+                "a live driver's processes are left alone",
+                " if machine.is_abandoned(folder)]",
                 "]",
             ),
         ),
@@ -521,11 +535,11 @@ MUTATIONS = tuple(
             (
                 "a killed search goes on with what it had asked for",
                 "                if search.needs(record.point, record.run):\n",
-                ("                if False:\n"),
+                "                if False:\n",
             ),
             (
                 "a search keeps to its budget",
-                ("planned = self.spent + self.num_searching + 1\n"),
+                "planned = self.spent + self.num_searching + 1\n",
                 "planned = self.spent + 1\n",
             ),
             (
@@ -573,42 +587,58 @@ MUTATIONS = tuple(
 
 
 def main() -> int:
-    """Run those that FILE does not have yet; returns 1 where fewer than nine tenths of all are
-    caught."""
+    """Run the mutations that FILE does not have yet. Return 1 if fewer than 90 % are caught."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=2000)
     parser.add_argument("--only", default="", help="those whose promise has these words")
     parser.add_argument("--into", type=Path, help="FILE, written after each")
-    asked = parser.parse_args()
-    known = json.loads(asked.into.read_text("utf-8")) if asked.into and asked.into.exists() else {}
-    before = json.loads(KNOWN.read_text("utf-8"))["caught_by"]
-    caught = dict.fromkeys(known.get("not_caught", ()), "") | known.get("caught_by", {})
+    options = parser.parse_args()
+    earlier = {}
+    if options.into and options.into.exists():
+        earlier = json.loads(options.into.read_text("utf-8"))
+    committed_violations = json.loads(COMMITTED_RUN.read_text("utf-8"))["caught_by"]
+    caught = dict.fromkeys(earlier.get("not_caught", ()), "") | earlier.get("caught_by", {})
     for mutation in MUTATIONS:
-        if asked.only not in mutation.promise or mutation.promise in caught:
+        if options.only not in mutation.promise or mutation.promise in caught:
             continue
-        caught[mutation.promise] = found = run(
-            mutation, asked.schedules, before.get(mutation.promise, "")
-        )
-        print(f"{'caught' if found else 'NOT CAUGHT'}: {mutation.promise}  {found}", flush=True)
-        if asked.into:
-            document = {
-                "mutations": len(caught),
-                "share_caught": round(sum(map(bool, caught.values())) / len(caught), 3),
-                "schedules_at_most": asked.schedules,
-                "not_caught": [name for name, found in caught.items() if not found],
-                "caught_by": {name: found for name, found in caught.items() if found},
-                "environment": environment(),
-            }
-            text = json.dumps(document, indent=1, ensure_ascii=False)
-            asked.into.write_text(text + "\n", encoding="utf-8")
-    return 0 if sum(map(bool, caught.values())) >= 0.9 * len(caught) else 1
+        first_violation = committed_violations.get(mutation.promise, "")
+        violation = run(mutation, options.schedules, first_violation)
+        caught[mutation.promise] = violation
+        verdict = "caught" if violation else "NOT CAUGHT"
+        print(f"{verdict}: {mutation.promise}  {violation}", flush=True)
+        if options.into:
+            text = json.dumps(summary(caught, options.schedules), indent=1, ensure_ascii=False)
+            options.into.write_text(text + "\n", encoding="utf-8")
+    return 0 if num_caught(caught) >= 0.9 * len(caught) else 1
 
 
-def run(mutation: Mutation, schedules: int, before: str = "") -> str:
-    """Return the first violation that a mutation brings about, perhaps ``before`` again; empty for
-    none."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def num_caught(caught: dict[str, str]) -> int:
+    """Return how many mutations caused a violation."""
+    return sum(map(bool, caught.values()))
+
+
+def summary(caught: dict[str, str], schedules: int) -> dict[str, Any]:
+    """Return the document about the mutations that have run, given the violation of each."""
+    return {
+        "mutations": len(caught),
+        "share_caught": round(num_caught(caught) / len(caught), 3),
+        "schedules_at_most": schedules,
+        "not_caught": [promise for promise, violation in caught.items() if not violation],
+        "caught_by": {promise: violation for promise, violation in caught.items() if violation},
+        "environment": environment(),
+    }
+
+
+def run(mutation: Mutation, schedules: int, first_violation: str = "") -> str:
+    """Return the first violation that a mutation causes, or an empty text.
+
+    Args:
+        mutation: The change of the source.
+        schedules: Number of schedules that run at most.
+        first_violation: An earlier violation; its schedule runs first.
+    """
+    with tempfile.TemporaryDirectory() as temporary_folder:
+        folder = Path(temporary_folder)
         for part in CODE:
             shutil.copytree(
                 ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
@@ -620,29 +650,30 @@ def run(mutation: Mutation, schedules: int, before: str = "") -> str:
                 f"{mutation.promise}: {mutation.file} has it no more: {mutation.before!r}"
             )
         path.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
-        # What others wrote is imported once, here.
+        # The child inherits the imported libraries, so that it imports only the copied code.
         child = multiprocessing.get_context("fork").Process(
-            target=_simulate, args=(folder, schedules, before)
+            target=_simulate, args=(folder, schedules, first_violation)
         )
         child.start()
         child.join()
-        told = (folder / SAID).read_text(encoding="utf-8").splitlines()
-        found = next((line for line in told if line.startswith("seed ")), "")
-        if bool(child.exitcode) is not bool(found):
+        output_lines = (folder / OUTPUT_FILE).read_text(encoding="utf-8").splitlines()
+        violation = next((line for line in output_lines if line.startswith("seed ")), "")
+        if bool(child.exitcode) is not bool(violation):
             raise SystemExit(
-                f"{mutation.promise}: ended with {child.exitcode} and said {told[-20:]}"
+                f"{mutation.promise}: ended with {child.exitcode} and said {output_lines[-20:]}"
             )
-        return found[:160]
+        return violation[:160]
 
 
-def _simulate(folder: Path, schedules: int, before: str) -> None:
-    """Run schedules on the code in a folder, in a process of its own, until one is violated."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in CODE]:
-        del sys.modules[name]
+def _simulate(folder: Path, schedules: int, first_violation: str) -> None:
+    """Run schedules on the code in a folder until one reports a violation, then exit."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in CODE:
+            del sys.modules[name]
     sys.path.insert(0, str(folder))
-    begin = before.partition(": ")[0]
-    sys.argv = ["simulation", "--schedules", str(schedules), "--stop", "--begin", begin]
-    with (folder / SAID).open("w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
+    first_schedule = first_violation.partition(": ")[0]
+    sys.argv = ["simulation", "--schedules", str(schedules), "--stop", "--begin", first_schedule]
+    with (folder / OUTPUT_FILE).open("w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
         status = importlib.import_module("tests.simulation.__main__").main()
     sys.exit(status)
 

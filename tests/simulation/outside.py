@@ -1,5 +1,4 @@
-"""What a driver meets outside: storage, MLflow's server and its machine, with faults of a
-schedule."""
+"""The surroundings of a driver, with the faults of a schedule: storage, MLflow's server, machine."""
 
 from __future__ import annotations
 
@@ -60,26 +59,27 @@ FAULTS = (
     "sweep extended",
     "data changed",
 )
-"""Everything that may go wrong, by the name that a summary counts."""
+"""Kinds of faults that a seed draws, by the name under which a summary counts them."""
 NAMED_ONLY = ("a trial finds no memory",)
-"""Faults of named schedules alone: they are long, and no seed draws them."""
+"""Kinds of faults that only named schedules have: they take long."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 AT_ONCE_S = 15.0
-"""In which even a slow driver that stored something looks at it once."""
+"""Seconds in which even a slow driver reads once what it has stored."""
 LEASE = "simulated/driver-lease.json"
 LASTING = {"storage away", "storage refuses", "disk full"}
 LASTING |= {"server away", "server slow", "server resets", "server doubles", "server refuses"}
 LONG = LASTING | {"driver frozen"}
-"""Those whose amount is seconds."""
+"""Kinds of faults whose amount is in seconds."""
 
 
 class Fault(NamedTuple):
-    """Something that goes wrong.
+    """A fault of a schedule.
 
     Attributes:
-        step: At which port call of the world.
+        step: Number of the outside call at which the fault begins.
         kind: One of :data:`FAULTS` or :data:`NAMED_ONLY`.
-        amount: Seconds that it lasts, or by which a clock is set; which file or trial it hits.
+        amount: Seconds that the fault lasts, or by which a clock is set. Otherwise a number in
+            [0, 1) that selects the file or trial.
     """
 
     step: int
@@ -92,9 +92,9 @@ class PrivateFolder:
     """A folder of a private cluster.
 
     Attributes:
-        owner: The driver that made it.
-        has_owner_file: Whether its lock is there, which the owner holds while it lives.
-        num_processes: Of Ray, out of it; they outlive a driver that is killed.
+        owner: The driver that created the folder.
+        has_owner_file: Whether the folder has its lock file, which the owner locks while it lives.
+        num_processes: Ray processes that run from the folder. They outlive a killed driver.
     """
 
     owner: Process
@@ -104,21 +104,28 @@ class PrivateFolder:
 
 @dataclass
 class Outside:
-    """All that outlives a driver.
+    """The part of the world that outlives a driver.
 
     Attributes:
-        scheduler: Whose turn it is.
-        faults: Still to come, in order.
-        files: Path -> content, and a number that changes with it.
-        machine: Folders of private clusters that drivers made, and who did.
-        hit: Paths of files that were damaged or deleted, with the time.
-        hit_at_once: Those of them that had just been written, and not been looked at.
+        scheduler: The scheduler of all threads.
+        random: The random numbers of the schedule.
+        faults: Faults that are still to come, in order.
+        files: Path -> content, and a number that changes with the content.
+        not_durable: Path -> earlier entry of ``files``, for files that were not flushed.
+        machine: Folders of private clusters, by path.
+        server: MLflow's server.
+        snapshots: Earlier runs of the server, to which a user may restore it.
+        lasting: Kind of a fault that lasts -> virtual second at which it ends.
+        due: Faults that have begun and wait for something to hit.
+        hit: Path of each file that was damaged or deleted -> virtual second.
+        hit_at_once: Paths in ``hit`` that had just been written and were not read yet.
+        written_at: Path -> virtual second of the last write.
         met: How often each fault had something to hit.
         paused_s: Seconds for which a sweep waits for storage or is slow, in all.
-        num_refused: Records that storage did not take, and never will.
-        index: A file of outlines below the root, which a power cut or a user may spoil.
-        log: What happened, for the reader of a failing seed.
-        second: Starts a second driver.
+        num_refused: Records that storage refused for good.
+        index: The file of outlines below the root, which a power cut or a user may damage.
+        log: Lines for the reader of a failing seed.
+        start_second_driver: A function that starts a second driver.
     """
 
     scheduler: Scheduler
@@ -141,52 +148,51 @@ class Outside:
     num_written: int = 0
     num_refused: int = 0
     num_folders: int = 0
-    second: Callable[[], None] = lambda: None
+    start_second_driver: Callable[[], None] = lambda: None
     index: Path | None = None
 
     def note(self, text: str) -> None:
-        """Write down what happens."""
+        """Log an event with its virtual time."""
         self.log.append(f"{self.scheduler.now:9.2f}  {text}")
 
     def call(self, process: Process) -> None:
-        """Somebody asks for something outside: time passes, others run, and what is due goes wrong.
+        """Count a call of a process: time passes, other threads run, and due faults begin.
 
         Raises:
-            Killed: where the process dies here.
+            Killed: the process dies in this call.
         """
         self.num_calls += 1
         while self.faults and self.faults[0].step <= self.num_calls:
-            self._begins(self.faults.pop(0), process)
-        slow = self.is_on("server slow")
-        self.scheduler.wait(None, self.random.random() * (5.0 if slow else 0.02))
+            self._start_fault(self.faults.pop(0), process)
+        longest_s = 5.0 if self.is_on("server slow") else 0.02
+        self.scheduler.wait(None, self.random.random() * longest_s)
 
     def is_on(self, kind: str) -> bool:
-        """Tell whether a fault that lasts is on."""
+        """Return whether a lasting fault of this kind is active. Count it as met if so."""
         on = self.lasting.get(kind, -1.0) > self.scheduler.now
         if on:
             self.met[kind] += 1
         return on
 
     def take(self, *kinds: str) -> Fault | None:
-        """Return a fault of these kinds that is due, which has now happened."""
-        found = next((fault for fault in self.due if fault.kind in kinds), None)
-        if found is not None:
-            self.due.remove(found)
-            self.met[found.kind] += 1
-            self.note(f"fault: {found.kind} ({found.amount:.3g})")
-        return found
+        """Remove and return a due fault of these kinds, or None. Count it as met."""
+        due_fault = next((fault for fault in self.due if fault.kind in kinds), None)
+        if due_fault is not None:
+            self.due.remove(due_fault)
+            self.met[due_fault.kind] += 1
+            self.note(f"fault: {due_fault.kind} ({due_fault.amount:.3g})")
+        return due_fault
 
-    def _begins(self, fault: Fault, process: Process) -> None:
+    def _start_fault(self, fault: Fault, process: Process) -> None:
         if fault.kind in LASTING:
             self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
             self.lasting[fault.kind] = self.scheduler.now + fault.amount
-            self.paused_s += (
-                fault.amount if fault.kind in ("storage away", "disk full", "server slow") else 0.0
-            )
+            if fault.kind in ("storage away", "disk full", "server slow"):
+                self.paused_s += fault.amount
         elif fault.kind == "second driver":
             self.met[fault.kind] += 1
             self.note("fault: second driver")
-            self.second()
+            self.start_second_driver()
         elif fault.kind == "driver frozen":
             self.met[fault.kind] += 1
             self.note(f"fault: driver frozen ({process.name}) for {fault.amount:.0f} s")
@@ -202,17 +208,18 @@ class Outside:
             self.note(f"fault: {fault.kind} ({process.name})")
             process.dead = True
             if fault.kind == "power cut":
-                self._lose_what_was_not_flushed()
+                self._lose_unflushed_files()
             raise Killed
         else:
             self.due.append(fault)
             self._files_and_server()
 
     def _files_and_server(self) -> None:
-        """Do to files and to the server what people and restores do."""
+        """Apply due faults of files and of the server."""
         records = sorted(path for path in self.files if path.endswith(RECORDS))
         if records and (fault := self.take("file damaged", "file deleted")):
-            path = records[int(fault.amount * len(records)) % len(records)]
+            position = int(fault.amount * len(records)) % len(records)
+            path = records[position]
             content, _ = self.files.pop(path)
             if fault.kind == "file damaged":
                 self.num_written += 1
@@ -225,49 +232,52 @@ class Outside:
             del self.files[LEASE]
         if self.index and self.index.exists() and (fault := self.take("index damaged")):
             content = bytearray(self.index.read_bytes())
-            digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
+            digits = [index for index, byte in enumerate(content) if byte in b"0123456789"]
             content[digits[int(fault.amount * len(digits))]] ^= 1
             self.index.write_bytes(content)
         if self.snapshots and (fault := self.take("server restored")):
-            kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
-            self.server.kept = _copied(kept)
+            snapshot = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
+            self.server.runs = _copied(snapshot)
 
     def _damaged(self, path: str, content: bytes, amount: float) -> bytes:
-        """Cut a file, flip a digit in it, or put another trial's in its place."""
-        place, name = int(amount * len(content)), path.rpartition("/")[2]
+        """Return a file's damaged content: cut, with one digit changed, or another trial's."""
+        position = int(amount * len(content))
+        name = path.rpartition("/")[2]
         if self.random.random() < 0.3:
-            return content[:place]
-        others = sorted(other for other in self.files if other.endswith(f"/{name}"))
-        if others and self.random.random() < 0.5:
-            return self.files[self.random.choice(others)][0]
-        digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
-        at = digits[place % len(digits)]
-        flipped = b"7" if content[at : at + 1] != b"7" else b"3"
-        return content[:at] + flipped + content[at + 1 :]
+            return content[:position]
+        other_paths = sorted(other for other in self.files if other.endswith(f"/{name}"))
+        if other_paths and self.random.random() < 0.5:
+            return self.files[self.random.choice(other_paths)][0]
+        digits = [index for index, byte in enumerate(content) if byte in b"0123456789"]
+        digit = digits[position % len(digits)]
+        flipped = b"7" if content[digit : digit + 1] != b"7" else b"3"
+        return content[:digit] + flipped + content[digit + 1 :]
 
     def keep_snapshot(self) -> None:
-        """Keep what the server has now, if it will be restored to it."""
+        """Save the server's runs, if a later fault restores the server."""
         if any(fault.kind == "server restored" for fault in self.faults):
-            self.snapshots.append(_copied(self.server.kept))
+            self.snapshots.append(_copied(self.server.runs))
             del self.snapshots[:-3]
 
-    def _lose_what_was_not_flushed(self) -> None:
-        """Of each file that was not flushed the new content is there, the old one, or a part of the
-        new."""
-        for path, before in self.not_durable.items():
-            what = self.random.random()
-            if what < 0.3 and path in self.files:
+    def _lose_unflushed_files(self) -> None:
+        """Apply a power cut to files that were not flushed.
+
+        Each file has its new content, its earlier content, or a part of the new one afterwards.
+        """
+        for path, flushed in self.not_durable.items():
+            draw = self.random.random()
+            if draw < 0.3 and path in self.files:
                 content, version = self.files[path]
-                self.files[path] = (content[: int(what * len(content))], version)
-            elif what < 0.6:
+                self.files[path] = (content[: int(draw * len(content))], version)
+            elif draw < 0.6:
                 self.files.pop(path, None)
-                if before is not None:
-                    self.files[path] = before
+                if flushed is not None:
+                    self.files[path] = flushed
         self.not_durable.clear()
 
 
 def _copied(runs: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a server's runs; points and ids never change."""
+    """Return a copy of a server's runs. Points and ids are shared: they never change."""
     return {
         run_id: {name: copy.copy(part) for name, part in run.items()}
         for run_id, run in runs.items()
@@ -275,7 +285,7 @@ def _copied(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tag(content: bytes) -> str:
-    """As of S3: the same bytes have the same tag, written when they may."""
+    """Return the tag of a content. As in S3 the same bytes have the same tag at any time."""
     return md5(content, usedforsecurity=False).hexdigest()
 
 
@@ -284,9 +294,10 @@ class SimulatedStorage(Bucket):
 
     def __init__(self, outside: Outside, process: Process) -> None:
         super().__init__(None, "simulated", "")
-        self._outside, self._process = outside, process
+        self._outside = outside
+        self._process = process
 
-    def _asked(self, path: str = "", *, writes: bool = False) -> None:
+    def _call(self, path: str = "", *, writes: bool = False) -> None:
         self._outside.call(self._process)
         if self._outside.is_on("storage away"):
             raise StorageAway("The simulated result store does not answer")
@@ -296,8 +307,8 @@ class SimulatedStorage(Bucket):
             self._outside.num_refused += path.endswith(RECORDS)
             raise SetupError("The simulated result store permits no write")
 
-    def _answered(self) -> None:
-        """The reply is on its way: what was asked for is done."""
+    def _reply(self) -> None:
+        """Return to the caller after the request was done, unless the reply is lost."""
         if self._outside.take("storage loses a reply"):
             raise StorageAway("The simulated result store lost a reply")
         if self._process.dead:
@@ -307,7 +318,7 @@ class SimulatedStorage(Bucket):
         return self.read_tagged(path)[0]
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        self._asked()
+        self._call()
         if path not in self._outside.files:
             raise FileNotFoundError(path)
         content = self._outside.files[path][0]
@@ -316,9 +327,9 @@ class SimulatedStorage(Bucket):
     def read_many(
         self, files: Iterable[StoredFile]
     ) -> Iterator[tuple[StoredFile, bytes | OSError]]:
-        for found in [*files]:
+        for file in [*files]:
             try:
-                yield found, self.read(found.path)
+                yield file, self.read(file.path)
             except FileNotFoundError:
                 continue
 
@@ -332,41 +343,44 @@ class SimulatedStorage(Bucket):
         return stamp
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
-        self._asked(path, writes=True)
+        self._call(path, writes=True)
         outside = self._outside
-        there = outside.files.get(path)
-        tag = mode["e_tag"] if isinstance(mode, dict) else ""
-        if (mode == "create" and there) or (tag and (there is None or _tag(there[0]) != tag)):
-            self._answered()
+        stored = outside.files.get(path)
+        required_tag = mode["e_tag"] if isinstance(mode, dict) else ""
+        stored_tag = None if stored is None else _tag(stored[0])
+        if (mode == "create" and stored) or (required_tag and stored_tag != required_tag):
+            self._reply()
             return None
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
         outside.written_at[path] = outside.scheduler.now
         if path.endswith("result.json") and outside.take("killed behind a result"):
             self._process.dead = True
-        self._answered()
+        self._reply()
         return _tag(data)
 
     def remove(self, path: str) -> None:
-        frozen_s, outside = self._process.frozen_s, self._outside
-        self._asked(path, writes=True)
-        gone = outside.files.pop(path, None)
-        name = json.loads(gone[0])["name"] if gone and path == LEASE else self._process.root
-        if name != self._process.root and self._process.frozen_s == frozen_s:
-            raise Violation(f"{self._process.name} removes the lease of {name}")
-        if gone and path.endswith(RECORDS) and outside.take("killed behind a removal"):
+        outside = self._outside
+        process = self._process
+        frozen_s = process.frozen_s
+        self._call(path, writes=True)
+        removed = outside.files.pop(path, None)
+        name = process.root
+        if removed and path == LEASE:
+            name = json.loads(removed[0])["name"]
+        # A driver that was frozen during this call may remove a lease that was taken meanwhile.
+        if name != process.root and process.frozen_s == frozen_s:
+            raise Violation(f"{process.name} removes the lease of {name}")
+        if removed and path.endswith(RECORDS) and outside.take("killed behind a removal"):
             self._process.dead = True
-        self._answered()
+        self._reply()
 
     def find(self, folder: str, name: str) -> Iterator[StoredFile]:
-        self._asked()
+        self._call()
         depth = folder.count("/") + 2
         for path in sorted(self._outside.files):
-            if (
-                path.startswith(f"{folder}/")
-                and path.endswith(f"/{name}")
-                and path.count("/") == depth
-            ):
+            is_named = path.startswith(f"{folder}/") and path.endswith(f"/{name}")
+            if is_named and path.count("/") == depth:
                 yield StoredFile(path, _tag(self._outside.files[path][0]))
 
 
@@ -374,18 +388,18 @@ WRITES = ("create", "set_", "update", "log_", "restore", "delete")
 
 
 class SimulatedServer:
-    """MLflow's client of one process, whose server may be away, slow, or lose and double what it is
-    told."""
+    """MLflow's client of one process. Its server may be away or slow, lose replies and repeat calls."""
 
     tracking_uri = "memory:"
 
     def __init__(self, outside: Outside, process: Process) -> None:
-        self._outside, self._process = outside, process
+        self._outside = outside
+        self._process = process
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._outside.server, name)
 
-        def asked(*args: Any, **options: Any) -> Any:
+        def call_server(*args: Any, **options: Any) -> Any:
             outside = self._outside
             outside.call(self._process)
             if outside.is_on("server away"):
@@ -394,26 +408,27 @@ class SimulatedServer:
                 raise MlflowException("You may not write here", PERMISSION_DENIED)
             if name.startswith(WRITES) and outside.random.random() < 0.2:
                 outside.keep_snapshot()
-            found = method(*args, **options)
+            result = method(*args, **options)
             if name.startswith(WRITES) and outside.is_on("server doubles"):
                 with contextlib.suppress(MlflowException):
-                    found = method(*args, **options)
+                    result = method(*args, **options)
             if self._process.dead:
                 raise Killed
             if outside.is_on("server resets"):
                 raise MlflowException("API request failed: connection reset by peer")
-            return found
+            return result
 
-        return asked
+        return call_server
 
 
 class SimulatedProcesses(RayFolders):
     """The machine as one driver sees it."""
 
     def __init__(self, outside: Outside, process: Process) -> None:
-        self._outside, self._process = outside, process
+        self._outside = outside
+        self._process = process
 
-    def _there(self, folder: Path) -> PrivateFolder:
+    def _folder(self, folder: Path) -> PrivateFolder:
         self._outside.call(self._process)
         if folder not in self._outside.machine:
             raise FileNotFoundError(folder)
@@ -424,31 +439,32 @@ class SimulatedProcesses(RayFolders):
 
     def is_abandoned(self, folder: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            there = self._there(folder)
-            return there.has_owner_file and there.owner.dead
+            private_folder = self._folder(folder)
+            return private_folder.has_owner_file and private_folder.owner.dead
         return False
 
     def remove(self, folder: Path) -> None:
         self._outside.call(self._process)
-        gone = self._outside.machine.pop(folder, None)
-        if gone is not None and not gone.owner.dead:
+        removed = self._outside.machine.pop(folder, None)
+        if removed is not None and not removed.owner.dead:
             raise Violation(
-                f"{self._process.name} ended the processes of {gone.owner.name}, which lives"
+                f"{self._process.name} ended the processes of {removed.owner.name}, which lives"
             )
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
-        """Have a private cluster, as :func:`orchestrator.machine.ray_folders.private_folder` makes
-        one."""
-        outside, process = self._outside, self._process
+        """Simulate a private cluster, as ``private_folder`` of
+        :mod:`orchestrator.machine.ray_folders` creates one."""
+        outside = self._outside
+        process = self._process
         outside.num_folders += 1
         folder = Path(f"isweep-ray-{outside.num_folders}")
         outside.call(process)
-        made = outside.machine[folder] = PrivateFolder(process)
+        private_folder = outside.machine[folder] = PrivateFolder(process)
         outside.call(process)
-        made.has_owner_file = True
+        private_folder.has_owner_file = True
         outside.call(process)
-        made.num_processes = 3
+        private_folder.num_processes = 3
         try:
             yield
         finally:
@@ -456,7 +472,9 @@ class SimulatedProcesses(RayFolders):
                 del outside.machine[folder]
 
     def check_orphans(self, dead: Iterable[Process]) -> None:
-        """See that nothing runs of drivers that are ``dead``."""
-        left = [one.owner.name for one in self._outside.machine.values() if one.num_processes]
-        if found := sorted({process.name for process in dead} & set(left)):
-            raise Violation(f"processes of {found} run on beside {self._process.name}")
+        """Check that no process of a ``dead`` driver runs."""
+        folders = self._outside.machine.values()
+        owners = {folder.owner.name for folder in folders if folder.num_processes}
+        dead_owners = sorted(owners & {process.name for process in dead})
+        if dead_owners:
+            raise Violation(f"processes of {dead_owners} run on beside {self._process.name}")

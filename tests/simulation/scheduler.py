@@ -1,4 +1,4 @@
-"""Virtual time and threads of which one runs at a time: which one, a seeded draw decides."""
+"""Virtual time, and threads of which one runs at a time. A seeded draw selects the next thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 LONGEST_S = 50_000.0
-"""Of virtual time: a schedule that takes longer does not end."""
+"""Seconds of virtual time after which a schedule counts as endless."""
 MOST_STEPS = 200_000
 
 
@@ -21,62 +21,65 @@ def _closed() -> Any:
 
 
 class Killed(BaseException):
-    """The process of this thread is gone; nothing catches it but the scheduler."""
+    """The process of this thread is dead. Only the scheduler catches this exception."""
 
 
 class Endless(Exception):
-    """Nothing can happen any more, or things happen for ever."""
+    """A schedule does not end: no thread can run, or threads run for ever."""
 
 
 class Violation(BaseException):
-    """Something that must always hold did not; no `except Exception` of the product takes it for
-    Tune's."""
+    """A promise of the product is broken.
+
+    It is no ``Exception``, so that the product does not handle it as an error of Tune.
+    """
 
 
 class Process:
     """Threads that die together, such as a driver's.
 
     Attributes:
-        root: That a driver works on.
-        clock_off_s: By how much somebody set its wall clock.
-        asked_to_stop: Whether a user did.
+        root: The root on which the driver works.
+        clock_off_s: Seconds by which its wall clock is wrong.
+        asked_to_stop: Whether a user stopped the driver.
         beside: Whether another driver worked at the same time.
-        over: For what a sweep must end, in the first words of its errors.
-        frozen_until: Until when none of its threads runs: somebody stopped it, or its machine
-            slept.
-        frozen_s: For how long that was so, in all.
-        taken: Whether another driver took its lease over meanwhile.
-        token: Of its lease.
+        over: First words of the errors with which the sweep must end.
+        frozen_until: Virtual second until which no thread runs: the process was suspended, or
+            its machine slept.
+        frozen_s: Seconds in which no thread ran, in all.
+        taken: Whether another driver took over its lease in that time.
+        token: The token of its lease.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.token, self.clock_off_s, self.over = (
-            name,
-            "",
-            "",
-            0.0,
-            set[str](),
-        )
+        self.name = name
+        self.root = ""
+        self.token = ""
+        self.clock_off_s = 0.0
+        self.over = set[str]()
         self.frozen_until = self.frozen_s = 0.0
         self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False
 
 
 class Task:
-    """A thread: waits until it is given the turn."""
+    """A thread that waits until the scheduler passes it the turn."""
 
     def __init__(
         self, scheduler: Scheduler, process: Process, target: Callable[[], None], name: str
     ) -> None:
-        self.scheduler, self.process, self.name = scheduler, process, name
+        self.scheduler = scheduler
+        self.process = process
+        self.name = name
         self.until: float = 0.0
         self.ready: Callable[[], bool] | None = None
-        self.done, self.error = False, None
+        self.done = False
+        self.error = None
         self._turn = _closed()
         self._target = target
 
     def start(self) -> None:
-        """Be among those that may get the turn."""
+        """Start the thread, so that the scheduler can pass it the turn."""
         self.until = self.scheduler.now
         self.scheduler.tasks.append(self)
         _thread.start_new_thread(self._run, ())
@@ -94,7 +97,7 @@ class Task:
                 self._target()
         except Killed:
             pass
-        except BaseException as error:  # the world tells the test
+        except BaseException as error:  # the world raises it in the test's own thread
             self.error = error
         self.done = True
         self.scheduler.hand_on(self)
@@ -104,20 +107,22 @@ class Task:
             return self.process.dead
         return self.until <= now or (self.ready is not None and self.ready())
 
-    def looks_at(self, now: float) -> float:
-        """Return when it may run at the latest, or looks whether it may."""
+    def next_check_at(self, now: float) -> float:
+        """Return the virtual second at which :meth:`may_run` must be checked again."""
         return self.until if self.process.frozen_until <= now else self.process.frozen_until
 
 
 class Scheduler:
-    """Gives the turn to one task after another.
+    """A scheduler that passes the turn from one task to the next.
 
     Attributes:
         now: Virtual seconds.
     """
 
     def __init__(self, random: Random) -> None:
-        self.random, self.now, self.num_steps = random, 0.0, 0
+        self.random = random
+        self.now = 0.0
+        self.num_steps = 0
         self.tasks: list[Task] = []
         self.current: Task | None = None
         self._director = _closed()
@@ -125,8 +130,12 @@ class Scheduler:
         self._error: Endless | None = None
 
     def wait(self, ready: Callable[[], bool] | None, timeout: float | None) -> None:
-        """Let others run until ``ready`` or for ``timeout`` seconds; in a dead process, for
-        ever."""
+        """Let other tasks run until ``ready`` returns true, or for ``timeout`` seconds.
+
+        Raises:
+            Killed: the process of the current task is dead.
+            KeyboardInterrupt: the process was stopped, and the task is its main thread.
+        """
         task = self.current
         assert task is not None
         task.until = math.inf if timeout is None else self.now + max(0.0, timeout)
@@ -140,7 +149,7 @@ class Scheduler:
             raise KeyboardInterrupt
 
     def hand_on(self, task: Task) -> bool:
-        """Give the turn to the next task, or to the director; True where it stays with ``task``."""
+        """Pass the turn to the next task, or to the director. Return True if ``task`` keeps it."""
         if self._main is None or self._main.done:
             self._director.release()
             return False
@@ -156,14 +165,15 @@ class Scheduler:
         return False
 
     def run(self, main: Task) -> None:
-        """Give turns until ``main``, which has started, is done.
+        """Pass turns until ``main``, which has started, is done.
 
         Raises:
-            Endless: where that never comes.
+            Endless: ``main`` is never done.
         """
         if main.done:
             return
-        self._main, self.current = main, self._next()
+        self._main = main
+        self.current = self._next()
         self.current._turn.release()
         self._director.acquire()
         self._main = None
@@ -176,7 +186,7 @@ class Scheduler:
             able = [task for task in self.tasks if task.may_run(self.now)]
             if able:
                 break
-            self.now = min(task.looks_at(self.now) for task in self.tasks)
+            self.now = min(task.next_check_at(self.now) for task in self.tasks)
             if self.now > LONGEST_S:
                 names = [task.name for task in self.tasks]
                 raise Endless(f"still at work after {LONGEST_S:g} s: {names}")
@@ -186,7 +196,7 @@ class Scheduler:
         return able[0] if len(able) == 1 else self.random.choice(able)
 
     def bury(self, process: Process) -> None:
-        """Let every thread of a process meet its end."""
+        """Let every thread of a process end."""
         process.dead = True
         for task in [task for task in self.tasks if task.process is process]:
             while not task.done:
@@ -196,19 +206,23 @@ class Scheduler:
 
 
 class SimulatedCondition:
-    """As :class:`threading.Condition` with a lock that its holder may take again."""
+    """A :class:`threading.Condition` of simulated threads, with a lock that is reentrant."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler, self._owner, self._depth, self._notified = scheduler, None, 0, 0
+        self._scheduler = scheduler
+        self._owner = None
+        self._depth = 0
+        self._notified = 0
 
     def __enter__(self) -> SimulatedCondition:
         me = self._scheduler.current
         if self._owner not in (None, me) and not self._owner.done:
             self._scheduler.wait(lambda: self._owner is None or self._owner.done, None)
-        self._owner, self._depth = me, (self._depth if self._owner is me else 0) + 1
+        self._depth = self._depth + 1 if self._owner is me else 1
+        self._owner = me
         return self
 
-    def __exit__(self, *ended: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._depth -= 1
         if self._depth <= 0:
             self._owner = None
@@ -217,27 +231,32 @@ class SimulatedCondition:
         self._notified += 1
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        me, depth = self._owner, self._depth
+        me = self._owner
+        depth = self._depth
         end = None if timeout is None else self._scheduler.now + timeout
-        while not (found := predicate()):
-            left = None if end is None else end - self._scheduler.now
-            if left is not None and left <= 0:
-                break
-            seen = self._notified
-            self._owner, self._depth = None, 0
-            self._scheduler.wait(lambda seen=seen: self._notified > seen, left)
+        while True:
+            result = predicate()
+            if result:
+                return result
+            remaining_s = None if end is None else end - self._scheduler.now
+            if remaining_s is not None and remaining_s <= 0:
+                return result
+            num_notified = self._notified
+            self._owner = None
+            self._depth = 0
+            self._scheduler.wait(lambda before=num_notified: self._notified > before, remaining_s)
             if self._owner is not None and not self._owner.done:
                 self._scheduler.wait(lambda: self._owner is None or self._owner.done, None)
-            self._owner, self._depth = me, depth
-        return found
+            self._owner = me
+            self._depth = depth
 
 
 class SimulatedClock:
-    """The clock of one process: virtual seconds, and a wall clock that somebody sets now and
-    then."""
+    """The clock of one process: virtual seconds, and a wall clock that can be set wrong."""
 
     def __init__(self, scheduler: Scheduler, process: Process) -> None:
-        self._scheduler, self._process = scheduler, process
+        self._scheduler = scheduler
+        self._process = process
 
     def time(self) -> float:
         return 1.8e9 + self._scheduler.now + self._process.clock_off_s

@@ -1,5 +1,5 @@
-"""Schedules of faults: drawn by a seed, or named; where one is violated, the fewest faults that do
-it."""
+"""Schedules of faults, drawn by a seed or named. A schedule that fails is reduced to the fewest
+faults that still fail."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.simulation.world import World
 
 MOST_FAULTS = 8
 HORIZON = 400
-"""Calls of an undisturbed sweep, about: faults begin within these."""
+"""Calls that an undisturbed sweep makes, roughly. Faults begin within these calls."""
 EACH = 4
-"""Of so many seeds one is of a search, the others of grids."""
+"""One seed in so many runs a search. The other seeds run grids."""
 
 
 def draw(seed: int) -> list[Fault]:
@@ -34,42 +34,47 @@ def run_seed(seed: int) -> World:
     """Run a seed.
 
     Raises:
-        Violation: with seed, the fewest faults that violate something, and what happened.
+        Violation: a promise is broken. The message has the seed, the fewest faults and the log.
     """
-    return run(
-        f"seed {seed}",
-        lambda faults: World(seed, faults, Grid if seed % EACH else Tuning),
-        draw(seed),
-    )
+    sweep_kind = Grid if seed % EACH else Tuning
+    return run(f"seed {seed}", lambda faults: World(seed, faults, sweep_kind), draw(seed))
 
 
 def run_named(name: str, seed: int) -> World:
     """Run a schedule of :data:`NAMED` with the delays and turns of a seed; see :func:`run_seed`."""
-    of = Tuning if name in OF_SEARCHES else Grid
-    return run(
-        f"seed {seed} of {name}",
-        lambda faults: World(seed, faults, of),
-        sorted(NAMED[name], key=attrgetter("step")),
-    )
+    sweep_kind = Tuning if name in OF_SEARCHES else Grid
+    faults = sorted(NAMED[name], key=attrgetter("step"))
+    title = f"seed {seed} of {name}"
+    return run(title, lambda faults: World(seed, faults, sweep_kind), faults)
 
 
-def run(said: str, world: Callable[[list[Fault]], World], faults: list[Fault]) -> World:
-    """Run a schedule; where it is violated, leave out one fault after another as long as it still
-    is."""
-    found = world(faults)
+def run(title: str, create_world: Callable[[list[Fault]], World], faults: list[Fault]) -> World:
+    """Run a schedule. If the run fails, drop every fault without which it still fails.
+
+    Args:
+        title: the schedule's name, with which the message of a violation begins.
+        create_world: returns a new world for a list of faults.
+        faults: the schedule's faults, in order.
+
+    Raises:
+        Violation: the run failed. The message lists the remaining faults and the last log lines.
+    """
+    world = create_world(faults)
     try:
-        return found.run()
+        return world.run()
     except (Exception, Violation) as error:
-        why: BaseException = error
+        cause: BaseException = error
     for fault in list(faults):
-        fewer = [other for other in faults if other is not fault]
-        without = world(fewer)
+        fewer_faults = [candidate for candidate in faults if candidate is not fault]
+        reduced_world = create_world(fewer_faults)
         try:
-            without.run()
+            reduced_world.run()
         except (Exception, Violation) as error:
-            faults, why, found = fewer, error, without
-    told = "\n".join([*map(str, faults), *found.outside.log[-60:]])
-    raise Violation(f"{said}: {type(why).__name__}: {why}\n{told}") from why
+            faults = fewer_faults
+            cause = error
+            world = reduced_world
+    details = "\n".join([*map(str, faults), *world.outside.log[-60:]])
+    raise Violation(f"{title}: {type(cause).__name__}: {cause}\n{details}") from cause
 
 
 def _repeated(kind: str, steps: Sequence[int], amount: float = 0.0) -> list[Fault]:
@@ -94,7 +99,7 @@ REAL = {
     "two hosts parted 15 s": [Fault(30, "worker says nothing", 0.0), Fault(40, "worker dies", 0.0)],
     "two hosts parted 60 s": _repeated("node lost", (30, 34, 38)),
 }
-"""What stands here for each long run on real processes (``make chaos``), by its name."""
+"""The simulated counterpart of each long run on real processes (``make chaos``), by its name."""
 
 OF_SEARCHES = {
     "a killed search goes on as an unbroken one": _repeated("driver killed", range(20, 220, 25)),
@@ -107,7 +112,7 @@ OF_SEARCHES = {
         "file deleted", range(40, 200, 12), 0.1
     ),
 }
-"""Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
+"""Schedules of ``isweep tune``. The first simulates ``tests/integration/test_killed_search.py``."""
 
 LIMITS = {
     "Tune breaks now and then": _repeated("Tune breaks", range(20, 900, 55)),
@@ -140,7 +145,7 @@ LIMITS = {
     "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),
     "no right to write results": _repeated("storage refuses", (60,), 30.0),
 }
-"""What a sweep bears so often and no oftener."""
+"""Faults that a sweep survives up to a limited number."""
 
 FOUND = {
     "a diverged trial of new data shows the loss of the old": _repeated("data changed", (100,)),
@@ -172,5 +177,5 @@ FOUND = {
         "Tune breaks", (40, 60)
     ),
 }
-"""What found a fault of the product, or needs several things at once to go wrong."""
+"""Schedules that revealed a fault of the product, or in which several things fail at once."""
 NAMED = {**REAL, **OF_SEARCHES, **LIMITS, **FOUND}

@@ -1,5 +1,4 @@
-"""A grid and a search as a driver of the simulated world has them, and what must hold at the
-end."""
+"""The sweeps of the simulated world, a grid and a search, with the checks of their results."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.trial_source import RunContext, SweepTrials, TrialSource
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CombinationStudy, EarlierTrials, Search
+from orchestrator.tuning.search import CombinationSearch, CombinationStudy, EarlierTrials, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
 from orchestrator.tuning.search_trials import SearchTrials
 from search_spaces.sweeps import SweepSpec
@@ -37,10 +36,10 @@ SWEEP = {
     "image_size": 16,
     "recipe": {"from": "smoke", "epochs": 2},
 }
-FOR_AN_EXTENSION = 0.04
-"""Of a search's budget: one training more."""
-MOST_POINTS = 12
-"""That are asked for of one trial."""
+EXTENSION_BUDGET = 0.04
+"""Share of the full budget by which an extended search grows: one training more."""
+MAX_POINTS = 12
+"""Points that a search requests for one combination, at most."""
 
 
 def share(trial_id: str, data: str) -> float:
@@ -49,24 +48,24 @@ def share(trial_id: str, data: str) -> float:
 
 
 @cache
-def trained(trial_id: str, data: str) -> TrialResult:
-    """What training a trial undisturbed gives: a function of the trial and its data alone."""
-    found = share(trial_id, data)
-    if found > 0.9:
+def trial_result_of(trial_id: str, data: str) -> TrialResult:
+    """Return the result of an undisturbed trial. It depends on the trial and its data alone."""
+    number = share(trial_id, data)
+    if number > 0.9:
         return diverged("loss is nan")
-    # What no invariant is about is left out: half of a schedule's time is writing and reading
+    # Results have no fields that no check needs: half of a schedule's time is writing and reading
     # records.
-    return trial_result(round(0.1 + found, 6)).model_copy(update={"attacks": (), "d_repr": {}})
+    return trial_result(round(0.1 + number, 6)).model_copy(update={"attacks": (), "d_repr": {}})
 
 
 @cache
-def searched(trial_id: str, data: str) -> SearchResult:
-    """What a trial of a search gives undisturbed."""
-    found = share(trial_id, data)
-    status = SearchStatus.DIVERGED if found > 0.9 else SearchStatus.COMPLETE
+def search_result_of(trial_id: str, data: str) -> SearchResult:
+    """Return the result of an undisturbed trial of a search."""
+    number = share(trial_id, data)
+    status = SearchStatus.DIVERGED if number > 0.9 else SearchStatus.COMPLETE
     curve = [ValidationScore(epoch=1, loss=0.9, accuracy=0.5)]
     if status == SearchStatus.COMPLETE:
-        curve.append(ValidationScore(epoch=2, loss=round(0.1 + found, 6), accuracy=0.5))
+        curve.append(ValidationScore(epoch=2, loss=round(0.1 + number, 6), accuracy=0.5))
     return SearchResult(
         status=status,
         reason="nan" if status == SearchStatus.DIVERGED else "",
@@ -81,16 +80,15 @@ def searched(trial_id: str, data: str) -> SearchResult:
 
 @cache
 def plan_of(size: int) -> SweepPlan:
-    """Return the sweep's plan; a larger one has more seeds, and a search a larger budget."""
+    """Return the sweep's plan. A larger size means more seeds, and a larger budget of a search."""
     tune = {
-        "budget": 0.12 + FOR_AN_EXTENSION * (size - 2),
+        "budget": 0.12 + EXTENSION_BUDGET * (size - 2),
         "finalists": 1,
         "seeds": 2,
         "sampler": "random",
     }
-    return plan_sweep(
-        SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(size)), "tune": tune})
-    )
+    document = {**SWEEP, "seeds": tuple(range(size)), "tune": tune}
+    return plan_sweep(SweepSpec.model_validate(document))
 
 
 @cache
@@ -100,31 +98,31 @@ def combinations_of(size: int) -> tuple[Combination, ...]:
 
 @cache
 def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
-    """Return the points that the sampler of each combination's search proposes, whatever befalls the
-    search."""
-    tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
+    """Return the points that the sampler proposes for each combination, whatever faults happen."""
+    tune = plan_of(size).sweep.tune
+    points_by_combination: dict[tuple[str, str], set[Point]] = {}
     for combination in combinations_of(size):
-        study, points = CombinationStudy(combination, tune.sampler, tune.seed), set[Point]()
-        for _ in range(MOST_POINTS):
-            points |= {study.propose(again) for again in range(2)}
+        study = CombinationStudy(combination, tune.sampler, tune.seed)
+        points: set[Point] = set()
+        for _ in range(MAX_POINTS):
+            points |= {study.propose(repeat) for repeat in range(2)}
             study.ask(study.propose())
-        found[combination.key] = points
-    return found
+        points_by_combination[combination.key] = points
+    return points_by_combination
 
 
 @dataclass
 class Workspace:
-    """As much of :class:`orchestrator.planning.plan.Workspace` as judging needs."""
+    """The part of :class:`orchestrator.planning.plan.Workspace` that comparing with it needs."""
 
     plan: SweepPlan
     data: str
 
     @property
     def prepared(self) -> dict[str, Any]:
-        """Every dataset is prepared, with these images."""
-        return {
-            spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared
-        }
+        """The prepared datasets: all of the plan, with this fingerprint."""
+        prepared = SimpleNamespace(fingerprint=self.data)
+        return {spec.prepared_id: prepared for spec in self.plan.prepared}
 
 
 class Grid:
@@ -133,21 +131,23 @@ class Grid:
     Args:
         size: See :func:`plan_of`.
         data: Fingerprint of the images.
-        stored: What a driver has read.
+        stored: Stored results as a driver has read them.
     """
 
     file = "result.json"
 
     def __init__(self, size: int, data: str, stored: StoredResults) -> None:
-        self.plan, self.data, self.stored = plan_of(size), data, stored
+        self.plan = plan_of(size)
+        self.data = data
+        self.stored = stored
         self._workspace = Workspace(self.plan, data)
 
     def outcome(self, trial_id: str) -> TrialResult:
-        """Return what a trial gives."""
-        return trained(trial_id, self.data)
+        """Return the result of an undisturbed trial."""
+        return trial_result_of(trial_id, self.data)
 
     def loss(self, trial_id: str) -> tuple[str, float | None]:
-        """Return the metric by which MLflow shows it, and its value."""
+        """Return the metric by which MLflow shows a trial's loss, and its value."""
         scores = self.outcome(trial_id).scores
         return "test_loss", None if scores is None else scores.test_loss
 
@@ -155,43 +155,48 @@ class Grid:
     def _state(self) -> State:
         return compare_with_plan(self._workspace, self.stored)
 
-    def shown(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
-        """Return what a tracker is told at the start."""
+    def shown_runs(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
+        """Return the results and failures that a tracker gets at the start."""
         return self._state.flat_runs(), self._state.failures.values()
 
     def statuses(self) -> dict[str, str]:
-        """Return what MLflow then shows of each trial."""
+        """Return the status of each trial that MLflow then shows."""
         state = self._state
         return dict.fromkeys(state.failures, "FAILED") | dict.fromkeys(state.results, "FINISHED")
 
     def source(self, run: RunContext) -> TrialSource | None:
-        """Return what is left, if anything."""
+        """Return the source of the pending trials, or None if there are none."""
         state = self._state
         pending = [
             trial for name, trial in self.plan.trials_by_id.items() if name not in state.results
         ]
-        return (
-            SweepTrials(run, pending, lambda subset, size: None, state=state) if pending else None
-        )
+        if not pending:
+            return None
+        return SweepTrials(run, pending, lambda subset, size: None, state=state)
 
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
-        """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
-        failed."""
+        """End the sweep as :func:`orchestrator.running.run.run_sweep` does. Return the ids of done
+        and of failed trials."""
         self.stored.drop_deleted_results()
-        tracker.reconcile(*self.shown(), wait=False)
+        tracker.reconcile(*self.shown_runs(), wait=False)
         return {*self._state.results}, {*self._state.failures}
 
     def planned(self) -> set[str]:
-        """Return what a driver that ends well has done or given up."""
+        """Return the trials that a driver which ends well has done or given up."""
         return {*self.plan.trials_by_id}
 
-    def judged(self, hit: bool) -> tuple[dict[str, TrialRecord], list[str]]:
-        """Return what is stored at the end, and what is wrong with it; ``hit`` tells of lost
-        files."""
+    def check_records(self, files_lost: bool) -> tuple[dict[str, TrialRecord], list[str]]:
+        """Return the records that are stored at the end, and what is wrong with them.
+
+        Args:
+            files_lost: Whether a fault damaged or deleted files.
+        """
         scan = self.stored.store.scan(TrialRecord)
-        found = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
-        found += [f"{name} has no result" for name in self.planned() - scan.records.keys()]
-        return {name: one for name, one in scan.records.items() if name in self.planned()}, found
+        planned = self.planned()
+        problems = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
+        problems += [f"{name} has no result" for name in planned - scan.records.keys()]
+        records = {name: record for name, record in scan.records.items() if name in planned}
+        return records, problems
 
 
 class Tuning:
@@ -200,20 +205,23 @@ class Tuning:
     file = "search.json"
 
     def __init__(self, size: int, data: str, stored: StoredResults) -> None:
-        self.plan, self.data, self.stored = plan_of(size), data, stored
-        self._combinations, self._proposals = combinations_of(size), proposals_of(size)
+        self.plan = plan_of(size)
+        self.data = data
+        self.stored = stored
+        self._combinations = combinations_of(size)
+        self._proposals = proposals_of(size)
         self._fingerprints = {spec.prepared_id: data for spec in self.plan.prepared}
         self._earlier = EarlierTrials.read(stored.store, self._combinations, self._fingerprints)
         self._search = Search(self._combinations, self.plan.sweep.tune)
         self._search.resume(self._earlier.trials())
 
     def outcome(self, trial_id: str) -> SearchResult:
-        return searched(trial_id, self.data)
+        return search_result_of(trial_id, self.data)
 
     def loss(self, trial_id: str) -> tuple[str, float | None]:
         return "validation_loss", self.outcome(trial_id).loss
 
-    def shown(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
+    def shown_runs(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
         return map(flat_search, self._earlier.records.values()), ()
 
     def statuses(self) -> dict[str, str]:
@@ -227,47 +235,57 @@ class Tuning:
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         outcomes(self._search)
         given_up = {
-            one.combination.trial(point, run).trial_id
-            for one in self._search.searches.values()
-            for point, run in one.given_up
+            search.combination.trial(point, run).trial_id
+            for search in self._search.searches.values()
+            for point, run in search.given_up
         }
         return {*self._earlier.records}, given_up
 
     def planned(self) -> set[str]:
         return set()
 
-    def judged(self, hit: bool) -> tuple[dict[str, SearchRecord], list[str]]:
-        search, earlier = self._search, self._earlier
-        # What was asked for decides nothing once it is found, and a result of other data may stay
-        # as it is.
-        asked_for = {f"{FOLDER}/{name}/{self.file}" for name in earlier.requests}
-        unread = [bad for bad in earlier.unreadable if bad.path in asked_for]
-        found = [f"{bad.path} is not believed: {bad.reason}" for bad in unread]
-        for one in search.searches.values():
-            (name, dataset), asked = one.combination.key, one.tune
-            if one.spent > asked.num_trainings + 1e-9:
-                found.append(
-                    f"{name} on {dataset} took {one.spent} trainings of {asked.num_trainings}"
-                )
-            if one.needs_sweep_point or not one.is_over or one.remaining_finalist_runs():
-                found.append(f"the search of {name} on {dataset} is not done")
-            own = [(one.combination.sweep_point, run) for run in range(asked.seeds)]
-            if left := [run for run in own if run not in one.results]:
-                found.append(
-                    f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing"
-                )
-            if len(one.study.trials) != sum(run == 0 for _, run in one.results):
-                found.append(f"the study of {name} on {dataset} has not every point once")
-        sampled = [one for one in earlier.requests.values() if one.role == Role.SAMPLED]
-        if strange := [
-            one.trial_id for one in sampled if one.point not in self._proposals[one.key]
-        ]:
-            found.append(f"{strange} were asked for, and an unbroken search asks for others")
-        waits = [
-            name
-            for name, one in earlier.requests.items()
-            if not one.run and name not in earlier.records
-        ]
-        if waits and not hit:
-            found.append(f"{waits} were asked for and never trained")
-        return earlier.records, found
+    def check_records(self, files_lost: bool) -> tuple[dict[str, SearchRecord], list[str]]:
+        earlier = self._earlier
+        # Only results of requested trials count. A damaged request no longer matters once its
+        # result is stored, and a damaged result of other data may stay.
+        result_paths = {f"{FOLDER}/{name}/{self.file}" for name in earlier.requests}
+        unreadable = [bad for bad in earlier.unreadable if bad.path in result_paths]
+        problems = [f"{bad.path} is not believed: {bad.reason}" for bad in unreadable]
+        for search in self._search.searches.values():
+            problems += _search_problems(search)
+        unproposed = []
+        waiting = []
+        for trial_id, request in earlier.requests.items():
+            is_sampled = request.role == Role.SAMPLED
+            if is_sampled and request.point not in self._proposals[request.key]:
+                unproposed.append(request.trial_id)
+            if not request.run and trial_id not in earlier.records:
+                waiting.append(trial_id)
+        if unproposed:
+            problems.append(f"{unproposed} were asked for, and an unbroken search asks for others")
+        if waiting and not files_lost:
+            problems.append(f"{waiting} were asked for and never trained")
+        return earlier.records, problems
+
+
+def _search_problems(search: CombinationSearch) -> list[str]:
+    """Return what is wrong with the finished search of one combination."""
+    problems = []
+    model, dataset = search.combination.key
+    settings = search.tune
+    if search.spent > settings.num_trainings + 1e-9:
+        problems.append(
+            f"{model} on {dataset} took {search.spent} trainings of {settings.num_trainings}"
+        )
+    if search.needs_sweep_point or not search.is_over or search.remaining_finalist_runs():
+        problems.append(f"the search of {model} on {dataset} is not done")
+    sweep_runs = [(search.combination.sweep_point, run) for run in range(settings.seeds)]
+    missing_runs = [run for run in sweep_runs if run not in search.results]
+    if missing_runs:
+        problems.append(
+            f"{model} on {dataset}: of the sweep's own recipe runs {missing_runs} are missing"
+        )
+    num_first_runs = sum(run == 0 for _, run in search.results)
+    if len(search.study.trials) != num_first_runs:
+        problems.append(f"the study of {model} on {dataset} has not every point once")
+    return problems

@@ -1,5 +1,4 @@
-"""Ray and Tune as :class:`orchestrator.running.trials.TrialLoop` meets them: nodes and workers that
-fail."""
+"""Simulated Ray and Tune for :class:`orchestrator.running.trials.TrialLoop`: nodes and workers fail."""
 
 from __future__ import annotations
 
@@ -24,13 +23,14 @@ from tests.simulation.scheduler import Killed, Process, Violation
 from tests.unit.orchestrator.results.examples import trial_result
 
 LONGEST_SILENCE_S = {"trial hangs": 2000.0, "worker says nothing": 120.0}
-"""Twenty times what a trial took that was measured, 90 s at most here; and a minute."""
+"""Seconds after which a silent trial must count as failed. A trial that hangs: 20 times a measured
+trial, which takes 90 s at most here. A worker that says nothing: one minute, and a reserve."""
 SLOTS = 2
-"""Of each node."""
+"""Trials that run at the same time on one node."""
 NODE_RETURNS_S = 100.0
 HISTORY = trial_result().history
-"""What a worker tells of its epochs."""
-TOLD = {
+"""Epochs that a worker reports."""
+REPORTED = {
     "device fails": FailureKind.DEVICE_ERROR,
     "other code": FailureKind.OTHER_CODE,
     "network error": FailureKind.CODE_ERROR,
@@ -46,7 +46,7 @@ LOST = {
     "others take all memory": FailureKind.OUT_OF_MEMORY,
 }
 SILENT = {"trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
-KINDS = {**TOLD, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
+KINDS = {**REPORTED, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
 TRIED_AGAIN = {
     FailureKind.LOST_NODE: (math.inf, math.inf),
     FailureKind.CLUSTER_ERROR: (5, 5),
@@ -61,17 +61,33 @@ TRIED_AGAIN = {
     FailureKind.BAD_CONFIG: (0, 0),
     FailureKind.DISK_FULL: (0, 0),
 }
-"""How often a trial that fails alone is tried again, at least and at most; see docs/failures.md."""
-MOST_DEATHS, BREAKS_IN_A_ROW, UNFIT_IN_A_ROW = 20, 5, 4
-"""Of a trial, of Tune, and of trials on each node, that a sweep bears."""
+"""Fewest and most retries of a trial that fails alone, by the kind of failure; see
+docs/failures.md."""
+MOST_DEATHS = 20
+"""Failures after which a trial is given up, whatever their kind."""
+BREAKS_IN_A_ROW = 5
+"""Failures of Tune in a row that a sweep survives."""
+UNFIT_IN_A_ROW = 4
+"""Failures in a row for other source code after which a node gets no trial."""
 AGAIN = ("worker dies", "memory kill", "device fails", "trial hangs")
-"""What a trial may do at each attempt."""
+"""Faults that a trial may have at every attempt."""
 
 
 @dataclass
 class SimulatedTrial:
-    """A trial of Tune: what is asked of its worker, when that answers, and what goes wrong with
-    it."""
+    """A trial of Tune.
+
+    Attributes:
+        config: The assignment of its worker.
+        fault: The fault that hits the trial, or an empty text.
+        node: Address of the node on which it runs; empty while it waits for a place.
+        heard_at: Virtual second of the worker's last message.
+        ends_at: Virtual second at which the worker ends, well or with the fault.
+        status: Status in Tune.
+        killed: Whether the driver killed the worker.
+        num_epochs: Epochs that the worker has reported.
+        lasts_s: Seconds of the trial; 0 for the usual time.
+    """
 
     config: dict[str, Any]
     fault: str = ""
@@ -89,15 +105,16 @@ class SimulatedTrial:
 
 
 class Arrays:
-    """Nothing is passed to simulated workers; who needs it is known.
+    """The arrays of a sweep's trials. No array is passed to simulated workers.
 
     Attributes:
-        held: Trials that run, for all that was told.
+        held: Trials that need their array.
         ended: How often each trial ended for good.
     """
 
     def __init__(self) -> None:
-        self.held, self.ended = set[str](), Counter[str]()
+        self.held = set[str]()
+        self.ended = Counter[str]()
 
     def add_trial(self, trial: str, key: str) -> None:
         self.held.add(trial)
@@ -113,8 +130,8 @@ class Arrays:
         pass
 
 
-class ToldFailure(NamedTuple):
-    """A failure that the sweep told: of which trial, of which kind, and whether it is given up."""
+class ReportedFailure(NamedTuple):
+    """A failure as the sweep reported it to its monitor."""
 
     trial_id: str
     kind: str
@@ -124,23 +141,23 @@ class ToldFailure(NamedTuple):
 
 @dataclass
 class ExecutedTrials:
-    """What a world knows of the trials that are executed.
+    """The functions by which a world follows the trials that are executed.
 
     Attributes:
         data: Fingerprint of the images.
-        outcome: What a trial gives undisturbed.
-        begins: Is told of every trial that a worker begins.
-        told: Failures that the sweep told so far, each with its kind and what follows.
-        at_rest: Is told which trials run, now and then.
-        idle: Is told that no trial is given out now.
+        outcome: Returns the result of an undisturbed trial.
+        on_trial_begins: Called with every trial that a worker begins.
+        reported_failures: Failures that the sweep reported so far.
+        on_step: Called now and then with the trials that run.
+        on_no_trial: Called when the sweep starts no trial.
     """
 
     data: str
     outcome: Callable[[str], TrialResult | SearchResult]
-    begins: Callable[[str], None]
-    told: list[ToldFailure]
-    at_rest: Callable[[set[str]], None]
-    idle: Callable[[], None]
+    on_trial_begins: Callable[[str], None]
+    reported_failures: list[ReportedFailure]
+    on_step: Callable[[set[str]], None]
+    on_no_trial: Callable[[], None]
 
 
 def _location(trial: SimulatedTrial) -> WorkerLocation:
@@ -149,64 +166,80 @@ def _location(trial: SimulatedTrial) -> WorkerLocation:
 
 
 class SimulatedBackend:
-    """See :class:`orchestrator.running.backend.Backend`; a trial takes ``seconds``, about."""
+    """A backend of a trial loop whose nodes and workers fail.
+
+    Args:
+        outside: The surroundings with the schedule's faults.
+        process: The driver.
+        seconds: Average seconds of a trial.
+        trials: The functions by which the world follows the trials.
+
+    See :class:`orchestrator.running.backend.Backend`.
+    """
 
     def __init__(
         self, outside: Outside, process: Process, seconds: float, trials: ExecutedTrials
     ) -> None:
-        self._outside, self._process, self._seconds, self._trials = (
-            outside,
-            process,
-            seconds,
-            trials,
-        )
-        self._failed, self._num_nodes = defaultdict[str, list[FailureKind]](list), 0
-        self._asked: dict[str, tuple[tuple[float, float], int]] = {}
-        self._again: dict[str, list[str]] = {}
-        self._own_memory, self._others_memory = Counter[str](), Counter[str]()
-        self._breaks, self._unfit, self._of_gpus = (
-            0,
-            Counter[str](),
-            defaultdict[tuple[FailureKind, str], set[str]](set),
-        )
-        self._num_refused, self._up = outside.num_refused, True
+        self._outside = outside
+        self._process = process
+        self._seconds = seconds
+        self._trials = trials
+        self._failed = defaultdict[str, list[FailureKind]](list)
+        # The last request of each trial, and how often its own use of memory had killed it then.
+        self._requests: dict[str, tuple[tuple[float, ...], int]] = {}
+        self._next_faults: dict[str, list[str]] = {}
+        # How often each trial ran out of memory by its own use, and by the use of others.
+        self._own_memory = Counter[str]()
+        self._others_memory = Counter[str]()
+        self._breaks = 0
+        self._unfit = Counter[str]()
+        self._failed_by_gpu = defaultdict[tuple[FailureKind, str], set[str]](set)
+        self._num_refused = outside.num_refused
+        self._up = True
+        self._num_nodes = 0
         self._nodes: dict[str, float] = {}
-        self._gone_until: list[float] = []
-        self.arrays, self._said = Arrays(), list[Any]()
-        self._broke: tuple[int, list[str], FailureKind] | None = None
-        self._hit: set[str] = set()
-        self._node_added()
-        self._node_added()
+        self._nodes_return_at: list[float] = []
+        self.arrays = Arrays()
+        self._messages: list[Any] = []
+        # Failures reported before Tune broke, the trials that must fail with it, and their kind.
+        self._interruption: tuple[int, list[str], FailureKind] | None = None
+        self._killed_ids: set[str] = set()
+        self._add_node()
+        self._add_node()
 
     def poll(self, *, wait: bool = False) -> list[Any]:
-        said, self._said = self._said, []
-        return said
+        messages = self._messages
+        self._messages = []
+        return messages
 
     def fit(self, trials: Any, feed: Any) -> None:
-        """Do as Tune does: take trials while there is room, and tell what becomes of each."""
-        outside, running, iteration = self._outside, list[SimulatedTrial](), 0
+        """Run trials as Tune does: start one while a node is free, and report each one's end."""
+        outside = self._outside
+        running: list[SimulatedTrial] = []
+        iteration = 0
         finished = False
         self.check_broken()
-        self._must(not self._process.over, f"the sweep goes on: {self._process.over}")
+        self._require(not self._process.over, f"the sweep goes on: {self._process.over}")
         while running or not finished:
             iteration += 1
             outside.call(self._process)
             if outside.take("user stops"):
                 self._process.asked_to_stop = True
                 raise KeyboardInterrupt
-            self._nodes_go_and_come(running)
+            self._change_nodes(running)
             self._tune_breaks([trial for trial in running if trial.node])
             if iteration % 2 and not self._is_over():
-                self._trials.at_rest({trial.trial_id for trial in running if trial.node})
+                self._trials.on_step({trial.trial_id for trial in running if trial.node})
             trials.on_step_begin(iteration, running)
-            self._must(not self._is_over(), f"the sweep goes on: {self._process.over}")
+            self._require(not self._is_over(), f"the sweep goes on: {self._process.over}")
             while not finished and all(trial.node for trial in running):
-                found = feed.suggest(f"t{iteration}-{len(running)}")
-                if found is None:
-                    self._trials.idle()
+                config = feed.suggest(f"t{iteration}-{len(running)}")
+                if config is None:
+                    self._trials.on_no_trial()
                     break
-                finished = found == Searcher.FINISHED
-                running += [] if finished else [self._given(found)]
+                finished = config == Searcher.FINISHED
+                if not finished:
+                    running.append(self._start_trial(config))
                 self._place(trials, iteration, running)
             self._place(trials, iteration, running)
             for trial in list(running):
@@ -220,104 +253,117 @@ class SimulatedBackend:
         return bool(self._process.over)
 
     def check(self) -> None:
-        """See, when all is done, that every trial has ended once, and no array is held."""
+        """Check at the end that every trial has ended once, and that no array is held."""
         self.check_broken()
+        held = self.arrays.held
         ended = self.arrays.ended
-        self._must(
-            not self.arrays.held, f"arrays are held for {self.arrays.held}, which have ended"
-        )
-        self._must(ended == Counter([*self._asked]), f"of {[*self._asked]} have ended: {ended}")
+        trial_ids = [*self._requests]
+        self._require(not held, f"arrays are held for {held}, which have ended")
+        self._require(ended == Counter(trial_ids), f"of {trial_ids} have ended: {ended}")
 
     def check_broken(self) -> None:
-        """See that whatever ran when Tune broke was told as failed, and nothing else."""
-        if self._broke is not None:
-            before, names, kind = self._broke
-            self._broke = None
-            told = sorted((told.trial_id, told.kind) for told in self._trials.told[before:])
-            expected = sorted((name, kind) for name in names)
-            right = told == expected or self._is_over()
-            self._must(right, f"Tune broke under {expected}, and told were {told}")
-            for failure in self._trials.told[before:]:
-                self._judge(failure.trial_id, kind, failure)
+        """Check that exactly the trials that ran when Tune broke were reported as failed."""
+        if self._interruption is None:
+            return
+        num_before, trial_ids, kind = self._interruption
+        self._interruption = None
+        failures = self._trials.reported_failures[num_before:]
+        reported = sorted((failure.trial_id, failure.kind) for failure in failures)
+        expected = sorted((trial_id, kind) for trial_id in trial_ids)
+        is_correct = reported == expected or self._is_over()
+        self._require(is_correct, f"Tune broke under {expected}, and told were {reported}")
+        for failure in self._trials.reported_failures[num_before:]:
+            self._check_retries(failure.trial_id, kind, failure)
 
-    def _node_added(self) -> None:
+    def _add_node(self) -> None:
         self._num_nodes += 1
         self._nodes[f"10.0.0.{self._num_nodes}"] = 0.0
 
-    def _nodes_go_and_come(self, running: list[SimulatedTrial]) -> None:
+    def _change_nodes(self, running: list[SimulatedTrial]) -> None:
+        """Add nodes that return, remove lost nodes, and let due faults hit running trials."""
         outside = self._outside
-        for until in [until for until in self._gone_until if until <= outside.scheduler.now]:
-            self._gone_until.remove(until)
-            self._node_added()
+        for return_at in list(self._nodes_return_at):
+            if return_at <= outside.scheduler.now:
+                self._nodes_return_at.remove(return_at)
+                self._add_node()
         if self._nodes and (fault := outside.take("node lost")):
-            lost = outside.random.choice(sorted(self._nodes))
-            del self._nodes[lost]
-            self._gone_until.append(outside.scheduler.now + fault.amount * NODE_RETURNS_S)
+            lost_node = outside.random.choice(sorted(self._nodes))
+            del self._nodes[lost_node]
+            self._nodes_return_at.append(outside.scheduler.now + fault.amount * NODE_RETURNS_S)
             for trial in running:
-                if trial.node == lost and trial.fault not in SILENT:
-                    self._hits(trial, "node lost")
-        able = [trial for trial in running if trial.node and not trial.fault]
-        if able and (
-            fault := outside.take(*TOLD, *LOST, "trial hangs", "report lost", "report doubled")
-        ):
-            self._hits(outside.random.choice(able), fault.kind)
+                if trial.node == lost_node and trial.fault not in SILENT:
+                    self._hit(trial, "node lost")
+        healthy_trials = [trial for trial in running if trial.node and not trial.fault]
+        if not healthy_trials:
+            return
+        fault = outside.take(*REPORTED, *LOST, "trial hangs", "report lost", "report doubled")
+        if fault:
+            self._hit(outside.random.choice(healthy_trials), fault.kind)
 
-    def _hits(self, trial: SimulatedTrial, fault: str) -> None:
+    def _hit(self, trial: SimulatedTrial, fault: str) -> None:
         self._outside.note(f"  {fault}: {trial.trial_id}")
         trial.fault = fault
         if fault in LOST:
             trial.ends_at = 0.0
 
     def _tune_breaks(self, running: list[SimulatedTrial]) -> None:
-        outside, before = self._outside, len(self._trials.told)
+        """Raise the error of a due fault that breaks Tune while these trials run."""
+        outside = self._outside
+        num_before = len(self._trials.reported_failures)
         if running and (fault := outside.take("Tune breaks", "head lost")):
-            self._broke = before, [trial.trial_id for trial in running], FailureKind.CLUSTER_ERROR
+            running_ids = [trial.trial_id for trial in running]
+            self._interruption = num_before, running_ids, FailureKind.CLUSTER_ERROR
             self._breaks += 1
             if fault.kind == "head lost" or self._breaks > BREAKS_IN_A_ROW:
                 self._process.over.add("Ray Tune cannot run trials")
             self._up = fault.kind != "head lost"
             raise RuntimeError("Tune lost its head")
-        known = [trial.trial_id for trial in running if trial.fault != "worker says nothing"]
-        if known and outside.take("Tune runs out of memory"):
-            self._hit = {outside.random.choice(known)}
-            self._broke = before, sorted(self._hit), FailureKind.OUT_OF_MEMORY
+        answering_ids = [
+            trial.trial_id for trial in running if trial.fault != "worker says nothing"
+        ]
+        if answering_ids and outside.take("Tune runs out of memory"):
+            self._killed_ids = {outside.random.choice(answering_ids)}
+            self._interruption = num_before, sorted(self._killed_ids), FailureKind.OUT_OF_MEMORY
             self._breaks += 1
             raise RuntimeError("Tune met what it does not know") from OutOfMemoryError(
                 "memory pressure"
             )
 
-    def _given(self, config: dict[str, Any]) -> SimulatedTrial:
-        """Start a trial; after an attempt that ran out of memory, the next must ask for more."""
-        trial, outside = SimulatedTrial(config), self._outside
-        name, failed = trial.trial_id, self._failed[trial.trial_id]
+    def _start_trial(self, config: dict[str, Any]) -> SimulatedTrial:
+        """Create a trial. After an attempt that ran out of memory its request must be larger."""
+        outside = self._outside
+        trial = SimulatedTrial(config)
+        trial_id = trial.trial_id
+        failures = self._failed[trial_id]
         resources = config[ASSIGNMENT].resources
-        self._must(not self._is_over(), f"{name} is given out: {self._process.over}")
-        asks = (
+        self._require(not self._is_over(), f"{trial_id} is given out: {self._process.over}")
+        request = (
             resources.num_gpus,
             resources.fast == "off",
             -float(resources.micro_batch or math.inf),
         )
-        num_own = self._own_memory[name]
-        before, known = self._asked.get(name, (asks, num_own))
-        more = bool(asks[0]) and num_own > known
-        self._must(
-            asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}"
+        num_own_kills = self._own_memory[trial_id]
+        earlier_request, num_known = self._requests.get(trial_id, (request, num_own_kills))
+        needs_more = bool(request[0]) and num_own_kills > num_known
+        self._require(
+            request > earlier_request or not needs_more,
+            f"{trial_id} asks for {request} after {earlier_request}, and {failures}",
         )
-        self._asked[name] = asks, num_own
+        self._requests[trial_id] = request, num_own_kills
         if fault := outside.take("a trial finds no memory"):
-            self._again[name] = ["others take all memory"] * int(fault.amount)
+            self._next_faults[trial_id] = ["others take all memory"] * int(fault.amount)
         if fault := outside.take("a trial fails again"):
-            self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (
-                1 + int(fault.amount * 100) % 9
-            )
-        if self._again.get(name):
-            trial.fault = self._again[name].pop()
+            kind = AGAIN[int(fault.amount * len(AGAIN))]
+            num_attempts = 1 + int(fault.amount * 100) % 9
+            self._next_faults[trial_id] = [kind] * num_attempts
+        if self._next_faults.get(trial_id):
+            trial.fault = self._next_faults[trial_id].pop()
         elif fault := outside.take("worker says nothing"):
             trial.fault = fault.kind
         elif outside.take("a trial is slow"):
             trial.lasts_s = 2 * LONGEST_SILENCE_S["trial hangs"]
         if trial.fault:
-            outside.note(f"  {trial.fault} hits {name}")
+            outside.note(f"  {trial.fault} hits {trial_id}")
         return trial
 
     def _place(self, trials: Any, iteration: int, running: list[SimulatedTrial]) -> None:
@@ -327,35 +373,39 @@ class SimulatedBackend:
         free = [node for node in self._nodes if taken[node] < SLOTS]
         if waiting is None or not free:
             return
-        waiting.heard_at = now = self._outside.scheduler.now
-        waiting.ends_at = now + (
-            waiting.lasts_s or self._seconds * (0.5 + self._outside.random.random())
-        )
-        waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
+        lasts_s = waiting.lasts_s
+        if not lasts_s:
+            lasts_s = self._seconds * (0.5 + self._outside.random.random())
+        waiting.heard_at = self._outside.scheduler.now
+        waiting.ends_at = self._outside.scheduler.now + lasts_s
+        waiting.node = self._outside.random.choice(free)
+        waiting.status = "RUNNING"
         if waiting.fault != "worker says nothing":
-            self._trials.begins(waiting.trial_id)
-            self._said.append(_location(waiting))
+            self._trials.on_trial_begins(waiting.trial_id)
+            self._messages.append(_location(waiting))
         trials.on_trial_start(iteration, running, waiting)
 
     def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
-        """Tell what a worker does now; returns whether its trial has ended."""
-        now, told = self._outside.scheduler.now, self._trials.told
-        if trial.killed or (
-            trial.fault not in ("", *SILENT, "report doubled") and now >= trial.ends_at
-        ):
-            return self._fails(trials, iteration, running, trial)
+        """Take the next step of a worker. Return whether its trial has ended."""
+        now = self._outside.scheduler.now
+        reported_failures = self._trials.reported_failures
+        fails = trial.fault not in ("", *SILENT, "report doubled")
+        if trial.killed or (fails and now >= trial.ends_at):
+            return self._fail_trial(trials, iteration, running, trial)
         if trial.fault in SILENT:
             return False
         trial.heard_at = now
         if now < trial.ends_at:
-            due = HISTORY[: 1 + (now > trial.ends_at - self._seconds / 4)]
-            self._said += [
-                EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]
-            ]
-            self._said.append(_location(trial))
-            trial.num_epochs = len(due)
+            # The second epoch is reported in the last quarter of the trial's average time.
+            num_epochs = 1 + (now > trial.ends_at - self._seconds / 4)
+            due_epochs = HISTORY[:num_epochs]
+            for epoch in due_epochs[trial.num_epochs :]:
+                self._messages.append(EpochReport(trial.trial_id, epoch, None))
+            self._messages.append(_location(trial))
+            trial.num_epochs = len(due_epochs)
             return False
-        self._breaks, self._unfit[trial.node] = 0, 0
+        self._breaks = 0
+        self._unfit[trial.node] = 0
         report = TrialReport(
             started_at=now - self._seconds,
             finished_at=now,
@@ -364,71 +414,109 @@ class SimulatedBackend:
             provenance=provenance(),
             node=trial.node,
         )
-        trial.status, before = "TERMINATED", len(told)
-        for _ in range(2 if trial.fault == "report doubled" else 1):
+        trial.status = "TERMINATED"
+        num_before = len(reported_failures)
+        num_reports = 2 if trial.fault == "report doubled" else 1
+        for _ in range(num_reports):
             trials.on_trial_result(iteration, running, trial, {REPORT: report.model_dump_json()})
         trials.on_trial_complete(iteration, running, trial)
-        self._must(len(told) == before, f"{trial.trial_id} has a result and was told as failed")
+        self._require(
+            len(reported_failures) == num_before,
+            f"{trial.trial_id} has a result and was told as failed",
+        )
         return True
 
-    def _fails(
+    def _fail_trial(
         self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial
     ) -> bool:
-        """Tell that a worker failed; the sweep must store that, and tell it once with its kind."""
-        self._must(trial.fault in KINDS, f"{trial.trial_id} works and was killed")
-        trial.status, told = "ERROR", self._trials.told
-        kind, name = KINDS[trial.fault], trial.trial_id
-        self._others_memory[name] += trial.fault == "others take all memory"
+        """Let a trial fail. The sweep must store the failure, and report it once with its kind."""
+        trial_id = trial.trial_id
+        self._require(trial.fault in KINDS, f"{trial_id} works and was killed")
+        trial.status = "ERROR"
+        kind = KINDS[trial.fault]
+        self._others_memory[trial_id] += trial.fault == "others take all memory"
         silent_s = self._outside.scheduler.now - trial.heard_at
-        before, calls = len(told), self._outside.num_written
-        lost = trial.fault == "report lost"
-        (trials.on_trial_complete if lost else trials.on_trial_error)(iteration, running, trial)
+        reported_failures = self._trials.reported_failures
+        num_before = len(reported_failures)
+        num_written = self._outside.num_written
+        if trial.fault == "report lost":
+            trials.on_trial_complete(iteration, running, trial)
+        else:
+            trials.on_trial_error(iteration, running, trial)
         if self._is_over():
             return True
-        new = [(failure.trial_id, failure.kind) for failure in told[before:]]
-        self._must(new == [(name, kind)], f"{trial.fault} of {name} was told as {new}")
-        self._must(self._outside.num_written > calls, f"{trial.fault} of {name} was not stored")
-        # A driver that waits for storage looks at no worker.
-        most_s = LONGEST_SILENCE_S.get(trial.fault, math.inf) + self._outside.paused_s
-        self._must(silent_s < most_s, f"{trial.fault} of {name} was noticed after {silent_s:.0f} s")
-        self._judge(name, kind, told[-1], trial.node)
+        new_failures = [
+            (failure.trial_id, failure.kind) for failure in reported_failures[num_before:]
+        ]
+        is_correct = new_failures == [(trial_id, kind)]
+        self._require(is_correct, f"{trial.fault} of {trial_id} was told as {new_failures}")
+        is_stored = self._outside.num_written > num_written
+        self._require(is_stored, f"{trial.fault} of {trial_id} was not stored")
+        # A driver that waits for storage checks no worker.
+        max_silence_s = LONGEST_SILENCE_S.get(trial.fault, math.inf) + self._outside.paused_s
+        self._require(
+            silent_s < max_silence_s,
+            f"{trial.fault} of {trial_id} was noticed after {silent_s:.0f} s",
+        )
+        self._check_retries(trial_id, kind, reported_failures[-1], trial.node)
         return True
 
-    def _judge(self, name: str, kind: FailureKind, told: ToldFailure, node: str = "") -> None:
-        """See that a trial that failed is tried again as often as it should be, and no oftener."""
-        mine = self._failed[name]
-        mine.append(kind)
+    def _check_retries(
+        self, trial_id: str, kind: FailureKind, reported_failure: ReportedFailure, node: str = ""
+    ) -> None:
+        """Check that the sweep retries a failed trial as often as it should, and not more often."""
+        own_failures = self._failed[trial_id]
+        own_failures.append(kind)
         fewest, most = TRIED_AGAIN[kind]
         is_of_memory = kind == FailureKind.OUT_OF_MEMORY
-        self._own_memory[name] = mine.count(FailureKind.OUT_OF_MEMORY) - self._others_memory[name]
-        if is_of_memory and not self._own_memory[name]:  # nothing that the trial does would help
+        num_memory_kills = own_failures.count(FailureKind.OUT_OF_MEMORY)
+        self._own_memory[trial_id] = num_memory_kills - self._others_memory[trial_id]
+        if is_of_memory and not self._own_memory[trial_id]:
+            # Other processes took the memory, so a larger request of this trial would not help.
             fewest = most = MOST_DEATHS - 1
         if kind in (FailureKind.DEVICE_ERROR, FailureKind.HUNG):
-            self._of_gpus[kind, node].add(name)
-        if len(self._of_gpus[kind, node]) > 1:
+            self._failed_by_gpu[kind, node].add(trial_id)
+        if len(self._failed_by_gpu[kind, node]) > 1:
             fewest = most = MOST_DEATHS - 1
         elif kind in (FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY):
-            died = [k for one, failed in self._failed.items() if one != name for k in failed]
-            more = sum(k not in TOLD.values() for k in died) // 2  # where others die too
-            most += more
-            fewest += 0 if is_of_memory else more
-        given_up, times = told.gave_up, mine.count(kind)
-        right = not given_up if times <= min(fewest, MOST_DEATHS - 1) else given_up or times <= most
-        self._must(right, f"{name}, of which {kind} is the failure no. {times}: {told.message}")
+            # If other trials die too, each trial gets one more attempt for two of their deaths.
+            num_more = self._num_deaths_of_others(trial_id) // 2
+            most += num_more
+            if not is_of_memory:
+                fewest += num_more
+        given_up = reported_failure.gave_up
+        times = own_failures.count(kind)
+        if times <= min(fewest, MOST_DEATHS - 1):
+            is_correct = not given_up
+        else:
+            is_correct = given_up or times <= most
+        self._require(
+            is_correct,
+            f"{trial_id}, of which {kind} is the failure no. {times}: {reported_failure.message}",
+        )
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
-            if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
+            all_unfit = all(self._unfit[address] >= UNFIT_IN_A_ROW for address in self._nodes)
+            if self._nodes and all_unfit:
                 self._process.over.add("No node has the same source code as the driver")
 
+    def _num_deaths_of_others(self, trial_id: str) -> int:
+        """Return how often other trials' processes ended without a report."""
+        num_deaths = 0
+        for other_id, kinds in self._failed.items():
+            if other_id != trial_id:
+                num_deaths += sum(kind not in REPORTED.values() for kind in kinds)
+        return num_deaths
+
     @staticmethod
-    def _must(holds: bool, why: str) -> None:
+    def _require(holds: bool, problem: str) -> None:
         if not holds:
-            raise Violation(why)
+            raise Violation(problem)
 
     def outcome_of(
         self, trial: SimulatedTrial, location: WorkerLocation | None
     ) -> TrialReport | TrialFailure:
-        kind = (TOLD | LOST).get(trial.fault, FailureKind.WORKER_CRASH)
+        kind = (REPORTED | LOST).get(trial.fault, FailureKind.WORKER_CRASH)
         facts: dict[str, Any] = {}
         if trial.fault == "device fails":
             facts = {"gpu": f"GPU-{trial.node[-1]} of node {trial.node}", "device_lost": True}
@@ -438,7 +526,7 @@ class SimulatedBackend:
         failure = TrialFailure(kind=kind, message=message, **facts)
         now = self._outside.scheduler.now
         report = TrialReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
-        return report if trial.fault in TOLD else failure
+        return report if trial.fault in REPORTED else failure
 
     def killer_of(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return partial(setattr, trial, "killed", True) if trial.node else None
@@ -456,7 +544,7 @@ class SimulatedBackend:
         pass
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> Collection[str]:
-        return self._hit & locations.keys()
+        return self._killed_ids & locations.keys()
 
     def shortage(self) -> str:
         return "nothing is free"

@@ -1,4 +1,4 @@
-"""A sweep in a world of faults, driven to its end and judged by what must hold then."""
+"""A sweep in a simulated world of faults. Every promise of the product is checked on the way."""
 
 from __future__ import annotations
 
@@ -41,72 +41,94 @@ from tests.simulation.outside import (
 )
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
 from tests.simulation.sweeps import FOLDER, SWEEP, Grid, Tuning, plan_of
-from tests.simulation.workers import ExecutedTrials, SimulatedBackend, ToldFailure
+from tests.simulation.workers import ExecutedTrials, ReportedFailure, SimulatedBackend
 
 MOST_DRIVERS = 40
-MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
+MEMORY = Path("/dev/shm")
+"""Folder in memory for the index files. No test is about the disk itself."""
 STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
 CLUSTER = Cluster(
     num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard=""
 )
-"""A shared one, with what simulated trials ask for."""
+"""A shared cluster with the resources that simulated trials request."""
 ENDS_WITHIN_S = 60.0
-"""After it woke, for a driver whose lease is another's."""
-STOPS_WITHIN_S = (
-    10.0  # 8 s in which MLflow takes nothing, and one each for a thread and for its turn
-)
+"""Seconds after it woke in which a driver must end if another driver has its lease."""
+STOPS_WITHIN_S = 10.0
+"""Seconds in which a stopped driver must end: MLflow may not answer for 8 s, and its thread needs
+one second to see the stop and one to get the turn."""
 CALLS_S = 40.0
-"""What the calls of a slow storage take, while a driver looks whether another one lives."""
+"""Seconds that a slow storage takes for the calls by which a driver checks another's lease."""
 
 
 class World:
-    """One schedule.
+    """One schedule of faults, and all that outlives its drivers.
 
     Args:
-        seed: Of delays and turns.
-        faults: What goes wrong.
-        of: What is driven.
+        seed: The seed of delays and turns.
+        faults: The faults, in order.
+        sweep_kind: The kind of sweep: the trials of a grid, or a search.
+
+    Attributes:
+        reported_failures: Failures that the sweep reported so far.
+        stored_results: Trial and data of every result that was stored.
+        holders: Drivers that hold the lease; a second one is a violation.
+        killed_at: Virtual second at which each killed driver died.
+        started: Drivers that have started and not ended, with their main threads.
+        seconds: Average seconds of a trial.
+        num_taken: How often a driver took the lease from a driver that was frozen.
+        foreign_runs: MLflow runs of another store's sweep, which must not change.
     """
 
-    def __init__(self, seed: int, faults: Sequence[Fault], of: type[Grid | Tuning] = Grid) -> None:
+    def __init__(
+        self, seed: int, faults: Sequence[Fault], sweep_kind: type[Grid | Tuning] = Grid
+    ) -> None:
         random = Random(seed)
         self.scheduler = Scheduler(random)
         self.outside = Outside(self.scheduler, random, [*faults])
-        self.told: list[ToldFailure] = []
-        self.sealed: set[tuple[str, str]] = set()
+        self.reported_failures: list[ReportedFailure] = []
+        self.stored_results: set[tuple[str, str]] = set()
         self.holders: list[Process] = []
         self.killed_at: dict[Process, float] = {}
-        self.of, self.size, self.data, self.num_drivers = of, 2, "f", 0
+        self.sweep_kind = sweep_kind
+        self.size = 2
+        self.data = "f"
+        self.num_drivers = 0
         self.started: list[tuple[Process, Task]] = []
-        self.outside.second = lambda: self._start(f"root of driver {self.num_drivers + 1}")
+        self.outside.start_second_driver = lambda: self._start(
+            f"root of driver {self.num_drivers + 1}"
+        )
         # Long enough, now and then, for a second driver to wait for the first one's lease in vain.
         self.seconds = random.choice((8.0, 8.0, 60.0))
-        self.asks = Resources(1, random.choice((0, 0.25)))
-        self.folder, self.roots, self.num_taken = Path(), set[str](), 0
-        self.looked_at: tuple[str, int, int, int] | None = None
-        self.foreign = self._foreign() if random.random() < 0.5 else {}
-        self.quiet = SimulatedStorage(
+        self.resources = Resources(1, random.choice((0, 0.25)))
+        self.folder = Path()
+        self.roots = set[str]()
+        self.num_taken = 0
+        self.checked_state: tuple[str, int, int, int] | None = None
+        self.foreign_runs = self._add_foreign_sweep() if random.random() < 0.5 else {}
+        self.quiet_storage = SimulatedStorage(
             Outside(self.scheduler, Random(0), files=self.outside.files), Process("reader")
         )
-        self.quiet._asked = lambda *_, **__: None  # type: ignore[method-assign]
-        self.reader = Reader(self.quiet)
+        self.quiet_storage._call = lambda *_, **__: None  # type: ignore[method-assign]
+        self.reader = Reader(self.quiet_storage)
 
-    def _foreign(self) -> dict[str, Any]:
-        """A sweep of this name, of another store, is on this server, and works on this machine."""
+    def _add_foreign_sweep(self) -> dict[str, Any]:
+        """Add a sweep with the same name, but another store, to the server and to this machine."""
         elsewhere = PrivateFolder(Process("another sweep"), has_owner_file=True, num_processes=3)
         self.outside.machine[Path("isweep-ray-0")] = elsewhere
         server = self.outside.server
-        found = server.create_experiment(f"isweep/{SWEEP['name']}", tags={STORAGE_TAG: "another"})
-        for name in [*plan_of(self.size).trials_by_id][:2]:
-            server.create_run(found, tags={KEY_TAG: name})
-        return deepcopy(server.kept)
+        experiment_id = server.create_experiment(
+            f"isweep/{SWEEP['name']}", tags={STORAGE_TAG: "another"}
+        )
+        for trial_id in [*plan_of(self.size).trials_by_id][:2]:
+            server.create_run(experiment_id, tags={KEY_TAG: trial_id})
+        return deepcopy(server.runs)
 
     def run(self) -> World:
-        """Start drivers until one ends well after the last fault, and check what must hold then.
+        """Start drivers until one ends well after the last fault, then check every promise.
 
         Raises:
-            Violation: naming what did not hold.
-            Endless: where the sweep never ends.
+            Violation: a promise is broken. The message says which one.
+            Endless: the sweep never ends.
         """
         with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
             self.folder = Path(folder)
@@ -128,18 +150,21 @@ class World:
         raise Endless(f"{MOST_DRIVERS} drivers did not end the sweep")
 
     def _between(self) -> None:
-        """Time passes, and people do what they do between two runs; after many, no more goes
-        wrong."""
+        """Let time pass between two drivers, and apply what users do then.
+
+        After half of all drivers no further fault happens, so that the sweep can end.
+        """
         outside = self.outside
         if outside.take("sweep extended"):
             self.size = 3
         if outside.take("data changed"):
             self.data = "g"
         self.scheduler.now += outside.random.random() * 100
-        if outside.faults:  # a sweep that is done asks for little
-            outside.num_calls = max(
-                outside.num_calls, outside.faults[0].step - outside.random.randint(1, 60)
-            )
+        if outside.faults:
+            # A finished sweep makes few calls: count on to just before the next fault's step.
+            next_fault_step = outside.faults[0].step
+            num_calls = next_fault_step - outside.random.randint(1, 60)
+            outside.num_calls = max(outside.num_calls, num_calls)
         if not outside.faults or self.num_drivers > MOST_DRIVERS // 2:
             outside.faults.clear()
             outside.lasting.clear()
@@ -156,7 +181,7 @@ class World:
         main.start()
 
     def _until_ended(self, process: Process, main: Task) -> str:
-        """Let a driver come to its end; says how it ended."""
+        """Run a driver to its end and check how it ended. Return "well", "badly" or "killed"."""
         self.scheduler.run(main)
         if process.dead:
             self.killed_at[process] = self.scheduler.now
@@ -164,27 +189,30 @@ class World:
         self.started.remove((process, main))
         if process in self.holders:
             self.holders.remove(process)
-        held = json.loads(self.outside.files[LEASE][0]) if LEASE in self.outside.files else {}
-        excused = process in self.killed_at or any(
-            self.outside.met[kind] for kind in STORAGE_FAULTS
-        )
-        if held.get("token") == process.token and not excused:
+        lease_fields = {}
+        if LEASE in self.outside.files:
+            lease_fields = json.loads(self.outside.files[LEASE][0])
+        storage_failed = any(self.outside.met[kind] for kind in STORAGE_FAULTS)
+        may_leave_lease = process in self.killed_at or storage_failed
+        if lease_fields.get("token") == process.token and not may_leave_lease:
             raise Violation(f"{process.name} has ended, and its lease is there")
         if process.taken and self.scheduler.now - process.frozen_until > ENDS_WITHIN_S:
             raise Violation(f"{process.name} works on, and another driver took its lease over")
-        error, server = main.error, self.outside.server
-        self.outside.note(
-            f"{process.name} ended: {'well' if process.finished else error or 'killed'}"
-        )
-        if error is None or self._may_end_with(process, error):
-            self._look(process.root)
-            if any(server.kept.get(run_id) != run for run_id, run in self.foreign.items()):
-                raise Violation("the runs of another store's sweep were changed")
-            return "badly" if error else "well" if process.finished else "killed"
-        raise error
+        error = main.error
+        ending = "well" if process.finished else error or "killed"
+        self.outside.note(f"{process.name} ended: {ending}")
+        if error is not None and not self._may_end_with(process, error):
+            raise error
+        self._check_index(process.root)
+        runs = self.outside.server.runs
+        if any(runs.get(run_id) != run for run_id, run in self.foreign_runs.items()):
+            raise Violation("the runs of another store's sweep were changed")
+        if error is not None:
+            return "badly"
+        return "well" if process.finished else "killed"
 
     def _may_end_with(self, process: Process, error: BaseException) -> bool:
-        """Tell whether something happened for which a driver may end so."""
+        """Return whether an event of this schedule allows that a driver ends with this error."""
         if isinstance(error, KeyboardInterrupt):
             return process.asked_to_stop
         if isinstance(error, InUseError):
@@ -194,59 +222,56 @@ class World:
             return any(self.outside.met[kind] for kind in STORAGE_FAULTS)
         return any(problem.startswith(reason) for reason in process.over)
 
-    def _look(self, root: str) -> None:
-        """Somebody looks at the sweep, and the index of its root tells what the records do."""
+    def _check_index(self, root: str) -> None:
+        """Check that a root's index shows the same outline of each trial as its stored record."""
         state = (
             root,
             self.outside.num_written,
             len(self.outside.hit),
             self.outside.met["index damaged"],
         )
-        if self.of is Grid and state != self.looked_at:
-            self.looked_at = state
-            seen = StoredResults.read(self.quiet, self._index(root), quick=True).trials.outlines
-            found = self.reader.scan(TrialRecord).records
-            there = {name: TrialOutline.of(record) for name, record in found.items()}
-            for name in sorted(seen.keys() | there.keys()):
-                path = f"{FOLDER}/{name}/result.json"
-                if seen.get(name) != there.get(name) and path not in self.outside.hit_at_once:
-                    raise Violation(
-                        f"a look at {root} sees {seen.get(name)} of {name}, not {there.get(name)}"
-                    )
+        if self.sweep_kind is not Grid or state == self.checked_state:
+            return
+        self.checked_state = state
+        index = self._index(root)
+        outlines = StoredResults.read(self.quiet_storage, index, quick=True).trials.outlines
+        records = self.reader.scan(TrialRecord).records
+        expected_outlines = {name: TrialOutline.of(record) for name, record in records.items()}
+        for name in sorted(outlines.keys() | expected_outlines.keys()):
+            path = f"{FOLDER}/{name}/result.json"
+            outline = outlines.get(name)
+            expected = expected_outlines.get(name)
+            if outline != expected and path not in self.outside.hit_at_once:
+                raise Violation(f"a look at {root} sees {outline} of {name}, not {expected}")
 
     def _index(self, root: str) -> Path:
         self.outside.index = self.folder / f"{root}.sqlite"
         return self.outside.index
 
     def _driver(self, process: Process, root: str) -> None:
-        """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep``
-        do."""
-        outside, clock, began = (
-            self.outside,
-            SimulatedClock(self.scheduler, process),
-            self.scheduler.now,
-        )
-        storage, processes = (
-            SimulatedStorage(outside, process),
-            SimulatedProcesses(outside, process),
-        )
-        say: Callable[[str], None] = lambda text: outside.note(f"{process.name} says: {text}")  # noqa: E731
+        """Take the locks, remove orphans and run the sweep, as ``run_sweep`` and ``tune_sweep`` do."""
+        outside = self.outside
+        clock = SimulatedClock(self.scheduler, process)
+        started_at = self.scheduler.now
+        storage = SimulatedStorage(outside, process)
+        processes = SimulatedProcesses(outside, process)
+
+        def say(text: str) -> None:
+            outside.note(f"{process.name} says: {text}")
 
         def interrupt(error: SetupError, ended: Any) -> None:
             process.stopped = True
 
-        if any(
-            other.root == root and not other.dead
-            for other, _ in self.started
-            if other is not process
-        ):
-            raise InUseError(f"{root} is in use by another command")  # the kernel's lock
+        others = [other for other, _ in self.started if other is not process]
+        if any(other.root == root and not other.dead for other in others):
+            # Stands for the kernel's lock on a root.
+            raise InUseError(f"{root} is in use by another command")
         process.root = root
         self.roots.add(root)
         lease = Lease(storage, root, "isweep run", say, clock, interrupt)
         with lease:
             process.token = lease._token
-            self._holds(process, began)
+            self._check_lease(process, started_at)
             try:
                 dead = [*self.killed_at]
                 remove_leftovers(processes)
@@ -265,176 +290,203 @@ class World:
         storage: SimulatedStorage,
         say: Callable[[str], None],
     ) -> None:
-        index = self._index(process.root) if self.of is Grid else None
-        outside, stored = self.outside, StoredResults.read(storage, index)
+        index = self._index(process.root) if self.sweep_kind is Grid else None
+        outside = self.outside
+        stored = StoredResults.read(storage, index)
         stored.retry = RetryWithBackoff(say, clock=clock)
-        sweep = self.of(self.size, self.data, stored)
+        sweep = self.sweep_kind(self.size, self.data, stored)
         store_id = stored.store.store_id(create=True)
         server = SimulatedServer(outside, process)
-        results, failures = sweep.shown()
+        results, failures = sweep.shown_runs()
         tracker = Tracker(
             lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock
         )
-        monitor, ending, left = Monitor(self, sweep), "FAILED", (0.0, 0.0, 0.0)
+        monitor = Monitor(self, sweep)
+        ending = "FAILED"
+        # For a stopped driver: when it was stopped, how long it was frozen until then, and until
+        # when MLflow is away.
+        stopped_at = stopped_frozen_s = away_until = 0.0
         try:
             with open_tracker(tracker, results, failures):
-                run = RunContext(sweep.plan, None, CLUSTER, self.asks, stored, tracker, monitor)
-                if source := sweep.source(run):
-                    at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
-                    begins = lambda trial_id: self._begins(sweep, monitor, trial_id)  # noqa: E731
-                    idle = partial(self._idle, monitor)
+                run = RunContext(
+                    sweep.plan, None, CLUSTER, self.resources, stored, tracker, monitor
+                )
+                source = sweep.source(run)
+                if source:
                     executed = ExecutedTrials(
-                        self.data, sweep.outcome, begins, self.told, at_rest, idle
+                        self.data,
+                        sweep.outcome,
+                        partial(self._check_start, sweep, monitor),
+                        self.reported_failures,
+                        partial(self._check_mlflow, tracker, monitor),
+                        partial(self._check_waiting, monitor),
                     )
-                    execution = SimulatedBackend(outside, process, self.seconds, executed)
+                    backend = SimulatedBackend(outside, process, self.seconds, executed)
                     try:
-                        TrialLoop(run, source, execution, clock).run()
+                        TrialLoop(run, source, backend, clock).run()
                     except KeyboardInterrupt:
+                        stopped_at = self.scheduler.now
+                        stopped_frozen_s = process.frozen_s
                         away_until = outside.lasting.get("server away", 0.0)
-                        left = self.scheduler.now, process.frozen_s, away_until
                         raise
                     except StorageAway as error:
                         raise Violation(f"storage that was away ended the sweep: {error}") from None
                     finally:
-                        execution.check_broken()
-                    execution.check()
+                        backend.check_broken()
+                    backend.check()
                 done, failed = sweep.ends(tracker)
                 self._check(self._wrong_claims(sweep, done))
             ending = "FINISHED"
         except KeyboardInterrupt:
             ending = "KILLED"
-            took = min(self.scheduler.now + left[1] - process.frozen_s, left[2]) - left[0]
-            if took > STOPS_WITHIN_S:
+            frozen_s = process.frozen_s - stopped_frozen_s
+            wait_s = min(self.scheduler.now - frozen_s, away_until) - stopped_at
+            if wait_s > STOPS_WITHIN_S:
                 raise Violation(
-                    f"{process.name} was stopped, and waits {took:.0f} s for MLflow"
+                    f"{process.name} was stopped, and waits {wait_s:.0f} s for MLflow"
                 ) from None
             raise
         finally:
             if not process.dead:
-                self._at_rest(tracker, monitor, set(), ending)
-        answers = all(
+                self._check_mlflow(tracker, monitor, set(), ending)
+        server_answers = all(
             until < self.scheduler.now - 60
             for kind, until in outside.lasting.items()
             if kind.startswith("server")
         )
         if (
             tracker.num_unsent_updates
-            and answers
+            and server_answers
             and not (outside.met["server refuses"] or process.frozen_s)
         ):
             raise Violation(f"{tracker.num_unsent_updates} rows are behind, and the server answers")
-        if not tracker.num_unsent_updates and not self._server_unknown():
+        if not tracker.num_unsent_updates and not self._num_server_changes():
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
-    def _server_unknown(self) -> int:
-        """What others did to a server's runs is found at the next start."""
+    def _num_server_changes(self) -> int:
+        """Return how often others changed the server's runs, which only the next start repairs."""
         return (
             self.outside.met["server restored"]
             + self.outside.met["server doubles"]
             + self.num_taken
         )
 
-    def _begins(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
-        """A worker begins a trial; a driver that slept may not know yet that another has its
-        lease."""
+    def _check_start(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
+        """Check that a trial which a worker begins may begin now."""
         if self.num_taken and any(process.taken for process, _ in self.started):
+            # A driver that was frozen may not know yet that another driver has its lease.
             return
-        if (early := monitor.not_before.get(trial_id, 0.0) - self.scheduler.now) > 0:
-            raise Violation(f"{trial_id} is tried again {early:.2f} s too early")
+        early_s = monitor.not_before.get(trial_id, 0.0) - self.scheduler.now
+        if early_s > 0:
+            raise Violation(f"{trial_id} is tried again {early_s:.2f} s too early")
         path = f"{FOLDER}/{trial_id}/{sweep.file}"
-        if (trial_id, sweep.data) in self.sealed and path not in self.outside.hit:
+        if (trial_id, sweep.data) in self.stored_results and path not in self.outside.hit:
             raise Violation(f"{trial_id} is trained again although its result was sealed")
-        asked = f"{FOLDER}/{trial_id}/asked.json"
-        if self.of is Tuning and asked not in {*self.outside.files, *self.outside.hit}:
+        request_path = f"{FOLDER}/{trial_id}/asked.json"
+        request_paths = {*self.outside.files, *self.outside.hit}
+        if self.sweep_kind is Tuning and request_path not in request_paths:
             raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
 
-    def _idle(self, monitor: Monitor) -> None:
-        """No trial is given out; those that failed wait no longer than they should."""
-        late = [name for name, at in monitor.not_before.items() if at < self.scheduler.now - 0.01]
-        if found := [name for name in late if monitor.statuses.get(name) == "FAILED"]:
-            raise Violation(f"{found} should be tried again by now")
+    def _check_waiting(self, monitor: Monitor) -> None:
+        """Check, when no trial starts, that no failed trial waits longer than its pause."""
+        waiting_ids = []
+        for name, retry_at in monitor.not_before.items():
+            if retry_at < self.scheduler.now - 0.01 and monitor.statuses.get(name) == "FAILED":
+                waiting_ids.append(name)
+        if waiting_ids:
+            raise Violation(f"{waiting_ids} should be tried again by now")
 
-    def _holds(self, process: Process, began: float) -> None:
+    def _check_lease(self, process: Process, started_at: float) -> None:
+        """Check that a driver got the lease alone, and did not wait for it too long."""
         alive = [holder for holder in self.holders if not holder.dead]
         for holder in alive:
-            holder.taken = holder.frozen_until > began and holder.frozen_s > EXPIRES_S / 2
+            holder.taken = holder.frozen_until > started_at and holder.frozen_s > EXPIRES_S / 2
             self.num_taken += holder.taken
-        if found := [holder.name for holder in alive if not holder.taken]:
-            raise Violation(f"{process.name} holds a sweep that {found} holds")
-        killed = any(at > began for at in self.killed_at.values()) or any(
-            one.dead for one, _ in self.started
-        )
-        waited = self.scheduler.now - began - process.frozen_s
-        if waited > EXPIRES_S + CALLS_S and not killed:
-            raise Violation(f"{process.name} waited {waited:.0f} s for another driver, which lived")
-        if waited > CALLS_S and self.roots == {process.root}:
-            raise Violation(f"{process.name} waited {waited:.0f} s for a lease of its own root")
+        other_holders = [holder.name for holder in alive if not holder.taken]
+        if other_holders:
+            raise Violation(f"{process.name} holds a sweep that {other_holders} holds")
+        killed = any(at > started_at for at in self.killed_at.values())
+        killed = killed or any(other.dead for other, _ in self.started)
+        wait_s = self.scheduler.now - started_at - process.frozen_s
+        if wait_s > EXPIRES_S + CALLS_S and not killed:
+            raise Violation(f"{process.name} waited {wait_s:.0f} s for another driver, which lived")
+        if wait_s > CALLS_S and self.roots == {process.root}:
+            raise Violation(f"{process.name} waited {wait_s:.0f} s for a lease of its own root")
         self.holders.append(process)
 
-    def _at_rest(
+    def _check_mlflow(
         self, tracker: Tracker, monitor: Monitor, running: set[str], ending: str = ""
     ) -> None:
-        """While a sweep runs, and at its ``ending``, MLflow shows each trial as it is if nothing is
-        behind."""
-        if tracker.num_unsent_updates or self._server_unknown():
+        """Check that MLflow shows every trial as it is, unless the tracker has unsent updates.
+
+        Args:
+            tracker: The sweep's tracker.
+            monitor: The statuses that MLflow should show.
+            running: Trials that run now.
+            ending: Status with which the sweep ended; empty while it runs.
+        """
+        if tracker.num_unsent_updates or self._num_server_changes():
             return
-        shown = defaultdict[str, list[Any]](list)
-        for run_id, run in self.outside.server.kept.items():
-            if run_id not in self.foreign and run["info"]["lifecycle_stage"] == "active":
-                shown[run["tags"][KEY_TAG]].append(run)
-        statuses = {name: [run["info"]["status"] for run in runs] for name, runs in shown.items()}
+        shown_runs = defaultdict[str, list[Any]](list)
+        for run_id, run in self.outside.server.runs.items():
+            if run_id not in self.foreign_runs and run["info"]["lifecycle_stage"] == "active":
+                shown_runs[run["tags"][KEY_TAG]].append(run)
+        statuses = defaultdict[str, list[str]](list)
         may_run = set() if ending else {*running, *monitor.stopped, SWEEP_KEY}
-        for name, runs in shown.items():
-            says = [run["tags"].get("status") for run in runs if run["info"]["status"] != "RUNNING"]
-            if ("RUNNING" in statuses[name] and name not in may_run) or "running" in says:
-                raise Violation(f"MLflow shows {name} as running, and nothing is behind")
+        for name, runs in shown_runs.items():
+            for run in runs:
+                status = run["info"]["status"]
+                statuses[name].append(status)
+                tagged_as_running = run["tags"].get("status") == "running"
+                is_wrong = name not in may_run if status == "RUNNING" else tagged_as_running
+                if is_wrong:
+                    raise Violation(f"MLflow shows {name} as running, and nothing is behind")
         for name, status in monitor.statuses.items():
-            status = "KILLED" if ending and status == "RUNNING" else status
-            if statuses.get(name) != [status]:
+            expected = "KILLED" if ending and status == "RUNNING" else status
+            if statuses.get(name) != [expected]:
                 raise Violation(
-                    f"MLflow shows {name}, {status}, as {statuses.get(name)}, nothing is behind"
+                    f"MLflow shows {name}, {expected}, as {statuses.get(name)}, nothing is behind"
                 )
-            tags, points = shown[name][0]["tags"], shown[name][0]["points"]
-            if status == "FAILED" and tags["failure_kind"] != monitor.kinds.get(
-                name, tags["failure_kind"]
-            ):
-                raise Violation(
-                    f"MLflow shows {name}, {monitor.kinds[name]}, as {tags['failure_kind']}"
-                )
-            if lacks := monitor.epochs[name] - {point.step for point in points}:
-                raise Violation(f"MLflow lacks epochs {lacks} of {name}, which is {status}")
-            if ending and self._never_again(name):
-                twice = Counter(
-                    (point.key, point.step, point.value) for point in points
-                ).most_common(1)
-                if twice and twice[0][1] > 1:
-                    raise Violation(f"MLflow has a point of {name} twice: {twice}")
-        if (
-            ending
-            and (ending == "FINISHED" or monitor.has_begun)
-            and statuses[SWEEP_KEY] != [ending]
-        ):
+            self._check_mlflow_run(monitor, name, expected, shown_runs[name][0])
+            if ending and self._ran_once(name):
+                points = shown_runs[name][0]["points"]
+                counts = Counter((point.key, point.step, point.value) for point in points)
+                repeated_points = [point for point, count in counts.items() if count > 1]
+                if repeated_points:
+                    raise Violation(f"MLflow has a point of {name} twice: {repeated_points[:1]}")
+        has_own_run = ending == "FINISHED" or (ending and monitor.has_begun)
+        if has_own_run and statuses[SWEEP_KEY] != [ending]:
             raise Violation(f"MLflow shows a sweep that {ending} as {statuses[SWEEP_KEY]}")
 
-    def _never_again(self, trial_id: str) -> bool:
-        """Tell whether a trial can have been tried once alone."""
+    @staticmethod
+    def _check_mlflow_run(monitor: Monitor, name: str, status: str, run: dict[str, Any]) -> None:
+        """Check that a trial's MLflow run has the last failure's kind, and every epoch."""
+        if status == "FAILED":
+            shown_kind = run["tags"]["failure_kind"]
+            expected_kind = monitor.kinds.get(name, shown_kind)
+            if shown_kind != expected_kind:
+                raise Violation(f"MLflow shows {name}, {expected_kind}, as {shown_kind}")
+        missing_epochs = monitor.epochs[name] - {point.step for point in run["points"]}
+        if missing_epochs:
+            raise Violation(f"MLflow lacks epochs {missing_epochs} of {name}, which is {status}")
+
+    def _ran_once(self, trial_id: str) -> bool:
+        """Return whether a trial cannot have been tried more than once."""
         broke = any(self.outside.met[kind] for kind in ("Tune breaks", "Tune runs out of memory"))
-        return (
-            self.num_drivers == 1
-            and not broke
-            and all(failure.trial_id != trial_id for failure in self.told)
-        )
+        failed = any(failure.trial_id == trial_id for failure in self.reported_failures)
+        return self.num_drivers == 1 and not broke and not failed
 
     def _check_end(self) -> None:
-        """What must hold when a sweep has ended well."""
-        met, kills, store = self.outside.met, len(self.killed_at), self.reader
-        sweep = self.of(
-            self.size, self.data, StoredResults(store, Records(store, {}, {}), {}, {}, [])
-        )
-        records, problems = sweep.judged(bool(self.outside.hit))
-        failed = Counter(failure.trial_id for failure in self.told)
-        same = (
-            self.of is Grid
+        """Check every promise about a sweep that has ended well."""
+        met = self.outside.met
+        kills = len(self.killed_at)
+        store = self.reader
+        stored = StoredResults(store, Records(store, {}, {}), {}, {}, [])
+        sweep = self.sweep_kind(self.size, self.data, stored)
+        records, problems = sweep.check_records(bool(self.outside.hit))
+        failed = Counter(failure.trial_id for failure in self.reported_failures)
+        is_undisturbed = (
+            self.sweep_kind is Grid
             and not self.outside.hit
             and not met["data changed"]
             and not self.num_taken
@@ -442,25 +494,28 @@ class World:
         for name, record in records.items():
             if record.result != sweep.outcome(name):
                 problems.append(f"{name} has another result than undisturbed")
-            # A driver may be killed after it stored a failure and before it told it.
-            fewest = 1 + failed[name] if same else 1
-            if not fewest <= record.attempt <= 1 + failed[name] + kills:
+            # A driver may be killed after it stored a failure and before it reported the failure.
+            fewest = 1 + failed[name] if is_undisturbed else 1
+            most = 1 + failed[name] + kills
+            if not fewest <= record.attempt <= most:
                 problems.append(
                     f"{name} counts {record.attempt} attempts after {failed[name]} failures"
                 )
             if met["power cut"] or self.num_taken:
-                continue  # stories are not flushed, and two drivers tell them
-            story = [event.what for event in store.events(name)].count("failed")
-            untold = (
-                kills + sum(met[kind] for kind in STORAGE_FAULTS)
-                if self.of is Grid
-                else failed[name]
-            )
-            if not failed[name] - untold <= story <= failed[name]:
-                problems.append(f"the story of {name} has {story} of {failed[name]} failures")
-        there = [one.owner for one in self.outside.machine.values() if one.num_processes]
-        left = [owner.name for owner in there if owner in self.killed_at]
-        problems += [f"processes of {left} run on"] if left else []
+                continue  # Event logs are not flushed, and two drivers write to them.
+            num_failed_events = [event.what for event in store.events(name)].count("failed")
+            # A search logs no events of failures.
+            most_missing = failed[name]
+            if self.sweep_kind is Grid:
+                most_missing = kills + sum(met[kind] for kind in STORAGE_FAULTS)
+            if not failed[name] - most_missing <= num_failed_events <= failed[name]:
+                problems.append(
+                    f"the story of {name} has {num_failed_events} of {failed[name]} failures"
+                )
+        owners = [folder.owner for folder in self.outside.machine.values() if folder.num_processes]
+        owner_names = [owner.name for owner in owners if owner in self.killed_at]
+        if owner_names:
+            problems.append(f"processes of {owner_names} run on")
         self._check([*problems, *self._wrong_runs(sweep, records, "")])
 
     @staticmethod
@@ -469,92 +524,101 @@ class World:
             raise Violation("; ".join(problems))
 
     def _wrong_claims(self, sweep: Grid | Tuning, done: Iterable[str]) -> list[str]:
-        """Say of which trials a driver that ends believes what is not so."""
-        found, hit = [], self.outside.hit
+        """Return what is wrong in a driver's last statement of which trials are done."""
+        problems = []
+        hit_paths = self.outside.hit
         for name in done:
             path = f"{FOLDER}/{name}/{sweep.file}"
-            # What goes while the driver looks, it may miss; a search does not look again.
-            just_now = hit.get(path, -1.0) > self.scheduler.now - 1.0
-            if (
-                path not in self.outside.files
-                and not just_now
-                and not (self.of is Tuning and path in hit)
-            ):
-                found.append(f"{name} counts as done and is not there")
-        told = {failure.trial_id for failure in self.told if failure.gave_up}
-        found += [
-            f"{name} is neither done nor given up"
-            for name in sweep.planned().difference(done)
-            if name not in told and f"{FOLDER}/{name}/{sweep.file}" not in hit
-        ]
-        return found
+            # A driver may miss a file that is deleted during its last check. A search does not
+            # check again.
+            deleted_just_now = hit_paths.get(path, -1.0) > self.scheduler.now - 1.0
+            unchecked = self.sweep_kind is Tuning and path in hit_paths
+            if path not in self.outside.files and not deleted_just_now and not unchecked:
+                problems.append(f"{name} counts as done and is not there")
+        given_up = {failure.trial_id for failure in self.reported_failures if failure.gave_up}
+        for name in sweep.planned().difference(done):
+            if name not in given_up and f"{FOLDER}/{name}/{sweep.file}" not in hit_paths:
+                problems.append(f"{name} is neither done nor given up")
+        return problems
 
     def _wrong_runs(
-        self, sweep: Grid | Tuning, names: Iterable[str], said: str, failed: Iterable[str] = ()
+        self, sweep: Grid | Tuning, names: Iterable[str], prefix: str, failed: Iterable[str] = ()
     ) -> list[str]:
-        """Say what MLflow shows wrongly of trials that have a result."""
-        shown: dict[str, list[Any]] = defaultdict(list)
-        found = []
+        """Return what MLflow shows wrongly of trials that are done or failed.
+
+        Args:
+            sweep: The driver's sweep.
+            names: Trials that have a result.
+            prefix: Begin of every message.
+            failed: Trials that failed.
+        """
+        shown_runs: dict[str, list[Any]] = defaultdict(list)
+        problems = []
         for run in self.outside.server.search_runs([*self.outside.server.experiments]):
-            if run.info.run_id in self.foreign:
+            if run.info.run_id in self.foreign_runs:
                 continue
             if run.info.status == "RUNNING":
-                found.append(
-                    f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING"
+                problems.append(
+                    f"{prefix}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING"
                 )
-            shown[run.data.tags[KEY_TAG]].append(run)
+            shown_runs[run.data.tags[KEY_TAG]].append(run)
         for name in failed:
-            if [run.info.status for run in shown[name]] != ["FAILED"]:
-                found.append(
-                    f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}"
-                )
+            statuses = [run.info.status for run in shown_runs[name]]
+            if statuses != ["FAILED"]:
+                problems.append(f"{prefix}{name}, which failed, has {statuses}")
         for name in names:
-            runs, (metric, loss) = shown[name], sweep.loss(name)
-            if [run.info.status for run in runs] != ["FINISHED"]:
-                found.append(f"{said}{name} has runs {[run.info.status for run in runs]}")
-            elif runs[0].data.metrics.get(metric) != loss:
-                found.append(f"{said}{name} shows another loss")
-        return found
+            metric, loss = sweep.loss(name)
+            statuses = [run.info.status for run in shown_runs[name]]
+            if statuses != ["FINISHED"]:
+                problems.append(f"{prefix}{name} has runs {statuses}")
+            elif shown_runs[name][0].data.metrics.get(metric) != loss:
+                problems.append(f"{prefix}{name} shows another loss")
+        return problems
 
 
 class Reader(ResultStore):
-    """The store as somebody sees it who only reads, meets no fault, and reads no content twice."""
+    """A result store that only reads, meets no fault, and reads no content twice."""
 
     def __init__(self, storage: SimulatedStorage) -> None:
         super().__init__(storage)
-        self._known: dict[tuple[type[StoredRecord], str, bytes], Scan[Any]] = {}
+        self._scans: dict[tuple[type[StoredRecord], str, bytes], Scan[Any]] = {}
 
     def scan(self, kind: type[R]) -> Scan[R]:
-        found = Scan[R]()
+        all_records = Scan[R]()
         for file in self.listing(kind).values():
             key = kind, file.path, self._files.read(file.path)
-            if key not in self._known:
+            if key not in self._scans:
                 scan = Scan[R]()
                 scan.records.update(self.read_each(kind, [file], scan.unreadable))
-                self._known[key] = scan
-            found.records.update(self._known[key].records)
-            found.unreadable.extend(self._known[key].unreadable)
-        return found
+                self._scans[key] = scan
+            all_records.records.update(self._scans[key].records)
+            all_records.unreadable.extend(self._scans[key].unreadable)
+        return all_records
 
 
 class Monitor(Progress):
-    """Keeps what the sweep tells of its trials.
+    """A progress display that records what the sweep reports of its trials.
 
     Attributes:
-        statuses: What MLflow should show of each trial.
-        kinds: Of the last failure of each.
-        epochs: Those that a running trial told of.
+        statuses: Status that MLflow should show of each trial.
+        kinds: Kind of each trial's last failure.
+        epochs: Epochs that each running trial has reported.
         stopped: Trials that were stopped with Tune, and wait again in their run.
-        not_before: When each trial that failed may be tried again: after 1 s, then twice as long
-            each time.
-        has_begun: Whether a trial was.
+        not_before: Virtual second at which each failed trial may be tried again: after 1 s, then
+            twice as long each time.
+        has_begun: Whether a trial has begun.
     """
 
     def __init__(self, world: World, sweep: Grid | Tuning) -> None:
         super().__init__()
-        self._world, self._data, self.statuses = world, sweep.data, sweep.statuses()
-        self.stopped, self.kinds, self.has_begun = set[str](), dict[str, str](), False
-        self.epochs, self.not_before = defaultdict[str, set[int]](set), dict[str, float]()
+        self._world = world
+        self._data = sweep.data
+        self.statuses = sweep.statuses()
+        self.stopped = set[str]()
+        self.kinds: dict[str, str] = {}
+        self.has_begun = False
+        self.epochs = defaultdict[str, set[int]](set)
+        self.not_before: dict[str, float] = {}
         self._failures = Counter[str]()
 
     def trial_started(self, trial_id: str) -> None:
@@ -565,13 +629,13 @@ class Monitor(Progress):
 
     def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
         super().trial_epoch(trial_id, epoch, network)
-        if self._world.of is Grid:
+        if self._world.sweep_kind is Grid:
             self.epochs[trial_id].add(epoch.epoch)
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         if self.statuses.get(trial_id) == "FINISHED":
             raise Violation(f"the result of {trial_id} is told twice")
-        self._world.sealed.add((trial_id, self._data))
+        self._world.stored_results.add((trial_id, self._data))
         super().trial_finished(trial_id, status)
         self.epochs.pop(trial_id, None)
         self.stopped.discard(trial_id)
@@ -581,7 +645,7 @@ class Monitor(Progress):
         self, trial_id: str, kind: str, message: str, retry_after_s: float | None
     ) -> None:
         gave_up = retry_after_s is None
-        self._world.told.append(ToldFailure(trial_id, str(kind), gave_up, message))
+        self._world.reported_failures.append(ReportedFailure(trial_id, str(kind), gave_up, message))
         self._failures[trial_id] += 1
         pause = min(2.0 ** (self._failures[trial_id] - 1), 60.0)
         self.kinds[trial_id] = str(kind)

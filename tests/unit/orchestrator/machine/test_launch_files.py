@@ -162,7 +162,10 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     )
 
 
-LATE, NO_ADDRESS = "Ray did not start on all 2 nodes", "isweep: no address of node1, the first node"
+LATE, NO_ADDRESS = (
+    "Ray did not start on all 2 nodes",
+    "isweep: the name of the first node, node1, has no address",
+)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +184,15 @@ LATE, NO_ADDRESS = "Ray did not start on all 2 nodes", "isweep: no address of no
         ({"RAY_EXIT": "0"}, 3, False, LATE),
         ({"RAY_EXIT": "1"}, 3, False, LATE),
         ({"RAY_EXIT": "3"}, 3, False, ""),
-        ({"SCRATCH": ""}, 1, False, "name a folder that outlives the job: ISWEEP_ROOT=DIR sbatch"),
+        (
+            {"SCRATCH": ""},
+            1,
+            False,
+            "set a root folder that is kept after the job: ISWEEP_ROOT=DIR sbatch",
+        ),
         ({"NO_ADDRESS": "1"}, 3, False, NO_ADDRESS),
-        ({"ONLY_LOOPBACK": "1"}, 3, False, f"{NO_ADDRESS}, that others reach"),
-        ({"NO_TOKEN": "1"}, 2, False, "no token in ~/.ray/auth_token"),
+        ({"ONLY_LOOPBACK": "1"}, 3, False, f"{NO_ADDRESS} that other nodes can reach"),
+        ({"NO_TOKEN": "1"}, 2, False, "~/.ray/auth_token has no token"),
     ],
 )
 def test_only_an_interrupted_job_goes_back_to_the_queue(

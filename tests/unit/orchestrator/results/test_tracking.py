@@ -367,7 +367,7 @@ class TestTheSweepsOwnRun:
             assert len(points) == min(number, 1) + 2  # none is sent twice
             if isinstance(client, SimulatedClient):
                 assert (
-                    client.kept[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
+                    client.runs[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
                 )
         assert len(self.files(client, sweep)) == 3
 

@@ -87,13 +87,16 @@ def test_after_a_lost_head_it_waits_and_submits_again(keep, monkeypatch, capsys)
     assert end_of(keep, monkeypatch, head) == 0
     assert len(head.submitted) == 2
     said = capsys.readouterr().out
-    assert "keep: the head does not answer, waiting for it (ray up): Failed to connect" in said
-    assert "keep: the cluster is another one than before: its head was lost" in said
+    assert (
+        "keep: the head does not answer; start it with `ray up` if it is down: Failed to connect"
+        in said
+    )
+    assert "keep: the head was lost: the cluster that answers now does not know the job" in said
 
 
 def test_started_again_it_follows_the_job_that_runs(keep, monkeypatch):
     head = Head([0])
-    head.run(keep.shlex.join(keep.command(["paper", "--device", "gpu"])))
+    head.run(keep.shlex.join(keep.driver_command(["paper", "--device", "gpu"])))
     looks = iter([list(head.jobs.values())])  # the first finds it running
     as_ever = head.list_jobs
     monkeypatch.setattr(head, "list_jobs", lambda: next(looks, None) or as_ever())
@@ -110,7 +113,7 @@ def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypat
         keep.main(["paper"])
     assert caught.value.code == 3
     assert (
-        "keep: no token, or not the cluster's: put it into ~/.ray/auth_token"
+        "keep: the cluster's token is not in ~/.ray/auth_token; copy it there"
         in capsys.readouterr().out
     )
 
@@ -119,10 +122,10 @@ def test_the_command_is_absolute(keep, monkeypatch, tmp_path):
     sweep = tmp_path / "mine.yaml"
     sweep.write_text("name: mine", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    words = keep.command(["mine.yaml", "--root=/disk/root"])
+    words = keep.driver_command(["mine.yaml", "--root=/disk/root"])
     assert Path(words[0]).is_absolute()
     assert words[1:] == ["run", str(sweep), "--root=/disk/root", "--address", "auto"]
-    assert keep.command(["paper"])[-2:] == ["--root", str(tmp_path / "isweep-root")]
+    assert keep.driver_command(["paper"])[-2:] == ["--root", str(tmp_path / "isweep-root")]
 
 
 @pytest.mark.parametrize("words", [[], ["--device", "gpu"]])

@@ -122,7 +122,7 @@ def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
 
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])
 def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, seed):
-    expected = [told[:3] for told in run_seed(seed).told]
+    expected = [failure[:3] for failure in run_seed(seed).reported_failures]
     undisturbed = SimulatedBackend.outcome_of
 
     def in_other_words(backend, trial, location):
@@ -133,7 +133,7 @@ def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, 
         return outcome.model_copy(update={"message": REWORDED})
 
     monkeypatch.setattr(SimulatedBackend, "outcome_of", in_other_words)
-    assert [told[:3] for told in run_seed(seed).told] == expected
+    assert [failure[:3] for failure in run_seed(seed).reported_failures] == expected
 
 
 def test_a_failure_that_an_older_version_stored_is_still_read():
