@@ -55,13 +55,13 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             in_pixels = slopes.get(R_HAT)
         if PAIR_QUESTIONS[slope.on].question.text:
             finding = _of_pair_slope(slope, d_data, in_pixels, attack)
-            is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
-            if is_late and finding.verdict != "not testable":
-                finding = finding.with_sentence(ASKED_AFTER_SEEING)
             if slope.on == LOSS:
                 finding = finding.with_sentence(LABEL_SHARPNESS_MEANS)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
+            is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
+            if is_late and finding.verdict != "not testable":
+                finding = finding.with_sentence(ASKED_AFTER_SEEING)
             if finding.verdict == "not testable":
                 untested.append(finding)
             else:

@@ -157,7 +157,7 @@ def _dimension(fits: ScalingFits) -> Finding:
     intrinsic_dimension = Property(
         name="d_data",
         column=INVERSE_D,
-        step=(f"From d_data = {number(low)} to {number(high)} the loss is {{}} times as high"),
+        step=f"From d_data = {number(low)} to {number(high)} the loss is {{}} times as high",
         change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
     )
@@ -487,8 +487,8 @@ def of_representations(fits: ScalingFits) -> Finding:
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
 
-    The bound d_repr ≲ d_data has no stated tolerance. A ratio above 1 is therefore no violation,
-    and a count of ratios above 1 is no test.
+    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore no
+    test of it.
     """
     if fit.median_ratio is None:
         return

@@ -223,7 +223,10 @@ def test_what_accuracy_is_lost_to_is_said_in_points_for_pairs_ten_per_cent_furth
     assert less == pytest.approx(100 * 0.6 * np.log(1.1), rel=0.05)
     size = f"{number(less, 2)} percentage points less accuracy to PGD at 32/255"
     assert (
-        f"Pairs 10 % further apart lost {size} (95 % interval {number(low, 2)} to" in finding.line
+        f"Pairs with 10 % larger δ lost {size} (95 % interval {number(low, 2)} to" in finding.line
+    )
+    assert finding.line.endswith(
+        "δ is the mean distance from an image to the nearest image with another label."
     )
     assert number(high, 2) in finding.line
     late = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))
