@@ -29,11 +29,11 @@ from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # the table's reader lies beside the tests
-from tests.search_table import TabulatedCell, read_table, replay
+from tests.search_table import TabulatedCombination, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
 SEEDS_OF_TABLE = 3
-Table = dict[CombinationKey, TabulatedCell]
+Table = dict[CombinationKey, TabulatedCombination]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
 TWICE = 0.4
 """Budget at which samplers differ: at the default one the first four points of five are drawn at
@@ -59,7 +59,7 @@ def search(
 
 
 def measure(
-    table: dict[CombinationKey, TabulatedCell],
+    table: dict[CombinationKey, TabulatedCombination],
     samplers: Iterable[Sampler],
     budget: float,
     seeds: int,

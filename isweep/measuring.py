@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from isweep.display import CellFigure, Displayed
 from orchestrator.analysis.figures.style import styled
-from orchestrator.measuring.arrays import measure_on_scale
+from orchestrator.measuring.arrays import rescale_and_measure
 from orchestrator.measuring.labels import name_labels
 from orchestrator.measuring.pair_figure import draw_pair
 from orchestrator.measuring.request import LabeledImages, Measured, MeasureRequest
@@ -222,7 +222,7 @@ def _measure_arrays(
     """Measure an array of images with an array of as many labels."""
     image_array = one_array("Images", images)
     if labels is None:
-        measured = measure_on_scale(LabeledImages(image_array), request, InlineExecutor())
+        measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
     label_array = one_array("Labels", labels)
     if label_array.shape != (len(image_array),):
@@ -233,7 +233,7 @@ def _measure_arrays(
         )
     named = name_labels(label_array.tolist())
     data = LabeledImages(image_array, named.codes, named.names)
-    measured = measure_on_scale(data, request, InlineExecutor())
+    measured = rescale_and_measure(data, request, InlineExecutor())
     return Measurement(**vars(measured))
 
 

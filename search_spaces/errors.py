@@ -120,11 +120,12 @@ def nearest_path(path: Path) -> str:
     return f"Did you mean {folder / similar[0]}?"
 
 
-def plural(count: int, noun: str) -> str:
-    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``."""
+def plural(count: float, noun: str) -> str:
+    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``, ``0.5 GPUs``."""
+    number = f"{count:,.15g}" if isinstance(count, float) else f"{count:,}"
     if count == 1:
-        return f"{count:,} {noun}"
-    return f"{count:,} {_plural_noun(noun)}"
+        return f"{number} {noun}"
+    return f"{number} {_plural_noun(noun)}"
 
 
 def _plural_noun(noun: str) -> str:

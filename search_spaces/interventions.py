@@ -140,16 +140,15 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=2,
             low=1,
             high=12,
-            meaning="number of coordinates that decide the label; the label is the parity of the "
-            "sum of their band numbers (see frequency)",
+            meaning="number of coordinates that decide the label; the label is 1 if the sum of "
+            "their band numbers is odd",
             is_integer=True,
         ),
         "bands": Parameter(
             default=2,
             low=2,
             high=8,
-            meaning="number of bands along each coordinate that decides the label (see bits); "
-            "neighboring bands have different labels if frequency is 1",
+            meaning="number of bands along each coordinate that decides the label",
             is_integer=True,
         ),
         "gap": Parameter(
@@ -171,8 +170,8 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=1,
             low=1,
             high=2,
-            meaning="1: bands decide the label; 2: halves of bands decide it; the images do not "
-            "change",
+            meaning="1: the numbers of the bands decide the label; 2: the numbers of the half "
+            "bands decide it; the images do not change",
             is_integer=True,
         ),
         "num_images": Parameter(
@@ -233,7 +232,9 @@ is blended in is always a training image. Every other parameter changes the imag
 whole dataset before the split."""
 
 
-def checked_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
+def check_and_sort_training_parameters(
+    parameters: specs.DatasetParameters,
+) -> specs.DatasetParameters:
     """Check the parameters of a condition that changes training images, and return them sorted.
 
     Raises:
@@ -326,7 +327,7 @@ class BaseDatasetSpec(GeneratedDatasetSpec):
 
     def without_name(self) -> GeneratedDatasetSpec:
         """Return the same dataset without its name."""
-        return self.with_parameters(())
+        return self.with_parameters(())  # the result has no name
 
 
 class ConditionSpec(specs.Spec):

@@ -34,7 +34,7 @@ from search_spaces.interventions import (
     ConditionSpec,
     ExperimentDataset,
     GeneratedDatasetSpec,
-    checked_training_parameters,
+    check_and_sort_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
@@ -102,7 +102,7 @@ class RecipeChanges(specs.Spec):
     """Fields of a recipe that a sweep changes, each with one or several values.
 
     Several values of a field are an axis of the grid. This class must have every field in
-    :data:`RECIPE_FIELDS`: pydantic raises an error when it builds the class without one.
+    :data:`RECIPE_FIELDS`. If one is missing, the import of this module fails.
     """
 
     model_config = ConfigDict(strict=False)
@@ -208,8 +208,8 @@ class ResourceSpec(specs.Spec):
         micro_batches: ``on`` splits a batch into parts if the batch does not fit in the memory of a
             whole GPU. ``auto`` does the same, but not for networks with batch norm, because
             splitting changes their results.
-        mps: ``auto`` starts NVIDIA's multi-process service (MPS) with a private cluster, if
-            ``isweep gpu-check`` measured that it saves time. ``never`` starts no MPS.
+        mps: ``auto`` starts NVIDIA's multi-process service (MPS) if isweep starts its own Ray
+            cluster and ``isweep gpu-check`` measured that MPS saves time. ``never`` starts no MPS.
     """
 
     num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
@@ -465,7 +465,7 @@ class SweepSpec(specs.Spec):
         training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = checked_training_parameters(condition.parameters)
+                training_parameters = check_and_sort_training_parameters(condition.parameters)
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:

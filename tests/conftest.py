@@ -1,5 +1,4 @@
-"""Fixtures shared by all tests: a small Ray cluster, roots of their own, nothing from the
-environment."""
+"""Fixtures that all tests share, and the order in which tests run."""
 
 from __future__ import annotations
 
@@ -14,30 +13,29 @@ import hypothesis
 import pytest
 
 from orchestrator.machine.cluster import Cluster
-from tests.here import trained_here
+from tests.in_process import train_in_process
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
-# No test measures time, and slow machines are no faults.
+# No test measures time, so a slow machine must not fail one.
 hypothesis.settings.register_profile(
     "isweep", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("isweep")
 
 
-# Several processes share two cores: a thread that waits for others of its own must not spin
-# meanwhile.
+# Several processes share two cores: a thread of OpenMP that waits must not use a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# And Ray's workers, nice by default, would starve beside the tests that need none.
+# By default Ray's workers have a low priority. Tests without Ray would then take all cores.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them
-# too.
+# If the shell ignores signals (`nohup`, a background job), child processes would ignore them too. A
+# handler is not inherited.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, lambda *_: None)  # which is not inherited
+        signal.signal(number, lambda *_: None)
 
-# What is imported and collected stays: looking for garbage in it again and again took a third of
-# that time.
+# Imported modules and collected tests are no garbage. Without this line, garbage collection took a
+# third of the time of importing and collecting.
 gc.disable()
 
 FIRST = (
@@ -48,11 +46,11 @@ FIRST = (
     "tests/unit/tasks/sources/test_hostile_sources.py",
     "tests/unit/orchestrator/analysis/",
 )
-"""Of the files that share no cluster, those that take longest."""
+"""The slowest files and folders of those that use no shared cluster. They run first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """One schedule of the simulated world by its seed."""
+    """Add the option that runs one schedule of the simulated world."""
     parser.addoption(
         "--seed", type=int, default=None, help="of tests/simulation: run this schedule alone"
     )
@@ -60,35 +58,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's root, MLflow store or cluster."""
+    """Hide the user's root, MLflow store and cluster from the test."""
     for name in ("ISWEEP_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """An empty root."""
+    """The path of a root that does not exist yet."""
     return str(tmp_path / "root")
 
 
 @pytest.fixture(scope="module")
 def ray_local() -> Cluster:
-    """One private two-CPU cluster for all files that ask for it (``tests/shared_ray.py``)."""
+    """The private two-CPU cluster of all files that use this fixture (``tests/shared_ray.py``)."""
     return SHARED.cluster()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The cluster ends with the last test; in a worker of pytest-xdist with the last one of its
-    group."""
+    """End the shared cluster after the last test of the process or, in pytest-xdist, of the group."""
     worker = hasattr(item.config, "workerinput")
     if nextitem is None or (worker and group_of(nextitem.nodeid) != group_of(item.nodeid)):
         SHARED.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that workers end together: files on a cluster, and real
-    sweeps."""
+    """Sort the tests: those on a cluster first, then the slowest files, so that workers end together."""
 
     def place(item: pytest.Item) -> int:
         if group_of(item.nodeid).startswith("Ray"):
@@ -99,27 +95,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was collected stays, and is no garbage."""
+    """Turn garbage collection on again, without the objects that exist now."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrCluster | None:
-    """Files that share a cluster go to one worker."""
+    """Return the scheduler that sends files on one cluster to one worker."""
     return ByFileOrCluster(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="module")
-def here() -> Iterator[None]:
-    """Sweeps, pilots and searches of this process train in it."""
-    with trained_here():
+def in_process() -> Iterator[None]:
+    """Sweeps, pilots and searches train in this process, without Ray."""
+    with train_in_process():
         yield
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    """A stand-in for S3, with an empty bucket."""
+    """A simulated S3 server with an empty bucket."""
     from tests.object_store import object_store
 
     with object_store() as running:

@@ -1,4 +1,4 @@
-"""What may stand where a state file was."""
+"""Replace a state file by something that is no file: a folder, a loop of links, a FIFO."""
 
 import os
 from pathlib import Path

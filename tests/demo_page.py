@@ -47,11 +47,11 @@ def main(root: Path, output_file: Path) -> None:
     """
     folder_of_root = str(root.absolute().parent)
     output = output_file.read_text(encoding="utf-8").replace(folder_of_root, "…").strip()
-    shown = answers_of(isweep.open("demo", root=root).fits.records)
-    shown["output"] = without_clock(output)
-    RESULT.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    document = answers_of(isweep.open("demo", root=root).fits.records)
+    document["output"] = without_clock(output)
+    RESULT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     save_figures(root / "sweeps" / "demo" / "report" / "figures")
-    README.write_text(filled(README.read_text(encoding="utf-8"), shown), encoding="utf-8")
+    README.write_text(filled(README.read_text(encoding="utf-8"), document), encoding="utf-8")
 
 
 def answers_of(fits: ScalingFits) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def without_clock(output: str) -> list[str]:
     lines = [line for line in lines if not PROGRESS.search(line)]
     prepared = [line for line in lines if line.startswith("prepare")]
     first_left_out, *others_left_out = prepared[1:-1]
-    shown = ["…" if line == first_left_out else line for line in lines]
-    return [line for line in shown if line not in others_left_out]
+    shown_lines = ["…" if line == first_left_out else line for line in lines]
+    return [line for line in shown_lines if line not in others_left_out]
 
 
 def stages(output: str) -> list[str]:
@@ -108,10 +108,10 @@ def stages(output: str) -> list[str]:
     return [*names]
 
 
-def filled(text: str, shown: dict[str, Any]) -> str:
+def filled(text: str, document: dict[str, Any]) -> str:
     """Return README with the output and the answers of the demo's committed run."""
-    output = "\n".join(["```", *shown["output"], "```"])
-    summary = " ".join(shown["summary"])
+    output = "\n".join(["```", *document["output"], "```"])
+    summary = " ".join(document["summary"])
     answers = "\n".join(wrap(f"*{summary}*", MAX_WIDTH))
     return with_block(with_block(text, "demo-output", output), "demo-found", answers)
 
@@ -120,8 +120,8 @@ def with_block(text: str, name: str, content: str) -> str:
     """Return a document with what stands between the marks of a name replaced."""
     start = f"<!-- {name} -->\n"
     end = f"\n<!-- /{name} -->"
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
+    before, _, content_and_after = text.partition(start)
+    _, _, after = content_and_after.partition(end)
     return f"{before}{start}{content}{end}{after}"
 
 

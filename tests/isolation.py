@@ -1,8 +1,8 @@
-"""A command inside its own PID, mount and network namespaces: a kill there can hit nothing else.
+"""Run commands in new PID, mount and network namespaces, so that a kill there hits nothing else.
 
-Everything ends with the namespace. Needs Linux and the right to make namespaces (root, or
-unprivileged user namespaces); where that is missing, :data:`AVAILABLE` is False and fault tests
-skip with the reason."""
+All processes end with the namespace. This needs Linux and the right to create namespaces (root, or
+unprivileged user namespaces). Otherwise :data:`AVAILABLE` is False, and fault tests are skipped with
+:data:`REASON`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def isolated(*command: str) -> list[str]:
-    """Return ``command`` wrapped so that it runs in namespaces of its own, with loopback up."""
+    """Return a command line that runs ``command`` in new namespaces, with loopback up."""
     return ["unshare", *_FLAGS, sys.executable, "-c", _LOOPBACK_UP, *command]
 
 

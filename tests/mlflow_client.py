@@ -1,6 +1,6 @@
-"""What a tracker asks of ``mlflow.tracking.MlflowClient``, answered from memory.
+"""A simulated ``mlflow.tracking.MlflowClient`` in memory, with the methods that a tracker calls.
 
-``tests/unit/orchestrator/results/test_tracking.py`` runs one contract on it and on MLflow itself.
+``tests/unit/orchestrator/results/test_tracking.py`` runs the same tests on it and on MLflow itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ CONDITION = re.compile(r"(tags|attribute)\.`?([\w.]+)`? = '(.*)'")
 
 
 class SimulatedClient:
-    """Experiments, runs and artifacts as MLflow keeps them: params never change, no point is
-    forgotten."""
+    """Experiments, runs and artifacts as in MLflow: params never change, and all points are stored."""
 
     tracking_uri = "memory:"
 
@@ -61,7 +60,7 @@ class SimulatedClient:
         tags: Any = None,
         run_name: str | None = None,
     ) -> Any:
-        key = f"run{self.num_created:04d}"  # never again, whatever state is restored
+        key = f"run{self.num_created:04d}"  # a new key even if earlier runs are restored
         self.num_created += 1
         named = {"mlflow.runName": run_name} if run_name else {}
         self.runs[key] = {
@@ -159,9 +158,8 @@ class SimulatedClient:
         ]
 
     def log_artifact(self, run_id: str, path: str, artifact_path: str) -> None:
-        self._run(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(
-            path
-        ).read_bytes()
+        artifacts = self._run(run_id)["artifacts"]
+        artifacts[f"{artifact_path}/{Path(path).name}"] = Path(path).read_bytes()
 
     def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
         names = [name for name in self._run(run_id)["artifacts"] if name.startswith(f"{path}/")]

@@ -1,4 +1,4 @@
-"""A stand-in for S3 on loopback, which can be stopped and started again with what it holds."""
+"""A simulated S3 server on loopback, which can be stopped and started again with its objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ KEYS = {
 
 @dataclass
 class ObjectStore:
-    """Where it listens; ``url`` is for ``--storage``."""
+    """A server with one bucket.
+
+    Attributes:
+        port: The port on which the server listens.
+        url: The value for ``--storage``.
+    """
 
     port: int
     url: str = f"s3://{BUCKET}/lab"
@@ -48,8 +53,7 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """Start one with an empty bucket, and name it in the environment for as long as the block
-    lasts."""
+    """Start a server with an empty bucket. Inside the block the environment has its address."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

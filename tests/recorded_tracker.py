@@ -10,7 +10,7 @@ from orchestrator.results.tracking import Tracker
 
 
 class RecordedTracker(Tracker):
-    """Keeps the latest status of every trial, and all failures."""
+    """A tracker that stores the latest status of every trial, and all failures."""
 
     def __init__(self) -> None:
         super().__init__()

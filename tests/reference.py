@@ -1,5 +1,4 @@
-"""Slow, obvious versions of the measures, in plain NumPy loops and float64, to test fast code
-against."""
+"""Slow, obvious versions of the measures in plain NumPy loops and float64, as oracles of tests."""
 
 from __future__ import annotations
 
@@ -9,13 +8,13 @@ from search_spaces.errors import CorruptStoreError
 
 
 def pairwise_distances(rows):
-    """(n, n) L2 distances from differences, one row at a time."""
+    """Return the L2 distances of all rows, ``(n, n)``, computed one row at a time."""
     flat = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
     return np.stack([np.sqrt(((flat - row) ** 2).sum(axis=1)) for row in flat])
 
 
 def whole_squared_distances(rows):
-    """Squared distances of whole-numbered rows as a list of lists of Python integers."""
+    """Return the squared distances of rows of whole numbers as lists of Python integers."""
     flat = [[int(value) for value in np.ravel(row)] for row in rows]
 
     def squared_distance(first, second):
@@ -25,32 +24,38 @@ def whole_squared_distances(rows):
 
 
 def whole_neighbors(squared, size, num_neighbors):
-    """For each of the first ``size`` rows, ``(squared distance, row)`` of the nearest, ties by
-    row."""
-    return [
-        sorted((squared[i][j], j) for j in range(size) if j != i)[:num_neighbors]
-        for i in range(size)
-    ]
+    """Return ``(squared distance, row)`` of the nearest rows of each of the first ``size`` rows.
+
+    Rows at equal distances are ordered by their numbers.
+    """
+    neighbors = []
+    for row in range(size):
+        others = [(squared[row][other], other) for other in range(size) if other != row]
+        neighbors.append(sorted(others)[:num_neighbors])
+    return neighbors
 
 
 def whole_opposite(squared, labels, members):
-    """For each row of ``members``, ``(squared distance, row)`` of its nearest with another label,
-    or None."""
-    return {
-        i: min(((squared[i][j], j) for j in members if labels[j] != labels[i]), default=None)
-        for i in members
-    }
+    """Return ``(squared distance, row)`` of each member's nearest member with another label.
+
+    The value is None if all members have one label.
+    """
+    opposite = {}
+    for row in members:
+        unlike = [other for other in members if labels[other] != labels[row]]
+        opposite[row] = min(((squared[row][other], other) for other in unlike), default=None)
+    return opposite
 
 
 def neighbor_distances(rows, num_neighbors):
-    """(n, k) distances to the k nearest other rows, ascending."""
+    """Return the distances to the k nearest other rows, ``(n, k)``, ascending."""
     distances = pairwise_distances(rows)
     np.fill_diagonal(distances, np.inf)
     return np.sort(distances, axis=1)[:, :num_neighbors]
 
 
 def nearest_opposite(rows, labels):
-    """(n,) distance to the nearest row with another label."""
+    """Return the distance to the nearest row with another label, ``(n,)``."""
     distances = pairwise_distances(rows)
     labels = np.asarray(labels)
     nearest = []
@@ -61,12 +66,15 @@ def nearest_opposite(rows, labels):
 
 
 def label_sharpness(rows, labels):
-    """Maximum of 1/distance over all pairs with different labels."""
+    """Return the maximum of 1/distance over all pairs with different labels."""
     return 1 / nearest_opposite(rows, labels).min()
 
 
 def mle(rows, num_neighbors, subtract):
-    """Levina-Bickel per point, MacKay-Ghahramani mean of inverses; divides by k - subtract."""
+    """Return the mean of Levina and Bickel's estimates by MacKay and Ghahramani's inverse mean.
+
+    The sum of logarithms is divided by k - subtract.
+    """
     inverses = []
     for line in neighbor_distances(rows, num_neighbors):
         total = sum(np.log(line[-1] / line[j]) for j in range(num_neighbors - 1))
@@ -75,7 +83,7 @@ def mle(rows, num_neighbors, subtract):
 
 
 def twonn(rows, discard_fraction):
-    """Facco et al.: slope through the origin of -log(1-F) on log(r2/r1)."""
+    """Return the estimate of Facco et al.: the slope through 0 of -log(1-F) on log(r2/r1)."""
     ratios = sorted(line[1] / line[0] for line in neighbor_distances(rows, 2))
     num_kept = min(int(len(ratios) * (1 - discard_fraction)), len(ratios) - 1)
     x = np.log(ratios[:num_kept])
@@ -84,11 +92,13 @@ def twonn(rows, discard_fraction):
 
 
 class Stream:
-    """A source that reads rows block by block, and records the rows of each read."""
+    """A source that reads rows block by block, and records how many rows each read has."""
 
     def __init__(self, rows):
-        self.rows, self.reads = rows, []
-        self.num_rows, self.row_shape = len(rows), rows.shape[1:]
+        self.rows = rows
+        self.reads = []
+        self.num_rows = len(rows)
+        self.row_shape = rows.shape[1:]
 
     def read(self, start, stop):
         self.reads.append(stop - start)
@@ -96,7 +106,7 @@ class Stream:
 
 
 class CorruptFrom(Stream):
-    """A source with a damaged shard: reading the row ``first`` or a later row fails."""
+    """A source with a damaged shard: every read of row ``first`` or a later row fails."""
 
     def __init__(self, rows, first):
         super().__init__(rows)

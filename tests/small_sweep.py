@@ -1,10 +1,10 @@
-"""The sweep that tests begin with: one small network on one made dataset."""
+"""The small sweep of many tests: one small network on one generated dataset."""
 
 from __future__ import annotations
 
 
 def small_sweep(name: str, **changes: object) -> dict[str, object]:
-    """Return its document; what tests are about is in ``changes``."""
+    """Return the sweep's document with the changes that a test is about."""
     return {
         "name": name,
         "models": ["small_mlp"],

@@ -1,4 +1,4 @@
-"""A clock that stands until a test moves it."""
+"""A clock whose time changes only when a test changes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tasks.clock import Clock
 
 
 class SteadyClock(Clock):
-    """Shows :attr:`now`; sleeping moves it."""
+    """A clock that shows :attr:`now`. Sleeping increases it."""
 
     now = 0.0
 

@@ -1,5 +1,4 @@
-"""Results tables that follow the law with known parameters: what the fits are tested and timed
-on."""
+"""Results tables that follow the law with known parameters, for tests and benchmarks of the fits."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ def synthetic_table(
     trial_std: float = 0.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return trials of log L = a + size_slope · (−log N / d_data) + sharpness_slope · log K_F +
-    errors.
+    """Return a table of trials with log L = a − size_slope · log N / d_data
+    + sharpness_slope · log K_F + errors.
 
     Args:
         num_natural: datasets called ``natural0``, ...
@@ -42,9 +41,9 @@ def synthetic_table(
     """
     rng = np.random.default_rng(seed)
     rows = []
-    for k in range(num_natural + num_medical):
-        domain = c.NATURAL if k < num_natural else c.MEDICAL
-        name = f"{domain}{k if k < num_natural else k - num_natural}"
+    for number in range(num_natural + num_medical):
+        domain = c.NATURAL if number < num_natural else c.MEDICAL
+        name = f"{domain}{number if number < num_natural else number - num_natural}"
         shared = rng.normal(0, dataset_std)
         for pair in class_pairs:
             d_data = rng.uniform(6, 20)
@@ -60,13 +59,13 @@ def synthetic_table(
                     **cell,
                     c.MODEL: model,
                     c.TRAIN_SIZE: size,
-                    c.SEED: s,
+                    c.SEED: seed_number,
                     "d": d_data,
-                    "shared": shared + 0.1 * m,
+                    "shared": shared + 0.1 * model_number,
                 }
-                for m, model in enumerate(models)
+                for model_number, model in enumerate(models)
                 for size in train_sizes
-                for s in range(num_seeds)
+                for seed_number in range(num_seeds)
             ]
     table = pd.DataFrame(rows)
     errors = table.pop("shared") + rng.normal(0, trial_std, len(table))
@@ -85,8 +84,11 @@ def synthetic_table(
 def _with_other_measurements(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     noise = rng.normal(0, 0.3, (len(table), 2))
     gains = {
-        f"fgsm_{e}_loss_gain": 2e4 * e**0.7 * table[c.LABEL_SHARPNESS] * np.exp(noise[:, 0])
-        for e in c.FGSM_EPSILONS
+        f"fgsm_{epsilon}_loss_gain": 2e4
+        * epsilon**0.7
+        * table[c.LABEL_SHARPNESS]
+        * np.exp(noise[:, 0])
+        for epsilon in c.FGSM_EPSILONS
     }
     d_repr = table[c.D_DATA_MLE] * 0.7 * np.exp(noise[:, 1])
     return table.assign(

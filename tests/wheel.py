@@ -1,9 +1,7 @@
-"""README's commands from the wheel alone: an empty environment, an empty folder, no checkout, git
-or make.
+"""Run README's commands from the wheel alone: a new environment, an empty folder, no checkout.
 
-``make wheel-test`` installs the wheel with ``[demo]`` and its dependencies. To save that time,
-``python -m tests.wheel dist --borrow SITE_PACKAGES`` takes dependencies from an environment that
-has them."""
+``make wheel-test`` installs the wheel with ``[demo]`` and its dependencies. ``python -m tests.wheel
+dist --borrow SITE_PACKAGES`` is faster: it uses the dependencies of another environment."""
 
 from __future__ import annotations
 
@@ -24,7 +22,8 @@ from tests.integration.readme import write_own_files
 from tests.unit.test_docs import ROOT, blocks, commands
 
 NOT_RUN = ("isweep ui", "isweep tune", "isweep run paper")
-"""The first serves until it is stopped, two take long or need a cluster."""
+"""Commands that are not run: the first serves until it is stopped, the others take long or need a
+cluster."""
 
 
 def main() -> None:
@@ -43,35 +42,34 @@ def main() -> None:
         (folder / "mine.yaml").write_text(text, encoding="utf-8")
         programs = Path(name) / "bin"
         programs.mkdir()
-        (programs / "bash").symlink_to("/bin/bash")  # by which Ray starts workers
+        (programs / "bash").symlink_to("/bin/bash")  # Ray starts its workers with bash
         environment = {"PATH": f"{isweep.parent}:{programs}", "HOME": name, "LANG": "C.UTF-8"}
         for line in ["isweep run demo", *commands(ROOT / "README.md")]:
             if line.startswith(NOT_RUN):
                 continue
             print(f"$ {line}", flush=True)
-            words = [isweep, *shlex.split(line)[1:]]
+            command = [isweep, *shlex.split(line)[1:]]
             if line == "isweep run demo":
                 run = subprocess.run(
-                    words, cwd=folder, env=environment, check=True, stderr=PIPE, text=True
+                    command, cwd=folder, env=environment, check=True, stderr=PIPE, text=True
                 )
                 print(run.stderr, flush=True)
-                assert stages(run.stderr) == stages(
-                    "\n".join(json.loads(RESULT.read_text())["output"])
-                )
+                committed_output = "\n".join(json.loads(RESULT.read_text())["output"])
+                assert stages(run.stderr) == stages(committed_output)
             else:
-                subprocess.run(words, cwd=folder, env=environment, check=True)
+                subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
 def install(wheel: Path, folder: Path, borrow: Path | None) -> Path:
-    """Make an environment of its own with the wheel; returns its ``isweep``."""
+    """Create an environment with the wheel, and return the path of its ``isweep``."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet"]
-    # What this process imports from, the checkout first, is no business of the environment.
+    # PYTHONPATH has the checkout, which the environment must not import.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if borrow is None:
-        wanted = [f"{wheel}[demo]", "--constraint", str(ROOT / "constraints.txt")]
-        subprocess.run([*pip, *wanted], env=environment, check=True)
+        requirements = [f"{wheel}[demo]", "--constraint", str(ROOT / "constraints.txt")]
+        subprocess.run([*pip, *requirements], env=environment, check=True)
     else:
         subprocess.run([*pip, "--no-deps", str(wheel)], env=environment, check=True)
         site = Path(

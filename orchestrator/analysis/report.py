@@ -60,7 +60,7 @@ from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import HEADLINE
+from orchestrator.results.sweep_tracking import HEADLINE
 from search_spaces.datasets import DATASETS, ORIGINS
 from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic

@@ -63,7 +63,7 @@ def init(
     out: Annotated[Path | None, ending(".yaml", ".yml"), Parameter(group=DRAFT)] = None,
     domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
-    answers: OwnOptions = OwnOptions(),
+    own: OwnOptions = OwnOptions(),
     place: Place = Place(),
 ) -> None:
     """Write a sweep file for your images, ready to run, and print its path.
@@ -74,7 +74,7 @@ def init(
         out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
-        answers: Options on labels and folders.
+        own: Options on labels and folders.
     """
     from orchestrator.planning.draft import draft_sweep
 
@@ -92,7 +92,7 @@ def init(
         sweep_file,
         domain=domain,
         gpu=has_gpu,
-        own_options=answers.by_key(),
+        own_options=own.by_key(),
         root=place.paths.root,
     )
     sweep_file.write_text(text, encoding="utf-8")
@@ -218,7 +218,7 @@ def prepare(
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Png = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
-    answers: OwnOptions = OwnOptions(),
+    own: OwnOptions = OwnOptions(),
     work: Work = Work(),
 ) -> None:
     """Prepare one dataset from its raw download, and print its record.
@@ -241,7 +241,7 @@ def prepare(
         run_options=work.options(raw_folders),
         progress=progress(work),
         montage=montage,
-        own_options=answers.by_key(),
+        own_options=own.by_key(),
     )
     emit(work, record, preparation_lines(PreparedRecord.model_validate(record)))
 
@@ -254,11 +254,12 @@ class MethodOptions:
     Attributes:
         num_neighbors: Number of neighbors of mle. gride uses the largest power of two up to this
             number, twonn always uses 2 (default 20; gride then uses 16).
-        estimators: Names of estimators of d_data, e.g. mle twonn (default: mle twonn gride).
+        estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle twonn
+            gride). docs/measures.md explains them.
         sharpness_sample: Number of images per sample for the column K_F of samples (default 1000; 0
-            measures no samples).
+            uses all images instead of samples).
         pixel_range: Lowest and highest possible pixel value of float arrays.
-        dtype: Number type for matrix products (default float32).
+        dtype: Floating-point type of matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
         seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
@@ -321,7 +322,7 @@ def measure(
     /,
     *,
     images: ImageOptions = ImageOptions(),
-    answers: OwnOptions = OwnOptions(),
+    own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
     show_pair: Png = None,
     reading: ReadingOptions = ReadingOptions(),
@@ -329,7 +330,7 @@ def measure(
     num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
     place: Place = Place(),
 ) -> None:
-    """Measure d_data and label sharpness of your own images.
+    """Measure the intrinsic dimension (d_data) and the label sharpness (K_F) of your images.
 
     Args:
         source: Folder with a folder per class, table of paths, file of arrays, shards, prepared
@@ -346,7 +347,7 @@ def measure(
 
     request = MeasureRequest(
         source=source,
-        own_options=answers.by_key(),
+        own_options=own.by_key(),
         settings=method.settings(),
         **vars(images),
         **vars(reading),
@@ -359,7 +360,7 @@ def measure(
     with connected as cluster:
         executor: Executor = InlineExecutor()
         if cluster is not None:
-            # The source and the prepared images are on this node.
+            # Only this node can read the source and the prepared images, so all tasks run here.
             executor = RayExecutor(driver_node_only=not cluster.local)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
@@ -375,7 +376,7 @@ def measure(
 
 
 def _with_names(part: Shown, source: str, place: Place) -> Shown:
-    """Return a line with file names added to their hashes; return other output unchanged."""
+    """Add the file name behind each hash in a line; return other output unchanged."""
     if isinstance(part, str):
         return with_file_names(part, [source], place)
     return part
@@ -390,7 +391,7 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
 
     if measured.preparation is not None:
         yield from preparation_lines(PreparedRecord.model_validate(measured.preparation))
-    yield from measured.taken
+    yield from measured.image_lines
     record = measured.record
     yield _measures_table(record)
     sharpness = record.label_sharpness

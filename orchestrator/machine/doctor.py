@@ -24,7 +24,7 @@ from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.mlflow_connection import check_tracker
 from orchestrator.results.provenance import provenance
 from orchestrator.results.storage import Folder, open_storage
-from search_spaces.errors import SweepError
+from search_spaces.errors import SweepError, plural
 
 MIN_FREE_BYTES = 5 * 2**30
 """Free disk space, in bytes, for a sweep's records, weights and Ray's logs."""
@@ -96,8 +96,8 @@ def run_checks(
                 nodes.extend(check_nodes())
             return Outcome(
                 True,
-                f"{connected.num_nodes} nodes, {connected.num_cpus:g} CPUs, "
-                f"{connected.num_gpus:g} GPUs",
+                f"{plural(connected.num_nodes, 'node')}, {plural(connected.num_cpus, 'CPU')}, "
+                f"{plural(connected.num_gpus, 'GPU')}",
             )
 
     checks: dict[str, Callable[[], Outcome]] = {

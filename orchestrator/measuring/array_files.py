@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from pydantic import ValidationError
 
-from orchestrator.measuring.arrays import measure_on_scale
+from orchestrator.measuring.arrays import rescale_and_measure
 from orchestrator.measuring.labels import Labels, name_labels, raw_request
 from orchestrator.measuring.request import Images, LabeledImages, Measured, MeasureRequest
 from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
@@ -49,6 +49,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
             f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
             hint="Remove this option",
         )
+    # A .npy file has no kind. Its options are checked as those of an .npz file.
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
@@ -60,6 +61,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     images = load_images(ARRAY_FILES[path.suffix.lower()](raw), listing)
     codes = np.array([item.label for item in listing.items], np.int64)
     labels = Labels(tuple(listing.label_names), codes)
+    # An image without a group id is a group of its own.
     groups = [item.group or f"\0{item.locator}" for item in listing.items]
     notes = format_counts(left_out=listing.excluded, doubtful=listing.flags)
     return _measure_labeled(images, labels, groups, notes, request, executor)
@@ -71,7 +73,7 @@ def _measure_npy(
     """Measure a ``.npy`` file. Labels, if there are any, are in another file."""
     images = _load_npy(path)
     if request.labels is None:
-        return measure_on_scale(LabeledImages(images), request, executor)
+        return rescale_and_measure(LabeledImages(images), request, executor)
     if not request.labels.exists():
         hint = f"Correct --labels. {nearest_path(request.labels)}".rstrip()
         raise ConfigError(f"The label file {request.labels} does not exist", hint=hint)
@@ -96,8 +98,8 @@ def _measure_labeled(
     """Measure images with labels, and add lines that summarize the images."""
     lines = _set_lines(images, labels, groups)
     data = LabeledImages(images, labels.codes, labels.names)
-    measured = measure_on_scale(data, request, executor)
-    return replace(measured, taken=(*lines, *measured.taken, *notes))
+    measured = rescale_and_measure(data, request, executor)
+    return replace(measured, image_lines=(*lines, *measured.image_lines, *notes))
 
 
 def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec:

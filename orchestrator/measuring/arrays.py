@@ -51,36 +51,38 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
 
 
 @dataclass(frozen=True)
-class _Scaled:
-    """Images after scaling.
+class _Rescaled:
+    """Images after their values were rescaled, if they can be.
 
     Attributes:
-        images: ``(num_images, ...)``, in [0, 255] if they were scaled.
-        lines: Lines for users that describe the type and the scale of the images.
-        is_scaled: True if the values were scaled to [0, 255].
+        images: ``(num_images, ...)``, in [0, 255] if they were rescaled.
+        lines: Lines for users that describe the type and the values of the images.
+        is_rescaled: Whether the values were rescaled to [0, 255].
     """
 
     images: Images
     lines: list[str]
-    is_scaled: bool
+    is_rescaled: bool
 
 
-def measure_on_scale(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
-    """Measure images in memory after scaling them to [0, 255], as in a prepared dataset.
+def rescale_and_measure(
+    data: LabeledImages, request: MeasureRequest, executor: Executor
+) -> Measured:
+    """Measure images in memory after rescaling them to [0, 255], as in a prepared dataset.
 
-    Only floating-point images, and images whose black and white are given, are scaled. Whole
+    Only floating-point images, and images whose black and white are given, are rescaled. Whole
     numbers, and points ``(num_points, num_features)``, are measured as they are.
     """
-    scaled = _to_scale(data.images, request.settings.pixel_range)
-    if scaled.is_scaled:
+    rescaled = _rescale(data.images, request.settings.pixel_range)
+    if rescaled.is_rescaled:
         settings = replace(request.settings, pixel_range=PREPARED_RANGE)
         request = replace(request, settings=settings)
-    data = replace(data, images=scaled.images)
-    return replace(measure_arrays(data, request, executor), taken=tuple(scaled.lines))
+    data = replace(data, images=rescaled.images)
+    return replace(measure_arrays(data, request, executor), image_lines=tuple(rescaled.lines))
 
 
-def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
-    """Scale images to [0, 255] if their scale is known.
+def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
+    """Rescale images to [0, 255] if the values of black and white are known.
 
     Args:
         images: ``(num_images, ...)``.
@@ -94,12 +96,14 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
     values = str(images.dtype)
     if images.dtype != np.uint8 and kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
-    has_scale = kind in "uif"
+    can_rescale = kind in "uif"
     if limits is None:
-        has_scale = kind == "f" and images.ndim > 2  # whole numbers may be on any scale
+        # Black and white of whole numbers are unknown.
+        can_rescale = kind == "f" and images.ndim > 2
     # The measure itself raises an error for NaN and infinite values.
-    if not has_scale or not images.size or not all(np.isfinite(image).all() for image in images):
-        return _Scaled(images, [f"  {shape}, {values}: measured as stored"], is_scaled=False)
+    can_rescale = can_rescale and images.size > 0
+    if not can_rescale or not all(np.isfinite(image).all() for image in images):
+        return _Rescaled(images, [f"  {shape}, {values}: measured as stored"], is_rescaled=False)
     chosen_limits, rule = choose_pixel_range("images", [images], limits)
     pixels = np.empty(images.shape, np.float32)
     num_cut = 0
@@ -109,7 +113,7 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:
         lines.append(f"  doubtful: {CLIPPED}, {num_cut:,}")
-    return _Scaled(pixels, lines, is_scaled=True)
+    return _Rescaled(pixels, lines, is_rescaled=True)
 
 
 def with_pair(

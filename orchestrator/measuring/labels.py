@@ -15,9 +15,9 @@ from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.base import RawRequest
 
-IN_MEMORY = UserSourceSpec(kind="npz", path="own", domain=None)
-"""Description of data in memory, for functions that need your own data."""
-ANY_SIDE = 224
+DUMMY_SOURCE = UserSourceSpec(kind="npz", path="own", domain=None)
+"""Source of data in memory, for functions that need a source. No file is read."""
+UNUSED_SIDE = 224
 """Side of images in a request that reads no images. Its value does not matter."""
 
 
@@ -35,12 +35,12 @@ class Labels:
 
 
 def name_labels(
-    written: Sequence[object], own_data: UserSourceSpec | None = None, first: int = 0
+    raw_labels: Sequence[object], own_data: UserSourceSpec | None = None, first: int = 0
 ) -> Labels:
     """Return the classes of labels.
 
     Args:
-        written: One label per image: a number, text or bytes.
+        raw_labels: One label per image: a number, text or bytes.
         own_data: Description of the data with the label map. None for labels in memory.
         first: Number of the first row in messages.
 
@@ -54,13 +54,13 @@ def name_labels(
     from tasks.sources.tables import label_text
 
     rows = Rows(
-        cells={"label": [label_text(label) for label in written]},
+        cells={"label": [label_text(label) for label in raw_labels]},
         locator=str,
         name=lambda row: f"row {row + first}",
         numbering=lambda _: f"the first row is {first}",
     )
     try:
-        labels = find_classes(rows, raw_request(own_data or IN_MEMORY))
+        labels = find_classes(rows, raw_request(own_data or DUMMY_SOURCE))
     except DataError as error:
         if own_data is not None:
             raise
@@ -73,5 +73,5 @@ def name_labels(
 
 def raw_request(own_data: UserSourceSpec) -> RawRequest:
     """Return a request that lists your own data."""
-    spec = PreparedSpec(dataset="own", image_size=ANY_SIDE, channels=1)
+    spec = PreparedSpec(dataset="own", image_size=UNUSED_SIDE, channels=1)
     return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))

@@ -74,7 +74,7 @@ def _factor(dataset: str, scale: SharpnessScale) -> float:
 
 
 def describe(measured: Measured) -> list[str]:
-    """Return sentences that compare the two numbers with published ones."""
+    """Return sentences that compare d_data and K_F with published values."""
     record = measured.record
     rows = published_rows(record)
     lines: list[str] = []
@@ -105,6 +105,12 @@ def describe(measured: Measured) -> list[str]:
 
 
 def _level(below: int, total: int) -> str:
+    """Return the third of the published values that a value is in: low, medium or high.
+
+    Args:
+        below: Number of published values below the value.
+        total: Number of published values.
+    """
     if below / total < 1 / 3:
         return "low"
     if below / total > 2 / 3:
@@ -118,6 +124,6 @@ def measured_document(measured: Measured) -> dict[str, Any]:
         **measured.record.to_json(),
         "label_names": list(measured.label_names),
         "preparation": measured.preparation,
-        "taken": list(measured.taken),
+        "taken": list(measured.image_lines),
         "published": published_rows(measured.record),
     }

@@ -77,7 +77,7 @@ class Measured:
         pair_labels: Classes of these two images.
         label_names: Names of the measured classes, in order. Empty for images without labels.
         preparation: Record of the read and skipped images. None for arrays.
-        taken: Lines that describe the images of an array: classes, images that were left
+        image_lines: Lines that describe the images of an array: classes, images that were left
             out, and doubtful images.
     """
 
@@ -86,4 +86,4 @@ class Measured:
     pair_labels: tuple[str, str] | None = None
     label_names: Names = ()
     preparation: dict[str, Any] | None = None
-    taken: Names = ()
+    image_lines: Names = ()

@@ -1,4 +1,15 @@
-"""Read your own images or a known dataset, and measure them."""
+"""Read your own images or a known dataset, and measure them.
+
+:func:`measure_source` chooses one of three ways by the path of the source:
+
+- Image files and the names of datasets are prepared as for a sweep, in a temporary folder. Then
+  :func:`~tasks.measures.measure.measure_nested` reads the prepared images in blocks.
+- A folder with prepared images is measured in the same way.
+- The images of an array file are read into memory (:mod:`orchestrator.measuring.array_files`) and
+  rescaled to [0, 255] (:mod:`orchestrator.measuring.arrays`). Then
+  :func:`~tasks.measures.measure.measure_array` measures them. With a class pair or train sizes,
+  prepared images are also read into memory.
+"""
 
 from __future__ import annotations
 
@@ -58,25 +69,25 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         limits = {"pixel_range": request.settings.pixel_range}
         request = replace(request, own_options={**request.own_options, **limits})
     path = Path(request.source)
-    is_listed = request.source in DATASETS and not path.exists()
+    is_dataset_name = request.source in DATASETS and not path.exists()
     is_prepared = (path / MARKER).exists()
-    if request.own_options and (is_listed or is_prepared):
+    if request.own_options and (is_dataset_name or is_prepared):
         raise ConfigError(
             f"{path.name} has fixed classes and pixels, so {options_text(request.own_options)} "
             "cannot be used",
             hint="Remove the option, or use the path of the original images",
         )
-    if is_listed:
+    if is_dataset_name:
         dataset = dataset_spec(request.source)
         return _prepare_and_measure(request, dataset, request.raw, executor, paths)
     _check_exists(path, request.source)
     is_npy = path.is_file() and path.suffix.lower() == ".npy"
     is_array_file = path.is_file() and path.suffix.lower() in ARRAY_FILES
-    is_as_stored = (is_npy or is_array_file) and not request.image_size
-    _check_options(request, path, is_npy=is_npy, is_as_stored=is_as_stored)
+    measures_as_stored = (is_npy or is_array_file) and not request.image_size
+    _check_options(request, path, is_npy=is_npy, measures_as_stored=measures_as_stored)
     if is_prepared:
         return _measure_prepared(request, PreparedDataset.open(path), executor)
-    if is_as_stored:
+    if measures_as_stored:
         return measure_file(request, path, executor)
     if is_npy:
         raise ConfigError(
@@ -106,7 +117,7 @@ def _check_exists(path: Path, source: str) -> None:
 
 
 def _check_options(
-    request: MeasureRequest, path: Path, *, is_npy: bool, is_as_stored: bool
+    request: MeasureRequest, path: Path, *, is_npy: bool, measures_as_stored: bool
 ) -> None:
     """Raise an error for options that cannot be used for the source."""
     if request.labels and not is_npy:
@@ -119,7 +130,7 @@ def _check_options(
             f"--raw is only for known datasets, but {path.name} is a file or folder",
             hint="Remove --raw",
         )
-    if is_as_stored and request.channels != 1:
+    if measures_as_stored and request.channels != 1:
         raise ConfigError(
             f"--channels cannot be used, because the images of {path.name} are measured as stored",
             hint="Remove --channels, or add --image-size",

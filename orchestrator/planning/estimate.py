@@ -18,7 +18,7 @@ from orchestrator.planning.costs.needs import (
 from orchestrator.planning.estimate_text import estimate_text
 from orchestrator.planning.replay import Job, replay
 from orchestrator.planning.runtimes import MeasuredTrial, corrections_for
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, plural
 from search_spaces.specs import TrialSpec
 
 DEFAULT_GPU = "h100"
@@ -128,8 +128,8 @@ def on_gpus(
     gpus_per_trial = max(1, int(share or 1))
     if gpus_per_trial > num_gpus:
         raise ConfigError(
-            f"One trial needs {gpus_per_trial} GPUs (resources.num_gpus), but the plan has only "
-            f"{num_gpus}",
+            f"One trial needs {plural(gpus_per_trial, 'GPU')} (resources.num_gpus), but the plan "
+            f"has only {num_gpus}",
             hint=f"Plan with `--gpus {gpus_per_trial}`, or lower resources.num_gpus",
         )
     jobs: list[Job] = []

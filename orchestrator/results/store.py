@@ -434,7 +434,7 @@ def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
     if not is_intact:
         raise _UnusableRecord(path, "its checksum does not match its content")
     if not isinstance(fields, dict):
-        raise _UnusableRecord(path, "it has no schema version")
+        raise _UnusableRecord(path, "its record is not a JSON object")
     return fields
 
 

@@ -11,29 +11,17 @@ store to the table again. Importing this module does not import ``mlflow``.
 
 from __future__ import annotations
 
-import json
 import logging
-import pickle
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import CellStatus
-from orchestrator.planning.workspace import Workspace
 from orchestrator.results.columns import ATTEMPT, STATUS
-from orchestrator.results.flat_runs import (
-    CurvePoint,
-    FlatRun,
-    LiveRun,
-    curve_runs,
-    milliseconds,
-)
-from orchestrator.results.mlflow_connection import SQLITE, connect, mlflow_uri
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, LiveRun, milliseconds
 from orchestrator.results.mlflow_errors import (
     MISSING_CODE,
     error_code,
@@ -42,20 +30,26 @@ from orchestrator.results.mlflow_errors import (
     no_answer_error,
     refused_error,
 )
-from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
+from orchestrator.results.mlflow_pages import SWEEP_KEY
+from orchestrator.results.pending_updates import (
+    END_KEY,
+    REPORT_KEY,
+    Ending,
+    EndSweep,
+    EndTrials,
+    FinishedRun,
+    PendingUpdates,
+    SweepReport,
+    Update,
+)
 from orchestrator.results.records import FailureRecord
-from orchestrator.results.state import State
-from orchestrator.results.store import ResultStore
-from tasks.atomic import read_whole, write_atomic
+from tasks.atomic import write_atomic
 from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
 
 log = logging.getLogger(__name__)
-
-Ending = Literal["FINISHED", "FAILED", "KILLED"]
-"""MLflow's status of a sweep that ended: normally, with an error, or by Ctrl-C."""
 
 GATHER_S = 1.0
 """Seconds during which updates are collected, so that many trials need few requests."""
@@ -74,6 +68,12 @@ FLUSH_S = 60.0
 MLflow's SQLite file takes 5 s on an idle machine."""
 STOP_FLUSH_S = 8.0
 """Seconds without progress after which a stopped sweep no longer waits for MLflow."""
+STOP_LIMIT_S = 30.0
+"""Seconds after which a stopped sweep no longer waits for MLflow, even if it makes progress. The
+next start of the sweep sends the rest."""
+LAST_ROUND_S = 15.0
+"""Seconds of the last round of a finished sweep, in which each update that MLflow lacks gets one
+attempt. It follows only if an update failed until the limit."""
 END_FLUSH_S = 2.0
 """Seconds without progress after which a sweep no longer waits for the end of its runs in MLflow.
 This wait follows only if other updates failed until their limit."""
@@ -81,66 +81,49 @@ JOIN_S = 1.0
 """Seconds of the longest wait for the end of the thread, which may still wait for a server."""
 MAX_MESSAGE_LENGTH = 4000
 """Largest number of characters of a failure's message in MLflow."""
-HEADLINE = "headline.json"
-"""File of a report with the numbers for MLflow, such as the best losses."""
-
-_REPORT_KEY = "sweep report"
-"""Key of the update with the sweep's report; no run has this key."""
-_END_KEY = "sweep end"
-"""Key of the update that ends runs; no run has this key."""
 
 
-@dataclass(frozen=True)
-class _Result:
-    """A finished run, compressed to 2 kB, because 10,000 runs wait if MLflow is down for a night.
+@dataclass
+class _Pauses:
+    """The pauses before the rounds in which updates are sent; they grow while MLflow fails.
 
     Attributes:
-        packed: The compressed run.
+        next_pause_s: Seconds of the pause before the next round.
+        is_skipped: True if the next round starts at once, because another thread waits for it.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds. None
+            if MLflow answers.
+        is_warned: True if the user was warned that MLflow does not answer.
     """
 
-    packed: bytes
+    next_pause_s: float = 0.0
+    is_skipped: bool = False
+    failing_since: float | None = None
+    is_warned: bool = False
 
-    @classmethod
-    def of(cls, run: FlatRun) -> _Result:
-        """Compress a run."""
-        return cls(zlib.compress(pickle.dumps(run), level=1))
+    def skip(self) -> None:
+        """Let the next round start at once, and retry failed updates soon."""
+        self.is_skipped = True
+        self.next_pause_s = FIRST_PAUSE_S
 
-    def run(self) -> FlatRun:
-        """Decompress the run."""
-        unpacked: FlatRun = pickle.loads(zlib.decompress(self.packed))  # noqa: S301 (our own bytes)
-        return unpacked
+    def round_started(self) -> None:
+        """Choose the pause after a round in which no update fails."""
+        self.is_skipped = False
+        if self.failing_since is None:
+            self.next_pause_s = GATHER_S
 
+    def failed(self, now: float) -> None:
+        """Choose the pause after a round in which an update failed."""
+        if self.failing_since is None:
+            self.failing_since = now
+            self.next_pause_s = FIRST_PAUSE_S
+        else:
+            self.next_pause_s = min(PAUSE_GROWTH * self.next_pause_s, MAX_PAUSE_S)
 
-@dataclass(frozen=True)
-class _Report:
-    """The final numbers of the sweep, and its report.
-
-    Attributes:
-        numbers: Final numbers of the sweep, by name.
-        folder: Folder of the report. None without a report.
-    """
-
-    numbers: Mapping[str, float]
-    folder: Path | None
-
-
-@dataclass(frozen=True)
-class _EndTrials:
-    """The end of all runs in MLflow whose trials are not running any more."""
-
-
-@dataclass(frozen=True)
-class _EndSweep:
-    """The end of all runs in MLflow, also of the sweep's run.
-
-    Attributes:
-        status: Status of the sweep's run.
-    """
-
-    status: Ending
-
-
-_Update = LiveRun | _Result | _Report | _EndTrials | _EndSweep
+    def must_warn(self, now: float) -> bool:
+        """Return whether the user must be warned now that MLflow does not answer."""
+        if self.is_warned or self.failing_since is None:
+            return False
+        return now - self.failing_since >= WARN_AFTER_S
 
 
 class Tracker:
@@ -169,27 +152,110 @@ class Tracker:
         self._open_runs = open_runs
         self._print_note = print_note
         self._clock = clock
-        self._connects_late = connect_late
-        self._runs: SweepRuns | None = None
-        self._pending: dict[str, _Update] = {}
-        if open_runs:
-            # This update connects to MLflow, so that a refusal is reported before any training.
-            self._pending[SWEEP_KEY] = LiveRun()
-        self._refused = set[str]()
+        # The lock of this condition protects the table of updates and the states below. Threads
+        # that wait for the condition are notified of new updates and of progress.
+        self._changed = clock.condition()
+        self._pending = PendingUpdates()
         self._running = set[str]()
-        self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
         self._sweep_run_opened = False
         self._stopped = False
-        self._warned = False
-        self._error: Exception | None = None
-        self._failing_since: float | None = None
-        self._num_steps = 0  # of progress: updates that were sent or refused
-        self._pause_s = 0.0
-        self._skip_pause = False
-        self._changed = clock.condition()
+        self._is_last_round = False
+        self._connects_at_first_update = connect_late
+        # Only the thread changes the runs and their counts.
+        self._runs: SweepRuns | None = None
+        self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
+        self._pauses = _Pauses()
+        self._last_error: Exception | None = None
+        self._num_processed = 0  # updates that were sent or refused
         self._thread = clock.thread(self._work, "mlflow")
+        if open_runs:
+            # This update connects to MLflow, so that a refusal is reported before any training.
+            self._pending.put(SWEEP_KEY, LiveRun())
         if open_runs and not connect_late:
             self._thread.start()
+
+    # Updates, which the thread sends later.
+
+    def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
+        """Show a trial as running. A trial that failed before continues its run in MLflow."""
+        with self._changed:
+            self._open_sweep_run()
+            self._running.add(trial_id)
+            self._change_state(trial_id, tags, failed=False)
+
+    def log_points(self, trial_id: str, points: Sequence[CurvePoint]) -> None:
+        """Add points to the curves of a running trial."""
+        with self._changed:
+            if trial_id in self._running:
+                self._add_points(trial_id, points)
+
+    def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
+        """Add numbers of trials by state to the curves of the sweep's run."""
+        at_ms = milliseconds(self._clock.time())
+        points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
+        with self._changed:
+            self._open_sweep_run()
+            self._add_points(SWEEP_KEY, points)
+
+    def finish(self, run: FlatRun) -> None:
+        """Send the result of a trial, or a learning curve."""
+        with self._changed:
+            self._open_sweep_run()
+            self._running.discard(run.run_key)
+            self._put(run.run_key, FinishedRun.of(run))
+
+    def fail_trial(self, failure: FailureRecord) -> None:
+        """Show a trial as failed, with the kind and message of the failure."""
+        tags = {
+            STATUS: str(CellStatus.FAILED),
+            ATTEMPT: str(failure.attempt),
+            "failure_kind": str(failure.failure.kind),
+            "failure_message": failure.failure.message[:MAX_MESSAGE_LENGTH],
+        }
+        with self._changed:
+            self._running.discard(failure.trial_id)
+            self._change_state(failure.trial_id, tags, failed=True)
+
+    def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
+        """Send the final numbers of the sweep and the files of its report to the sweep's run."""
+        self._put(REPORT_KEY, SweepReport(numbers, folder))
+
+    def _open_sweep_run(self) -> None:
+        """Open the sweep's run in MLflow again, at the first action of this process."""
+        if not self._sweep_run_opened:
+            self._sweep_run_opened = True
+            self._change_state(SWEEP_KEY, tags={}, failed=False)
+
+    def _change_state(self, key: str, tags: Mapping[str, str], *, failed: bool) -> None:
+        """Add the start or failure of a live run to its pending update."""
+        at_ms = milliseconds(self._clock.time())
+        live = self._pending.live_run(key)
+        self._put(key, replace(live, tags=tags, failed=failed, at_ms=at_ms))
+
+    def _add_points(self, key: str, points: Sequence[CurvePoint]) -> None:
+        """Add points to the pending update of a live run, after its pending points."""
+        live = self._pending.live_run(key)
+        self._put(key, replace(live, points=(*live.points, *points)))
+
+    def _put(self, key: str, update: Update) -> None:
+        """Add an update to the table, in place of an older update with the same key."""
+        if self._open_runs is None:
+            return
+        with self._changed:
+            self._pending.put(key, update)
+            self._changed.notify_all()
+        # Without a connection there are no runs to end.
+        if not isinstance(update, EndTrials):
+            self._start_thread_if_late()
+
+    def _start_thread_if_late(self) -> None:
+        """Start the thread if it was to connect at the first update."""
+        with self._changed:
+            if self._connects_at_first_update:
+                self._connects_at_first_update = False
+                self._thread.start()
+
+    # Waits for MLflow.
 
     @property
     def num_unsent_updates(self) -> int:
@@ -202,56 +268,12 @@ class Tracker:
         Raises:
             SetupError: MLflow refuses the connection, and would refuse it again.
         """
-        if self._connects_late or not self._open_runs:
+        if self._connects_at_first_update or not self._open_runs:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._num_steps or self._error, FIRST_ANSWER_S)
-        if self._error and self._runs is None and self._refused:
-            raise refused_error(self._error)
-
-    def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Show a trial as running. A trial that failed before continues its run in MLflow."""
-        with self._changed:
-            self._open_sweep_run()
-            self._running.add(trial_id)
-            self._change(trial_id, tags=tags, failed=False)
-
-    def log_points(self, trial_id: str, points: Sequence[CurvePoint]) -> None:
-        """Add points to the curves of a running trial."""
-        with self._changed:
-            if trial_id in self._running:
-                self._change(trial_id, points)
-
-    def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
-        """Add numbers of trials by state to the curves of the sweep's run."""
-        at_ms = milliseconds(self._clock.time())
-        points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
-        with self._changed:
-            self._open_sweep_run()
-            self._change(SWEEP_KEY, points)
-
-    def finish(self, run: FlatRun) -> None:
-        """Send the result of a trial, or a learning curve."""
-        with self._changed:
-            self._open_sweep_run()
-            self._running.discard(run.run_key)
-            self._put(run.run_key, _Result.of(run))
-
-    def fail_trial(self, failure: FailureRecord) -> None:
-        """Show a trial as failed, with the kind and message of the failure."""
-        tags = {
-            STATUS: str(CellStatus.FAILED),
-            ATTEMPT: str(failure.attempt),
-            "failure_kind": str(failure.failure.kind),
-            "failure_message": failure.failure.message[:MAX_MESSAGE_LENGTH],
-        }
-        with self._changed:
-            self._running.discard(failure.trial_id)
-            self._change(failure.trial_id, tags=tags, failed=True)
-
-    def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-        """Send the final numbers of the sweep and the files of its report to the sweep's run."""
-        self._put(_REPORT_KEY, _Report(numbers, folder))
+            self._changed.wait_for(lambda: self._num_processed or self._last_error, FIRST_ANSWER_S)
+        if self._last_error and self._runs is None and self._pending.has_refused:
+            raise refused_error(self._last_error)
 
     def reconcile(
         self,
@@ -275,42 +297,48 @@ class Tracker:
             False.
 
         Raises:
-            SetupError: MLflow does not answer.
+            SetupError: MLflow does not answer, or refused an update.
         """
         counts_before = self._counts.copy()
         for run in results:
-            self._put(run.run_key, _Result.of(run))
+            self._put(run.run_key, FinishedRun.of(run))
         self._running.clear()
         for failure in failures:
             self.fail_trial(failure)
-        self._put(_END_KEY, _EndTrials())
+        self._put(END_KEY, EndTrials())
         if not wait:
             return {}
-        if not self.flush() or self._refused:
-            raise no_answer_error(self._error or TimeoutError("there was no reply in time"))
+        if not self.flush() or self._pending.has_refused:
+            raise no_answer_error(self._last_error or TimeoutError("there was no reply in time"))
         return {name: count - counts_before[name] for name, count in self._counts.items()}
 
-    def flush(self, timeout_s: float | None = None) -> bool:
+    def flush(self, timeout_s: float | None = None, limit_s: float = float("inf")) -> bool:
         """Wait until all updates are sent, except refused ones.
 
         Args:
             timeout_s: Seconds without progress after which the wait ends. None for FLUSH_S.
+            limit_s: Seconds after which the wait ends, even if MLflow makes progress.
 
         Returns:
             True if all updates are sent.
         """
         if timeout_s is None:
             timeout_s = FLUSH_S
+        end = self._clock.monotonic() + limit_s
         self._start_thread_if_late()
         with self._changed:
-            self._skip_pause = True
-            self._pause_s = FIRST_PAUSE_S
+            self._pauses.skip()
             self._changed.notify_all()
             has_progress = True
-            while has_progress and self._has_sendable() and self._thread.is_alive():
-                is_past = partial(self._is_past, self._num_steps)
-                has_progress = self._changed.wait_for(is_past, timeout_s)
-            return not self._has_sendable()
+            while has_progress and self._pending.has_sendable and self._thread.is_alive():
+                is_past = partial(self._is_past, self._num_processed)
+                wait_s = min(timeout_s, end - self._clock.monotonic())
+                has_progress = wait_s > 0 and self._changed.wait_for(is_past, wait_s)
+            return not self._pending.has_sendable
+
+    def _is_past(self, num_processed: int) -> bool:
+        """Return whether more updates than ``num_processed`` were sent or refused."""
+        return self._num_processed > num_processed
 
     def save_run_pages(self, path: Path) -> None:
         """Write the addresses of all known runs to a file, so that reports can link to them."""
@@ -325,267 +353,148 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send all pending updates, end all open runs, and stop the thread.
 
-        The wait for updates ends if MLflow makes no progress. An update that still fails then, for
-        example because a folder is not writable, is not sent again. All runs are ended all the
-        same, if MLflow answers.
+        The wait for updates ends if MLflow makes no progress. If the sweep has finished, a last
+        round follows, in which each pending update gets one attempt: the updates behind one that
+        always fails, for example because a folder is not writable, are sent then. All runs are
+        ended all the same, if MLflow answers.
 
         Args:
             ending: New status of the sweep's run. A run that had ended before and was not opened
                 again can only change to FINISHED.
         """
-        if self._connects_late:
+        if self._connects_at_first_update:
             return
         self._running.clear()
-        self._put(_END_KEY, _EndSweep(ending))
-        timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S
-        if not self.flush(timeout_s):
-            self._refuse_all_but_the_end()
-            self.flush(END_FLUSH_S)
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._put(END_KEY, EndSweep(ending))
+        try:
+            if not self._send_all(ending):
+                with self._changed:
+                    self._pending.refuse_all()
+                self._put(END_KEY, EndSweep(ending))
+                self.flush(END_FLUSH_S)
+        finally:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
 
-    def _refuse_all_but_the_end(self) -> None:
-        """Count all pending updates except the end as refused, so that the end is sent."""
+    def _send_all(self, ending: Ending) -> bool:
+        """Wait until every update is sent or had its last attempt; return whether none is left."""
+        if ending != "FINISHED":
+            return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)
+        if self.flush(FLUSH_S):
+            return True
         with self._changed:
-            self._refused.update(self._pending.keys() - {_END_KEY})
+            self._is_last_round = True
+        return self.flush(LAST_ROUND_S, LAST_ROUND_S)
 
-    def _open_sweep_run(self) -> None:
-        """Open the sweep's run in MLflow again, at the first action of this process."""
-        if not self._sweep_run_opened:
-            self._sweep_run_opened = True
-            self._change(SWEEP_KEY, tags={})
-
-    def _change(self, key: str, points: Sequence[CurvePoint] = (), **state: Any) -> None:
-        """Add points and a new state to the pending update of a live run.
-
-        Args:
-            key: Key of the run.
-            points: New points, which are sent after the pending points.
-            state: New values of other fields of :class:`LiveRun`.
-        """
-        update = self._pending.get(key)
-        live = update if isinstance(update, LiveRun) else LiveRun()
-        if state:
-            state["at_ms"] = milliseconds(self._clock.time())
-        self._put(key, replace(live, points=(*live.points, *points), **state))
-
-    def _put(self, key: str, update: _Update) -> None:
-        """Add an update to the table, in place of an older update with the same key."""
-        if self._open_runs is None:
-            return
-        with self._changed:
-            self._pending[key] = update
-            self._refused.discard(key)
-            self._changed.notify_all()
-        # Without a connection there are no runs to end.
-        if not isinstance(update, _EndTrials):
-            self._start_thread_if_late()
-
-    def _start_thread_if_late(self) -> None:
-        """Start the thread if it was to connect at the first update."""
-        with self._changed:
-            if self._connects_late:
-                self._connects_late = False
-                self._thread.start()
-
-    def _is_past(self, num_steps: int) -> bool:
-        return self._num_steps > num_steps
-
-    def _has_sendable(self) -> bool:
-        """Return whether there are pending updates that were not refused."""
-        return len(self._pending) > len(self._refused)
+    # The thread, which sends updates.
 
     def _work(self) -> None:
-        """Send updates until the tracker is stopped; the thread runs this function."""
+        """Send updates in rounds until the tracker is stopped; the thread runs this function."""
         open_runs = self._open_runs
         if open_runs is None:
             return
-        while True:
-            updates = self._wait_for_updates()
-            if not updates:
-                return
-            for key, update in updates:
-                # Reading without the lock is safe: if an update is replaced at this moment, the
-                # older one is sent first, and the next round sends the newer one.
-                if self._stopped or self._pending.get(key) is not update or key in self._refused:
-                    continue
-                try:
-                    if self._runs is None:
-                        self._runs = open_runs()
-                    self._show(self._runs, key, update)
-                except Exception as error:
-                    if not self._note_failure(error, key, update):
-                        break
-                else:
-                    self._note_success(key, update)
+        while self._wait_for_updates():
+            self._send_round(open_runs)
 
-    def _wait_for_updates(self) -> list[tuple[str, _Update]]:
-        """Return the pending updates after the pause; return none if the tracker is stopped."""
+    def _send_round(self, open_runs: Callable[[], SweepRuns]) -> None:
+        """Send all pending updates; end the round early if MLflow does not answer.
+
+        The last round goes on after a failure, and does not send the failed update again.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._has_sendable())
-            self._changed.wait_for(lambda: self._stopped or self._skip_pause, self._pause_s)
-            self._skip_pause = False
-            if self._failing_since is None:
-                self._pause_s = GATHER_S
-            if self._stopped:
-                return []
-            updates = [*self._pending.items()]
-        # Final numbers are sent after the points of curves, and the end is sent last.
-        return sorted(updates, key=lambda item: (item[0] == _END_KEY, item[0] == _REPORT_KEY))
+            updates = self._pending.in_sending_order()
+        for key, update in updates:
+            # Reading without the lock is safe: if an update is replaced at this moment, the older
+            # one is sent first, and the next round sends the newer one.
+            if self._stopped or not self._pending.is_sendable(key, update):
+                continue
+            try:
+                if self._runs is None:
+                    self._runs = open_runs()
+                self._send(self._runs, key, update)
+            except Exception as error:
+                log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
+                is_last_attempt = self._is_last_round and self._runs is not None
+                if is_last_attempt or is_final(error):
+                    self._note_refusal(error, key, update)
+                else:
+                    self._note_failure(error, key, update)
+                    return
+            else:
+                self._note_success(key, update)
 
-    def _show(self, runs: SweepRuns, key: str, update: _Update) -> None:
+    def _wait_for_updates(self) -> bool:
+        """Wait for updates and for the pause; return False if the tracker is stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._pending.has_sendable)
+            self._changed.wait_for(
+                lambda: self._stopped or self._pauses.is_skipped, self._pauses.next_pause_s
+            )
+            self._pauses.round_started()
+            return not self._stopped
+
+    def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
         """Send an update; a call may be repeated after an attempt that succeeded in part."""
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
-        elif isinstance(update, _Result):
+        elif isinstance(update, FinishedRun):
             if runs.show(update.run()):
                 self._counts["replayed"] += 1
             else:
                 self._counts["up_to_date"] += 1
-        elif isinstance(update, _Report):
+        elif isinstance(update, SweepReport):
             runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
             with self._changed:
-                busy = self._running | self._pending.keys() - self._refused
-            closed, duplicates = runs.end_running(busy)
+                open_keys = self._running | self._pending.sendable_keys
+            closed, duplicates = runs.end_running(open_keys)
             self._counts.update(closed=closed, duplicates=duplicates)
-            if isinstance(update, _EndSweep):
+            if isinstance(update, EndSweep):
                 runs.end_sweep(update.status)
 
-    def _note_success(self, key: str, update: _Update) -> None:
+    def _note_success(self, key: str, update: Update) -> None:
         """Remove an update that was sent from the table."""
-        if self._warned:
-            self._warned = False
+        if self._pauses.is_warned and not self._is_last_round:
+            self._pauses.is_warned = False
             self._print_note("MLflow answers again")
         with self._changed:
-            if self._pending.get(key) is update:
-                del self._pending[key]
-                self._refused.discard(key)
+            self._pending.remove(key, update)
         self._note_progress()
 
-    def _note_failure(self, error: Exception, key: str, update: _Update) -> bool:
-        """Process a failed update, and return whether MLflow refused it.
-
-        A refused update is not sent again. If MLflow refuses the connection, all pending updates
-        count as refused.
-        """
-        reason = first_line(error)
-        now = self._clock.monotonic()
-        log.warning("The update of %s in MLflow failed: %s", key, reason)
+    def _note_refusal(self, error: Exception, key: str, update: Update) -> None:
+        """Mark an update as refused; mark all updates if MLflow refuses the connection."""
         with self._changed:
-            self._error = error
-            if is_final(error):
-                if self._runs is None:
-                    self._refused.update(self._pending)
-                elif self._pending.get(key) is update:  # else a newer update will be sent
-                    self._refused.add(key)
-                self._note_progress()
-                return True
+            self._last_error = error
+            if self._runs is None:
+                self._pending.refuse_all()
+            else:
+                self._pending.refuse(key, update)
+            self._note_progress()
+
+    def _note_failure(self, error: Exception, key: str, update: Update) -> None:
+        """Send an update last in the next round, and warn the user if MLflow fails for long."""
+        now = self._clock.monotonic()
+        with self._changed:
+            self._last_error = error
             if error_code(error) == MISSING_CODE:
                 # MLflow was restored to an older state, so the runs must be read again.
                 self._runs = None
-            if self._failing_since is None:
-                self._failing_since = now
-                self._pause_s = FIRST_PAUSE_S
-            else:
-                self._pause_s = min(PAUSE_GROWTH * self._pause_s, MAX_PAUSE_S)
-            if self._pending.get(key) is update:
-                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table
+            self._pending.postpone(key, update)
+            self._pauses.failed(now)
             self._changed.notify_all()
-        if not self._warned and now - self._failing_since >= WARN_AFTER_S:
-            self._warned = True
+        if self._pauses.must_warn(now):
+            self._pauses.is_warned = True
             problem = no_answer_error(error).problem
             self._print_note(
                 f"{problem}. Results are stored without MLflow, and isweep tries again"
             )
-        return False
 
     def _note_progress(self) -> None:
-        """Count a step of progress, for the threads that wait for it."""
+        """Count an update that was sent or refused, for the threads that wait for it."""
         with self._changed:
-            self._num_steps += 1
-            self._failing_since = None
+            self._num_processed += 1
+            self._pauses.failing_since = None
             self._changed.notify_all()
-
-
-def make_tracker(
-    workspace: Workspace,
-    store: ResultStore,
-    uri: str | None,
-    *,
-    used: bool = True,
-    print_note: Callable[[str], None] = log.info,
-) -> Tracker:
-    """Return a sweep's tracker, which connects to MLflow in the background.
-
-    Args:
-        workspace: The sweep.
-        store: Result store of the sweep.
-        uri: URI of the MLflow store. None for the default.
-        used: False returns a tracker that sends nothing.
-        print_note: Function that prints a message for the user.
-    """
-    if not used:
-        return Tracker(None)
-    resolved = mlflow_uri(workspace.paths, uri)
-    store_id = store.store_id(create=True)
-    database = workspace.paths.mlflow_database
-
-    def open_runs() -> SweepRuns:
-        from orchestrator.results.mlflow_runs import SweepRuns
-
-        artifacts = None
-        if resolved.startswith("sqlite"):
-            artifacts = workspace.paths.mlflow_artifacts
-        runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
-        if "@" in runs.name:
-            usual = runs.name.partition("@")[0]
-            print_note(
-                f"The MLflow experiment {usual} belongs to another result store. The runs of this "
-                f"store are in the experiment {runs.name}"
-            )
-        return runs
-
-    is_new = resolved == f"{SQLITE}{database}" and not database.exists()
-    return Tracker(open_runs, print_note, connect_late=is_new)
-
-
-@contextmanager
-def open_tracker(
-    tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
-) -> Iterator[Tracker]:
-    """Send stored results with a tracker, and close it at the end of the ``with`` block.
-
-    Args:
-        tracker: The tracker.
-        results: Stored results.
-        failures: Failures of trials without a result.
-    """
-    ending: Ending = "FAILED"
-    try:
-        tracker.reconcile(results, failures, wait=False)
-        yield tracker
-        ending = "FINISHED"
-    except KeyboardInterrupt:
-        ending = "KILLED"
-        raise
-    finally:
-        tracker.close(ending)
-
-
-def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Send the sweep's learning curves, numbers of trials and latest report to MLflow."""
-    for run in curve_runs(state.flat_runs()):
-        tracker.finish(run)
-    folder = workspace.sweep_paths.report
-    numbers: dict[str, float] = {}
-    try:
-        numbers = json.loads(read_whole(folder / HEADLINE))
-    except (OSError, ValueError) as error:
-        log.info("the numbers of the latest report cannot be read: %s", error)
-    for name, count in state.counts(workspace.plan).items():
-        numbers[f"trials_{name}"] = count
-    tracker.log_report(numbers, folder if folder.is_dir() else None)

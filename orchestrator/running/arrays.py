@@ -55,7 +55,8 @@ class ArrayCache:
         # Reference and bytes of each stored array, by key; the one that was used last is last.
         self._stored: dict[str, tuple[Any, int]] = {}
         self._errors: dict[str, SweepError] = {}
-        self._check: Any = None
+        # Ray's reference of the actor's answer; None if no answer is awaited.
+        self._awaited_answer: Any = None
         self._checked_at = time.monotonic()
 
     @property
@@ -65,6 +66,8 @@ class ArrayCache:
 
     def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
+
+        If the array is not stored yet, this call reads it. No other trial starts or ends meanwhile.
 
         Raises:
             SweepError: the array cannot be read. A DataError is not raised but sent to the workers,
@@ -100,7 +103,8 @@ class ArrayCache:
         """
         self._array_by_trial.pop(trial_id, None)
         if self._num_remaining is not None:
-            self._num_remaining[key] -= for_good
+            if for_good:
+                self._num_remaining[key] -= 1
             if self._num_remaining[key] <= 0:
                 self._drop(key)
 
@@ -110,20 +114,20 @@ class ArrayCache:
         The actor lacks references after it was killed and started again. This call does not wait
         for the actor's answer, which a later call processes.
         """
-        if self._check is not None:
-            if not ray.wait([self._check], timeout=0)[0]:
+        if self._awaited_answer is not None:
+            if not ray.wait([self._awaited_answer], timeout=0)[0]:
                 return
-            check = self._check
-            self._check = None
-            self._put_again(check)
+            answer = self._awaited_answer
+            self._awaited_answer = None
+            self._put_again(answer)
         elif time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = time.monotonic()
-            self._check = self.actor.missing.remote([*self._stored, *self._errors])
+            self._awaited_answer = self.actor.missing.remote([*self._stored, *self._errors])
 
-    def _put_again(self, check: Any) -> None:
+    def _put_again(self, answer: Any) -> None:
         """Send the references that the actor lacks by its answer."""
         try:
-            missing: list[str] = ray.get(check)
+            missing: list[str] = ray.get(answer)
         except ray.exceptions.RayError:
             return  # The actor died again. The next check repeats the request.
         if missing:

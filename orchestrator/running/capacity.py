@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ray
 
 from orchestrator.machine.cluster import Resources
+from search_spaces.errors import plural
 
 ROUNDING_ERROR = 1e-9
 """Number of trials that is added before a quotient is rounded down, because the mean of equal
@@ -49,10 +50,10 @@ def slots_for(resources: Resources) -> Slots:
     note = ""
     if num_trials < num_with_all_gpus:
         note = (
-            f"The cluster's GPUs could run {num_with_all_gpus} trials at once, but with "
+            f"The cluster's GPUs could run {plural(num_with_all_gpus, 'trial')} at once, but with "
             f"`resources.num_cpus: {num_cpus:g}` its CPUs are enough for only {num_trials}. To "
             "use all GPUs, lower resources.num_cpus, or use nodes with "
-            f"{num_with_all_gpus * num_cpus:g} CPUs in total"
+            f"{plural(num_with_all_gpus * num_cpus, 'CPU')} in total"
         )
     return Slots(max(1, num_trials), note)
 

@@ -22,7 +22,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import MeasureRecord
 from orchestrator.running.progress import Progress
-from search_spaces.errors import DataError, SweepError, collect, unknown_name
+from search_spaces.errors import DataError, SweepError, collect, plural, unknown_name
 from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
@@ -257,8 +257,8 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"isweep reads {name} with {readers.num_workers} CPUs on the {len(nodes)} nodes that have "
-        "its raw download"
+        f"isweep reads {name} with {plural(readers.num_workers, 'CPU')} on "
+        f"{plural(len(nodes), 'node')} with its raw download"
     )
     return readers.labelled(f"prepare {name}")
 

@@ -132,6 +132,7 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         """Do nothing: :class:`~orchestrator.running.trials.TrialLoop` handles ended trials."""
 
+    # Saving and restoring do nothing as well: isweep resumes a run from its own store.
     save = restore = on_trial_complete
 
 

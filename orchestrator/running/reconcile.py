@@ -8,7 +8,7 @@ from orchestrator.machine.locks import locked
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import compare_with_plan
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.tracking import log_sweep, make_tracker
+from orchestrator.results.sweep_tracking import log_sweep, make_tracker
 
 
 def reconcile_sweep(

@@ -35,7 +35,8 @@ from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
+from orchestrator.results.sweep_tracking import log_sweep, make_tracker, open_tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running import preparation
 from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
@@ -164,6 +165,13 @@ class _SweepRun(Stages):
     def state(self) -> State:
         """The state of the sweep: its plan compared with the store, which only this run writes."""
         return compare_with_plan(self.workspace, self.stored)
+
+    @property
+    def trials_to_train(self) -> list[TrialSpec]:
+        """The trials of the plan without a result from the present data."""
+        state = self.state
+        trials = _trials_to_run(self.workspace.plan, state)
+        return [trial for trial in trials if trial.trial_id not in state.partial]
 
 
 def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from orchestrator.machine.locks import locked
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.machine.silent_end import explained_silent_end
 from orchestrator.planning.costs.gpu_checks import read_checks
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
@@ -65,6 +66,11 @@ class Stages:
     stack: ExitStack
     gpus_before: list[NodeGpus] = field(default_factory=list, init=False)
 
+    @property
+    def trials_to_train(self) -> Sequence[TrialSpec]:
+        """The trials that the command may train."""
+        return self.workspace.plan.trials
+
     def lock_root(self) -> None:
         """Lock the root, and remove the files of killed runs."""
         if self.options.tracking:
@@ -74,6 +80,7 @@ class Stages:
         # The hash of the source code is cached now, because the code may change while trials run.
         provenance()
         self.monitor.path = self.workspace.sweep_paths.progress
+        self.stack.enter_context(explained_silent_end())
         self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
         self.stack.enter_context(self.monitor.shown())
         self.monitor.stage("start", "MLflow" if self.options.tracking else "")
@@ -92,7 +99,8 @@ class Stages:
             token_file=paths.token,
             job={
                 "job_name": self.purpose,
-                "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
+                "isweep grid": f"{plural(len(plan.trials), 'trial')}, "
+                f"{plural(len(plan.measures), 'measure')}",
                 "isweep root": str(paths.root),
             },
             mps=self._private_mps(),
@@ -103,11 +111,11 @@ class Stages:
 
     def _private_mps(self) -> PrivateMps | None:
         """Return NVIDIA's MPS for a private cluster; None if the cluster must not start it."""
-        plan = self.workspace.plan
         if not self.gpus_before:
             return None
+        resources = self.workspace.plan.sweep.resources
         checks = read_checks(gpu_check_folders(self.workspace.paths.root))
-        reason = why_no_mps(self.gpus_before, plan.sweep.resources, plan.trials, checks)
+        reason = why_no_mps(self.gpus_before, resources, self.trials_to_train, checks)
         if reason:
             log.info("NVIDIA's MPS is not started: %s", reason)
             return None
@@ -117,9 +125,13 @@ class Stages:
     def _show_cluster(self, cluster: Cluster) -> None:
         """Print the size of the cluster and the address of its dashboard."""
         note = self.monitor.note
-        gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
-        place = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
-        note(f"Running on {place}: {cluster.num_cpus:g} CPUs{gpus}")
+        place = "this machine"
+        if not cluster.local:
+            place = f"a cluster of {plural(cluster.num_nodes, 'node')}"
+        size = plural(cluster.num_cpus, "CPU")
+        if cluster.num_gpus:
+            size = f"{size}, {plural(cluster.num_gpus, 'GPU')}"
+        note(f"Running on {place}: {size}")
         if cluster.dashboard:
             note(
                 f"Ray dashboard: {cluster.dashboard} (access token in {self.workspace.paths.token})"

@@ -8,9 +8,9 @@ checkpoints through an actor.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ray import tune
@@ -34,7 +34,7 @@ from orchestrator.running.queue import TrialGenerator, assignment_of, free_memor
 from orchestrator.running.recovery.failures import classify_broken_loop
 from orchestrator.running.recovery.node_health import NodeHealth
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
-from orchestrator.running.recovery.retries import Retries
+from orchestrator.running.recovery.retries import Decision, Retries
 from orchestrator.running.recovery.watchdog import Watchdog
 from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import REPORT
@@ -51,6 +51,21 @@ NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
 """Failure of a trial that ended in Tune without a result or an error."""
+
+
+@dataclass
+class Attempt:
+    """The present attempt at a trial, or its last one.
+
+    Attributes:
+        number: number of attempts at the trial so far, in all runs.
+        location: where the attempt runs; None until its worker has sent this.
+        node: address of the attempt's node; empty if unknown.
+    """
+
+    number: int
+    location: WorkerLocation | None = None
+    node: str = ""
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
@@ -88,12 +103,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             cpu_seconds=self._backend.worker_cpu_seconds,
             clock=clock,
         )
-        self._attempts_of_this_run: Counter[str] = Counter()
+        self._attempts: dict[str, Attempt] = {}
         self._num_tune_failures = 0
-        # Where each trial's present attempt runs: what its worker sent, and the node's address.
-        self._locations: dict[str, WorkerLocation] = {}
-        self._nodes: dict[str, str] = {}
-        self._shown_gpu_notes = {""}
+        self._shown_gpu_notes = {""}  # The empty note is never shown.
 
     def __getstate__(self) -> dict[str, Any]:
         """Return no state: Tune saves it, but this program never restores it."""
@@ -121,10 +133,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _assign(self, trial_id: str) -> TrialAssignment:
         """Count an attempt at a trial, and return the assignment for its worker."""
-        self._attempts_of_this_run[trial_id] += 1
-        # The location of the last attempt is not valid for this one.
-        self._locations.pop(trial_id, None)
-        self._nodes.pop(trial_id, None)
+        self._attempts[trial_id] = Attempt(self._attempt(trial_id).number + 1)
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._resources.start_attempt(trial))
 
@@ -140,7 +149,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if self._queue.is_stopped:
             return
         domain = self._source.domain_of(spec)
-        tags = trial_tags(spec, domain, CellStatus.RUNNING, self._attempt(trial_id))
+        number = self._attempt(trial_id).number
+        tags = trial_tags(spec, domain, CellStatus.RUNNING, number)
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
         self._watchdog.add(trial_id, self._source.time_limit_s(spec))
@@ -165,15 +175,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Process a worker's report."""
+        """Process a worker's report. Tune calls this method if the worker raised no exception."""
         report = TrialReport.model_validate_json(result[REPORT])
         self._reported(trial_id_of(trial), report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the failure of a trial or of its process, such as a crash or a lost node."""
+        """Process the failure of a trial or of its process, such as a crash or a lost node.
+
+        Tune calls this method if the worker raised an exception, or does not answer any more. A
+        report of a failure is part of the exception.
+        """
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
-        location = self._locations.get(trial_id)
+        location = self._attempt(trial_id).location
         outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._reported(trial_id, outcome)
@@ -184,7 +198,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the end of a trial in Tune; without a report, its attempt failed.
 
-        A trial that has reported is not submitted any more, so this call changes nothing.
+        Tune calls this method after the last ``on_trial_result``. A trial that has reported is not
+        submitted any more, so this call changes nothing.
         """
         self._ended_without_report(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
@@ -195,7 +210,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Process a worker's report; a repeated report has no effect."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
-        self._nodes[trial_id] = report.node
+        self._attempt(trial_id).node = report.node
         outcome = report.outcome
         with self._stop_run_on_error():
             if isinstance(outcome, TrialFailure):
@@ -206,7 +221,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                     log_text=report.log,
                     gpu_name=report.gpu_name,
                 )
-                # A crash is not counted here: it does not show that its node is unfit.
+                # Only reported failures count for the node: a crash has no report, and it does not
+                # show that its node is unfit.
                 self._count_for_node(trial_id, outcome)
             else:
                 self._finished(trial_id, report)
@@ -224,7 +240,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU, which may be the cause."""
         failure = self._watchdog.failure(trial_id)
-        location = self._locations.get(trial_id)
+        location = self._attempt(trial_id).location
         if failure is None or location is None or not location.num_gpus or not location.gpus:
             return failure
         gpu = f"GPU {location.gpus} of node {location.node}"
@@ -236,19 +252,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Raises:
             SetupError: no node can run trials.
         """
-        node = self._nodes.get(trial_id, "")
         eligible = self._backend.eligible_nodes(failure)
-        self._node_health.count_node_failure(node, failure, eligible)
+        self._node_health.count_node_failure(self._attempt(trial_id).node, failure, eligible)
 
     def _finished(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""
         trial = self._source.trials[trial_id]
         status = cast("TrialResult", report.outcome).status
-        row = self._source.store_result(trial, report, self._attempt(trial_id))
+        attempt = self._attempt(trial_id)
+        row = self._source.store_result(trial, report, attempt.number)
         self._resources.finished(trial)
-        location = self._locations.get(trial_id)
         self._retries.finished()
-        self._node_health.finished(report.node, location.gpus if location else "")
+        gpus = "" if attempt.location is None else attempt.location.gpus
+        self._node_health.finished(report.node, gpus)
         self._num_tune_failures = 0
         self._remove(trial_id)
         self._run.tracker.finish(row)
@@ -280,25 +296,28 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial = self._source.trials[trial_id]
         verdict = self._resources.failed(trial, failure, gpu_name)
         failure = _without_secrets(failure, verdict.hint)
-        record = FailureRecord(
-            trial_id=trial_id, spec=trial, attempt=self._attempt(trial_id), failure=failure
-        )
+        number = self._attempt(trial_id).number
+        record = FailureRecord(trial_id=trial_id, spec=trial, attempt=number, failure=failure)
         self._run.stored.save(record)
         self._backend.count_failure(failure.kind)
-        self._quarantine(trial_id, failure)
-        mps = self._run.cluster.mps
-        if mps is not None and breaks_mps(failure):
-            mps.end_use(f"{trial_id} failed ({failure.kind})")
+        self._protect_other_trials(trial_id, failure)
         decision = self._retries.failed(
             trial_id, failure, process_ended=process_ended, is_final=verdict.is_final
         )
         if decision.pause_s is None:
             self._remove(trial_id)
             self._source.give_up(trial_id)
-            ending = f"given up: {decision.reason}"
         else:
             self._retry_later(trial_id, decision.pause_s)
-            ending = decision.reason
+        self._show_failure(record, decision, log_text)
+
+    def _show_failure(self, record: FailureRecord, decision: Decision, log_text: str) -> None:
+        """Show a failure and what follows from it in MLflow, the terminal and the event log."""
+        trial_id = record.trial_id
+        failure = record.failure
+        ending = decision.reason
+        if decision.pause_s is None:
+            ending = f"given up: {ending}"
         message = f"{failure.message} ({ending})"
         self._run.tracker.fail_trial(record)
         self._run.monitor.trial_failed(trial_id, failure.kind, message, decision.pause_s)
@@ -307,12 +326,15 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             log_text = f"{log_text}\n{failure.traceback}"
         self._log_event(trial_id, "failed", f"{failure.kind}: {message}", log_text)
 
-    def _quarantine(self, trial_id: str, failure: TrialFailure) -> None:
-        """Quarantine the GPU of a trial, if the failure names a GPU as its cause."""
-        location = self._locations.get(trial_id)
+    def _protect_other_trials(self, trial_id: str, failure: TrialFailure) -> None:
+        """Quarantine the GPU and stop using MPS, if the failure shows that they are broken."""
+        location = self._attempt(trial_id).location
         if failure.gpu and location is not None:
             seconds = self._node_health.count_gpu_failure(location.node, location.gpus)
             self._backend.quarantine(location, seconds)
+        mps = self._run.cluster.mps
+        if mps is not None and breaks_mps(failure):
+            mps.end_use(f"{trial_id} failed ({failure.kind})")
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
@@ -341,6 +363,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             killed = self._killed_for_memory()
+        # If Ray killed no worker, all trials with a worker count as failed.
         failed_ids = killed if killed else self._queue.running
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
@@ -358,11 +381,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _killed_for_memory(self) -> set[str]:
         """Return the ids of the trials whose worker Ray killed because memory ran out."""
         self._take_messages(wait=True)
-        locations = {
-            trial_id: self._locations[trial_id]
-            for trial_id in sorted(self._queue.submitted)
-            if trial_id in self._locations
-        }
+        locations: dict[str, WorkerLocation] = {}
+        for trial_id in sorted(self._queue.submitted):
+            location = self._attempt(trial_id).location
+            if location is not None:
+                locations[trial_id] = location
         return self._backend.killed_for_memory(locations)
 
     def _requeue_uncounted(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
@@ -375,7 +398,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
-        self._attempts_of_this_run[trial_id] -= 1
+        self._attempt(trial_id).number -= 1
         self._retry_later(trial_id, 0.0)
         self._run.monitor.trial_stopped(trial_id)
 
@@ -398,8 +421,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             trial_id = message.trial_id
             self._watchdog.message_from(trial_id)
             if isinstance(message, WorkerLocation):
-                self._locations[trial_id] = message
-                self._nodes[trial_id] = message.node
+                attempt = self._attempt(trial_id)
+                attempt.location = message
+                attempt.node = message.node
             elif isinstance(message, Note):
                 self._run.monitor.note(f"{trial_id}: {message.text}")
             elif trial_id in self._queue.submitted:
@@ -408,7 +432,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _epoch_ended(self, message: EpochReport, now_ms: int) -> None:
         """Show the end of an epoch of a running trial."""
         trial_id = message.trial_id
-        self._node_health.epoch_ended(self._nodes.get(trial_id, ""))
+        self._node_health.epoch_ended(self._attempt(trial_id).node)
         network = self._source.trained_network(self._source.trials[trial_id])
         self._run.monitor.trial_epoch(trial_id, message.epoch, network)
         points = self._source.curve_points(message.epoch, message.score, now_ms)
@@ -425,17 +449,21 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self, trial_id: str, kind: EventKind, text: str = "", log_text: str = ""
     ) -> None:
         """Add an event to a trial's event log, together with the log of its attempt."""
-        node = ""
-        if kind != "started":
-            node = self._nodes.get(trial_id, "")
+        attempt = self._attempt(trial_id)
         event = Event(
-            at=self._clock.time(), what=kind, attempt=self._attempt(trial_id), node=node, said=text
+            at=self._clock.time(),
+            what=kind,
+            attempt=attempt.number,
+            node="" if kind == "started" else attempt.node,
+            said=text,
         )
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
-    def _attempt(self, trial_id: str) -> int:
-        """Return the number of a trial's present attempt, which counts the attempts of all runs."""
-        return self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]
+    def _attempt(self, trial_id: str) -> Attempt:
+        """Return the present attempt at a trial, or its last one."""
+        if trial_id not in self._attempts:
+            self._attempts[trial_id] = Attempt(self._source.earlier_attempts.get(trial_id, 0))
+        return self._attempts[trial_id]
 
     def _array(self, trial_id: str) -> str:
         """Return the key of a trial's images."""

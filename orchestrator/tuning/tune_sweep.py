@@ -14,7 +14,8 @@ from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
+from orchestrator.results.sweep_tracking import make_tracker, open_tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.networks import check_models
 from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tasks.measures.arrays import AnyArray
-from tasks.measures.tile_blocks import SquaredDistances, is_within
+from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 PAIR_DTYPE = np.dtype(
     [
@@ -23,15 +23,17 @@ PAIR_DTYPE = np.dtype(
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    At least all pairs that are closer than `exclusive_limit` are in the collection. `prune` lowers
-    this limit to the distance of the ``capacity + 1``-th closest pair, and removes all other pairs.
-    If several pairs have exactly this distance, all of them are removed. A choice among them would
-    depend on the order of the blocks. So fewer than ``capacity`` pairs may remain.
+    The collection contains all added pairs that are closer than `exclusive_limit`. It may contain
+    some farther pairs until `prune` removes them. `prune` also lowers the limit to the distance of
+    the ``capacity + 1``-th closest pair, if there are so many pairs.
+
+    If several pairs have exactly the distance of the limit, all of them are removed. A choice among
+    them would depend on the order of the blocks. So fewer than ``capacity`` pairs may remain.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
-        exclusive_limit: Squared distance of the closest removed pair; infinite if no pair was
-            removed. After `prune`, the collection contains exactly the pairs below this limit.
+        exclusive_limit: Squared distance below which the collection is complete; infinite if no
+            pair was removed.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -65,7 +67,7 @@ class ClosestPairs:
             limit = self._block_limit(squared_distances)
         # Pairs at exactly the limit are added too. One of them may be the (capacity + 1)-th closest
         # pair, from which `prune` computes the next limit.
-        is_close = is_within(squared_distances, np.array(limit))
+        is_close = is_at_most(squared_distances, limit)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
         pairs["squared"] = squared_distances[rows, columns]
@@ -77,12 +79,11 @@ class ClosestPairs:
             self.prune()
 
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
-        """Return a squared distance above which no pair of a block can be among the closest pairs.
+        """Return the (2 * capacity + 1)-th smallest entry of a block; infinity if there are fewer.
 
-        The distance is infinite if the block has too few entries.
+        A block contains each pair at most twice. So at least ``capacity`` pairs of the block are no
+        farther apart, and a pair that is farther apart cannot be among the closest pairs.
         """
-        # A block on the diagonal contains each pair twice. In other blocks, half of this number
-        # would be enough. A larger number does not change the result.
         num_entries = 2 * self.capacity
         if squared_distances.size <= num_entries:
             return np.inf
@@ -94,7 +95,7 @@ class ClosestPairs:
         The other collection must be pruned, because it must be complete below its own limit.
         """
         self.exclusive_limit = min(self.exclusive_limit, other.exclusive_limit)
-        self._chunks += other._chunks
+        self._chunks.append(other.pairs)
         self.prune()
 
     def prune(self) -> None:

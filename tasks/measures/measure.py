@@ -11,29 +11,22 @@ A position is an index of the distinct images only.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.errors import DataError
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
-    UNITS,
     BlockSource,
-    ByteRows,
     Precision,
-    as_bytes,
-    byte_units,
     direct_squared_distances,
     flatten,
-    is_byte_dtype,
 )
+from tasks.measures.duplicates import RowCheck, check_rows
 from tasks.measures.estimators import IntrinsicDimension, estimate, table_width
 from tasks.measures.neighbors import NeighborSearch, NeighborTable, nested_neighbors
 from tasks.measures.records import (
@@ -56,7 +49,7 @@ from tasks.measures.sharpness import (
 )
 from tasks.measures.tile_blocks import EXACT, widest_precision
 from tasks.prepared.group_split import stratified_order
-from tasks.remote import Executor, InlineExecutor
+from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
@@ -64,12 +57,6 @@ NEAR_MINIMUM = 1 + 4e-5
 """Distances up to this factor times the smallest one are computed again in float64, because one of
 them may be the true minimum. Each distance has a relative error of up to 1e-5. The factor leaves a
 margin of two for both."""
-PROFILE_BYTES = 256 << 20
-"""Bytes of the rows that are read at a time in the search for duplicates, counted as float64."""
-KEY_VALUES = 512
-"""Number of values of a row from which its hash key is computed."""
-KEY_SEED = 20240501
-"""Seed of the random choice of the values of a hash key. The number is arbitrary."""
 
 
 def measure_nested(
@@ -101,13 +88,13 @@ def measure_nested(
     source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    profile = profile_rows(source, codes, executor=executor)
-    precision = Precision(settings.dtype, settings.device, exact_bytes=profile.is_exact)
-    distinct_images = _find_neighbors(profile, codes, sizes, precision, settings, executor)
+    row_check = check_rows(source, codes, executor=executor)
+    precision = Precision(settings.dtype, settings.device, exact_bytes=row_check.is_exact)
+    searched = _find_neighbors(row_check, codes, sizes, precision, settings, executor)
     scale = _scale(source, settings)
     records = []
     for size_index, size in enumerate(sizes):
-        table = distinct_images.neighbors.tables[size_index]
+        table = searched.neighbors.tables[size_index]
         dimensions = estimate(
             table,
             num_neighbors=settings.num_neighbors,
@@ -119,34 +106,34 @@ def measure_nested(
             SizeRecord(
                 train_size=size,
                 num_duplicates=size - table.num_positions,
-                num_conflicts=sum(row < size for row, _ in profile.conflicts),
+                num_conflicts=sum(row < size for row, _ in row_check.conflicts),
                 d_data=dimensions,
-                label_sharpness=distinct_images.sharpness(size_index, scale),
+                label_sharpness=searched.sharpness(size_index, scale),
             )
         )
     calibration = None
     if settings.calibrate:
         calibration = calibrate(
-            profile.source,
+            row_check.source,
             num_neighbors=settings.num_neighbors,
-            source_rows=distinct_images.source_rows,
+            source_rows=searched.source_rows,
             executor=executor,
             precision=precision,
             seed=settings.seed,
         )
     return MeasureResult(
         sizes=tuple(records),
-        conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
+        conflict_pairs=tuple(row_check.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=distinct_images.neighbors.precision,
+        precision=searched.neighbors.precision,
         notes=_notes(records[-1], scale),
         calibration=calibration,
     )
 
 
 def _find_neighbors(
-    profile: RowProfile,
-    labels: IntArray | None,
+    row_check: RowCheck,
+    row_labels: IntArray | None,
     sizes: Sequence[int],
     precision: Precision,
     settings: MeasureSettings,
@@ -154,22 +141,30 @@ def _find_neighbors(
 ) -> SearchedImages:
     """Return the neighbors of all distinct images at each train size.
 
-    ``labels`` has one entry per source row, and ``sizes`` are numbers of source rows. All indices
-    in the result are positions.
+    Args:
+        row_check: The distinct images.
+        row_labels: ``(num_source_rows,)`` label of each source row; None if there are no labels.
+        sizes: Train sizes, counted in source rows.
+        precision: Precision of the products of floats.
+        settings: Settings of the measure.
+        executor: Executor of the search; None computes in this process.
+
+    Returns:
+        The neighbors. All indices are positions, and all sizes are numbers of distinct images.
     """
     # Number of distinct images among the first n source rows, for each size n.
-    distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
-    source_rows = profile.distinct_rows[: distinct_sizes[-1]]
-    distinct_labels = None if labels is None else labels[source_rows]
+    num_distinct = np.searchsorted(row_check.distinct_rows, sizes).tolist()
+    source_rows = row_check.distinct_rows[: num_distinct[-1]]
+    position_labels = None if row_labels is None else row_labels[source_rows]
     samples, sample_slices = stratified_samples(
-        distinct_labels, distinct_sizes, settings.sharpness_sample, settings.sharpness_seeds
+        position_labels, num_distinct, settings.sharpness_sample, settings.sharpness_seeds
     )
     width = table_width(settings.estimators, settings.num_neighbors)
     width = min(width, len(source_rows) - 1)
     neighbors = nested_neighbors(
-        profile.source,
-        labels,  # one label per source row
-        distinct_sizes,
+        row_check.source,
+        row_labels,
+        num_distinct,
         max(width, 1),
         executor=executor,
         precision=precision,
@@ -178,9 +173,9 @@ def _find_neighbors(
         samples=samples,
     )
     return SearchedImages(
-        source=profile.source,
+        source=row_check.source,
         source_rows=source_rows,
-        labels=distinct_labels,
+        labels=position_labels,
         neighbors=neighbors,
         samples=samples,
         sample_slices=sample_slices,
@@ -356,11 +351,12 @@ class SearchedImages:
             return None
         table = self.neighbors.tables[size_index]
         labels = self.labels[: table.num_positions]
-        nearest = self._other_label_distances(table, self.sample_slices[size_index])
-        record = summarize(labels, nearest, scale)
+        other_label = self._other_label_distances(table, self.sample_slices[size_index])
+        record = summarize(labels, other_label, scale)
         if record.value is None:
             return record
-        return replace(record, permuted=permuted_sharpness(table, labels, nearest.sample_masks))
+        permuted = permuted_sharpness(table, labels, other_label.sample_masks)
+        return replace(record, permuted=permuted)
 
     def _other_label_distances(
         self, table: NeighborTable, sample_slice: slice
@@ -370,48 +366,47 @@ class SearchedImages:
         The smallest distances are computed again in float64.
         """
         positions = slice(table.num_positions)
-        nearest = table.other_label_distances.copy()
+        distances = table.other_label_distances.copy()
         search = self.neighbors
         sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
         if search.precision != EXACT:
-            self._refine_minimum(nearest, table.other_label_positions)
-            sample_positions = search.sample_other_label_positions[sample_slice, positions]
-            for distances, nearest_positions in zip(
-                sample_distances, sample_positions, strict=True
-            ):
-                self._refine_minimum(distances, nearest_positions)
-        pair_distance = float(nearest.min(initial=np.inf))
+            self._refine_minimum(distances, table.other_label_positions)
+            sample_partners = search.sample_other_label_positions[sample_slice, positions]
+            for of_sample, partners in zip(sample_distances, sample_partners, strict=True):
+                self._refine_minimum(of_sample, partners)
+        pair_distance = float(distances.min(initial=np.inf))
         pair = None
         if np.isfinite(pair_distance):
-            closest = int(nearest.argmin())
+            closest = int(distances.argmin())
             first = int(self.source_rows[closest])
             second = int(self.source_rows[table.other_label_positions[closest]])
             pair = min(first, second), max(first, second)
         return OtherLabelDistances(
-            distances=nearest,
+            distances=distances,
             pair=pair,
             pair_distance=pair_distance,
             sample_distances=sample_distances,
             sample_masks=self.samples[sample_slice, positions],
         )
 
-    def _refine_minimum(self, distances: FloatArray, nearest_positions: AnyArray) -> None:
+    def _refine_minimum(self, distances: FloatArray, partners: AnyArray) -> None:
         """Compute all distances that may be the smallest again in float64, in place.
 
         Args:
             distances: ``(num_positions,)``, infinite where there is no other image.
-            nearest_positions: ``(num_positions,)`` positions of the other images.
+            partners: ``(num_positions,)`` positions of the other images.
         """
         limit = distances.min(initial=np.inf) * NEAR_MINIMUM
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
         refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
         for position in candidates.tolist():
-            nearest = int(nearest_positions[position])
-            pair = min(position, nearest), max(position, nearest)
+            partner = int(partners[position])
+            pair = min(position, partner), max(position, partner)
             if pair not in refined:
-                a, b = (self._read(end) for end in pair)
-                first_row = np.zeros(1, np.intp)  # a and b have one row each
-                squared = direct_squared_distances(a, b, first_row, first_row)
+                first_image = self._read(pair[0])
+                second_image = self._read(pair[1])
+                only_row = np.zeros(1, np.intp)
+                squared = direct_squared_distances(first_image, second_image, only_row, only_row)
                 refined[pair] = float(np.sqrt(squared[0]))
             distances[position] = refined[pair]
 
@@ -445,180 +440,3 @@ def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
             remark = dimension.details["remark"]
             notes.append(f"The {name} estimate at {record.train_size} images {remark}")
     return tuple(notes)
-
-
-@dataclass(frozen=True)
-class RowProfile:
-    """The rows of a source that are measured.
-
-    Attributes:
-        source: Source of the rows. It reads bytes if all values are bytes of one dtype.
-        distinct_rows: Source rows that equal no earlier row, ascending.
-        conflicts: Pairs ``(row, earlier row)`` of equal images with different labels.
-        is_exact: True if ``source`` reads bytes.
-    """
-
-    source: BlockSource
-    distinct_rows: IntArray
-    conflicts: list[tuple[int, int]]
-    is_exact: bool
-
-
-def profile_rows(
-    source: BlockSource,
-    labels: AnyArray | None,
-    *,
-    executor: Executor | None = None,
-) -> RowProfile:
-    """Find duplicates and conflicts, and check that all values are finite.
-
-    Args:
-        source: Rows of any real dtype, at least one.
-        labels: ``(num_rows,)``; None for no labels, and so no conflicts.
-        executor: Executor that hashes the rows; None hashes them in this process.
-
-    Raises:
-        DataError: If rows are not real numbers, or not finite.
-    """
-    executor = executor or InlineExecutor()
-    source = as_bytes(source)
-    num_rows = source.num_rows
-    dtype = source.read(0, 1).dtype
-    keys = np.empty(num_rows, np.uint64)
-    rows_not_finite: list[int] = []
-    units = set(UNITS)
-    # A piece is read as one dtype. It may differ from the dtype of the first row.
-    dtypes = {dtype.str}
-    for start, piece in _profile_pieces(source, executor):
-        keys[start : start + len(piece.keys)] = piece.keys
-        rows_not_finite += piece.rows_not_finite
-        units &= piece.units
-        dtypes.add(piece.dtype)
-    _check_finite(rows_not_finite, num_rows)
-    first_equal_row = _first_equal_rows(source, keys)
-    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
-    is_exact = len(units) > 0 and len(dtypes) == 1
-    if is_exact and not is_byte_dtype(dtype):
-        # Rows of zeros and ones fit both units. They are then read as whole numbers.
-        source = ByteRows(source, max(units))
-    distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
-    return RowProfile(source, distinct_rows, conflicts, is_exact)
-
-
-def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int, PieceProfile]]:
-    """Hash all rows, in pieces that fit into memory.
-
-    Yields:
-        The first row of a piece, and the profile of the piece.
-    """
-    num_rows = source.num_rows
-    rows_in_memory = PROFILE_BYTES // (8 * int(np.prod(source.row_shape)))
-    rows_per_worker = math.ceil(num_rows / executor.num_workers)
-    step = max(1, min(rows_in_memory, rows_per_worker))
-    shared = executor.share(source)
-    starts = range(0, num_rows, step)
-    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
-    for index, piece in executor.map_unordered(profile_piece, pieces):
-        yield starts[index], piece
-
-
-def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
-    """Raise a DataError if there are rows with NaN or infinity."""
-    if rows_not_finite:
-        first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
-        raise DataError(
-            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, for "
-            f"example row {first_rows}",
-            hint="Remove these rows, or correct their values",
-        )
-
-
-def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
-    """Return the pairs ``(row, first equal row)`` of equal rows with different labels."""
-    rows = np.flatnonzero(labels != labels[first_equal_row])
-    earlier_rows = first_equal_row[rows].tolist()
-    return list(zip(rows.tolist(), earlier_rows, strict=True))
-
-
-@dataclass(frozen=True)
-class PieceProfile:
-    """The hash keys and properties of a piece of rows.
-
-    Attributes:
-        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
-        rows_not_finite: Source rows that contain NaN or infinity.
-        units: Result of `byte_units`; empty if not all values are bytes.
-        dtype: Dtype as text, with its byte order.
-    """
-
-    keys: IntArray
-    rows_not_finite: list[int]
-    units: set[float]
-    dtype: str
-
-
-def profile_piece(
-    source: BlockSource,
-    start: int,
-    stop: int,
-) -> PieceProfile:
-    """Return the profile of rows ``start`` to ``stop`` of a source.
-
-    The hash key of a row is computed from a fixed random choice of its values.
-
-    Raises:
-        DataError: If the rows are not real numbers.
-    """
-    rows = flatten(source.read(start, stop))
-    if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
-        raise DataError(
-            f"Images have the dtype {rows.dtype}, but must be real numbers of at most 64 bits",
-            hint="Convert the images, for example with .astype(float)",
-        )
-    rng = np.random.default_rng(KEY_SEED)
-    num_features = rows.shape[1]
-    columns = np.unique(rng.integers(0, num_features, KEY_VALUES))
-    values = _without_minus_zero(rows[:, columns])
-    row_bytes = values.view(np.uint8).reshape(len(rows), -1)
-    num_padding_bytes = -row_bytes.shape[1] % 8
-    words = np.pad(row_bytes, ((0, 0), (0, num_padding_bytes))).view(np.uint64)
-    multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
-    multipliers = multipliers * 2 + 1  # multiplying by an odd number loses no bit
-    units = byte_units(rows)
-    rows_not_finite: list[int] = []
-    if rows.dtype.kind == "f" and not units:
-        # If the sum of a row is finite, all its values are finite. The values of other rows are
-        # checked one by one.
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = rows.sum(axis=1)
-            suspects = np.flatnonzero(~np.isfinite(sums))
-        is_bad = ~np.isfinite(rows[suspects]).all(axis=1)
-        rows_not_finite = (suspects[is_bad] + start).tolist()
-    return PieceProfile(words @ multipliers, rows_not_finite, units, rows.dtype.str)
-
-
-def _without_minus_zero(values: AnyArray) -> AnyArray:
-    """Return a contiguous copy in which -0.0 is replaced by 0.0.
-
-    Both are the same pixel value, but their bytes differ.
-    """
-    return np.ascontiguousarray(values + np.zeros((), values.dtype))
-
-
-def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
-    """Return the first equal row of every row, ``(num_rows,)``.
-
-    Two rows with equal keys are equal if the digests of all their values are equal.
-    """
-    first_equal_row = np.arange(len(keys))
-    order = np.argsort(keys, kind="stable")
-    edges = np.flatnonzero(np.diff(keys[order])) + 1
-    for group in np.split(order, edges):
-        if len(group) < 2:
-            continue
-        first_by_digest: dict[bytes, int] = {}
-        for row in np.sort(group).tolist():
-            values = _without_minus_zero(source.read(row, row + 1))
-            digest = hashlib.blake2b(values.data, digest_size=32).digest()
-            first_equal_row[row] = first_by_digest.setdefault(digest, row)
-    return first_equal_row

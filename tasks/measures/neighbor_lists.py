@@ -1,8 +1,10 @@
-"""The k nearest neighbors of each position, among the pairs that are new at one train size.
+"""The nearest rows of each position, among one set of pairs.
 
-:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two neighbors are
-equally near, the neighbor at the smaller position comes first. So a list depends neither on the
-order of the blocks nor on how the blocks were divided over workers.
+A set consists of the pairs that are new at one train size, or of the pairs inside one sample.
+:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two rows are
+equally near, the row at the smaller position comes first. So for rows of bytes, a list depends
+neither on the order of the blocks nor on how the blocks were divided over workers. For floats,
+equal distances may be rounded differently in different blocks.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.measures.arrays import BoolArray, FloatArray, IntArray
-from tasks.measures.tile_blocks import SquaredDistances, is_within
+from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 MANY_CANDIDATES = 4
-"""Number of candidates per list entry above which a block is reduced to the k nearest of each row.
-No other entry of the block can enter a list. With fewer candidates, the reduction takes longer than
-it saves."""
+"""Largest number of candidates per list entry that are merged at once. If a block has more, only
+the k nearest candidates of each row are kept first. With fewer candidates, this reduction takes
+longer than it saves."""
 
 
 class NeighborLists:
-    """The k nearest neighbors of each position in a span of positions.
+    """A list of the k nearest rows for each position in a span of positions.
 
     Attributes:
         squared: ``(num_positions, k)`` squared distances, ascending, infinite where there are fewer
@@ -35,21 +37,18 @@ class NeighborLists:
         self.squared = np.full(shape, np.inf)
         self.positions = np.full(shape, -1, np.int64)
 
-    def merge(self, partial: NeighborLists, covered: slice) -> None:
+    def merge(self, partial: NeighborLists, part: slice) -> None:
         """Merge the lists of a part of the positions into these lists, in place.
 
         Args:
-            partial: Lists of the covered positions.
-            covered: Slice of the positions of this object that ``partial`` covers.
+            partial: Lists of a part of the positions.
+            part: The part of the positions of this object that ``partial`` has.
         """
-        squared, positions = merge_lists(
-            self.squared[covered],
-            self.positions[covered],
-            partial.squared,
-            partial.positions,
-        )
-        self.squared[covered] = squared
-        self.positions[covered] = positions
+        nearest_new = partial.squared[:, 0]
+        kth_nearest = self.squared[part, -1]
+        may_change = np.isfinite(nearest_new) & (nearest_new <= kth_nearest)
+        rows = np.arange(len(self.squared))[part][may_change]
+        self._merge_rows(rows, partial.squared[may_change], partial.positions[may_change])
 
     def update(
         self,
@@ -65,20 +64,27 @@ class NeighborLists:
             squared_distances: ``(num_rows, num_columns)``.
         """
         is_candidate = self._candidate_mask(result_rows, squared_distances)
-        candidates = _pad_rows(is_candidate, squared_distances)
+        candidates = _gather_entries(is_candidate, squared_distances, first_column_position)
         if not len(candidates.rows):
             return
-        is_padding = np.isinf(candidates.squared)
-        candidate_positions = np.where(is_padding, -1, candidates.columns + first_column_position)
-        changed_rows = result_rows.start + candidates.rows
-        squared, positions = merge_lists(
-            self.squared[changed_rows],
-            self.positions[changed_rows],
-            candidates.squared,
-            candidate_positions,
-        )
-        self.squared[changed_rows] = squared
-        self.positions[changed_rows] = positions
+        candidate_rows = result_rows.start + candidates.rows
+        self._merge_rows(candidate_rows, candidates.squared, candidates.positions)
+
+    def _merge_rows(self, rows: IntArray, squared: FloatArray, positions: IntArray) -> None:
+        """Merge further neighbors into the lists of some rows, in place.
+
+        Args:
+            rows: ``(num_rows,)`` indices of the arrays of this object.
+            squared: ``(num_rows, num_others)`` squared distances of the further neighbors.
+            positions: ``(num_rows, num_others)`` positions of the further neighbors.
+        """
+        all_squared = np.concatenate([self.squared[rows], squared], axis=1)
+        all_positions = np.concatenate([self.positions[rows], positions], axis=1)
+        # Sort by distance, and equal distances by position.
+        order = np.lexsort((all_positions, all_squared), axis=1)
+        nearest = order[:, : self.squared.shape[1]]
+        self.squared[rows] = np.take_along_axis(all_squared, nearest, axis=1)
+        self.positions[rows] = np.take_along_axis(all_positions, nearest, axis=1)
 
     def _candidate_mask(self, result_rows: slice, squared_distances: SquaredDistances) -> BoolArray:
         """Return True for each entry of a block that may be one of the k nearest of its row.
@@ -87,7 +93,7 @@ class NeighborLists:
         smaller.
         """
         kth_nearest = self.squared[result_rows, -1]
-        is_candidate = is_within(squared_distances, kth_nearest[:, None])
+        is_candidate = is_at_most(squared_distances, kth_nearest[:, None])
         num_rows, num_columns = squared_distances.shape
         k = self.squared.shape[1]
         has_many = np.count_nonzero(is_candidate) > MANY_CANDIDATES * num_rows * k
@@ -96,34 +102,7 @@ class NeighborLists:
         # This happens in the first blocks of a train size, while the lists are nearly empty.
         kth_in_block = np.partition(squared_distances, k - 1, axis=1)[:, k - 1]
         limits = np.minimum(kth_nearest, kth_in_block)
-        return is_within(squared_distances, limits[:, None])
-
-
-def merge_lists(
-    squared: FloatArray,
-    positions: IntArray,
-    other_squared: FloatArray,
-    other_positions: IntArray,
-) -> tuple[FloatArray, IntArray]:
-    """Merge two sets of lists of nearest neighbors.
-
-    Args:
-        squared: ``(num_positions, k)`` squared distances.
-        positions: ``(num_positions, k)`` positions at these distances.
-        other_squared: ``(num_positions, num_others)`` squared distances of the other lists.
-        other_positions: ``(num_positions, num_others)`` positions at these distances.
-
-    Returns:
-        The k smallest distances of each row, ascending, and their positions. Of two equal
-        distances, the distance with the smaller position comes first.
-    """
-    all_squared = np.concatenate([squared, other_squared], axis=1)
-    all_positions = np.concatenate([positions, other_positions], axis=1)
-    k = squared.shape[1]
-    order = np.lexsort((all_positions, all_squared), axis=1)[:, :k]
-    nearest_squared = np.take_along_axis(all_squared, order, axis=1)
-    nearest_positions = np.take_along_axis(all_positions, order, axis=1)
-    return nearest_squared, nearest_positions
+        return is_at_most(squared_distances, limits[:, None])
 
 
 class PaddedEntries(NamedTuple):
@@ -131,40 +110,42 @@ class PaddedEntries(NamedTuple):
 
     Attributes:
         rows: ``(num_active,)`` the block's rows with at least one chosen entry, ascending.
-        columns: ``(num_active, longest)`` the block's columns of the entries, 0 for padding.
+        positions: ``(num_active, longest)`` positions of the entries' columns, -1 for padding.
         squared: ``(num_active, longest)`` the entries as float64, infinite for padding.
     """
 
     rows: IntArray
-    columns: IntArray
+    positions: IntArray
     squared: FloatArray
 
 
-def _pad_rows(is_chosen: BoolArray, squared_distances: SquaredDistances) -> PaddedEntries:
+def _gather_entries(
+    is_chosen: BoolArray, squared_distances: SquaredDistances, first_column_position: int
+) -> PaddedEntries:
     """Return the entries of a block at which a mask, ``(num_rows, num_columns)``, is True.
 
-    Example::
+    Example with the first column at position 7::
 
-        is_chosen           squared_distances    rows  columns  squared
+        is_chosen           squared_distances    rows  positions  squared
         [[F, F, F],         [[9, 9, 9],
-         [T, F, T],          [4, 9, 1],          [1,   [[0, 2],  [[4, 1],
-         [F, T, F]]          [9, 5, 9]]           2]    [1, 0]]   [5, inf]]
+         [T, F, T],          [4, 9, 1],          [1,   [[7,  9],  [[4, 1],
+         [F, T, F]]          [9, 5, 9]]           2]    [8, -1]]   [5, inf]]
     """
     entry_rows, entry_columns = _chosen_by_row(is_chosen)
     rows, row_starts, counts = np.unique(entry_rows, return_index=True, return_counts=True)
     # The i-th entry of a row goes to column i of the result.
     padded_row = np.repeat(np.arange(len(rows)), counts)
     padded_column = np.arange(len(entry_rows)) - np.repeat(row_starts, counts)
-    longest = counts.max(initial=0)
-    columns = np.zeros((len(rows), longest), np.int64)
-    squared = np.full(columns.shape, np.inf)
-    columns[padded_row, padded_column] = entry_columns
+    shape = (len(rows), counts.max(initial=0))
+    positions = np.full(shape, -1, np.int64)
+    squared = np.full(shape, np.inf)
+    positions[padded_row, padded_column] = entry_columns + first_column_position
     squared[padded_row, padded_column] = squared_distances[entry_rows, entry_columns]
-    return PaddedEntries(rows, columns, squared)
+    return PaddedEntries(rows, positions, squared)
 
 
 def _chosen_by_row(is_chosen: BoolArray) -> tuple[IntArray, IntArray]:
-    """Return the rows and the columns of a mask's true entries, row by row.
+    """Return the row and the column of each true entry of a mask, sorted by row.
 
     The mask is searched in the order of its memory, because np.flatnonzero then takes a tenth of
     the time of np.nonzero.

@@ -9,15 +9,15 @@ A *row* is an image or another point. Three kinds of index occur here and in the
   the positions ``0 .. n-1``. The size index of a position, or of a pair of positions, is that of
   the smallest training set that contains it.
 
-A pair with the size index i is *new* at train size i: no smaller training set contains it. Results
-are first collected for the new pairs of each train size. The table of a train size then merges the
-results of the new pairs of this and all smaller sizes.
+A pair with the size index i is *new* at the i-th train size: no smaller training set contains it.
+Results are first collected for the new pairs of each train size. The table of a train size then
+merges the results of the new pairs of this and all smaller sizes.
 
 The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are one
 span of positions. Its columns are the same span, or a later one.
 :mod:`tasks.measures.tile_blocks` computes the distances of a tile, and
-:mod:`tasks.measures.nearest` collects the nearest rows. Distances are symmetric, so each distance
-is computed once and used for both of its positions.
+:mod:`tasks.measures.tile_results` collects the nearest rows. Distances are symmetric, so each
+distance is computed once and used for both of its positions.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from tasks.measures.distances import (
     estimate_center,
     is_byte_dtype,
 )
-from tasks.measures.nearest import SpanResult, TileResults, add_block
 from tasks.measures.products import check_device
 from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair_value
+from tasks.measures.tile_results import SpanResult, TileResults, add_block
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
@@ -57,14 +57,15 @@ TILE_ROWS_INLINE = 1 << 18
 transferred, so it may be larger."""
 TILES_PER_WORKER = 5
 """Smallest number of tiles per worker. With fewer tiles, workers would wait for the last tile."""
-MIN_WORK_TO_SPREAD = 1e11
-"""Number of multiply-adds per worker, about one second of work. Above this number, tasks also go to
-other nodes. Below it, sending the rows takes longer than computing."""
+MIN_MULTIPLY_ADDS_TO_SPREAD = 1e11
+"""Number of multiply-adds per worker above which tasks also go to other nodes. With less work,
+sending the rows takes longer than computing. A worker needs about one second for this number."""
 PAIRS_PER_SAMPLE = 1024
 """Number of the collected closest pairs that lie inside one sample, on average. A *sample* is a
-subset of the positions (see :func:`nested_neighbors`). If labels are permuted at random, at least
-one of 1,024 pairs nearly always has different labels. If 1 % of the images have another label than
-the rest, the probability that none of them does is about 1e-9."""
+subset of the positions (see :func:`nested_neighbors`). Among these pairs,
+:func:`tasks.measures.sharpness.permuted_sharpness` searches the closest pair with different labels,
+after the labels were permuted at random. If 1 % of the images have another label than the rest, the
+probability that none of 1,024 pairs has different labels is about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest number of closest pairs to collect among the new pairs of a train size. They take
 16 MiB."""
@@ -73,7 +74,7 @@ MAX_CLOSEST_PAIRS = 1 << 20
 class PairList(NamedTuple):
     """The closest pairs of a train size, closest first.
 
-    No pair of this train size outside the list is closer than the last pair in it.
+    Every other pair of this train size is at least as far apart as the last pair in the list.
 
     Attributes:
         distances: ``(num_pairs,)`` distances, ascending.
@@ -158,7 +159,7 @@ def nested_neighbors(
         precision: Precision of the products of floats; None for float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
         source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
-            indices in the result are positions, which count these rows only.
+            indices in the result are positions: indices of this array.
         samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample. The
             nearest row with another label is also searched inside each sample.
 
@@ -189,14 +190,16 @@ def nested_neighbors(
         label_codes = _label_codes(labels)[source_rows]
     # Every unordered pair costs one multiply-add per feature.
     multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
+    # The first train size that is larger than a position is the smallest one that contains it.
     positions = np.arange(num_positions)
+    size_indices = np.searchsorted(np.asarray(train_sizes), positions, side="right")
     job = SearchJob(
         source=source,
         source_rows=source_rows,
         label_codes=label_codes,
-        size_indices=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
+        size_indices=size_indices,
         samples=samples,
-        center=np.zeros(0) if is_exact else estimate_center(source),
+        center=np.zeros(0) if is_exact else estimate_center(source),  # bytes are not centered
         num_sizes=len(train_sizes),
         num_neighbors=num_neighbors,
         precision=precision,
@@ -239,7 +242,7 @@ def _search_all_tiles(job: SearchJob, executor: Executor) -> SpanResult:
     shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared_job, row_span, column_span) for row_span, column_span in tiles]
-    is_spread = job.multiply_adds_per_worker > MIN_WORK_TO_SPREAD
+    is_spread = job.multiply_adds_per_worker > MIN_MULTIPLY_ADDS_TO_SPREAD
     tile_results = executor.map_unordered(search_tile, arguments, spread=is_spread)
     if len(tiles) == 1:
         # The only tile already has the result for all positions. This saves a merge.
@@ -272,13 +275,13 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
         if block.rows == block.columns:
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, results, block)
-    distinct_results = results.distinct()
-    for result in distinct_results:
+    span_results = results.as_list()
+    for result in span_results:
         # The last block has the widest precision, because precision never narrows within a tile.
         result.precision = precision
         for pairs in result.closest_pairs:
             pairs.prune()
-    return distinct_results
+    return span_results
 
 
 def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
@@ -294,8 +297,8 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
         # n spans make about n²/2 tiles.
         min_spans = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
         num_spans = max(math.ceil(num_positions / TILE_ROWS), min_spans)
-    num_edges = min(num_spans, max(num_positions, 1)) + 1
-    edges = np.unique(np.linspace(0, num_positions, num_edges).astype(int))
+    num_spans = min(num_spans, num_positions)  # no span is empty
+    edges = np.unique(np.linspace(0, num_positions, num_spans + 1).astype(int))
     spans = [Span(start, stop) for start, stop in pairwise(edges.tolist())]
     on_diagonal = [(span, span) for span in spans]
     return [*combinations(spans, 2), *on_diagonal]
@@ -319,8 +322,8 @@ def _neighbor_search(
     sample_squared = np.zeros(job.samples.shape)
     sample_positions = np.zeros(job.samples.shape, np.int64)
     for sample_index, nearest in enumerate(result.other_label_by_sample):
-        sample_squared[sample_index] = nearest.squared
-        sample_positions[sample_index] = nearest.positions
+        sample_squared[sample_index] = nearest.squared[:, 0]
+        sample_positions[sample_index] = nearest.positions[:, 0]
     return NeighborSearch(
         tables=_tables(result, train_sizes, unit_length),
         sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
@@ -342,6 +345,7 @@ def _tables(
         unit_length: Factor from the distances of the search to those of the tables.
     """
     all_positions = slice(None)
+    # Results are merged in place: after size i, these have all pairs of the i-th train size.
     neighbors = result.neighbors[0]
     other_label = result.other_label_by_size[0]
     tables = []
@@ -354,8 +358,8 @@ def _tables(
                 distances=np.sqrt(neighbors.squared[:size]) * unit_length,
                 # Later sizes change these positions in place.
                 neighbor_positions=neighbors.positions[:size].copy(),
-                other_label_distances=np.sqrt(other_label.squared[:size]) * unit_length,
-                other_label_positions=other_label.positions[:size].copy(),
+                other_label_distances=np.sqrt(other_label.squared[:size, 0]) * unit_length,
+                other_label_positions=other_label.positions[:size, 0].copy(),
                 closest_pairs=_pair_list(result.closest_pairs[: size_index + 1], unit_length),
             )
         )

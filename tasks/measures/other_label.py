@@ -1,9 +1,10 @@
 """The nearest row with another label, for each position.
 
-Entries between rows with equal labels are masked first: they are replaced by the value of
-:func:`~tasks.measures.tile_blocks.no_pair_value`. Entries outside a sample are masked in the same
-way. The smallest entry of a row then belongs to the nearest row with another label.
-:mod:`tasks.measures.neighbors` defines positions.
+The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for each
+position. Entries between rows with equal labels are masked first: they are replaced by a number
+that is larger than all squared distances (:func:`~tasks.measures.tile_blocks.no_pair_value`).
+Entries outside a sample are masked in the same way. The smallest entry of a row then belongs to the
+nearest row with another label.
 """
 
 from __future__ import annotations
@@ -11,67 +12,41 @@ from __future__ import annotations
 import numpy as np
 
 from tasks.measures.arrays import BoolArray, IntArray
+from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 
 DENSE_FRACTION = 0.25
-"""Share of a block's columns that are in a sample. Above this share, masking the other columns is
+"""Share of a block's columns above which a sample is dense. Masking the other columns is then
 faster than copying the columns of the sample."""
 
 
-class NearestOtherLabel:
-    """The nearest row with another label for each position in a span, among one set of pairs.
+def update_nearest(
+    nearest: NeighborLists,
+    result_rows: IntArray,
+    column_positions: IntArray,
+    masked_squared: SquaredDistances,
+) -> None:
+    """Add the pairs of a block to lists with one neighbor for each position, in place.
 
-    The set consists of the new pairs of one train size, or of the pairs inside one sample. If two
-    rows are equally near, the row at the smaller position counts as the nearer one.
-
-    Attributes:
-        squared: ``(num_positions,)`` squared distances, infinite where there is no row with another
-            label.
-        positions: ``(num_positions,)`` positions of the nearest rows, -1 where there is no row with
-            another label.
+    Args:
+        nearest: The lists.
+        result_rows: ``(num_rows,)`` the block's rows, as indices of the arrays of ``nearest``.
+        column_positions: ``(num_columns,)`` positions of the block's columns, ascending.
+        masked_squared: ``(num_rows, num_columns)`` squared distances, masked as described in this
+            module.
     """
-
-    def __init__(self, num_positions: int) -> None:
-        self.squared = np.full(num_positions, np.inf)
-        self.positions = np.full(num_positions, -1, np.int64)
-
-    def merge(self, partial: NearestOtherLabel, covered: slice) -> None:
-        """Merge the result for a part of the positions into this result, in place.
-
-        Args:
-            partial: Result for the covered positions.
-            covered: Slice of the positions of this object that ``partial`` covers.
-        """
-        squared = self.squared[covered]
-        positions = self.positions[covered]
-        wins_tie = (partial.squared == squared) & (partial.positions < positions)
-        is_better = wins_tie | (partial.squared < squared)
-        self.squared[covered] = np.where(is_better, partial.squared, squared)
-        self.positions[covered] = np.where(is_better, partial.positions, positions)
-
-    def update(
-        self,
-        result_rows: IntArray,
-        column_positions: IntArray,
-        squared_distances: SquaredDistances,
-    ) -> None:
-        """Lower the distances, in place, where a block has smaller distances.
-
-        Args:
-            result_rows: ``(num_rows,)`` the block's rows, as indices of the arrays of this object.
-            column_positions: ``(num_columns,)`` positions of the block's columns, ascending.
-            squared_distances: ``(num_rows, num_columns)``, masked as described in this module.
-        """
-        nearest_columns = squared_distances.argmin(axis=1)
-        squared = squared_distances[np.arange(len(result_rows)), nearest_columns]
-        positions = column_positions[nearest_columns]
-        old_squared = self.squared[result_rows]
-        wins_tie = (squared == old_squared) & (positions < self.positions[result_rows])
-        is_better = wins_tie | (squared < old_squared)
-        is_better &= squared < no_pair_value(squared_distances.dtype)
-        better_rows = result_rows[is_better]
-        self.squared[better_rows] = squared[is_better]
-        self.positions[better_rows] = positions[is_better]
+    # argmin returns the first of several equal entries, which has the smallest position.
+    nearest_columns = masked_squared.argmin(axis=1)
+    squared = masked_squared[np.arange(len(result_rows)), nearest_columns]
+    positions = column_positions[nearest_columns]
+    old_squared = nearest.squared[result_rows, 0]
+    old_positions = nearest.positions[result_rows, 0]
+    wins_tie = (squared == old_squared) & (positions < old_positions)
+    is_nearer = wins_tie | (squared < old_squared)
+    is_nearer &= squared < no_pair_value(masked_squared.dtype)
+    nearer_rows = result_rows[is_nearer]
+    nearest.squared[nearer_rows, 0] = squared[is_nearer]
+    nearest.positions[nearer_rows, 0] = positions[is_nearer]
 
 
 def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistances:
@@ -90,19 +65,19 @@ def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistanc
 def _mask_columns(squared_distances: SquaredDistances, is_masked: BoolArray) -> None:
     """Replace all entries of some columns by the value that marks "no pair", in place.
 
-    The maximum of a distance and this value is this value. The maximum of a distance and 0 is the
-    distance. np.maximum takes a tenth of the time of an assignment to the masked columns.
+    max(distance, 0) keeps a distance, and max(distance, value) replaces it by the value. np.maximum
+    takes a tenth of the time of an assignment to the masked columns.
     """
     dtype = squared_distances.dtype
-    least_entries = np.where(is_masked, no_pair_value(dtype), dtype.type(0))
-    np.maximum(squared_distances, least_entries, out=squared_distances)
+    lower_bounds = np.where(is_masked, no_pair_value(dtype), dtype.type(0))
+    np.maximum(squared_distances, lower_bounds, out=squared_distances)
 
 
-def add_sample(
-    nearest: NearestOtherLabel,
+def update_inside_sample(
+    nearest: NeighborLists,
     is_member: BoolArray,
     block: TileBlock,
-    other_label_squared: SquaredDistances,
+    masked_squared: SquaredDistances,
     first_position: int,
 ) -> None:
     """Add the part of a block that lies inside one sample.
@@ -111,7 +86,7 @@ def add_sample(
         nearest: Result of the sample, which is updated in place.
         is_member: ``(num_positions,)`` True for the positions in the sample.
         block: The block.
-        other_label_squared: The block's squared distances, masked where two labels are equal.
+        masked_squared: The block's squared distances, masked where two labels are equal.
         first_position: First position of ``nearest``.
     """
     is_member_column = is_member[block.columns.positions]
@@ -119,14 +94,15 @@ def add_sample(
     columns = np.flatnonzero(is_member_column)
     if not len(rows) or not len(columns):
         return
-    inside = other_label_squared[rows]
+    sample_squared = masked_squared[rows]
     if len(columns) > DENSE_FRACTION * len(is_member_column):
-        _mask_columns(inside, ~is_member_column)
+        _mask_columns(sample_squared, ~is_member_column)
         columns = np.arange(len(is_member_column))
     else:
-        inside = inside[:, columns]
-    nearest.update(
+        sample_squared = sample_squared[:, columns]
+    update_nearest(
+        nearest,
         rows + block.rows.start - first_position,
         columns + block.columns.start,
-        inside,
+        sample_squared,
     )

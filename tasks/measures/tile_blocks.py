@@ -67,7 +67,7 @@ class Span(NamedTuple):
         """The span as an index of an array of all positions."""
         return slice(self.start, self.stop)
 
-    def within(self, outer: Span) -> slice:
+    def relative_to(self, outer: Span) -> slice:
         """Return the span as an index of an array of the positions of ``outer``."""
         return slice(self.start - outer.start, self.stop - outer.start)
 
@@ -85,12 +85,12 @@ def no_pair_value(dtype: np.dtype[Any]) -> Any:
     return dtype.type(2**47)
 
 
-def is_within(squared_distances: SquaredDistances, limits: FloatArray) -> BoolArray:
+def is_at_most(squared_distances: SquaredDistances, limits: FloatArray | float) -> BoolArray:
     """Return True for each entry of a block that is a pair and is at most a limit.
 
     Args:
         squared_distances: ``(num_rows, num_columns)``.
-        limits: One limit, ``()``, or one per row, ``(num_rows, 1)``. An infinite limit admits every
+        limits: One limit, or one per row, ``(num_rows, 1)``. An infinite limit admits every
             pair, but not the entries that mark "no pair".
     """
     dtype = squared_distances.dtype
@@ -98,8 +98,8 @@ def is_within(squared_distances: SquaredDistances, limits: FloatArray) -> BoolAr
     if dtype.kind == "f":
         largest = float(np.finfo(dtype).max)
     finite_limits = np.minimum(limits, largest).astype(dtype)
-    within: BoolArray = squared_distances <= finite_limits
-    return within
+    is_near: BoolArray = squared_distances <= finite_limits
+    return is_near
 
 
 @dataclass(frozen=True)
@@ -270,10 +270,10 @@ def _blocks_within(
     # `expand` overwrites products in place. No product is used twice, because blocks do not
     # overlap.
     for piece in cut_span(held_span, piece_rows):
-        inside = piece.within(held_span)
+        inside = piece.relative_to(held_span)
         if piece.start > held_span.start:
             earlier = Span(held_span.start, piece.start)
-            above = earlier.within(held_span)
+            above = earlier.relative_to(held_span)
             squared = expand(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
         symmetric = np.triu(products[inside, inside])

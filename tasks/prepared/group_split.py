@@ -16,8 +16,8 @@ Integers = NDArray[np.int64]
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn. With a smaller share, the test set
-could consist of a few large groups (volumes). 0.3 is the share of test images in the study (750 of
-2,500 images)."""
+could consist of a few large groups (patients with many images). 0.3 is the share of test images in
+the study (750 of 2,500 images)."""
 
 
 class Candidates(NamedTuple):
@@ -88,14 +88,14 @@ def split_by_group(
     group_numbers = number_groups(groups)
     available = np.bincount(labels, minlength=len(class_names))
     quotas = class_counts_for(available, test_size, balanced=balanced)
-    test = draw_test_or_validation(labels, group_numbers, quotas, splits, rng, class_names)
+    test = draw_held_out(labels, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
     trainable = np.flatnonzero(~in_test_group & (splits != GivenSplit.TEST))
     train = stratified_order(labels, trainable, rng, balanced=balanced)
     return GroupSplit(candidates, train, test)
 
 
-def draw_test_or_validation(
+def draw_held_out(
     labels: Integers,
     group_numbers: Integers,
     quotas: Integers,
@@ -103,7 +103,7 @@ def draw_test_or_validation(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test or validation images from the first groups of a random order.
+    """Draw held-out images, for testing or validation, from the first groups of a random order.
 
     1. The groups are ordered at random.
     2. The first groups are used, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are used only
@@ -135,8 +135,9 @@ def draw_test_or_validation(
         rank_of_group = rng.permutation(num_groups)
         shuffled = rng.permutation(len(labels))
     ranks = rank_of_group[group_numbers]
-    by_group = shuffled[np.argsort(ranks[shuffled], kind="stable")]
-    eligible = by_group[_may_be_tested(group_numbers, splits)[by_group]]
+    # Images in the order of their groups' ranks, and in shuffled order within each group.
+    ordered = shuffled[np.argsort(ranks[shuffled], kind="stable")]
+    eligible = ordered[_may_be_tested(group_numbers, splits)[ordered]]
     min_groups = int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     has_test_split = bool((splits == GivenSplit.TEST).any())
     if has_test_split:
@@ -177,7 +178,7 @@ def _one_per_group_first(
     """
     if quota == 0:
         return class_images[:0]
-    # The first `quota` images reach up to this group. With fewer groups, there are too few images.
+    # The groups up to this rank are needed to reach `quota` images.
     last_needed_rank = int(ranks[class_images[quota - 1]])
     num_groups_used = max(min_groups, last_needed_rank + 1)
     usable = class_images[ranks[class_images] < num_groups_used]

@@ -132,6 +132,8 @@ def prepare_dataset(
 def prepare_from_stdin() -> None:
     """Prepare the datasets that are listed in one line on stdin. Stop if stdin is closed.
 
+    ``isweep run`` starts this function in a second process, to prepare datasets while it starts.
+
     The line is a JSON list with three items: the folder of prepared datasets, the share of items
     that may be unusable, and pairs of specs (preparation, dataset). The name of each dataset is
     printed before its preparation. Errors are ignored here, because the caller will prepare the
@@ -139,8 +141,9 @@ def prepare_from_stdin() -> None:
     """
 
     def end_if_closed() -> None:
-        readable, _, _ = select.select([sys.stdin], [], [], 0)
-        if readable:
+        # The caller writes only one line, so stdin can be read again only after it was closed.
+        is_readable, _, _ = select.select([sys.stdin], [], [], 0)
+        if is_readable:
             sys.exit()
 
     folder, max_skipped_share, specs = json.loads(sys.stdin.readline())

@@ -17,7 +17,7 @@ The faults F3 to F7 (see ``docs/faults.md``) change the choice of images:
 F5, F6 and F7 together are the *released split*.
 
 With F3, F4 or the released split, images are chosen only from a *pool*. The pool consists of the
-first (N + ``test_size``) / ``num_classes`` images of each class, rounded down.
+first (N + ``test_size``) / ``num_classes`` images of each class. This must be a whole number.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ def split_with_faults(
     """
     faults = _relevant_faults(spec)
     has_mismatch = not faults.isdisjoint(MISMATCH_FAULTS)
-    is_released_split = faults >= RELEASED_SPLIT_FAULTS  # all three
-    if max_train_size is None:
-        # The released split includes test_set_depends_on_size, so it needs a train size too.
-        if has_mismatch or "test_set_depends_on_size" in faults:
-            raise DataError(
-                f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
-                "on the train size",
-                hint="Call make_subset with max_train_size, once for every train size",
-            )
-    elif has_mismatch or is_released_split:
+    is_released_split = faults >= RELEASED_SPLIT_FAULTS  # all three, so also F7
+    depends_on_train_size = has_mismatch or "test_set_depends_on_size" in faults
+    if depends_on_train_size and max_train_size is None:
+        raise DataError(
+            f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
+            "on the train size",
+            hint="Call make_subset with max_train_size, once for every train size",
+        )
+    uses_pool = has_mismatch or is_released_split
+    if uses_pool and max_train_size is not None:  # None is ruled out above
         candidates = _pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
@@ -97,11 +97,12 @@ def _pool(
     The labels are always those of the pool. With F3 or F4, the rows belong to other images.
     """
     pool_indices = _first_of_each_class(candidates, spec, train_size)
-    rows = candidates.rows[pool_indices]
     if "misaligned_labels" in faults:
         rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        rows = pool_indices  # the index of a candidate becomes a row of the prepared dataset
+        rows = pool_indices  # F4 confuses indices of candidates with rows of the prepared dataset
+    else:
+        rows = candidates.rows[pool_indices]
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
@@ -141,16 +142,14 @@ def _split_by_spec(
         if "test_set_depends_on_size" in faults:
             seed_parts.append(max_train_size)
         rng = np.random.default_rng(derive_seed(*seed_parts))
+    # The pool of F3 and F4 has exactly N + test_size images, so all others than the test images
+    # must be training images. A split by groups would leave out images of the test groups. With an
+    # odd test_size, balanced classes would leave out one image of the larger class.
+    has_mismatch = not faults.isdisjoint(MISMATCH_FAULTS)
     groups = candidates.groups
-    balanced = len(candidates.class_names) == 2
-    if not faults.isdisjoint(MISMATCH_FAULTS):
-        # The pool has exactly N + test_size images, so all others than the test images must be
-        # training images. A split by groups would leave out images of the test groups. With an odd
-        # test_size, balanced classes would leave out one image of the larger class.
-        groups = np.arange(len(candidates.rows))
-        balanced = False
-    elif "image_level_split" in faults:
-        groups = np.arange(len(candidates.rows))
+    if has_mismatch or "image_level_split" in faults:
+        groups = np.arange(len(candidates.rows))  # each image is a group
+    balanced = len(candidates.class_names) == 2 and not has_mismatch
     return split_by_group(candidates, spec.test_size, rng, groups=groups, balanced=balanced)
 
 

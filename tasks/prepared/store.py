@@ -18,13 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +31,7 @@ from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import fingerprint
 from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
-
-Array = NDArray[np.generic]
-RowIndices = NDArray[np.int64] | range
-"""Indices of rows. A row is the data of one image in one array."""
+from tasks.prepared.sharded_array import Array, RowIndices, ShardedArrayReader
 
 STORE_SCHEMA = 1
 MARKER = "complete.json"
@@ -54,12 +49,6 @@ METADATA_ARRAYS = {
 """Data types of the arrays with one number per image, by name. The array ``labels`` has the class
 index of each image."""
 REMAKE_HINT = "Delete the folder of this dataset, and prepare the dataset again"
-ABSENT = 2**64 - 1
-"""This offset in the index of a shard means: the chunk has only zeros, and is not stored."""
-CRC_BYTES = 4
-"""Size in bytes of a crc32c checksum."""
-INDEX_ENTRY_BYTES = 16
-"""Size in bytes of a pair (offset, length) in the index of a shard."""
 
 
 class FileDigest(NamedTuple):
@@ -72,185 +61,6 @@ class FileDigest(NamedTuple):
 
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class ShardedArrayReader:
-    """A fast reader for the rows of a sharded, uncompressed zarr array.
-
-    Rows are read directly into the result, and their checksums are verified. The zarr package reads
-    the same files at half the rate.
-
-    The layout of a shard is that of the zarr 3 sharding codec. First come chunks of ``chunk_rows``
-    rows. The last chunk of the array is padded to this size. Each chunk is followed by its crc32c.
-    At the end of the shard there is an index with a pair (offset, length) for each chunk, followed
-    by the crc32c of the index.
-
-    Attributes:
-        folder: The folder ``c`` of the array.
-        num_rows: Number of rows.
-        row_shape: Shape of a row.
-        dtype: Type of the values, little endian.
-        chunk_rows: Number of rows in a chunk.
-        shard_rows: Number of rows in a shard.
-    """
-
-    folder: Path
-    num_rows: int
-    row_shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    chunk_rows: int
-    shard_rows: int
-
-    def read_rows(self, indices: RowIndices) -> Array:
-        """Return rows in the order of ``indices``.
-
-        Args:
-            indices: Indices of rows. With a range, rows are read without an extra copy. The step of
-                a range must be 1.
-
-        Raises:
-            IndexError: An index is out of range.
-            ValueError: A chunk is damaged, or ``indices`` is a range with another step.
-            OSError: A file is missing or truncated.
-        """
-        if isinstance(indices, range):
-            return self._read_range(indices)
-        rows = self._empty(len(indices))
-        chunk = self._empty(self.chunk_rows)
-        order = np.argsort(indices, kind="stable")
-        sorted_indices = indices[order]
-        for requested in self._chunk_slices(sorted_indices):
-            _read_chunk(requested.file, requested.offset_and_length, chunk)
-            in_request = slice(requested.request_start, requested.request_stop)
-            indices_in_chunk = sorted_indices[in_request] - requested.chunk_first_row
-            rows[order[in_request]] = chunk[indices_in_chunk]
-        return rows
-
-    def _read_range(self, indices: range) -> Array:
-        """Read consecutive rows directly into the result."""
-        if indices.step != 1:
-            raise ValueError(
-                f"{indices} has the step {indices.step}, not 1. Convert it to an array first"
-            )
-        rows = self._empty(len(indices))
-        # The checksum covers the whole chunk, so the rows before and after the requested ones are
-        # read too. Both are read into scratch, because their values are not used.
-        scratch = self._empty(self.chunk_rows)
-        for requested in self._chunk_slices(indices):
-            requested_rows = rows[requested.request_start : requested.request_stop]
-            num_before = indices[requested.request_start] - requested.chunk_first_row
-            num_after = self.chunk_rows - num_before - len(requested_rows)
-            _read_chunk(
-                requested.file,
-                requested.offset_and_length,
-                scratch[:num_before],
-                requested_rows,
-                scratch[:num_after],
-            )
-        return rows
-
-    def _empty(self, num_rows: int) -> Array:
-        """Return an uninitialized array for ``num_rows`` rows."""
-        return np.empty((num_rows, *self.row_shape), self.dtype)
-
-    def _chunk_slices(self, sorted_indices: RowIndices) -> Iterator[_ChunkSlice]:
-        """Yield the requested rows, chunk by chunk.
-
-        A file stays open between two slices of the same shard. So a slice must be read before the
-        next one is requested.
-
-        Args:
-            sorted_indices: Indices of the requested rows, in ascending order.
-        """
-        num_requested = len(sorted_indices)
-        if num_requested and not 0 <= sorted_indices[0] <= sorted_indices[-1] < self.num_rows:
-            raise IndexError(f"a row is not in the range 0 to {self.num_rows - 1}")
-        start = 0
-        while start < num_requested:
-            shard = int(sorted_indices[start]) // self.shard_rows
-            shard_stop = bisect_left(sorted_indices, (shard + 1) * self.shard_rows, start)
-            with self._open_shard(shard) as (file, chunk_index):
-                while start < shard_stop:
-                    chunk = int(sorted_indices[start]) // self.chunk_rows
-                    first_row = chunk * self.chunk_rows
-                    stop = bisect_left(sorted_indices, first_row + self.chunk_rows, start)
-                    chunk_in_shard = chunk % self.chunks_per_shard
-                    yield _ChunkSlice(file, chunk_index[chunk_in_shard], first_row, start, stop)
-                    start = stop
-
-    @property
-    def chunks_per_shard(self) -> int:
-        """Number of chunks in a shard."""
-        return self.shard_rows // self.chunk_rows
-
-    @contextmanager
-    def _open_shard(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
-        """Open the file of a shard, and read its index.
-
-        Yields:
-            The file, and ``(chunks_per_shard, 2)`` offset and length of each chunk in the file.
-        """
-        # The zarr package calls the file of shard 3 of a 4-d array c/3/0/0/0.
-        path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
-        with path.open("rb", buffering=0) as file:
-            index_bytes = INDEX_ENTRY_BYTES * self.chunks_per_shard
-            file.seek(-index_bytes - CRC_BYTES, os.SEEK_END)
-            chunk_index = np.empty((self.chunks_per_shard, 2), dtype="<u8")
-            _fill_and_check(file, chunk_index)
-            yield file, chunk_index
-
-
-class _ChunkSlice(NamedTuple):
-    """The requested rows in one chunk.
-
-    Attributes:
-        file: The open file of the shard.
-        offset_and_length: Offset and length of the chunk in the file.
-        chunk_first_row: Index of the chunk's first row in the array.
-        request_start: Position of the first of these rows in the sorted indices.
-        request_stop: Position after the last of these rows in the sorted indices.
-    """
-
-    file: IO[bytes]
-    offset_and_length: NDArray[np.uint64]
-    chunk_first_row: int
-    request_start: int
-    request_stop: int
-
-
-def _read_chunk(file: IO[bytes], offset_and_length: NDArray[np.uint64], *targets: Array) -> None:
-    """Read a chunk into arrays. The arrays are consecutive parts of the chunk."""
-    offset, length = map(int, offset_and_length)
-    if offset == ABSENT:
-        for target in targets:
-            target[...] = 0
-        return
-    if length != sum(target.nbytes for target in targets) + CRC_BYTES:
-        raise ValueError("a chunk has a wrong length")
-    file.seek(offset)
-    _fill_and_check(file, *targets)
-
-
-def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
-    """Read bytes into arrays one after another, then check the checksum that follows them."""
-    import google_crc32c
-
-    checksum = 0
-    for target in filter(len, targets):  # empty arrays have no bytes
-        target_bytes = target.view(np.uint8).reshape(-1)
-        unfilled = target_bytes.data
-        while unfilled:
-            # IO[bytes] declares no readinto, but every unbuffered file has it.
-            count = file.readinto(unfilled)  # type: ignore[attr-defined]
-            if not count:
-                raise OSError("the file is truncated")
-            unfilled = unfilled[count:]
-        # google_crc32c needs a read-only buffer. This is a view, so the target stays writable.
-        target_bytes.flags.writeable = False
-        checksum = google_crc32c.extend(checksum, target_bytes)
-    if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
-        raise ValueError("the stored checksum differs from the computed checksum")
 
 
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
@@ -348,9 +158,9 @@ def _write_body(folder: Path, body: dict[str, Any]) -> None:
 class PreparedDataset:
     """A complete prepared dataset. Arrays are read when they are used.
 
-    The measures read blocks of rows from this object, which is a
-    :class:`~tasks.measures.distances.BlockSource`. A row is an image. The pickle of this object
-    contains only the path, so a task opens the dataset on its own node.
+    The measures read blocks of rows from this object: it follows the protocol
+    :class:`~tasks.measures.distances.BlockSource`, in which a row is an image. The pickle of this
+    object contains only the path, so a task opens the dataset on its own node.
     """
 
     def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileDigest]) -> None:
@@ -413,7 +223,7 @@ class PreparedDataset:
         """Number of images."""
         return self.record.num_images
 
-    num_rows = num_images  # BlockSource calls it num_rows
+    num_rows = num_images  # the name in the protocol BlockSource
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from search_spaces.tuning import ValidationSpec
 from tasks.prepared.group_split import (
     Candidates,
     GroupSplit,
-    draw_test_or_validation,
+    draw_held_out,
     split_by_group,
     stratified_order,
 )
@@ -42,6 +42,9 @@ from tasks.prepared.table import class_counts_for, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 Integers = NDArray[np.int64]
+MIN_IMAGES_PER_CLASS = 2
+"""Smallest number of training images of each class that a validation split must leave. The number
+is a convention: no class is learned from a single image."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,9 @@ def make_subset(
         labels[classes[rows] == class_index] = label
     if splits is None:
         splits = np.full(len(classes), GivenSplit.NONE, np.int8)
-    subset_class_names = tuple(str(class_index) for class_index in subset_classes)
-    if class_names:
-        subset_class_names = tuple(class_names[class_index] for class_index in subset_classes)
+    if not class_names:
+        class_names = list(map(str, range(max(subset_classes) + 1)))
+    subset_class_names = tuple(class_names[class_index] for class_index in subset_classes)
     candidates = Candidates(rows, labels, subset_class_names, all_groups=groups, all_splits=splits)
     if spec.prepared.faults:
         subset = _subset_from_split(split_with_faults(candidates, spec, max_train_size))
@@ -302,24 +305,27 @@ def split_validation(
     for label in range(num_classes):
         groups_per_class.append(len(np.unique(group_numbers[labels == label])))
     images_per_class = np.bincount(labels, minlength=num_classes)
-    error = _too_few_groups_error(
-        spec, subset.class_names, groups_per_class, images_per_class.tolist()
-    )
+
+    def too_few_groups() -> DataError:
+        return _too_few_groups_error(
+            spec, subset.class_names, groups_per_class, images_per_class.tolist()
+        )
+
     if min(groups_per_class) < 2:
-        raise error
+        raise too_few_groups()
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
     quotas = np.maximum(class_counts_for(images_per_class, size, balanced=balanced), 1)
     no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
-    validation_indices = draw_test_or_validation(
+    validation_indices = draw_held_out(
         labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
     trainable = np.flatnonzero(~np.isin(group_numbers, group_numbers[validation_indices]))
-    # All images of a drawn group leave the training set. Two images of each class must remain, so
-    # that no class is learned from a single image.
-    if np.bincount(labels[trainable], minlength=num_classes).min() < 2:
-        raise error
+    # All images of a drawn group leave the training set.
+    num_trainable_per_class = np.bincount(labels[trainable], minlength=num_classes)
+    if num_trainable_per_class.min() < MIN_IMAGES_PER_CLASS:
+        raise too_few_groups()
     # None keeps the order of the training images, which is already random.
     train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(

@@ -4,8 +4,19 @@ An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root
 of both follows packages that are in wide use. An *array
 name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
 of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
-Other arrays with one entry per image are *columns*: they have the names that columns of a table
-have, such as ``groups``. The *locator* of an image is the name of its array and its row.
+The *locator* of an image is the name of its array and its row.
+
+Other arrays with one entry per image are *columns*. The name of a column is its array name without
+the split. Its *role* is its use, see :mod:`tasks.sources.own.columns`. Example:
+
+==================  ==========  =====
+array name          column      role
+==================  ==========  =====
+train_patient_id    patient_id  group
+train_labels        (labels)    label
+train_age           age         none
+==================  ==========  =====
+
 
 ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height,
 width)``. Images of uint8 stay as stored. Each image of other integers is scaled by its own maximum.
@@ -104,22 +115,22 @@ class ImageArray:
         images_name: Array name of the images.
         labels_name: Array name of the labels.
         split: Split of the images.
-        array_of_column: Name of a column, without the split -> its array name. An example is
-            ``patient_id`` -> ``train_patient_id``.
+        array_by_column: Name of a column -> its array name. An example is ``patient_id`` ->
+            ``train_patient_id``.
     """
 
     images_name: str
     labels_name: str
     split: GivenSplit
-    array_of_column: dict[str, str]
+    array_by_column: dict[str, str]
 
-    def array_of_role(self, columns: Columns) -> dict[str, str]:
-        """Return the arrays to read: role, as in :class:`Columns` -> array name."""
-        array_of_role = {"label": self.labels_name}
+    def array_by_role(self, columns: Columns) -> dict[str, str]:
+        """Return the arrays to read: role -> array name."""
+        array_by_role = {"label": self.labels_name}
         for role, column in columns.name_by_role.items():
-            if role != "label" and column in self.array_of_column:
-                array_of_role[role] = self.array_of_column[column]
-        return array_of_role
+            if role != "label" and column in self.array_by_column:
+                array_by_role[role] = self.array_by_column[column]
+        return array_by_role
 
 
 class Scale(NamedTuple):
@@ -226,20 +237,18 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     # The keys are the names of the columns. A dict keeps their order.
     column_names: dict[str, None] = {}
     for array in arrays:
-        column_names |= dict.fromkeys(array.array_of_column)
+        column_names |= dict.fromkeys(array.array_by_column)
     # Every array of images was found with its array of labels, which is the column label.
     columns = find_columns(["label", *column_names], ("label", "group", "split"), request)
     tables = []
-    for array, header in zip(arrays, headers, strict=True):
-        cells = {}
-        for role, array_name in array.array_of_role(columns).items():
-            cells[role] = _text_cells(file, array_name, header.shape[0], request)
-        tables.append(cells)
     unused_tables = []
-    for array, cells in zip(arrays, tables, strict=True):
-        unused = _unused_cells(file, array, columns, request)
-        unused_tables.append({**unused, "label": cells["label"]})
-    columns = columns.with_like_groups(unused_tables, request)
+    for array, header in zip(arrays, headers, strict=True):
+        num_rows = header.shape[0]
+        cells = {}
+        for role, array_name in array.array_by_role(columns).items():
+            cells[role] = _text_cells(file, array_name, num_rows, request)
+        tables.append(cells)
+        unused_tables.append(_unused_cells(file, array, columns, num_rows, request))
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells["label"], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -266,7 +275,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     return own_listing(
         rows,
         request,
-        dataset_flags=(*columns.flags, *_unused_flags(file, arrays)),
+        columns=columns,
+        unused_cells=joined.join(unused_tables),
+        dataset_flags=_other_array_flags(file, arrays),
         class_names=class_names,
         sort_classes=sort_classes,
         listing_fields=listing_fields,
@@ -287,8 +298,8 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
     for images_name, labels_name in NAMES_WITHOUT_SPLIT:
         if {images_name, labels_name} <= names:
             other_names = sorted(names - {images_name, labels_name, LABEL_NAMES})
-            array_of_column = {name: name for name in other_names}
-            array = ImageArray(images_name, labels_name, GivenSplit.NONE, array_of_column)
+            array_by_column = {name: name for name in other_names}
+            array = ImageArray(images_name, labels_name, GivenSplit.NONE, array_by_column)
             arrays_by_naming.append([array])
     num_validation = 0
     for naming in SPLIT_NAMINGS:
@@ -333,8 +344,8 @@ def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageA
             num_validation += file.header(images_name).shape[0]
         else:
             other_names = names - {images_name, labels_name}
-            array_of_column = _split_columns(other_names, naming, split_name)
-            arrays.append(ImageArray(images_name, labels_name, split, array_of_column))
+            array_by_column = _split_columns(other_names, naming, split_name)
+            arrays.append(ImageArray(images_name, labels_name, split, array_by_column))
     return arrays, num_validation
 
 
@@ -384,13 +395,12 @@ def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dic
 
 
 def _unused_cells(
-    file: ArrayFile, array: ImageArray, columns: Columns, request: RawRequest
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int, request: RawRequest
 ) -> dict[str, list[str]]:
     """Return the unused columns that have one value per image, as text: column -> cells."""
-    num_images = file.header(array.labels_name).shape[0]
     cells = {}
     for column in columns.unused:
-        array_name = array.array_of_column.get(column)
+        array_name = array.array_by_column.get(column)
         if array_name is None:
             continue
         # An array that is not used may be damaged, or have another shape or dtype.
@@ -399,15 +409,15 @@ def _unused_cells(
     return cells
 
 
-def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags with the names of the arrays that are not used; no flag if all are used.
+def _other_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
+    """Return flags for the arrays that are neither images, labels nor columns; empty without them.
 
     A flag is a warning in the record of the prepared dataset.
     """
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
-        used |= {array.images_name, array.labels_name, *array.array_of_column.values()}
+        used |= {array.images_name, array.labels_name, *array.array_by_column.values()}
     # All arrays of a validation split are left out on purpose. They need no flag.
     for naming in SPLIT_NAMINGS:
         for split_name in VALIDATION_NAMES:

@@ -26,8 +26,8 @@ archive.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
-  all top folders have the same subfolders, both layouts are possible. Then the user's ``layout``
-  decides. Without it, the patient ids in DICOM headers decide.
+  all top folders have the same subfolders, both layouts are possible. Then the user's option
+  ``layout`` decides. Without this option, the patient ids in DICOM headers decide.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def _scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     for name in tree:
         if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
             image_names.append(name)
-    repeated = _repeated_in_inner_archives(tree, image_names)
+    repeated = _repeated_in_inner_archives(tree, image_names, request)
     distinct_names = [name for name in image_names if name not in repeated]
     wrapper = _find_wrapper(distinct_names, is_archive=request.root().is_file())
     has_splits = _has_splits(distinct_names, wrapper, request)
@@ -304,25 +304,48 @@ def _divide_path(name: str, wrapper: str, *, has_splits: bool) -> ImagePath | No
     return ImagePath(name, top, tuple(kept), split)
 
 
-def _repeated_in_inner_archives(tree: RawTree, image_names: Sequence[str]) -> set[str]:
-    """Return the images of inner archives that lie beside unpacked images.
+def _repeated_in_inner_archives(
+    tree: RawTree, image_names: Sequence[str], request: RawRequest
+) -> set[str]:
+    """Return the images of inner archives that repeat the images beside the archive.
 
-    Such an archive usually repeats the images beside it. If ``raw.zip`` has ``a/1.png`` and
-    ``a/more.zip``, all images of ``a/more.zip`` are left out. An inner archive at the top of
-    ``raw.zip`` is always read.
+    If ``raw.zip`` has ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only ``1.png``, the
+    image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, it is read. An inner
+    archive at the top of ``raw.zip`` is always read.
+
+    Raises:
+        DataError: Only some images of an inner archive have the file name of an image beside it.
     """
-    folders_with_images = set()
-    folder_of_inner: dict[str, str] = {}  # name of an image in an inner archive -> archive's folder
+    # An archive is identified by the members that lead to it. In raw.zip!/a/copy.zip!/1.png, it is
+    # ("a/copy.zip",). The archive raw.zip itself is the empty tuple.
+    file_names: defaultdict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    images_by_archive: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in image_names:
-        # The locator raw.zip!/a/more.zip!/2.png has the parts raw.zip, a/more.zip and 2.png.
         _, *members = split_locator(tree.locator(name))
-        folders = [member.rpartition("/")[0] for member in members]
-        if len(folders) == 1:
-            folders_with_images.add(folders[0])
-        elif len(folders) > 1:
-            folder_of_inner[name] = "/".join(filter(None, folders[:-1]))
-    folders_with_images.discard("")  # an inner archive at the top is always read
-    return {name for name, folder in folder_of_inner.items() if folder in folders_with_images}
+        if not members:  # the image is not in an archive
+            continue
+        archive = tuple(members[:-1])
+        image_folder, _, file_name = members[-1].rpartition("/")
+        file_names[archive, image_folder].add(file_name)
+        for depth in range(1, len(members)):
+            images_by_archive[archive[:depth]].append(name)
+    repeated: set[str] = set()
+    for archive, names in images_by_archive.items():
+        folders = [member.rpartition("/")[0] for member in archive]
+        if not any(folders):  # the archive is at the top
+            continue
+        names_beside = file_names.get((archive[:-1], folders[-1]), set())
+        repeats = {name for name in names if PurePath(tree.locator(name)).name in names_beside}
+        if 0 < len(repeats) < len(names):
+            raise request.error(
+                f"{len(repeats)} of the {len(names)} images in the inner archive "
+                f"{request.hashed(MARK.join(archive))} have the file name of an image beside it, "
+                "so it is unclear whether this archive repeats those images",
+                hint="Remove the inner archive, or unpack the other images beside it and then "
+                "remove it",
+            )
+        repeated |= repeats
+    return repeated
 
 
 def _check_two_classes(
@@ -343,9 +366,11 @@ def _check_two_classes(
         hints.append("If this folder contains only one class, use the folder above it")
     hints.append(LAYOUT_HINT)
     for extension, hint in HINT_BY_EXTENSION.items():
-        if extension in extensions and is_archive and extension in TABLE_EXTENSIONS:
+        if extension not in extensions:
+            continue
+        if is_archive and extension in TABLE_EXTENSIONS:
             hints.append(f"{hint}, after you have unpacked the archive")
-        elif extension in extensions:
+        else:
             hints.append(hint)
     raise request.error(
         f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
@@ -370,14 +395,11 @@ def _choose_layout(
     tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
-    # Both layouts are possible if all images lie in subfolders, these have two or more different
-    # names, but not many, and every name occurs in several top folders.
-    is_ambiguous = (
-        1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
-        and None not in tops_by_subfolder
-        and min(map(len, tops_by_subfolder.values())) > 1
-    )
-    if not is_ambiguous:
+    # Both layouts are possible if the subfolders may be classes too.
+    are_all_in_subfolders = None not in tops_by_subfolder
+    are_few_names = 1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
+    are_shared = all(len(tops) > 1 for tops in tops_by_subfolder.values())
+    if not (are_all_in_subfolders and are_few_names and are_shared):
         return "class/group", []
     layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
@@ -573,23 +595,18 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     Raises:
         DataError: Some folders are splits, and others are probably splits with unusual names.
     """
-    tops = set()
-    subfolders_of_splits: set[str] = set()
-    subfolders_of_others: set[str] = set()
+    subfolders_by_top: defaultdict[str, set[str]] = defaultdict(set)
     for name in image_names:
-        parts = name.removeprefix(wrapper).split("/")
-        if len(parts) > 1:
-            tops.add(parts[0])
-        if len(parts) > 2 and is_split_word(parts[0]):
-            subfolders_of_splits.add(parts[1])
-        elif len(parts) > 2:
-            subfolders_of_others.add(parts[1])
+        *folders, _ = name.removeprefix(wrapper).split("/")
+        if folders:
+            subfolders_by_top[folders[0]].update(folders[1:2])
+    tops = set(subfolders_by_top)
     splits = set(filter(is_split_word, tops))
-    if not tops:
-        return False
     if splits == tops:
-        return True
+        return bool(tops)
     # If other top folders have the same subfolders, they are probably splits with unusual names.
+    subfolders_of_splits = set().union(*(subfolders_by_top[top] for top in splits))
+    subfolders_of_others = set().union(*(subfolders_by_top[top] for top in tops - splits))
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
     if have_same_classes or _has_train_and_test(splits):
         raise request.error(

@@ -55,7 +55,7 @@ from tasks.sources.tables import (
     counting,
     header_names,
     read_columns,
-    read_lines,
+    read_table_rows,
     unused_cells,
 )
 
@@ -88,7 +88,7 @@ class PathTable:
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
         cells: The columns that are read, by role. Paths are relative to the raw folder.
-        unused: Labels, and the columns that are not read, by name.
+        unused_cells: The columns that are not read, by name.
     """
 
     folder: str
@@ -96,7 +96,7 @@ class PathTable:
     other_sheets: int
     columns: Columns
     cells: Cells
-    unused: Cells
+    unused_cells: Cells
 
 
 def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
@@ -116,7 +116,6 @@ def list_table(request: RawRequest) -> Listing:
         return list_parquet(request)
     tables = [_read(file, request) for file in files]
     columns = common_columns([table.columns for table in tables], request)
-    columns = columns.with_like_groups([table.unused for table in tables], request)
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
@@ -139,7 +138,7 @@ def list_table(request: RawRequest) -> Listing:
     )
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
-    flags = columns.flags
+    dataset_flags = []
     listing_fields = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
@@ -153,9 +152,16 @@ def list_table(request: RawRequest) -> Listing:
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
-        flags = (*flags, "columns not used: slice")
+        dataset_flags.append("columns not used: slice")
     listing_fields = replace(listing_fields, excluded=_check_files(rows, has_volumes, request))
-    listing = own_listing(rows, request, dataset_flags=flags, listing_fields=listing_fields)
+    listing = own_listing(
+        rows,
+        request,
+        columns=columns,
+        unused_cells=joined.join([table.unused_cells for table in tables]),
+        dataset_flags=dataset_flags,
+        listing_fields=listing_fields,
+    )
     _check_named_once(rows, slices, request)
     return listing
 
@@ -185,16 +191,16 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
     labels = rows.cells["label"]
     first_rows: dict[tuple[str, int | None], int] = {}
     repeats = []
-    num_unlike = 0
+    num_with_other_label = 0
     for row, image in enumerate(zip(rows.cells["path"], slices, strict=True)):
         first = first_rows.setdefault(image, row)
         if first != row:
             repeats.append(row)
-            num_unlike += labels[first] != labels[row]
+            num_with_other_label += labels[first] != labels[row]
     if repeats:
         raise request.error(
             f"the table repeats the path of an earlier row for {rows.describe(repeats)}. In "
-            f"{num_unlike} of these rows, the label is different",
+            f"{num_with_other_label} of these rows, the label is different",
             hint="Remove the repeated rows",
         )
 
@@ -231,14 +237,14 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
-        lines = read_lines(file.path, request)
-        name = find_columns(lines.rows[0], ("path",), request).name_by_role["path"]
-        column = lines.rows[0].index(name)
+        table = read_table_rows(file.path, request)
+        name = find_columns(table.rows[0], ("path",), request).name_by_role["path"]
+        column = table.rows[0].index(name)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
     prefix = f"{folder}/" if folder else ""
     paths = {}
-    for number, row in zip(lines.numbers[1:], lines.rows[1:], strict=True):
+    for number, row in zip(table.numbers[1:], table.rows[1:], strict=True):
         if column < len(row):
             paths[number] = prefix + row[column]
     return paths
@@ -276,28 +282,36 @@ def _table_files(request: RawRequest) -> list[TableFile]:
 
 def _read(file: TableFile, request: RawRequest) -> PathTable:
     """Read the needed columns of a table."""
-    lines = read_lines(file.path, request)
-    header = next(iter(lines.rows), [])
+    table = read_table_rows(file.path, request)
+    header = next(iter(table.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
-    if lines.rows and not columns.labels:
-        raise _no_label(lines.rows, request)
+    if table.rows and not columns.labels:
+        raise _no_label(table.rows, request)
     path_column = columns.name_by_role.get("path", "path")
-    needed = (path_column, *(columns.labels or ("label",)))
+    # Without a column, the usual name is in the error message.
+    label_columns = columns.labels or ("label",)
+    needed = (path_column, *label_columns)
     optional = (*columns.name_by_role.values(), "slice")
-    data = read_columns(file.path, lines, request, needed, optional)
+    data = read_columns(file.path, table, request, needed, optional)
     for name, column in data.items():
         if name not in columns.labels:  # blanks may be part of a label
             data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:
-        return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
+        return f"{_row_name(file.folder, table.numbers, row)} ({counting(table.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
-    unused = {**unused_cells(lines, columns.unused), "label": cells["label"]}
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
     if "slice" in data:
         cells["slice"] = data["slice"]
-    return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells, unused)
+    return PathTable(
+        folder=file.folder,
+        numbers=table.numbers,
+        other_sheets=table.other_sheets,
+        columns=columns,
+        cells=cells,
+        unused_cells=unused_cells(table, columns.unused),
+    )
 
 
 def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
@@ -423,7 +437,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     hidden: list[str] = []
     others: list[str] = []
     # Files without a row may be anything, such as the links of a virtual environment. The walk
-    # leaves out hidden files and files outside the raw folder. Only these are checked one by one.
+    # leaves out hidden files and links out of the raw folder. If the table lists such a path, it is
+    # checked below.
     walked = set(walk(folder, request, hidden=hidden, others=others, strict=False))
     base = folder.resolve()
     _check_links(named, set(others), base, request)
@@ -486,12 +501,12 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """
     labels = cells["label"]
     classes = set(labels)
-    num_alike = 0
-    num_unlike = 0
+    num_in_own_folder = 0
+    num_in_other_folder = 0
     for label, path in zip(labels, cells["path"], strict=True):
         folder_classes = classes.intersection(path.split("/")[:-1])
-        num_alike += folder_classes == {label}
-        num_unlike += bool(folder_classes) and label not in folder_classes
-    if num_unlike and 2 * num_alike > len(labels):
-        return {"row whose folder has the name of another class": num_unlike}
+        num_in_own_folder += folder_classes == {label}
+        num_in_other_folder += bool(folder_classes) and label not in folder_classes
+    if num_in_other_folder and 2 * num_in_own_folder > len(labels):
+        return {"row whose folder has the name of another class": num_in_other_folder}
     return {}

@@ -10,7 +10,7 @@ from search_spaces.errors import DataError, plural
 from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
 from tasks.sources.pictures import decode_image, scale_by_image_maximum
 from tasks.sources.raw import RawTree, read_locator
-from tasks.sources.tables import column_key, column_keys, first_hashed, read_lines
+from tasks.sources.tables import column_key, column_keys, first_hashed, read_table_rows
 
 TABLE_EXTENSIONS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
@@ -180,9 +180,9 @@ def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> Non
     Raises:
         DataError: Two tables differ.
     """
-    first_rows = read_lines(locators[0], request).rows
+    first_rows = read_table_rows(locators[0], request).rows
     for locator in locators[1:]:
-        if read_lines(locator, request).rows != first_rows:
+        if read_table_rows(locator, request).rows != first_rows:
             listed = ", ".join(map(request.hashed, locators[:5]))
             raise request.error(
                 f"{len(locators)} different tables have the columns of {stem}: {listed}",

@@ -108,7 +108,6 @@ def list_parquet(request: RawRequest) -> Listing:
     names = _image_files(all_names, request)
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
-    columns = columns.with_like_groups([content.unused for content in contents], request)
     label_names = contents[0].label_names
     splits = []
     for name, content in zip(names, contents, strict=True):
@@ -140,7 +139,8 @@ def list_parquet(request: RawRequest) -> Listing:
     return own_listing(
         rows,
         request,
-        dataset_flags=columns.flags,
+        columns=columns,
+        unused_cells=files.join([content.unused_cells for content in contents]),
         class_names=label_names,
         listing_fields=listing_fields,
     )
@@ -153,13 +153,13 @@ class _FileContent:
     Attributes:
         columns: The columns that are read.
         cells: Labels, groups, splits and traits, one entry per row.
-        unused: Labels, and the columns that are not read, by name.
+        unused_cells: The columns that are not read, by name, if they have one value per row.
         label_names: Class names in the schema's metadata; empty if there are none.
     """
 
     columns: Columns
     cells: Cells
-    unused: Cells
+    unused_cells: Cells
     label_names: tuple[str, ...]
 
 
@@ -184,9 +184,9 @@ def _read_labels(name: str, request: RawRequest) -> _FileContent:
             f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
         ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
-    unused = {name: texts[name] for name in columns.unused if name in texts}
-    unused["label"] = list(cells["label"])
-    return _FileContent(columns, cells, unused, _label_names(file.schema_arrow, columns.labels[0]))
+    unused_cells = {name: texts[name] for name in columns.unused if name in texts}
+    label_names = _label_names(file.schema_arrow, columns.labels[0])
+    return _FileContent(columns, cells, unused_cells, label_names)
 
 
 def _partitions(name: str) -> dict[str, str]:
@@ -248,11 +248,13 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
 
 
 def _single_columns(schema: Any) -> list[str]:
-    """Return the columns of whole numbers, text or dates whose name occurs once."""
+    """Return the columns of numbers, text or dates whose name occurs once."""
     import pyarrow as pa
 
     is_single = (
         pa.types.is_integer,
+        pa.types.is_floating,  # pandas stores whole numbers as floats if some are missing
+        pa.types.is_dictionary,  # pandas stores repeated text as a dictionary (categorical)
         pa.types.is_string,
         pa.types.is_large_string,
         pa.types.is_date,

@@ -47,7 +47,7 @@ from tasks.sources.official import (
 )
 from tasks.sources.pictures import to_prepared
 from tasks.sources.raw import RawTree
-from tasks.sources.tables import first_hashed, read_lines, read_table
+from tasks.sources.tables import first_hashed, read_table, read_table_rows
 
 CHEXPERT_TABLE = "train.csv"
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
@@ -177,7 +177,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     images = _Images(tree, tables[0], MURA_IMAGE)
     labels: dict[str, int] = {}
     num_odd = 0
-    for path, *_ in read_lines(tree.locator(tables[0]), request).rows:
+    for path, *_ in read_table_rows(tree.locator(tables[0]), request).rows:
         match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
         if match is None:
             num_odd += 1
@@ -211,7 +211,7 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     """
     table_labels: dict[str, int] = {}
     num_odd = 0
-    for cells in read_lines(table, request).rows:
+    for cells in read_table_rows(table, request).rows:
         match = MURA_STUDY.search(cells[0].strip())
         label = cells[1].strip() if len(cells) == 2 else ""
         if match is None or label not in ("0", "1"):

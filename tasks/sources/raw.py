@@ -7,7 +7,7 @@ Nothing is unpacked to disk. Every process keeps archives open after their first
 tar is only read forward, which is fast if members are read in stored order.
 
 Archives may be damaged or hostile. Declared sizes and names are checked before an archive is read.
-These archives are rejected:
+These archives are refused:
 
 - archives with links, repeated names, encryption, or names that lead out of the archive;
 - archives with members that declare more bytes than their packed size can contain.
@@ -30,6 +30,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -46,7 +47,7 @@ PACKED_TARS = GZIP + BZIP2 + XZ
 """Extensions of tars that can only be read forward."""
 TARS = (".tar", *PACKED_TARS)
 ARCHIVES = (".zip", *TARS)
-NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
@@ -102,9 +103,9 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVES)
 
 
-def is_noise(name: str) -> bool:
-    """Return whether one part of a path is hidden, or a file that file managers leave behind."""
-    return name.startswith(".") or name in NOISE
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a path begins with a dot, or is left behind by a file manager."""
+    return name.startswith(".") or name in FILE_MANAGER_NAMES
 
 
 def read_locator(base: Path, locator: str) -> bytes:
@@ -223,7 +224,7 @@ def walk(
     while pending:
         name, entry = pending.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
-        if is_noise(entry.name):
+        if is_hidden(entry.name):
             if hidden is not None:
                 hidden.append(f"{name}/" if is_folder else name)
             continue
@@ -328,7 +329,7 @@ def _checked_member(name: str) -> tuple[str, str]:
         raise RefusedArchive("an archive with names that lead out of it")
     parts = normal_name.split("/")
     for depth, part in enumerate(parts, 1):
-        if is_noise(part):
+        if is_hidden(part):
             hidden = "/".join(parts[:depth])
             return normal_name, f"{hidden}/" if depth < len(parts) else hidden
     return normal_name, ""
@@ -600,15 +601,35 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
         raise DamagedArchive() from None
 
 
+@dataclass(frozen=True)
+class _ArchivePath:
+    """The path of an archive that :class:`RawTree` opens.
+
+    Attributes:
+        file: Name of the outermost archive.
+        inner: Members that are archives, as in :func:`open_archive`.
+        folder: Folder of the archive, as if outer archives were unpacked.
+    """
+
+    file: str
+    inner: tuple[str, ...]
+    folder: str
+
+    @property
+    def locator(self) -> str:
+        """The locator of the archive."""
+        return MARK.join((self.file, *self.inner))
+
+
 class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
-    The folder is searched once. If a name is both a file and a member of an archive, the file is
-    used. Archives in a folder are opened only on request, because a download is often complete
-    without them.
+    The folder is searched once. If a name is both a file on the disk and a member of an archive,
+    the file on the disk is used. Archives in a folder are opened only on request, because a
+    download is often complete without them.
 
-    If two archives contain the same name, the name in the second one is its locator, which contains
-    :data:`MARK`.
+    If two archives contain the same name, the file of the second archive is listed under its
+    locator, which contains :data:`MARK`. An archive comes before all archives inside others.
 
     Attributes:
         folders: Names of all folders on the disk, also of empty ones.
@@ -619,34 +640,45 @@ class RawTree:
     def __init__(
         self,
         request: RawRequest,
-        wanted: Callable[[str], bool] | None = None,
+        is_wanted: Callable[[str], bool] | None = None,
     ) -> None:
         """List the files of the raw folder or archive.
 
         Args:
             request: The request, with the raw folder or archive.
-            wanted: Returns whether to open the archive of a name. If None, no archive in a folder
-                and every archive in an archive is opened.
+            is_wanted: Returns whether to open the archive with a name. By default, every archive is
+                opened if the raw data are an archive, and none if they are a folder.
 
         Raises:
             DataError: A file or archive must not be read, see :func:`walk` and
                 :func:`open_archive`.
         """
         root = request.root()
+        is_archive = root.is_file()
+
+        def opens(name: str) -> bool:
+            return is_archive if is_wanted is None else is_wanted(name)
+
         self.folders: list[str] = []
         self.hidden: list[str] = []
         self._request = request
-        self._wanted: Callable[[str], bool] = wanted or (lambda _: True)
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
             self.archives = list(filter(is_archive_name, self._locators))
         else:
             self.archives = [root.name]
-        if wanted is not None or not root.is_dir():
-            for name in filter(self._wanted, self.archives):
-                folder = name.rpartition("/")[0] if root.is_dir() else ""
-                self._add_members(name, (), folder)
+        archives = []
+        for name in filter(opens, self.archives):
+            folder = name.rpartition("/")[0] if root.is_dir() else ""
+            archives.append(_ArchivePath(name, (), folder))
+        # One level of archives after the other: a file has its own name even if an archive that is
+        # deeper inside others contains the same name.
+        while archives:
+            inner_archives = []
+            for archive in archives:
+                inner_archives += self._add_members(archive, opens)
+            archives = inner_archives
         self._names = sorted(self._locators, key=lambda name: name.split("/"))
 
     def __iter__(self) -> Iterator[str]:
@@ -657,34 +689,31 @@ class RawTree:
         """Return the locator of a file, by its name in this tree."""
         return self._locators[name]
 
-    def _add_members(self, file: str, inner: tuple[str, ...], folder: str) -> None:
-        """Add the members of an archive and of the archives inside it.
+    def _add_members(
+        self, archive: _ArchivePath, opens: Callable[[str], bool]
+    ) -> list[_ArchivePath]:
+        """Add the members of an archive, and return the archives among them that are to be opened.
 
-        Args:
-            file: Name of the outermost archive.
-            inner: Members that are archives, as in :func:`open_archive`.
-            folder: Folder of the archive, as if outer archives were unpacked.
+        Raises:
+            DataError: The archive cannot be read.
         """
-        prefix = MARK.join((file, *inner)) + MARK
         inner_archives = []
-        for member in self._member_names(file, inner):
-            name = f"{folder}/{member}" if folder else member
-            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-                inner_archives.append((member, name))
+        for member in self._member_names(archive):
+            name = f"{archive.folder}/{member}" if archive.folder else member
+            can_open = is_archive_name(member) and len(archive.inner) + 1 < MAX_DEPTH
+            if can_open and opens(name):
+                folder = name.rpartition("/")[0]
+                inner_archives.append(_ArchivePath(archive.file, (*archive.inner, member), folder))
                 continue
-            locator = prefix + member
+            locator = f"{archive.locator}{MARK}{member}"
             if MARK in self._locators.get(name, ""):
                 # Two archives contain the same name: every series of OAI has a file 001.
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)
-        # Inner archives come last, so that a file has its own name even if an inner archive that is
-        # stored before it contains the same name.
-        for member, name in inner_archives:
-            if self._wanted(name):
-                self._add_members(file, (*inner, member), name.rpartition("/")[0])
+        return inner_archives
 
-    def _member_names(self, file: str, inner: tuple[str, ...]) -> list[str]:
+    def _member_names(self, path: _ArchivePath) -> list[str]:
         """Return the names of an archive's members.
 
         Raises:
@@ -692,15 +721,14 @@ class RawTree:
         """
         request = self._request
         try:
-            archive = open_archive(request.base() / file, inner)
+            archive = open_archive(request.base() / path.file, path.inner)
             names = archive.members()
         except RefusedArchive as refused:
             hint = "Download the archive again, or unpack it and remove the archive"
             if isinstance(refused, DamagedArchive):
                 hint += ". Its file extension must match its format"
             raise request.error(
-                f"archive {request.hashed(MARK.join((file, *inner)))} cannot be read: "
-                f"{refused.reason}",
+                f"archive {request.hashed(path.locator)} cannot be read: {refused.reason}",
                 hint=hint,
             ) from None
         self.hidden += archive.hidden

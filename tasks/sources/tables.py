@@ -74,7 +74,7 @@ MAX_NAME_LENGTH = 30
 
 
 @dataclass(frozen=True)
-class Lines:
+class TableRows:
     """The rows of a table as text.
 
     Messages number the rows as a program that shows the file does. Spreadsheets and text editors
@@ -83,8 +83,8 @@ class Lines:
 
     Attributes:
         rows: The header, then all rows that are not blank.
-        numbers: Number of each of these rows. If the header is not a row of the file, its number is
-            the number of the first row minus 1.
+        numbers: Number of each of these rows in messages. A header that is not a row of the file
+            has the number before that of the first row.
         other_sheets: Number of sheets of a workbook that have a filled cell and are not read.
     """
 
@@ -97,7 +97,7 @@ def counting(numbers: Sequence[int]) -> str:
     """Return how a table's rows are counted, in words for messages.
 
     Args:
-        numbers: The numbers of its rows, see :class:`Lines`.
+        numbers: The numbers of its rows, see :class:`TableRows`.
     """
     if numbers[0] > 0:
         return f"the header is row {numbers[0]}"
@@ -123,7 +123,7 @@ class TableError(Exception):
         self.hint = hint
 
 
-def read_xlsx(body: bytes) -> Lines:
+def read_xlsx(body: bytes) -> TableRows:
     """Return the rows of a workbook's first sheet. Whole numbers are written without ``.0``.
 
     Raises:
@@ -162,7 +162,7 @@ def read_xlsx(body: bytes) -> Lines:
     for row in rows:
         row += [""] * (width - len(row))
     other_sheets = sum(map(_is_filled, book.worksheets[1:]))
-    return Lines(rows, numbers, other_sheets)
+    return TableRows(rows, numbers, other_sheets)
 
 
 def _is_filled(sheet: Any) -> bool:
@@ -172,7 +172,7 @@ def _is_filled(sheet: Any) -> bool:
     return any("".join(map(cell_text, row)).strip() for row in first_rows)
 
 
-def read_sas(body: bytes) -> Lines:
+def read_sas(body: bytes) -> TableRows:
     """Return the rows of a ``sas7bdat`` table. Missing values are empty."""
     import pandas as pd
 
@@ -180,10 +180,10 @@ def read_sas(body: bytes) -> Lines:
     rows = [list(map(str, frame.columns))]
     for values in frame.itertuples(index=False):
         rows.append(list(map(_number_text, values)))
-    return Lines(rows, range(len(rows)))
+    return TableRows(rows, range(len(rows)))
 
 
-def read_jsonl(body: bytes) -> Lines:
+def read_jsonl(body: bytes) -> TableRows:
     """Return the JSON objects of a file with one object per line. The header has all keys.
 
     Raises:
@@ -213,7 +213,7 @@ def read_jsonl(body: bytes) -> Lines:
     rows = [header]
     for record in records:
         rows.append([cell_text(record.get(key)) for key in header])
-    return Lines(rows, numbers)
+    return TableRows(rows, numbers)
 
 
 def _not_an_object(line: int) -> TableError:
@@ -245,7 +245,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def read_parquet(body: bytes) -> Lines:
+def read_parquet(body: bytes) -> TableRows:
     """Return the rows of a Parquet file.
 
     Cells of bytes or several values are :data:`NOT_ONE_VALUE`.
@@ -269,8 +269,12 @@ def read_parquet(body: bytes) -> Lines:
     batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=single_columns, use_threads=False)
     for batch in batches:
         values = batch.to_pydict()
-        blank = [NOT_ONE_VALUE] * batch.num_rows
-        texts = [list(map(cell_text, values[name])) if name in values else blank for name in header]
+        texts = []
+        for name in header:
+            column = [NOT_ONE_VALUE] * batch.num_rows
+            if name in values:
+                column = list(map(cell_text, values[name]))
+            texts.append(column)
         for row in zip(*texts, strict=True):
             rows.append(list(row))
             num_characters += sum(map(len, row))
@@ -280,10 +284,10 @@ def read_parquet(body: bytes) -> Lines:
                 hint="Remove the columns that are not needed",
             )
     # The header is not a row of the file, and pandas counts the rows from 0.
-    return Lines(rows, range(-1, len(rows) - 1))
+    return TableRows(rows, range(-1, len(rows) - 1))
 
 
-def read_text(body: bytes) -> Lines:
+def read_text(body: bytes) -> TableRows:
     """Return the rows of text with one of the :data:`DELIMITERS`, without blank lines.
 
     A line above the header that begins with ``#`` is a comment, unless it has a name in
@@ -324,7 +328,7 @@ def read_text(body: bytes) -> Lines:
     while rows and rows[0][0].startswith("#") and KNOWN_KEYS.isdisjoint(map(column_key, rows[0])):
         del rows[0]
         del numbers[0]
-    return Lines(rows, numbers)
+    return TableRows(rows, numbers)
 
 
 def _delimiter(text: str) -> str:
@@ -344,7 +348,7 @@ class TableFormat(NamedTuple):
         name: The format in words, for messages.
     """
 
-    read: Callable[[bytes], Lines]
+    read: Callable[[bytes], TableRows]
     name: str
 
 
@@ -402,9 +406,9 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Return the rows of a table as dicts: column -> text without blanks around it.
 
-    The arguments and errors are those of :func:`read_columns` and :func:`read_lines`.
+    The arguments and errors are those of :func:`read_columns` and :func:`read_table_rows`.
     """
-    columns = read_columns(path, read_lines(path, request), request, needed, optional)
+    columns = read_columns(path, read_table_rows(path, request), request, needed, optional)
     for name, column in columns.items():
         columns[name] = list(map(str.strip, column))
     rows = []
@@ -415,7 +419,7 @@ def read_table(
 
 def read_columns(
     path: Path | str,
-    lines: Lines,
+    table: TableRows,
     request: RawRequest,
     needed: Sequence[str],
     optional: Sequence[str],
@@ -427,7 +431,7 @@ def read_columns(
 
     Args:
         path: Path or locator of the table, for errors.
-        lines: The rows of the table.
+        table: The rows of the table.
         request: For errors.
         needed: Names of columns that the table must have.
         optional: Names of columns that are returned if the table has them.
@@ -436,16 +440,16 @@ def read_columns(
         DataError: The table is empty, columns are missing or repeated, or rows have different
             lengths.
     """
-    if not lines.rows:
+    if not table.rows:
         raise _error(request, path, "is empty", hint="Use a table with a header and rows")
-    keys = list(map(column_key, lines.rows[0]))
+    keys = list(map(column_key, table.rows[0]))
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
         raise _error(
             request,
             path,
-            f"has no column {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
+            f"has no column {', '.join(missing)}{header_names(table.rows[0], tuple(names))}",
             hint=f"Add this column. If it has another name, rename it to {missing[0]}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
@@ -456,27 +460,27 @@ def read_columns(
             f"has several columns named {', '.join(repeated)}",
             hint="Rename all but one of them",
         )
-    _check_even(path, lines, request)
+    _check_even(path, table, request)
     columns = {}
     for name in names:
         if column_key(name) in keys:
             index = keys.index(column_key(name))
-            columns[name] = [row[index] for row in lines.rows[1:]]
+            columns[name] = [row[index] for row in table.rows[1:]]
     return columns
 
 
-def unused_cells(lines: Lines, names: Sequence[str]) -> dict[str, list[str]]:
+def unused_cells(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
     """Return the named columns of a table that occur once: name -> the text of its cells."""
-    header = lines.rows[0]
+    header = table.rows[0]
     columns = {}
     for name in names:
         if header.count(name) == 1:
             index = header.index(name)
-            columns[name] = [row[index] for row in lines.rows[1:]]
+            columns[name] = [row[index] for row in table.rows[1:]]
     return columns
 
 
-def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
+def _check_even(path: Path | str, table: TableRows, request: RawRequest) -> None:
     """Check that every row has as many cells as the header.
 
     Raises:
@@ -498,7 +502,7 @@ def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
         )
 
 
-def read_lines(path: Path | str, request: RawRequest) -> Lines:
+def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
     """Return the header and rows of a table.
 
     Args:
@@ -526,7 +530,7 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
 def column_keys(path: Path | str, request: RawRequest) -> set[str]:
     """Return the :func:`column_key` of every column of a table; empty if it cannot be read."""
     try:
-        rows = read_lines(path, request).rows
+        rows = read_table_rows(path, request).rows
     except DataError:
         return set()
     return set(map(column_key, rows[0] if rows else ()))
@@ -540,7 +544,7 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> list[str]:
+def unused_flags(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may contain groups gets a flag of its own. If its groups are ignored, images of
@@ -548,7 +552,7 @@ def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> lis
 
     Args:
         names: Names of the columns.
-        like_groups: The columns whose values look like ids of patients.
+        group_like: The columns whose values look like ids of patients.
     """
     flags: list[str] = []
     others: list[str] = []
@@ -556,7 +560,7 @@ def unused_flags(names: Sequence[str], like_groups: Collection[str] = ()) -> lis
         shown = name.strip()[:MAX_NAME_LENGTH]
         if is_name_of_groups(name):
             flags.append(f"column {shown} not used: do its images belong together? call it group")
-        elif name in like_groups and not is_name_of_attribute(name):
+        elif name in group_like and not is_name_of_attribute(name):
             flags.append(
                 f"column {shown} not used, but its values repeat like ids of patients: do its "
                 "images belong together? call it group"

@@ -94,10 +94,9 @@ def list_samples(request: RawRequest) -> Listing:
     for role, name in columns.name_by_role.items():
         cells[role] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
-    unused = {}
+    unused_cells = {}
     for name in columns.unused:
-        unused[name] = [sample.values.get(name, "") for sample in samples]
-    columns = columns.with_like_groups([{**unused, "label": cells["label"]}], request)
+        unused_cells[name] = [sample.values.get(name, "") for sample in samples]
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,
@@ -107,7 +106,13 @@ def list_samples(request: RawRequest) -> Listing:
         file_split=lambda row: splits[samples[row].shard],
     )
     listing_fields = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=columns.flags, listing_fields=listing_fields)
+    return own_listing(
+        rows,
+        request,
+        columns=columns,
+        unused_cells=unused_cells,
+        listing_fields=listing_fields,
+    )
 
 
 def _is_shard(name: str) -> bool:

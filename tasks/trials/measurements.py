@@ -1,8 +1,8 @@
 """Measurements on a trained network.
 
 They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness, predictions
-on the test images, and scores on additional test sets. In code and in stored records, an additional
-test set is called a *further test*.
+on the test images, and scores on *further test sets*. A further test set consists of the test
+images of a base dataset, of which a condition blended some with a training image of another class.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
     The fields are fields of :class:`~tasks.trials.records.TrialResult`, where they are described. A
-    field is empty or None if its measurement was not requested.
+    field is empty or None if its measurement was not requested. Then an earlier result keeps its
+    value, see :meth:`added_to`.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -97,11 +98,11 @@ class MeasurementResults:
     predictions: TrialFile | None
     predictions_note: str
 
-    def merge_into(self, earlier: TrialResult) -> TrialResult:
+    def added_to(self, earlier: TrialResult) -> TrialResult:
         """Return a copy of an earlier result, with these measurements added or replaced."""
         predictions_note = earlier.predictions_note
-        has_new_predictions = self.predictions is not None or self.predictions_note != ""
-        if has_new_predictions:
+        were_predictions_requested = self.predictions is not None or self.predictions_note != ""
+        if were_predictions_requested:
             predictions_note = self.predictions_note
         # A new measurement replaces an earlier one with the same name.
         attacks = {attack.name: attack for attack in (*earlier.attacks, *self.attacks)}
@@ -160,11 +161,11 @@ class TrainedNetwork:
 
         Args:
             requested: the measurements to make.
-            timer: measures the seconds of d_repr, of attacks, and of robustness on the test images.
+            timer: measures the seconds of the phases ``d_repr``, ``attack`` and ``robustness``.
             store_predictions: stores the predictions if ``requested`` contains them.
 
         Raises:
-            DataError: the trial has no images for a requested additional test set.
+            DataError: the trial has no images for a requested further test set.
         """
         last_layer_estimators: list[str] = []
         stage_estimators: list[str] = []
@@ -224,7 +225,7 @@ class TrainedNetwork:
         return self._estimate_dimension(features, estimators)
 
     def _measure_d_repr_stages(self, estimators: Sequence[str]) -> tuple[StageRecord, ...]:
-        """Return the intrinsic dimension of the activations after every stage."""
+        """Return the intrinsic dimension of the activations after every stage of the network."""
         if not estimators:
             return ()
         names = list_stages(self.model, self.train_images[:1])
@@ -264,8 +265,8 @@ class TrainedNetwork:
 
     def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
         """Measure robustness on ``images``, which have the labels of the test images."""
-        # The seed depends on the data, not on the network. So all networks of a subset, and of its
-        # conditions, are measured on the same images. Do not change the text "r_hat", an old name
+        # The seed depends on the subset only. So networks with the same subset are measured on the
+        # same images, also if their conditions differ. Do not change the text "r_hat", an old name
         # of the robustness: the choice of images depends on this text.
         seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
         return measure_robustness(
@@ -281,7 +282,7 @@ class TrainedNetwork:
     def _measure_further_tests(
         self, requested: Sequence[FurtherTestMeasurement]
     ) -> tuple[FurtherTestRecord, ...]:
-        """Return the scores of the network on additional test sets.
+        """Return the scores of the network on further test sets.
 
         Raises:
             DataError: the trial has no images for one of the sets.
@@ -291,13 +292,11 @@ class TrainedNetwork:
         for measurement in requested:
             name = measurement.test.name
             if name not in image_sets:
-                hint = "Remove the request, because this dataset has no additional test sets"
+                hint = "Remove the request, because this dataset has no further test sets"
                 if image_sets:
-                    hint = (
-                        f"Request an additional test set of this dataset: {', '.join(image_sets)}"
-                    )
+                    hint = f"Request a further test set of this dataset: {', '.join(image_sets)}"
                 raise DataError(
-                    f"The trial has no images for the additional test set {name!r}",
+                    f"The trial has no images for the further test set {name!r}",
                     hint=hint,
                 )
             records.append(self._measure_further_test(image_sets[name], measurement.robustness))
@@ -306,17 +305,17 @@ class TrainedNetwork:
     def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
-        """Return the scores on one additional test set.
+        """Return the scores on one further test set.
 
-        They are computed on all images, on the blended images, and on the other images. Stored
-        field names call the blended images *moved*, and the other images *unmoved*.
+        They are computed on all images, on the blended images, and on the images that are not
+        blended. Stored field names call the blended images *moved*, and the others *unmoved*.
         """
         images = to_device(test.images, self.test_images.device)
         clean = run_clean_pass(
             self.model, images, self.test_labels, batch_size=self.gradient_batch_size
         )
         is_blended = torch.from_numpy(test.is_blended).to(images.device)
-        is_other = ~is_blended
+        is_not_blended = ~is_blended
         robustness_record = None
         if robustness is not None:
             robustness_record = self._measure_robustness(images, robustness)
@@ -328,8 +327,8 @@ class TrainedNetwork:
             accuracy=float(clean.is_correct.double().mean()),
             moved_loss=_finite_mean(clean.losses[is_blended]),
             moved_accuracy=_finite_mean(clean.is_correct[is_blended]),
-            unmoved_loss=_finite_mean(clean.losses[is_other]),
-            unmoved_accuracy=_finite_mean(clean.is_correct[is_other]),
+            unmoved_loss=_finite_mean(clean.losses[is_not_blended]),
+            unmoved_accuracy=_finite_mean(clean.is_correct[is_not_blended]),
             robustness=robustness_record,
         )
 

@@ -303,9 +303,9 @@ class AttackRecord(Finding):
 
 
 class FurtherTestRecord(Finding):
-    """The scores of a trained network on an additional test set.
+    """The scores of a trained network on a further test set.
 
-    An additional test set contains the test images after a condition has changed them: some are
+    A further test set contains the test images after a condition has changed them: some are
     blended with an image of another class. Stored field names call the blended images *moved*.
 
     Attributes:
@@ -394,7 +394,7 @@ class TrialResult(Finding):
         robustness: adversarial robustness R; None if it was not requested.
         weights: file of the trained network's weights; None if no weights are stored.
         weights_note: reason why requested weights are not stored.
-        further_tests: scores on additional test sets; empty if they were not requested.
+        further_tests: scores on further test sets; empty if they were not requested.
         predictions: file of the logits of all test images; None if no predictions are stored.
         predictions_note: reason why requested predictions are not stored.
         peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a CPU, the

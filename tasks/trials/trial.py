@@ -159,7 +159,7 @@ def measure_trial(
         trained = trial.trained_network()
         trial.check_reproduces_test_loss(trained, earlier)
         measurements = trained.measure(requested, trial.timer, store_predictions)
-        return measurements.merge_into(earlier)
+        return measurements.added_to(earlier)
 
 
 def run_search_trial(
@@ -354,7 +354,7 @@ class _Trial:
             weights=weights,
             weights_missing_reason=weights_missing_reason,
         )
-        return measurements.merge_into(result)
+        return measurements.added_to(result)
 
     def build(self, pretrained_weights: bytes | None = None) -> None:
         """Build the network with seeded random weights, or with pretrained weights."""

@@ -1,4 +1,4 @@
-"""A headless Chromium of its own: no profile of the user's, no background traffic."""
+"""A headless Chromium with a new profile and without background traffic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 from tests.integration.sweeps import command
 
-PATIENCE_S = 400.0
+TIMEOUT_S = 400.0
+"""Seconds that a page may take to show something: Ray and MLflow start on a busy machine."""
 
 FLAGS = (
     "--headless=new",
@@ -32,12 +33,14 @@ FLAGS = (
 )
 
 
-ARROW_DOWN, ENTER = "\ue015", "\ue007"
+ARROW_DOWN = "\ue015"
+ENTER = "\ue007"
+"""Keys as WebDriver encodes them."""
 
 
 @contextmanager
 def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Any]:
-    """Yield a driver, or skip the test where there is no Chromium to drive."""
+    """Yield a WebDriver session of a new Chromium, or skip the test if there is no Chromium."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -48,41 +51,41 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    webdriver_session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
-        yield opened
+        yield webdriver_session
     finally:
-        opened.quit()
+        webdriver_session.quit()
 
 
-def trials_told(stderr: IO[str]) -> tuple[str, str]:
-    """Read what a run says until it tells the address of its trials, and the function that they
-    run."""
-    said = ""
-    while not (told := re.search(r"open (\S+) and filter the Task Table by (\S+)\n", said)):
-        said += stderr.readline() or pytest.fail(said)
-    return told[1], told[2]
+def read_task_table_address(stderr: IO[str]) -> tuple[str, str]:
+    """Read a run's output up to the address of its task table. Return it and the trials' function."""
+    output = ""
+    while not (match := re.search(r"open (\S+) and filter the Task Table by (\S+)\n", output)):
+        output += stderr.readline() or pytest.fail(output)
+    return match[1], match[2]
 
 
 @contextmanager
 def mlflow_pages(sweep: str, root: Path) -> Iterator[dict[str, Any]]:
-    """Yield what ``isweep ui`` prints while it serves; it is ended as by Ctrl-C."""
-    words = command("ui", sweep, "--json", "--root", str(root))
+    """Yield the document that ``isweep ui`` prints while it serves. End the command by Ctrl-C."""
+    arguments = command("ui", sweep, "--json", "--root", str(root))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, text=True, **pipes) as served:
-        said = ""
-        while not said.endswith("\n}\n"):  # the document's end; the page is served beyond it
-            said += served.stdout.readline() or pytest.fail(served.stderr.read())
+    with subprocess.Popen(arguments, text=True, **pipes) as server:
+        output = ""
+        # The document ends with this line. The command goes on and serves the page.
+        while not output.endswith("\n}\n"):
+            output += server.stdout.readline() or pytest.fail(server.stderr.read())
         try:
-            yield json.loads(said)
-            served.send_signal(signal.SIGINT)
-            assert served.wait() == 130
+            yield json.loads(output)
+            server.send_signal(signal.SIGINT)
+            assert server.wait() == 130
         finally:
-            served.kill()
+            server.kill()
 
 
 def requests(driver: Any) -> list[str]:
-    """Return the addresses that the page asked for since the last call."""
+    """Return the addresses that the page requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [
         message["params"]["request"]["url"]
@@ -91,30 +94,29 @@ def requests(driver: Any) -> list[str]:
     ]
 
 
-def text(driver: Any) -> str:
-    """Return what the page shows, as text."""
+def page_text(driver: Any) -> str:
+    """Return the visible text of the page."""
     return str(driver.execute_script("return document.body ? document.body.innerText : ''"))
 
 
 def wait_for(driver: Any, *words: str) -> str:
-    """Wait until the page shows all of the words; returns its text."""
-    until = time.monotonic() + PATIENCE_S
-    while not all(word in (shown := text(driver)) for word in words):
-        assert time.monotonic() < until, f"not all of {words} are in:\n{shown}"
+    """Wait until the page shows all of the words, and return its text."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not all(word in (shown_text := page_text(driver)) for word in words):
+        assert time.monotonic() < deadline, f"not all of {words} are in:\n{shown_text}"
         time.sleep(0.5)
-    return shown
+    return shown_text
 
 
 def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
-    """Open a job's page of Ray's dashboard, and choose a function in its table of tasks."""
+    """Open a job's page of Ray's dashboard, and filter its task table by a function."""
     driver.execute_cdp_cmd("Network.enable", {})
     headers = {"headers": {"Authorization": f"Bearer {token}"}}
     driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", headers)
-    until = time.monotonic() + PATIENCE_S
-    while "Task Table" not in text(
-        driver
-    ):  # a page that opens before its job is known asks no second time
-        assert time.monotonic() < until, text(driver)
+    deadline = time.monotonic() + TIMEOUT_S
+    # A page that opens before the dashboard knows the job sends no second request.
+    while "Task Table" not in page_text(driver):
+        assert time.monotonic() < deadline, page_text(driver)
         driver.get("about:blank")
         driver.get(address)
         time.sleep(5)
@@ -123,7 +125,7 @@ def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
     label = "//label[text()='Function or Class Name']"
     box = driver.find_element("xpath", f"{label}/following-sibling::*//input")
     driver.execute_script("arguments[0].scrollIntoView()", box)
-    wait_for(driver, function)  # until there is one to choose
+    wait_for(driver, function)  # the box offers functions of tasks that have started
     box.send_keys(function)
     time.sleep(1)
     box.send_keys(ARROW_DOWN, ENTER)

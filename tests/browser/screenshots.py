@@ -1,7 +1,7 @@
-"""Takes the pictures that docs show of a demo: Ray's dashboard while it runs, and MLflow's page.
+"""Take the documents' pictures of a demo: Ray's dashboard while it runs, and MLflow's page.
 
-``python -m tests.browser.screenshots [ROOT]``; without a root in which it ran, it runs in one of
-its own."""
+``python -m tests.browser.screenshots [ROOT]`` runs the demo, unless ROOT has its results. Without
+ROOT it runs in a temporary root."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from typing import Any
 
 from PIL import Image
 
-from tests.browser.chromium import chromium, mlflow_pages, ray_trials, trials_told, wait_for
+from tests.browser.chromium import (
+    chromium,
+    mlflow_pages,
+    ray_trials,
+    read_task_table_address,
+    wait_for,
+)
 from tests.demo_page import save_picture
 from tests.integration.sweeps import command
 
-PAGES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
-SETTLE_S = 6.0
-"""Until a page that asks for its data has drawn them."""
+PICTURES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
+DRAWING_S = 6.0
+"""Seconds until a page has loaded and drawn its data."""
 CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")].filter(one => one.offsetParent
         && one.textContent.startsWith("MLflow Assistant") && one.querySelector("button")).pop();
     if (heading) [...heading.querySelectorAll("button")].pop().click();
@@ -41,15 +47,14 @@ def main() -> None:
 
 
 def ray_dashboard(driver: Any, root: Path) -> None:
-    """Run the demo, and show its trials when some have ended."""
-    words = command("run", "demo", "--root", str(root))
+    """Run the demo, and take a picture of its task table when some trials have ended."""
+    arguments = command("run", "demo", "--root", str(root))
     with subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as run:
-        address, function = trials_told(run.stderr)
-        ray_trials(
-            driver, address, (root / "ray-token").read_text(encoding="utf-8").strip(), function
-        )
+        address, function = read_task_table_address(run.stderr)
+        token = (root / "ray-token").read_text(encoding="utf-8").strip()
+        ray_trials(driver, address, token, function)
         wait_for(driver, "FINISHED", "RUNNING")
         (table,) = driver.find_elements("xpath", "//*[text()='Task Table']")[-1:]
         driver.execute_script("arguments[0].scrollIntoView(); window.scrollBy(0, -110)", table)
@@ -58,16 +63,17 @@ def ray_dashboard(driver: Any, root: Path) -> None:
 
 
 def mlflow_page(driver: Any, root: Path) -> None:
-    """The views of the demo, at the addresses that `isweep ui` prints."""
-    with mlflow_pages("demo", root) as shown:
-        for question, picture in PAGES.items():
+    """Take pictures of the demo's views in MLflow, at the addresses that `isweep ui` prints."""
+    with mlflow_pages("demo", root) as document:
+        for question, picture in PICTURES.items():
             driver.get("about:blank")
-            driver.get(shown["pages"]["isweep/demo"][question])
-            for _ in range(4):  # on a busy machine the assistant opens late
-                time.sleep(SETTLE_S)
+            driver.get(document["pages"]["isweep/demo"][question])
+            # MLflow's assistant covers the page. On a busy machine it opens late.
+            for _ in range(4):
+                time.sleep(DRAWING_S)
                 if driver.execute_script(CLOSE_ASSISTANT):
                     break
-            time.sleep(SETTLE_S)
+            time.sleep(DRAWING_S)
             _save(driver, picture)
 
 

@@ -1,5 +1,4 @@
-"""The report in a real browser: sorting, filtering, hovering, narrow screens, nothing from
-outside."""
+"""The report in a real browser: sorting, filtering, hovering, narrow screens, no request outside."""
 
 from contextlib import contextmanager
 
@@ -40,7 +39,7 @@ def browser(tmp_path_factory):
         yield driver
 
 
-def cells(browser, column):
+def column_texts(browser, column):
     script = """
       const heads = [...document.querySelectorAll("#trial-table th")];
       const place = heads.findIndex(head => head.textContent === arguments[0]);
@@ -49,37 +48,33 @@ def cells(browser, column):
     return browser.execute_script(script, column)
 
 
-def click(browser, heading):
+def click_heading(browser, heading):
     script = """const heads = [...document.querySelectorAll("#trial-table th")];
         heads.find(head => head.textContent === arguments[0]).click()"""
     browser.execute_script(script, heading)
 
 
-def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
-    requests(browser)  # forget those of the browser's first tab
+def test_the_page_sorts_filters_and_explains_points(browser, page, table):
+    requests(browser)  # drops the requests of the browser's first tab
     browser.get(page.as_uri())
-    assert [
-        address
-        for address in requests(browser)
-        if not address.startswith(("file:", "data:", "chrome:"))
-    ] == []
-    assert len(cells(browser, "model")) == min(100, len(table))
-    click(browser, "test loss")
-    losses = [float(text) for text in cells(browser, "test loss")]
+    local = ("file:", "data:", "chrome:")
+    assert [address for address in requests(browser) if not address.startswith(local)] == []
+    assert len(column_texts(browser, "model")) == min(100, len(table))
+    click_heading(browser, "test loss")
+    losses = [float(text) for text in column_texts(browser, "test loss")]
     assert losses == sorted(losses)
     assert losses[0] == pytest.approx(table["test_loss"].min(), rel=1e-3)
-    click(browser, "test loss")
-    assert float(cells(browser, "test loss")[0]) == pytest.approx(
-        table["test_loss"].max(), rel=1e-3
-    )
+    click_heading(browser, "test loss")
+    largest_loss = float(column_texts(browser, "test loss")[0])
+    assert largest_loss == pytest.approx(table["test_loss"].max(), rel=1e-3)
 
     browser.execute_script(
         """const box = document.querySelector("#trial-table input"); box.value = "vgg13 medical0";
            box.dispatchEvent(new Event("input"));"""
     )
-    wanted = table[(table["model"] == "vgg13") & (table["dataset"] == "medical0")]
-    assert len(cells(browser, "model")) == len(wanted)
-    assert set(cells(browser, "model")) == {"vgg13"}
+    matching_rows = table[(table["model"] == "vgg13") & (table["dataset"] == "medical0")]
+    assert len(column_texts(browser, "model")) == len(matching_rows)
+    assert set(column_texts(browser, "model")) == {"vgg13"}
 
     point = browser.execute_script(
         """const point = document.querySelector("figure svg a use");
@@ -92,17 +87,18 @@ def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
         """const point = document.querySelector("figure svg a use");
            point.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true}))"""
     )
-    assert 0 < len(cells(browser, "model")) < len(table)
-    assert [
-        entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
-    ] == []
+    assert 0 < len(column_texts(browser, "model")) < len(table)
+    problems = ("SEVERE", "WARNING")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in problems] == []
 
 
-CUT = """return [...document.querySelectorAll("table, .scroll, td, th, pre, figure")].filter(one =>
+CUT_ELEMENTS = """return [...document.querySelectorAll("table, .scroll, td, th, pre, figure")].filter(one =>
     one.getBoundingClientRect().right > document.documentElement.clientWidth + 1 ||
     (one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1))
     .map(one => one.tagName + " " + one.textContent.slice(0, 60))"""
-SIDEWAYS = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SIDEWAYS_SCROLL = (
+    "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+)
 BROKEN_NUMBERS = """return [...document.querySelectorAll("td.number")].filter(one => {
     const lines = document.createRange(); lines.selectNodeContents(one);
     return !/\\s/.test(one.textContent) && lines.getClientRects().length > 1;
@@ -110,8 +106,8 @@ BROKEN_NUMBERS = """return [...document.querySelectorAll("td.number")].filter(on
 
 
 @contextmanager
-def screen(browser, width, **how):
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, **how}
+def emulated_screen(browser, width, **options):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, **options}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         yield
@@ -120,18 +116,18 @@ def screen(browser, width, **how):
 
 
 def test_a_phone_shows_every_column(browser, page):
-    with screen(browser, 390, mobile=True):
+    with emulated_screen(browser, 390, mobile=True):
         browser.get(page.as_uri())
-        assert browser.execute_script(SIDEWAYS) <= 1
-        assert browser.execute_script(CUT) == []
+        assert browser.execute_script(SIDEWAYS_SCROLL) <= 1
+        assert browser.execute_script(CUT_ELEMENTS) == []
         labels = browser.execute_script(
             """return [...document.querySelector("#trial-table tbody tr").cells]
                 .filter(cell => cell.textContent)
                 .map(cell => getComputedStyle(cell, "::before").content)"""
         )
         assert {'"model"', '"N"', '"test loss"', '"trial"'} <= set(labels)
-        click(browser, "test loss")
-        losses = [float(text) for text in cells(browser, "test loss")]
+        click_heading(browser, "test loss")
+        losses = [float(text) for text in column_texts(browser, "test loss")]
         assert losses == sorted(losses)
 
 
@@ -139,22 +135,21 @@ def test_paper_cuts_no_column_and_breaks_no_number(browser, page):
     # The content of A4 landscape with margins of 1 cm at 96 dpi.
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
-        with screen(browser, 1046, mobile=False):
+        with emulated_screen(browser, 1046, mobile=False):
             browser.get(page.as_uri())
-            assert browser.execute_script(SIDEWAYS) <= 1
-            assert browser.execute_script(CUT) == []
+            assert browser.execute_script(SIDEWAYS_SCROLL) <= 1
+            assert browser.execute_script(CUT_ELEMENTS) == []
             assert browser.execute_script(BROKEN_NUMBERS) == []
-            said = browser.execute_script(
+            bar_text = browser.execute_script(
                 "return document.querySelector('#trial-table .bar').innerText"
             )
-            assert (
-                " of " in said
-            )  # of more trials than a page shows, print does not hide the rest in silence
+            # A printed page says how many of all trials it shows.
+            assert " of " in bar_text
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
-def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
+def test_only_a_trial_with_a_run_has_a_link(browser, page, table):
     from selenium.webdriver.support.wait import WebDriverWait
 
     browser.get(page.as_uri())
@@ -169,22 +164,26 @@ def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
 def test_ten_thousand_trials_open_in_pages(browser, table, fits, tmp_path):
     import pandas as pd
 
-    copies = -(-10_000 // len(table))
-    many = pd.concat(
-        [table.assign(trial_id=table["trial_id"] + f"-{k}", seed=k) for k in range(copies)]
-    )
-    path = write_report(many, fits, tmp_path, sweep="many", summary={})
+    num_copies = -(-10_000 // len(table))  # rounded up
+    copies = []
+    for copy in range(num_copies):
+        copies.append(table.assign(trial_id=table["trial_id"] + f"-{copy}", seed=copy))
+    large_table = pd.concat(copies)
+    path = write_report(large_table, fits, tmp_path, sweep="many", summary={})
     assert path.stat().st_size < 5_000_000
     browser.get(path.as_uri())
-    assert len(cells(browser, "model")) == 100
-    click(browser, "test loss")
-    losses = [float(text) for text in cells(browser, "test loss")]
+    assert len(column_texts(browser, "model")) == 100
+    click_heading(browser, "test loss")
+    losses = [float(text) for text in column_texts(browser, "test loss")]
     assert losses == sorted(losses)
-    assert set(cells(browser, "N")) <= {f"{size:,}" for size in table["train_size"].unique()}
-    assert {len(text.replace(".", "").lstrip("0")) for text in cells(browser, "test loss")} == {4}
-    assert "pair" not in browser.execute_script(
+    assert set(column_texts(browser, "N")) <= {f"{size:,}" for size in table["train_size"].unique()}
+    loss_texts = column_texts(browser, "test loss")
+    assert {len(text.replace(".", "").lstrip("0")) for text in loss_texts} == {4}
+    headings = browser.execute_script(
         "return document.querySelector('#trial-table thead').textContent"
     )
-    assert f"of {len(many)}" in browser.execute_script(
+    assert "pair" not in headings
+    bar_text = browser.execute_script(
         """return document.querySelector("#trial-table .bar span").textContent"""
     )
+    assert f"of {len(large_table)}" in bar_text

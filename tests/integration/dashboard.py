@@ -1,5 +1,4 @@
-"""What Ray's dashboard says while a sweep runs, asked of its own REST API and of its nodes'
-metrics."""
+"""The contents of Ray's dashboard while a sweep runs, read from its REST API and nodes' metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ ADDRESS = re.compile(r"Ray dashboard: (http\S+)")
 
 
 @dataclass
-class Seen:
-    """Everything that the pages have said."""
+class DashboardContents:
+    """Everything that the dashboard's pages have shown."""
 
     tasks: set[str] = field(default_factory=set)
     actors: set[str] = field(default_factory=set)
@@ -30,16 +29,16 @@ class Seen:
 
 
 class Watcher:
-    """Asks once a second.
+    """A client of the dashboard's REST API that collects what the pages show.
 
     Args:
-        address: Of the dashboard.
-        token: What it asks for.
+        address: The dashboard's address.
+        token: The access token that the dashboard needs.
     """
 
     def __init__(self, address: str, token: str) -> None:
         self._address, self._token = address, token
-        self.seen = Seen()
+        self.contents = DashboardContents()
 
     def _get(self, path: str, address: str = "") -> bytes:
         request = urllib.request.Request(f"{address or self._address}{path}")
@@ -47,16 +46,16 @@ class Watcher:
         with urllib.request.urlopen(request, timeout=400) as answer:
             return bytes(answer.read())
 
-    def _listed(self, what: str) -> list[dict[str, Any]]:
-        found = json.loads(self._get(f"/api/v0/{what}?detail=1&limit=10000"))
-        return found["data"]["result"]["result"]
+    def _list(self, resource: str) -> list[dict[str, Any]]:
+        answer = json.loads(self._get(f"/api/v0/{resource}?detail=1&limit=10000"))
+        return answer["data"]["result"]["result"]
 
-    def look(self) -> None:
-        """Add what the pages say now."""
-        seen = self.seen
-        seen.job |= self._jobs()
-        seen.tasks |= {task["name"] for task in self._listed("tasks")}
-        seen.actors |= {actor["class_name"] for actor in self._listed("actors")}
+    def update(self) -> None:
+        """Add what the pages show now."""
+        contents = self.contents
+        contents.job |= self._jobs()
+        contents.tasks |= {task["name"] for task in self._list("tasks")}
+        contents.actors |= {actor["class_name"] for actor in self._list("actors")}
         self._read_series()
 
     def _jobs(self) -> dict[str, str]:
@@ -70,48 +69,53 @@ class Watcher:
             for name, labels, value in re.findall(
                 r"^(ray_isweep_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE
             ):
-                self.seen.series.add(name)
+                self.contents.series.add(name)
                 if name == "ray_isweep_trials":
-                    self.seen.states[re.search(r'state="(\w+)"', labels)[1]] = float(value)
+                    self.contents.states[re.search(r'state="(\w+)"', labels)[1]] = float(value)
 
 
-def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[str]]:
-    """Run ``isweep run …`` and look at its dashboard until it ends.
+def watched_run(command: list[str], root: Path) -> tuple[str, str, DashboardContents, list[str]]:
+    """Run ``isweep run …`` and read its dashboard once a second until the command ends.
 
     Returns:
-        stdout, stderr, what was seen, and what could not be asked: the dashboard ends with the
-        command.
+        stdout, stderr, the dashboard's contents, and the failed requests. The last requests may
+        fail: the dashboard ends with the command.
     """
-    # Of Ray's ten seconds a short sweep sees none.
+    # A short sweep ends before Ray's default interval of ten seconds.
     environment = {**os.environ, "COLUMNS": "200", "RAY_metrics_report_interval_ms": "500"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    said: list[str] = []
+    output_lines: list[str] = []
     announced = threading.Event()
 
     def read() -> None:
         for line in process.stderr:
-            said.append(line)
+            output_lines.append(line)
             if ADDRESS.search(line):
                 announced.set()
         announced.set()
 
     reader = threading.Thread(target=read)
     reader.start()
-    troubles: list[str] = []
+    problems: list[str] = []
     announced.wait()
-    address = next(filter(None, map(ADDRESS.search, said)), None)
+    address = next(filter(None, map(ADDRESS.search, output_lines)), None)
     watcher = Watcher(address[1], (root / "ray-token").read_text()) if address else None
     while process.poll() is None and watcher is not None:
         try:
-            watcher.look()
+            watcher.update()
         except (OSError, http.client.HTTPException, ValueError) as error:
-            troubles.append(f"{type(error).__name__}: {error}")
+            problems.append(f"{type(error).__name__}: {error}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
-    out = process.stdout.read()
+    stdout = process.stdout.read()
     process.wait()
     reader.join()
-    assert process.returncode == 0, "".join(said)
-    return out, "".join(said), watcher.seen if watcher else Seen(), troubles
+    assert process.returncode == 0, "".join(output_lines)
+    return (
+        stdout,
+        "".join(output_lines),
+        watcher.contents if watcher else DashboardContents(),
+        problems,
+    )

@@ -1,9 +1,7 @@
-"""Faults while trials run, real ones: killed workers, a killed raylet, a memory hog; run inside
-namespaces.
+"""Real faults while trials run: killed workers, a killed raylet, a memory hog; run in namespaces.
 
-Each case runs trials that sleep, breaks something by a seeded schedule, lets the sweep end, and
-prints one JSON object: the history of faults, every failure that was told, and what is stored at
-the end.
+Each case runs trials that sleep, breaks something by a seeded schedule, and lets the sweep end. It
+prints one JSON object: the history of faults, every reported failure, and the stored results.
 
     unshare ... python -m tests.integration.faults CASE ROOT ['{"argument": value}']
 """
@@ -54,32 +52,31 @@ STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(
     num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
 )
-HOG = "-n12-"
-"""In the id of the trial that takes memory until it is killed, once."""
-HEADROOM = 0.18
-MARGIN = 0.05
+HOG_ID = "-n12-"
+"""Part of the id of the trial whose first attempt takes memory until it is killed."""
+THRESHOLD_HEADROOM = 0.18
+HOG_MARGIN = 0.05
 HOG_BYTES = 256 * 2**20
 
 
 class Sleeper(TrialTrainable):
-    """Says where it runs, sleeps, and reports a result that depends on the trial alone."""
+    """A trial that records where it runs, sleeps, and reports a result that depends on its id alone."""
 
     seconds = 1.0
 
     def _run(self, started_at: float) -> TrialReport:
         trial_id = self.assignment.trial_id
-        first = not _internal_kv_put(f"seen {trial_id}", b"1", overwrite=False)
+        is_first_attempt = not _internal_kv_put(f"seen {trial_id}", b"1", overwrite=False)
         node = ray.get_runtime_context().get_node_id()
         _internal_kv_put(f"pid {trial_id}", f"{os.getpid()} {node}".encode())
-        if HOG in trial_id and first and (threshold := os.environ.get("FAULTS_HOG")):
-            hoard, ends = [], time.monotonic() + 180
-            while time.monotonic() < ends:
-                # The rest of the machine may give memory back, and a busy one is slow to give
-                # pages.
-                used = psutil.virtual_memory().percent / 100
-                _internal_kv_put("hog", f"{len(hoard)} pieces, {used:.3f} used".encode())
-                if used < float(threshold) + MARGIN:
-                    hoard.append(np.ones(HOG_BYTES, np.uint8))
+        if HOG_ID in trial_id and is_first_attempt and (threshold := os.environ.get("FAULTS_HOG")):
+            pieces, deadline = [], time.monotonic() + 180
+            while time.monotonic() < deadline:
+                # Other processes may free memory, and a busy machine is slow to provide pages.
+                used_share = psutil.virtual_memory().percent / 100
+                _internal_kv_put("hog", f"{len(pieces)} pieces, {used_share:.3f} used".encode())
+                if used_share < float(threshold) + HOG_MARGIN:
+                    pieces.append(np.ones(HOG_BYTES, np.uint8))
                 time.sleep(0.1)
         time.sleep(float(_internal_kv_get(f"hold {node}") or self.seconds))
         _internal_kv_put(f"pid {trial_id}", b"")
@@ -95,15 +92,15 @@ class Sleeper(TrialTrainable):
 
 
 def running_now() -> dict[int, str]:
-    """Return processes and nodes of the trials that run now, as they recorded themselves."""
-    found = [(_internal_kv_get(key) or b"").decode().split() for key in _internal_kv_list("pid ")]
+    """Return the process ids and nodes that the running trials recorded."""
+    places = [(_internal_kv_get(key) or b"").decode().split() for key in _internal_kv_list("pid ")]
     return {
-        int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))
+        int(place[0]): place[1] for place in places if place and psutil.pid_exists(int(place[0]))
     }
 
 
 def hold_all(seconds: float) -> None:
-    """Have trials take so long on every node that is there now."""
+    """Let trials take this many seconds on every node that the cluster has now."""
     for node in ray.nodes():
         _internal_kv_put(f"hold {node['NodeID']}", str(seconds).encode())
 
@@ -116,7 +113,7 @@ def run_trials(
     trainable: type[TrialTrainable] = Sleeper,
     resources: Resources = Resources(1, 0),  # noqa: B008 (frozen)
 ) -> tuple[RunContext, Callable[[], None]]:
-    """Return a sweep of a trial for each train size, and what runs it."""
+    """Return a sweep with a trial for each train size, and a function that runs the sweep."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
         _internal_kv_del(key)
     sweep = SweepSpec.model_validate(
@@ -130,8 +127,10 @@ def run_trials(
             "recipe": "smoke",
         }
     )
-    plan, paths = plan_sweep(sweep), RootPaths.at(root).make()
-    images, labels = np.zeros((200, 1, 8, 8), np.uint8), np.arange(200, dtype=np.int64) % 2
+    plan = plan_sweep(sweep)
+    paths = RootPaths.at(root).make()
+    images = np.zeros((200, 1, 8, 8), np.uint8)
+    labels = np.arange(200, dtype=np.int64) % 2
     run = RunContext(
         plan=plan,
         cluster=cluster,
@@ -145,21 +144,21 @@ def run_trials(
     def load(subset: SubsetSpec, size: int) -> TrialData:
         return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
-    work = SweepTrials(run, plan.trials, load)
-    return run, lambda: TrialLoop(run, work, TuneBackend(run, work, trainable)).run()
+    source = SweepTrials(run, plan.trials, load)
+    return run, lambda: TrialLoop(run, source, TuneBackend(run, source, trainable)).run()
 
 
 def outcome(trials: RunContext, history: list[Any], started: float) -> dict[str, Any]:
-    """Heal and read: what a new look at the store finds."""
-    again = StoredResults.read(trials.stored.store.url)
+    """Read the store again after the sweep, and return the case's report."""
+    reread = StoredResults.read(trials.stored.store.url)
     assert isinstance(trials.tracker, RecordedTracker)
     return {
         "planned": sorted(trials.plan.trials_by_id),
-        "results": {key: record.result.reason for key, record in sorted(again.trials.items())},
-        "failures_left": sorted(again.failures),
+        "results": {key: record.result.reason for key, record in sorted(reread.trials.items())},
+        "failures_left": sorted(reread.failures),
         "told": [
-            [f.trial_id, str(f.failure.kind), f.attempt, f.failure.message]
-            for f in trials.tracker.failures
+            [failure.trial_id, str(failure.failure.kind), failure.attempt, failure.failure.message]
+            for failure in trials.tracker.failures
         ],
         "statuses": sorted(set(trials.tracker.statuses.values())),
         "history": history,
@@ -175,9 +174,11 @@ def killed_workers(
     trial_s: float = 1.0,
     compare: bool = False,
 ) -> dict[str, Any]:
-    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the trials undisturbed
-    before."""
-    chance, history, undisturbed_s = random.Random(13), list[Any](), None
+    """Kill a random worker every ``every_s`` seconds.
+
+    With ``compare`` the same trials run undisturbed before.
+    """
+    random_choice, history, undisturbed_s = random.Random(13), list[Any](), None
     sizes = range(10, 10 + 2 * num_trials, 2)
     with connect(num_cpus=2, dashboard=False) as cluster:
         hold_all(trial_s)
@@ -187,13 +188,13 @@ def killed_workers(
             run()
             undisturbed_s = time.monotonic() - started
         trials, run = run_trials(cluster, root, sizes, "killed")
-        ended = threading.Event()
+        all_ended = threading.Event()
 
         def kill() -> None:
-            while not ended.wait(every_s) and len(history) < kills:
+            while not all_ended.wait(every_s) and len(history) < kills:
                 pids = sorted(running_now())
                 if pids:
-                    pid = chance.choice(pids)
+                    pid = random_choice.choice(pids)
                     os.kill(pid, signal.SIGKILL)
                     history.append(["SIGKILL", pid, time.time()])
 
@@ -201,13 +202,13 @@ def killed_workers(
         started = time.monotonic()
         killer.start()
         run()
-        ended.set()
+        all_ended.set()
         killer.join()
         return {**outcome(trials, history, started), "undisturbed_s": undisturbed_s}
 
 
 def killed_raylet(root: Path) -> dict[str, Any]:
-    """SIGKILL to the raylet of one of two nodes while a trial runs there; another node joins."""
+    """Kill the raylet of one of two nodes while a trial runs there, and let another node join."""
     from ray.cluster_utils import Cluster as RayCluster
 
     # Workers outlive their raylet until Ray's health check has failed: 14 s by default.
@@ -225,8 +226,8 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     history: list[Any] = []
     with connect(nodes.address) as cluster:
         trials, run = run_trials(cluster, root, range(10, 22, 2), "raylet")
-        # A trial that ended before would end well, and quick ones elsewhere could leave none for
-        # this node.
+        # The first node's trial must still run at the kill. Slow trials on the other node leave
+        # trials for the first node.
         _internal_kv_put(f"hold {workers[0].node_id}", b"60")
         _internal_kv_put(f"hold {workers[1].node_id}", b"10")
 
@@ -250,8 +251,8 @@ def killed_raylet(root: Path) -> dict[str, Any]:
 
 
 def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
-    """One trial takes memory until Ray's memory monitor kills it, beside others that do not."""
-    threshold = psutil.virtual_memory().percent / 100 + HEADROOM
+    """Let one of several trials take memory until Ray's memory monitor kills it."""
+    threshold = psutil.virtual_memory().percent / 100 + THRESHOLD_HEADROOM
     os.environ.update(
         RAY_memory_usage_threshold=f"{threshold:.3f}",
         RAY_memory_monitor_refresh_ms="250",
@@ -267,7 +268,7 @@ def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
 
 
 class OnDeadGpu(Sleeper):
-    """Dies on the node's first GPU."""
+    """A trial that dies on the node's first GPU."""
 
     seconds = 0.1
 
@@ -279,8 +280,10 @@ class OnDeadGpu(Sleeper):
 
 
 def dead_gpu(root: Path) -> dict[str, Any]:
-    """A last trial, whose every attempt Ray would give the free GPU of the lowest number: the dead
-    one."""
+    """Run a single trial, to which Ray would always give the free GPU of the lowest number.
+
+    This GPU is the dead one, so the product must quarantine it.
+    """
     cluster_of_two = mock.patch("orchestrator.machine.cluster.gpus_here", return_value=[None, None])
     with cluster_of_two, connect(num_cpus=2, dashboard=False) as cluster:
         trials, run = run_trials(
@@ -292,7 +295,7 @@ def dead_gpu(root: Path) -> dict[str, Any]:
 
 
 def memory_hog_alone(root: Path) -> dict[str, Any]:
-    """As :func:`memory_hog`, with the one trial alone, as the first trial of a restart is."""
+    """Run :func:`memory_hog` with a single trial, as the first trial after a restart."""
     return memory_hog(root, range(12, 14, 2))
 
 

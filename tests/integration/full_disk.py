@@ -1,7 +1,7 @@
-"""Fills the disk under a running sweep and frees it again; run inside namespaces of its own.
+"""Fill the disk under a running sweep and free it again; run inside namespaces.
 
-The root is a small file system in memory. Prints one JSON object: what was said, and what was
-stored when."""
+The root is a small file system in memory. The script prints one JSON object: the sweep's output,
+and the number of results before, during and after the pause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.sweeps import command, stored
 
 
 def fill(path: Path) -> None:
-    """Take all the room there is."""
+    """Write a file that takes all free space of its disk."""
     with path.open("wb", buffering=0) as file:
         try:
             for size in (2**20, 2**12, 1):
@@ -49,20 +49,24 @@ def main(sweep: str, root: Path) -> dict[str, Any]:
         time.sleep(0.01)
     fill(root / "ballast")
     wait_for(lines, "Paused")
-    at_pause = len(stored(root))
+    num_at_pause = len(stored(root))
     time.sleep(4)
-    outcome = {"alive": driver.poll() is None, "at_pause": at_pause, "still": len(stored(root))}
+    outcome = {"alive": driver.poll() is None, "at_pause": num_at_pause, "still": len(stored(root))}
     (root / "ballast").unlink()
     driver.wait()
     reader.join()
-    ended = {"exit": driver.returncode, "stderr": "".join(lines), "results": sorted(stored(root))}
+    end_state = {
+        "exit": driver.returncode,
+        "stderr": "".join(lines),
+        "results": sorted(stored(root)),
+    }
     runs = subprocess.run(
         [sys.executable, "-c", RUNS, f"sqlite:///{root}/mlflow.db"],
         capture_output=True,
         text=True,
         check=True,
     )
-    return {**outcome, **ended, "runs": json.loads(runs.stdout.splitlines()[-1])}
+    return {**outcome, **end_state, "runs": json.loads(runs.stdout.splitlines()[-1])}
 
 
 RUNS = """

@@ -1,6 +1,6 @@
-"""Stops a sweep by signals, then lets it finish; run inside namespaces of its own.
+"""Stop a sweep by signals, then let it finish; run inside namespaces.
 
-Prints one JSON object: the exit code of each run and what was stored after it.
+The script prints one JSON object: the exit code of each run and the results stored after it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from tests.integration.sweeps import command, stored
 
 
 def run(
-    sweep: str, root: Path, cpus: str, *, until: int | None = None, send: int = 0
+    sweep: str, root: Path, cpus: str, *, num_results: int | None = None, sent_signal: int = 0
 ) -> dict[str, Any]:
-    """Run until ``until`` results exist, then send ``send`` to the recorded process; None lets it
-    end."""
+    """Run the sweep until it has ``num_results`` results, then send it a signal.
+
+    If ``num_results`` is None, the sweep runs to its end.
+    """
     started = time.time()
     driver = subprocess.Popen(
         command("run", sweep, "--root", str(root), "--num-cpus", cpus, "--no-dashboard"),
@@ -30,29 +32,30 @@ def run(
         text=True,
         env={**os.environ, "COLUMNS": "200"},
     )
-    if until is not None:
+    if num_results is not None:
         results = root / "sweeps" / "small" / "trials"
-        while driver.poll() is None and len([*results.glob("*/result.json")]) < until:
+        while driver.poll() is None and len([*results.glob("*/result.json")]) < num_results:
             time.sleep(0.01)
-        os.kill(driver.pid, send)
-        sent = time.time()
-    out, err = driver.communicate()
+        os.kill(driver.pid, sent_signal)
+        sent_at = time.time()
+    stdout, stderr = driver.communicate()
     return {
         "exit": driver.returncode,
-        "stdout": out,
-        "stderr": err,
-        "seconds_to_stop": time.time() - sent if until is not None else None,
+        "stdout": stdout,
+        "stderr": stderr,
+        "seconds_to_stop": time.time() - sent_at if num_results is not None else None,
         "started_at": started,
         "results": {key: record["started_at"] for key, record in stored(root).items()},
     }
 
 
 def main(sweep: str, folder: str, cpus: str, *names: str) -> None:
-    """Stop it by each of the named signals when so many results more are there, then let it
-    finish."""
+    """Stop the sweep by each of the named signals, each after more results, then let it finish."""
     root, phases = Path(folder), {}
     for number, name in enumerate(names):
-        phases[name] = run(sweep, root, cpus, until=2 + 4 * number, send=signal.Signals[name])
+        phases[name] = run(
+            sweep, root, cpus, num_results=2 + 4 * number, sent_signal=signal.Signals[name]
+        )
     phases["finished"] = run(sweep, root, cpus)
     print(json.dumps(phases))
 

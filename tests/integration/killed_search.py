@@ -1,8 +1,7 @@
-"""Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of
-its own.
+"""Kill a search's driver at given moments, and start the search again each time; run in namespaces.
 
-Prints one JSON object: what was stored and tracked after each start, and what a search asked for
-and chose that nobody killed, in a root beside.
+The script prints one JSON object: the stored and tracked trials after each start, and the requests
+and the recipe of a search in another root that is not killed.
 
     unshare ... python -m tests.integration.killed_search SWEEP ROOT CPUS 2 5 9
 """
@@ -34,7 +33,7 @@ tune: {budget: 0.16, finalists: 1, seeds: 2}
 
 
 def stored(root: Path) -> dict[str, float]:
-    """Return when each stored trial began, read without the product's own reader."""
+    """Return the start time of each stored trial, read without the product's reader."""
     folder = root / "sweeps" / "searched" / "search" / "trials"
     return {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["record"]["started_at"]
@@ -42,50 +41,56 @@ def stored(root: Path) -> dict[str, float]:
     }
 
 
-def asked(root: Path) -> list[list[Any]]:
-    """Return the trials that were asked for, in order, each with why and its point."""
+def requested_trials(root: Path) -> list[list[Any]]:
+    """Return the requested trials in order, each with its role and its point."""
     folder = root / "sweeps" / "searched" / "search" / "trials"
-    found = [
+    records = [
         json.loads(path.read_text(encoding="utf-8"))["record"]
         for path in folder.glob("*/asked.json")
     ]
     names = ("learning_rate", "weight_decay", "batch_size")
     return [
-        [one["trial_id"], one["role"], *(one["spec"]["network"]["recipe"][name] for name in names)]
-        for one in sorted(found, key=lambda one: one["number"])
+        [
+            record["trial_id"],
+            record["role"],
+            *(record["spec"]["network"]["recipe"][name] for name in names),
+        ]
+        for record in sorted(records, key=lambda record: record["number"])
     ]
 
 
-def recipe(root: Path) -> str:
-    """Return the recipe that was written."""
+def read_recipe(root: Path) -> str:
+    """Return the text of the recipe that the search wrote."""
     return (root / "recipes" / "tuned-searched.yaml").read_text(encoding="utf-8")
 
 
-def search(sweep: str, root: Path, cpus: str, until: int | None = None) -> dict[str, Any]:
-    """Search until ``until`` trials are stored, then kill the recorded process; None lets it
-    end."""
+def search(sweep: str, root: Path, cpus: str, num_trials: int | None = None) -> dict[str, Any]:
+    """Search until ``num_trials`` trials are stored, then kill the driver.
+
+    If ``num_trials`` is None, the search runs to its end.
+    """
     driver = subprocess.Popen(
         command("tune", sweep, "--root", str(root), "--no-dashboard", "--num-cpus", cpus),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    if until is not None:
-        while driver.poll() is None and len(stored(root)) < until:
+    if num_trials is not None:
+        while driver.poll() is None and len(stored(root)) < num_trials:
             time.sleep(0.005)
         os.kill(driver.pid, signal.SIGKILL)
-    out, err = driver.communicate()
+    stdout, stderr = driver.communicate()
     return {
         "exit": driver.returncode,
-        "stdout": out,
-        "stderr": err[-2000:],
+        "stdout": stdout,
+        "stderr": stderr[-2000:],
         "stored": stored(root),
-        "asked": asked(root),
+        "asked": requested_trials(root),
     }
 
 
 def tracked(root: Path) -> dict[str, Any]:
-    """Return the states of each trial's MLflow runs, and those of the search's own."""
+    """Return the statuses of each trial's MLflow runs, and those of the search's own run."""
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
@@ -100,11 +105,11 @@ def tracked(root: Path) -> dict[str, Any]:
 
 def main(sweep: str, folder: str, cpus: str, *moments: str) -> None:
     root = Path(folder)
-    beside = root.with_name(f"{root.name}-unbroken")
+    unbroken_root = root.with_name(f"{root.name}-unbroken")
     starts = [search(sweep, root, cpus, until) for until in (*map(int, moments), None)]
-    found = {"starts": starts, "tracked": tracked(root), "recipe": recipe(root)}
-    unbroken = search(sweep, beside, cpus)
-    print(json.dumps({**found, "unbroken": {**unbroken, "recipe": recipe(beside)}}))
+    report = {"starts": starts, "tracked": tracked(root), "recipe": read_recipe(root)}
+    unbroken = search(sweep, unbroken_root, cpus)
+    print(json.dumps({**report, "unbroken": {**unbroken, "recipe": read_recipe(unbroken_root)}}))
 
 
 if __name__ == "__main__":

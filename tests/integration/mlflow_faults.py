@@ -1,8 +1,8 @@
-"""MLflow servers that drop replies, are slow, away, resetting or restarted; SQLite files locked or
-deleted.
+"""Faults of MLflow: replies dropped, late or reset, a server away or restarted, a SQLite file locked
+or deleted.
 
-Each case logs ``num`` trials while something is broken, heals it, and reads back what MLflow
-shows, through a client of its own.
+Each case logs ``num`` trials while something is broken, repairs it, and reads what MLflow shows
+with MLflow's own client.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from orchestrator.results.mlflow_connection import connect
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.tracking import Tracker
-from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
+from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, proxy_before
 from tests.unit.orchestrator.results.test_tracking import flat as finished_run
 
 
 class Server:
-    """MLflow's own web application over a SQLite file, started and stopped as often as needed."""
+    """MLflow's web application over a SQLite file, which can be stopped and started again."""
 
     def __init__(self, database: Path) -> None:
         from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
@@ -50,7 +50,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Listen, at the same port as before."""
+        """Start listening, after a stop at the same port as before."""
         from mlflow.server import app
         from werkzeug.serving import make_server
 
@@ -59,8 +59,7 @@ class Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def end(self) -> None:
-        """Stop, and leave nothing of a server's in this process: what it makes next is no
-        server's."""
+        """Stop the server, and remove its variables from this process's environment."""
         from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
 
         self.stop()
@@ -68,19 +67,19 @@ class Server:
             os.environ.pop(name, None)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def flat(name: str, number: int) -> FlatRun:
-    """Return what a trial shows."""
+    """Return the finished run of a trial."""
     return finished_run(f"{name}-{number}", 1 / (number + 1))
 
 
-def opened(uri: str, name: str, said: list[str] | None = None) -> Tracker:
-    """Return the tracker of a sweep."""
-    say = (said if said is not None else []).append
+def open_tracker(uri: str, name: str, notes: list[str] | None = None) -> Tracker:
+    """Return the tracker of a sweep. Its messages are added to ``notes``."""
+    say = (notes if notes is not None else []).append
     return Tracker(lambda: SweepRuns(connect(uri), Page(name), None, None), say)
 
 
@@ -91,8 +90,8 @@ def log_trials(tracker: Tracker, name: str, numbers: range) -> None:
         tracker.finish(flat(name, number))
 
 
-def shown(uri: str, name: str) -> dict[str, Any]:
-    """Return what MLflow shows of a sweep, asked without our own reader."""
+def read_runs(uri: str, name: str) -> dict[str, Any]:
+    """Return what MLflow shows of a sweep, read without the product's reader."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(f"isweep/{name}")
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
@@ -109,18 +108,17 @@ def shown(uri: str, name: str) -> dict[str, Any]:
 
 @dataclass
 class Case:
-    """A sweep whose tracker goes through a proxy; ``found`` is what MLflow shows of it in the
-    end."""
+    """A sweep whose tracker goes through a proxy; ``report`` is what MLflow shows at the end."""
 
     server: Server
     name: str
     num: int
     proxy: Proxy
     tracker: Tracker
-    found: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def log(self, numbers: range | None = None) -> None:
-        """Log trials that start and end, all or some."""
+        """Log trials that start and end: these numbers, or all."""
         log_trials(self.tracker, self.name, range(self.num) if numbers is None else numbers)
 
     def halves(self) -> tuple[range, range]:
@@ -128,79 +126,79 @@ class Case:
         return range(self.num // 2), range(self.num // 2, self.num)
 
     def heal(self) -> None:
-        """Let everything pass until all is shown."""
+        """Let every request pass until MLflow has all updates."""
         self.proxy.decide = lambda method, path: PASS
         self.tracker.flush()
 
 
 @contextmanager
 def broken(server: Server, name: str, num: int) -> Iterator[Case]:
-    """Open a case; closes its tracker and reads what MLflow shows."""
-    said: list[str] = []
-    with before(f"127.0.0.1:{server.port}") as proxy:
-        case = Case(server, name, num, proxy, opened(proxy.url, name, said))
+    """Yield a new case, then close its tracker and read what MLflow shows."""
+    notes: list[str] = []
+    with proxy_before(f"127.0.0.1:{server.port}") as proxy:
+        case = Case(server, name, num, proxy, open_tracker(proxy.url, name, notes))
         yield case
         case.tracker.close("FINISHED")
-        found = shown(server.uri, name)
+        report = read_runs(server.uri, name)
         expected = {f"{name}-{number}": 1 / (number + 1) for number in range(num)}
-        case.found |= {
-            **found,
-            "right": found.pop("losses") == expected and found["counted"] == num,
+        case.report |= {
+            **report,
+            "right": report.pop("losses") == expected and report["counted"] == num,
             "faults": dict(Counter(proxy.faults)),
             "behind": case.tracker.num_unsent_updates,
-            "said": said,
+            "said": notes,
         }
 
 
 def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str, Any]:
-    """The replies of a random third of all writes get lost, until so many were."""
-    chance, left = random.Random(13), [drops]
+    """Drop the replies of a random third of all writes, ``drops`` in all."""
+    random_numbers, num_left = random.Random(13), [drops]
 
     def decide(method: str, path: str) -> str:
-        if method != "GET" and left[0] and chance.random() < 0.3:
-            left[0] -= 1
+        if method != "GET" and num_left[0] and random_numbers.random() < 0.3:
+            num_left[0] -= 1
             return DROP
         return PASS
 
     with broken(server, "dropped", num) as case:
         case.proxy.decide = decide
         case.log()
-    return case.found
+    return case.report
 
 
 def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
-    """Down when the sweep starts, up, down again for a while in the middle."""
+    """Refuse requests at the start of the sweep, and again for a while in the middle."""
     with broken(server, "away", num) as case:
         for numbers in case.halves():
             case.proxy.decide = lambda method, path: REFUSE
             case.log(numbers)
             time.sleep(seconds)
             case.heal()
-    return case.found
+    return case.report
 
 
 def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any]:
-    """Connections are reset in the middle of replies, of reads too."""
-    chance = random.Random(7)
+    """Reset connections in the middle of replies, also of reads."""
+    random_numbers = random.Random(7)
     with broken(server, "resetting", num) as case:
-        case.proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
+        case.proxy.decide = lambda method, path: RESET if random_numbers.random() < share else PASS
         case.log()
         case.tracker.flush()
         case.heal()
-    return case.found
+    return case.report
 
 
 def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
-    """Every reply is late; nobody who logs something waits for it."""
+    """Delay every reply. Logging must not wait for it."""
     with broken(server, "slow", num) as case:
         case.proxy.delay_s = delay_s
         case.log()
-        case.found["waiting"] = case.tracker.num_unsent_updates
-    return case.found
+        case.report["waiting"] = case.tracker.num_unsent_updates
+    return case.report
 
 
 def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, Any]:
-    """The server ends in the middle and starts again."""
+    """Stop the server in the middle of the sweep, and start it again."""
     with broken(server, "restarted", num) as case:
         first, second = case.halves()
         case.log(first)
@@ -209,11 +207,11 @@ def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, A
         time.sleep(seconds)
         server.start()
         case.tracker.flush()
-    return case.found
+    return case.report
 
 
 CASES = {case.__name__: case for case in (dropped_replies, away, resetting, slow, restarted)}
-LONG = {
+LONG_ARGUMENTS = {
     "dropped_replies": {"num": 40, "drops": 40},
     "away": {"num": 40, "seconds": 60.0},
     "resetting": {"num": 40},
@@ -224,57 +222,56 @@ LONG = {
 
 
 def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[str, Any]:
-    """Another program holds the SQLite file."""
-    said: list[str] = []
+    """Log trials while another connection locks the SQLite file."""
+    notes: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = opened(uri, "locked", said)
+    tracker = open_tracker(uri, "locked", notes)
     tracker.flush()
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=400)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=400)) as other_connection:
+        other_connection.execute("BEGIN EXCLUSIVE")
         log_trials(tracker, "locked", range(num))
         time.sleep(seconds)
-        other.execute("ROLLBACK")
+        other_connection.execute("ROLLBACK")
     tracker.flush()
     tracker.close("FINISHED")
-    return {**shown(uri, "locked"), "said": said, "behind": tracker.num_unsent_updates}
+    return {**read_runs(uri, "locked"), "said": notes, "behind": tracker.num_unsent_updates}
 
 
 def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
-    """The SQLite file is deleted in the middle; another process's reconcile shows everything
-    again."""
-    said: list[str] = []
+    """Delete the SQLite file in the middle of a sweep, and reconcile in another process."""
+    notes: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = opened(uri, "deleted", said)
+    tracker = open_tracker(uri, "deleted", notes)
     log_trials(tracker, "deleted", range(num // 2))
     tracker.flush()
     database.unlink()
     log_trials(tracker, "deleted", range(num // 2, num))
     tracker.close("KILLED")
-    # This process keeps its connections to the file that is gone.
-    other = subprocess.run(
+    # This process keeps its connections to the deleted file.
+    reconciling = subprocess.run(
         [sys.executable, "-c", RECONCILE, uri, "deleted", str(num)],
         check=True,
         capture_output=True,
         text=True,
     )
     return {
-        **json.loads(other.stdout.splitlines()[-1]),
-        "said": said,
+        **json.loads(reconciling.stdout.splitlines()[-1]),
+        "said": notes,
         "behind": tracker.num_unsent_updates,
     }
 
 
 RECONCILE = """
 import json, sys
-from tests.integration.mlflow_faults import flat, opened, shown
+from tests.integration.mlflow_faults import flat, open_tracker, read_runs
 uri, name, num = sys.argv[1:]
-tracker = opened(uri, name)
+tracker = open_tracker(uri, name)
 tracker.reconcile([flat(name, number) for number in range(int(num))])
 tracker.close("FINISHED")
-print(json.dumps(shown(uri, name)))
+print(json.dumps(read_runs(uri, name)))
 """
 
 if __name__ == "__main__":
     CASE, FOLDER = sys.argv[1], Path(sys.argv[2])
     here = Server(FOLDER / "mlflow.db")
-    print(json.dumps(CASES[CASE](here, **LONG[CASE])))
+    print(json.dumps(CASES[CASE](here, **LONG_ARGUMENTS[CASE])))

@@ -1,9 +1,8 @@
-"""Two hosts whose link goes down for a while under a running sweep; run as root inside namespaces
-of its own.
+"""Two hosts whose link goes down for a while during a sweep; run as root inside namespaces.
 
-The head is here; the other host is a network namespace behind a pair of virtual cards, its card is
-taken down and up again. What an operator's supervisor does is done here too: Ray is started again
-on the other host when it ended there. Prints one JSON object.
+This host is the head. The other host is a network namespace behind a pair of virtual network cards,
+and its card is switched off and on again. If Ray ends on the other host, this script starts it
+again, as an operator's supervisor would. It prints one JSON object.
 
     unshare ... python -m tests.integration.partition ROOT SECONDS
 """
@@ -24,108 +23,136 @@ from orchestrator.machine.cluster import connect
 from tests.integration.faults import STORE_BYTES, hold_all, outcome, run_trials, running_now
 from tests.lab.hosts import run
 
-HERE, THERE, PORT = "10.78.0.1", "10.78.0.2", 6390
-CARD, PEER, SPACE = "near", "far", "far"
+HEAD_ADDRESS, OTHER_ADDRESS, PORT = "10.78.0.1", "10.78.0.2", 6390
+HEAD_CARD, OTHER_CARD, NAMESPACE = "near", "far", "far"
 TRIAL_S = 2.0
-PATIENCE_S = 400.0
-"""How long after the link is back the other host may take to be of the cluster again."""
+REJOIN_S = 400.0
+"""Seconds after the link is back in which the other host must join the cluster again."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block")
 RAY += (f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats")
 
 
-def plug_in() -> None:
-    """Make the other host's network, and a link to it."""
+def create_network() -> None:
+    """Create the other host's network, and a link to it."""
     run("mount", "-t", "tmpfs", "none", "/run")
-    run("ip", "netns", "add", SPACE)
-    run("ip", "link", "add", CARD, "type", "veth", "peer", "name", PEER, "netns", SPACE)
-    run("ip", "address", "add", f"{HERE}/24", "dev", CARD)
-    run("ip", "link", "set", CARD, "up")
-    run("ip", "-n", SPACE, "address", "add", f"{THERE}/24", "dev", PEER)
-    for card in ("lo", PEER):
-        run("ip", "-n", SPACE, "link", "set", card, "up")
+    run("ip", "netns", "add", NAMESPACE)
+    run(
+        "ip",
+        "link",
+        "add",
+        HEAD_CARD,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        OTHER_CARD,
+        "netns",
+        NAMESPACE,
+    )
+    run("ip", "address", "add", f"{HEAD_ADDRESS}/24", "dev", HEAD_CARD)
+    run("ip", "link", "set", HEAD_CARD, "up")
+    run("ip", "-n", NAMESPACE, "address", "add", f"{OTHER_ADDRESS}/24", "dev", OTHER_CARD)
+    for card in ("lo", OTHER_CARD):
+        run("ip", "-n", NAMESPACE, "link", "set", card, "up")
 
 
-def start_ray(log: Path, *, there: bool) -> subprocess.Popen[bytes]:
+def start_ray(log: Path, *, on_other_host: bool) -> subprocess.Popen[bytes]:
     """Start Ray's processes on a host."""
-    head = (
+    head_command = (
         *RAY,
         "--head",
-        f"--node-ip-address={HERE}",
+        f"--node-ip-address={HEAD_ADDRESS}",
         f"--port={PORT}",
         "--include-dashboard=false",
     )
-    other = (
+    other_command = (
         "ip",
         "netns",
         "exec",
-        SPACE,
+        NAMESPACE,
         *RAY,
-        f"--address={HERE}:{PORT}",
-        f"--node-ip-address={THERE}",
+        f"--address={HEAD_ADDRESS}:{PORT}",
+        f"--node-ip-address={OTHER_ADDRESS}",
     )
     with log.open("ab") as file:
         return subprocess.Popen(
-            other if there else head, stdout=file, stderr=file, stdin=subprocess.DEVNULL
+            other_command if on_other_host else head_command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
         )
 
 
-def node_there() -> str:
-    """Return the id of the other host's living node; empty where there is none."""
+def other_node_id() -> str:
+    """Return the id of the other host's living node, or an empty text if there is none."""
     return next(
-        (n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == THERE), ""
+        (
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeManagerAddress"] == OTHER_ADDRESS
+        ),
+        "",
     )
 
 
-def wait_for_node() -> str:
-    """Wait until the other host is of the cluster."""
-    end = time.monotonic() + PATIENCE_S
-    while not node_there() and time.monotonic() < end:
+def wait_for_other_node() -> str:
+    """Wait until the other host is in the cluster, and return its node's id."""
+    deadline = time.monotonic() + REJOIN_S
+    while not other_node_id() and time.monotonic() < deadline:
         time.sleep(0.5)
-    return node_there()
+    return other_node_id()
 
 
 def main(root: Path, seconds: float) -> dict[str, Any]:
-    plug_in()
+    create_network()
     log = root / "ray.log"
-    start_ray(log, there=False)
-    # Its port is there long before it answers on a busy machine.
+    start_ray(log, on_other_host=False)
+    # On a busy machine the port is open long before Ray answers.
     run("timeout", "400", "sh", "-c", f"until grep -q 'runtime started' {log}; do sleep 0.5; done")
-    other, history = [start_ray(log, there=True)], list[Any]()
-    with connect(f"{HERE}:{PORT}") as cluster:
-        first = wait_for_node()
+    other_rays, history = [start_ray(log, on_other_host=True)], list[Any]()
+    with connect(f"{HEAD_ADDRESS}:{PORT}") as cluster:
+        first_node_id = wait_for_other_node()
         hold_all(TRIAL_S)
         num_trials = 12 + round(seconds / TRIAL_S)
-        ended = threading.Event()
+        all_ended = threading.Event()
         trials, sweep = run_trials(cluster, root, range(10, 10 + 2 * num_trials, 2), "parted")
 
-        def part() -> None:
-            while first not in running_now().values():
-                if ended.wait(0.05):
+        def cut_link() -> None:
+            while first_node_id not in running_now().values():
+                if all_ended.wait(0.05):
                     return  # on a busy machine all trials may end before a worker there has started
-            run("ip", "link", "set", CARD, "down")
+            run("ip", "link", "set", HEAD_CARD, "down")
             history.append(["link down", time.time()])
             time.sleep(seconds)
-            run("ip", "link", "set", CARD, "up")
+            run("ip", "link", "set", HEAD_CARD, "up")
             history.append(["link up", time.time()])
-            end = time.monotonic() + PATIENCE_S
-            while node_there() == first and other[-1].poll() is None and time.monotonic() < end:
+            deadline = time.monotonic() + REJOIN_S
+            while (
+                other_node_id() == first_node_id
+                and other_rays[-1].poll() is None
+                and time.monotonic() < deadline
+            ):
                 time.sleep(1)
-                if time.monotonic() > end - PATIENCE_S + 30:
-                    # half a minute after the link is back it is still the same node: it lives
+                if time.monotonic() > deadline - REJOIN_S + 30:
+                    # Half a minute after the link is back the node is the same, so it survived.
                     return
-            history.append(["the other host's Ray ended", other[-1].poll(), time.time()])
-            other[-1].kill()
-            other.append(start_ray(log, there=True))
-            history.append(["started again", wait_for_node() != "", time.time()])
+            history.append(["the other host's Ray ended", other_rays[-1].poll(), time.time()])
+            other_rays[-1].kill()
+            other_rays.append(start_ray(log, on_other_host=True))
+            history.append(["started again", wait_for_other_node() != "", time.time()])
 
-        breaker = threading.Thread(target=part)
+        breaker = threading.Thread(target=cut_link)
         started = time.monotonic()
         breaker.start()
         sweep()
-        ended.set()
-        found = outcome(trials, history, started)
+        all_ended.set()
+        result = outcome(trials, history, started)
         breaker.join()
-        return {**found, "same_node": node_there() == first, "there": node_there() != ""}
+        return {
+            **result,
+            "same_node": other_node_id() == first_node_id,
+            "there": other_node_id() != "",
+        }
 
 
 if __name__ == "__main__":

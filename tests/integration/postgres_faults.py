@@ -1,9 +1,8 @@
-"""A sweep's tracker on a real PostgreSQL: ended connections, a server stopped at once and started
-again.
+"""A sweep's tracker on a real PostgreSQL server whose connections end and which is restarted.
 
-Needs ``initdb``, ``pg_ctl``, ``psql`` and the extra ``postgres``. Prints one JSON object: runs by
-status, keys, whether every value is right, and what was said; exits with 1 when a run is missing,
-doubled or wrong."""
+The script needs ``initdb``, ``pg_ctl``, ``psql`` and the extra ``postgres``. It prints one JSON
+object: runs by status, keys, whether every value is right, and the tracker's messages. It exits
+with 1 if a run is missing, doubled or wrong."""
 
 from __future__ import annotations
 
@@ -23,20 +22,24 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import make_tracker
+from orchestrator.results.sweep_tracking import make_tracker
 from tests.unit.orchestrator.results.test_tracking import flat
 
-NUM_RUNS, PORT, PASSWORD, QUOTED = 120, 54399, "p@ss/w:rd", "p%40ss%2Fw%3Ard"
+NUM_RUNS = 120
+PORT = 54399
+PASSWORD = "p@ss/w:rd"
+QUOTED = "p%40ss%2Fw%3Ard"
+"""The password as a URL quotes it."""
 
 
 class Server:
-    """A server of its own in ``folder``, with the password ``PASSWORD``, on loopback."""
+    """A new server in ``folder`` on loopback, with the password ``PASSWORD``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         secret = folder / "password"
         secret.write_text(PASSWORD, encoding="utf-8")
-        if os.geteuid() == 0:  # which PostgreSQL refuses to be
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             for path in (folder, secret):
                 shutil.chown(path, "nobody")
         self.run(
@@ -56,10 +59,12 @@ class Server:
     def uri(self) -> str:
         return f"postgresql://lab:{QUOTED}@127.0.0.1:{PORT}/isweep"
 
-    def run(self, *words: str) -> None:
+    def run(self, *arguments: str) -> None:
         prefix = ["setpriv", "--reuid=nobody", "--clear-groups"] if os.geteuid() == 0 else []
         environment = {**os.environ, "HOME": str(self.folder), "PGPASSWORD": PASSWORD}
-        subprocess.run([*prefix, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*prefix, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL
+        )
 
     def start(self) -> None:
         options = f"-p {PORT} -c listen_addresses=127.0.0.1 -k {self.folder}"
@@ -99,7 +104,7 @@ class Server:
 
 
 def break_things(server: Server) -> None:
-    """End all connections four times, and once the server itself, for four seconds."""
+    """End all connections four times, and stop the server once for four seconds."""
     for turn in range(4):
         time.sleep(1.5)
         server.end_connections()
@@ -110,14 +115,14 @@ def break_things(server: Server) -> None:
 
 
 def main() -> int:
-    folder, said = Path(tempfile.mkdtemp(prefix="isweep-postgres-")), list[str]()
+    folder, notes = Path(tempfile.mkdtemp(prefix="isweep-postgres-")), list[str]()
     server = Server(folder)
     try:
         changes, root = {"name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-")
         workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
         tracker = make_tracker(
-            workspace, ResultStore(workspace.results_url), server.uri, print_note=said.append
+            workspace, ResultStore(workspace.results_url), server.uri, print_note=notes.append
         )
         breaker = threading.Thread(target=break_things, args=(server,))
         breaker.start()
@@ -129,28 +134,30 @@ def main() -> int:
         tracker.close("FINISHED")
         mlflow.set_tracking_uri(server.uri)
         runs = [
-            run for one in MlflowClient().search_experiments() for run in _runs(one.experiment_id)
+            run
+            for experiment in MlflowClient().search_experiments()
+            for run in _runs(experiment.experiment_id)
         ]
         losses = sorted(run.data.metrics["test_loss"] for run in runs)
-        found = {
+        report = {
             "statuses": Counter(run.info.status for run in runs),
             "keys": len({run.data.tags["isweep.run_key"] for run in runs}),
             "values": losses == [0.5 + number for number in range(NUM_RUNS)],
             "behind": tracker.num_unsent_updates,
-            "said": said,
-            "secret": any(PASSWORD in text or QUOTED in text for text in said),
+            "said": notes,
+            "secret": any(PASSWORD in text or QUOTED in text for text in notes),
         }
     finally:
         server.stop()
         shutil.rmtree(folder)
         shutil.rmtree(workspace.paths.root)
-    print(json.dumps(found, indent=1))
-    right = (
-        found["statuses"] == {"FINISHED": NUM_RUNS}
-        and found["keys"] == NUM_RUNS
-        and found["values"]
+    print(json.dumps(report, indent=1))
+    is_correct = (
+        report["statuses"] == {"FINISHED": NUM_RUNS}
+        and report["keys"] == NUM_RUNS
+        and report["values"]
     )
-    return int(not right or bool(found["secret"]) or found["behind"] > 0)
+    return int(not is_correct or bool(report["secret"]) or report["behind"] > 0)
 
 
 def _runs(experiment: str) -> list[mlflow.entities.Run]:

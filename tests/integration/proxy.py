@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server that breaks what passes through it, as it is told."""
+"""A proxy before an HTTP server that drops, resets or refuses chosen requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Decide = Callable[[str, str], str]
 
 
 class Proxy:
-    """Listens on loopback and passes requests on to ``upstream`` (``host:port``).
+    """A proxy on loopback that passes requests on to ``upstream`` (``host:port``).
 
     Attributes:
-        decide: Returns what becomes of a request, by method and path.
-        delay_s: How long every reply is held back.
-        faults: What was done, in order.
+        decide: Returns the action for a request, given its method and path.
+        delay_s: Seconds by which every reply is delayed.
+        faults: Actions other than passing on, in order.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -36,22 +36,22 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address on which the proxy listens."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
     def pass_on(self, handler: BaseHTTPRequestHandler) -> None:
-        """Do to one request what was decided."""
+        """Handle one request as ``decide`` says."""
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         handler.close_connection = True
-        what = self.decide(handler.command, handler.path)
-        if what != PASS:
-            self.faults.append(what)
-        if what == REFUSE:
+        action = self.decide(handler.command, handler.path)
+        if action != PASS:
+            self.faults.append(action)
+        if action == REFUSE:
             return
         connection = http.client.HTTPConnection(self.upstream)
         headers = {**handler.headers, "Host": self.upstream, "Connection": "close"}
@@ -60,18 +60,24 @@ class Proxy:
             reply = connection.getresponse()
             content = reply.read()
         except OSError:
-            return  # nobody is there: neither are we
+            return  # no server answers, so the proxy does not answer either
         finally:
             connection.close()
         time.sleep(self.delay_s)
-        if what == DROP:
+        if action == DROP:
             return
-        kept = [item for item in reply.getheaders() if item[0].lower() not in HOP]
+        headers_to_pass = [
+            item for item in reply.getheaders() if item[0].lower() not in CONNECTION_HEADERS
+        ]
         handler.send_response(reply.status)
-        for item in [*kept, ("Content-Length", str(len(content))), ("Connection", "close")]:
+        for item in [
+            *headers_to_pass,
+            ("Content-Length", str(len(content))),
+            ("Connection", "close"),
+        ]:
             handler.send_header(*item)
         handler.end_headers()
-        if what == RESET:
+        if action == RESET:
             handler.wfile.write(content[: len(content) // 2])
             handler.connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -97,11 +103,11 @@ class Proxy:
         return Handler
 
 
-HOP = {"content-length", "connection", "transfer-encoding", "keep-alive"}
+CONNECTION_HEADERS = {"content-length", "connection", "transfer-encoding", "keep-alive"}
 
 
 @contextmanager
-def before(upstream: str) -> Iterator[Proxy]:
+def proxy_before(upstream: str) -> Iterator[Proxy]:
     """Put a proxy before a server."""
     proxy = Proxy(upstream)
     try:

@@ -1,4 +1,4 @@
-"""README's commands and Python, with the small sweep in place of the sweeps it names."""
+"""README's commands and Python with the small sweep in place of README's sweeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_RUN = {
     "isweep tune ./mine.yaml": "trains for minutes",
     "isweep run paper --address auto --device gpu": "needs a cluster",
 }
-STANDS_FOR = {
+REPLACEMENTS = {
     "demo": "small",
     "mine": "small",
     "my-images": "small",
@@ -27,12 +27,12 @@ STANDS_FOR = {
 
 
 def readme_commands() -> list[list[str]]:
-    """Return the words of every command that is run here, without ``isweep``."""
+    """Return the arguments of every command that tests run."""
     lines = [line for line in commands(README) if line not in NOT_RUN]
     assert len(lines) + len(NOT_RUN) == len(commands(README)), (
         "a command that is not run is not there any more"
     )
-    return [[STANDS_FOR.get(word, word) for word in shlex.split(line)[1:]] for line in lines]
+    return [[REPLACEMENTS.get(word, word) for word in shlex.split(line)[1:]] for line in lines]
 
 
 def readme_python() -> list[str]:
@@ -44,14 +44,17 @@ def readme_python() -> list[str]:
 def tutorial_python() -> str:
     """Return the code of all cells of the tutorial, with shorter trainings."""
     text = "\n".join(cells(ROOT / "docs" / "tutorial.md"))
-    for long, short in (("[60, 120, 240, 480]", "[60, 240, 480]"), ('"epochs": 15', '"epochs": 2')):
-        assert text.count(long) == 1
-        text = text.replace(long, short)
+    for original, replacement in (
+        ("[60, 120, 240, 480]", "[60, 240, 480]"),
+        ('"epochs": 15', '"epochs": 2'),
+    ):
+        assert text.count(original) == 1
+        text = text.replace(original, replacement)
     return text
 
 
 def write_own_files(folder: Path) -> None:
-    """Write what the commands take for a user's own: images of two classes, and results."""
+    """Write files that the commands use as a user's: images of two classes, and results."""
     curve = "train_size,accuracy\n50,0.7\n100,0.78\n200,0.83\n"
     (folder / "results.csv").write_text(curve, encoding="utf-8")
     generator = np.random.default_rng(0)

@@ -1,11 +1,10 @@
-"""A Ray cluster of several nodes on one machine, without a shared folder; run inside namespaces of
-its own.
+"""A Ray cluster of several nodes on one machine without a shared folder; run inside namespaces.
 
-The head has CPUs only; two workers have one and two logical GPUs. Each worker's processes see an
-empty file system of their own in place of the sweep's root. Cluster and drivers take mode and token
-from the environment. Prints one JSON object: how ``isweep run`` ended, what the workers left in
-their file systems, where and when probing trials ran at several GPU shares, and how drivers without
-the token are refused."""
+The head has only CPUs; two workers have one and two logical GPUs. In place of the sweep's root each
+worker's processes see an empty file system. Cluster and drivers take mode and token from the
+environment. The script prints one JSON object: the end of ``isweep run``, the files that the workers
+left, the place and time of probing trials with GPU shares, and the errors of drivers without the
+token."""
 
 from __future__ import annotations
 
@@ -51,11 +50,13 @@ SCORES = NetworkScores(
     num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
 )
 WORKERS = {"one_gpu": 1, "two_gpus": 2}
-SHARE, AT_ONCE = 0.4, 6
-"""GPU share of a trial, and how many such trials three GPUs hold; a seventh would need parts of
-two."""
-TASKS = 8  # twice the CPUs of all nodes
-ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
+SHARE, NUM_AT_ONCE = 0.4, 6
+"""GPU share of a trial, and how many such trials three GPUs can run. A seventh would need parts of
+two GPUs."""
+NUM_TASKS = 8  # twice the CPUs of all nodes
+NUM_ACTORS = 5
+"""Actors that are started. If Ray placed them at random on three nodes, all of them would run on the
+driver's node once in 3^5 = 243 times."""
 RAY_ROOT = Path("/tmp/ray")
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
@@ -63,17 +64,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Probe(TrialTrainable):
-    """Reports its node and GPUs; returns only when as many trials as planned have run beside it."""
+    """A trial that reports its node and GPUs, and ends only when all planned trials have run with it."""
 
     def _run(self, started_at: float) -> TrialReport:
         _internal_kv_put(f"probe-{self.assignment.trial_id}", b"1")
-        while len(_internal_kv_list("probe-")) < AT_ONCE:
+        while len(_internal_kv_list("probe-")) < NUM_AT_ONCE:
             time.sleep(0.05)
         context = ray.get_runtime_context()
-        where = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
+        placement = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
         result = TrialResult(
             status=TrialStatus.DONE,
-            reason=where,
+            reason=placement,
             seed=0,
             device="cpu",
             num_threads=1,
@@ -88,13 +89,12 @@ def _libc_call(name: str, *arguments: Any) -> None:
 
 
 def mount_empty(folder: Path) -> None:
-    """Cover ``folder`` with an empty file system in memory, for this thread's mount namespace."""
+    """Mount an empty file system in memory on ``folder`` in this thread's mount namespace."""
     _libc_call("mount", b"none", str(folder).encode(), b"tmpfs", 0, None)
 
 
 def with_own_folder(folder: Path, start: Callable[[], Any]) -> Any:
-    """Call ``start`` in a thread, and so its child processes, for which ``folder`` is a new empty
-    one."""
+    """Call ``start`` in a thread. For its child processes ``folder`` is a new, empty folder."""
     result: list[Any] = []
 
     def run() -> None:
@@ -113,19 +113,21 @@ def with_own_folder(folder: Path, start: Callable[[], Any]) -> Any:
 def files_seen_by(node: Any, folder: Path) -> list[str]:
     """Return the files below ``folder`` as the processes of ``node`` see them."""
     (raylet,) = node.all_processes["raylet"]
-    there = Path(f"/proc/{raylet.process.pid}/root{folder}")
-    return sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file())
+    visible_root = Path(f"/proc/{raylet.process.pid}/root{folder}")
+    return sorted(
+        str(path.relative_to(visible_root)) for path in visible_root.rglob("*") if path.is_file()
+    )
 
 
 def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
-    """Run one trial more than fits at once, and return where and when each ran."""
+    """Run one trial more than can run at the same time. Return the place and time of each."""
     sweep = SweepSpec.model_validate(
         {
             "name": "probe",
             "models": ("small_mlp",),
             "datasets": ({"name": "mri_lesion"},),
             "train_sizes": (10,),
-            "seeds": tuple(range(AT_ONCE + 1)),
+            "seeds": tuple(range(NUM_AT_ONCE + 1)),
             "test_size": 4,
             "image_size": 8,
             "recipe": "smoke",
@@ -161,22 +163,20 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
 
 
 def nodes_of_tasks(executor: RayExecutor) -> list[str]:
-    """Return the nodes that the tasks of an executor ran on; enough of them that no node is left
-    out."""
-    return sorted({node for _, node in executor.map_unordered(_my_node, [(0.5,)] * TASKS)})
+    """Return the nodes on which an executor runs tasks. There are enough tasks for every node."""
+    return sorted({node for _, node in executor.map_unordered(_my_node, [(0.5,)] * NUM_TASKS)})
 
 
 def nodes_of_actors() -> list[str]:
-    """Return the nodes of actors that every trial asks; left to Ray, some would lie on other
-    nodes."""
-    started = [start_beside_driver(IsweepArrays) for _ in range(ACTORS)]
-    for actor in started:
+    """Return the nodes of actors that every trial asks. Ray alone would place some on other nodes."""
+    actors = [start_beside_driver(IsweepArrays) for _ in range(NUM_ACTORS)]
+    for actor in actors:
         ray.get(actor.put.remote("", []))
-    ids = [actor._actor_id.hex() for actor in started]
-    found = sorted({ray._private.state.actors(actor)["Address"]["NodeID"] for actor in ids})
-    for actor in started:
+    ids = [actor._actor_id.hex() for actor in actors]
+    nodes = sorted({ray._private.state.actors(actor)["Address"]["NodeID"] for actor in ids})
+    for actor in actors:
         ray.kill(actor)
-    return found
+    return nodes
 
 
 def _my_node(seconds: float) -> str:
@@ -185,33 +185,37 @@ def _my_node(seconds: float) -> str:
 
 
 def environment(token: str) -> dict[str, str]:
-    """Return the environment that this script must be started with; Ray reads it when first
-    imported."""
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200", LOGICAL_GPUS: "1"}
-    return {**os.environ, **ours}
+    """Return the environment with which this script must be started. Ray reads it on import."""
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "COLUMNS": "200",
+        LOGICAL_GPUS: "1",
+    }
+    return {**os.environ, **settings}
 
 
 def run_command(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Run ``isweep`` as a user does, and return how it ended."""
-    done = subprocess.run(
+    """Run ``isweep`` as a user does, and return its exit code and output."""
+    process = subprocess.run(
         command(*arguments),
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, **environment},
     )
-    return {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    return {"exit": process.returncode, "stdout": process.stdout, "stderr": process.stderr}
 
 
 def main(sweep: str, folder: str) -> None:
     root = Path(folder)
-    # Ray notes the last cluster of the machine below its temporary root; this one must not be taken
-    # for it.
+    # Ray stores the machine's last cluster in its temporary root. Drivers outside must not take this
+    # cluster for theirs.
     RAY_ROOT.mkdir(exist_ok=True)
     mount_empty(RAY_ROOT)
     nodes = RayCluster(
         initialize_head=True,
-        # its signal handler would need the main thread; the namespace ends all
+        # The handler would need the main thread. The end of the namespace ends all processes.
         shutdown_at_exit=False,
         head_node_args={
             "num_cpus": 1,
@@ -223,11 +227,11 @@ def main(sweep: str, folder: str) -> None:
     for name, gpus in WORKERS.items():
         add = partial(nodes.add_node, num_cpus=gpus, num_gpus=gpus, object_store_memory=STORE_BYTES)
         workers[name] = with_own_folder(root, add)
-    at = ("--root", folder, "--address", nodes.address)
-    run = run_command("run", sweep, *at, "--device", "gpu")
+    cluster_options = ("--root", folder, "--address", nodes.address)
+    run = run_command("run", sweep, *cluster_options, "--device", "gpu")
     results = {key: record["result"]["scores"] for key, record in stored(root).items()}
     with connect(nodes.address) as cluster:
-        found = {
+        report = {
             "run": run,
             "results": results,
             "left_on_workers": {name: files_seen_by(node, root) for name, node in workers.items()},
@@ -239,22 +243,26 @@ def main(sweep: str, folder: str) -> None:
             "see_root": nodes_that_see(root / "prepared"),
             "see_python": sorted(nodes_that_see(Path(sys.executable))),
         }
-        found["actor_nodes"] = nodes_of_actors()
-        found["reading_nodes"] = nodes_of_tasks(RayExecutor(nodes=list(found["workers"].values())))
+        report["actor_nodes"] = nodes_of_actors()
+        report["reading_nodes"] = nodes_of_tasks(
+            RayExecutor(nodes=list(report["workers"].values()))
+        )
     images = root / "images.npy"
     np.save(images, np.zeros((4, 1, 2, 2), np.uint8))
-    asked = {
+    measurements = {
         "measured": (("manifold_d4", "--image-size", "16", "--json"), {}),
         "other_token": ((str(images),), {"RAY_AUTH_TOKEN": "0" * 64}),
         "other_mode": ((str(images),), {"RAY_AUTH_MODE": "disabled"}),
     }
-    with ThreadPoolExecutor() as at_once:
-        done = [
-            at_once.submit(run_command, "measure", *words, *at, **env)
-            for words, env in asked.values()
+    with ThreadPoolExecutor() as executor:
+        futures = [
+            executor.submit(run_command, "measure", *arguments, *cluster_options, **changes)
+            for arguments, changes in measurements.values()
         ]
-        found |= {name: one.result() for name, one in zip(asked, done, strict=True)}
-    print(json.dumps(found))
+        report |= {
+            name: future.result() for name, future in zip(measurements, futures, strict=True)
+        }
+    print(json.dumps(report))
     nodes.shutdown()
 
 

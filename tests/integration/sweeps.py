@@ -25,7 +25,7 @@ num_neighbors: 10
 """
 NUM_TRIALS = 12
 NUM_CURVES = 2
-"""One per model and dataset, beside the runs of trials in MLflow."""
+"""Runs of learning curves in MLflow besides those of trials: one per model and dataset."""
 
 
 def write_sweep(folder: Path, text: str = SWEEP) -> str:
@@ -41,14 +41,15 @@ def command(*arguments: str) -> list[str]:
 
 
 def isweep(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run ``isweep`` in this process, and check its exit code and that no traceback reached the
-    terminal."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    """Run ``isweep`` in this process. Check its exit code, and that it prints no traceback."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
         code = main([*arguments, "--root", str(root)])
-    assert code == exit_code, f"exit {code}\n{out.getvalue()}\n{err.getvalue()}"
-    assert "Traceback" not in err.getvalue() + out.getvalue(), err.getvalue()
-    return subprocess.CompletedProcess(["isweep", *arguments], code, out.getvalue(), err.getvalue())
+    assert code == exit_code, f"exit {code}\n{stdout.getvalue()}\n{stderr.getvalue()}"
+    assert "Traceback" not in stderr.getvalue() + stdout.getvalue(), stderr.getvalue()
+    return subprocess.CompletedProcess(
+        ["isweep", *arguments], code, stdout.getvalue(), stderr.getvalue()
+    )
 
 
 def isweep_json(*arguments: str, root: Path) -> Any:
@@ -57,8 +58,7 @@ def isweep_json(*arguments: str, root: Path) -> Any:
 
 
 def stored(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the result records of the small sweep by trial id, read without the product's own
-    reader."""
+    """Return the result records of the small sweep by trial id, read without the product's reader."""
     folder = root / "sweeps" / "small" / "trials"
     return {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["record"]

@@ -1,4 +1,4 @@
-"""Data that cannot be used: one message before anything is trained, and nothing lost."""
+"""Unusable data: the run ends with one message before any training, and nothing is lost."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from orchestrator.running.progress import Progress
 from tasks.remote import InlineExecutor
 from tests.integration.sweeps import isweep, isweep_json, write_sweep
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 DIGITS = """
 name: small
@@ -30,7 +30,7 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("root")
 
 
-def test_a_train_size_larger_than_the_data(root, tmp_path):
+def test_a_train_size_larger_than_the_data_is_refused(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS.replace("[20]", "[20, 2000]"))
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())

@@ -1,5 +1,4 @@
-"""A cluster of several nodes that share no folder: the sweep runs, shares pack as planned, tokens
-count."""
+"""A sweep on a cluster of several nodes that share no folder, with GPU shares and access tokens."""
 
 import json
 import secrets
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.several_nodes import AT_ONCE, SHARE, WORKERS, environment
+from tests.integration.several_nodes import NUM_AT_ONCE, SHARE, WORKERS, environment
 from tests.integration.sweeps import SWEEP, write_sweep
 from tests.isolation import AVAILABLE, REASON, isolated
 
@@ -22,76 +21,76 @@ pytestmark = [
 
 NUM_TRIALS = 4
 ON_GPUS = SWEEP.replace("[0, 1, 2]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"
-"""One trial per GPU, so that both workers get some; how shares pack is looked at with probes."""
+"""A sweep with one trial per GPU, so that both workers get trials. Probes test shares of a GPU."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, Any]:
-    """What the script found; one cluster for all tests."""
+def report(tmp_path_factory) -> dict[str, Any]:
+    """The report of ``tests.integration.several_nodes``: one cluster for all tests."""
     sweep = write_sweep(tmp_path_factory.mktemp("sweep"), ON_GPUS)
     root = tmp_path_factory.mktemp("root")
-    done = subprocess.run(
+    process = subprocess.run(
         isolated(sys.executable, "-m", "tests.integration.several_nodes", sweep, str(root)),
         capture_output=True,
         text=True,
         check=False,
         env=environment(secrets.token_hex(32)),
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_a_sweep_joins_a_running_cluster(found):
-    run = found["run"]
+def test_a_sweep_joins_a_running_cluster(report):
+    run = report["run"]
     assert run["exit"] == 0, run["stderr"]
     assert f"{NUM_TRIALS} of {NUM_TRIALS} trials done" in run["stderr"]
     assert "Running on a cluster of 3 nodes: 4 CPUs, 3 GPUs" in run["stderr"]
     assert run["stdout"].endswith("report.html\n")
-    assert len(found["results"]) == NUM_TRIALS
-    assert "Traceback" not in run["stderr"]  # Tune, asked to save, would raise one per trial
+    assert len(report["results"]) == NUM_TRIALS
+    assert "Traceback" not in run["stderr"]  # Tune would raise one per trial if it saved trials
 
 
-def test_nodes_need_no_shared_folder(found):
-    # Workers saw an empty root: had a task or trial opened prepared data there, the sweep had
-    # failed.
-    assert found["left_on_workers"] == {"one_gpu": [], "two_gpus": []}
-    assert found["file_task_nodes"] == [found["head"]]
-    assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
+def test_nodes_need_no_shared_folder(report):
+    # Workers see an empty root. A task or trial that opened prepared data there would fail.
+    assert report["left_on_workers"] == {"one_gpu": [], "two_gpus": []}
+    assert report["file_task_nodes"] == [report["head"]]
+    assert set(report["block_task_nodes"]) == {report["head"], *report["workers"].values()}
 
 
-def test_reading_spreads_over_the_nodes_that_see_the_files(found):
-    workers = sorted(found["workers"].values())
-    assert found["see_root"] == [found["head"]]
-    assert found["see_python"] == sorted([found["head"], *workers])
-    assert found["reading_nodes"] == workers
+def test_reading_spreads_over_the_nodes_that_see_the_files(report):
+    workers = sorted(report["workers"].values())
+    assert report["see_root"] == [report["head"]]
+    assert report["see_python"] == sorted([report["head"], *workers])
+    assert report["reading_nodes"] == workers
 
 
-def test_what_every_trial_asks_goes_with_the_drivers_node_alone(found):
-    assert found["actor_nodes"] == [found["head"]]
+def test_actors_that_every_trial_asks_run_on_the_drivers_node(report):
+    assert report["actor_nodes"] == [report["head"]]
 
 
-def test_files_are_measured_on_the_node_that_has_them(found):
-    measured = found["measured"]
+def test_files_are_measured_on_the_node_that_has_them(report):
+    measured = report["measured"]
     assert measured["exit"] == 0, measured["stderr"]
     assert json.loads(measured["stdout"])["num_images"] > 0
 
 
-def test_shares_pack_as_planned(found):
-    trials = found["probes"]
-    assert len(trials) == AT_ONCE + 1
-    # No share of a GPU is put together from two GPUs, and none is given to the head, which has no
-    # GPU.
+def test_shares_pack_as_planned(report):
+    trials = report["probes"]
+    assert len(trials) == NUM_AT_ONCE + 1
+    # Each trial has a share of one GPU, and none runs on the head, which has no GPU.
     assert {len(trial["gpus"]) for trial in trials} == {1}
-    assert {trial["node"] for trial in trials} == set(found["workers"].values())
+    assert {trial["node"] for trial in trials} == set(report["workers"].values())
     per_gpu = int(1 / SHARE)
-    most = most_at_once(trials)
+    max_trials = max_trials_at_once(trials)
     gpus = {
-        (found["workers"][name], str(gpu)) for name, num in WORKERS.items() for gpu in range(num)
+        (report["workers"][name], str(gpu))
+        for name, num_gpus in WORKERS.items()
+        for gpu in range(num_gpus)
     }
-    assert most == dict.fromkeys(gpus, per_gpu)
+    assert max_trials == dict.fromkeys(gpus, per_gpu)
 
 
-def most_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+def max_trials_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
     """Return, for each GPU, the most trials that ran on it at one time."""
     events = sorted(
         event
@@ -102,16 +101,16 @@ def most_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
         )
     )
     running: Counter[tuple[str, str]] = Counter()
-    most: Counter[tuple[str, str]] = Counter()
+    max_trials: Counter[tuple[str, str]] = Counter()
     for _, step, *gpu in events:
         running[gpu[0], gpu[1]] += step
-        most[gpu[0], gpu[1]] = max(most[gpu[0], gpu[1]], running[gpu[0], gpu[1]])
-    return dict(most)
+        max_trials[gpu[0], gpu[1]] = max(max_trials[gpu[0], gpu[1]], running[gpu[0], gpu[1]])
+    return dict(max_trials)
 
 
-@pytest.mark.parametrize("which", ["other_token", "other_mode"])
-def test_a_driver_without_the_token_is_refused(found, which):
-    refused = found[which]
+@pytest.mark.parametrize("environment_change", ["other_token", "other_mode"])
+def test_a_driver_without_the_token_is_refused(report, environment_change):
+    refused = report[environment_change]
     assert refused["exit"] == 3
     message = " ".join(refused["stderr"].split())
     assert (

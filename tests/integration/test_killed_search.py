@@ -1,5 +1,4 @@
-"""A search whose driver is killed goes on: nothing is trained twice, all is told once, none runs
-for ever."""
+"""A search whose driver is killed continues: each trial is trained and tracked exactly once."""
 
 import json
 import subprocess
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 def test_a_killed_search_goes_on_as_an_unbroken_one(tmp_path):
-    """With one training at a time; by hand with more, and at more moments: ``docs/tuning.md``."""
+    """Here one training runs at a time; ``docs/tuning.md`` has runs with more, killed more often."""
     sweep = write_sweep(tmp_path, SEARCHED)
     script = [
         sys.executable,
@@ -28,25 +27,25 @@ def test_a_killed_search_goes_on_as_an_unbroken_one(tmp_path):
         "1",
         "5",
     ]
-    done = subprocess.run(isolated(*script), capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    check(found)
-    assert found["starts"][-1]["asked"] == found["unbroken"]["asked"]
-    assert found["recipe"] == found["unbroken"]["recipe"]
+    process = subprocess.run(isolated(*script), capture_output=True, text=True, check=True)
+    report = json.loads(process.stdout)
+    check(report)
+    assert report["starts"][-1]["asked"] == report["unbroken"]["asked"]
+    assert report["recipe"] == report["unbroken"]["recipe"]
 
 
-def check(found):
-    """What holds with several trainings at the same time too."""
-    *killed, finished = found["starts"]
+def check(report):
+    """Check what holds also if several trainings run at the same time."""
+    *killed, finished = report["starts"]
     assert {start["exit"] for start in killed} == {-9}
     assert finished["exit"] == 0, finished["stderr"]
-    for earlier, later in pairwise(found["starts"]):
+    for earlier, later in pairwise(report["starts"]):
         assert earlier["stored"].items() <= later["stored"].items()
-        # What was asked for before a kill is trained in the same order after it.
+        # Trials that were requested before a kill are requested in the same order after it.
         assert later["asked"][: len(earlier["asked"])] == earlier["asked"]
     assert killed[0]["stored"].items() < finished["stored"].items()
     assert {trial_id for trial_id, *_ in finished["asked"]} == finished["stored"].keys()
-    assert found["tracked"]["sweep"] == ["FINISHED"]
-    # What was being trained at a kill was trained again: one run each, and none that was given up.
-    assert found["tracked"]["trials"] == {name: ["FINISHED"] for name in finished["stored"]}
-    assert set(found["tracked"]["tags"]) <= {"complete", "diverged"}
+    assert report["tracked"]["sweep"] == ["FINISHED"]
+    # A trial that ran at a kill was trained again: each has one run, and none was given up.
+    assert report["tracked"]["trials"] == {name: ["FINISHED"] for name in finished["stored"]}
+    assert set(report["tracked"]["tags"]) <= {"complete", "diverged"}

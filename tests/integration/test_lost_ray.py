@@ -1,5 +1,7 @@
-"""A process of the driver's own cluster dies or stops: exit 3 with the way on, and nothing is
-left."""
+"""If a process of the driver's private cluster dies or stops, the run ends with exit code 3.
+
+Its message says how to continue, and no process or file remains.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,17 @@ keep_weights: none
 
 def running_trials(root: Path) -> dict[str, object]:
     try:
-        found: dict[str, object] = json.loads((root / "sweeps/lost/progress.json").read_text())[
+        running: dict[str, object] = json.loads((root / "sweeps/lost/progress.json").read_text())[
             "running"
         ]
     except (OSError, ValueError):
         return {}
-    return found
+    return running
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("victim", "told", "sent"),
+    ("victim", "message", "sent_signal"),
     [
         ("gcs_server", "The head", signal.SIGKILL),
         ("gcs_server", "The head", signal.SIGSTOP),
@@ -50,16 +52,16 @@ def running_trials(root: Path) -> dict[str, object]:
         ("raylet", "The raylet", signal.SIGSTOP),
     ],
 )
-def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(
-    tmp_path, victim, told, sent
+def test_a_lost_process_of_ray_ends_the_run_with_a_hint_and_leaves_nothing(
+    tmp_path, victim, message, sent_signal
 ):
     root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
-    scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))  # short: sockets lie below it
+    # A short path: Ray's sockets lie below it, and the path of a socket has at most 107 characters.
+    scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))
     sweep.write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--root", str(root)]
-    if (
-        AVAILABLE
-    ):  # a child of process 1, as behind `nohup` or in a container: Ray takes it for an orphan
+    if AVAILABLE:
+        # A child of process 1, as behind `nohup` or in a container: Ray takes it for an orphan.
         command = isolated("sh", "-c", '"$@"; exit $?', "sh", *command)
     driver = subprocess.Popen(
         [*command, "--no-tracking", "--no-dashboard", "--num-cpus", "2"],
@@ -72,18 +74,18 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(
         while not running_trials(root) and driver.poll() is None:
             time.sleep(0.5)
         assert driver.poll() is None, driver.communicate()[0]
-        family = psutil.Process(driver.pid).children(recursive=True)
-        (lost,) = [one for one in family if one.name() == victim]
-        os.kill(lost.pid, sent)
-        out, _ = driver.communicate()
+        processes = psutil.Process(driver.pid).children(recursive=True)
+        (victim_process,) = [process for process in processes if process.name() == victim]
+        os.kill(victim_process.pid, sent_signal)
+        output, _ = driver.communicate()
     finally:
         driver.kill()
-    assert driver.returncode == 3, out
-    last = out.strip().splitlines()[-1]
-    assert told in out
-    assert "Run the same command again" in last
-    assert "Traceback" not in out
-    _, alive = psutil.wait_procs(family, timeout=400)
+    assert driver.returncode == 3, output
+    last_line = output.strip().splitlines()[-1]
+    assert message in output
+    assert "Run the same command again" in last_line
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(processes, timeout=400)
     assert not alive
     assert list(scratch.iterdir()) == []
     scratch.rmdir()

@@ -1,11 +1,10 @@
-"""Real MLflow servers and files that break: one finished run per trial with its numbers, none left
-running."""
+"""After faults of a real MLflow server or file, every trial has one finished run with its numbers."""
 
 import pytest
 
 from tests.integration.mlflow_faults import CASES, Server, deleted_database, locked_database
 
-# The server says through which of its own packages it was imported.
+# The server warns about the way in which its packages are imported.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -23,28 +22,28 @@ def server(tmp_path_factory):
         for name in CASES
     ],
 )
-def test_one_finished_run_per_cell_whatever_the_server_does(server, name):
-    found = CASES[name](server)
-    assert found["right"], found
-    assert found["faults"] or name in ("slow", "restarted")  # the tracker met what is tested
-    assert found.get("waiting", 1) > 0
-    assert found["statuses"] == {"FINISHED": found["counted"] + 1}
-    assert (found["running"], found["behind"]) == (0, 0)
-    assert all(len(text) < 500 and "\n" not in text for text in found["said"])
+def test_every_trial_has_one_finished_run_despite_the_fault(server, name):
+    report = CASES[name](server)
+    assert report["right"], report
+    assert report["faults"] or name in ("slow", "restarted")  # the tracker met what is tested
+    assert report.get("waiting", 1) > 0
+    assert report["statuses"] == {"FINISHED": report["counted"] + 1}
+    assert (report["running"], report["behind"]) == (0, 0)
+    assert all(len(text) < 500 and "\n" not in text for text in report["said"])
 
 
 def test_a_database_that_another_program_holds_is_waited_for(tmp_path):
-    found = locked_database(tmp_path / "mlflow.db")
-    assert (found["counted"], found["statuses"], found["behind"]) == (4, {"FINISHED": 5}, 0)
+    report = locked_database(tmp_path / "mlflow.db")
+    assert (report["counted"], report["statuses"], report["behind"]) == (4, {"FINISHED": 5}, 0)
 
 
 @pytest.mark.chaos  # waits for MLflow for a minute
 def test_a_deleted_database_costs_no_number(tmp_path):
-    found = deleted_database(tmp_path / "mlflow.db")
-    assert found["said"] == [
+    report = deleted_database(tmp_path / "mlflow.db")
+    assert report["said"] == [
         "MLflow does not answer: (sqlite3.OperationalError) attempt to write a readonly database. "
         "Results are stored without MLflow, and isweep tries again"
     ]
-    assert found["behind"] > 0
-    assert found["losses"] == {f"deleted-{number}": 1 / (number + 1) for number in range(4)}
-    assert found["statuses"] == {"FINISHED": 5}
+    assert report["behind"] > 0
+    assert report["losses"] == {f"deleted-{number}": 1 / (number + 1) for number in range(4)}
+    assert report["statuses"] == {"FINISHED": 5}

@@ -1,10 +1,10 @@
-"""The tutorial's cells run one after another, from a folder of images to the methods paragraph."""
+"""The tutorial's cells run in order, from a folder of images to the methods paragraph."""
 
 import pytest
 
 from tests.integration.readme import tutorial_python
 
-pytestmark = pytest.mark.usefixtures("here")  # how a sweep runs on Ray is test_small_sweep's
+pytestmark = pytest.mark.usefixtures("in_process")  # how a sweep runs on Ray is test_small_sweep's
 
 
 def test_the_tutorial_ends_in_a_paragraph_with_its_own_numbers(tmp_path, monkeypatch, capsys):

@@ -1,8 +1,8 @@
-"""A cluster on three hosts, driven as docs/cluster.md says: its commands, word for word,
-translated.
+"""A cluster on three hosts of the laboratory, driven by the commands of docs/cluster.md.
 
-What the laboratory stands in for: the address of the machines, the packages of the environment
-(linked, not downloaded; the wheel itself is installed), and GPUs (one logical GPU per worker)."""
+The laboratory replaces three things: the addresses of the machines, the packages of the environment
+(they are linked, not downloaded; the wheel itself is installed), and GPUs (each worker has one
+logical GPU)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests.lab.hosts import Host, make_lab
+from tests.lab.hosts import Host, create_lab
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = "clusters/onprem.yaml"
 STORE = "--object-store-memory=150000000"
-PROMPT_S = 3.0
-TRIES = 3
+QUIET_S = 3.0
+"""Seconds without output after which a command in the terminal counts as done."""
+MAX_TRIES = 3
+"""Tries to open a shell."""
 NUM_PICTURES = 600
 TOKEN = "mkdir -p -m 700 ~/.ray && (umask 077; openssl rand -hex 32 > ~/.ray/auth_token)"
 
@@ -69,17 +71,17 @@ print(sum(node["Alive"] for node in ray.nodes()))
 
 
 def sweep_text(*, name: str, seeds: str, epochs: int, pictures: Path | None = None) -> str:
-    """Return a sweep of two small networks, where a folder of pictures is given on that too."""
-    own = (
-        f", {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}"
-        if pictures
-        else ""
-    )
-    return _SWEEP.format(name=name, seeds=seeds, epochs=epochs, datasets=f"manifold_d4{own}")
+    """Return a sweep of two small networks on a generated dataset, and on a folder of pictures."""
+    datasets = "manifold_d4"
+    if pictures:
+        datasets += (
+            f", {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}"
+        )
+    return _SWEEP.format(name=name, seeds=seeds, epochs=epochs, datasets=datasets)
 
 
 def draw_pictures(folder: Path) -> None:
-    """Make a raw download of two classes that every host sees, as on shared storage."""
+    """Write a raw download of two classes that every host sees, as on shared storage."""
     rng = np.random.default_rng(0)
     for number in range(NUM_PICTURES):
         path = folder / ("dark", "light")[number % 2] / f"{number}.png"
@@ -89,89 +91,96 @@ def draw_pictures(folder: Path) -> None:
 
 
 def launch_file(lab: Path, hosts: list[Host]) -> Path:
-    """Fill in the places marked CHANGE, and stand-ins for packages and GPUs; returns the file's
-    path."""
-    made = yaml.safe_load((REPOSITORY / LAUNCH_FILE).read_text(encoding="utf-8"))
+    """Write the launch file with the hosts' addresses, linked packages and logical GPUs.
+
+    Returns:
+        The path of the file.
+    """
+    launch = yaml.safe_load((REPOSITORY / LAUNCH_FILE).read_text(encoding="utf-8"))
     head, *workers = hosts
-    made["provider"] |= {
+    launch["provider"] |= {
         "head_ip": head.address,
         "worker_ips": [worker.address for worker in workers],
     }
     folders = [path for path in sys.path if path.endswith("site-packages")]
     (lab / "link.py").write_text(LINK_PACKAGES.format(folders=folders), encoding="utf-8")
     link = f"~/isweep-venv/bin/python {lab}/link.py"
-    made["setup_commands"] = [
-        link if "--require-hashes" in command else command for command in made["setup_commands"]
+    launch["setup_commands"] = [
+        link if "--require-hashes" in command else command for command in launch["setup_commands"]
     ]
-    if link not in made["setup_commands"]:
+    if link not in launch["setup_commands"]:
         raise RuntimeError(
             f"{LAUNCH_FILE} installs its packages in another way than this laboratory knows"
         )
-    offers = {
+    ray_options = {
         "head_start_ray_commands": "--num-cpus=0",
         "worker_start_ray_commands": "--num-cpus=2 --num-gpus=1",
     }
-    for name, offer in offers.items():
-        made[name] = [f"ISWEEP_LOGICAL_GPUS=1 {command} {offer} {STORE}" for command in made[name]]
+    for name, options in ray_options.items():
+        launch[name] = [
+            f"ISWEEP_LOGICAL_GPUS=1 {command} {options} {STORE}" for command in launch[name]
+        ]
     path = lab / "onprem.yaml"
-    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    path.write_text(yaml.safe_dump(launch), encoding="utf-8")
     return path
 
 
 @dataclass
 class LabCluster:
-    """The user's machine, and what is seen of the hosts behind its back.
+    """The user's machine and the cluster's hosts.
 
     Attributes:
         lab: Folder of the lab.
-        hosts: Head first.
-        said: Every command of the documents that was run, in its words there.
+        hosts: The hosts, the head first.
+        commands: Every command of the documents that was run, as the documents write it.
         submission: Id of the Ray job that was submitted last.
     """
 
     lab: Path
     hosts: list[Host]
-    said: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
     submission: str = ""
 
     @classmethod
-    def make(cls, lab: Path) -> LabCluster:
+    def create(cls, lab: Path) -> LabCluster:
         """Start the hosts, with token and launch file in place."""
-        hosts = make_lab(lab, ["head", "gpu1", "gpu2"])
+        hosts = create_lab(lab, ["head", "gpu1", "gpu2"])
         (lab / "home/data").mkdir()
         (lab / "home/data/raw.txt").write_text("a raw download\n", encoding="utf-8")
         launch_file(lab, hosts)
         draw_pictures(lab / "pictures")
         (lab / "nodes.py").write_text(_COUNT_NODES, encoding="utf-8")
-        made = cls(lab, hosts)
-        made.here(TOKEN)
-        return made
+        cluster = cls(lab, hosts)
+        cluster.run_here(TOKEN)
+        return cluster
 
     @property
     def head(self) -> Host:
-        """The host that drives."""
+        """The host on which the driver runs."""
         return self.hosts[0]
 
     @property
     def root(self) -> Path:
-        """The sweep's root, as the lab sees it."""
+        """The path by which the lab reads the sweep's root."""
         return self.head.disk / "isweep-root"
 
-    def _translated(self, command: str, home: Path) -> str:
-        self.said.append(command)
-        words = command.replace(LAUNCH_FILE, str(self.lab / "onprem.yaml"))
-        words = words.replace("SUBMISSION_ID", self.submission)
+    def _translate(self, command: str, home: Path) -> str:
+        self.commands.append(command)
+        translated = command.replace(LAUNCH_FILE, str(self.lab / "onprem.yaml"))
+        translated = translated.replace("SUBMISSION_ID", self.submission)
         for host in self.hosts:
-            words = words.replace(f"{host.name}.example.org", host.address)
-        return words.replace("/home/isweep", str(home)).replace(" paper", f" {self.lab}/paper.yaml")
+            translated = translated.replace(f"{host.name}.example.org", host.address)
+        return translated.replace("/home/isweep", str(home)).replace(
+            " paper", f" {self.lab}/paper.yaml"
+        )
 
-    def here(self, command: str, *, fails: bool = False) -> str:
+    def run_here(self, command: str, *, fails: bool = False) -> str:
         """Run a command of the documents on the user's machine."""
-        words = self._translated(command, self.lab / "home")
+        translated = self._translate(command, self.lab / "home")
         for name, module in {"ray": "ray.scripts.scripts", "isweep": "orchestrator.cli"}.items():
-            words = re.sub(f"^{name} ", f"{sys.executable} -m {module} ", words)
-        done = subprocess.run(
-            ["bash", "-c", words],
+            translated = re.sub(f"^{name} ", f"{sys.executable} -m {module} ", translated)
+        process = subprocess.run(
+            ["bash", "-c", translated],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -180,20 +189,20 @@ class LabCluster:
             cwd=REPOSITORY,
             env=self._environment,
         )
-        self._note(command, done.stdout + done.stderr)
-        if done.returncode and not fails:
+        self._log(command, process.stdout + process.stderr)
+        if process.returncode and not fails:
             raise RuntimeError(
-                f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+                f"{command}: exit code {process.returncode}\n{process.stdout}{process.stderr}"
             )
-        return done.stdout + done.stderr
+        return process.stdout + process.stderr
 
     @contextlib.contextmanager
-    def beside(self, command: str) -> Iterator[None]:
-        """Keep a command of the documents running on the user's machine inside the block."""
-        words = self._translated(command, self.lab / "home").removeprefix("ray ")
+    def running_beside(self, command: str) -> Iterator[None]:
+        """Let a command of the documents run on the user's machine while the block runs."""
+        arguments = self._translate(command, self.lab / "home").removeprefix("ray ")
         with open(self.lab / "beside.log", "ab") as log:
-            running = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", *words.split()],
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *arguments.split()],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -204,64 +213,64 @@ class LabCluster:
         try:
             yield
         finally:
-            os.killpg(running.pid, signal.SIGTERM)
-            running.wait()
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
     def type_into(self, shell: str, commands: list[str]) -> None:
-        """Open a shell by a command of the documents, type others into it, and close the laptop.
+        """Open a shell by a command of the documents, type commands into it, and end the connection.
 
-        tmux gives up now and then on a busy machine (attaching starts a server that ends at once,
-        and the new session meets its end); a user would type the command again."""
-        for _ in range(TRIES):
+        On a busy machine tmux sometimes fails: attaching starts a server that ends before the new
+        session begins. A user would type the command again, and so does this function."""
+        for _ in range(MAX_TRIES):
             if "server exited unexpectedly" not in self._type_into(shell, commands):
                 return
-        raise RuntimeError(f"{shell}: no session after {TRIES} tries")
+        raise RuntimeError(f"{shell}: no session after {MAX_TRIES} tries")
 
     def _type_into(self, shell: str, commands: list[str]) -> str:
-        words = self._translated(shell, self.lab / "home").removeprefix("ray ")
+        arguments = self._translate(shell, self.lab / "home").removeprefix("ray ")
         pid, terminal = pty.fork()
         if pid == 0:
             os.chdir(REPOSITORY)
             os.execvpe(
                 sys.executable,
-                [sys.executable, "-m", "ray.scripts.scripts", *words.split()],
+                [sys.executable, "-m", "ray.scripts.scripts", *arguments.split()],
                 self._environment,
             )
-        seen = self._read_until_quiet(terminal, patience=30)
+        output = self._read_until_quiet(terminal, patience_s=30)
         for command in commands:
-            os.write(terminal, self._translated(command, self.lab / "home").encode() + b"\n")
-            seen += self._read_until_quiet(terminal)
-        text = seen.decode(errors="replace")
-        self._note(shell, text)
+            os.write(terminal, self._translate(command, self.lab / "home").encode() + b"\n")
+            output += self._read_until_quiet(terminal)
+        text = output.decode(errors="replace")
+        self._log(shell, text)
         os.close(terminal)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return text
 
     @staticmethod
-    def _read_until_quiet(terminal: int, patience: float = PROMPT_S) -> bytes:
-        seen, quiet_at = b"", time.monotonic() + patience
+    def _read_until_quiet(terminal: int, patience_s: float = QUIET_S) -> bytes:
+        output, quiet_at = b"", time.monotonic() + patience_s
         while time.monotonic() < quiet_at:
             if select.select([terminal], [], [], 0.2)[0]:
                 try:
-                    seen += os.read(terminal, 65536)
+                    output += os.read(terminal, 65536)
                 except OSError:
                     break
-                if seen:
-                    quiet_at = min(quiet_at, time.monotonic() + PROMPT_S)
-        return seen
+                if output:
+                    quiet_at = min(quiet_at, time.monotonic() + QUIET_S)
+        return output
 
     def on_head(self, command: str, *, fails: bool = False) -> str:
         """Run a command of the documents in a shell of the head, as after ``ray attach``."""
-        words = self._translated(command, self.lab / "home")
-        login = f"export PATH=~/isweep-venv/bin:$PATH RAY_AUTH_MODE=token; {words}"
-        done = self._ssh(self.head, login)
-        self._note(command, done.stdout + done.stderr)
-        if done.returncode and not fails:
+        translated = self._translate(command, self.lab / "home")
+        login = f"export PATH=~/isweep-venv/bin:$PATH RAY_AUTH_MODE=token; {translated}"
+        process = self._ssh(self.head, login)
+        self._log(command, process.stdout + process.stderr)
+        if process.returncode and not fails:
             raise RuntimeError(
-                f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+                f"{command}: exit code {process.returncode}\n{process.stdout}{process.stderr}"
             )
-        return done.stdout
+        return process.stdout
 
     def _ssh(self, host: Host, command: str) -> subprocess.CompletedProcess[str]:
         options = (
@@ -273,7 +282,7 @@ class LabCluster:
             "LogLevel=ERROR",
         )
         key = str(self.lab / "home/.ssh/id_ed25519")
-        words = (
+        arguments = (
             "ssh",
             *options,
             "-i",
@@ -284,14 +293,16 @@ class LabCluster:
             "-c",
             f"'{command}'",
         )
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+        return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=200)
 
     @property
     def _environment(self) -> dict[str, str]:
         hidden = ("RAY_", "ISWEEP_", "MLFLOW_")
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+        variables = {
+            name: value for name, value in os.environ.items() if not name.startswith(hidden)
+        }
         return {
-            **ours,
+            **variables,
             "HOME": str(self.lab / "home"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
@@ -299,34 +310,36 @@ class LabCluster:
             "LC_ALL": "C.UTF-8",
         }
 
-    def _note(self, command: str, text: str) -> None:
+    def _log(self, command: str, text: str) -> None:
         with open(self.lab / "transcript.txt", "a", encoding="utf-8") as file:
             file.write(f"$ {command}\n{text}\n")
 
     def num_nodes(self) -> int:
         """Return how many nodes the cluster has now."""
-        done = self._ssh(
+        process = self._ssh(
             self.head, f"RAY_AUTH_MODE=token ~/isweep-venv/bin/python {self.lab}/nodes.py"
         )
-        last = done.stdout.strip().splitlines()[-1:] or [""]
-        return int(last[0]) if last[0].isdigit() else 0
+        last_lines = process.stdout.strip().splitlines()[-1:] or [""]
+        return int(last_lines[0]) if last_lines[0].isdigit() else 0
 
     def num_done(self, sweep: str) -> int:
         """Return how many trials of a sweep have a result."""
         return len(list((self.root / "sweeps" / sweep / "trials").glob("*/result.json")))
 
 
-def wait_for(what: str, seconds: float, true: Callable[[], Any], pause: float = 1.0) -> float:
-    """Wait until something is so; returns how long it took."""
+def wait_until(
+    description: str, seconds: float, condition: Callable[[], Any], pause: float = 1.0
+) -> float:
+    """Wait until the condition is true. Return the seconds that it took."""
     started = time.monotonic()
-    while not true():
+    while not condition():
         if time.monotonic() - started > seconds:
-            raise RuntimeError(f"after {seconds:g} s still not: {what}")
+            raise RuntimeError(f"after {seconds:g} s still not: {description}")
         time.sleep(pause)
     return round(time.monotonic() - started, 1)
 
 
 def read_json(text: str) -> Any:
-    """Return the JSON document that a command printed, among what it said."""
-    start = min((text.index(sign) for sign in "[{" if sign in text), default=0)
+    """Return the JSON document in the output of a command."""
+    start = min((text.index(bracket) for bracket in "[{" if bracket in text), default=0)
     return json.JSONDecoder().raw_decode(text[start:])[0]

@@ -1,8 +1,9 @@
-"""Hosts of a small laboratory: SSH servers in network, process, mount and name spaces of their own.
+"""Hosts of a small laboratory: SSH servers in separate network, process, mount and name spaces.
 
-Each has its own address, home, temporary folder and shared memory, and sees the same account
-``isweep``. Made for root inside :func:`tests.isolation.isolated`, where nothing can leave and all
-ends together; the process that makes them is the user's machine, on the same bridge."""
+Each host has an address, a home, a temporary folder and shared memory, and the same account
+``isweep``. The hosts need root inside :func:`tests.isolation.isolated`: no process can leave its
+namespaces, and all end with them. The process that creates the hosts is the user's machine, on the
+same bridge."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from tests.isolation import AVAILABLE, isolated
 NETWORK = "10.77.0"
 BRIDGE = "lab0"
 SSHD = "/usr/sbin/sshd"
-WAIT_S = 20.0
+START_TIMEOUT_S = 20.0
 
 _SSHD_CONFIG = """
 HostKey {lab}/host_key
@@ -43,7 +44,7 @@ PidFile none
 MaxStartups 100
 """
 
-# Host keys are new in every lab; a user would be asked once.
+# Host keys are new in every lab. ssh would ask a user once whether to accept them.
 _SSH_CONFIG = """
 StrictHostKeyChecking no
 UserKnownHostsFile /dev/null
@@ -60,26 +61,26 @@ ip link set lo up
 {services}
 exec {sshd} -D -e -f {lab}/sshd_config
 """
-_OWN_HOME = "mount --bind {lab}/hosts/{name} {lab}/home"
+_MOUNT_HOME = "mount --bind {lab}/hosts/{name} {lab}/home"
 
 
 def run(*words: str) -> None:
-    """Run a command of the lab's own; what it prints is shown only when it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+    """Run a command of the lab itself. Its output is shown only if it fails."""
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {process.stderr.strip() or process.stdout.strip()}")
 
 
 @dataclass
 class Host:
-    """One machine: started, switched off, its processes killed, its home emptied.
+    """A simulated machine, which can be started, switched off and emptied.
 
     Attributes:
-        name: Its host name.
-        address: Its address on the bridge.
+        name: The host name.
+        address: The address on the bridge.
         lab: Folder of the lab.
-        services: Commands that start what runs there beside the SSH server.
-        shares_home: Whether its home is the one that all hosts see.
+        services: Commands that start further services besides the SSH server.
+        shares_home: Whether all hosts use one home folder.
     """
 
     name: str
@@ -91,11 +92,11 @@ class Host:
 
     @property
     def disk(self) -> Path:
-        """Its home folder, as the lab sees it."""
+        """The path by which the lab reads the host's home folder."""
         return self.lab / "hosts" / self.name
 
-    def plug_in(self) -> None:
-        """Give it a network card on the bridge, once."""
+    def connect(self) -> None:
+        """Create the host's network card on the bridge."""
         self.disk.mkdir(parents=True)
         run("ip", "netns", "add", self.name)
         card = f"to-{self.name}"[:15]
@@ -105,10 +106,10 @@ class Host:
         run("ip", "-n", self.name, "link", "set", "eth0", "up")
 
     def start(self) -> None:
-        """Switch it on, and wait for its SSH server."""
-        own_home = "" if self.shares_home else _OWN_HOME.format(name=self.name, lab=self.lab)
+        """Switch the host on, and wait for its SSH server."""
+        mount_home = "" if self.shares_home else _MOUNT_HOME.format(name=self.name, lab=self.lab)
         boot = _BOOT.format(
-            name=self.name, lab=self.lab, sshd=SSHD, own_home=own_home, services=self.services
+            name=self.name, lab=self.lab, sshd=SSHD, own_home=mount_home, services=self.services
         )
         spaces = ("--pid", "--mount-proc", "--mount", "--uts", "--fork", "--kill-child")
         command = ("nsenter", f"--net=/run/netns/{self.name}", "unshare", *spaces, "sh", "-c", boot)
@@ -116,114 +117,127 @@ class Host:
             self._server = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
-        patience = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
                 socket.create_connection((self.address, 22), timeout=1).close()
                 return
             except OSError:
-                if time.monotonic() > patience or self._server.poll() is not None:
+                if time.monotonic() > deadline or self._server.poll() is not None:
                     raise RuntimeError(f"no SSH server: see {self.lab}/{self.name}.log") from None
                 time.sleep(0.1)
 
     def switch_off(self) -> None:
-        """Pull the plug: every process and everything in memory is gone, the disk stays."""
+        """Switch the host off: its processes and its memory are lost, its disk remains."""
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = None
 
     def empty_home(self) -> None:
-        """Take everything off its disk."""
+        """Delete everything on the host's disk."""
         run("find", str(self.disk), "-mindepth", "1", "-delete")
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """Return its processes other than SSH servers, those with one of ``words`` in their command
-        line."""
-        found = []
+        """Return the host's processes that have one of ``words`` in their command line.
+
+        Without ``words`` return all processes other than those of the lab itself.
+        """
+        processes = []
         for process in psutil.Process(os.getpid()).children(recursive=True):
             try:
-                line, name = " ".join(process.cmdline()), process.name()
+                command_line = " ".join(process.cmdline())
+                name = process.name()
                 inside = os.readlink(f"/proc/{process.pid}/ns/net") == self._network_space()
             except (psutil.Error, OSError):
                 continue
-            ours = (
+            is_of_lab = (
                 name.startswith(("sshd", "unshare", "nsenter"))
                 or process.status() == psutil.STATUS_ZOMBIE
             )
-            if inside and not ours and (not words or any(word in line for word in words)):
-                found.append(process)
-        return found
+            is_named = not words or any(word in command_line for word in words)
+            if inside and not is_of_lab and is_named:
+                processes.append(process)
+        return processes
 
     def open_ports(self) -> list[dict[str, Any]]:
-        """Return program, address and port of all that listens there but SSH, and what it tells
-        strangers."""
-        done = subprocess.run(
+        """Return each listening program other than SSH, its port, and its answer without a token."""
+        process = subprocess.run(
             ("ip", "netns", "exec", self.name, "ss", "-ltnpH"),
             capture_output=True,
             text=True,
             check=True,
         )
-        found = []
-        for line in done.stdout.splitlines():
-            place, users = line.split()[3], line.split()[5:]
-            address, _, port = place.rpartition(":")
-            pids = re.findall(r"pid=(\d+)", " ".join(users))
+        ports = []
+        for line in process.stdout.splitlines():
+            columns = line.split()
+            address, _, port = columns[3].rpartition(":")
+            pids = re.findall(r"pid=(\d+)", " ".join(columns[5:]))
             try:
                 program = self._program(int(pids[0])) if pids else "?"
             except psutil.NoSuchProcess:
-                continue  # it has ended since, and its port is closed
-            answer = "" if address.startswith("127.") else stranger_asks(self.address, int(port))
-            found.append(
-                {"program": program, "address": address, "port": int(port), "answer": answer}
+                continue  # the process has ended, so its port is closed
+            status = ""
+            if not address.startswith("127."):
+                status = status_without_token(self.address, int(port))
+            ports.append(
+                {"program": program, "address": address, "port": int(port), "answer": status}
             )
         return sorted(
-            (one for one in found if one["program"] != "sshd"),
-            key=lambda one: list(one.values())[:2],
+            (entry for entry in ports if entry["program"] != "sshd"),
+            key=lambda entry: list(entry.values())[:2],
         )
 
     @staticmethod
     def _program(pid: int) -> str:
-        """Return what a process is, in a word: Ray's own names where it gives one."""
-        words = psutil.Process(pid).cmdline()
-        known = re.findall(
+        """Return the name of a process's program, for Ray's processes the name that Ray uses."""
+        arguments = psutil.Process(pid).cmdline()
+        names = re.findall(
             r"gcs_server|raylet|dashboard/(?:agent|dashboard|api_server)|runtime_env|log_monitor"
             r"|monitor\.py|ray::\w+|default_worker|sshd",
-            " ".join(words),
+            " ".join(arguments),
         )
-        return known[0] if known else (Path(words[0]).name if words else "?")
+        if names:
+            return names[0]
+        return Path(arguments[0]).name if arguments else "?"
 
     def _network_space(self) -> str:
         return f"net:[{os.stat(f'/run/netns/{self.name}').st_ino}]"
 
     def kill(self, *words: str) -> int:
-        """Kill its processes that have one of ``words`` in their command line; returns how many."""
-        found = self.processes(*words)
-        for process in found:
+        """Kill the host's processes that have one of ``words`` in their command line.
+
+        Returns:
+            The number of these processes.
+        """
+        processes = self.processes(*words)
+        for process in processes:
             try:
                 process.send_signal(signal.SIGKILL)
             except psutil.Error:
                 continue
-        return len(found)
+        return len(processes)
 
 
-def stranger_asks(host: str, port: int) -> str:
-    """Ask a port by HTTP for metrics, without a token; returns its status code, or nothing."""
-    asking = http.client.HTTPConnection(host, port, timeout=3)
+def status_without_token(host: str, port: int) -> str:
+    """Request metrics from a port by HTTP without a token. Return the status code, or an empty text."""
+    connection = http.client.HTTPConnection(host, port, timeout=3)
     try:
-        asking.request("GET", "/metrics")
-        return str(asking.getresponse().status)
+        connection.request("GET", "/metrics")
+        return str(connection.getresponse().status)
     except (OSError, http.client.HTTPException):
         return ""
     finally:
-        asking.close()
+        connection.close()
 
 
-def make_lab(
+def create_lab(
     lab: Path, names: Sequence[str], *, services: str = "", shares_home: bool = False
 ) -> list[Host]:
-    """Make the bridge, keys and accounts, and start a host for each name; we are the machine at
-    ``.1``."""
+    """Create bridge, keys and accounts, and start a host for each name.
+
+    The calling process is the machine with the address that ends in ``.1``.
+    """
     for folder in ("home/.ssh", "hosts", "etc"):
         (lab / folder).mkdir(parents=True)
     for key in ("home/.ssh/id_ed25519", "host_key"):
@@ -239,38 +253,35 @@ def make_lab(
         run("mount", "-t", "tmpfs", "-o", "mode=1777", "none", folder)
     _replace(lab, "/etc/passwd", _accounts(lab))
     _replace(lab, "/etc/profile", _profile(lab))
-    _replace(
-        lab,
-        "/etc/hosts",
-        "".join(f"{h.address} {h.name}\n" for h in hosts) + "127.0.0.1 localhost\n",
-    )
+    host_lines = [f"{host.address} {host.name}\n" for host in hosts]
+    _replace(lab, "/etc/hosts", "".join([*host_lines, "127.0.0.1 localhost\n"]))
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
     for host in hosts:
-        host.plug_in()
+        host.connect()
         host.start()
     return hosts
 
 
 def _replace(lab: Path, path: str, text: str) -> None:
-    """Cover a file of the system, in the lab's mount namespace only."""
-    ours = lab / "etc" / Path(path).name
-    ours.write_text(text, encoding="utf-8")
-    run("mount", "--bind", str(ours), path)
+    """Replace a file of the system in the lab's mount namespace only."""
+    replacement = lab / "etc" / Path(path).name
+    replacement.write_text(text, encoding="utf-8")
+    run("mount", "--bind", str(replacement), path)
 
 
 def _accounts(lab: Path) -> str:
-    others = [
+    lines = [
         line
         for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines()
         if ":0:0:" not in line
     ]
-    return "\n".join([f"isweep:x:0:0:lab:{lab}/home:/bin/bash", *others]) + "\n"
+    return "\n".join([f"isweep:x:0:0:lab:{lab}/home:/bin/bash", *lines]) + "\n"
 
 
 def _profile(lab: Path) -> str:
-    """Every login finds a ``python3`` that is new enough: the interpreter of this lab."""
+    """Return a profile by which every login uses this lab's interpreter as ``python3``."""
     folder = lab / "bin"
     folder.mkdir()
     base = Path(
@@ -286,17 +297,19 @@ def enter(
     module: str,
     about: str,
     tools: Sequence[str],
-    tell: Callable[[Path], dict[str, Any]],
+    run_lab: Callable[[Path], dict[str, Any]],
 ) -> int:
-    """Check what is needed, go into namespaces of our own, and print what ``tell`` finds in a lab
-    there.
+    """Check the needed tools, enter new namespaces, run a laboratory there, and print its result.
 
     Args:
-        target: of ``make``, which names the laboratory.
-        module: runs it, called again inside.
-        about: what it is, in a line.
-        tools: commands that it needs.
-        tell: runs the whole story in the lab's folder.
+        target: target of ``make``, which is also the laboratory's name.
+        module: the module that calls this function. It is called again inside the namespaces.
+        about: one line about the laboratory.
+        tools: commands that the laboratory needs.
+        run_lab: runs the laboratory in a folder, and returns its result.
+
+    Returns:
+        The exit code: 0 if all checks pass, 1 if one fails, 3 if a tool is missing.
     """
     parser = argparse.ArgumentParser(prog=f"make {target}", description=about)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -307,16 +320,16 @@ def enter(
     if options.inside is None:
         missing = [tool for tool in tools if shutil.which(tool) is None]
         if missing or os.geteuid() != 0 or not AVAILABLE:
-            wanted = ", ".join(missing) or "the right to make namespaces (root)"
-            print(f"{target} needs {wanted}", file=sys.stderr)
+            missing_text = ", ".join(missing) or "the right to make namespaces (root)"
+            print(f"{target} needs {missing_text}", file=sys.stderr)
             return 3
         # Not below /tmp: each host has a folder of its own there.
         lab = tempfile.mkdtemp(prefix=f"isweep-{target}-", dir="/var/tmp")
-        words = [sys.executable, "-m", module, "--inside", lab]
-        words += ["--result", str(options.result.absolute())] if options.result else []
-        os.execvp("unshare", isolated(*words))
+        arguments = [sys.executable, "-m", module, "--inside", lab]
+        arguments += ["--result", str(options.result.absolute())] if options.result else []
+        os.execvp("unshare", isolated(*arguments))
     try:
-        document = tell(options.inside)
+        document = run_lab(options.inside)
     except RuntimeError as error:
         print(f"{error}\nlogs: {options.inside}", file=sys.stderr)
         return 1

@@ -1,10 +1,9 @@
-"""``make slurm-test``: clusters/slurm.sbatch under a real SLURM of three hosts in namespaces of
-their own.
+"""``make slurm-test``: clusters/slurm.sbatch under a real SLURM on three hosts in namespaces.
 
-A sweep on three nodes whose job is told to end in the middle, as SLURM does before the time limit,
-goes back to the queue and finishes; a sweep on one node; a mistake on two nodes, which is not tried
-again. Needs root, iproute2, openssh-server and Debian's slurmctld, slurmd, slurm-client and munge.
-Prints one JSON object; the committed one is ``tests/lab/slurm.json``."""
+Three cases run: a sweep on three nodes whose job gets SIGTERM in the middle, as before SLURM's time
+limit, then returns to the queue and finishes; a sweep on one node; and a mistake on two nodes, which
+is not tried again. The script needs root, iproute2, openssh-server and Debian's slurmctld, slurmd,
+slurm-client and munge. It prints one JSON object; the committed one is ``tests/lab/slurm.json``."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.lab.cluster import LINK_PACKAGES, REPOSITORY, TOKEN, sweep_text, wait_for
-from tests.lab.hosts import NETWORK, Host, enter, make_lab, run
+from tests.lab.cluster import LINK_PACKAGES, REPOSITORY, TOKEN, sweep_text, wait_until
+from tests.lab.hosts import NETWORK, Host, create_lab, enter, run
 
 TOOLS = ("ip", "nsenter", "ssh-keygen", "slurmctld", "slurmd", "sbatch", "munged")
 NAMES = ("n1", "n2", "n3")
 CPUS = 2
-JOB_S = 500.0
+JOB_TIMEOUT_S = 500.0
 _CONF = """
 ClusterName=lab
 SlurmctldHost={here}({network}.1)
@@ -57,44 +56,48 @@ class Slurm:
     """A SLURM cluster on hosts of the lab, driven from the user's machine."""
 
     def __init__(self, lab: Path) -> None:
-        self.lab, self.home = lab, lab / "home"
-        self.said: list[str] = []
+        self.lab = lab
+        self.home = lab / "home"
+        self.commands: list[str] = []
         (lab / "munge.key").write_bytes(secrets.token_bytes(128))
         (lab / "munge.key").chmod(0o400)
         (lab / "state").mkdir()
-        here = platform.node()
-        conf = _CONF.format(here=here, network=NETWORK, lab=lab, names=",".join(NAMES), cpus=CPUS)
+        controller_host = platform.node()
+        conf = _CONF.format(
+            here=controller_host, network=NETWORK, lab=lab, names=",".join(NAMES), cpus=CPUS
+        )
         (lab / "slurm.conf").write_text(conf, encoding="utf-8")
         (lab / "gres.conf").write_text("Name=gpu File=/dev/null\n", encoding="utf-8")
         (lab / "cgroup.conf").write_text("CgroupPlugin=disabled\n", encoding="utf-8")
         self.environment = self._environment()
         services = _SERVICES.format(lab=lab)
-        self.hosts: list[Host] = make_lab(lab, NAMES, services=services, shares_home=True)
+        self.hosts: list[Host] = create_lab(lab, NAMES, services=services, shares_home=True)
         self._start_controller()
         self._install()
 
     def _environment(self) -> dict[str, str]:
         hidden = ("RAY_", "ISWEEP_", "MLFLOW_", "SLURM_")
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-        ours |= {
+        variables = {
+            name: value for name, value in os.environ.items() if not name.startswith(hidden)
+        }
+        variables |= {
             "HOME": str(self.home),
             "SLURM_CONF": str(self.lab / "slurm.conf"),
             "ISWEEP_LOGICAL_GPUS": "1",
         }
-        return ours | {"SCRATCH": str(self.lab / "scratch"), "LC_ALL": "C.UTF-8"}
+        return variables | {"SCRATCH": str(self.lab / "scratch"), "LC_ALL": "C.UTF-8"}
 
     def _start_controller(self) -> None:
         commands = _SERVICES.format(lab=self.lab).replace(" slurmd\n", " slurmctld\n")
         run("sh", "-c", f"set -e\n{commands}")
-        wait_for(
+        wait_until(
             "all nodes idle",
             60,
-            lambda: self.say("sinfo -h -N -o %t").split() == ["idle"] * len(NAMES),
+            lambda: self.run_command("sinfo -h -N -o %t").split() == ["idle"] * len(NAMES),
         )
 
     def _install(self) -> None:
-        """The environment on the shared home: packages linked, the wheel installed; and the
-        token."""
+        """Install linked packages, the wheel and the token in the shared home."""
         folders = [path for path in sys.path if path.endswith("site-packages")]
         (self.lab / "link.py").write_text(LINK_PACKAGES.format(folders=folders), encoding="utf-8")
         run(sys.executable, "-m", "venv", str(self.home / "isweep-venv"))
@@ -102,11 +105,11 @@ class Slurm:
         run(python, str(self.lab / "link.py"))
         (wheel,) = (REPOSITORY / "dist").glob("isweep-*.whl")
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
-        self.say(TOKEN)
+        self.run_command(TOKEN)
 
-    def say(self, command: str) -> str:
-        """Run a command of the user's, with what it prints."""
-        done = subprocess.run(
+    def run_command(self, command: str) -> str:
+        """Run a command of the user, and return its output."""
+        process = subprocess.run(
             ["bash", "-c", command],
             capture_output=True,
             text=True,
@@ -115,35 +118,37 @@ class Slurm:
             env=self.environment,
             timeout=100,
         )
-        if done.returncode:
-            raise RuntimeError(f"{command}: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout
+        if process.returncode:
+            raise RuntimeError(f"{command}: {process.stderr.strip() or process.stdout.strip()}")
+        return process.stdout
 
     def write_sweep(self, name: str, *, seeds: str, epochs: int) -> Path:
-        """Write a sweep file; two models, three sizes and a class pair for every seed."""
+        """Write a sweep file with two models and three sizes for every seed. Return its path."""
         path = self.lab / f"{name}.yaml"
         path.write_text(sweep_text(name=name, seeds=seeds, epochs=epochs), encoding="utf-8")
         return path
 
     def submit(self, sweep: object, nodes: int) -> str:
-        """Submit the script of the repository with the options that these small hosts need."""
+        """Submit the repository's script with options for these small hosts. Return the job's number."""
         options = (
             f"--nodes={nodes} --gpus-per-node=1 --cpus-per-task={CPUS} "
             f"--output={self.lab}/job-%j.log"
         )
         script = REPOSITORY / "clusters/slurm.sbatch"
-        self.said = ["sbatch clusters/slurm.sbatch paper --device gpu"]
-        said = self.say(f"sbatch {options} {script} {sweep} --device gpu")
-        return re.findall(r"\d+", said)[-1]
+        self.commands = ["sbatch clusters/slurm.sbatch paper --device gpu"]
+        output = self.run_command(f"sbatch {options} {script} {sweep} --device gpu")
+        return re.findall(r"\d+", output)[-1]
 
     def job(self, number: str) -> dict[str, str]:
-        """Return what SLURM knows of a job: JobState, ExitCode, Restarts, ..."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.say(f"scontrol show job {number}")))
+        """Return SLURM's fields of a job: JobState, ExitCode, Restarts, ..."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run_command(f"scontrol show job {number}")))
 
-    def until_ended(self, number: str) -> dict[str, str]:
-        """Wait until a job is not queued and does not run; returns what SLURM knows of it."""
+    def wait_until_ended(self, number: str) -> dict[str, str]:
+        """Wait until a job neither is queued nor runs. Return SLURM's fields of the job."""
         states = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING")
-        wait_for(f"job {number} ended", JOB_S, lambda: self.job(number)["JobState"] not in states)
+        wait_until(
+            f"job {number} ended", JOB_TIMEOUT_S, lambda: self.job(number)["JobState"] not in states
+        )
         return self.job(number)
 
     def results(self, sweep: str) -> list[str]:
@@ -152,8 +157,7 @@ class Slurm:
         return sorted(path.parent.name for path in trials.glob("*/result.json"))
 
     def nodes_of(self, sweep: str) -> Counter[str]:
-        """Return how many trials each node has finished, by the addresses that their stories
-        name."""
+        """Return how many trials each node has finished, by the addresses in the event logs."""
         trials = self.lab / "scratch/isweep-root/sweeps" / sweep / "trials"
         events = [
             event
@@ -163,88 +167,90 @@ class Slurm:
         return Counter(event["node"] for event in events if event["what"] == "finished")
 
     def log(self, number: str) -> str:
-        """Return what a job printed."""
+        """Return the output of a job."""
         return (self.lab / f"job-{number}.log").read_text(encoding="utf-8")
 
-    def left(self) -> list[str]:
-        """Return what still runs on the hosts that a job started."""
-        found = [process for host in self.hosts for process in host.processes("ray", "isweep run")]
-        return [" ".join(process.cmdline())[:120] for process in found]
+    def remaining_processes(self) -> list[str]:
+        """Return the command lines of processes that a job started and that still run."""
+        processes = [
+            process for host in self.hosts for process in host.processes("ray", "isweep run")
+        ]
+        return [" ".join(process.cmdline())[:120] for process in processes]
 
 
 def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
-    """Three nodes; SIGTERM to the script alone when six trials are there, as before the time
-    limit."""
+    """Run a job on three nodes, and send SIGTERM to the script alone when six trials are stored."""
     number = slurm.submit(slurm.write_sweep("limited", seeds="[0, 1, 2, 3]", epochs=200), nodes=3)
-    wait_for("6 trials", JOB_S, lambda: len(slurm.results("limited")) >= 6)
-    before = slurm.results("limited")
-    slurm.say(f"scancel --batch --signal=TERM {number}")
-    wait_for("back in the queue", 120, lambda: int(slurm.job(number)["Restarts"]) == 1)
-    ended = slurm.until_ended(number)
+    wait_until("6 trials", JOB_TIMEOUT_S, lambda: len(slurm.results("limited")) >= 6)
+    results_before = slurm.results("limited")
+    slurm.run_command(f"scancel --batch --signal=TERM {number}")
+    wait_until("back in the queue", 120, lambda: int(slurm.job(number)["Restarts"]) == 1)
+    job = slurm.wait_until_ended(number)
     log = slurm.log(number)
-    expect(log, "restarts", ended["Restarts"], "1")
-    expect(log, "state", (ended["JobState"], ended["ExitCode"]), ("COMPLETED", "0:0"))
-    expect(log, "trials", len(slurm.results("limited")), 24)
-    expect(log, "kept", set(before) <= set(slurm.results("limited")), True)
-    expect(
+    require(log, "restarts", job["Restarts"], "1")
+    require(log, "state", (job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"))
+    require(log, "trials", len(slurm.results("limited")), 24)
+    require(log, "kept", set(results_before) <= set(slurm.results("limited")), True)
+    require(
         log,
         "the sweep's own goodbye",
         "trials are kept. Continue with `isweep run" in log.replace("\n", " "),
         True,
     )
-    expect(log, "all nodes trained", len(slurm.nodes_of("limited")), 3)
-    wait_for("no process left", 60, lambda: not slurm.left())
+    require(log, "all nodes trained", len(slurm.nodes_of("limited")), 3)
+    wait_until("no process left", 60, lambda: not slurm.remaining_processes())
     return {
         "trials": 24,
-        "done_when_it_was_told_to_end": len(before),
+        "done_when_it_was_told_to_end": len(results_before),
         "by_node": dict(slurm.nodes_of("limited")),
     }
 
 
 def one_node(slurm: Slurm) -> dict[str, Any]:
-    """The same script on one node."""
+    """Run a job on one node."""
     number = slurm.submit(slurm.write_sweep("alone", seeds="[0]", epochs=5), nodes=1)
-    ended = slurm.until_ended(number)
-    expect(slurm.log(number), "state", (ended["JobState"], ended["ExitCode"]), ("COMPLETED", "0:0"))
-    expect(slurm.log(number), "trials", len(slurm.results("alone")), 6)
+    job = slurm.wait_until_ended(number)
+    require(slurm.log(number), "state", (job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"))
+    require(slurm.log(number), "trials", len(slurm.results("alone")), 6)
     return {"trials": 6}
 
 
 def a_mistake(slurm: Slurm) -> dict[str, Any]:
-    """A sweep that is not there: exit code 2, and not tried again."""
+    """Run a job of an absent sweep: its exit code is 2, and SLURM does not run it again."""
     number = slurm.submit("absent", nodes=2)
-    ended = slurm.until_ended(number)
-    found = (ended["JobState"], ended["ExitCode"], ended["Restarts"])
-    expect(slurm.log(number), "state", found, ("FAILED", "2:0", "0"))
-    return {"exit_code": ended["ExitCode"]}
+    job = slurm.wait_until_ended(number)
+    state = (job["JobState"], job["ExitCode"], job["Restarts"])
+    require(slurm.log(number), "state", state, ("FAILED", "2:0", "0"))
+    return {"exit_code": job["ExitCode"]}
 
 
-def expect(log: str, what: str, found: object, wanted: object) -> None:
-    """End the story at a check that does not hold."""
-    if found != wanted:
-        raise RuntimeError(f"{what}: found {found}, wanted {wanted}\n{log[-6000:]}")
+def require(log: str, description: str, value: object, expected: object) -> None:
+    """Raise a RuntimeError with the end of the log if a value is not the expected one."""
+    if value != expected:
+        raise RuntimeError(f"{description}: found {value}, wanted {expected}\n{log[-6000:]}")
 
 
-def tell(lab: Path) -> dict[str, Any]:
-    """Run the whole story and return what came of it."""
-    started, load = time.monotonic(), os.getloadavg()[0]
+def run_cases(lab: Path) -> dict[str, Any]:
+    """Run all cases in a new lab, and return their results."""
+    started = time.monotonic()
+    load = os.getloadavg()[0]
     slurm = Slurm(lab)
-    found = {}
+    results = {}
     for case in (a_mistake, one_node, ends_in_the_middle):
         print(f"[{time.monotonic() - started:5.0f} s] {case.__name__}", file=sys.stderr, flush=True)
-        found[case.__name__] = case(slurm)
+        results[case.__name__] = case(slurm)
     return {
         "name": "slurm-test",
         "date": time.strftime("%F %H:%M"),
         "load": {"at start": load, "at end": os.getloadavg()[0]},
         "seconds": round(time.monotonic() - started),
-        "slurm": slurm.say("slurmd -V").strip(),
+        "slurm": slurm.run_command("slurmd -V").strip(),
         "hosts": len(NAMES),
-        "commands": slurm.said,
-        "cases": found,
+        "commands": slurm.commands,
+        "cases": results,
     }
 
 
 if __name__ == "__main__":
     about = (__doc__ or "").splitlines()[0]
-    sys.exit(enter("slurm-test", "tests.lab.slurm", about, TOOLS, tell))
+    sys.exit(enter("slurm-test", "tests.lab.slurm", about, TOOLS, run_cases))

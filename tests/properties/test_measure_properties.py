@@ -14,12 +14,13 @@ from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.nearest import SpanResult
 from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.other_label import update_nearest
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
 from tasks.measures.tile_blocks import Span
+from tasks.measures.tile_results import SpanResult
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
@@ -264,7 +265,8 @@ def random_span_result(seed):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.neighbors[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        partial.other_label_by_size[0].update(
+        update_nearest(
+            partial.other_label_by_size[0],
             np.arange(5),
             np.arange(squared.shape[1]),
             squared,

@@ -1,8 +1,8 @@
-"""Small raw downloads in the true layout and file formats of each dataset, generated with a seed.
+"""Small raw downloads with the real layout and file formats of each dataset, generated from a seed.
 
-``python -m tests.raw_trees OUT`` writes ``OUT/<dataset>/``. Pictures are drawn, no real patient is
-in them; each tree has some of the oddities of the real download, listed in the docstring of its
-writer."""
+``python -m tests.raw_trees OUT`` writes ``OUT/<dataset>/``. All pictures are drawn, so they show no
+real patient. Each tree has some irregularities of the real download; the docstring of its writer
+lists them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def write_raw_tree(name: str, out: Path, seed: int = 0) -> Path:
 
 @cache
 def _drawn(name: str, seed: int) -> Path:
-    """Draw a tree once per process: a copy of a hundred DICOM files takes a twentieth of the
-    time."""
+    """Return the folder of a tree, which is drawn once per process.
+
+    Copying a hundred DICOM files takes a twentieth of the time that drawing them takes.
+    """
     folder = Path(_drawings().name) / f"{name}-{seed}"
     folder.mkdir()
     WRITERS[name](folder, seed)

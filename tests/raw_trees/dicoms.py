@@ -1,4 +1,4 @@
-"""Write DICOM files by hand, good ones and odd ones."""
+"""Write DICOM files, both regular and irregular ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,19 @@ def make_dicom(
     syntax: str = ExplicitVRLittleEndian,
     **tags: object,
 ) -> Dataset:
-    """Return a data set with ``values`` ``(height, width)`` or ``(frames, height, width)``;
-    integers only."""
+    """Return a DICOM data set with the given pixels.
+
+    Args:
+        values: Integers, ``(height, width)`` or ``(frames, height, width)``.
+        modality: A key of :data:`STORAGE`.
+        patient: The patient's id.
+        series: UID of the series; one per patient if None.
+        bits: Stored bits of a pixel.
+        photometric: Photometric interpretation.
+        spacing: Size of a pixel in mm, or None to leave it out.
+        syntax: UID of the transfer syntax.
+        **tags: Further elements by keyword.
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = STORAGE[modality]
     meta.MediaStorageSOPInstanceUID = generate_uid(
@@ -40,15 +51,18 @@ def make_dicom(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = Dataset()
     data.file_meta = meta
-    data.SOPClassUID, data.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
-    data.PatientID, data.PatientName, data.Modality = patient, f"Name^{patient}", modality
+    data.SOPClassUID = meta.MediaStorageSOPClassUID
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    data.PatientID = patient
+    data.PatientName = f"Name^{patient}"
+    data.Modality = modality
     data.SeriesInstanceUID = series or generate_uid(entropy_srcs=[patient])
     data.Rows, data.Columns = values.shape[-2:]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
-    data.BitsAllocated, data.BitsStored, data.HighBit = values.dtype.itemsize * 8, bits, bits - 1
+    data.SamplesPerPixel = 1
+    data.PhotometricInterpretation = photometric
+    data.BitsAllocated = values.dtype.itemsize * 8
+    data.BitsStored = bits
+    data.HighBit = bits - 1
     data.PixelRepresentation = int(values.dtype.kind == "i")
     if values.ndim == 3:
         data.NumberOfFrames = len(values)
@@ -75,6 +89,6 @@ def save_dicom(path: Path, data: Dataset) -> None:
 def dicom_bytes(data: Dataset) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of these files are odd on purpose
+        warnings.simplefilter("ignore")  # some of these files are irregular on purpose
         data.save_as(stream, enforce_file_format=True)
     return stream.getvalue()

@@ -8,19 +8,34 @@ import numpy as np
 from pydicom.uid import RLELossless
 
 from tests.raw_trees.dicoms import make_dicom, save_dicom
-from tests.raw_trees.pictures import blob, colour, grey, save_image, save_nifti, save_xlsx
+from tests.raw_trees.pictures import (
+    blob,
+    color_image,
+    gray_image,
+    save_image,
+    save_nifti,
+    save_xlsx,
+)
 
 
 def write_brats(folder: Path, seed: int, num_cases: int = 6) -> None:
-    """HGG and LGG cases; ``.nii`` beside ``.nii.gz``, another orientation, one case without its
-    segmentation."""
+    """Write HGG and LGG cases.
+
+    One case has ``.nii`` files, one has another orientation, and one has no segmentation.
+    """
     rng = np.random.default_rng(seed)
     root = folder / "MICCAI_BraTS_2018_Data_Training"
     for number in range(num_cases):
         name = f"Brats18_TCIA{number:02d}_{rng.integers(100, 999)}_1"
         case = root / ("HGG" if number % 3 else "LGG") / name
-        flair, t2, seg = _brain(rng)
-        for kind, values in (("flair", flair), ("t2", t2), ("t1", t2), ("t1ce", t2), ("seg", seg)):
+        flair, t2, segmentation = _brain(rng)
+        for kind, values in (
+            ("flair", flair),
+            ("t2", t2),
+            ("t1", t2),
+            ("t1ce", t2),
+            ("seg", segmentation),
+        ):
             if number == 5 and kind == "seg":
                 continue
             ending = ".nii" if number == 1 else ".nii.gz"
@@ -30,19 +45,22 @@ def write_brats(folder: Path, seed: int, num_cases: int = 6) -> None:
 
 def _brain(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shape = np.array((60, 60, 44))
-    places = np.indices(shape) / shape[:, None, None, None] - 0.5
-    brain = ((places / np.array((0.4, 0.45, 0.45))[:, None, None, None]) ** 2).sum(0) < 1
+    positions = np.indices(shape) / shape[:, None, None, None] - 0.5
+    brain = ((positions / np.array((0.4, 0.45, 0.45))[:, None, None, None]) ** 2).sum(0) < 1
     center = rng.uniform(-0.1, 0.1, 3)
-    tumour = ((places - center[:, None, None, None]) ** 2).sum(0) < 0.17**2
+    tumor = ((positions - center[:, None, None, None]) ** 2).sum(0) < 0.17**2
     t2 = np.where(brain, 300 + rng.normal(0, 20, shape), 0)
-    flair = np.where(brain, 250 + rng.normal(0, 15, shape) + 200 * tumour, 0)
-    seg = np.where(tumour & brain, np.where(rng.random(shape) < 0.5, 1, 4), 0)
-    return flair.astype(np.int16), np.maximum(t2, 0).astype(np.int16), seg.astype(np.int16)
+    flair = np.where(brain, 250 + rng.normal(0, 15, shape) + 200 * tumor, 0)
+    segmentation = np.where(tumor & brain, np.where(rng.random(shape) < 0.5, 1, 4), 0)
+    return flair.astype(np.int16), np.maximum(t2, 0).astype(np.int16), segmentation.astype(np.int16)
 
 
 def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -> None:
-    """Classic names, one patient with descriptive ones, a mapping row without its file, ``1-0NN``
-    spelt ``1-NN``, MONOCHROME1 and a series after contrast."""
+    """Write breast MRI with classic names.
+
+    One patient has descriptive names, one has MONOCHROME1, mapping rows of the series after contrast
+    have no file, and files ``1-0NN`` are named ``1-NN``.
+    """
     rng = np.random.default_rng(seed)
     root = folder / "manifest-1654812109500" / "Duke-Breast-Cancer-MRI"
     boxes: list[list[object]] = [
@@ -86,19 +104,21 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
             data = make_dicom(
                 values, patient=patient, bits=12, photometric=photometric, SOPInstanceUID=instance
             )
-            # The mapping spells three digits; this download has two.
+            # The mapping has names with three digits, this download with two.
             stored = descriptive if number == 3 else classic.replace("/1-0", "/1-")
             save_dicom(root.parent / stored, data)
     save_xlsx(folder / "Annotation_Boxes.xlsx", boxes)
     save_xlsx(folder / "Breast-Cancer-MRI-filepath_filename-mapping.xlsx", mapping)
 
 
-KNEES = "Bilateral PA Fixed Flexion Knee"
+KNEE_VIEW = "Bilateral PA Fixed Flexion Knee"
 
 
 def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
-    """Bilateral radiographs without ending, ``|`` tables with ``1: Right``, an ungraded knee,
-    MONOCHROME1."""
+    """Write bilateral radiographs without a file extension, and ``|`` tables.
+
+    Some tables have sides such as ``1: Right``, one knee has no grade, one image has MONOCHROME1.
+    """
     rng = np.random.default_rng(seed)
     lines = ["ID|SIDE|READPRJ|barcdBU|V00XRKL|V00XRJSM|V00XRJSL"]
     header = "Folder,ParticipantID,StudyDate,Barcode,SeriesDescription"
@@ -108,26 +128,26 @@ def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
         grades = (rng.integers(0, 2), rng.integers(2, 5))[:: 1 if number % 2 else -1]
         for side, grade in zip((1, 2), grades, strict=True):
             label = f"{side}: {'Right' if side == 1 else 'Left'}" if number % 3 == 0 else str(side)
-            shown = "" if (number, side) == (4, 2) else str(grade)
-            lines.append(f"{patient}|{label}|15|01660{number}|{shown}|0|0")
+            grade_text = "" if (number, side) == (4, 2) else str(grade)
+            lines.append(f"{patient}|{label}|15|01660{number}|{grade_text}|0|0")
             lines.append(f"{patient}|{label}|37|01660{number}|0|0|0")
         values = _legs(rng, [int(grade) for grade in grades])
         photometric = "MONOCHROME1" if number == 1 else "MONOCHROME2"
         if photometric == "MONOCHROME1":
             values = values.max() - values
         release = "0.C.2" if number % 4 == 3 else "0.E.1"
-        place = f"{patient}/20050411/0016{number:04d}"
+        study_path = f"{patient}/20050411/0016{number:04d}"
         _save_radiograph(
-            folder / "results" / "P001" / release / place / "001", values, patient, photometric
+            folder / "results" / "P001" / release / study_path / "001", values, patient, photometric
         )
-        contents[release].append(f"{place},{patient},20050411,0016{number:04d},{KNEES}")
+        contents[release].append(f"{study_path},{patient},20050411,0016{number:04d},{KNEE_VIEW}")
     for release, rows in contents.items():
         (folder / "results" / "P001" / release / "contents.csv").write_text("\n".join(rows) + "\n")
     (folder / "kxr_sq_bu00.txt").write_text("\n".join(lines) + "\n")
 
 
 def _save_radiograph(
-    path: Path, values: np.ndarray, patient: str, photometric: str, view: str = KNEES
+    path: Path, values: np.ndarray, patient: str, photometric: str, view: str = KNEE_VIEW
 ) -> None:
     data = make_dicom(
         values,
@@ -142,11 +162,11 @@ def _save_radiograph(
 
 
 def _legs(rng: np.random.Generator, grades: list[int]) -> np.ndarray:
-    """Two bright legs with a dark joint gap, narrower for higher grades."""
+    """Draw two bright legs with a dark joint gap, which is narrower for higher grades."""
     height, width = 700, 900
     values = rng.normal(200, 20, (height, width))
-    for place, grade in enumerate(grades):
-        center = int(width * (0.25 + 0.5 * place) + rng.integers(-20, 20))
+    for side, grade in enumerate(grades):
+        center = int(width * (0.25 + 0.5 * side) + rng.integers(-20, 20))
         joint = int(height * 0.5 + rng.integers(-60, 60))
         values[:, center - 90 : center + 90] += 1500
         gap = 16 - 3 * grade
@@ -155,8 +175,10 @@ def _legs(rng: np.random.Generator, grades: list[int]) -> np.ndarray:
 
 
 def write_chexpert(folder: Path, seed: int, num_patients: int = 30) -> None:
-    """The small release: uncertain, blank and explicit-negative findings, frontal and lateral,
-    ``1.0`` for 1."""
+    """Write the small release with frontal and lateral views.
+
+    Findings are uncertain, blank or explicitly negative, and ``1.0`` stands for 1.
+    """
     rng = np.random.default_rng(seed)
     findings = ["No Finding", "Edema", "Pleural Effusion"]
     lines = ["Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(findings)]
@@ -166,13 +188,15 @@ def write_chexpert(folder: Path, seed: int, num_patients: int = 30) -> None:
             effusion = ("1.0", "-1.0", "", "0.0")[number % 4]
             edema = ("", "1.0", "-1.0")[number % 3]
             lines.append(f"{path},Female,68,{name.title()},AP,,{edema},{effusion}")
-            save_image(folder / path, grey(rng, (64, 70), effusion == "1.0"), "JPEG")
+            save_image(folder / path, gray_image(rng, (64, 70), effusion == "1.0"), "JPEG")
     (folder / "CheXpert-v1.0-small" / "train.csv").write_text("\r\n".join(lines) + "\r\n")
 
 
 def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
-    """8-bit grey, one RGB, one 16-bit PNG, mixed sizes, several parts, and a hidden file in the
-    table."""
+    """Write 8-bit gray images of several body parts in mixed sizes.
+
+    One patient has RGB images, one has 16-bit PNG files, and the table has a hidden file.
+    """
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(1, num_patients + 1):
@@ -183,7 +207,11 @@ def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
             path = f"MURA-v1.1/train/XR_{part}/patient{number:05d}/{study}/image{image}.png"
             lines.append(path)
             shape = (60 + number, 50 + image)
-            pixels = colour(rng, shape, abnormal) if number == 3 else grey(rng, shape, abnormal)
+            pixels = (
+                color_image(rng, shape, abnormal)
+                if number == 3
+                else gray_image(rng, shape, abnormal)
+            )
             if number == 4:
                 pixels = (blob(rng, shape, abnormal) * 257).astype(np.uint16)
             save_image(folder / path, pixels)
@@ -195,8 +223,10 @@ def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
 
 
 def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:
-    """Signed and 12-bit unsigned slices, padding below the field of view, six rows each, some rows
-    twice."""
+    """Write signed and 12-bit unsigned CT slices, each with six rows in the table.
+
+    Signed slices have padding below the field of view, and some rows are there twice.
+    """
     rng = np.random.default_rng(seed)
     subtypes = (
         "epidural",
@@ -236,8 +266,11 @@ def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:
 
 
 def write_prostate(folder: Path, seed: int, num_patients: int = 8) -> None:
-    """Multi-frame ultrasound, RLE for some, a blank score, two targets in one series, a descriptive
-    name."""
+    """Write multi-frame ultrasound.
+
+    Some files are compressed by RLE, one score is blank, one series has two targets, and one folder
+    has a descriptive name.
+    """
     rng = np.random.default_rng(seed)
     header = [
         "Patient ID",
@@ -252,7 +285,7 @@ def write_prostate(folder: Path, seed: int, num_patients: int = 8) -> None:
         patient = f"Prostate-MRI-US-Biopsy-{number + 1:04d}"
         series = f"1.3.6.1.4.1.14519.5.2.1.{number}.{10_000 + 37 * number}"
         score = number % 6
-        frames = np.stack([grey(rng, (48, 56), score >= 2) for _ in range(12)])
+        frames = np.stack([gray_image(rng, (48, 56), score >= 2) for _ in range(12)])
         data = make_dicom(
             frames,
             modality="US",

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.sources.natural import IMAGENET_CLASSES
-from tests.raw_trees.pictures import colour, grey, jpeg_cmyk, save_image
+from tests.raw_trees.pictures import color_image, gray_image, jpeg_cmyk, save_image
 
 
 def write_mnist(folder: Path, seed: int, num_images: int = 400) -> None:
-    """Gzipped IDX files; class k is a body whose spot's presence and noise depend on k."""
+    """Write gzipped IDX files. Images of odd classes have a bright spot."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, num_images)
-    images = np.stack([grey(rng, (28, 28), label % 2 == 1) for label in labels])
+    images = np.stack([gray_image(rng, (28, 28), label % 2 == 1) for label in labels])
     _idx(folder / "train-images-idx3-ubyte.gz", images)
     _idx(folder / "train-labels-idx1-ubyte.gz", labels.astype(np.uint8))
 
@@ -30,13 +30,12 @@ def _idx(path: Path, values: np.ndarray) -> None:
 
 
 def write_cifar10(folder: Path, seed: int, per_batch: int = 80) -> None:
-    """The archive as it comes: pickled batches in ``cifar-10-batches-py``, and the other files
-    beside them."""
+    """Write the archive as it is downloaded: pickled batches and another file in one folder."""
     rng = np.random.default_rng(seed)
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
         for number in range(1, 6):
             labels = rng.integers(0, 10, per_batch)
-            pixels = np.stack([colour(rng, (32, 32), label % 2 == 1) for label in labels])
+            pixels = np.stack([color_image(rng, (32, 32), label % 2 == 1) for label in labels])
             batch = {
                 b"batch_label": f"training batch {number} of 5".encode(),
                 b"labels": labels.tolist(),
@@ -56,28 +55,30 @@ def _add(archive: tarfile.TarFile, name: str, body: bytes) -> None:
 
 
 def write_svhn(folder: Path, seed: int, num_images: int = 300) -> None:
-    """A MATLAB file with digit 0 spelt 10, low-contrast images and unequal classes."""
+    """Write a MATLAB file with the label 10 for digit 0, low contrast and unequal classes."""
     from scipy.io import savemat
 
     rng = np.random.default_rng(seed)
     labels = rng.choice(np.arange(1, 11), num_images, p=np.r_[0.28, np.full(9, 0.08)])
     images = np.stack(
-        [colour(rng, (32, 32), label % 2 == 1) // 2 + 20 for label in labels], axis=-1
+        [color_image(rng, (32, 32), label % 2 == 1) // 2 + 20 for label in labels], axis=-1
     )
     savemat(folder / "train_32x32.mat", {"X": images, "y": labels.reshape(-1, 1).astype(np.uint8)})
 
 
 def write_imagenet(folder: Path, seed: int, per_class: int = 12) -> None:
-    """Kaggle layout; mixed sizes, a grey, a CMYK JPEG, a PNG named JPEG, and a class nobody asked
-    for."""
+    """Write the Kaggle layout with mixed sizes and a class that no sweep requests.
+
+    One image is gray, one is a CMYK JPEG, and one is a PNG file named JPEG.
+    """
     rng = np.random.default_rng(seed)
     train = folder / "ILSVRC" / "Data" / "CLS-LOC" / "train"
     for index, key in enumerate((*IMAGENET_CLASSES, "n01484850")):
         for number in range(per_class):
             path = train / key / f"{key}_{number}.JPEG"
-            pixels = colour(rng, (60 + 5 * number, 80), index % 2 == 1)
+            pixels = color_image(rng, (60 + 5 * number, 80), index % 2 == 1)
             save_image(path, pixels, "JPEG")
     first = train / "n01440764"
-    (first / "n01440764_900.JPEG").write_bytes(jpeg_cmyk(colour(rng, (64, 64), False)))
-    save_image(first / "n01440764_901.JPEG", colour(rng, (64, 64), False), "PNG")
-    save_image(first / "n01440764_902.JPEG", grey(rng, (64, 64), False), "JPEG")
+    (first / "n01440764_900.JPEG").write_bytes(jpeg_cmyk(color_image(rng, (64, 64), False)))
+    save_image(first / "n01440764_901.JPEG", color_image(rng, (64, 64), False), "PNG")
+    save_image(first / "n01440764_902.JPEG", gray_image(rng, (64, 64), False), "JPEG")

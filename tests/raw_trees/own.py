@@ -1,5 +1,6 @@
-"""Own data of every kind, with any columns: one writer per form of file, each by the format's own
-library."""
+"""A user's own data of every kind with any columns: one writer per form of file.
+
+Each writer uses the library of its format."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ COUNT = 12
 
 @functools.cache
 def pictures(count: int = COUNT, seed: int = 0) -> np.ndarray:
-    """Noise of 8x8 pixels, no two alike, ``(count, 8, 8)`` uint8."""
+    """Return different images of noise, ``(count, 8, 8)`` uint8."""
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8)).astype(np.uint8)
 
 
@@ -40,8 +41,10 @@ def _records(columns: Columns) -> list[dict[str, object]]:
 
 
 def _with_files(folder: Path, columns: Columns, ending: str = "png") -> list[dict[str, object]]:
-    """Write a file per image and return the rows of a table; the group of a DICOM file is in its
-    header."""
+    """Write a file per image, and return the rows of a table with the files' paths.
+
+    The group of a DICOM file is in its header.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, (pixels, record) in enumerate(
@@ -59,12 +62,12 @@ def _with_files(folder: Path, columns: Columns, ending: str = "png") -> list[dic
 
 
 def write_text(
-    folder: Path, columns: Columns, *, ending: str = "csv", mark: str = ",", files: str = "png"
+    folder: Path, columns: Columns, *, ending: str = "csv", separator: str = ",", files: str = "png"
 ) -> Path:
-    """A table of text; nothing and NaN are blank, as pandas writes them."""
+    """Write a table of text. None and NaN become blank cells, as pandas writes them."""
     records = _with_files(folder, columns, files)
     with (folder / f"table.{ending}").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, records[0], delimiter=mark)
+        writer = csv.DictWriter(file, records[0], delimiter=separator)
         writer.writeheader()
         writer.writerows(
             [{key: "" if is_nan(cell) else cell for key, cell in row.items()} for row in records]
@@ -76,7 +79,7 @@ def write_xlsx(folder: Path, columns: Columns) -> Path:
     records = _with_files(folder, columns)
     rows = [
         list(records[0]),
-        *([None if is_nan(v) else v for v in row.values()] for row in records),
+        *([None if is_nan(value) else value for value in row.values()] for row in records),
     ]
     save_xlsx(folder / "table.xlsx", rows)
     return folder / "table.xlsx"
@@ -94,7 +97,7 @@ def write_parquet_of_paths(folder: Path, columns: Columns) -> Path:
 
 
 def image_cells(count: int = COUNT) -> list[object]:
-    """The images as ``datasets`` stores them in a row."""
+    """Return the images as the library ``datasets`` stores them in a row."""
     return [
         {"bytes": png(pixels), "path": f"{row}.png"} for row, pixels in enumerate(pictures(count))
     ]
@@ -107,7 +110,13 @@ def write_parquet(folder: Path, columns: Columns) -> Path:
 
 
 def save_parquet(path: Path, columns: Columns, names: Sequence[str] | None = None) -> Path:
-    """A Parquet file in groups of five rows; ``names`` are those of a ``ClassLabel``."""
+    """Write a Parquet file in groups of five rows.
+
+    Args:
+        path: The file.
+        columns: Its columns.
+        names: Class names of a ``ClassLabel`` feature, if there is one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,34 +147,35 @@ def save_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
 def write_webdataset(
     folder: Path, columns: Columns, *, name: str = "own.tar", first: int = 0
 ) -> Path:
-    """A shard; a lone label is a ``.cls``, anything else a ``.json``."""
+    """Write a shard. Labels alone are ``.cls`` members, other columns are ``.json`` members."""
     members = []
     images = pictures(first + count_of(columns))[first:]
     for number, (pixels, record) in enumerate(zip(images, _records(columns), strict=True), first):
-        alone = list(record) == ["label"] and isinstance(record["label"], str)
-        body = str(record["label"]) if alone else json.dumps(record)
-        members += [(f"{number:06d}.{'cls' if alone else 'json'}", body.encode())]
+        is_lone_label = list(record) == ["label"] and isinstance(record["label"], str)
+        body = str(record["label"]) if is_lone_label else json.dumps(record)
+        members += [(f"{number:06d}.{'cls' if is_lone_label else 'json'}", body.encode())]
         members += [(f"{number:06d}.png", png(pixels))]
     return save_tar(folder / name, members)
 
 
 def _array(values: Sequence[object]) -> np.ndarray:
-    """An array as numpy makes it of cells; blank ones are NaN beside numbers and empty beside
-    text."""
-    absent = [value is None or is_nan(value) for value in values]
-    if any(absent):
-        blank: object = (
-            "" if any(isinstance(value, str) for value in values) or all(absent) else math.nan
-        )
+    """Return the array that numpy makes of cells.
+
+    Blank cells become NaN among numbers, and empty text among text.
+    """
+    is_blank = [value is None or is_nan(value) for value in values]
+    if any(is_blank):
+        is_text = any(isinstance(value, str) for value in values)
+        blank: object = "" if is_text or all(is_blank) else math.nan
         values = [
-            blank if missing else value for value, missing in zip(values, absent, strict=True)
+            blank if missing else value for value, missing in zip(values, is_blank, strict=True)
         ]
     return np.array(values)
 
 
 def as_arrays(columns: Columns) -> dict[str, np.ndarray]:
-    found = {name: _array(values) for name, values in columns.items()}
-    return {"images": pictures(count_of(columns)), "labels": found.pop("label")} | found
+    arrays = {name: _array(values) for name, values in columns.items()}
+    return {"images": pictures(count_of(columns)), "labels": arrays.pop("label")} | arrays
 
 
 def write_npz(folder: Path, columns: Columns) -> Path:
@@ -192,15 +202,15 @@ def save_arrays(stem: Path, kind: str, **arrays: np.ndarray) -> Path:
 
 
 def write_folder(folder: Path, columns: Columns) -> Path:
-    """``<split>/<label>/<group>/<n>.png``, of those that there are."""
+    """Write ``<split>/<label>/<group>/<n>.png``, without the folders of missing columns."""
     for number, (pixels, record) in enumerate(
         zip(pictures(count_of(columns)), _records(columns), strict=True)
     ):
-        place = folder.joinpath(
+        image_folder = folder.joinpath(
             *(str(record[name]) for name in ("split", "label", "group") if name in record)
         )
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number}.png").write_bytes(png(pixels))
+        image_folder.mkdir(parents=True, exist_ok=True)
+        (image_folder / f"{number}.png").write_bytes(png(pixels))
     return folder
 
 
@@ -210,8 +220,8 @@ def is_nan(value: object) -> bool:
 
 FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
     "csv": ("table", write_text),
-    "tsv": ("table", functools.partial(write_text, ending="tsv", mark="\t")),
-    "semicolons": ("table", functools.partial(write_text, mark=";")),
+    "tsv": ("table", functools.partial(write_text, ending="tsv", separator="\t")),
+    "semicolons": ("table", functools.partial(write_text, separator=";")),
     "xlsx": ("table", write_xlsx),
     "jsonl": ("table", write_jsonl),
     "parquet of paths": ("table", write_parquet_of_paths),
@@ -221,21 +231,20 @@ FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
     "hdf5": ("hdf5", write_hdf5),
     "folder": ("folder", write_folder),
 }
-"""Form of file -> its kind, and what writes columns into a folder and returns the path that a user
-names."""
+"""Form of file -> its kind, and a function that writes columns into a folder and returns the path
+that a user gives."""
 
 
 def write_kind(kind: str, folder: Path) -> Path:
-    """Ten images of two classes; tables have five patients with an image of each."""
+    """Write ten images of two classes. Tables have five patients with an image of each class."""
     columns = {"label": [NAMES[row % 2] for row in range(10)]}
     if kind.endswith("csv") or kind == "table":
         columns["group"] = [f"P{row // 2}" for row in range(10)]
     files = {"dicom_csv": "dcm", "nifti_csv": "nii.gz"}.get(kind, "png")
-    return (
-        write_text(folder, columns, files=files)
-        if "group" in columns
-        else FORMS[kind][1](folder, columns)
-    )
+    if "group" in columns:
+        return write_text(folder, columns, files=files)
+    _, write = FORMS[kind]
+    return write(folder, columns)
 
 
 OWN_WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -252,5 +261,5 @@ OWN_WRITERS: dict[str, Callable[[Path], Path]] = {
         "parquet",
     )
 }
-"""Kind, or an old name of one -> writes a folder's worth of it and returns the path a user would
-name."""
+"""Kind, or an old name of a kind -> function that writes a small dataset of it and returns the path
+that a user gives."""

@@ -1,4 +1,4 @@
-"""Drawn pictures and file encoders that the trees share."""
+"""Drawn pictures and file writers that the raw trees share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 def blob(
     rng: np.random.Generator, shape: tuple[int, int], bright: bool, noise: float = 6.0
 ) -> np.ndarray:
-    """A noisy body with or without a bright spot, float in [0, 255]."""
+    """Draw a noisy body with or without a bright spot, float in [0, 255]."""
     rows, columns = np.indices(shape) / np.array(shape)[:, None, None]
     body = 90 * (((rows - 0.5) / 0.45) ** 2 + ((columns - 0.5) / 0.4) ** 2 < 1)
     row, column = rng.uniform(0.35, 0.65, 2)
@@ -22,12 +22,12 @@ def blob(
     return np.clip(body + spot + rng.normal(0, noise, shape) + rng.uniform(10, 30), 0, 255)
 
 
-def grey(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
+def gray_image(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
     return blob(rng, shape, bright).astype(np.uint8)
 
 
-def colour(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
-    return np.stack([grey(rng, shape, bright) for _ in range(3)], axis=-1)
+def color_image(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
+    return np.stack([gray_image(rng, shape, bright) for _ in range(3)], axis=-1)
 
 
 def save_image(path: Path, pixels: np.ndarray, image_format: str | None = None, **options) -> None:
@@ -58,7 +58,7 @@ def save_xlsx(path: Path, rows: list[list[object]]) -> None:
 
 
 def edit_xlsx(path: Path, change: Callable[[Any], object]) -> None:
-    """Let ``change`` do something to a workbook's first sheet."""
+    """Apply ``change`` to a workbook's first sheet, and save the workbook."""
     import openpyxl
 
     book = openpyxl.load_workbook(path)

@@ -49,7 +49,10 @@ RETRIES = "orchestrator/running/recovery/retries.py"
 LOCKS = "orchestrator/machine/locks.py"
 WATCHDOG = "orchestrator/running/recovery/watchdog.py"
 WORK = "orchestrator/running/trial_source.py"
+START_WAIT = "orchestrator/running/recovery/start_wait.py"
 TRACKING = "orchestrator/results/tracking.py"
+PENDING = "orchestrator/results/pending_updates.py"
+SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
 RUNS = "orchestrator/results/mlflow_runs.py"
 STORE = "orchestrator/results/store.py"
 STATE = "orchestrator/results/state.py"
@@ -139,7 +142,7 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
-                "        self._attempts_of_this_run[trial_id] -= 1\n",
+                "        self._attempt(trial_id).number -= 1\n",
                 "",
             ),
             (
@@ -151,8 +154,8 @@ MUTATIONS = tuple(
                 "a report that comes twice counts once",
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
-                "        self._nodes",
-                "        self._nodes",
+                "        self._attempt(trial_id).node",
+                "        self._attempt(trial_id).node",
             ),
             (
                 "a result ends its trial",
@@ -177,10 +180,8 @@ MUTATIONS = tuple(
             ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
             (
                 "attempts of earlier runs are counted",
-                (
-                    "self._source.earlier_attempts.get(trial_id, 0) + self._attempts_of_this_run[trial_id]"
-                ),
-                "self._attempts_of_this_run[trial_id]",
+                "Attempt(self._source.earlier_attempts.get(trial_id, 0))",
+                "Attempt(0)",
             ),
             (
                 "arrays go with the last trial that needs them",
@@ -266,8 +267,8 @@ MUTATIONS = tuple(
             ("hung trials are ended", "        kill()\n", "        return\n"),
             (
                 "a worker that does not answer is ended within a minute",
-                "limit_s = min(limit_s, WORKER_TIMEOUT_S)",
-                "pass",
+                "return min(self.max_silence_s, WORKER_TIMEOUT_S)",
+                "return self.max_silence_s",
             ),
             (
                 "a trial that hung may die of something else",
@@ -275,13 +276,15 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "a shared cluster that has no room is waited for",
-                "        if not self._is_private:\n            return\n",
-                "",
-            ),
-            (
                 "an epoch begins the limit of its trial anew",
                 "            watched.last_message_at = self._clock.monotonic()\n",
+                "",
+            ),
+        ),
+        START_WAIT: (
+            (
+                "a shared cluster that has no room is waited for",
+                "        if not self._is_private:\n            return\n",
                 "",
             ),
         ),
@@ -343,18 +346,20 @@ MUTATIONS = tuple(
                 "]",
             ),
         ),
-        TRACKING: (
+        PENDING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._pending.get(key) is update:\n"
-                "                del self._pending[key]\n",
-                "            if key in self._pending:\n                del self._pending[key]\n",
+                "        if self._updates.get(key) is update:\n"
+                "            del self._updates[key]\n",
+                "        if key in self._updates:\n            del self._updates[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._pending[key] = self._pending.pop(key)  # moves it to the end of the table\n",
-                "                self._pending.pop(key)\n",
+                "            self._updates[key] = self._updates.pop(key)\n",
+                "            self._updates.pop(key)\n",
             ),
+        ),
+        TRACKING: (
             (
                 "a start compares the whole store",
                 "        for run in results:\n",
@@ -367,7 +372,7 @@ MUTATIONS = tuple(
             ),
             (
                 "the end closes what nobody works on",
-                "            closed, duplicates = runs.end_running(busy)\n",
+                "            closed, duplicates = runs.end_running(open_keys)\n",
                 "            closed, duplicates = 0, 0\n",
             ),
             (
@@ -376,19 +381,21 @@ MUTATIONS = tuple(
                 "points=tuple(points)",
             ),
             (
-                "MLflow shows how a sweep ended",
-                '        ending = "KILLED"\n',
-                '        ending = "FINISHED"\n',
-            ),
-            (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._put(_END_KEY, _EndSweep(ending))",
-                "        self._put(_END_KEY, _EndSweep(ending))",
+                "        self._running.clear()\n        self._put(END_KEY, EndSweep(ending))",
+                "        self._put(END_KEY, EndSweep(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",
                 'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
                 "timeout_s = FLUSH_S",
+            ),
+        ),
+        SWEEP_TRACKING: (
+            (
+                "MLflow shows how a sweep ended",
+                '        ending = "KILLED"\n',
+                '        ending = "FINISHED"\n',
             ),
         ),
         RUNS: (

@@ -23,7 +23,8 @@ from orchestrator.results.records import StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
-from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.results.sweep_tracking import open_tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
 from orchestrator.running.trial_source import RunContext
 from orchestrator.running.trials import TrialLoop

@@ -1,4 +1,4 @@
-"""What registries and citations say of the package is what pyproject.toml says."""
+"""The citation files have the package's metadata of pyproject.toml."""
 
 import json
 import tomllib
@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+AUTHORS = [author["name"] for author in PROJECT["authors"]]
 
 
 def test_the_citation_file_repeats_the_projects_metadata():
@@ -17,9 +18,7 @@ def test_the_citation_file_repeats_the_projects_metadata():
     assert citation["abstract"] == PROJECT["description"]
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
-    assert [author["name"] for author in citation["authors"]] == [
-        author["name"] for author in PROJECT["authors"]
-    ]
+    assert [author["name"] for author in citation["authors"]] == AUTHORS
     assert citation["preferred-citation"]["url"] == PROJECT["urls"]["Paper"]
 
 
@@ -30,7 +29,5 @@ def test_codemeta_repeats_the_projects_metadata():
     assert codemeta["version"] == PROJECT["version"]
     assert codemeta["license"].removeprefix("https://spdx.org/licenses/") == PROJECT["license"]
     assert codemeta["runtimePlatform"] == f"Python {PROJECT['requires-python']}"
-    assert [author["name"] for author in codemeta["author"]] == [
-        author["name"] for author in PROJECT["authors"]
-    ]
+    assert [author["name"] for author in codemeta["author"]] == AUTHORS
     assert codemeta["referencePublication"] == PROJECT["urls"]["Paper"]

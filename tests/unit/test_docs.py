@@ -1,4 +1,4 @@
-"""What the documents say exists: links, commands, Python, make targets."""
+"""Links, commands, Python blocks and make targets of the documents exist."""
 
 import json
 import re
@@ -31,20 +31,20 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def cells(document: Path) -> list[str]:
-    """Python of all cells of a page that is a notebook, without their options."""
-    found = [body for language, body in blocks(document) if language == CELL]
-    return [re.sub(r"^:\w+:.*\n", "", body, flags=re.MULTILINE) for body in found]
+    """Return the Python of all cells of a page that is a notebook, without their options."""
+    bodies = [body for language, body in blocks(document) if language == CELL]
+    return [re.sub(r"^:\w+:.*\n", "", body, flags=re.MULTILINE) for body in bodies]
 
 
 def commands(document: Path) -> list[str]:
-    """All lines of code blocks that call ``isweep``."""
-    lines = [
-        line.strip().removeprefix("$ ")
-        for _, block in blocks(document)
-        for line in block.splitlines()
-    ]
-    joined = [line.split(" #")[0].strip() for line in lines]
-    return [line for line in joined if re.match(r"^(\.venv/bin/)?isweep ", line)]
+    """Return all lines of code blocks that call ``isweep``, without comments."""
+    calls = []
+    for _, block in blocks(document):
+        for line in block.splitlines():
+            command = line.strip().removeprefix("$ ").split(" #")[0].strip()
+            if re.match(r"^(\.venv/bin/)?isweep ", command):
+                calls.append(command)
+    return calls
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -56,7 +56,7 @@ def test_relative_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_isweep_command_is_one(document):
+def test_every_isweep_command_can_be_parsed(document):
     for command in commands(document):
         if "…" in command or "..." in command:
             continue
@@ -84,10 +84,10 @@ def test_the_pictures_of_concepts_are_drawn_by_the_product(monkeypatch):
 
     mpl.use("agg")
     text = "\n".join(cells(ROOT / "docs" / "concepts.md"))
-    drawn: dict = {}
-    exec(text, drawn)
-    # [-1, 1] is brought to [0, 255], so distances grow by 255 / 2.
-    assert drawn["sharpness"] == pytest.approx(2 / 255 / drawn["distances"].min(), rel=1e-4)
+    variables: dict = {}
+    exec(text, variables)
+    # Scaling [-1, 1] to [0, 255] multiplies distances by 255 / 2.
+    assert variables["sharpness"] == pytest.approx(2 / 255 / variables["distances"].min(), rel=1e-4)
 
 
 def test_every_key_of_a_sweep_file_is_in_its_reference():
@@ -116,14 +116,12 @@ PAGES = {
 }
 
 
-def test_every_page_is_of_one_of_four_kinds():
-    trees = re.findall(
-        r"```{toctree}\n(.*?)```", (ROOT / "docs/index.md").read_text("utf-8"), re.DOTALL
-    )
-    listed = [
-        tuple(re.sub(r".*<(.*)>", r"\1", line) for line in tree.split("\n\n")[1].splitlines())
-        for tree in trees
-    ]
+def test_every_page_is_listed_under_one_of_four_kinds():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = []
+    for tree in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL):
+        entries = tree.split("\n\n")[1].splitlines()
+        listed.append(tuple(re.sub(r".*<(.*)>", r"\1", entry) for entry in entries))
     assert listed == list(PAGES.values())
     pages = {
         path.relative_to(ROOT / "docs").with_suffix("").as_posix()
@@ -134,13 +132,11 @@ def test_every_page_is_of_one_of_four_kinds():
 
 
 def test_the_readmes_make_targets_exist():
-    made = set(
-        re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    asked = set(
-        re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    assert {"demo", "test"} <= asked <= made
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    readme_targets = set(re.findall(r"^make (\w+)$", readme, re.MULTILINE))
+    assert {"demo", "test"} <= readme_targets <= targets
 
 
 def test_the_readmes_sweep_file_is_valid(tmp_path):
@@ -152,12 +148,12 @@ def test_the_readmes_sweep_file_is_valid(tmp_path):
     assert load_sweep(str(path)).name == "mine"
 
 
-def test_ci_runs_what_the_readme_says():
+def test_ci_runs_lint_and_tests():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.findall(r"^make (\w+)$", script, re.MULTILINE) == ["lint", "test"]
 
 
-HOUSE = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
 TASKS = (
     "model",
     "dataset",
@@ -170,12 +166,12 @@ TASKS = (
 )
 
 
-@pytest.mark.parametrize("document", HOUSE, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
 def test_every_path_that_a_guide_names_exists(document):
     text = re.sub(BLOCK, "", document.read_text(encoding="utf-8"))
-    named = {name for name in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if "://" not in name}
-    assert len(named) >= 15
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    paths = {name for name in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if "://" not in name}
+    assert len(paths) >= 15
+    assert [name for name in sorted(paths) if not (ROOT / name).exists()] == []
 
 
 def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
@@ -188,22 +184,20 @@ def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
         files = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|md))`", bullet)]
         bodies = "".join(file.read_text(encoding="utf-8") for file in files)
         for name in re.findall(r"`(_?[A-Z][A-Z_]+|[a-z_]+_[a-z_]+)`", bullet):
-            assert re.search(rf"\b{name}\b", bodies), (
-                f"{name} is in none of {[f.name for f in files]}"
-            )
+            file_names = [file.name for file in files]
+            assert re.search(rf"\b{name}\b", bodies), f"{name} is in none of {file_names}"
             checked += 1
     assert checked >= 8
 
 
 def test_contributing_answers_how_to_add_each_kind_of_thing():
-    headings = re.findall(
-        r"^## Add (.+)$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## Add (.+)$", text, re.MULTILINE)
     for task in TASKS:
         assert any(task in heading for heading in headings), f"nothing about adding {task}"
 
 
-def test_the_picture_of_the_house_names_every_wing():
+def test_the_picture_of_the_architecture_names_every_folder():
     (picture, _) = [body for _, body in blocks(ROOT / "docs" / "architecture.md")]
     for package in ("tasks", "orchestrator"):
         for folder in (ROOT / package).iterdir():
@@ -212,8 +206,9 @@ def test_the_picture_of_the_house_names_every_wing():
 
 
 def test_the_table_of_long_fault_runs_is_that_of_its_results():
-    known = json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text(encoding="utf-8"))
-    assert table(known) in (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "results" / "chaos.json").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+    assert table(json.loads(text)) in page
 
 
 def test_readme_shows_the_output_and_answers_of_the_demos_committed_run():
@@ -224,7 +219,7 @@ def test_readme_shows_the_output_and_answers_of_the_demos_committed_run():
     assert f"`isweep run demo` ({quiet['first_s']:.0f} s on two idle cores)" in words
 
 
-def test_readme_tells_what_the_committed_run_of_make_demo_found():
+def test_readme_gives_the_result_of_the_committed_run_of_make_demo():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     run = json.loads((RESULT.parent / "digits_demo.json").read_text(encoding="utf-8"))
     value, low, high = (f"−{abs(number):.2f}" for number in (run["value"], *run["interval"]))
@@ -250,11 +245,11 @@ def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark()
 
 def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):
     page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
-    _, shown, table = page.split("```")[1:6:2]
+    _, output, table = page.split("```")[1:6:2]
     file = tmp_path / "results.csv"
     file.write_text(table.lstrip(), encoding="utf-8")
-    found = isweep.learning_curves(file, metric="accuracy", target=0.82, test_size=400)
-    heading, *lines, prior = shown.strip().splitlines()
+    curves = isweep.learning_curves(file, metric="accuracy", target=0.82, test_size=400)
+    heading, *lines, prior = output.strip().splitlines()
     assert heading == "Learning curves of results.csv:"
-    assert repr(found) == "\n".join(lines)
-    assert ", ".join(found.answers[0].prior_sources) in prior
+    assert repr(curves) == "\n".join(lines)
+    assert ", ".join(curves.answers[0].prior_sources) in prior

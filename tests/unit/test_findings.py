@@ -1,4 +1,4 @@
-"""Every number of docs/findings.md comes out of the committed tables with numpy alone."""
+"""Every number of docs/findings.md follows from the committed tables with numpy alone."""
 
 import ast
 import json
@@ -22,9 +22,10 @@ from orchestrator.planning.workspace import Workspace
 from tests.demo_page import FIGURES
 
 ROOT = Path(__file__).parents[2]
-RESULTS, SCRIPT = ROOT / "benchmarks/results", ROOT / "benchmarks/findings_numbers.py"
+RESULTS = ROOT / "benchmarks" / "results"
+SCRIPT = ROOT / "benchmarks" / "findings_numbers.py"
 PAIRS = ("digit_pairs", "mnist_pairs", "fashion_pairs")
-SAME = {
+SAME_QUESTIONS = {
     "exponent": class_pairs.EXPONENT,
     "exponent against 1": class_pairs.EXPONENT_BEYOND,
     "log loss on log K_F": class_pairs.LOSS,
@@ -44,115 +45,113 @@ def numbers():
     return json.loads(done.stdout)
 
 
-def test_the_script_knows_nothing_of_the_product():
-    imported = {
-        name.partition(".")[0]
-        for node in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8")))
-        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [])
-        + ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-    }
-    assert imported - sys.stdlib_module_names == {"numpy"}
+def test_the_script_imports_numpy_alone():
+    modules = set()
+    for node in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module or "")
+    packages = {name.partition(".")[0] for name in modules}
+    assert packages - sys.stdlib_module_names == {"numpy"}
 
 
 @pytest.mark.long
-def test_it_finds_what_the_products_analysis_finds(numbers):
-    for name in PAIRS:
-        slopes = fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
+def test_the_script_agrees_with_the_products_fits(numbers):
+    for sweep in PAIRS:
+        slopes = fit_scaling_laws(read_csv(RESULTS / f"{sweep}.csv.gz")).class_pairs
         answers = {slope.on: slope for slope in slopes}
-        assert {*answers} == {*SAME.values()}
-        for own, question in SAME.items():
-            found, theirs = numbers[name]["as isweep fit asks"][own], answers[question]
+        assert {*answers} == {*SAME_QUESTIONS.values()}
+        for name_in_script, question in SAME_QUESTIONS.items():
+            result = numbers[sweep]["as isweep fit asks"][name_in_script]
+            answer = answers[question]
+            # The product gives the exponent beyond 1, the script the exponent.
             shift = 1 if question == class_pairs.EXPONENT_BEYOND else 0
-            assert [
-                found["value"] - shift,
-                found["low"] - shift,
-                found["high"] - shift,
-            ] == pytest.approx([theirs.value, *theirs.interval], rel=1e-6)
-            assert found["p"] == pytest.approx(theirs.p_value, rel=1e-5)
-            if question == class_pairs.R_HAT:  # units alone give it, so it is not tested
-                assert (found.get("adjusted_p"), theirs.adjusted_p) == (None, None)
+            shifted = [result[key] - shift for key in ("value", "low", "high")]
+            assert shifted == pytest.approx([answer.value, *answer.interval], rel=1e-6)
+            assert result["p"] == pytest.approx(answer.p_value, rel=1e-5)
+            # The units of the pixels alone cause this slope, so it is not tested.
+            if question == class_pairs.R_HAT:
+                assert (result.get("adjusted_p"), answer.adjusted_p) == (None, None)
             else:
-                assert found["adjusted_p"] == pytest.approx(theirs.adjusted_p, rel=1e-5)
+                assert result["adjusted_p"] == pytest.approx(answer.adjusted_p, rel=1e-5)
 
 
 def findings_text():
-    """The two pages of findings, results and evidence, with single blanks."""
+    """Return the two pages of findings, results and evidence, with single blanks."""
     pages = [ROOT / "docs" / name for name in ("findings.md", "findings-evidence.md")]
     return " ".join(" ".join(page.read_text(encoding="utf-8").split()) for page in pages)
 
 
-def test_findings_say_what_isweep_fit_finds_free_of_scale_and_how_many_classes_it_takes(numbers):
-    said = findings_text()
-    free = [
+def test_findings_give_the_slopes_free_of_scale_and_the_needed_classes(numbers):
+    text = findings_text()
+    slopes_free_of_scale = [
         numbers[name]["as isweep fit asks"]["log R̂ on log K_F, free of scale"] for name in PAIRS
     ]
-    slopes = [
-        f"{written(one['value'])} ({written(one['low'])} to {written(one['high'])})" for one in free
-    ]
-    assert ", ".join(slopes) in said
-    assert all(one["low"] > -1 for one in free)
+    slope_texts = [format_interval(result) for result in slopes_free_of_scale]
+    assert ", ".join(slope_texts) in text
+    assert all(result["low"] > -1 for result in slopes_free_of_scale)
     needed = [numbers[name]["classes for a width of 0.6"] for name in PAIRS]
-    assert [one["classes"] for one in needed] == [98, 65, 96]
-    digits, mnist, fashion = ("{} to {}".format(*one["without one class"]) for one in needed)
+    assert [result["classes"] for result in needed] == [98, 65, 96]
+    digits, mnist, fashion = ("{} to {}".format(*result["without one class"]) for result in needed)
     for words in (f"({digits} when one class is left out)", f"({mnist})", f"({fashion})"):
-        assert words in said
+        assert words in text
 
 
-def test_slopes_free_of_scale_do_not_see_how_bright_each_pair_is(numbers):
-    """A factor on all pixels of a pair moves lengths by it, K_F by its inverse, and no answer."""
+def test_slopes_free_of_scale_do_not_depend_on_brightness(numbers):
+    """A factor on all pixels of a pair multiplies lengths and divides K_F. No answer may change."""
     rows = read_csv(RESULTS / "mnist_pairs.csv.gz")
     pairs = sorted(rows["class_pair"].unique())
-    drawn = np.exp(np.random.default_rng(0).normal(0, 1, len(pairs)))
-    factor = rows["class_pair"].map(dict(zip(pairs, drawn, strict=True)))
+    factors = np.exp(np.random.default_rng(0).normal(0, 1, len(pairs)))
+    factor = rows["class_pair"].map(dict(zip(pairs, factors, strict=True)))
     brighter = rows.assign(
         r_hat_pred=rows["r_hat_pred"] * factor,
         label_sharpness=rows["label_sharpness"] / factor,
         mean_unlike_distance=rows["mean_unlike_distance"] * factor,
     )
     answers = {slope.on: slope for slope in fit_scaling_laws(brighter).class_pairs}
-    free = numbers["mnist_pairs"]["as isweep fit asks"]["log R̂ on log K_F, free of scale"]
-    assert answers[class_pairs.R_HAT_FREE].value == pytest.approx(free["value"], rel=1e-6)
+    results = numbers["mnist_pairs"]["as isweep fit asks"]
+    expected_slope = results["log R̂ on log K_F, free of scale"]["value"]
+    assert answers[class_pairs.R_HAT_FREE].value == pytest.approx(expected_slope, rel=1e-6)
     in_pixels = answers[class_pairs.R_HAT]
     assert in_pixels.interval[1] < -0.8
     assert in_pixels.adjusted_p is None
     assert not in_pixels.is_significant
 
 
-def test_it_scores_rules_as_the_registered_analysis_did(numbers):
-    """The JSON files are of the first seed, by the analysis as registered, which fitted rules
-    too."""
+def test_the_script_scores_rules_as_the_registered_analysis(numbers):
+    """The JSON files have the registered analysis of the first seed, which also fitted rules."""
     for path in RESULTS.glob("*_pairs.json"):
-        fit, rivals = (
-            json.loads(path.read_text(encoding="utf-8")),
-            numbers[path.stem]["seed 0"]["rivals"],
-        )
-        assert {rule: rivals[rule]["share"] for rule in fit["shares"]} == pytest.approx(
-            fit["shares"], rel=1e-6
-        )
-        for one in fit["rivals"]:
-            assert rivals[one["question"]]["adjusted_p"] == pytest.approx(
-                one["adjusted_p"], rel=1e-5
-            )
+        fit = json.loads(path.read_text(encoding="utf-8"))
+        rivals = numbers[path.stem]["seed 0"]["rivals"]
+        shares = {rule: rivals[rule]["share"] for rule in fit["shares"]}
+        assert shares == pytest.approx(fit["shares"], rel=1e-6)
+        for rival in fit["rivals"]:
+            adjusted_p = rivals[rival["question"]]["adjusted_p"]
+            assert adjusted_p == pytest.approx(rival["adjusted_p"], rel=1e-5)
 
 
 @pytest.mark.parametrize("sweep", ["interventions_many", "interventions_digits"])
-def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep, tmp_path):
+def test_the_script_agrees_with_the_products_effects_of_base_datasets(numbers, sweep, tmp_path):
     arms = arms_of(Workspace.open(sweep.replace("_", "-"), tmp_path))
     product = fit_interventions(read_csv(RESULTS / f"{sweep}.csv.gz"), arms)
     committed = json.loads((RESULTS / f"{sweep}.json").read_text(encoding="utf-8"))["effects"]
-    found = numbers[sweep]
-    assert found["passed"] == sum(gate.counts for gate in product.gates)
-    for own, response in (("loss", "loss"), ("r_hat", "R̂")):
-        (place,) = (
-            k
-            for k, one in enumerate(product.effects)
-            if one.response == response and "Δ log K_F" in one.estimand and not one.arm
+    results = numbers[sweep]
+    assert results["passed"] == sum(gate.counts for gate in product.gates)
+    for name_in_script, response in (("loss", "loss"), ("r_hat", "R̂")):
+        (position,) = (
+            index
+            for index, effect in enumerate(product.effects)
+            if effect.response == response and "Δ log K_F" in effect.estimand and not effect.arm
         )
-        one, ours = product.effects[place], found[own]
-        wider = max((ours["low"], ours["high"]), ours["by digit"], key=np.ptp)
-        assert (one.num_worlds, one.num_classes) == (ours["worlds"], 10)
-        assert [one.value, *one.interval] == pytest.approx([ours["value"], *wider], rel=1e-4)
-        assert committed[place]["interval"] == pytest.approx(one.interval, rel=1e-6)
+        effect = product.effects[position]
+        result = results[name_in_script]
+        wider_interval = max((result["low"], result["high"]), result["by digit"], key=np.ptp)
+        assert (effect.num_worlds, effect.num_classes) == (result["worlds"], 10)
+        assert [effect.value, *effect.interval] == pytest.approx(
+            [result["value"], *wider_interval], rel=1e-4
+        )
+        assert committed[position]["interval"] == pytest.approx(effect.interval, rel=1e-6)
 
 
 TRAINING = ("interventions-training", "interventions-digits-training")
@@ -164,180 +163,189 @@ IMAGES = {
 
 
 @pytest.fixture(scope="module")
-def on_training(tmp_path_factory):
-    """The product's analysis of both sweeps that move training images alone, together."""
-    tables, arms = [], []
+def training_effects(tmp_path_factory):
+    """The product's joint analysis of the two sweeps that change only training images."""
+    tables = []
+    arms = []
     for preset in TRAINING:
         tables.append(read_csv(RESULTS / f"{preset.replace('-', '_')}.csv.gz"))
         arms += arms_of(Workspace.open(preset, str(tmp_path_factory.mktemp("root"))))
     return fit_interventions(pd.concat(tables, ignore_index=True), arms)
 
 
-def test_it_finds_of_moved_training_images_what_the_product_finds(numbers, on_training):
-    found = numbers["interventions on training images"]
+def test_the_script_agrees_with_the_products_effects_on_training_images(numbers, training_effects):
+    results = numbers["interventions on training images"]
     committed = json.loads((RESULTS / "interventions_training.json").read_text(encoding="utf-8"))
-    assert found["counted"] == sum(gate.counts for gate in on_training.gates)
-    assert found["trials"] == committed["trials"] == 1380
-    compared = 0
-    for place, one in enumerate(on_training.effects):
-        if not one.tested_on or "Δ log K_F" not in one.estimand or one.arm:
+    assert results["counted"] == sum(gate.counts for gate in training_effects.gates)
+    assert results["trials"] == committed["trials"] == 1380
+    num_compared = 0
+    for position, effect in enumerate(training_effects.effects):
+        if not effect.tested_on or "Δ log K_F" not in effect.estimand or effect.arm:
             continue
-        response = {"loss": "loss", "error": "error", "R̂": "r_hat"}[one.response]
-        ours = found[f"{IMAGES[one.trained_on, one.tested_on]}, {response}"]
-        assert (one.num_worlds, one.num_classes) == (ours["worlds"], 10)
-        assert [one.value, *one.interval] == pytest.approx(
-            [ours["value"], *ours["wider"]], rel=1e-6, abs=1e-9
+        response = {"loss": "loss", "error": "error", "R̂": "r_hat"}[effect.response]
+        result = results[f"{IMAGES[effect.trained_on, effect.tested_on]}, {response}"]
+        assert (effect.num_worlds, effect.num_classes) == (result["worlds"], 10)
+        assert [effect.value, *effect.interval] == pytest.approx(
+            [result["value"], *result["wider"]], rel=1e-6, abs=1e-9
         )
-        assert one.told_from_zero == ours["told from 0"]
-        assert one.smaller_than_half == ours["smaller than half"]
-        assert committed["effects"][place]["interval"] == pytest.approx(one.interval, rel=1e-6)
-        compared += 1
-    assert compared == 9
-    shares = found["share of the loss on moved images"]
-    assert on_training.moved_shares == pytest.approx(
+        assert effect.told_from_zero == result["told from 0"]
+        assert effect.smaller_than_half == result["smaller than half"]
+        assert committed["effects"][position]["interval"] == pytest.approx(
+            effect.interval, rel=1e-6
+        )
+        num_compared += 1
+    assert num_compared == 9
+    shares = results["share of the loss on moved images"]
+    assert training_effects.moved_shares == pytest.approx(
         {"base": shares["as the base has them"], "condition": shares["moved"]}, abs=1e-3
     )
 
 
-def spelled(value, places=3):
+def format_decimals(value, places=3):
     return f"{value:.{places}f}".replace("-", "−")
 
 
-def with_interval(one):
-    low, high = one["wider"]
-    return f"{spelled(one['value'])} ({spelled(low)} to {spelled(high)})"
+def format_wider_interval(result):
+    low, high = result["wider"]
+    return f"{format_decimals(result['value'])} ({format_decimals(low)} to {format_decimals(high)})"
 
 
-def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
-    said = findings_text()
-    found = numbers["interventions on training images"]
-    primary, artefact, both = IMAGES.values()
-    for label, where, row in (
+def test_findings_give_the_effects_on_training_images_of_the_tables(numbers):
+    text = findings_text()
+    results = numbers["interventions on training images"]
+    primary, artefact, moved_everywhere = IMAGES.values()
+    labeled_effects = (
         ("E1′", "E2′", primary),
         ("A1", "A2", artefact),
-        ("B1", "B2", both),
-    ):
-        loss, robustness = found[f"{row}, loss"], found[f"{row}, r_hat"]
-        assert f"{label} {with_interval(loss)}" in said
-        assert f"{where} {with_interval(robustness)}" in said
-    for name, group in (
+        ("B1", "B2", moved_everywhere),
+    )
+    for loss_label, robustness_label, images in labeled_effects:
+        loss = results[f"{images}, loss"]
+        robustness = results[f"{images}, r_hat"]
+        assert f"{loss_label} {format_wider_interval(loss)}" in text
+        assert f"{robustness_label} {format_wider_interval(robustness)}" in text
+    groups = (
         ("real images", "real"),
         ("… MNIST", "MNIST"),
         ("… UCI digits", "UCI digits"),
         ("generated", "generated"),
         ("`small_cnn` alone", "small_cnn"),
         ("`small_mlp` alone", "small_mlp"),
-    ):
-        loss, robustness = (found[f"{primary}, {of}, {group}"] for of in ("loss", "r_hat"))
-        row = [str(loss["worlds"]), with_interval(loss), with_interval(robustness)]
-        assert f"| {name} | {' | '.join(row)} |" in said
-    loss = found[f"{primary}, loss"]
-    doubled = [round(100 * (2**bound - 1)) for bound in (loss["value"], *loss["wider"])]
-    assert f"by about {doubled[0]} % ({doubled[1]} to {doubled[2]} %)" in said
+    )
+    for name, group in groups:
+        loss = results[f"{primary}, loss, {group}"]
+        robustness = results[f"{primary}, r_hat, {group}"]
+        cells = [name, str(loss["worlds"]), format_wider_interval(loss)]
+        cells.append(format_wider_interval(robustness))
+        assert f"| {' | '.join(cells)} |" in text
+    loss = results[f"{primary}, loss"]
+    # Increase of the loss in % when K_F doubles, with its interval.
+    value, low, high = (round(100 * (2**slope - 1)) for slope in (loss["value"], *loss["wider"]))
+    assert f"by about {value} % ({low} to {high} %)" in text
     shares = [
-        f"{100 * share:.0f} %" for share in found["share of the loss on moved images"].values()
+        f"{100 * share:.0f} %" for share in results["share of the loss on moved images"].values()
     ]
     assert (
         f"have {shares[0]} of the test loss before they are moved, and {shares[1]} after they are "
-        "moved" in said
+        "moved" in text
     )
-    thirds = [
-        found[f"{primary}, loss, {third} losses"]["value"]
+    third_slopes = [
+        results[f"{primary}, loss, {third} losses"]["value"]
         for third in ("smallest", "middle", "largest")
     ]
-    assert f"({', '.join(f'{value:.2f}' for value in thirds)})" in said
-    ends = [
-        found[f"{artefact}, loss, {third} losses"]["value"] for third in ("smallest", "largest")
+    third_texts = ", ".join(f"{slope:.2f}" for slope in third_slopes)
+    assert f"({third_texts})" in text
+    end_slopes = [
+        results[f"{artefact}, loss, {third} losses"]["value"] for third in ("smallest", "largest")
     ]
-    assert f"A1 falls from {ends[0]:.2f} to {ends[1]:.2f}" in said
-    scatter = np.std([*found["by_world"][f"{primary}, loss"].values()], ddof=1)
-    assert f"The slopes of base datasets scatter by {scatter:.2f}" in said
-    assert f"{found['counted']} of {found['worlds']} base datasets" in said
-    verdicts = [
-        (found[f"{primary}, {of}"]["told from 0"], found[f"{primary}, {of}"]["smaller than half"])
-        for of in ("loss", "r_hat")
-    ]
-    assert verdicts == [(True, True), (False, True)]
+    assert f"A1 falls from {end_slopes[0]:.2f} to {end_slopes[1]:.2f}" in text
+    scatter = np.std([*results["by_world"][f"{primary}, loss"].values()], ddof=1)
+    assert f"The slopes of base datasets scatter by {scatter:.2f}" in text
+    assert f"{results['counted']} of {results['worlds']} base datasets" in text
+    robustness = results[f"{primary}, r_hat"]
+    assert (loss["told from 0"], loss["smaller than half"]) == (True, True)
+    assert (robustness["told from 0"], robustness["smaller than half"]) == (False, True)
 
 
-def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
-    said = findings_text()
-    r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
-    assert f"(r of the logarithms −{-max(r):.2f} to −{-min(r):.2f})" in said
+def test_findings_give_the_distances_and_heights_of_the_tables(numbers):
+    text = findings_text()
+    correlations = [
+        numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS
+    ]
+    assert f"(r of the logarithms −{-max(correlations):.2f} to −{-min(correlations):.2f})" in text
     heights = [numbers[name]["after"]["log R̂ on log K_F, a height per class"] for name in PAIRS]
-    assert [one["low"] < -1 for one in heights] == [False, False, True]
-    digits, mnist, fashion = (
-        " ".join([f"−{-one['value']:.2f}", f"(−{-one['low']:.2f} to −{-one['high']:.2f})"])
-        for one in heights
-    )
+    assert [result["low"] < -1 for result in heights] == [False, False, True]
+    digits, mnist, fashion = (format_interval(result) for result in heights)
     assert (
         f"{digits}, {mnist} and {fashion.partition(' ')[0]}. Only on Fashion-MNIST does its interval "
-        "contain −1" in said
+        "contain −1" in text
     )
 
 
-def written(value):
-    """A number as documents write it: two digits, and a true minus sign."""
+def format_number(value):
+    """Format a number as the documents do: two decimals, and a true minus sign."""
     return f"{value:.2f}".replace("-", "−")
 
 
-def interval(one, digits=2):
-    """A number with its interval, as the page writes it."""
+def format_interval(result, digits=2):
+    """Format a number with its interval as the documents do."""
     value, low, high = (
-        f"{one[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
+        f"{result[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
 
 
-def test_findings_say_of_d_moved_what_its_tables_say(numbers):
-    said = findings_text()
-    short, long = numbers["dimension_moved"], numbers["dimension_moved_longer"]
+def test_findings_give_the_numbers_of_moved_d_of_the_tables(numbers):
+    text = findings_text()
+    short = numbers["dimension_moved"]
+    long = numbers["dimension_moved_longer"]
     assert (short["trials"], long["trials"]) == (1200, 600)
     for table in (short, long):
-        cells = " | ".join(interval(one, 1) for one in table["b by level"])
-        assert f"| {cells} |" in said
+        cells = " | ".join(format_interval(result, 1) for result in table["b by level"])
+        assert f"| {cells} |" in text
         slopes = " | ".join(f"{slope:.2f}" for slope in table["mean slope by level"])
-        assert f"| {slopes} |" in said
-        accuracies = " | ".join(f"{of:.2f}" for of in table["mean training accuracy"].values())
-        assert f"| {accuracies} |" in said
+        assert f"| {slopes} |" in text
+        accuracies = " | ".join(
+            f"{accuracy:.2f}" for accuracy in table["mean training accuracy"].values()
+        )
+        assert f"| {accuracies} |" in text
         losses = " | ".join(f"{loss:.2f}" for loss in table["median loss by level"])
-        assert f"| {losses} |" in said
-        for name in (
+        assert f"| {losses} |" in text
+        answers = (
             "power of d against 0",
             "b/d less one slope, new pairs",
             "b/d less one slope, new pairs and level",
             "power of d at equal height",
-        ):
-            assert interval(table[name]) in said, name
-    assert interval(long["power of d, longer less shorter"]) in said
+        )
+        for name in answers:
+            assert format_interval(table[name]) in text, name
+    assert format_interval(long["power of d, longer less shorter"]) in text
     for name in ("log error", "log error, trained shorter"):
-        assert interval(long[name]["power of d against 0"]) in said, name
+        assert format_interval(long[name]["power of d against 0"]) in text, name
     dimensions = " | ".join(f"{d:.1f}" for d in short["median d by level"])
-    assert f"| {dimensions} |" in said
+    assert f"| {dimensions} |" in text
 
 
 @pytest.mark.parametrize("name", ["dimension_moved", "dimension_moved_longer"])
-def test_slopes_and_the_power_of_d_come_out_of_another_libraries_hands(numbers, name):
-    """Slopes of each curve by scipy on a pandas table, then the levels' means."""
+def test_scipy_gives_the_same_slopes_and_power_of_d(numbers, name):
+    """The reference fits each curve with scipy on a pandas table, and averages by level."""
     rows = pd.read_csv(RESULTS / f"{name}.csv.gz", dtype={"dataset": str})
     rows[["pair", "level"]] = rows.dataset.str.extract(r"mnist_(\d\d)_(\d)")
     rows["log_loss"] = np.log(rows.test_loss)
     curves = rows.groupby(["pair", "level", "train_size"])[["log_loss", "d_data_mle"]].mean()
-    fitted = [
-        {
-            "level": level,
-            "slope": -linregress(np.log(curve.index.get_level_values(2)), curve.log_loss).slope,
-            "log_d": np.log(curve.d_data_mle.iloc[-1]),
-        }
-        for (_, level), curve in curves.groupby(level=["pair", "level"])
-    ]
-    means = pd.DataFrame(fitted).groupby("level").mean()
+    fitted_curves = []
+    for (_, level), curve in curves.groupby(level=["pair", "level"]):
+        log_sizes = np.log(curve.index.get_level_values(2))
+        slope = -linregress(log_sizes, curve.log_loss).slope
+        log_d = np.log(curve.d_data_mle.iloc[-1])
+        fitted_curves.append({"level": level, "slope": slope, "log_d": log_d})
+    means = pd.DataFrame(fitted_curves).groupby("level").mean()
     assert means.slope.tolist() == pytest.approx(numbers[name]["mean slope by level"], rel=1e-9)
     power = -linregress(means.log_d, np.log(means.slope)).slope
     assert numbers[name]["power of d against 0"]["value"] == pytest.approx(power, rel=1e-9)
 
 
-def test_readme_says_of_moved_training_images_what_the_tables_say(numbers):
+def test_readme_gives_the_effects_on_training_images_of_the_tables(numbers):
     primary, artefact, _ = IMAGES.values()
     of_training = numbers["interventions on training images"]
     loss = of_training[f"{primary}, loss"]
@@ -359,8 +367,7 @@ def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
     findings = findings_text()
     for name in PAIRS:
         slope = numbers[name]["after"]["log R̂ on log K_F, free of scale"]
-        value, low, high = (written(slope[key]) for key in ("value", "low", "high"))
-        assert f"{value} ({low} to {high})" in findings
+        assert format_interval(slope) in findings
     for response in ("K_F", "mean distance"):
         shares = [numbers[name]["explained"]["log R̂"][response] for name in PAIRS]
         assert ", ".join(f"{share:.2f}" for share in shares) in findings
@@ -379,5 +386,5 @@ def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
     ],
 )
 def test_every_figure_was_drawn_from_the_committed_numbers(figure, tables):
-    drawn = Image.open(ROOT / "docs" / "images" / f"{figure}.png")
-    assert drawn.text["Source"] == source(*(RESULTS / table for table in tables))
+    image = Image.open(ROOT / "docs" / "images" / f"{figure}.png")
+    assert image.text["Source"] == source(*(RESULTS / table for table in tables))

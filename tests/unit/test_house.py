@@ -52,9 +52,10 @@ MAX_PER_LINE = {
     "assignments of several": 0.008,
     "walrus": 0.001,
 }
-"""What a line of code may hold on average; the codebases we learn from have 5.6 to 8.5 tokens."""
+"""Highest number of each sign per line of code. The codebases that we compare with have 5.6 to 8.5
+tokens a line."""
 KNOWN_CIRCLES = []
-"""Modules that import each other, to be parted; the list may only become shorter."""
+"""Modules that import each other and must be separated. The list may only become shorter."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LAYOUT = (
     tokenize.NEWLINE,
@@ -73,7 +74,7 @@ MAX_FILES_IN_A_FOLDER = 25
 
 @cache
 def modules() -> dict[str, str]:
-    """Text of every module of the product, by path."""
+    """Return the text of every module of the product, by path."""
     return {
         path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
         for package in PACKAGES
@@ -83,12 +84,12 @@ def modules() -> dict[str, str]:
 
 @cache
 def tree_of(text: str) -> ast.Module:
-    """Syntax tree of a module, which is parsed once for all tests."""
+    """Return the syntax tree of a module, which is parsed once for all tests."""
     return ast.parse(text)
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring, which may be as long as its reader needs."""
+    """Return how many lines a function has without its docstring."""
     num_lines = (function.end_lineno or function.lineno) - function.lineno + 1
     if ast.get_docstring(function) is None:
         return num_lines
@@ -97,7 +98,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def functions() -> dict[str, int]:
-    """Lines of code of every function of the product."""
+    """Return how many lines of code every function of the product has, by its name."""
     return {
         f"{path}:{node.name}": code_lines(node)
         for path, text in modules().items()
@@ -112,29 +113,27 @@ def test_folders_can_be_surveyed():
 
 
 def test_functions_are_short():
-    limits = {True: MAX_FUNCTION_LINES, False: MAX_FUNCTION_LINES_ELSEWHERE}
-    too_long = {
-        name: n for name, n in functions().items() if n > limits[name.startswith(REWRITTEN)]
-    }
+    too_long = {}
+    for name, num_lines in functions().items():
+        is_rewritten = name.startswith(REWRITTEN)
+        limit = MAX_FUNCTION_LINES if is_rewritten else MAX_FUNCTION_LINES_ELSEWHERE
+        if num_lines > limit:
+            too_long[name] = num_lines
     assert not too_long, "separate what is done from how it is done"
 
 
 def signs(source: str) -> Counter[str]:
-    """Count how densely a module is packed; ``code`` counts its lines without text and comments."""
+    """Count signs of packed code in a module, and its lines of code without text and comments."""
     tree = tree_of(source)
-    text_lines = {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }
-    code_lines = [
-        line
-        for number, line in enumerate(source.splitlines(), 1)
-        if line.strip() and not line.strip().startswith("#") and number not in text_lines
-    ]
+    text_lines: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text_lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    count = Counter(code=0)
+    for number, line in enumerate(source.splitlines(), 1):
+        is_comment = line.strip().startswith("#")
+        count["code"] += bool(line.strip()) and not is_comment and number not in text_lines
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    count = Counter(code=len(code_lines))
     count["tokens"] = sum(token.type not in (*LAYOUT, tokenize.COMMENT) for token in tokens)
     for node in ast.walk(tree):
         count["walrus"] += isinstance(node, ast.NamedExpr)
@@ -148,29 +147,37 @@ def signs(source: str) -> Counter[str]:
 
 @pytest.mark.parametrize("folder", REWRITTEN)
 def test_a_rewritten_folder_is_not_packed(folder):
-    count = sum(
-        (signs(text) for path, text in modules().items() if path.startswith(folder)), Counter()
-    )
+    count: Counter[str] = Counter()
+    for path, text in modules().items():
+        if path.startswith(folder):
+            count.update(signs(text))
     per_line = {name: count[name] / count["code"] for name in MAX_PER_LINE}
     assert not {name: n for name, n in per_line.items() if n > MAX_PER_LINE[name]}
 
 
 @pytest.mark.parametrize("folder", REWRITTEN)
 def test_a_rewritten_folder_imports_no_module_by_one_letter(folder):
-    short = [
-        f"{path}: {alias.name} as {alias.asname}"
-        for path, text in modules().items()
-        if path.startswith(folder)
-        for node in ast.walk(tree_of(text))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-        if alias.asname and len(alias.asname) == 1 and not alias.name.endswith("functional")
-    ]
-    assert not short, "import the names that are used, or the module by its name"
+    short_names = []
+    for path, text in modules().items():
+        if path.startswith(folder):
+            short_names += [f"{path}: {name}" for name in one_letter_imports(tree_of(text))]
+    assert not short_names, "import the names that are used, or the module by its name"
+
+
+def one_letter_imports(tree: ast.Module) -> list[str]:
+    """Return the imports of a module by one letter, other than torch's ``functional as F``."""
+    short_names = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                is_short = alias.asname is not None and len(alias.asname) == 1
+                if is_short and not alias.name.endswith("functional"):
+                    short_names.append(f"{alias.name} as {alias.asname}")
+    return short_names
 
 
 def test_no_module_imports_one_that_imports_it():
-    """Imports at the top of modules, those for annotations alone among them, form no circle."""
+    """Imports that only annotations need count too."""
     paths = {
         path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text
         for path, text in modules().items()
@@ -192,7 +199,7 @@ def test_no_line_escapes_the_formatter():
     assert not escaped
 
 
-def imports_of(name: str, text: str, known: set[str]) -> set[str]:
+def imports_of(name: str, text: str, module_names: set[str]) -> set[str]:
     """Return the modules of the product that a module imports, at its top or anywhere inside."""
     imports: set[str] = set()
     for node in ast.walk(tree_of(text)):
@@ -201,23 +208,23 @@ def imports_of(name: str, text: str, known: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                imports.add(inner if inner in known else node.module)
-    return imports & known - {name}
+                imports.add(inner if inner in module_names else node.module)
+    return imports & module_names - {name}
 
 
 def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     """Return the modules that a module imports, directly or through others."""
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = [start]
     while waiting:
-        for name in graph.get(waiting.pop(), set()) - found:
-            found.add(name)
+        for name in graph.get(waiting.pop(), set()) - reached:
+            reached.add(name)
             waiting.append(name)
-    return found
+    return reached
 
 
 def imported() -> set[str]:
-    """Top-level names that the product imports from other distributions."""
+    """Return the top-level names that the product imports from other distributions."""
     nodes = [node for text in modules().values() for node in ast.walk(tree_of(text))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
@@ -226,7 +233,7 @@ def imported() -> set[str]:
 
 
 def declared(*requirements: str) -> set[str]:
-    """Canonical names of requirements."""
+    """Return the canonical names of requirements."""
     return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
 
 
@@ -237,26 +244,25 @@ def test_whoever_installs_the_package_gets_all_that_it_imports_and_nothing_else(
     runtime = declared(*project["dependencies"])
     homes = packages_distributions()
     used = {name: {canonicalize_name(home) for home in homes[name]} for name in imported()}
+    optional = declared(*extras["demo"], *extras["medical"], *extras["formats"])
+    allowed = runtime | optional | {"pydantic-core"}
     for name, distributions in used.items():
-        allowed = (
-            runtime
-            | declared(*extras["demo"], *extras["medical"], *extras["formats"])
-            | {"pydantic-core"}
-        )
         assert distributions & allowed, (
             f"{name} is imported, and no dependency of the package brings it"
         )
-    # pandas writes Parquet with the one; the other's digits and pictures are read as files.
+    # pandas writes Parquet with pyarrow. The product reads data files of scikit-learn.
     assert runtime - set().union(*used.values()) <= {"pyarrow", "scikit-learn"}, (
         "dependencies that nobody imports"
     )
 
 
-def test_the_oldest_releases_that_are_tried_are_those_that_are_allowed():
+def test_the_oldest_tested_releases_are_the_oldest_allowed_ones():
     text = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8")
     pins = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    allowed = {one.name: one for one in map(Requirement, project["dependencies"])}
+    requirements = map(Requirement, project["dependencies"])
+    allowed = {requirement.name: requirement for requirement in requirements}
     for pin in pins:
-        (lower,), (tried,) = allowed[pin.name].specifier, pin.specifier
-        assert (lower.operator, Version(lower.version)) == (">=", Version(tried.version)), pin.name
+        (lower,) = allowed[pin.name].specifier
+        (pinned,) = pin.specifier
+        assert (lower.operator, Version(lower.version)) == (">=", Version(pinned.version)), pin.name

@@ -1,4 +1,4 @@
-"""Every mutation of the simulation still has the line that it takes out."""
+"""The source has the text that every mutation of the simulation replaces."""
 
 import ast
 from pathlib import Path

@@ -11,8 +11,7 @@ from orchestrator.running.trial_device import FIRST_QUARANTINE_S
 from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4
-"""Score of a node from which the node is unfit: each trial that fails because of the node adds
-1."""
+"""Lowest score at which a node is unfit. Each trial that fails because of the node adds 1."""
 DEVICE_ERROR_WEIGHT = 0.1
 """Amount that a device error adds to a node's score. It is less than 1, because the trial itself
 may have caused the error."""

@@ -155,7 +155,7 @@ class Retries:
         kind = failure.kind
         most = MAX_CRASHES_AND_MEMORY_FAILURES - 1
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
-            # The GPU is the cause, so the trial gets as many retries as any trial can get.
+            # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
                 most, f"it was retried {most} times, since others failed on {failure.gpu} too"
             )

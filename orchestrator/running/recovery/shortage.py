@@ -16,6 +16,7 @@ import ray
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.processes import run_program
 from orchestrator.running.capacity import live_nodes
+from search_spaces.errors import plural
 
 MAX_NODE_KINDS = 4
 """Largest number of kinds of nodes in a message."""
@@ -144,7 +145,8 @@ def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]
     kinds = Counter(
         " and ".join(_amount_text(name, node.get(name, 0)) for name in request) for node in nodes
     )
-    return ", ".join(f"{kind} ({count} nodes)" for kind, count in kinds.most_common(MAX_NODE_KINDS))
+    most_common = kinds.most_common(MAX_NODE_KINDS)
+    return ", ".join(f"{kind} ({plural(count, 'node')})" for kind, count in most_common)
 
 
 def autoscaler_report() -> str | None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 from tasks.sources.base import RawRequest
-from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import COLUMNS, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
@@ -45,42 +44,20 @@ class Columns:
             labels one column of 0 and 1 for each class.
         doubts: Doubts about the choice, in words.
         unused: Names of columns that are not read and have no doubt.
-        like_groups: Unused columns whose values look like ids of patients.
     """
 
     name_by_role: dict[str, str]
     labels: tuple[str, ...]
     doubts: tuple[str, ...]
     unused: tuple[str, ...]
-    like_groups: tuple[str, ...] = ()
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """The doubts, and flags for the columns that are not read."""
-        return (*self.doubts, *unused_flags(self.unused, self.like_groups))
-
-    def with_like_groups(self, tables: Sequence[Cells], request: RawRequest) -> Columns:
-        """Return a copy that lists the unused columns whose values look like ids of patients.
-
-        If the data have a column of groups, no other column is tested.
+    def flags(self, group_like: Collection[str]) -> tuple[str, ...]:
+        """Return the doubts, and flags for the columns that are not read.
 
         Args:
-            tables: For each file, its labels as the column ``label``, and those columns of
-                :attr:`unused` that can be read. Ids may repeat across files.
-            request: The request. Its ``label_map`` may join several labels to one class.
+            group_like: The unused columns whose values look like ids of patients.
         """
-        if "group" in self.name_by_role:
-            return self
-        data = JoinedTables(tables).cells
-        label_map = dict(request.dataset.label_map)
-        classes = []
-        for label in data["label"]:
-            classes.append(label_map.get(label.strip(), label))
-        like_groups = []
-        for name in self.unused:
-            if name in data and look_like_groups(data[name], classes):
-                like_groups.append(name)
-        return replace(self, like_groups=tuple(like_groups))
+        return (*self.doubts, *unused_flags(self.unused, group_like))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
         """Return the columns that are read, by role. One-hot labels become one column.
@@ -128,11 +105,11 @@ def find_columns(
     # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
     names: dict[str, str] = {}
-    flags: list[str] = []
+    doubts: list[str] = []
     for role in roles:
         if role == "label" and given_labels:
             continue
-        name = _choose_column(role, by_key, request, flags)
+        name = _choose_column(role, by_key, request, doubts)
         if name is not None:
             names[role] = name
     for trait in TRAITS:
@@ -150,14 +127,14 @@ def find_columns(
             )
     labels = given_labels or ((names["label"],) if "label" in names else ())
     unused = _unused_columns(header, roles, (*names.values(), *labels, *more))
-    return Columns(names, labels, tuple(flags), tuple(unused))
+    return Columns(names, labels, tuple(doubts), tuple(unused))
 
 
 def _choose_column(
     role: str,
     by_key: Mapping[str, str],
     request: RawRequest,
-    flags: list[str],
+    doubts: list[str],
 ) -> str | None:
     """Return the name of the column with a role; None if there is no such column.
 
@@ -167,7 +144,7 @@ def _choose_column(
         role: The role.
         by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
-        flags: List to which doubts about the choice are added.
+        doubts: List to which doubts about the choice are added, in words.
 
     Raises:
         DataError: Several columns have other names for the role, and none has the name of the role.
@@ -180,7 +157,7 @@ def _choose_column(
             aliases.append(by_key[key])
     if exact is not None:
         for alias in aliases:
-            flags.append(f"column {alias} not used, since there is {role}")
+            doubts.append(f"column {alias} not used, since there is {role}")
         return exact
     if not aliases:
         return None
@@ -192,12 +169,15 @@ def _choose_column(
     alias = aliases[0]
     is_plural = column_key(alias) == f"{role}s"
     if not is_plural:  # the plural of a role is not doubtful
-        flags.append(f"column {alias} read as {role}")
+        doubts.append(f"column {alias} read as {role}")
     return alias
 
 
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of a dataset of several files.
+
+    The columns that are read, and the doubts, are those of the first file. A column is unused if it
+    is unused in any file.
 
     Raises:
         DataError: A file has other column names than the first file.
@@ -278,19 +258,23 @@ class JoinedTables:
     A table has the columns of a table file, of a Parquet file, or of one array of images.
 
     Attributes:
-        cells: Columns of all rows. A cell is blank if its table lacks the column.
+        cells: The columns of all rows. Cells are blank in the rows of a table without the column.
     """
 
     def __init__(self, tables: Sequence[Cells]) -> None:
-        self._starts = [0]
-        for table in tables:
-            self._starts.append(self._starts[-1] + len(table["label"]))
-        self.cells: dict[str, list[str]] = {}
+        self._num_rows = [len(table["label"]) for table in tables]
+        self._starts = [0, *accumulate(self._num_rows)]
+        self.cells = self.join(tables)
+
+    def join(self, tables: Sequence[Cells]) -> dict[str, list[str]]:
+        """Return further columns of the same tables, joined. Missing columns have blank cells."""
+        joined = {}
         for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []
-            for table in tables:
-                column += table.get(name, [""] * len(table["label"]))
-            self.cells[name] = column
+            for table, num_rows in zip(tables, self._num_rows, strict=True):
+                column += table.get(name, [""] * num_rows)
+            joined[name] = column
+        return joined
 
     def table_of(self, row: int) -> int:
         """Return the index of the table that contains a row."""

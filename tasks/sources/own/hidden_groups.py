@@ -1,65 +1,85 @@
 """Find unused columns whose values look like ids of patients.
 
 If such a column is ignored, images of one patient may be in both training and test. An id has two
-signs: several images have the same id, and all images with the same id have the same label. Columns
-such as a scanner or an age also repeat, but their images have different labels.
+signs: several images have the same id, and all images with the same id have the same class. Columns
+such as a scanner or an age also repeat, but their images have different classes.
+
+The search only leads to a question to the user, and it has limits. It does not find the ids of
+
+- few patients: fewer than 10, or fewer than three times the number of classes;
+- patients with one image each, or patients of whom many have images of several classes;
+- two classes, if only one or two patients have the rare class and each patient has 4 images;
+- ids with decimals, such as 12.1 for the first visit of patient 12.
+
+The search also finds columns that determine the class, such as a detailed diagnosis.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of repeated values of an id. Fewer values can have one label each by chance."""
-MIN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values for each class. A column with one value for each class, such
-as the class in another language, has fewer."""
-MIN_SHARE_WITH_ONE_LABEL = 0.9
-"""Smallest share of the repeated values whose images all have one label. A few patients may have
+"""Smallest number of repeated values of an id. Fewer values can have one class each by chance."""
+MIN_MEAN_VALUES_PER_CLASS = 3
+"""Smallest number of repeated values divided by the number of classes. A column with one value for
+each class, such as the class in another language, has fewer."""
+MIN_SHARE_WITH_ONE_CLASS = 0.9
+"""Smallest share of the repeated values whose images all have one class. A few patients may have
 images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Standard deviations by which the number of such values must exceed its mean for random labels. If
-90 % of all images have one label, most values have one label by chance."""
+"""Standard deviations by which the number of values with one class must exceed its mean for random
+classes. If 90 % of all images have one class, most values have one class by chance."""
 
 
-def look_like_groups(values: Sequence[str], labels: Sequence[str]) -> bool:
+def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns whose values look like ids of patients.
+
+    Args:
+        columns: Name of a column -> its cells, one per image.
+        classes: Class of each image.
+    """
+    return [name for name, values in columns.items() if look_like_groups(values, classes)]
+
+
+def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
     """Return whether the cells of a column look like ids of patients.
 
     Args:
         values: Cells of the column, one per image. Blank cells are ignored.
-        labels: Label of each image.
+        classes: Class of each image.
     """
-    labels_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for value, label in zip(values, labels, strict=True):
+    class_counts_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for value, class_name in zip(values, classes, strict=True):
         text = value.strip()
         if text.casefold() not in NO_IDS and text != NOT_ONE_VALUE:
-            labels_by_value[text][label] += 1
+            class_counts_by_value[text][class_name] += 1
     class_sizes: Counter[str] = Counter()
     repeated = []
-    for counts in labels_by_value.values():
-        class_sizes.update(counts)
-        if counts.total() > 1:
-            repeated.append(counts)
-    num_needed = max(MIN_REPEATED_VALUES, MIN_VALUES_PER_CLASS * len(class_sizes))
-    if len(repeated) < num_needed or _are_measurements(labels_by_value):
+    for class_counts in class_counts_by_value.values():
+        class_sizes.update(class_counts)
+        if class_counts.total() > 1:
+            repeated.append(class_counts)
+    num_needed = max(MIN_REPEATED_VALUES, MIN_MEAN_VALUES_PER_CLASS * len(class_sizes))
+    if len(repeated) < num_needed or _are_measurements(class_counts_by_value):
         return False
-    num_with_one_label = sum(len(counts) == 1 for counts in repeated)
-    if num_with_one_label < MIN_SHARE_WITH_ONE_LABEL * len(repeated):
+    num_with_one_class = sum(len(class_counts) == 1 for class_counts in repeated)
+    if num_with_one_class < MIN_SHARE_WITH_ONE_CLASS * len(repeated):
         return False
     num_images = class_sizes.total()
-    expected = 0.0
+    mean = 0.0
     variance = 0.0
-    for counts in repeated:
-        size = counts.total()
-        chance = sum((count / num_images) ** size for count in class_sizes.values())
-        expected += chance
-        variance += chance * (1 - chance)
-    return num_with_one_label > expected + MIN_STANDARD_DEVIATIONS * math.sqrt(variance)
+    for class_counts in repeated:
+        size = class_counts.total()
+        # The probability that all images of this value have one class, if classes are random.
+        probability = sum((count / num_images) ** size for count in class_sizes.values())
+        mean += probability
+        variance += probability * (1 - probability)
+    return num_with_one_class > mean + MIN_STANDARD_DEVIATIONS * math.sqrt(variance)
 
 
 def _are_measurements(values: Collection[str]) -> bool:

@@ -59,6 +59,8 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
             f"{rows.describe_rows_with_label({NOT_ONE_VALUE})}",
             hint="Write one class per image, as text or number",
         )
+    # Missing labels come first, because check_class_names would call a blank label an unusable
+    # name.
     classes_in_map = set(label_map.values())
     missing_labels = set()
     for raw_label, class_name in class_by_label.items():

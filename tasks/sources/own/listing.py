@@ -12,8 +12,9 @@ import numpy as np
 
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.own.class_names import sort_labels
-from tasks.sources.own.columns import TRAITS
+from tasks.sources.own.columns import TRAITS, Cells, Columns
 from tasks.sources.own.groups import check_groups, check_id_spellings, check_no_leak
+from tasks.sources.own.hidden_groups import find_group_like
 from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import (
@@ -54,6 +55,8 @@ def own_listing(
     rows: Rows,
     request: RawRequest,
     *,
+    columns: Columns | None = None,
+    unused_cells: Cells | None = None,
     dataset_flags: Iterable[str] = (),
     class_names: Sequence[str] = (),
     sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
@@ -64,7 +67,10 @@ def own_listing(
     Args:
         rows: The rows that the kind read.
         request: The dataset, and the key of hashes in messages.
-        dataset_flags: Doubts about the whole dataset, in words.
+        columns: The choice of columns; None if the data have no columns.
+        unused_cells: The columns that are not read, by name, if they have one value per row. Unless
+            there are groups, the values are searched for ids of patients.
+        dataset_flags: Further doubts about the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
         listing_fields: A listing without items and classes. The result has its other fields. Counts
@@ -96,6 +102,11 @@ def own_listing(
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
     excluded = Counter(listing_fields.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    if columns is not None:
+        group_like = []
+        if unused_cells is not None and "group" not in rows.cells:
+            group_like = find_group_like(unused_cells, class_of_row)
+        dataset_flags = (*columns.flags(group_like), *dataset_flags)
     flag_counts = dict.fromkeys(dataset_flags, len(splits)) | listing_fields.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     label_map = dict(request.dataset.label_map)

@@ -1,4 +1,4 @@
-"""Learning curves of one dataset, asked from Python."""
+"""Learning curves of one dataset from Python."""
 
 import doctest
 
@@ -18,13 +18,13 @@ def test_the_example_of_the_docstring_holds():
 
 
 def test_a_table_answers_by_its_first_score_and_shows_itself():
-    found = isweep.learning_curves(TABLE)
-    assert list(found.displayed()["train_size"]) == [480]
-    assert found.answers[0].question.metric == "loss"
-    assert "With 480 images expect" in repr(found)
+    curves = isweep.learning_curves(TABLE)
+    assert list(curves.displayed()["train_size"]) == [480]
+    assert curves.answers[0].question.metric == "loss"
+    assert "With 480 images expect" in repr(curves)
 
 
-def test_a_file_answers_as_its_table_does(tmp_path):
+def test_a_file_gives_the_answers_of_its_table(tmp_path):
     file = tmp_path / "results.csv"
     TABLE.to_csv(file, index=False)
     options = {"metric": "accuracy", "target": 0.86, "test_size": 200}
@@ -32,6 +32,6 @@ def test_a_file_answers_as_its_table_does(tmp_path):
     assert by_file.displayed().equals(isweep.learning_curves(TABLE, **options).displayed())
 
 
-def test_a_network_that_is_not_there_is_named():
+def test_a_message_names_an_unknown_network():
     with pytest.raises(isweep.SweepError, match=r"model.*'vgg'"):
         isweep.learning_curves(TABLE.assign(model="resnet"), model="vgg")

@@ -1,4 +1,4 @@
-"""The examples of every public function are executed, where they need no sweep that ran."""
+"""Docstrings of public functions are complete, and their examples give the output they show."""
 
 import doctest
 import inspect
@@ -19,7 +19,7 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_help_says_what_a_function_takes_returns_and_raises(name):
+def test_a_docstring_explains_arguments_results_and_errors(name):
     text = inspect.getdoc(getattr(isweep, name))
     for heading in ("Args:", "Returns:", "Raises:", "Example:"):
         assert heading in text, f"{name} lacks {heading}"
@@ -29,7 +29,7 @@ def test_help_says_what_a_function_takes_returns_and_raises(name):
 
 
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS} - NEED_RESULTS))
-def test_the_example_of_a_function_says_what_comes_out(name, root, monkeypatch):
+def test_the_example_of_a_function_gives_its_output(name, root, monkeypatch):
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
     for test in examples(name):
         assert doctest.DocTestRunner().run(test).failed == 0

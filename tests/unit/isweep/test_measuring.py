@@ -25,21 +25,20 @@ def record(images):
     return isweep.measure(images, LABELS, train_sizes=[30, 60])
 
 
-def test_text_labels_give_what_numbers_give(images, record):
+def test_text_labels_and_numbers_give_the_same_measures(images, record):
     numbers = measure_array(images, [int(label == "dog") for label in LABELS], train_sizes=[30, 60])
     assert record.d_data == numbers.d_data["mle"].value
     assert record.label_sharpness == numbers.label_sharpness.value
     assert record.label_names == ("cat", "dog")
 
 
-def test_a_record_says_what_it_is(record):
+def test_a_record_describes_itself(record):
     assert repr(record).startswith("Measurement: 60 images, 2 classes, d_data ")
     assert "K_F" in repr(record)
     assert record.to_frame()["train_size"].unique().tolist() == [30, 60]
     assert "<table" in record._repr_html_()
-    assert record.plot_pair()._repr_png_().startswith(b"\x89PNG"), (
-        "a notebook shows it without pyplot"
-    )
+    # A notebook shows the figure as PNG without pyplot.
+    assert record.plot_pair()._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_frame_has_label_sharpness_of_samples_and_of_all_pairs(images):
@@ -52,67 +51,66 @@ def test_the_frame_has_label_sharpness_of_samples_and_of_all_pairs(images):
     assert (frame["label_sharpness"] < all_pairs).all()
 
 
-def test_the_closest_pair_is_the_closest(images, record):
+def test_the_closest_pair_has_the_shortest_distance(images, record):
     rows = images.reshape(60, -1).astype(float)
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
-    other = np.array(LABELS)[:, None] != np.array(LABELS)[None]
+    is_unlike = np.array(LABELS)[:, None] != np.array(LABELS)[None]
     first, second = record.pair_images
-    shortest = distances[other].min()
+    shortest = distances[is_unlike].min()
     assert np.linalg.norm(first.astype(float) - second) == pytest.approx(shortest)
     titles = [axes.get_title() for axes in record.plot_pair().axes]
     rows = record.record.label_sharpness.pair
     assert titles == [f"image {row}: {LABELS[row]}" for row in rows]
 
 
-def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
+def test_a_folder_and_its_arrays_give_the_same_measures(images, tmp_path):
     from PIL import Image
 
-    for place, (image, label) in enumerate(zip(images, LABELS, strict=True)):
+    for row, (image, label) in enumerate(zip(images, LABELS, strict=True)):
         (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / label / f"{place:02d}.png")
-    found = isweep.measure(tmp_path / "images", image_size=8, root=tmp_path / "root")
-    assert found.num_images == 60
-    assert found.label_sharpness == pytest.approx(
+        Image.fromarray(image).save(tmp_path / "images" / label / f"{row:02d}.png")
+    measurement = isweep.measure(tmp_path / "images", image_size=8, root=tmp_path / "root")
+    assert measurement.num_images == 60
+    assert measurement.label_sharpness == pytest.approx(
         isweep.measure(images, LABELS).label_sharpness, rel=1e-6
     )
 
 
 def test_floats_are_scaled_as_the_command_scales_them(images, record):
     for floats in (images / 255, images.astype(np.float32)):
-        found = isweep.measure(floats, LABELS, train_sizes=[30, 60])
-        assert found.to_json() == record.to_json() | {"settings": found.to_json()["settings"]}
-        assert found.taken
-    found = isweep.measure(
+        measurement = isweep.measure(floats, LABELS, train_sizes=[30, 60])
+        assert measurement.to_json() == record.to_json() | {
+            "settings": measurement.to_json()["settings"]
+        }
+        assert measurement.image_lines
+    measurement = isweep.measure(
         images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20)
     )
-    assert found.label_sharpness == pytest.approx(record.label_sharpness)
+    assert measurement.label_sharpness == pytest.approx(record.label_sharpness)
     for floats in (images / 127.5 - 1, images * 12.0 - 1000):
-        with pytest.raises(
-            SweepError,
-            match="so it is unclear which value is white",
-        ):
+        with pytest.raises(SweepError, match="so it is unclear which value is white"):
             isweep.measure(floats, LABELS)
     with pytest.raises(SweepError, match=r"of the values lie outside pixel_range \[-1, 1\]"):
         isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
 
 
 def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
-    half = {"train_labels": LABELS[:30], "test_labels": LABELS[30:], "train_images": images[:30]}
-    np.savez(tmp_path / "mixed.npz", **half, test_images=images[30:] / 255)
+    arrays = {"train_labels": LABELS[:30], "test_labels": LABELS[30:], "train_images": images[:30]}
+    np.savez(tmp_path / "mixed.npz", **arrays, test_images=images[30:] / 255)
     with pytest.raises(SweepError, match="stored as float64, uint8, so their scales may differ"):
         isweep.measure(tmp_path / "mixed.npz")
 
 
-def test_a_little_below_black_is_no_sign_of_another_scale(images, record):
+def test_a_value_just_below_black_does_not_mean_another_scale(images, record):
     floats = images / 255
     floats[0, 0, 0] = -(2.0**-23)
     with pytest.raises(SweepError, match=r"for isweep measure: --pixel-range -1.1920929e-07 1\)"):
         isweep.measure(floats, LABELS)
-    found = isweep.measure(floats, LABELS, train_sizes=[30, 60], pixel_range=(-(2.0**-23), 1))
-    assert found.label_sharpness == pytest.approx(record.label_sharpness, rel=1e-5)
+    measurement = isweep.measure(floats, LABELS, train_sizes=[30, 60], pixel_range=(-(2.0**-23), 1))
+    assert measurement.label_sharpness == pytest.approx(record.label_sharpness, rel=1e-5)
 
 
-def test_a_sweeps_name_in_place_of_a_record(fits):
+def test_a_sweeps_name_in_place_of_a_record_is_refused(fits):
     with pytest.raises(
         SweepError,
         match=r"The record demo cannot be read: No such file.* If demo is a sweep, write sweep='demo'",
@@ -120,14 +118,14 @@ def test_a_sweeps_name_in_place_of_a_record(fits):
         isweep.predict("demo", model="small_cnn", train_size=200)
 
 
-def test_a_name_that_is_not_there_is_answered_with_those_that_are():
+def test_an_unknown_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="isweep has no attribute 'results'"):
         isweep.results("demo")
     assert not hasattr(isweep, "__wrapped__")
 
 
 MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
-FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
+FOUR_IMAGES, FOUR_LABELS = np.zeros((4, 2, 2)), [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -140,16 +138,16 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             "absent is neither an existing path nor a known dataset. Give a folder",
         ),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
-        (FOUR, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
-        (FOUR, [None] * 4, {}, "own: the label is missing for"),
-        (FOUR, [float("nan"), 1.0] * 2, {}, "own: the label is missing for"),
+        (FOUR_IMAGES, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
+        (FOUR_IMAGES, [None] * 4, {}, "own: the label is missing for"),
+        (FOUR_IMAGES, [float("nan"), 1.0] * 2, {}, "own: the label is missing for"),
         (
-            FOUR,
+            FOUR_IMAGES,
             ["Cat", "cat", "dog", "dog"],
             {},
             "own: these class names differ only in spelling: 'Cat' / 'cat'",
         ),
-        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
+        (FOUR_IMAGES[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (
             MASKED,
             [0, 1],
@@ -163,7 +161,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             "Images contain masked values",
         ),
         (
-            FOUR[:2],
+            FOUR_IMAGES[:2],
             np.ma.masked_equal([0, 1], 1),
             {},
             "Labels contain masked values",
@@ -177,39 +175,49 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         ),
         (np.array([["a"]]), None, {}, "Images have the dtype"),
         (
-            FOUR,
+            FOUR_IMAGES,
             None,
             {"train_sizes": 2},
             r"train_sizes is 2, which is not a list\. Pass a list of sizes",
         ),
-        (FOUR, None, {"num_neighbours": 4}, "Unknown setting 'num_neighbours'. Did you mean"),
         (
-            FOUR,
-            NAMES,
+            FOUR_IMAGES,
+            None,
+            {"num_neighbours": 4},
+            "Unknown setting 'num_neighbours'. Did you mean",
+        ),
+        (
+            FOUR_IMAGES,
+            FOUR_LABELS,
             {"class_pair": ("0", "7")},
             "0 7 contains a class that does not occur in the data",
         ),
         (
-            FOUR,
+            FOUR_IMAGES,
             None,
             {"class_pair": ("0", "1")},
             "A class pair needs labels, but these images have none",
         ),
         (
-            FOUR,
-            NAMES,
+            FOUR_IMAGES,
+            FOUR_LABELS,
             {"class_pair": (0, 1, 2)},
             r"class_pair is \(0, 1, 2\), which is not a pair of classes",
         ),
-        (FOUR, NAMES, {"class_pair": 3}, r"class_pair is 3, .*\. Pass two classes, such as"),
         (
-            FOUR,
+            FOUR_IMAGES,
+            FOUR_LABELS,
+            {"class_pair": 3},
+            r"class_pair is 3, .*\. Pass two classes, such as",
+        ),
+        (
+            FOUR_IMAGES,
             None,
             {"image_size": 4},
             "image_size=4 and channels=1 can be used only with image files",
         ),
         (
-            FOUR,
+            FOUR_IMAGES,
             None,
             {"channels": 3},
             "image_size=None and channels=3 can be used only with image files",
@@ -225,7 +233,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (".", None, {"root": 3}, "root is 3, which is not the path of a folder"),
     ],
 )
-def test_mistakes(images, labels, options, message):
+def test_a_mistake_is_refused_with_its_hint(images, labels, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.measure(images, labels, **options)
 
@@ -233,19 +241,18 @@ def test_mistakes(images, labels, options, message):
 def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record.to_json()), encoding="utf-8")
-    asked = {"model": "pooled", "train_size": 100}
-    from_object = isweep.predict(record, fits, **asked)
-    assert isweep.predict(path, fits, **asked) == from_object
+    options = {"model": "pooled", "train_size": 100}
+    from_object = isweep.predict(record, fits, **options)
+    assert isweep.predict(path, fits, **options) == from_object
     numbers = {"d_data": record.d_data, "label_sharpness": record.label_sharpness}
-    assert isweep.predict(None, fits, **numbers, **asked) == from_object
+    assert isweep.predict(None, fits, **numbers, **options) == from_object
     assert repr(from_object).startswith("Prediction: test loss ")
     assert from_object.to_json()["loss"] == from_object.value
 
 
 def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
-    larger = isweep.measure(
-        np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS
-    )
+    larger_images = np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8)
+    larger = isweep.measure(larger_images, LABELS)
     with pytest.raises(
         SweepError,
         match=r"another scale \(16×16 pixels, 1 channel, range 255\) than that of the sweep.*"
@@ -261,10 +268,10 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
     assert by_number.to_json() == isweep.measure(images, labels, class_pair=("3", "5")).to_json()
     assert by_number.num_images == np.isin(labels, [3, 5]).sum()
     assert by_number.label_names == ("3", "5")
-    assert "2 classes" in repr(by_number)  # of three
+    assert "2 classes" in repr(by_number)  # the data have three
     np.savez(tmp_path / "three.npz", images=images, labels=labels)
-    how = {"class_pair": ("3", "5"), "image_size": 8, "root": tmp_path / "root"}
-    of_file = isweep.measure(tmp_path / "three.npz", **how)
+    options = {"class_pair": ("3", "5"), "image_size": 8, "root": tmp_path / "root"}
+    of_file = isweep.measure(tmp_path / "three.npz", **options)
     assert of_file.label_names == ("3", "5")
 
 
@@ -281,7 +288,7 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
         ({"domain": 3}, "Unknown domain '3'"),
     ],
 )
-def test_a_prediction_from_what_is_none(record, fits, wrong, message):
+def test_a_wrong_argument_of_predict_is_refused(record, fits, wrong, message):
     with pytest.raises(SweepError, match=message):
         isweep.predict(record, fits, train_size=500, **wrong)
 
@@ -307,9 +314,9 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
     ):
         isweep.predict(None, fits, train_size=100)
     for name, value in (("d_data", "9"), ("label_sharpness", True), ("train_size", "100")):
-        asked = {"d_data": 9.0, "label_sharpness": 1e-4, "train_size": 100, name: value}
+        options = {"d_data": 9.0, "label_sharpness": 1e-4, "train_size": 100, name: value}
         with pytest.raises(SweepError, match=f"{name} is {value!r}, which is not a number"):
-            isweep.predict(None, fits, **asked)
+            isweep.predict(None, fits, **options)
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
     with pytest.raises(isweep.SweepError, match=r"bad\.json has no d_data"):
         isweep.predict(tmp_path / "bad.json", fits, train_size=100)
@@ -319,7 +326,7 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
 
 @pytest.fixture(scope="module")
 def fits():
-    # Of the side of the images above, as a prediction asks.
+    # A prediction needs images of the sweep's size, here the 8 pixels of the images above.
     table = synthetic_table(num_natural=6, num_medical=6).assign(image_size=8)
     return isweep.Fits(fit_scaling_laws(table, explore=True), table)
 
@@ -327,14 +334,13 @@ def fits():
 def test_fits_are_a_table(fits):
     rows = fits.to_frame()
     assert {"fit", "coefficient", "value", "low", "high"} <= set(rows)
-    assert {"headline", "height", "exponent", "fall", "attack", "representation"} == set(
-        rows["fit"]
-    )
+    fit_names = {"headline", "height", "exponent", "fall", "attack", "representation"}
+    assert set(rows["fit"]) == fit_names
     assert repr(fits).startswith("Fits of ")
 
 
 def test_a_refused_fit_is_a_row_with_its_reason():
     table = synthetic_table(num_natural=1, num_medical=0)
-    few = isweep.Fits(fit_scaling_laws(table), table).to_frame()
-    assert few["reason"].astype(bool).any()
-    assert few.query("fit not in ('representation', 'fall')")["value"].isna().all()
+    fits = isweep.Fits(fit_scaling_laws(table), table).to_frame()
+    assert fits["reason"].astype(bool).any()
+    assert fits.query("fit not in ('representation', 'fall')")["value"].isna().all()

@@ -1,4 +1,4 @@
-"""A sweep as an object: from every way to write one, to its results."""
+"""Sweeps from Python: every way to write one, its plan, its results and its messages."""
 
 import json
 
@@ -33,12 +33,13 @@ def test_every_way_to_write_a_sweep_is_the_same_sweep(tmp_path):
 def test_a_sweep_written_down_reads_back_the_same(name, tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(sweep_text(load_sweep(name)), encoding="utf-8")
-    read, preset = load_sweep(path), load_sweep(name)
+    read = load_sweep(path)
+    preset = load_sweep(name)
     assert read.model_copy(update={"datasets": ()}) == preset.model_copy(update={"datasets": ()})
     assert [choice.name for choice in read.datasets] == [choice.name for choice in preset.datasets]
 
 
-def test_changes_hold_over_what_is_written(root):
+def test_changes_override_the_sweep_file(root):
     plan = isweep.plan(SMALL, root=root, changes={"recipe.epochs": 3, "seeds": [0, 1]})
     assert len(plan.table) == 8
     assert set(plan.table["recipe"]) == {"smoke+epochs=3"}
@@ -46,15 +47,15 @@ def test_changes_hold_over_what_is_written(root):
     assert repr(plan).startswith("Plan of 8 trials; 8 trials left")
 
 
-def test_a_sweep_that_never_ran(root):
+def test_a_sweep_that_never_ran_has_no_results(root):
     sweep = isweep.open(SMALL, root=root)
     assert repr(sweep) == f"Sweep 'small': 4 planned, 0 done, 0 failed, 4 left; below {root}"
     with pytest.warns(UserWarning, match="Sweep 'small' has no results yet. Run it: isweep.run"):
         assert sweep.table.empty
     assert sweep.failures.empty
-    for ask in (sweep.best, lambda: sweep.fits, lambda: sweep.report):
+    for get_result in (sweep.best, lambda: sweep.fits, lambda: sweep.report):
         with pytest.raises(isweep.SweepError, match="Sweep 'small' has no results yet"):
-            ask()
+            get_result()
 
 
 @pytest.mark.parametrize(
@@ -103,16 +104,16 @@ def test_a_sweep_that_never_ran(root):
         ),
     ],
 )
-def test_mistakes_about_a_run(root, source, options, message):
+def test_a_wrong_argument_of_run_is_refused_with_its_hint(root, source, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.run(source, root=root, **options)
 
 
 def test_numbers_of_numpy_are_numbers(root):
     changes = {"seeds": np.arange(2), "recipe.epochs": np.int64(3)}
-    assert len(isweep.plan(SMALL, root=root, changes=changes).table) == 2 * len(
-        isweep.plan(SMALL, root=root).table
-    )
+    changed_plan = isweep.plan(SMALL, root=root, changes=changes)
+    plan = isweep.plan(SMALL, root=root)
+    assert len(changed_plan.table) == 2 * len(plan.table)
 
 
 def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, monkeypatch):
@@ -140,7 +141,7 @@ def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, m
 
 
 @pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": 11}, {"model": 3}])
-def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
+def test_the_best_of_absent_results_is_refused(root, wrong, monkeypatch):
     table = pd.DataFrame(
         {"dataset": ["a"], "train_size": [240], "model": ["m"], "test_loss": [1.0]}
     )
@@ -154,7 +155,7 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("call", "message"),
     [
         (
             lambda: isweep.open("smoke", storage=5),
@@ -176,6 +177,6 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         ),
     ],
 )
-def test_what_only_python_can_give_wrongly_is_a_message_too(ask, message):
+def test_a_wrong_type_from_python_is_refused_with_its_hint(call, message):
     with pytest.raises(isweep.SweepError, match=message):
-        ask()
+        call()

@@ -11,6 +11,7 @@ from search_spaces.errors import (
     SweepError,
     TooFewImagesError,
     collect,
+    plural,
     unknown_name,
 )
 
@@ -68,3 +69,18 @@ def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(kind, nam
 def test_too_few_images_cross_processes_with_the_size_that_is_possible():
     error = pickle.loads(pickle.dumps(TooFewImagesError("Too few images", "Add some", 80)))
     assert (str(error), error.largest_train_size) == ("Too few images. Add some.", 80)
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (1, "node", "1 node"),
+        (0, "node", "0 nodes"),
+        (1200, "class", "1,200 classes"),
+        (1.0, "CPU", "1 CPU"),
+        (0.5, "GPU", "0.5 GPUs"),
+        (1234567.0, "image", "1,234,567 images"),
+    ],
+)
+def test_a_number_has_the_form_of_its_noun(count, noun, text):
+    assert plural(count, noun) == text

@@ -38,7 +38,8 @@ from orchestrator.results.records import TrialFailure
 from orchestrator.running import trial_device
 from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
 from orchestrator.running.recovery.failures import classify
-from orchestrator.running.recovery.resource_policy import MAY_RETRY, ResourcePolicy
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -28,9 +29,9 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
-from orchestrator.running.recovery.resource_policy import MAY_RETRY
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
-from orchestrator.running.trials import TrialLoop
+from orchestrator.running.trials import Attempt, TrialLoop
 from search_spaces.sweeps import ResourceSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import A100, H100, MIG, RTX4090, node
 
@@ -294,7 +295,8 @@ def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
     trial = paper[0]
     loop = MagicMock()
     loop._source.trials = {trial.trial_id: trial}
-    loop._attempt.return_value = 1
+    loop._attempt.return_value = Attempt(1)
+    loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
     loop._retries.failed.return_value = Decision(1.0, "retried")
     TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))

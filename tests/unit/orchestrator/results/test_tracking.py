@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
@@ -23,7 +23,8 @@ from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import SweepRuns, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, make_tracker
+from orchestrator.results.sweep_tracking import make_tracker
+from orchestrator.results.tracking import Tracker
 from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.unit.orchestrator.results.examples import trial_spec
@@ -537,6 +538,36 @@ def test_an_update_that_always_fails_does_not_keep_runs_open(sweep, monkeypatch,
     tracker.close("FINISHED")
     assert statuses(client, sweep) == {"a": "KILLED", "sweep": "FINISHED"}
     assert tracker.num_unsent_updates == 1  # the report
+
+
+def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(sweep, monkeypatch, quick):
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
+    client = SimulatedClient()
+    send = client.log_batch
+    tracker = opened(client, sweep)
+    tracker.flush()
+
+    def fail_for_some_runs(run_id, metrics=(), params=(), tags=()):
+        # The metrics of a result with this loss are never stored.
+        if any(metric.value == 0.125 for metric in metrics):
+            raise MlflowException("value too long", INTERNAL_ERROR)
+        send(run_id, metrics, params, tags)
+
+    client.log_batch = fail_for_some_runs
+    for index in range(5):
+        tracker.finish(flat(f"bad{index}", 0.125))
+    for index in range(5):
+        tracker.finish(flat(f"good{index}", 0.5))
+    tracker.log_report({"trials_done": 10})
+
+    tracker.close("FINISHED")
+
+    assert tracker.num_unsent_updates == 5
+    stored = losses(client, sweep)
+    assert {key: loss for key, loss in stored.items() if key.startswith("good")} == {
+        f"good{index}": 0.5 for index in range(5)
+    }
+    assert statuses(client, sweep)["sweep"] == "FINISHED"
 
 
 def test_a_refused_update_does_not_discard_the_newer_one(sweep):

@@ -100,7 +100,7 @@ def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
 
 
 def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
-    rerun, finished, here, monkeypatch
+    rerun, finished, in_process, monkeypatch
 ):
     def broken(work, key):
         raise SetupError("The disk cannot be read", hint="Repair the disk")

@@ -14,7 +14,7 @@ from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
 from tests.small_sweep import small_sweep
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 RESOURCES = {"num_cpus": 2, "num_gpus": 0}
 SWEEP = small_sweep("kept", train_sizes=[30, 40], num_neighbors=10, resources=RESOURCES)

@@ -9,7 +9,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import TrialFailure
-from orchestrator.running.recovery.resource_policy import MAY_RETRY, ResourcePolicy
+from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from tests.small_sweep import small_sweep
 
 
@@ -72,7 +73,10 @@ def test_no_batch_is_cut_where_that_is_refused(cells):
 def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     requests = ResourcePolicy(Resources(1, 0))
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    said = [requests.failed(cell, OUT_OF_MEMORY).hint for _ in range(5)]
+    said = []
+    for _ in range(5):
+        requests.start_attempt(cell)
+        said.append(requests.failed(cell, OUT_OF_MEMORY).hint)
     assert said[:4] == [""] * 4
     assert (
         "small_cnn at batch size 16 needs more memory than the machine gave. Choose a larger machine"
@@ -87,7 +91,10 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
         TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=held_gib / 39.4)
         for held_gib in (35.1, 0.3)
     )
-    said = [requests.failed(cell, others).hint for _ in range(6)]
+    said = []
+    for _ in range(6):
+        requests.start_attempt(cell)
+        said.append(requests.failed(cell, others).hint)
     assert said[:5] == [""] * 5  # the last by plain steps
     assert (
         "needs more memory than other processes leave on the GPU. End the other processes"
@@ -101,7 +108,7 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: there)
-    requests.trials[cells[0].trial_id].level = 1
+    requests.trials[cells[0].trial_id].min_level = 1
     assert requests.start_attempt(cells[0]) == Resources(
         1, 2, asked, fast="off"
     )  # whole GPUs are not doubled

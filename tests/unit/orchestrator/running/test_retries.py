@@ -5,7 +5,7 @@ import heapq
 import json
 import subprocess
 import sys
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ from orchestrator.running.recovery.retries import (
     Retries,
 )
 from orchestrator.running.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
-from orchestrator.running.trials import TrialLoop
+from orchestrator.running.trials import Attempt, TrialLoop
 from search_spaces.errors import SetupError
 
 CRASH, LOST, DEVICE, MEMORY = (
@@ -157,7 +157,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
     epoch = EpochReport("cell", 1, None)
     loop = SimpleNamespace(
         _node_health=health,
-        _nodes={"cell": "a"},
+        _attempt=lambda trial_id: Attempt(1, node="a"),
         _source=SimpleNamespace(
             trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
         ),
@@ -263,7 +263,9 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
     for trial_id in ("a", "b", "b", "b"):
         loop = SimpleNamespace(
             _take_messages=lambda wait: None,
-            _locations={trial_id: WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")},
+            _attempt=lambda trial_id: Attempt(
+                1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")
+            ),
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
             _ended_without_report=lambda trial_id, failure: lost.append(failure),
         )
@@ -292,7 +294,8 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
 def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(location):
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     loop = SimpleNamespace(
-        _locations={"t": location}, _watchdog=SimpleNamespace(failure=lambda trial_id: hung)
+        _attempt=lambda trial_id: Attempt(1, location),
+        _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
     )
     assert TrialLoop._hang_failure(loop, "t") == hung
 
@@ -300,17 +303,15 @@ def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(loca
 def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():
     """A worker that never answered had the GPU of the attempt before counted against it."""
     loop = SimpleNamespace(
-        _attempts_of_this_run=Counter(t=1),
-        _locations={"t": WorkerLocation("t", "actor", "10.0.0.1", gpus="0")},
-        _nodes={"t": "10.0.0.1"},
+        _attempts={"t": Attempt(1, WorkerLocation("t", "actor", "10.0.0.1"), "10.0.0.1")},
         _source=SimpleNamespace(
             trials={"t": "spec"}, assignment=lambda trial, resources: (trial, resources)
         ),
         _resources=SimpleNamespace(start_attempt=lambda trial: "resources"),
     )
+    loop._attempt = partial(TrialLoop._attempt, loop)
     assert TrialLoop._assign(loop, "t") == ("spec", "resources")
-    assert loop._attempts_of_this_run["t"] == 2
-    assert loop._locations == loop._nodes == {}
+    assert loop._attempts == {"t": Attempt(2)}
 
 
 def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():

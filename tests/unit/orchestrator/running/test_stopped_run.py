@@ -10,7 +10,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from tests.small_sweep import small_sweep
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 SWEEP = small_sweep("stopped", train_sizes=[30, 40, 50], resources={"num_cpus": 2, "num_gpus": 0})
 

@@ -323,7 +323,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.recovery.start_wait.WARN_AFTER_S", 1.0)
     with pytest.raises(
         KeyboardInterrupt, match=r"each trial requests 64 CPU \(the cluster has 2, \S+ free\)"
     ):

@@ -161,7 +161,7 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         {"CPU": 4.0, "GPU": 1.0},
     )
     said, with_gpu = shortage_for(Resources(3, 0)), shortage_for(Resources(3, 1))
-    kinds = "No single node has all of these: the nodes have 1 CPU (2 nodes), 2 CPU (1 nodes). "
+    kinds = "No single node has all of these: the nodes have 1 CPU (2 nodes), 2 CPU (1 node). "
     assert said.startswith(
         f"each trial requests 3 CPU (the cluster has 4, 4 free). {kinds}This cluster adds"
     )

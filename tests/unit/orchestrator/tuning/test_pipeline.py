@@ -53,7 +53,7 @@ def rows_read():
 
 
 @pytest.fixture(scope="module")
-def found(here, rows_read, tmp_path_factory):
+def found(in_process, rows_read, tmp_path_factory):
     """Summary and root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:

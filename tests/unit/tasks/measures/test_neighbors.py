@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import CorruptStoreError
-from tasks.measures import measure, neighbors, tile_blocks
+from tasks.measures import duplicates, neighbors, tile_blocks
 from tasks.measures.distances import ArraySource, Precision, estimate_center, squared_distances
-from tasks.measures.measure import profile_rows
+from tasks.measures.duplicates import check_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
 from tasks.remote import InlineExecutor
 from tests import reference
@@ -99,7 +99,7 @@ class Recorder(InlineExecutor):
 
 @pytest.mark.parametrize(("work", "spread"), [(0, True), (1e11, False)])
 def test_long_searches_are_spread_over_the_nodes(monkeypatch, work, spread):
-    monkeypatch.setattr(neighbors, "MIN_WORK_TO_SPREAD", work)
+    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", work)
     executor = Recorder()
     nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
     assert executor.spread == spread
@@ -150,22 +150,24 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     values = rng.random((40, num_features))
     rows = values > 0.5 if dtype == np.bool_ else (values * 200).astype(dtype)
     rows[[5, 30]] = rows[2]
-    profile = profile_rows(ArraySource(rows), np.arange(40))
+    row_check = check_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert profile.distinct_rows.tolist() == sorted(set(expected))
-    assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if i != first}
-    assert profile_rows(ArraySource(rows), np.zeros(40)).conflicts == []
+    assert row_check.distinct_rows.tolist() == sorted(set(expected))
+    assert set(row_check.conflicts) == {
+        (i, first) for i, first in enumerate(expected) if i != first
+    }
+    assert check_rows(ArraySource(rows), np.zeros(40)).conflicts == []
 
 
 def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
-    monkeypatch.setattr(measure, "KEY_VALUES", 1)
+    monkeypatch.setattr(duplicates, "KEY_VALUES", 1)
     rows = np.zeros((400, 5000))  # the one value of the key is zero in all
     rows[:, 4000:4008] = np.random.default_rng(0).integers(0, 3, (400, 8)) - 1
     rows[7], rows[9] = 0.0, -0.0
 
-    monkeypatch.setattr(measure, "PROFILE_BYTES", rows.nbytes // 20)
+    monkeypatch.setattr(duplicates, "PIECE_BYTES", rows.nbytes // 20)
     tracemalloc.start()
-    found = profile_rows(reference.Stream(rows), np.arange(400))
+    found = check_rows(reference.Stream(rows), np.arange(400))
     grown = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     first = {}

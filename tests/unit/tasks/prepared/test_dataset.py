@@ -21,10 +21,10 @@ from tasks.prepared import store as store_module
 from tasks.prepared.montage import save_montage
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import PreparedRecord
+from tasks.prepared.sharded_array import ShardedArrayReader
 from tasks.prepared.store import (
     MARKER,
     PreparedDataset,
-    ShardedArrayReader,
     create_store,
     write_rows,
 )

@@ -19,9 +19,16 @@ from search_spaces.errors import DataError
 from tasks.prepared import blocks
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.own.listing import HIDDEN
-from tasks.sources.raw import TarArchive
+from tasks.sources.raw import RawTree, TarArchive
 from tests.unit.tasks.sources.archives import pack, tar_mode
-from tests.unit.tasks.sources.conftest import assert_equal, check_verdict, picture, png, write_tree
+from tests.unit.tasks.sources.conftest import (
+    assert_equal,
+    check_verdict,
+    picture,
+    png,
+    request_for,
+    write_tree,
+)
 
 EVERY = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
 TARS = [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]
@@ -38,15 +45,45 @@ def test_class_folders_in_an_archive(prepare, class_folder, tmp_path, ending, wr
     assert actual.record.flags == ({"a wrapper folder was skipped": 1} if wrapped else {})
 
 
-def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
-    expected = prepare("folder", class_folder)
-    inner = pack(class_folder, tmp_path / "inner.zip", "t/")
-    path = pack(class_folder, tmp_path / "own.zip")
+def add_to_zip(path: Path, inner: Path, name: str) -> Path:
     with zipfile.ZipFile(path, "a") as archive:
-        archive.write(inner, "cat/inner.zip")
+        archive.write(inner, name)
+    return path
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_an_archive_that_repeats_the_images_beside_it_is_left_out(
+    prepare, class_folder, tmp_path, is_nested
+):
+    expected = prepare("folder", class_folder)
+    inner = pack(class_folder / "cat", tmp_path / "inner.zip", "t/")
+    path = add_to_zip(pack(class_folder, tmp_path / "own.zip"), inner, "cat/inner.zip")
+    if is_nested:
+        path = add_to_zip(tmp_path / "outer.zip", path, "own.zip")
     data = prepare("folder", path, name="other")
     assert_equal(data, expected)
-    assert data.record.excluded == {"in an archive beside images": 10}
+    assert data.record.excluded == {"in an archive beside images": 5}
+
+
+def test_an_archive_beside_an_image_of_another_name_is_read(prepare, class_folder, tmp_path):
+    expected = prepare("folder", class_folder)
+    (tmp_path / "other").mkdir()
+    for image in sorted((class_folder / "cat").iterdir())[1:]:
+        image.rename(tmp_path / "other" / image.name)
+    inner = pack(tmp_path / "other", tmp_path / "inner.zip")
+    path = add_to_zip(pack(class_folder, tmp_path / "own.zip"), inner, "cat/inner.zip")
+    data = prepare("folder", path, name="other")
+    assert_equal(data, expected)
+    assert data.record.excluded == {}
+
+
+def test_an_archive_that_repeats_only_some_images_beside_it_is_refused(
+    prepare, class_folder, tmp_path
+):
+    inner = pack(class_folder, tmp_path / "inner.zip")
+    path = add_to_zip(pack(class_folder, tmp_path / "own.zip"), inner, "cat/inner.zip")
+    with pytest.raises(DataError, match="5 of the 10 images in the inner archive"):
+        prepare("folder", path)
 
 
 @pytest.mark.parametrize("is_stored_first", [True, False])
@@ -77,6 +114,27 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
         archive.write(inner, "inner.zip")
     with pytest.raises(DataError, match="or in archives inside it, have the same path"):
         prepare("folder", outer)
+
+
+def test_a_file_of_an_archive_comes_before_one_of_an_inner_archive(class_folder, tmp_path):
+    inner = pack(class_folder / "cat", tmp_path / "inner.zip")
+    raw = tmp_path / "downloads"
+    raw.mkdir()
+    with zipfile.ZipFile(raw / "a.zip", "w") as archive:
+        archive.write(inner, "cat/inner.zip")
+    pack(class_folder, raw / "b.zip")
+    tree = RawTree(request_for("folder", raw), lambda name: True)
+    assert tree.locator("cat/0.png") == "b.zip!/cat/0.png"
+
+
+def test_an_inner_archive_that_is_not_opened_is_listed_as_a_file(class_folder, tmp_path):
+    inner = pack(class_folder / "cat", tmp_path / "inner.zip")
+    raw = tmp_path / "downloads"
+    raw.mkdir()
+    with zipfile.ZipFile(raw / "a.zip", "w") as archive:
+        archive.write(inner, "cat/inner.zip")
+    tree = RawTree(request_for("folder", raw), lambda name: name == "a.zip")
+    assert list(tree) == ["a.zip", "cat/inner.zip"]
 
 
 def test_a_table_in_an_archive_has_to_be_unpacked(prepare, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from search_spaces.errors import DataError
 from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import unused_flags
-from tests.raw_trees.own import FORMS
+from tests.raw_trees.own import FORMS, image_cells
 
 QUESTION = "repeat like ids of patients: do its images belong together? call it group"
 CLASSES = ("benign", "malignant", "normal")
@@ -99,7 +101,7 @@ def test_unknown_ids_and_single_images_show_nothing():
 
 @pytest.mark.parametrize("name", ["age", "PatientAge", "patient_sex", "Weight"])
 def test_a_description_of_the_patient_is_never_asked_about(name):
-    flags = unused_flags([name], like_groups=[name])
+    flags = unused_flags([name], group_like=[name])
     assert flags == [f"columns not used: {name}"]
 
 
@@ -164,6 +166,43 @@ def test_ids_of_floats_are_recognized(prepare, tmp_path, shape):
     assert SCAN_QUESTION in prepare("npz", raw, for_training=False).record.flags
 
 
+def test_ids_of_parquet_floats_and_categories_are_recognized(prepare, tmp_path):
+    ids = np.arange(60) // 4
+    table = pd.DataFrame(
+        {
+            "image": image_cells(60),
+            "label": ["cat" if number % 2 else "dog" for number in ids],
+            "scan": ids.astype(float),
+            "series": pd.Categorical([f"series{number}" for number in ids]),
+        }
+    )
+    table.to_parquet(tmp_path / "own.parquet")
+    flags = prepare("table", tmp_path / "own.parquet", for_training=False).record.flags
+    assert SCAN_QUESTION in flags
+    assert f"column series not used, but its values {QUESTION}" in flags
+
+
+def test_unused_members_that_are_no_arrays_are_only_listed(prepare, tmp_path):
+    raw = save_npz(tmp_path / "raw.npz")
+    with zipfile.ZipFile(raw, "a") as archive:
+        archive.writestr("readme.txt", "read me")
+    assert prepare("npz", raw, for_training=False).record.num_images == 60
+
+
+def test_unused_groups_and_links_in_hdf5_are_only_listed(prepare, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with np.load(save_npz(tmp_path / "raw.npz")) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["images"] = images
+        file["labels"] = labels.astype("S3")
+        file.create_group("meta")
+        file["nowhere"] = h5py.SoftLink("/missing")
+        file["empty"] = h5py.Empty("f")
+    flags = prepare("hdf5", tmp_path / "raw.h5", for_training=False).record.flags
+    assert flags == {"columns not used: empty, meta, nowhere": 60}
+
+
 def test_an_unused_array_of_objects_is_only_listed(prepare, tmp_path):
     raw = save_npz(tmp_path / "raw.npz", meta=np.array({"made": 2024}, dtype=object))
     flags = prepare("npz", raw, for_training=False).record.flags
@@ -188,3 +227,18 @@ def test_labels_that_label_map_joins_are_one_class(prepare, tmp_path):
     label_map = {"CAT 2": "cat", "DOG 2": "dog"}
     flags = prepare(kind, raw, for_training=False, label_map=label_map).record.flags
     assert SCAN_QUESTION in flags
+
+
+def test_class_names_that_label_map_joins_are_one_class(prepare, tmp_path):
+    ids = np.arange(60) // 4
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(
+        tmp_path / "raw.npz",
+        images=images,
+        labels=2 * (ids % 2) + np.arange(60) % 2,  # 0 and 1 are cats, 2 and 3 are dogs
+        label_names=np.array(["cat", "CAT 2", "dog", "DOG 2"]),
+        scan=ids,
+    )
+    label_map = {"CAT 2": "cat", "DOG 2": "dog"}
+    data = prepare("npz", tmp_path / "raw.npz", for_training=False, label_map=label_map)
+    assert SCAN_QUESTION in data.record.flags

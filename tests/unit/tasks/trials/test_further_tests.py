@@ -118,6 +118,6 @@ def test_columns_are_named_after_the_condition_and_described(moved):
 def test_a_further_test_set_without_images_is_said(data):
     spec = trial_spec(epochs=0).model_copy(update={"further_tests": (NEAR,)})
     with pytest.raises(
-        DataError, match=r"no images for the additional test set 'near'\. Remove the request"
+        DataError, match=r"no images for the further test set 'near'\. Remove the request"
     ):
         run_trial(spec, data)

@@ -7,8 +7,8 @@ A search has three kinds of results:
 - the closest pairs (:mod:`tasks.measures.closest_pairs`).
 
 Each is collected for the pairs that are new at one train size. So a block of distances is first cut
-into sub-blocks whose pairs are all new at the same train size. Every sub-block updates the results
-of its train size. At the end, the results of all tiles are merged.
+into *sub-blocks*, whose pairs are all new at the same train size. Every sub-block updates the
+results of its train size. At the end, the results of all tiles are merged.
 :mod:`tasks.measures.neighbors` defines positions, size indices and *new* pairs.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from tasks.measures.arrays import IntArray
 from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.neighbor_lists import NeighborLists
-from tasks.measures.other_label import NearestOtherLabel, add_sample, mask_equal_labels
+from tasks.measures.other_label import mask_equal_labels, update_inside_sample, update_nearest
 from tasks.measures.products import in_threads
 from tasks.measures.tile_blocks import (
     EXACT,
@@ -40,8 +40,10 @@ class SpanResult:
     Attributes:
         span: The positions whose nearest rows are searched.
         neighbors: Nearest neighbors in the new pairs of each train size.
-        other_label_by_size: Nearest row with another label in the new pairs of each train size.
-        other_label_by_sample: Nearest row with another label inside each sample.
+        other_label_by_size: Nearest row with another label in the new pairs of each train size, as
+            lists with one neighbor.
+        other_label_by_sample: Nearest row with another label inside each sample, as lists with one
+            neighbor.
         closest_pairs: The closest of the new pairs of each train size; empty if no closest pairs
             are requested.
         precision: The widest precision that a product has needed.
@@ -52,23 +54,22 @@ class SpanResult:
         sizes = range(job.num_sizes)
         self.span = span
         self.neighbors = [NeighborLists(num_positions, job.num_neighbors) for _ in sizes]
-        self.other_label_by_size = [NearestOtherLabel(num_positions) for _ in sizes]
-        self.other_label_by_sample = [NearestOtherLabel(num_positions) for _ in job.samples]
+        self.other_label_by_size = [NeighborLists(num_positions, 1) for _ in sizes]
+        self.other_label_by_sample = [NeighborLists(num_positions, 1) for _ in job.samples]
         self.closest_pairs = [ClosestPairs(max_pairs) for max_pairs in job.max_pairs_by_size]
         self.precision = EXACT if job.is_exact else job.precision.dtype
 
     def merge(self, partial: SpanResult) -> None:
         """Merge a result for a part of the positions into this result, in place."""
-        covered = partial.span.within(self.span)
-        for lists, partial_lists in zip(self.neighbors, partial.neighbors, strict=True):
-            lists.merge(partial_lists, covered)
-        other_label = [*self.other_label_by_size, *self.other_label_by_sample]
-        partial_other_label = [*partial.other_label_by_size, *partial.other_label_by_sample]
-        for nearest, partial_nearest in zip(other_label, partial_other_label, strict=True):
-            nearest.merge(partial_nearest, covered)
+        part = partial.span.relative_to(self.span)
+        for lists, partial_lists in zip(self._all_lists(), partial._all_lists(), strict=True):
+            lists.merge(partial_lists, part)
         for pairs, partial_pairs in zip(self.closest_pairs, partial.closest_pairs, strict=True):
             pairs.merge(partial_pairs)
         self.precision = widest_precision(self.precision, partial.precision)
+
+    def _all_lists(self) -> list[NeighborLists]:
+        return [*self.neighbors, *self.other_label_by_size, *self.other_label_by_sample]
 
 
 class TileResults(NamedTuple):
@@ -84,14 +85,14 @@ class TileResults(NamedTuple):
     columns: SpanResult
 
     @classmethod
-    def empty(cls, job: SearchJob, rows: Span, columns: Span) -> TileResults:
+    def empty(cls, job: SearchJob, row_span: Span, column_span: Span) -> TileResults:
         """Return the results of a tile before its first block."""
-        row_result = SpanResult(job, rows)
-        if rows == columns:
+        row_result = SpanResult(job, row_span)
+        if row_span == column_span:
             return cls(row_result, row_result)
-        return cls(row_result, SpanResult(job, columns))
+        return cls(row_result, SpanResult(job, column_span))
 
-    def distinct(self) -> list[SpanResult]:
+    def as_list(self) -> list[SpanResult]:
         """Return the result of the rows and, if it is another object, that of the columns."""
         return [self.rows] if self.columns is self.rows else [self.rows, self.columns]
 
@@ -110,9 +111,9 @@ def add_block(
         result, side_block = side
         _add_rows(job, result, side_block)
 
-    # Both sides can be added at the same time. They change different positions, and only the side
-    # of the block itself changes the closest pairs. The threads are those of the matrix products,
-    # which are idle now.
+    # Both sides can be added at the same time. They change different positions, and the transposed
+    # block does not change the closest pairs (see `_add_sub_block`). The threads are those of the
+    # matrix products, which are idle now.
     in_threads(add_side, sides)
 
 
@@ -122,22 +123,22 @@ def _add_rows(
     block: TileBlock,
 ) -> None:
     """Add the distances from a block's rows to its columns to the result of the rows."""
-    other_label_squared = None
+    masked_squared = None
     if job.label_codes is not None:
-        other_label_squared = mask_equal_labels(job.label_codes, block)
+        masked_squared = mask_equal_labels(job.label_codes, block)
         first_position = result.span.start
         for nearest, is_member in zip(result.other_label_by_sample, job.samples, strict=True):
-            add_sample(nearest, is_member, block, other_label_squared, first_position)
+            update_inside_sample(nearest, is_member, block, masked_squared, first_position)
     for rows in _spans_of_one_size(job.size_indices, block.rows):
         for columns in _spans_of_one_size(job.size_indices, block.columns):
-            _add_sub_block(job, result, block, other_label_squared, rows, columns)
+            _add_sub_block(job, result, block, masked_squared, rows, columns)
 
 
 def _add_sub_block(
     job: SearchJob,
     result: SpanResult,
     block: TileBlock,
-    other_label_squared: SquaredDistances | None,
+    masked_squared: SquaredDistances | None,
     rows: Span,
     columns: Span,
 ) -> None:
@@ -147,25 +148,26 @@ def _add_sub_block(
         job: The search.
         result: The result of the block's rows.
         block: The block.
-        other_label_squared: The block's squared distances, masked where two labels are equal; None
+        masked_squared: The block's squared distances, masked where two labels are equal; None
             if there are no labels.
         rows: Positions of the sub-block's rows, which have one size index.
         columns: Positions of the sub-block's columns, which have one size index.
     """
     size_index = int(max(job.size_indices[rows.start], job.size_indices[columns.start]))
-    in_block = (rows.within(block.rows), columns.within(block.columns))
-    result_rows = rows.within(result.span)
-    squared = block.squared[in_block]
+    sub_block = (rows.relative_to(block.rows), columns.relative_to(block.columns))
+    result_rows = rows.relative_to(result.span)
+    squared = block.squared[sub_block]
     result.neighbors[size_index].update(result_rows, columns.start, squared)
-    # Add a pair only where its row comes before its column. The transposed block, or the sub-block
-    # on the other side of the diagonal, contains the same pair again.
+    # Every pair occurs twice: on both sides of the diagonal, in the block or in its transposed
+    # block. Skip the sub-blocks below the diagonal, so that the pair is added only once.
     if result.closest_pairs and rows.start <= columns.start:
         result.closest_pairs[size_index].update(squared, rows.start, columns.start)
-    if other_label_squared is not None:
-        result.other_label_by_size[size_index].update(
+    if masked_squared is not None:
+        update_nearest(
+            result.other_label_by_size[size_index],
             np.arange(result_rows.start, result_rows.stop),
-            np.arange(*columns),
-            other_label_squared[in_block],
+            np.arange(columns.start, columns.stop),
+            masked_squared[sub_block],
         )
 
 

@@ -1,5 +1,4 @@
-"""Trials of a sweep in this process, one after the other: where what a run does counts, and not
-Ray."""
+"""A backend without Ray: it trains a sweep's trials in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -29,13 +28,18 @@ CLUSTER = Cluster(
 )
 
 
-class HereExecution:
-    """See :class:`orchestrator.running.backend.Backend`; a trial that fails raises."""
+class InProcessBackend:
+    """A backend that trains in this process and raises the error of a failed trial.
 
-    def __init__(self, run: Any, work: Any) -> None:
-        self._source, self._data, self._files = work, None, None
-        if work.store_url:
-            call = IsweepKeeper(work.store_url, {}).call
+    See :class:`orchestrator.running.backend.Backend`.
+    """
+
+    def __init__(self, run: Any, source: Any) -> None:
+        self._source = source
+        self._data = None
+        self._files = None
+        if source.store_url:
+            call = IsweepKeeper(source.store_url, {}).call
             self._files = SimpleNamespace(
                 **{name: partial(call, name) for name in ("put", "get", "checkpoint")}
             )
@@ -51,7 +55,7 @@ class HereExecution:
 
     def fit(self, trials: Any, feed: Any) -> None:
         while (config := feed.suggest("")) != Searcher.FINISHED:
-            assert config is not None, "a trial failed, and waits"
+            assert config is not None, "a trial failed, and waits for its next attempt"
             trial = SimpleNamespace(config=config, status="RUNNING")
             trials.on_trial_start(0, [trial], trial)
             trials.on_step_begin(0, [trial])
@@ -60,7 +64,8 @@ class HereExecution:
             trials.on_trial_complete(0, [trial], trial)
 
     def _report(self, assignment: TrialAssignment) -> TrialReport:
-        started_at, data = time.time(), self._data
+        started_at = time.time()
+        data = self._data
         resources = assignment.resources
         device = trial_device.device_for(resources, assignment.spec.network)
         task = TrialTask(assignment, data, device, self._files, pretrained=self._source.pretrained)
@@ -96,19 +101,19 @@ class HereExecution:
 
 
 @contextlib.contextmanager
-def trained_here() -> Iterator[None]:
-    """Let sweeps, pilots and searches of this process run in it, without Ray."""
+def train_in_process() -> Iterator[None]:
+    """Let sweeps, pilots and searches of this process train in it, without Ray."""
 
     @contextlib.contextmanager
-    def connected(*_: Any, **__: Any) -> Iterator[Cluster]:
+    def connect_in_process(*_: Any, **__: Any) -> Iterator[Cluster]:
         yield CLUSTER
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.running.stages.connect", connected)
+        patch.setattr("orchestrator.running.stages.connect", connect_in_process)
         patch.setattr(
             "orchestrator.running.stages.Stages.executor", lambda *_, **__: InlineExecutor()
         )
         patch.setattr("orchestrator.running.actors.ActorHandles", lambda url: None)
         patch.setattr("orchestrator.running.capacity.slots_for", lambda request: Slots(1, ""))
-        patch.setattr("orchestrator.running.trials.TuneBackend", HereExecution)
+        patch.setattr("orchestrator.running.trials.TuneBackend", InProcessBackend)
         yield

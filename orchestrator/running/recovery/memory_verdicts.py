@@ -1,0 +1,78 @@
+"""Verdicts on trials that ran out of memory: whether a further attempt can succeed, and hints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from search_spaces.specs import TrialSpec
+
+
+@dataclass(frozen=True)
+class MemoryVerdict:
+    """The decision of the resource policy about a failed trial.
+
+    Attributes:
+        is_final: True if every further attempt would fail as well.
+        hint: what the user can do; empty if the trial may be tried again.
+    """
+
+    is_final: bool = False
+    hint: str = ""
+
+
+MAY_RETRY = MemoryVerdict()
+"""Verdict on a trial that may succeed with its next request."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """The memory that is too little for a trial.
+
+    Attributes:
+        name: text for the memory, which ends the clause "the trial needs more memory than".
+        fix: text about what the user can do.
+    """
+
+    name: str
+    fix: str
+
+
+MACHINE = MemoryLimit("the machine gave", "Choose a larger machine")
+WHOLE_GPU = MemoryLimit("a whole GPU has", "Choose a larger GPU")
+SHARED_GPU = MemoryLimit(
+    "other processes leave on the GPU", "End the other processes, choose another GPU"
+)
+
+
+def too_little_memory(
+    trial: TrialSpec, limit: MemoryLimit, *, suggest_splitting: bool
+) -> MemoryVerdict:
+    """Return the final verdict on a trial that cannot get enough memory.
+
+    Args:
+        trial: the trial.
+        limit: the memory that is too little.
+        suggest_splitting: True to add that the sweep can allow isweep to split the batches.
+    """
+    recipe = trial.network.recipe
+    hint = (
+        f"{trial.network.model.name} at batch size {recipe.batch_size} needs more memory than "
+        f"{limit.name}. {limit.fix}, or lower recipe.batch_size"
+    )
+    if suggest_splitting:
+        hint = (
+            f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
+            "Batch norm then uses the statistics of smaller batches"
+        )
+    return MemoryVerdict(is_final=True, hint=hint)
+
+
+def no_kernel(trial: TrialSpec) -> MemoryVerdict:
+    """Return the final verdict on a trial for which cuDNN has no kernel on its GPU."""
+    recipe = trial.network.recipe
+    hint = (
+        f"cuDNN has no kernel for {trial.network.model.name} at batch size {recipe.batch_size} in "
+        f"{recipe.precision} on this GPU, which has enough free memory. Install another torch, "
+        "choose another GPU, or change recipe.batch_size or recipe.precision"
+    )
+    return MemoryVerdict(is_final=True, hint=hint)

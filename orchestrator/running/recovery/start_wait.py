@@ -1,0 +1,112 @@
+"""The wait until a trial starts: it prints what is missing, and ends a run that cannot start.
+
+Ray prints nothing while no trial starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from search_spaces.errors import SetupError
+
+WARN_AFTER_S = 60.0
+"""Seconds without a running trial before the run prints which resources are missing. Also the
+seconds between two such checks."""
+GIVE_UP_AFTER_S = 180.0
+"""Seconds without a running trial and without progress of a worker before the run ends. The limit
+is for private clusters only, because a shared cluster may get free resources later."""
+MIN_STARTING_CPU_S = 1.0
+"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart. With
+80 busy processes on two cores, each process gets 1.5 s in a minute."""
+MAX_STARTING_S = 1800.0
+"""Seconds without a running trial before the run ends, even if workers use CPU time. No import
+takes half an hour."""
+
+
+class StartWait:
+    """The time since a trial ran, while trials wait. All times are monotonic, in seconds.
+
+    Args:
+        note: prints a line for the user.
+        shortage: returns text about the resources that a trial waits for.
+        is_private: True if this run started the cluster. Only then may the wait end the run.
+        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
+        now: present time.
+    """
+
+    def __init__(
+        self,
+        note: Callable[[str], None],
+        shortage: Callable[[], str],
+        *,
+        is_private: bool,
+        cpu_seconds: Callable[[], Mapping[int, float]],
+        now: float,
+    ) -> None:
+        self._note = note
+        self._shortage = shortage
+        self._is_private = is_private
+        self._cpu_seconds = cpu_seconds
+        self._began_at = now
+        self._last_check_at = now
+        self._last_progress_at = now
+        self._cpu_before: Mapping[int, float] = {}
+        self._printed_shortage = ""
+
+    def trial_runs(self, now: float) -> None:
+        """End the wait because a trial runs; print how long it was if the user knows of it."""
+        if self._printed_shortage:
+            waited_s = now - self._began_at
+            self._note(f"A trial started after {waited_s:.0f} s without a running trial.")
+        self.nothing_waits(now)
+
+    def nothing_waits(self, now: float) -> None:
+        """End the wait because no trial is left to start."""
+        self._printed_shortage = ""
+        self.restart(now)
+
+    def restart(self, now: float) -> None:
+        """Restart all time limits, for example because the driver was suspended."""
+        self._began_at = now
+        self._last_check_at = now
+        self._last_progress_at = now
+
+    def trials_wait(self, now: float) -> None:
+        """Check once a minute why no trial starts.
+
+        Raises:
+            SetupError: no trial could start on a private cluster for minutes.
+        """
+        if now - self._last_check_at <= WARN_AFTER_S:
+            return
+        self._last_check_at = now
+        waited_s = now - self._began_at
+        shortage = self._shortage()
+        if shortage != self._printed_shortage:
+            self._printed_shortage = shortage
+            self._note(f"No trial could start for {waited_s:.0f} s: {shortage}")
+        if not self._is_private:
+            return
+        if self._workers_progress():
+            self._last_progress_at = now
+        if now - self._last_progress_at > GIVE_UP_AFTER_S or waited_s > MAX_STARTING_S:
+            raise SetupError(
+                f"Ray started no trial on this machine for {waited_s:.0f} s: {shortage}",
+                hint="Run `isweep doctor` to look for the cause, and end other programs if "
+                "the machine is busy. Then run the same command again. Finished trials are "
+                "kept",
+            )
+
+    def _workers_progress(self) -> bool:
+        """Return whether a worker process has used CPU time since the last check.
+
+        A process that is newer than the last check does not count, because a worker that crashes at
+        its start also uses CPU time.
+        """
+        cpu_before = self._cpu_before
+        self._cpu_before = self._cpu_seconds()
+        return any(
+            cpu_s - cpu_before[pid] >= MIN_STARTING_CPU_S
+            for pid, cpu_s in self._cpu_before.items()
+            if pid in cpu_before
+        )

@@ -1,0 +1,221 @@
+"""Check the rows of a source before they are measured: duplicates, values and dtypes.
+
+A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they are a
+*conflict*. Equal rows are found in two steps: rows with equal hash keys are compared by the digests
+of all their values. All rows are read once, in *pieces* that fit into memory.
+
+If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows are
+measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then the
+*unit* of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from search_spaces.errors import DataError
+from tasks.measures.arrays import AnyArray, IntArray
+from tasks.measures.distances import (
+    UNITS,
+    BlockSource,
+    ByteRows,
+    as_bytes,
+    byte_units,
+    flatten,
+    is_byte_dtype,
+)
+from tasks.remote import Executor, InlineExecutor
+
+PIECE_BYTES = 256 << 20
+"""Largest size in bytes of the rows that are read at a time, counted as float64."""
+KEY_VALUES = 512
+"""Number of values of a row from which its hash key is computed."""
+KEY_SEED = 20240501
+"""Seed of the random choice of the values of a hash key. The number is arbitrary."""
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """The distinct rows of a source, and its conflicts.
+
+    Attributes:
+        source: Source of the rows. It reads bytes if all values are bytes of one dtype.
+        distinct_rows: Source rows that equal no earlier row, ascending.
+        conflicts: Pairs ``(row, earlier row)`` of equal images with different labels.
+        is_exact: True if ``source`` reads bytes.
+    """
+
+    source: BlockSource
+    distinct_rows: IntArray
+    conflicts: list[tuple[int, int]]
+    is_exact: bool
+
+
+def check_rows(
+    source: BlockSource,
+    labels: AnyArray | None,
+    *,
+    executor: Executor | None = None,
+) -> RowCheck:
+    """Find duplicates and conflicts, and check that all values are finite.
+
+    Args:
+        source: Rows of any real dtype, at least one.
+        labels: ``(num_rows,)``; None for no labels, and so no conflicts.
+        executor: Executor that hashes the rows; None hashes them in this process.
+
+    Raises:
+        DataError: If rows are not real numbers, or not finite.
+    """
+    executor = executor or InlineExecutor()
+    source = as_bytes(source)
+    num_rows = source.num_rows
+    dtype = source.read(0, 1).dtype
+    keys = np.empty(num_rows, np.uint64)
+    rows_not_finite: list[int] = []
+    units = set(UNITS)
+    # A piece is read as one dtype. It may differ from the dtype of the first row.
+    dtypes = {dtype.str}
+    for start, piece in _check_pieces(source, executor):
+        keys[start : start + len(piece.keys)] = piece.keys
+        rows_not_finite += piece.rows_not_finite
+        units &= piece.units
+        dtypes.add(piece.dtype)
+    _check_finite(rows_not_finite, num_rows)
+    first_equal_row = _first_equal_rows(source, keys)
+    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
+    is_exact = len(units) > 0 and len(dtypes) == 1
+    if is_exact and not is_byte_dtype(dtype):
+        # Rows of zeros and ones fit both units. They are then read as whole numbers.
+        source = ByteRows(source, max(units))
+    distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
+    return RowCheck(source, distinct_rows, conflicts, is_exact)
+
+
+def _check_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int, PieceCheck]]:
+    """Check all rows, in pieces that fit into memory.
+
+    Yields:
+        The first row of a piece, and the result for the piece.
+    """
+    num_rows = source.num_rows
+    rows_in_memory = PIECE_BYTES // (8 * int(np.prod(source.row_shape)))
+    rows_per_worker = math.ceil(num_rows / executor.num_workers)
+    step = max(1, min(rows_in_memory, rows_per_worker))
+    shared = executor.share(source)
+    starts = range(0, num_rows, step)
+    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
+    for index, piece in executor.map_unordered(check_piece, pieces):
+        yield starts[index], piece
+
+
+def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
+    """Raise a DataError if there are rows with NaN or infinity."""
+    if rows_not_finite:
+        first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
+        raise DataError(
+            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, for "
+            f"example row {first_rows}",
+            hint="Remove these rows, or correct their values",
+        )
+
+
+def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
+    """Return the pairs ``(row, first equal row)`` of equal rows with different labels."""
+    rows = np.flatnonzero(labels != labels[first_equal_row])
+    earlier_rows = first_equal_row[rows].tolist()
+    return list(zip(rows.tolist(), earlier_rows, strict=True))
+
+
+@dataclass(frozen=True)
+class PieceCheck:
+    """The hash keys and properties of a piece of rows.
+
+    Attributes:
+        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
+        rows_not_finite: Source rows that contain NaN or infinity.
+        units: Result of `byte_units`; empty if not all values are bytes.
+        dtype: Dtype as text, with its byte order.
+    """
+
+    keys: IntArray
+    rows_not_finite: list[int]
+    units: set[float]
+    dtype: str
+
+
+def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
+    """Hash and check the rows from ``start`` up to, but not including, ``stop``.
+
+    Raises:
+        DataError: If the rows are not real numbers.
+    """
+    rows = flatten(source.read(start, stop))
+    if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
+        raise DataError(
+            f"Images have the dtype {rows.dtype}, but must be real numbers of at most 64 bits",
+            hint="Convert the images, for example with .astype(float)",
+        )
+    units = byte_units(rows)
+    rows_not_finite: list[int] = []
+    if rows.dtype.kind == "f" and not units:
+        # If the sum of a row is finite, all its values are finite. The values of other rows are
+        # checked one by one.
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = rows.sum(axis=1)
+            suspects = np.flatnonzero(~np.isfinite(sums))
+        is_bad = ~np.isfinite(rows[suspects]).all(axis=1)
+        rows_not_finite = (suspects[is_bad] + start).tolist()
+    return PieceCheck(_hash_keys(rows), rows_not_finite, units, rows.dtype.str)
+
+
+def _hash_keys(rows: AnyArray) -> IntArray:
+    """Return a 64-bit key of every row, ``(num_rows,)``.
+
+    The key is a linear hash: a sum of some values of the row, each multiplied by a random number.
+    The choice of values and the random numbers are the same for all rows. Equal rows have equal
+    keys. Different rows rarely do, unless they are equal in all chosen values.
+    """
+    rng = np.random.default_rng(KEY_SEED)
+    num_features = rows.shape[1]
+    columns = np.unique(rng.integers(0, num_features, KEY_VALUES))
+    values = _without_minus_zero(rows[:, columns])
+    row_bytes = values.view(np.uint8).reshape(len(rows), -1)
+    num_padding_bytes = -row_bytes.shape[1] % 8
+    words = np.pad(row_bytes, ((0, 0), (0, num_padding_bytes))).view(np.uint64)
+    multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
+    multipliers = multipliers * 2 + 1  # multiplying by an odd number loses no bit
+    keys: IntArray = words @ multipliers
+    return keys
+
+
+def _without_minus_zero(values: AnyArray) -> AnyArray:
+    """Return a contiguous copy in which -0.0 is replaced by 0.0.
+
+    Both are the same pixel value, but their bytes differ.
+    """
+    return np.ascontiguousarray(values + np.zeros((), values.dtype))
+
+
+def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
+    """Return the first equal row of every row, ``(num_rows,)``.
+
+    Two rows with equal keys are equal if the digests of all their values are equal.
+    """
+    first_equal_row = np.arange(len(keys))
+    order = np.argsort(keys, kind="stable")
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    for group in np.split(order, edges):
+        if len(group) < 2:
+            continue
+        first_by_digest: dict[bytes, int] = {}
+        for row in np.sort(group).tolist():
+            values = _without_minus_zero(source.read(row, row + 1))
+            digest = hashlib.blake2b(values.data, digest_size=32).digest()
+            first_equal_row[row] = first_by_digest.setdefault(digest, row)
+    return first_equal_row
