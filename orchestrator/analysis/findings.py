@@ -73,7 +73,10 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     if decided:
         return trained, f"Found: {decided[0].claim}", _of_the_rest(decided[1:], num_undecided)
     if num_undecided:
-        of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
+        of_fall = []
+        # A count of datasets in which the loss fell says nothing of one dataset.
+        if len(fits.datasets) > 1:
+            of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
         return trained, *of_fall, _nothing_decided(num_undecided)
     if described:
         return trained, described[0].sentences[0], "No verdict follows from these numbers."

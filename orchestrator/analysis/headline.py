@@ -44,7 +44,7 @@ SHARPNESS = Question(
     source="Eq. 2",
     published="1 by the law; K_F and domain not told apart",
 )
-FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law's N^(−1/d)?"
+FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law says, N^(−1/d)?"
 """Question that has two tests: the exponent against no fall, and against the law's bound."""
 EXPONENT = Question(
     key="exponent",

@@ -38,7 +38,7 @@ LABEL_SHARPNESS_MEANS = (
     "K_F (label sharpness) is the largest ratio of label difference to distance of two images."
 )
 """Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides it."""
-DELTA_MEANS = "δ is the mean distance from an image to the nearest image with another label."
+DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
 """Sentence that explains δ, in the first answer on δ: all images count, unlike in K_F."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",

@@ -73,8 +73,13 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
 
 
 def attack_in_words(fits: ScalingFits) -> str:
-    """Return the attack that lowers accuracy, or the number of attacks if there are several."""
+    """Return the attack that lowers accuracy, or the number of attacks if there are several.
+
+    The names come from the losses under attack. A table without these losses names no attack.
+    """
     columns = attack_columns(dict.fromkeys(fit.response for fit in fits.attacks))
+    if not columns:
+        return "attacks"
     if len(columns) == 1:
         return columns[0].words
     return f"attacks (mean of {len(columns)})"

@@ -225,9 +225,7 @@ def test_what_accuracy_is_lost_to_is_said_in_points_for_pairs_ten_per_cent_furth
     assert (
         f"Pairs with 10 % larger δ lost {size} (95 % interval {number(low, 2)} to" in finding.line
     )
-    assert finding.line.endswith(
-        "δ is the mean distance from an image to the nearest image with another label."
-    )
+    assert finding.line.endswith("δ is the mean distance to the nearest image with another label.")
     assert number(high, 2) in finding.line
     late = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))
     told = fit_scaling_laws(rows, facts=late)
