@@ -32,7 +32,8 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
 
-# What takes many seconds of processor time a test: simulations of levels and powers, networks of the study in full.
+# Tests that take many seconds of processor time: simulations of levels and powers, networks of the study in full, the
+# tutorial, MLflow's page, the dashboard of a private cluster.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not chaos"
 

@@ -51,7 +51,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
     """Write ``data`` to ``path`` unless the file exists.
 
-    If several processes write at the same time, the content of the first one remains.
+    If several processes write at the same time, the content of the first one remains. On a file
+    system without hard links, a reader may see an incomplete file for a moment.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
@@ -61,7 +62,24 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
             os.link(temporary, path)
         except FileExistsError:
             return
+        except OSError:
+            _create_without_link(path, data, mode)
     sync_folder(path.parent)
+
+
+def _create_without_link(path: Path, data: bytes, mode: int) -> None:
+    """Write ``data`` to ``path`` unless the file exists. If writing fails, remove the file."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            _flush(file)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

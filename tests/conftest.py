@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from orchestrator.machine.cluster import Cluster
 from tests.in_process import train_in_process
+from tests.mlflow_tables import copied_tables
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
 # No test measures time, so a slow machine must not fail one.
@@ -61,6 +64,21 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the user's root, MLflow store and cluster from the test."""
     for name in ("ISWEEP_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _skip_fsync() -> Iterator[None]:
+    """Skip fsync: tests kill processes, but none cuts the power, so no file must reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _copy_tables_of_mlflow() -> Iterator[None]:
+    """Copy MLflow's tables into new databases, if any collected test has imported MLflow."""
+    with copied_tables() if "mlflow" in sys.modules else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

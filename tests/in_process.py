@@ -24,7 +24,7 @@ from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
 CLUSTER = Cluster(
-    num_cpus=2, num_gpus=0, object_store_bytes=10**9, num_nodes=1, local=True, dashboard=""
+    num_cpus=2, num_gpus=0, object_store_bytes=10**9, num_nodes=1, is_private=True, dashboard=""
 )
 
 

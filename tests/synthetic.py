@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
-from orchestrator.results import columns as c
+from orchestrator.results import columns
 
 
 def synthetic_table(
@@ -42,40 +44,41 @@ def synthetic_table(
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(num_natural + num_medical):
-        domain = c.NATURAL if number < num_natural else c.MEDICAL
+        domain = columns.NATURAL if number < num_natural else columns.MEDICAL
         name = f"{domain}{number if number < num_natural else number - num_natural}"
         shared = rng.normal(0, dataset_std)
         for pair in class_pairs:
             d_data = rng.uniform(6, 20)
-            sharpness = np.exp(rng.normal(np.log(2e-4 if domain == c.MEDICAL else 1e-4), 0.5))
-            cell = {
-                c.DATASET: name,
-                c.DOMAIN: domain,
-                c.CLASS_PAIR: pair,
-                c.LABEL_SHARPNESS: sharpness,
+            sharpness = np.exp(rng.normal(np.log(2e-4 if domain == columns.MEDICAL else 1e-4), 0.5))
+            dataset_columns = {
+                columns.DATASET: name,
+                columns.DOMAIN: domain,
+                columns.CLASS_PAIR: pair,
+                columns.LABEL_SHARPNESS: sharpness,
             }
-            rows += [
-                {
-                    **cell,
-                    c.MODEL: model,
-                    c.TRAIN_SIZE: size,
-                    c.SEED: seed_number,
-                    "d": d_data,
-                    "shared": shared + 0.1 * model_number,
-                }
-                for model_number, model in enumerate(models)
-                for size in train_sizes
-                for seed_number in range(num_seeds)
-            ]
+            for model_number, model in enumerate(models):
+                # Each model has its own intercept.
+                shared_error = shared + 0.1 * model_number
+                for size, seed_number in product(train_sizes, range(num_seeds)):
+                    trial_columns = {
+                        columns.MODEL: model,
+                        columns.TRAIN_SIZE: size,
+                        columns.SEED: seed_number,
+                        "d": d_data,
+                        "shared": shared_error,
+                    }
+                    rows.append({**dataset_columns, **trial_columns})
     table = pd.DataFrame(rows)
     errors = table.pop("shared") + rng.normal(0, trial_std, len(table))
     # d_data rises with N, as estimates do on more points; a constant one would be an easier case.
-    table[c.D_DATA_MLE] = table.pop("d") * (table[c.TRAIN_SIZE] / 1000.0) ** 0.05
-    scaled = -np.log(table[c.TRAIN_SIZE]) / table[c.D_DATA_MLE]
-    log_loss = 8 + size_slope * scaled + sharpness_slope * np.log(table[c.LABEL_SHARPNESS]) + errors
-    table[c.TEST_LOSS] = np.exp(log_loss)
-    key = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED]
-    table[c.TRIAL_ID] = [
+    table[columns.D_DATA_MLE] = table.pop("d") * (table[columns.TRAIN_SIZE] / 1000.0) ** 0.05
+    scaled = -np.log(table[columns.TRAIN_SIZE]) / table[columns.D_DATA_MLE]
+    log_loss = (
+        8 + size_slope * scaled + sharpness_slope * np.log(table[columns.LABEL_SHARPNESS]) + errors
+    )
+    table[columns.TEST_LOSS] = np.exp(log_loss)
+    key = [columns.MODEL, columns.DATASET, columns.CLASS_PAIR, columns.TRAIN_SIZE, columns.SEED]
+    table[columns.TRIAL_ID] = [
         "-".join(map(str, values)) for values in table[key].itertuples(index=False)
     ]
     return _with_other_measurements(table, rng)
@@ -83,18 +86,15 @@ def synthetic_table(
 
 def _with_other_measurements(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     noise = rng.normal(0, 0.3, (len(table), 2))
-    gains = {
-        f"fgsm_{epsilon}_loss_gain": 2e4
-        * epsilon**0.7
-        * table[c.LABEL_SHARPNESS]
-        * np.exp(noise[:, 0])
-        for epsilon in c.FGSM_EPSILONS
-    }
-    d_repr = table[c.D_DATA_MLE] * 0.7 * np.exp(noise[:, 1])
+    gains = {}
+    for epsilon in columns.FGSM_EPSILONS:
+        gain = 2e4 * epsilon**0.7 * table[columns.LABEL_SHARPNESS] * np.exp(noise[:, 0])
+        gains[f"fgsm_{epsilon}_loss_gain"] = gain
+    d_repr = table[columns.D_DATA_MLE] * 0.7 * np.exp(noise[:, 1])
     return table.assign(
         sweep="synthetic",
         data_mode="corrected",
-        status=c.DONE,
+        status=columns.DONE,
         image_size=64,
         channels=1,
         test_accuracy=0.8,
@@ -103,6 +103,6 @@ def _with_other_measurements(table: pd.DataFrame, rng: np.random.Generator) -> p
         code_version="0000000",
         d_repr_mle=d_repr,
         d_repr_twonn=d_repr * 1.1,
-        d_data_twonn=table[c.D_DATA_MLE] * 1.1,
+        d_data_twonn=table[columns.D_DATA_MLE] * 1.1,
         **gains,
     )

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 Array = NDArray[np.float64]
 Codes = NDArray[Any]
@@ -169,13 +168,8 @@ def dataset_effects(
     names, group = np.unique(groups, return_inverse=True)
     num_cells, num_groups = len(cell_names), len(names)
     pair = cell * num_groups + group
-    weight_of_pair = np.bincount(pair, weights, num_cells * num_groups)
-    weight_of = weight_of_pair.reshape(num_cells, num_groups)
-    # Two cells are connected if a dataset has both. Effects of datasets in unconnected parts have
-    # no common zero, so they cannot be compared.
-    shares_a_cell = csr_array(weight_of @ weight_of.T > 0)
-    num_components, _ = connected_components(shares_a_cell, directed=False)
-    if num_components != 1:
+    weight_of = np.bincount(pair, weights, num_cells * num_groups).reshape(num_cells, num_groups)
+    if not _is_connected(weight_of @ weight_of.T > 0):
         return None
     # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Only one equation
     # per cell remains to be solved.
@@ -194,6 +188,17 @@ def dataset_effects(
     is_constant = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     centered_effects = np.where(is_constant, 0.0, effects - effects.mean(axis=0))
     return [str(name) for name in names], centered_effects
+
+
+def _is_connected(neighbors: NDArray[np.bool_]) -> bool:
+    """Return whether an undirected graph, given by its adjacency matrix, has one component."""
+    reached = neighbors[0].copy()
+    reached[0] = True
+    num_reached = 0
+    while reached.sum() > num_reached:
+        num_reached = int(reached.sum())
+        reached |= neighbors[reached].any(axis=0)
+    return num_reached == len(neighbors)
 
 
 def sums_by_code(values: Array, codes: NDArray[np.int64], num_codes: int) -> Array:

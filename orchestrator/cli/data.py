@@ -361,7 +361,7 @@ def measure(
         executor: Executor = InlineExecutor()
         if cluster is not None:
             # Only this node can read the source and the prepared images, so all tasks run here.
-            executor = RayExecutor(driver_node_only=not cluster.local)
+            executor = RayExecutor(driver_node_only=not cluster.is_private)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure

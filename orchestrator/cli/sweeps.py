@@ -245,7 +245,7 @@ def _range_text(values: Sequence[object]) -> str:
 
 def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines on the obstacles to a run on this machine."""
-    from orchestrator.machine.cluster import this_machine, trial_resources
+    from orchestrator.machine.cluster import cpu_cluster_here, trial_resources
     from tasks.sources.base import format_counts
 
     try:
@@ -253,7 +253,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
     except SweepError as error:
         yield f"`isweep run` would fail: {error}"
     try:
-        trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
+        trial_resources(workspace.plan.sweep.resources, cpu_cluster_here(), "cpu")
     except ConfigError as error:
         yield f"This machine cannot run the sweep: {error}"
     known_datasets = []

@@ -1,22 +1,14 @@
-"""The connection to Ray: to a private cluster on this machine, or to a running cluster.
-
-This module sets all environment variables that change Ray's behavior.
-"""
+"""The connection to Ray: to a private cluster on this machine, or to a running cluster."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import math
 import os
-import re
-import secrets
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +19,16 @@ from pydantic import Field
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from orchestrator.machine.mps import PrivateMps
-from orchestrator.planning.replay import LOOK_AHEAD
+from orchestrator.machine.ray_settings import (
+    apply_settings,
+    log_messages_of_ray,
+    private_environment,
+    read_settings_again,
+)
+from orchestrator.machine.server_watch import watch_servers
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
+from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -40,66 +39,11 @@ LARGEST_PORT = 65_535
 """Largest number of a TCP port."""
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the head of a running cluster may take to accept a connection."""
-LOOK_EVERY_S = 2.0
-"""Seconds between two checks whether Ray's servers answer."""
-HEAD_ANSWER_TIMEOUT_S = 2.0
-"""Seconds that a server may take to accept a connection during such a check."""
-PRIVATE_LOST_AFTER_S = 4.0
-"""Seconds without an answer after which a private cluster counts as lost. The time can be short:
-nothing restarts dead processes, and a busy process still accepts connections."""
-SHARED_LOST_AFTER_S = 120.0
-"""Seconds without an answer after which a shared cluster counts as lost. In this time the
-connection may return, or an operator may restart the cluster."""
-WARN_AFTER_S = 30.0
-"""Seconds without an answer after which a warning is logged."""
-DISCONNECT_S = 10.0
-"""Seconds that Ray may take to disconnect from a lost cluster."""
 SLOW_START_TEXT = "timed out during startup"
 """Part of Ray's message if the start of its node took more than 30 s, as on a busy machine. No
 setting changes this limit."""
 START_ATTEMPTS = 3
 """Attempts to start a private cluster on a machine that is too busy."""
-
-_RAY_VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # With "1", Ray's exporter of metrics leaks memory: 0.15 MB a second with 400 names of tasks
-    # (Ray 2.60, benchmarks/results/named_tasks.json).
-    "RAY_enable_open_telemetry": "0",
-    # Ray ends a driver if the head does not answer for 300 s. isweep ends the run earlier.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
-    # Send one request to a head that does not answer: Ray's 20 requests would take minutes.
-    "RAY_NUM_REDIS_GET_RETRIES": "1",
-    # Do not start a process for each CPU, because most of them are never used.
-    "RAY_prestart_worker_first_driver": "0",
-    # Do not print errors of trials that are still running when the sweep ends.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Without this limit, Ray retries forever a task that it killed for lack of memory.
-    "RAY_task_oom_retries": "2",
-    # End the child processes of a worker together with the worker.
-    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-    # Do not change CUDA_VISIBLE_DEVICES for a task or actor without a GPU.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Tune's old output prints nothing at verbose=0. Its new output always prints a box.
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # Do not change the working directory of a worker.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Write no log files of Tune, and do not print errors that isweep prints.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # isweep handles Ctrl-C: Tune's handler would wait for running trials to finish.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Time of Tune's warning that no trial starts. The warning is not shown, because connect() hides
-    # the warnings of Ray's loggers.
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
-    # Save Tune's state rarely, because isweep never restores it.
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Largest number of trials that wait for a worker in Tune.
-    "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
-}
-_PRIVATE_CLUSTER_VARIABLES = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all ports are on loopback (documented by Ray)
-    "RAY_AUTH_MODE": "token",
-}
 
 
 @dataclass(frozen=True)
@@ -183,15 +127,6 @@ def resolve_head(address: str) -> str:
     return address if ":" in peer else f"{peer}:{head.port}"
 
 
-def accepts_connections(host: str, port: int) -> bool:
-    """Return whether a server accepts connections at a host and port."""
-    try:
-        with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
-
-
 @dataclass(frozen=True)
 class Cluster:
     """The cluster to which a command is connected.
@@ -202,7 +137,7 @@ class Cluster:
         num_nodes: number of live nodes.
         object_store_bytes: size of the smallest object store of any node.
         dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
-        local: True for a private cluster, which the command started on this machine.
+        is_private: True for a private cluster, which the command started on this machine.
         memory_bytes: memory of all nodes that Ray may assign.
         mps: NVIDIA's MPS of a private cluster; None if the cluster was connected without it.
     """
@@ -212,7 +147,7 @@ class Cluster:
     num_nodes: int
     object_store_bytes: int
     dashboard: str
-    local: bool
+    is_private: bool
     memory_bytes: float = math.inf
     mps: PrivateMps | None = None
 
@@ -226,16 +161,19 @@ class Resources:
         num_gpus: share of a GPU, or number of GPUs; 0 for none.
         memory_bytes: bytes of memory to request from Ray; 0 requests none.
         fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batches: see :class:`~search_spaces.sweeps.ResourceSpec`.
+        micro_batch_policy: whether batches may be split, ``micro_batches`` of
+            :class:`~search_spaces.sweeps.ResourceSpec`.
         micro_batch: largest number of images in a forward pass; None for whole batches.
+        context_bytes: bytes of the share of a GPU that the trial cannot use for tensors.
     """
 
     num_cpus: float
     num_gpus: float
     memory_bytes: int = 0
     fast: str = "auto"
-    micro_batches: str = "auto"
+    micro_batch_policy: str = "auto"
     micro_batch: int | None = None
+    context_bytes: int = CONTEXT_BYTES
 
     def as_ray(self) -> dict[str, float]:
         """Return the request in Ray Tune's form, by name of the resource."""
@@ -266,7 +204,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     request = Resources(
         spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
     )
-    if not cluster.local:
+    if not cluster.is_private:
         return request
     if device != "cpu" and not cluster.num_gpus:
         check_driver()
@@ -284,7 +222,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     return request
 
 
-def this_machine(num_cpus: int | None = None) -> Cluster:
+def cpu_cluster_here(num_cpus: int | None = None) -> Cluster:
     """Return the size of the largest private cluster on this machine, without its GPUs.
 
     This function starts nothing.
@@ -296,7 +234,7 @@ def this_machine(num_cpus: int | None = None) -> Cluster:
         num_nodes=1,
         object_store_bytes=0,
         dashboard="",
-        local=True,
+        is_private=True,
         memory_bytes=float(memory_bytes),
     )
 
@@ -326,19 +264,13 @@ def connect(
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
     """
-    # Without RAY_RAYLET_PID, Ray may end this process if the parent is process 1 and the raylet has
-    # ended.
-    os.environ.update(_RAY_VARIABLES, RAY_RAYLET_PID=str(os.getpid()))
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # Tune also logs errors of trials whose retry succeeded. isweep logs the errors.
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    apply_settings()
     head = None if address is None else resolve_head(address)
     with contextlib.ExitStack() as stack:
         if head is None:
             _check_bash()
             ray_folders.remove_leftovers()
-            stack.enter_context(_private_environment(token_file))
+            stack.enter_context(private_environment(token_file))
         with signals.stop_held():
             ray = _imported_ray()
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -353,9 +285,11 @@ def connect(
             settings["include_dashboard"] = dashboard
             context = stack.enter_context(_private_cluster(ray, mps, **settings))
         is_private = head is None
-        lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
-        stack.enter_context(_watch_servers(ray, lost_after_s, is_private=is_private))
-        yield replace(_cluster_info(ray, context, local=head is None), mps=mps)
+        stack.enter_context(watch_servers(ray, is_private=is_private))
+        if mps is not None:
+            # After Ctrl-C, Ray kills workers while the GPU computes for them.
+            stack.callback(mps.end_clients)
+        yield replace(_cluster_info(ray, context, is_private=is_private), mps=mps)
 
 
 def _check_bash() -> None:
@@ -376,8 +310,8 @@ def _imported_ray() -> Any:
             f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
             hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
         )
-    _read_settings_again()
-    _log_messages_of_ray()
+    read_settings_again()
+    log_messages_of_ray()
     return ray
 
 
@@ -395,118 +329,6 @@ def _gpu_settings() -> dict[str, int]:
     return {}
 
 
-@dataclass(frozen=True)
-class _Server:
-    """A process of Ray that must accept connections.
-
-    Attributes:
-        description: text for messages.
-        host: host that accepts the connections.
-        port: port that accepts the connections.
-    """
-
-    description: str
-    host: str
-    port: int
-
-
-class _ServerCheck:
-    """Repeated check whether Ray's servers answer.
-
-    The seconds without an answer are counted in checks, because the driver itself may be suspended
-    for a while.
-    """
-
-    def __init__(
-        self, servers: Mapping[str, _Server], lost_after_s: float, *, is_private: bool
-    ) -> None:
-        self._servers = servers
-        self._is_private = is_private
-        self._lost_after_s = lost_after_s
-        self._silent_s = 0.0
-        self._has_warned = False
-
-    def __call__(self) -> SetupError | None:
-        """Check the servers once, and return an error if the cluster is lost."""
-        # A stopped process still accepts connections, so the state of the process is read.
-        child = processes.stopped_child()
-        stopped = "" if child is None else child.name
-        silent = [
-            server
-            for name, server in self._servers.items()
-            if name == stopped or not accepts_connections(server.host, server.port)
-        ]
-        if not silent:
-            if self._has_warned:
-                log.warning("The Ray cluster answers again")
-            self._silent_s = 0.0
-            self._has_warned = False
-            return None
-        self._silent_s += LOOK_EVERY_S
-        server = silent[0]
-        if self._silent_s >= self._lost_after_s:
-            self._kill_stopped_servers()
-            hint = f"Finished trials are kept. {signals.run_again_hint()}"
-            if not self._is_private:
-                hint = f"Repair or restart the cluster. {hint}"
-            return SetupError(
-                f"{server.description} at {server.host}:{server.port} has not answered for "
-                f"{self._silent_s:.0f} s",
-                hint=hint,
-            )
-        if self._silent_s >= WARN_AFTER_S and not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "%s at %s:%d does not answer. isweep waits for it",
-                server.description,
-                server.host,
-                server.port,
-            )
-        return None
-
-    def _kill_stopped_servers(self) -> None:
-        """Kill stopped processes of Ray, because a shutdown would wait for them."""
-        child = processes.stopped_child()
-        while child is not None and child.name in self._servers:
-            os.kill(child.pid, signal.SIGKILL)
-            child = processes.stopped_child()
-
-
-@contextlib.contextmanager
-def _watch_servers(ray: Any, lost_after_s: float, *, is_private: bool) -> Iterator[None]:
-    """Check the head and this node's raylet repeatedly during a block, then disconnect.
-
-    Ray itself would wait for a lost head or raylet.
-
-    Args:
-        ray: the connected module.
-        lost_after_s: seconds without an answer after which the cluster counts as lost.
-        is_private: True if this process started the cluster, so that nobody can repair it.
-    """
-    context = ray.get_runtime_context()
-    host, _, port = context.gcs_address.rpartition(":")
-    this_node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    # The keys are the names of the processes.
-    servers = {
-        "gcs_server": _Server("The head of the Ray cluster", host, int(port)),
-        "raylet": _Server(
-            "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
-        ),
-    }
-    check = _ServerCheck(servers, lost_after_s, is_private=is_private)
-    watch = signals.Watch("head-watch", LOOK_EVERY_S, check)
-    try:
-        with watch:
-            yield
-    finally:
-        if watch.lost is None:
-            ray.shutdown()
-        else:
-            end = threading.Thread(target=ray.shutdown, daemon=True)
-            end.start()
-            end.join(DISCONNECT_S)
-
-
 @contextlib.contextmanager
 def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
     """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
@@ -517,8 +339,11 @@ def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(ray_folders.private_folder())
             if mps is not None:
+                outer_folder = Path(folder).parent
                 # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
-                stack.enter_context(mps.running(Path(folder).parent / ray_folders.MPS))
+                stack.enter_context(mps.running(outer_folder / ray_folders.MPS))
+                # At the end, MPS quits after all workers: it would wait for a remaining worker.
+                stack.callback(ray_folders.THIS_MACHINE.end_ray, outer_folder)
             # Python reads TMPDIR only once, so this process reads the variable before the change.
             tempfile.gettempdir()
             try:
@@ -570,78 +395,18 @@ def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
         ) from None
 
 
-def _cluster_info(ray: Any, context: Any, *, local: bool) -> Cluster:
+def _cluster_info(ray: Any, context: Any, *, is_private: bool) -> Cluster:
     """Return the size and the dashboard of the connected cluster."""
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     stores = [int(node["Resources"].get("object_store_memory", 0)) for node in nodes]
-    url = context.dashboard_url if local else None
+    url = context.dashboard_url if is_private else None
     return Cluster(
         num_cpus=float(total.get("CPU", 0)),
         num_gpus=float(total.get("GPU", 0)),
         num_nodes=len(nodes),
         object_store_bytes=min((size for size in stores if size), default=0),
         dashboard=f"http://{url}" if url else "",
-        local=local,
+        is_private=is_private,
         memory_bytes=float(total.get("memory", math.inf)),
     )
-
-
-@contextlib.contextmanager
-def _private_environment(token_file: Path | None) -> Iterator[None]:
-    """Set the variables that make a cluster private, and write its token, during a block."""
-
-    def remove() -> None:
-        if token_file is not None:
-            token_file.unlink(missing_ok=True)
-
-    token = secrets.token_hex(32)
-    remove()
-    if token_file is not None:
-        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token)
-    variables = processes.environment(**_PRIVATE_CLUSTER_VARIABLES, RAY_AUTH_TOKEN=token)
-    try:
-        with variables, signals.at_forced_end(remove):
-            yield
-    finally:
-        _read_settings_again()
-        remove()
-
-
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-"""Color codes in Ray's output."""
-
-
-def _log_messages_of_ray() -> None:
-    """Write Ray's messages about its processes to the log, not to the terminal.
-
-    If a raylet is lost, Ray would print the last 40 lines of the raylet's log, with color codes.
-    """
-    # Private: if a Ray lacks this module, these lines appear on the terminal.
-    with contextlib.suppress(ImportError, AttributeError):
-        worker: Any = importlib.import_module("ray._private.worker")
-
-        def write_to_log(message: Mapping[str, Any], *_: Any, **__: Any) -> None:
-            for line in message.get("lines", ()):
-                log.info("Ray: %s", ESCAPES.sub("", str(line)))
-
-        if hasattr(worker, "print_to_stdstream"):
-            worker.print_to_stdstream = write_to_log
-
-
-def _read_settings_again() -> None:
-    """Make Ray read the environment variables again, because Ray may have been imported before."""
-    # Private: if a Ray lacks these modules, a notebook must import isweep before Ray.
-    with contextlib.suppress(ImportError, AttributeError):
-        raylet: Any = importlib.import_module("ray._raylet")
-        # First the mode, then the cached token, as in Ray's own tests of authentication.
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
-    with contextlib.suppress(ImportError, AttributeError):
-        constants: Any = importlib.import_module("ray._private.ray_constants")
-        constants.NUM_REDIS_GET_RETRIES = 1
-        constants.ENABLE_RAY_CLUSTER = (
-            os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1") == "1"
-        )

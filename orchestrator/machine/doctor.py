@@ -19,7 +19,7 @@ from typing import Any, NotRequired, TypedDict
 from orchestrator.machine.cluster import connect
 from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
 from orchestrator.machine.gpus import NodeGpus, check_driver, describe, gpus_here
-from orchestrator.machine.launch_file import check_launch_file
+from orchestrator.machine.launch.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.mlflow_connection import check_tracker
 from orchestrator.results.provenance import provenance
@@ -38,8 +38,28 @@ SILENT_HINT = (
 LAUNCH_FILE = "launch file"
 """Begin of the names of a launch file's checks. A failure of such a check is a mistake of the user,
 not a problem of the machine."""
-NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
-"""File systems on which SQLite's locks do not work."""
+NETWORK_FILE_SYSTEMS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "afs",
+    "9p",
+    "virtiofs",
+    "lustre",
+    "ceph",
+    "gpfs",
+    "beegfs",
+    "fuse.ceph-fuse",
+    "fuse.glusterfs",
+    "fuse.sshfs",
+    "fuse.rclone",
+    "fuse.s3fs",
+    "fuse.gcsfuse",
+)
+"""Network, shared and cloud file systems, as mount tables list them. SQLite's locks are unreliable
+on them."""
 
 
 @dataclass(frozen=True)

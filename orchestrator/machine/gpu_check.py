@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpu_check_parts, gpus
+from orchestrator.machine import gpu_check_parts, gpus, self_test_verdict
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
@@ -38,11 +38,12 @@ from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.processes import environment, kill_process
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import ConfigError, SetupError
+from search_spaces.models import PAPER_MODELS
 from search_spaces.sweeps import ResourceSpec
 from tasks.atomic import write_atomic
 
 PART_TIMEOUT_S = 600.0
-"""Seconds that a part of the check may take."""
+"""Seconds that a part of the check may take, besides the self-tests of networks."""
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
@@ -137,7 +138,7 @@ def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float],
             for index in range(number)
         ]
         _release(processes, folder)
-        answers = [_answer(process) for process in processes]
+        answers = [_answer(process, PART_TIMEOUT_S) for process in processes]
     error = next((error for _, error in answers if error), "")
     if error:
         return [], error
@@ -237,8 +238,9 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
         verdict = "PASS" if result["ok"] else "FAIL"
         line = f"{verdict} {part} in {result['seconds']:.1f} s"
-        if result["error"]:
-            line += f": {result['error']}"
+        text = result["error"] or result["values"].get("note", "")
+        if text:
+            line += f": {text}"
         say(line)
     write_atomic(path, unfinished.read_bytes())
     unfinished.unlink()
@@ -269,7 +271,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
             error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
     else:
         graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
-        values, error = _answer(_start_part(part, device, graphs))
+        values, error = _answer(_start_part(part, device, graphs), _timeout_s(part))
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
     return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
@@ -290,15 +292,22 @@ def _start_part(
     )
 
 
-def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+def _timeout_s(part: str) -> float:
+    """Return the seconds that a part may take. Each self-test of ``correctness`` has its own."""
+    if part == "correctness":
+        return PART_TIMEOUT_S + len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S
+    return PART_TIMEOUT_S
+
+
+def _answer(process: subprocess.Popen[str], timeout_s: float) -> tuple[dict[str, Any], str]:
     """Wait for a process; return its values, and the reason if it failed or took too long."""
     error = ""
     try:
-        output, error_output = process.communicate(timeout=PART_TIMEOUT_S)
+        output, error_output = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode()
         error_output = ""
-        error = f"the part did not end within {PART_TIMEOUT_S:g} s"
+        error = f"the part did not end within {timeout_s:g} s"
     finally:
         end_group(process)
     if process.returncode and not error:

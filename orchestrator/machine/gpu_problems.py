@@ -45,16 +45,16 @@ class Problem:
     hint: str
 
 
-def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
+def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
     """Return the GPUs of every node with GPUs; empty if GPUs are only for scheduling.
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
-        local: whether the cluster is private, so that this machine is its only node.
+        is_private: whether the cluster is private, so that this machine is its only node.
     """
     if gpus.is_logical():
         return []
-    if local:
+    if is_private:
         if not num_gpus:
             return []
         this_node = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))

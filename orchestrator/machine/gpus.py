@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.machine.processes import STUCK_PROGRAMS, ProgramOutput, run_program
 from orchestrator.planning.costs.gpu_checks import read_checks
-from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_like, gpu_model_there
+from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_from_driver, listed_gpu_model
 from search_spaces.errors import ConfigError, SetupError
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
@@ -101,7 +101,9 @@ class Gpu:
         Args:
             checks: measurements by the driver's name of the GPU, see :func:`read_checks`.
         """
-        return gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
+        return gpu_model_from_driver(
+            self.name, self.memory_gib, self.capability, self.processors, checks
+        )
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def gpus_here() -> list[Gpu]:
         if memory_mib.isdigit():
             gpus.append(Gpu(name, uuid, int(memory_mib) * MIB))
     has_slices = any(row[3] == "Enabled" for row in rows)
-    is_known = all(gpu_model_like(gpu.name) for gpu in gpus)
+    is_known = all(listed_gpu_model(gpu.name) for gpu in gpus)
     if rows and len(gpus) == len(rows) and is_known and not has_slices:
         chosen = _gpus_with_names(gpus, names)
         if chosen is not None:

@@ -5,6 +5,10 @@ With MPS, kernels of several processes run on a GPU at the same time. Two progra
 a server. Processes find the daemon by a socket in the folder ``CUDA_MPS_PIPE_DIRECTORY``. Without
 such a socket, CUDA computes without MPS.
 
+A process that uses MPS is a *client*. If a client is killed while the GPU computes for it, MPS and
+the other clients may hang (section "Client Early Termination" of the source). So isweep first ends
+the GPU work of this client with MPS's command ``terminate_client``, and then kills the process.
+
 Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvidia.com/deploy/mps.
 """
 
@@ -15,7 +19,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +42,11 @@ MAX_PIPES_LENGTH = 80
 """Most characters in the path of the socket's folder. The path of a socket has at most 107
 characters, and the daemon ends without a message if it is longer."""
 START_TIMEOUT_S = 30.0
-"""Seconds that the daemon may take to start, or to answer a command."""
+"""Seconds that the daemon may take to start."""
 ATTACH_TIMEOUT_S = 120.0
 """Seconds that a process may take to import torch and to compute on every GPU through MPS."""
+COMMAND_TIMEOUT_S = 10.0
+"""Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 QUIT_TIMEOUT_S = 20.0
 """Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)
@@ -56,8 +62,9 @@ print(torch.cuda.device_count())
 that MPS works: a daemon can answer commands while all processes that use it hang."""
 SHELL = "sh"
 """The shell that ends the daemon when this process has ended."""
-QUIT_AFTER_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
-"""Shell command that waits for the end of its standard input, and then ends the daemon."""
+QUIT_AT_END_OF_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
+"""Shell command that waits for the end of its standard input, and then ends the daemon. MPS waits
+up to 10 s for the end of its clients."""
 
 
 @dataclass
@@ -108,7 +115,7 @@ class PrivateMps:
             finally:
                 self.folder = None
 
-    def end_use(self, reason: str) -> None:
+    def end_use(self, reason: str, consequence: str) -> None:
         """Let no further process use MPS; processes that use it already continue.
 
         A fatal error of one process also ends the other processes that use MPS on the same GPU. So
@@ -116,6 +123,7 @@ class PrivateMps:
 
         Args:
             reason: why, for the message.
+            consequence: sentence about the shares of new trials, for the message.
         """
         if self.folder is None or self.has_ended_use:
             return
@@ -124,8 +132,26 @@ class PrivateMps:
         self.note(
             f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, an "
             "error of one trial also ends other trials on the same GPU. isweep retries these "
-            "trials"
+            f"trials. {consequence}"
         )
+
+    def end_clients(self, pids: Collection[int] | None = None) -> None:
+        """End the GPU work of clients, which must be killed afterwards.
+
+        If the daemon does not do it, a warning is logged, and the clients can be killed anyway.
+
+        Args:
+            pids: process ids of the clients; None ends the GPU work of all clients.
+        """
+        if self.folder is None:
+            return
+        try:
+            for server in _process_ids("get_server_list"):
+                for client in _process_ids(f"get_client_list {server}"):
+                    if pids is None or client in pids:
+                        _end_client(server, client)
+        except _NoAnswerError as error:
+            log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
 
     def _start(self, folder: Path, stack: contextlib.ExitStack) -> str:
         """Start the daemon, and check that processes can compute through it.
@@ -161,12 +187,11 @@ class PrivateMps:
         if attached.output.splitlines()[-1:] != [str(len(self.uuids))]:
             problem = attached.error or f"a process computed on {attached.output or 'no'} GPUs"
             return f"no process could compute through it: {problem}"
-        servers = run_program(
-            CONTROL, visible=visible, timeout_s=START_TIMEOUT_S, input_text="get_server_list\n"
-        )
-        if not any(line.strip().isdigit() for line in servers.output.splitlines()):
-            return f"no process uses it: {servers.error or servers.output or 'no server runs'}"
-        return ""
+        try:
+            has_server = bool(_process_ids("get_server_list"))
+        except _NoAnswerError as error:
+            return f"no process uses it: {error}"
+        return "" if has_server else "no process uses it: no server runs"
 
 
 def breaks_mps(failure: TrialFailure) -> bool:
@@ -205,6 +230,40 @@ def end_use_of_all() -> None:
         _mark_ended(Path(folder))
 
 
+class _NoAnswerError(Exception):
+    """Raised if the daemon does not execute a command."""
+
+
+def _ask_daemon(command: str) -> str:
+    """Send a command to the daemon, and return its answer.
+
+    Raises:
+        _NoAnswerError: the command failed, or took longer than :data:`COMMAND_TIMEOUT_S`.
+    """
+    answer = run_program(CONTROL, timeout_s=COMMAND_TIMEOUT_S, input_text=f"{command}\n")
+    if answer.error:
+        raise _NoAnswerError(f"`{command}`: {answer.error}")
+    return answer.output
+
+
+def _end_client(server: int, client: int) -> None:
+    """End the GPU work of a client; log a warning if this fails, for example if it has ended."""
+    try:
+        _ask_daemon(f"terminate_client {server} {client}")
+    except _NoAnswerError as error:
+        log.warning("NVIDIA's MPS did not end the GPU work of process %d: %s", client, error)
+
+
+def _process_ids(command: str) -> list[int]:
+    """Return the process ids that the daemon lists, one a line, after a command.
+
+    Raises:
+        _NoAnswerError: the daemon does not answer.
+    """
+    lines = _ask_daemon(command).split()
+    return [int(line) for line in lines if line.isdigit()]
+
+
 def _mark_ended(folder: Path) -> None:
     with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
         (folder / END_MARK).touch()
@@ -234,6 +293,9 @@ def _start_daemon(output_file: Path) -> str:
         except subprocess.TimeoutExpired:
             kill_process(process)
             return f"no answer in {START_TIMEOUT_S:g} s"
+        except BaseException:  # After Ctrl-C, no daemon must start that nobody ends.
+            kill_process(process)
+            raise
     if exit_code == 0:
         return ""
     lines = output_file.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -253,7 +315,7 @@ def _daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
     with open(output_file, "w", encoding="utf-8") as output:
         # In a session of its own, the shell does not receive Ctrl-C.
         shell = subprocess.Popen(
-            [SHELL, "-c", QUIT_AFTER_INPUT],
+            [SHELL, "-c", QUIT_AT_END_OF_INPUT],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -36,11 +36,13 @@ class ProgramOutput:
         output: standard output of the program; empty if it failed.
         error: reason of the failure, in one line; empty if the program succeeded.
         timed_out: True if the program did not end in time.
+        partial_output: standard output of a program that failed.
     """
 
     output: str
     error: str = ""
     timed_out: bool = False
+    partial_output: str = ""
 
 
 def run_program(
@@ -89,19 +91,21 @@ def _run(
     )
     try:
         output, error_output = process.communicate(input_text or None, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         if not kill_process(process):
             STUCK_PROGRAMS.add(command[0])
-        return ProgramOutput("", f"no answer in {timeout_s:g} s", timed_out=True)
+        # These are bytes, although the pipe is opened as text.
+        partial_output = (late.stdout or b"").decode(errors="replace")
+        error = f"no answer in {timeout_s:g} s"
+        return ProgramOutput("", error, timed_out=True, partial_output=partial_output)
     except BaseException:  # after Ctrl-C the process must not stay
         kill_process(process)
         raise
     if process.returncode == 0:
         return ProgramOutput(output.strip())
     lines = (error_output.strip() or output.strip()).splitlines()
-    if not lines:
-        return ProgramOutput("", f"exit code {process.returncode}")
-    return ProgramOutput("", lines[-1][:MAX_ERROR_CHARACTERS])
+    error = lines[-1][:MAX_ERROR_CHARACTERS] if lines else f"exit code {process.returncode}"
+    return ProgramOutput("", error, partial_output=output)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from orchestrator.machine.signals import at_forced_end
@@ -72,37 +72,61 @@ class RayFolders:
         return False
 
     def remove(self, folder: Path) -> None:
-        """Kill the processes that belong to a folder, then remove the folder.
+        """Kill the processes that belong to a folder, then remove the folder."""
+        self.end_ray(folder)
+        # MPS ends after the workers, which use it.
+        _kill_processes(folder, _belongs_to_mps)
+        shutil.rmtree(folder, ignore_errors=True)
 
-        The command lines of Ray's processes contain the folder. Workers replace their command line
-        by a title, so they are identified by their open log files. Processes of NVIDIA's MPS are
-        identified by their environment.
+    def end_ray(self, folder: Path) -> None:
+        """Kill Ray's processes that belong to a folder.
 
         Workers must be killed too. In many containers process 1 does not remove a dead raylet from
         the table of processes, and the raylet's workers then continue to run.
         """
-        for process in Path("/proc").glob("[0-9]*"):
-            # An error means that the process has ended meanwhile.
-            with contextlib.suppress(OSError):
-                if _belongs_to(process, folder):
-                    os.kill(int(process.name), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+        _kill_processes(folder, _belongs_to_ray)
 
 
 THIS_MACHINE = RayFolders()
 
 
-def _belongs_to(process: Path, folder: Path) -> bool:
-    """Return whether a process belongs to this user and to a private cluster's folder."""
-    if process.stat().st_uid != os.geteuid():
-        return False
+def _kill_processes(folder: Path, belongs_to: Callable[[Path, Path], bool]) -> None:
+    """Kill this user's processes that belong to a private cluster's folder.
+
+    Args:
+        folder: outer folder of the cluster.
+        belongs_to: returns whether a process belongs to the folder. It gets the folder of the
+            process in ``/proc``, and ``folder``.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        # An error means that the process has ended meanwhile.
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid == os.geteuid() and belongs_to(process, folder):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def _belongs_to_ray(process: Path, folder: Path) -> bool:
+    """Return whether a process of Ray belongs to a private cluster's folder.
+
+    The command lines of Ray's processes contain the folder. Workers replace their command line by a
+    title, so they are identified by their open log files.
+    """
     command = (process / "cmdline").read_bytes()
     if f"{folder}/".encode() in command:
         return True
-    program = command.partition(b"\0")[0].rpartition(b"/")[2]
-    if program.startswith(MPS_PROGRAM):
-        return f"={folder}/{MPS}/".encode() in (process / "environ").read_bytes()
     return command.startswith(RAY_TITLE) and _has_open_file(process, folder)
+
+
+def _belongs_to_mps(process: Path, folder: Path) -> bool:
+    """Return whether a program of NVIDIA's MPS belongs to a private cluster's folder.
+
+    Only the environment of these programs contains the folder.
+    """
+    command = (process / "cmdline").read_bytes()
+    program = command.partition(b"\0")[0].rpartition(b"/")[2]
+    if not program.startswith(MPS_PROGRAM):
+        return False
+    return f"={folder}/{MPS}/".encode() in (process / "environ").read_bytes()
 
 
 def _has_open_file(process: Path, folder: Path) -> bool:

@@ -11,7 +11,8 @@ The test has two parts.
    trials use plain steps.
 
 ``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a separate process,
-because a failed capture can end the process. The command prints the verdict as JSON.
+because a failed capture can end the process. If the GPU passes the first part, the command prints
+:data:`~.self_test_case.COMPARED_LINE`. At the end, the command prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus import compute_capability
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
+from orchestrator.results.records import FailureKind
 from search_spaces.specs import RecipeSpec
 from tasks.trials.image_tensors import as_pixels
 from tasks.trials.isolation import deterministic, fixed_torch_state, seeded, trial_memory
@@ -275,6 +279,8 @@ class Verdict:
         plain_because: why trials use plain steps, in one line; empty if they use graphs.
         is_final: False if an error or other load on the GPU caused the verdict. A later test may
             then have another verdict.
+        unchecked: the error of the GPU that ended the comparison with the CPU, in one line. It is
+            then unknown whether the GPU computes correctly. Empty if there was no such error.
         seconds: duration of the whole test.
         arithmetic: comparisons with the CPU.
         trainings: comparisons of graphs with plain steps.
@@ -283,6 +289,7 @@ class Verdict:
     wrong: str
     plain_because: str
     is_final: bool
+    unchecked: str = ""
     seconds: float = 0.0
     arithmetic: tuple[Arithmetic, ...] = ()
     trainings: tuple[TrainingComparison, ...] = ()
@@ -292,33 +299,59 @@ class Verdict:
         """True if graphs compute correctly and are only slower than plain steps."""
         return bool(self.plain_because) and self.plain_because == _slowness_of(self.trainings)
 
+    def as_fields(self) -> dict[str, Any]:
+        """Return the fields as JSON types, by name."""
+        return asdict(self) | {"is_only_slow": self.is_only_slow}
 
-def run(case: Case, device: torch.device) -> Verdict:
-    """Test one network on a device; an exception becomes a part of the verdict."""
+
+def run(
+    case: Case, device: torch.device, on_compared: Callable[[], object] = lambda: None
+) -> Verdict:
+    """Test one network on a device; an exception becomes a part of the verdict.
+
+    Args:
+        case: the network and its settings.
+        device: the GPU, or a CPU.
+        on_compared: called when the device has passed the comparison with the CPU.
+    """
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
         case = replace(case, precision="float32")
     arithmetic: list[Arithmetic] = []
     trainings: list[TrainingComparison] = []
     error_text = ""
+    unchecked = ""
+    is_compared = False
+    # In a worker, Ray sets the number of threads to the trial's number of CPUs.
+    num_threads = torch.get_num_threads() if device.type == "cuda" else 1
     try:
-        with trial_memory(device), fixed_torch_state(0, device), deterministic(device):
+        with (
+            trial_memory(device),
+            fixed_torch_state(0, device),
+            deterministic(device, num_threads),
+        ):
             arithmetic += compare_with_cpu(case, device)
+            is_compared = True
             # If the device computes wrongly, a comparison of graphs on it is useless.
             if not any(comparison.problem for comparison in arithmetic):
+                on_compared()
                 trainings += compare_trainings(case, device)
                 error_text = frozen_dropout(device)
     except Exception as error:  # A driver, a library or a capture may raise any exception.
         first_line = (str(error).splitlines() or [""])[0][:300]
         error_text = f"{case.model.name}: {type(error).__name__}: {first_line}"
-    return _verdict(arithmetic, trainings, error_text, time.perf_counter() - start)
+        library_row = library_error(error)
+        is_device_error = library_row is not None and library_row.kind == FailureKind.DEVICE_ERROR
+        if is_device_error and not is_compared:
+            unchecked = error_text
+    verdict = _verdict(arithmetic, trainings, error_text)
+    return replace(verdict, unchecked=unchecked, seconds=time.perf_counter() - start)
 
 
 def _verdict(
     arithmetic: Sequence[Arithmetic],
     trainings: Sequence[TrainingComparison],
     error_text: str,
-    seconds: float,
 ) -> Verdict:
     wrong = "; ".join(filter(None, (comparison.problem for comparison in arithmetic)))
     different = "; ".join(filter(None, (comparison.problem for comparison in trainings)))
@@ -327,7 +360,6 @@ def _verdict(
         wrong=wrong,
         plain_because=wrong or error_text or different or slow,
         is_final=bool(wrong or different) or not (error_text or slow),
-        seconds=seconds,
         arithmetic=tuple(arithmetic),
         trainings=tuple(trainings),
     )
@@ -627,8 +659,12 @@ def built(case: Case, dropout: float | None = None) -> PixelModel:
 def main() -> None:
     """Run the case of the command line, and print the verdict as JSON."""
     device_name, case_text = sys.argv[1:]
-    verdict = run(Case.from_json(case_text), torch.device(device_name))
-    print(json.dumps(asdict(verdict)))  # noqa: T201
+
+    def print_compared() -> None:
+        print(COMPARED_LINE, flush=True)  # noqa: T201
+
+    verdict = run(Case.from_json(case_text), torch.device(device_name), print_compared)
+    print(json.dumps(verdict.as_fields()))  # noqa: T201
 
 
 if __name__ == "__main__":

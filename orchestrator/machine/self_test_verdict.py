@@ -2,6 +2,9 @@
 
 A verdict is valid for one GPU, driver, version of torch, version of isweep, and network. Processes
 of one node wait for each other, so each test runs once although several workers need it.
+
+A test that ends before it has compared the GPU with the CPU proves nothing about the GPU. Then the
+trial must not use the GPU, and the next trial tests the GPU again.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ from typing import Any
 
 from orchestrator.machine import gpus
 from orchestrator.machine.processes import run_program
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.paths import user_cache
 from orchestrator.results.provenance import provenance
 from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
 TIMEOUT_S = 300.0
-"""Seconds that a test may take. A trial counts as hung only after a longer time."""
+"""Seconds that a test may take. A trial counts as hung after 600 s or more, and it may first wait
+for the test of another process."""
 UNFINISHED_FOR_S = 600.0
 """Seconds for which a verdict is valid if an error or other load on the GPU caused the verdict.
 Trials use no CUDA graphs in this time, so they take about a fifth longer. A test takes less than a
@@ -43,6 +47,8 @@ class KeptVerdict:
         is_final: True if the verdict stays valid; False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
+        unchecked: why the GPU was not compared with the CPU, so that no trial may use the GPU
+            before a further test; empty if it was compared.
     """
 
     wrong: str
@@ -50,10 +56,13 @@ class KeptVerdict:
     is_final: bool
     tested_at: float
     file: Path
+    unchecked: str = ""
 
     @property
     def is_valid(self) -> bool:
         """True if the verdict can be used without a new test."""
+        if self.unchecked:
+            return False
         return self.is_final or time.time() - self.tested_at < UNFINISHED_FOR_S
 
 
@@ -69,9 +78,11 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
     network = [case.model, case.image_size, case.channels, case.precision]
     key = fingerprint([*versions, *network])[:12]
     file = user_cache("gpus") / f"self-test-{uuid}-{case.model.name}-{key}.json"
+    requested_at = time.time()
     with _locked(file.with_name(f"self-test-{uuid}.lock")):
-        verdict = _verdicts_of_this_process.get(file) or _read(file)
-        if verdict is not None and verdict.is_valid:
+        verdict = _latest_verdict(file)
+        # A test that ended while this process waited is not repeated, whatever its verdict.
+        if verdict is not None and (verdict.is_valid or verdict.tested_at >= requested_at):
             return verdict
         verdict = _tested(case, file)
         _verdicts_of_this_process[file] = verdict
@@ -79,6 +90,7 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
             "wrong": verdict.wrong,
             "plain_because": verdict.plain_because,
             "is_final": verdict.is_final,
+            "unchecked": verdict.unchecked,
             "tested_at": verdict.tested_at,
             "versions": versions,
         }
@@ -102,6 +114,15 @@ def _locked(path: Path) -> Iterator[None]:
             file.close()
 
 
+def _latest_verdict(file: Path) -> KeptVerdict | None:
+    """Return the last verdict of this process or of another one; None if there is none."""
+    stored = _read(file)
+    own = _verdicts_of_this_process.get(file)
+    if stored is None or own is None:
+        return stored or own
+    return max(stored, own, key=lambda verdict: verdict.tested_at)
+
+
 def _read(file: Path) -> KeptVerdict | None:
     """Return the verdict in a file; None if it is missing or cannot be read."""
     try:
@@ -112,13 +133,32 @@ def _read(file: Path) -> KeptVerdict | None:
             is_final=bool(fields["is_final"]),
             tested_at=float(fields["tested_at"]),
             file=file,
+            unchecked=str(fields["unchecked"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _tested(case: Case, file: Path) -> KeptVerdict:
-    """Run the self-test in a separate process, on the GPU of this process."""
+    """Test the GPU of this process, and return the part of the verdict that is stored."""
+    fields = run_test(case)
+    return KeptVerdict(
+        wrong=fields["wrong"],
+        plain_because=fields["plain_because"],
+        is_final=fields["is_final"],
+        tested_at=time.time(),
+        file=file,
+        unchecked=fields["unchecked"],
+    )
+
+
+def run_test(case: Case) -> dict[str, Any]:
+    """Run the self-test in a separate process, on the GPU of this process.
+
+    Returns:
+        The fields of a :class:`~.self_test.Verdict`. If the process ends without a verdict, the
+        fields contain the reason, and the measured values are missing.
+    """
     program = run_program(
         sys.executable,
         "-m",
@@ -128,15 +168,15 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         timeout_s=TIMEOUT_S,
     )
-    now = time.time()
-    with suppress(ValueError, IndexError, KeyError, TypeError):
-        fields = json.loads(program.output.splitlines()[-1])
-        return KeptVerdict(
-            wrong=str(fields["wrong"]),
-            plain_because=str(fields["plain_because"]),
-            is_final=bool(fields["is_final"]),
-            tested_at=now,
-            file=file,
-        )
-    reason = program.error or "the process printed nothing"
-    return KeptVerdict("", f"the self-test ended without a verdict: {reason}", False, now, file)
+    with suppress(ValueError, IndexError):
+        fields: dict[str, Any] = json.loads(program.output.splitlines()[-1])
+        return fields
+    name = case.model.name
+    reason = program.error or "the process printed no verdict"
+    if COMPARED_LINE in program.partial_output:
+        problem = f"{name}: the self-test ended before it had tested graphs: {reason}"
+        unchecked = ""
+    else:
+        problem = f"{name}: the self-test ended before it had compared GPU and CPU: {reason}"
+        unchecked = problem
+    return {"wrong": "", "plain_because": problem, "is_final": False, "unchecked": unchecked}

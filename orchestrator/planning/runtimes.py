@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_like
+from orchestrator.planning.costs.gpu_models import GpuModel, listed_gpu_model
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import Corrections, core_seconds, need_of
 from orchestrator.planning.costs.networks import has_cost
@@ -80,7 +80,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 
 def _is_model(name: str, gpu: GpuModel) -> bool:
     """Return whether a driver's name of a GPU means this kind of GPU."""
-    like = gpu_model_like(name)
+    like = listed_gpu_model(name)
     # A slice, or a GPU that is not in the table, has the driver's name in a plan.
     return gpu.name == (name if like is None else like.name)
 
@@ -98,11 +98,13 @@ class RuntimeModel:
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
         share: Share of a GPU that every trial gets. None for the share that each trial is
             predicted to need.
+        share_without_mps: The same after a run has stopped using NVIDIA's MPS.
     """
 
     gpu: GpuModel | None = None
     corrections: Corrections = field(default_factory=Corrections)
     share: float | None = None
+    share_without_mps: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
         """Return the expected seconds of a trial, on its share of the GPU or on one CPU core."""

@@ -142,7 +142,7 @@ class TuneBackend:
         )
         withhold_credentials()
         # The names of a private cluster's tasks appear only on its dashboard.
-        is_shown = bool(self._run.cluster.dashboard) or not self._run.cluster.local
+        is_shown = bool(self._run.cluster.dashboard) or not self._run.cluster.is_private
         try:
             with trial_tasks_named(self._trials_with_names, MAX_NAMES if is_shown else 0):
                 tuner.fit()

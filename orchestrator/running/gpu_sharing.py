@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,13 @@ def runtime_model_for(
     checks = read_checks(folders)
     models = [gpu.model(checks) for node in nodes for gpu in node.gpus]
     smallest = min(models, key=lambda model: (model.memory_gib, model.half_tflops))
-    share = resources.num_gpus
-    if not share and not all(_may_be_shared(node, checks) for node in nodes):
-        share = 1.0
-    return RuntimeModel(smallest, corrections_for(smallest, measured), share or None)
+    without_mps = [replace(node, mps=False) for node in nodes]
+    return RuntimeModel(
+        smallest,
+        corrections_for(smallest, measured),
+        share=_share_of_all(nodes, resources, checks),
+        share_without_mps=_share_of_all(without_mps, resources, checks),
+    )
 
 
 def names_of_small_gpus(nodes: Iterable[NodeGpus]) -> frozenset[str]:
@@ -47,6 +51,19 @@ def names_of_small_gpus(nodes: Iterable[NodeGpus]) -> frozenset[str]:
     most_bytes = max((gpu.memory_bytes for gpu in gpus), default=0)
     large = {gpu.name for gpu in gpus if gpu.memory_bytes == most_bytes}
     return frozenset(gpu.name for gpu in gpus) - large
+
+
+def _share_of_all(
+    nodes: Iterable[NodeGpus],
+    resources: ResourceSpec,
+    checks: Mapping[str, Mapping[str, Any]],
+) -> float | None:
+    """Return the share of a GPU that every trial gets; None if each gets its predicted share."""
+    if resources.num_gpus:
+        return resources.num_gpus
+    if all(_may_be_shared(node, checks) for node in nodes):
+        return None
+    return 1.0
 
 
 def _may_be_shared(node: NodeGpus, checks: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -97,10 +97,10 @@ def prepare_missing(
         DataError: Some datasets cannot be prepared. One error lists all problems.
     """
     from tasks.prepared.prepare import prepare_dataset
-    from tasks.prepared.record import doubt_lines
+    from tasks.prepared.record import doubt_lines, total_and_class_lines
 
     problems: list[SweepError] = []
-    prepared_before = set(workspace.prepared)
+    flags_before = {key: data.record.flags for key, data in workspace.prepared.items()}
     own_paths = {
         choice.name: Path(choice.user_source.path)
         for choice in workspace.plan.sweep.datasets
@@ -132,9 +132,10 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
             continue
-        # A user's doubtful files are printed only after the first preparation.
-        if folder is not None and spec.prepared_id not in prepared_before:
-            for line in doubt_lines(record):
+        # The groups and possible problems are printed only if they are new to the user.
+        if folder is not None and flags_before.get(spec.prepared_id) != record.flags:
+            totals = total_and_class_lines(record)[0]
+            for line in (totals, *doubt_lines(record)):
                 monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 

@@ -59,7 +59,7 @@ def prepare_one(
         if spec.prepared_id not in workspace.prepared:
             num_cpus = run_options.num_cpus
             with connect(run_options.address, num_cpus=num_cpus, dashboard=False) as cluster:
-                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
+                executor = RayExecutor(driver_node_only=not cluster.is_private, note=progress.note)
                 prepare_missing(workspace, [spec], run_options, executor, progress)
     prepared = PreparedDataset.open(paths.prepared(spec))
     if montage is not None:

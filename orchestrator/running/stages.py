@@ -13,8 +13,8 @@ from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     connect,
+    cpu_cluster_here,
     resolve_head,
-    this_machine,
     trial_resources,
 )
 from orchestrator.machine.gpu_problems import refuse, survey
@@ -126,7 +126,7 @@ class Stages:
         """Print the size of the cluster and the address of its dashboard."""
         note = self.monitor.note
         place = "this machine"
-        if not cluster.local:
+        if not cluster.is_private:
             place = f"a cluster of {plural(cluster.num_nodes, 'node')}"
         size = plural(cluster.num_cpus, "CPU")
         if cluster.num_gpus:
@@ -149,7 +149,7 @@ class Stages:
             mps = self.cluster.mps
             has_mps = mps is not None and mps.folder is not None
             return [replace(node, mps=node.mps or has_mps) for node in self.gpus_before]
-        return survey(self.cluster.num_gpus, local=self.cluster.local)
+        return survey(self.cluster.num_gpus, is_private=self.cluster.is_private)
 
     def check_machine(self) -> None:
         """Check that trials can run, before Ray starts.
@@ -165,9 +165,11 @@ class Stages:
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         device = "cpu" if num_gpus or is_logical() else options.device
         # This call raises an error if a trial requests more than this machine has.
-        trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+        trial_resources(
+            self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device
+        )
         if num_gpus:
-            self.gpus_before = survey(num_gpus, local=True)
+            self.gpus_before = survey(num_gpus, is_private=True)
             self.check_gpus(self.gpus_before)
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
@@ -192,7 +194,7 @@ class Stages:
         """
         cluster = self.cluster  # The first use starts Ray, which runs the tasks.
         return RayExecutor(
-            driver_node_only=reads_files and not cluster.local, note=self.monitor.note
+            driver_node_only=reads_files and not cluster.is_private, note=self.monitor.note
         )
 
     def check_stored(self, stored: StoredResults) -> None:

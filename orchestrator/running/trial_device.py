@@ -100,7 +100,12 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     if resources.num_gpus < 1:
         # A trial with a whole GPU needs no memory limit: no other trial uses that GPU.
         gpu_fraction = resources.num_gpus
-    device = replace(device, device="cuda", gpu_fraction=gpu_fraction)
+    device = replace(
+        device,
+        device="cuda",
+        gpu_fraction=gpu_fraction,
+        context_bytes=resources.context_bytes,
+    )
     if resources.fast == "on":
         return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":
@@ -116,7 +121,8 @@ def check_numbers(network: NetworkSpec) -> str:
         Why trials of the network use plain steps on this GPU; empty if they use captured graphs.
 
     Raises:
-        UnusableGpuError: the GPU computes wrong numbers, so no trial may use it.
+        UnusableGpuError: the GPU computes wrong numbers, or the self-test could not find out
+            whether it does. So no trial may use the GPU.
     """
     gpu = gpus.gpu_in_use()
     verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
@@ -126,6 +132,13 @@ def check_numbers(network: NetworkSpec) -> str:
             f"{gpu.name} computes wrongly: {verdict.wrong}",
             "Use another GPU, driver or torch version, or hide this GPU with "
             f"CUDA_VISIBLE_DEVICES. To test the GPU again, delete {verdict.file}",
+        )
+    if verdict.unchecked:
+        raise UnusableGpuError.of(
+            gpu_and_node(gpu.uuid),
+            f"it is unknown whether {gpu.name} computes correctly: {verdict.unchecked}",
+            "The next trial on this GPU repeats the self-test. If the self-test takes too long, "
+            "end other programs, or raise resources.num_cpus. If it fails, run `isweep gpu-check`",
         )
     if not verdict.plain_because:
         return ""

@@ -8,7 +8,7 @@ checkpoints through an actor.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -97,9 +97,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         )
         self._watchdog = Watchdog(
             run.monitor.note,
-            self._backend.killer_of,
+            self._killer_of,
             self._backend.shortage,
-            is_private=run.cluster.local,
+            is_private=run.cluster.is_private,
             cpu_seconds=self._backend.worker_cpu_seconds,
             clock=clock,
         )
@@ -334,7 +334,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._backend.quarantine(location, seconds)
         mps = self._run.cluster.mps
         if mps is not None and breaks_mps(failure):
-            mps.end_use(f"{trial_id} failed ({failure.kind})")
+            mps.end_use(f"{trial_id} failed ({failure.kind})", self._resources.leave_mps())
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
@@ -413,6 +413,23 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             yield
         except SweepError as error:
             self._queue.stop(error)
+
+    def _killer_of(self, trial: Any) -> Callable[[], object] | None:
+        """Return a function that kills a trial's process; None if the trial has no process.
+
+        If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
+        """
+        kill = self._backend.killer_of(trial)
+        location = self._attempt(trial_id_of(trial)).location
+        mps = self._run.cluster.mps
+        if kill is None or mps is None or location is None:
+            return kill
+
+        def end_work_and_kill() -> None:
+            mps.end_clients({location.pid})
+            kill()
+
+        return end_work_and_kill
 
     def _take_messages(self, *, wait: bool = False) -> None:
         """Process workers' messages: locations, epochs, and notes to the user."""

@@ -131,6 +131,23 @@ def read_blocks(
     return parts.in_order()
 
 
+def read_again(
+    preparation: Preparation, blocks: Sequence[Block], on_progress: Progress
+) -> list[Part]:
+    """Read every block in this process, and return only the parts. No part files are written.
+
+    Args:
+        preparation: The dataset and its raw files.
+        blocks: The blocks.
+        on_progress: Function that is called after every block.
+    """
+    parts = _Parts(blocks, on_progress)
+    for index, block in enumerate(blocks):
+        part, _ = read_block(preparation.request, block.items, preparation.dtype)
+        parts.add(index, part)
+    return parts.in_order()
+
+
 def _read_elsewhere(
     preparation: Preparation, blocks: Sequence[Block], parts: _Parts, readers: Executor
 ) -> None:

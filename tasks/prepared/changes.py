@@ -1,7 +1,8 @@
 """Compare raw files that may have changed with the dataset that was prepared from them.
 
 A copy, a checkout or a restored backup changes the times of files, but not the images. So a
-prepared dataset is refused only if its images, labels, groups or splits are different.
+prepared dataset is refused only if its images, labels, groups or splits are different. Otherwise
+only its record is updated.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def check_same_content(
         blocks: The items of each part.
 
     Raises:
-        DataError: The content is different. The message contains the number of changed items.
+        DataError: The content is different. The message contains the number of changed images.
         CorruptStoreError: The prepared dataset is damaged.
     """
     request = preparation.request
@@ -53,50 +54,61 @@ def check_same_content(
     ):
         return
     num_left_by_digest = Counter(_stored_digests(destination))
-    new_locators: dict[str, None] = {}
+    new_locators = []
     for image_digest, (part, row) in zip(images.digests, images.part_rows.tolist(), strict=True):
         if num_left_by_digest[image_digest.tobytes()]:
             num_left_by_digest[image_digest.tobytes()] -= 1
         else:
             item = blocks[part].items[parts[part].rows[row]["item"]]
-            new_locators[item.locator] = None
+            new_locators.append(item.locator)
     changes = []
     if new_locators:
-        first = request.hashed(next(iter(new_locators)))
-        changes.append(f"{plural(len(new_locators), 'new or changed file')}, the first is {first}")
+        first = request.hashed(new_locators[0])
+        changes.append(f"{plural(len(new_locators), 'new or changed image')}, the first in {first}")
     num_missing = num_left_by_digest.total()
     if num_missing:
         changes.append(f"{plural(num_missing, 'prepared image')} not found in the files")
+    new_skips = []
+    for part_read in parts:
+        new_skips += [skip for skip in part_read.skipped if skip not in finished.skipped_items]
+    if new_skips:
+        first_skip = f"{new_skips[0].locator} ({new_skips[0].reason})"
+        changes.append(
+            f"{plural(len(new_skips), 'item')} cannot be used, the first is {first_skip}"
+        )
     if not changes:
         changes.append("the images are equal, but their labels, order, groups or splits differ")
+    hint = (
+        "Restore the old files, or choose another name for the new data, or another --root. "
+        f"To replace the prepared data, delete the folder {destination}. All trials of this "
+        "dataset are then trained again"
+    )
+    if request.spec.max_images_per_class is not None:
+        hint += (
+            ". With max_images_per_class, isweep chooses other images if you add or remove a file"
+        )
+    if new_locators or new_skips:
+        hint += ". To find the file of a hash, run `isweep locate HASH --raw DIR`"
     raise request.error(
         "the files or label_map have changed since the dataset was prepared "
         f"({'; '.join(changes)})",
-        hint="Restore the old files, or choose another name for the new data, or another --root. "
-        f"To replace the prepared data, delete the folder {destination}. All trials of this "
-        "dataset are then trained again",
+        hint=hint,
     )
 
 
-def remember_raw_id(finished: PreparedRecord, destination: Path, raw_id: str) -> PreparedRecord:
-    """Store the hash of the present files, so that they are not compared again.
+def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
+    """Replace the record of a prepared dataset whose content is equal, and return the new record.
 
-    Args:
-        finished: The record of the prepared dataset, whose content is equal.
-        destination: The folder of the prepared dataset.
-        raw_id: Hash of the present listing with sizes and times of files.
-
-    Returns:
-        The record with ``raw_id``.
+    The new record has the hash of the present files, so that they are not compared again. It also
+    has their present possible problems. If the record cannot be written, a warning is logged.
     """
-    record = finished.model_copy(update={"raw_id": raw_id})
     try:
         replace_record(destination, record)
     except OSError as error:
         logger.warning(
             "%s: the new times of files cannot be stored, so the next start reads all images "
             "again: %s",
-            finished.dataset,
+            record.dataset,
             error.strerror,
         )
     return record

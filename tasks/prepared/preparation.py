@@ -42,6 +42,20 @@ class Preparation:
             self.dtype,
         )
 
+    def raw_id(self) -> str:
+        """Return a hash that changes if the raw files or their possible problems may have changed.
+
+        Items do not contain the possible problems of the whole dataset, such as a column that is
+        not read. So these problems and the skipped items are hashed too.
+        """
+        items_id = self.id_of(self.listing.items)
+        flags = self.listing.flags
+        skipped = list(self.listing.skipped)
+        if not flags and not skipped:
+            return items_id
+        text = repr((items_id, flags, skipped))
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
     def part_name(self, items: Sequence[Item]) -> str:
         """Return the name of the part files of items.
 

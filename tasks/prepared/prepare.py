@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import select
-import shutil
 import sys
 import time
 from collections import Counter
@@ -24,8 +23,15 @@ import numpy as np
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import SweepError
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.prepared.blocks import Progress, cut_blocks, listed_order, read_blocks, reading_order
-from tasks.prepared.changes import check_same_content, remember_raw_id
+from tasks.prepared.blocks import (
+    Progress,
+    cut_blocks,
+    listed_order,
+    read_again,
+    read_blocks,
+    reading_order,
+)
+from tasks.prepared.changes import check_same_content, update_record
 from tasks.prepared.listings import Listings
 from tasks.prepared.parts import Part, PixelType, Skip
 from tasks.prepared.preparation import Preparation
@@ -59,7 +65,8 @@ def prepare_dataset(
 
     If the destination has a finished preparation, its record is returned at once. For user data,
     the raw files are first checked for changes. If the listing, sizes or times of files differ, all
-    images are read again and compared. A damaged preparation is prepared again.
+    images are read again and compared. If they are equal, the record is updated, because the raw
+    data may have other possible problems now. A damaged preparation is prepared again.
 
     Args:
         spec: Task, image size, channels and faults.
@@ -97,7 +104,7 @@ def prepare_dataset(
     if request.has_fault("resize_without_antialias"):
         dtype = "float32"  # the released code does not round resized pixels
     preparation = Preparation(request, listing, dtype)
-    raw_id = preparation.id_of(listing.items)
+    raw_id = preparation.raw_id()
     if finished is not None and finished.raw_id == raw_id:
         return finished
     items = _choose_items(listing.items, spec)
@@ -108,11 +115,15 @@ def prepare_dataset(
     blocks = cut_blocks(preparation, items, parts_folder)
     if finished is not None:
         # Without this comparison, changed data would be used silently. So it has no time limit.
-        parts = read_blocks(preparation, blocks, InlineExecutor(), None, on_progress)
+        parts = read_again(preparation, blocks, on_progress)
         images = choose_images(listed_order(gather(parts), parts, order), spec)
-        shutil.rmtree(parts_folder, ignore_errors=True)
         check_same_content(finished, destination, preparation, images, parts, blocks)
-        return remember_raw_id(finished, destination, raw_id)
+        num_skipped = len(listing.skipped) + sum(len(part.skipped) for part in parts)
+        if num_skipped <= finished.num_skipped:
+            max_skipped_share = 1.0  # as many items were left out at the preparation
+        skipped = _collect_skips(request, listing, parts, max_skipped_share)
+        record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
+        return update_record(destination, record.model_copy(update={"seconds": finished.seconds}))
     try:
         parts = read_blocks(preparation, blocks, executor, readers, on_progress)
         skipped = _collect_skips(request, listing, parts, max_skipped_share)

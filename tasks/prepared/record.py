@@ -47,7 +47,7 @@ class PreparedRecord(BaseModel):
             It does not depend on sharding, the number of workers, the hash key, or the time and
             place of the preparation.
         prepared_id: Id of the preparation's spec, which is the name of the store's folder.
-        raw_id: Hash of the raw listing with sizes and times of files. If it differs, the
+        raw_id: Hash of the raw listing with sizes and times of files. If it differs, all
             images are read again and compared.
         dataset: Name of the dataset in sweep files.
         source: Name of the source in :mod:`tasks.sources` that read the dataset.
@@ -412,15 +412,20 @@ def set_lines(
     return lines
 
 
-def preparation_lines(record: PreparedRecord) -> list[str]:
-    """Return the lines that are printed after a preparation."""
+def total_and_class_lines(record: PreparedRecord) -> list[str]:
+    """Return a line with the number of images, classes and groups, then a line for each class."""
     totals, *classes = set_lines(
         record.num_images_per_label, record.num_groups_per_label.values(), record.num_groups
     )
-    first_line = f"{record.title}: {totals}"
     if record.num_groups == record.num_images:
-        first_line += ", one for each image (docs/datasets.md explains how to group by patient)"
-    lines = [first_line]
+        totals += ", one for each image (docs/datasets.md explains how to group by patient)"
+    return [totals, *classes]
+
+
+def preparation_lines(record: PreparedRecord) -> list[str]:
+    """Return the lines that are printed after a preparation."""
+    totals, *classes = total_and_class_lines(record)
+    lines = [f"{record.title}: {totals}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'see the source'}")
     channels, height, width = record.shape[1:]

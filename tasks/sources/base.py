@@ -66,17 +66,34 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
         The key, at least :data:`MIN_KEY_LENGTH` characters.
 
     Raises:
-        SetupError: The key is too short, missing or damaged, or cannot be read.
+        SetupError: The key is too short, missing or damaged, or cannot be read or written.
     """
     key = os.environ.get(KEY_VARIABLE)
     if not key:
-        return _key_in_file(folder / KEY_FILE, create=create)
-    if len(key) < MIN_KEY_LENGTH:
+        path = folder / KEY_FILE
+        try:
+            return _key_in_file(path, create=create)
+        except PermissionError:
+            raise SetupError(
+                "isweep replaces patient ids by hashes, but has no permission to use the file "
+                f"{path} with the key for these hashes",
+                hint=f"Change the permissions of the folder {folder} and of this file, or choose "
+                "another --root. Do not delete the file, because other users may need its key",
+            ) from None
+    length = len(key.strip())
+    if length < MIN_KEY_LENGTH:
         raise SetupError(
             f"The key with which isweep hashes patient ids is too short: {KEY_VARIABLE} has "
-            f"{len(key)} characters instead of at least {MIN_KEY_LENGTH}",
+            f"{length} characters without outer blanks, instead of at least {MIN_KEY_LENGTH}",
             hint=f"Set {KEY_VARIABLE} to a longer text",
         )
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise SetupError(
+            f"The key in {KEY_VARIABLE} contains bytes that are not UTF-8",
+            hint=f"Set {KEY_VARIABLE} to letters and digits",
+        ) from None
     return key
 
 
@@ -85,6 +102,10 @@ def _key_in_file(path: Path, *, create: bool) -> str:
 
     The file contains the key, a blank and the checksum of the key. Files of older versions contain
     only the key.
+
+    Raises:
+        SetupError: The file is missing or damaged, or cannot be read.
+        PermissionError: The file may not be read or written.
     """
     restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
@@ -110,6 +131,8 @@ def _key_in_file(path: Path, *, create: bool) -> str:
         write_once(path, f"{new_key} {_checksum(new_key)}\n".encode(), mode=0o600)
     try:
         key, *checksums = path.read_text(encoding="ascii").split() or [""]
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise SetupError(
             "isweep replaces patient ids by hashes, but cannot read the file with the key for "

@@ -257,6 +257,8 @@ def _single_columns(schema: Any) -> list[str]:
         pa.types.is_dictionary,  # pandas stores repeated text as a dictionary (categorical)
         pa.types.is_string,
         pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_decimal,
         pa.types.is_date,
     )
     names = []

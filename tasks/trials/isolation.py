@@ -185,7 +185,9 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Iterator[None]:
+def trial_memory(
+    device: torch.device, gpu_fraction: float | None = None, context_bytes: int = CONTEXT_BYTES
+) -> Iterator[None]:
     """Limit the memory of a trial, and free it afterwards, so that the worker can be used again.
 
     Args:
@@ -193,6 +195,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
         gpu_fraction: share of the GPU's memory that this process may use in the block, including
             its CUDA context; None sets no limit. PyTorch's allocator checks the limit before it
             allocates memory for tensors. It does not count memory that other libraries allocate.
+        context_bytes: bytes of the share that are not available for tensors.
 
     Raises:
         MemoryError: the machine has too little memory. ``torch.OutOfMemoryError`` is raised
@@ -201,7 +204,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        tensor_fraction = float(gpu_fraction) - CONTEXT_BYTES / total
+        tensor_fraction = float(gpu_fraction) - context_bytes / total
         _limit(min(1.0, max(0.0, tensor_fraction)), device)
     try:
         yield

@@ -36,6 +36,7 @@ class ComputeOptions:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: number of torch threads on the CPU.
         gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
+        context_bytes: bytes of this share that the trial cannot use for tensors.
         micro_batch: images per training pass if memory is short; None for whole batches. The
             batches of all other passes are reduced by the same factor. The weights are still
             updated once per batch, but batch norm uses the statistics of each micro batch. The
@@ -46,6 +47,7 @@ class ComputeOptions:
     device: str = "cpu"
     num_threads: int = 1
     gpu_fraction: float | None = None
+    context_bytes: int = CONTEXT_BYTES
     micro_batch: int | None = None
     graphs: bool = False
 

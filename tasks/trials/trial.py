@@ -287,7 +287,7 @@ class _Trial:
         """
         device = torch.device(compute.device)
         with (
-            trial_memory(device, compute.gpu_fraction),
+            trial_memory(device, compute.gpu_fraction, compute.context_bytes),
             fixed_torch_state(derive_seed("evaluation", spec.derived_seed), device),
             deterministic(device, compute.num_threads),
         ):

@@ -61,9 +61,11 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
 def read_task_table_address(stderr: IO[str]) -> tuple[str, str]:
     """Read a run's output up to the address of its task table. Return it and the trials' function."""
     output = ""
-    while not (match := re.search(r"open (\S+) and filter the Task Table by (\S+)\n", output)):
+    while True:
+        match = re.search(r"open (\S+) and filter the Task Table by (\S+)\n", output)
+        if match:
+            return match[1], match[2]
         output += stderr.readline() or pytest.fail(output)
-    return match[1], match[2]
 
 
 @contextmanager
@@ -102,10 +104,12 @@ def page_text(driver: Any) -> str:
 def wait_for(driver: Any, *words: str) -> str:
     """Wait until the page shows all of the words, and return its text."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not all(word in (shown_text := page_text(driver)) for word in words):
+    while True:
+        shown_text = page_text(driver)
+        if all(word in shown_text for word in words):
+            return shown_text
         assert time.monotonic() < deadline, f"not all of {words} are in:\n{shown_text}"
         time.sleep(0.5)
-    return shown_text
 
 
 def ray_trials(driver: Any, address: str, token: str, function: str) -> None:

@@ -75,7 +75,8 @@ def task_table(folder, browser):
         address, function = read_task_table_address(run.stderr)
         token = (folder / "root" / "ray-token").read_text(encoding="utf-8").strip()
         ray_trials(browser, address, token, function)
-        tables, error_text = [], ""
+        tables = []
+        error_text = ""
         while run.poll() is None:
             tables.append(page_text(browser))
             links = browser.find_elements("xpath", "//tr//*[text()='Error']")

@@ -11,6 +11,7 @@ import inspect
 import re
 import sqlite3
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import mlflow
@@ -84,11 +85,9 @@ PAGE_WORDS = {
     "compareRunsMode": "links to charts open the table",
     mlflow_pages.TRAINING_PAGES.partition("=")[0]: "links open the pages of language models",
     mlflow_pages.NOTE_TAG: "a sweep has no description",
-    **{
-        word: "an experiment opens on language models"
-        for item in mlflow_pages.EXPERIMENT_TAGS.items()
-        for word in item
-    },
+    **dict.fromkeys(
+        chain(*mlflow_pages.EXPERIMENT_TAGS.items()), "an experiment opens on language models"
+    ),
     **dict.fromkeys(
         re.findall(r'"(\w+)":', mlflow_pages.View("q", ("x", "y")).text()),
         "the same as without views",

@@ -37,7 +37,8 @@ class Watcher:
     """
 
     def __init__(self, address: str, token: str) -> None:
-        self._address, self._token = address, token
+        self._address = address
+        self._token = token
         self.contents = DashboardContents()
 
     def _get(self, path: str, address: str = "") -> bytes:

@@ -70,7 +70,8 @@ class Sleeper(TrialTrainable):
         node = ray.get_runtime_context().get_node_id()
         _internal_kv_put(f"pid {trial_id}", f"{os.getpid()} {node}".encode())
         if HOG_ID in trial_id and is_first_attempt and (threshold := os.environ.get("FAULTS_HOG")):
-            pieces, deadline = [], time.monotonic() + 180
+            pieces = []
+            deadline = time.monotonic() + 180
             while time.monotonic() < deadline:
                 # Other processes may free memory, and a busy machine is slow to provide pages.
                 used_share = psutil.virtual_memory().percent / 100
@@ -178,7 +179,9 @@ def killed_workers(
 
     With ``compare`` the same trials run undisturbed before.
     """
-    random_choice, history, undisturbed_s = random.Random(13), list[Any](), None
+    random_choice = random.Random(13)
+    history = list[Any]()
+    undisturbed_s = None
     sizes = range(10, 10 + 2 * num_trials, 2)
     with connect(num_cpus=2, dashboard=False) as cluster:
         hold_all(trial_s)
@@ -274,7 +277,8 @@ class OnDeadGpu(Sleeper):
 
     def _run(self, started_at: float) -> TrialReport:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            trial_device.FIRST_QUARANTINE_S, self._gpu_uuid = 0.1, "GPU-0"
+            trial_device.FIRST_QUARANTINE_S = 0.1
+            self._gpu_uuid = "GPU-0"
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return super()._run(started_at)
 

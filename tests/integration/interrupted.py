@@ -51,7 +51,8 @@ def run(
 
 def main(sweep: str, folder: str, cpus: str, *names: str) -> None:
     """Stop the sweep by each of the named signals, each after more results, then let it finish."""
-    root, phases = Path(folder), {}
+    root = Path(folder)
+    phases = {}
     for number, name in enumerate(names):
         phases[name] = run(
             sweep, root, cpus, num_results=2 + 4 * number, sent_signal=signal.Signals[name]

@@ -30,7 +30,7 @@ from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, proxy_before
-from tests.unit.orchestrator.results.test_tracking import flat as finished_run
+from tests.unit.orchestrator.results.test_tracking import finished_run
 
 
 class Server:
@@ -152,7 +152,8 @@ def broken(server: Server, name: str, num: int) -> Iterator[Case]:
 
 def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str, Any]:
     """Drop the replies of a random third of all writes, ``drops`` in all."""
-    random_numbers, num_left = random.Random(13), [drops]
+    random_numbers = random.Random(13)
+    num_left = [drops]
 
     def decide(method: str, path: str) -> str:
         if method != "GET" and num_left[0] and random_numbers.random() < 0.3:
@@ -272,6 +273,7 @@ print(json.dumps(read_runs(uri, name)))
 """
 
 if __name__ == "__main__":
-    CASE, FOLDER = sys.argv[1], Path(sys.argv[2])
+    CASE = sys.argv[1]
+    FOLDER = Path(sys.argv[2])
     here = Server(FOLDER / "mlflow.db")
     print(json.dumps(CASES[CASE](here, **LONG_ARGUMENTS[CASE])))

@@ -23,8 +23,12 @@ from orchestrator.machine.cluster import connect
 from tests.integration.faults import STORE_BYTES, hold_all, outcome, run_trials, running_now
 from tests.lab.hosts import run
 
-HEAD_ADDRESS, OTHER_ADDRESS, PORT = "10.78.0.1", "10.78.0.2", 6390
-HEAD_CARD, OTHER_CARD, NAMESPACE = "near", "far", "far"
+HEAD_ADDRESS = "10.78.0.1"
+OTHER_ADDRESS = "10.78.0.2"
+PORT = 6390
+HEAD_CARD = "near"
+OTHER_CARD = "far"
+NAMESPACE = "far"
 TRIAL_S = 2.0
 REJOIN_S = 400.0
 """Seconds after the link is back in which the other host must join the cluster again."""
@@ -109,7 +113,8 @@ def main(root: Path, seconds: float) -> dict[str, Any]:
     start_ray(log, on_other_host=False)
     # On a busy machine the port is open long before Ray answers.
     run("timeout", "400", "sh", "-c", f"until grep -q 'runtime started' {log}; do sleep 0.5; done")
-    other_rays, history = [start_ray(log, on_other_host=True)], list[Any]()
+    other_rays = [start_ray(log, on_other_host=True)]
+    history = list[Any]()
     with connect(f"{HEAD_ADDRESS}:{PORT}") as cluster:
         first_node_id = wait_for_other_node()
         hold_all(TRIAL_S)

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.sweep_tracking import make_tracker
-from tests.unit.orchestrator.results.test_tracking import flat
+from tests.unit.orchestrator.results.test_tracking import finished_run
 
 NUM_RUNS = 120
 PORT = 54399
@@ -115,10 +115,12 @@ def break_things(server: Server) -> None:
 
 
 def main() -> int:
-    folder, notes = Path(tempfile.mkdtemp(prefix="isweep-postgres-")), list[str]()
+    folder = Path(tempfile.mkdtemp(prefix="isweep-postgres-"))
+    notes = list[str]()
     server = Server(folder)
     try:
-        changes, root = {"name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-")
+        changes = {"name": "faults"}
+        root = tempfile.mkdtemp(prefix="isweep-root-")
         workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
         tracker = make_tracker(
@@ -128,16 +130,14 @@ def main() -> int:
         breaker.start()
         for number in range(NUM_RUNS):
             tracker.start_trial(f"k{number}", {"trial_id": f"k{number}"})
-            tracker.finish(flat(f"k{number}", 0.5 + number))
+            tracker.finish(finished_run(f"k{number}", 0.5 + number))
             time.sleep(0.06)
         breaker.join()
         tracker.close("FINISHED")
         mlflow.set_tracking_uri(server.uri)
-        runs = [
-            run
-            for experiment in MlflowClient().search_experiments()
-            for run in _runs(experiment.experiment_id)
-        ]
+        runs = []
+        for experiment in MlflowClient().search_experiments():
+            runs += _runs(experiment.experiment_id)
         losses = sorted(run.data.metrics["test_loss"] for run in runs)
         report = {
             "statuses": Counter(run.info.status for run in runs),

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-PASS, DROP, RESET, REFUSE = "pass", "drop the reply", "reset in the reply", "refuse"
+PASS = "pass"
+DROP = "drop the reply"
+RESET = "reset in the reply"
+REFUSE = "refuse"
 Decide = Callable[[str, str], str]
 
 

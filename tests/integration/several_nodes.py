@@ -50,16 +50,19 @@ SCORES = NetworkScores(
     num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
 )
 WORKERS = {"one_gpu": 1, "two_gpus": 2}
-SHARE, NUM_AT_ONCE = 0.4, 6
-"""GPU share of a trial, and how many such trials three GPUs can run. A seventh would need parts of
-two GPUs."""
+SHARE = 0.4
+"""GPU share of a trial."""
+NUM_AT_ONCE = 6
+"""Trials with this share that three GPUs can run. A seventh trial would need parts of two GPUs."""
 NUM_TASKS = 8  # twice the CPUs of all nodes
 NUM_ACTORS = 5
 """Actors that are started. If Ray placed them at random on three nodes, all of them would run on the
 driver's node once in 3^5 = 243 times."""
 RAY_ROOT = Path("/tmp/ray")
 
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+CLONE_NEWNS = 0x20000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,11 +136,9 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
             "recipe": "smoke",
         }
     )
-    plan, paths, images = (
-        plan_sweep(sweep),
-        RootPaths.at(root).make(),
-        np.zeros((14, 1, 8, 8), np.uint8),
-    )
+    plan = plan_sweep(sweep)
+    paths = RootPaths.at(root).make()
+    images = np.zeros((14, 1, 8, 8), np.uint8)
     labels = np.arange(14, dtype=np.int64) % 2
     run = RunContext(
         plan=plan,

@@ -70,7 +70,8 @@ def run_undisturbed(sweep: str, root: Path) -> tuple[dict[str, Any], float]:
 
 def remaining_parts() -> list[str]:
     """Return processes, ports and folders of the sweep that remain some time after its end."""
-    deadline, remaining = time.monotonic() + TIMEOUT_S, ["?"]
+    deadline = time.monotonic() + TIMEOUT_S
+    remaining = ["?"]
     while remaining and time.monotonic() < deadline:
         # `attrs` makes psutil skip a process that ends in the meantime.
         processes = (
@@ -105,9 +106,12 @@ def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
 
     If a sweep is done before the last kill, the next command gets a new root.
     """
-    sweep, random_moments = write_sweep(folder, LONG), random.Random(13)
+    sweep = write_sweep(folder, LONG)
+    random_moments = random.Random(13)
     expected, seconds = run_undisturbed(sweep, folder / "undisturbed")
-    history, roots, trained_again = list[Any](), [folder / "root-1"], 0
+    history = list[Any]()
+    roots = [folder / "root-1"]
+    trained_again = 0
     while len(history) < kills or not _done(roots[-1], expected):
         root = roots[-1]
         before = {trial_id: record["started_at"] for trial_id, record in stored(root).items()}
@@ -156,7 +160,8 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
     sweep = write_sweep(folder, LONGER)
     expected, _ = run_undisturbed(sweep, folder / "undisturbed")
     with object_store() as bucket:
-        root, store = folder / "root", ResultStore(f"{bucket.url}/small")
+        root = folder / "root"
+        store = ResultStore(f"{bucket.url}/small")
         driver = start(sweep, root, "--storage", bucket.url)
         before_stop: dict[str, Any] = {}
         while driver.poll() is None and len(before_stop) < 5:

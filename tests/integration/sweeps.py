@@ -42,7 +42,8 @@ def command(*arguments: str) -> list[str]:
 
 def isweep(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run ``isweep`` in this process. Check its exit code, and that it prints no traceback."""
-    stdout, stderr = io.StringIO(), io.StringIO()
+    stdout = io.StringIO()
+    stderr = io.StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr):
         code = main([*arguments, "--root", str(root)])
     assert code == exit_code, f"exit {code}\n{stdout.getvalue()}\n{stderr.getvalue()}"

@@ -92,19 +92,16 @@ def test_shares_pack_as_planned(report):
 
 def max_trials_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
     """Return, for each GPU, the most trials that ran on it at one time."""
-    events = sorted(
-        event
-        for trial in trials
-        for event in (
-            (trial["start"], 1, trial["node"], trial["gpus"][0]),
-            (trial["end"], -1, trial["node"], trial["gpus"][0]),
-        )
-    )
+    events = []
+    for trial in trials:
+        gpu = (trial["node"], trial["gpus"][0])
+        events.append((trial["start"], 1, gpu))
+        events.append((trial["end"], -1, gpu))
     running: Counter[tuple[str, str]] = Counter()
     max_trials: Counter[tuple[str, str]] = Counter()
-    for _, step, *gpu in events:
-        running[gpu[0], gpu[1]] += step
-        max_trials[gpu[0], gpu[1]] = max(max_trials[gpu[0], gpu[1]], running[gpu[0], gpu[1]])
+    for _, step, gpu in sorted(events):
+        running[gpu] += step
+        max_trials[gpu] = max(max_trials[gpu], running[gpu])
     return dict(max_trials)
 
 

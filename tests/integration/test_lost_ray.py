@@ -1,6 +1,6 @@
-"""If a process of the driver's private cluster dies or stops, the run ends with exit code 3.
+"""The run ends with exit code 3 if a process of the driver's private cluster dies or stops.
 
-Its message says how to continue, and no process or file remains.
+The last message says how to continue, and no process or file remains.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def running_trials(root: Path) -> dict[str, object]:
 def test_a_lost_process_of_ray_ends_the_run_with_a_hint_and_leaves_nothing(
     tmp_path, victim, message, sent_signal
 ):
-    root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
+    root = tmp_path / "root"
+    sweep = tmp_path / "lost.yaml"
     # A short path: Ray's sockets lie below it, and the path of a socket has at most 107 characters.
     scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))
     sweep.write_text(SWEEP)

@@ -1,4 +1,4 @@
-"""After faults of a real MLflow server or file, every trial has one finished run with its numbers."""
+"""Every trial has one finished run with its numbers after faults of a real MLflow server or file."""
 
 import pytest
 

@@ -136,7 +136,8 @@ def test_a_second_run_trains_nothing(root, sweep):
 def test_the_tables_from_mlflow_and_from_the_store_are_equal(root, sweep):
     workspace = Workspace.open(sweep, str(root))
     rows = read_rows(connect(f"sqlite:///{root / 'mlflow.db'}"), "small")
-    tracked, from_store = results_table(workspace, rows), results_table(workspace)
+    tracked = results_table(workspace, rows)
+    from_store = results_table(workspace)
     columns = sorted(from_store.columns)
     assert len(from_store) == NUM_TRIALS
     assert sorted(tracked.columns) == columns
@@ -196,7 +197,8 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
         "duplicates": 0,
         "up_to_date": NUM_TRIALS + NUM_CURVES,
     }
-    csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
+    csv = tmp_path / "t.csv"
+    parquet = tmp_path / "t.parquet"
     isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
@@ -208,7 +210,8 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, in_process
         :, None, None
     ].astype(np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
+    source = str(tmp_path / "mine.npz")
+    sizes = {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
     pilot = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
     monkeypatch.setattr(run_stages, "connect", None)  # the second call needs no cluster
@@ -268,9 +271,8 @@ def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path
     assert sweep_runs[0].data.metrics["trials_done"] == NUM_TRIALS
     assert any(name.startswith("best_test_loss/") for name in sweep_runs[0].data.metrics)
     artifacts = connect(uri).list_artifacts(sweep_runs[0].info.run_id, "report")
-    assert {"report/report.html", "report/results.csv", "report/figures"} <= {
-        artifact.path for artifact in artifacts
-    }
+    paths = {artifact.path for artifact in artifacts}
+    assert {"report/report.html", "report/results.csv", "report/figures"} <= paths
 
 
 def run_of_sweep(client):
@@ -294,6 +296,7 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
         assert (code, bool(stdout)) == (0, True), (words, stderr)
 
 
+@pytest.mark.long  # three processes that import MLflow
 def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stopped(root):
     with mlflow_pages("small", root) as document:
         address = document["address"]

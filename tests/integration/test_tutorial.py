@@ -4,7 +4,10 @@ import pytest
 
 from tests.integration.readme import tutorial_python
 
-pytestmark = pytest.mark.usefixtures("in_process")  # how a sweep runs on Ray is test_small_sweep's
+pytestmark = [
+    pytest.mark.usefixtures("in_process"),  # how a sweep runs on Ray is test_small_sweep's
+    pytest.mark.long,  # trains 12 networks; `make docs` runs the same cells
+]
 
 
 def test_the_tutorial_ends_in_a_paragraph_with_its_own_numbers(tmp_path, monkeypatch, capsys):

@@ -249,7 +249,8 @@ class LabCluster:
 
     @staticmethod
     def _read_until_quiet(terminal: int, patience_s: float = QUIET_S) -> bytes:
-        output, quiet_at = b"", time.monotonic() + patience_s
+        output = b""
+        quiet_at = time.monotonic() + patience_s
         while time.monotonic() < quiet_at:
             if select.select([terminal], [], [], 0.2)[0]:
                 try:

@@ -159,12 +159,11 @@ class Slurm:
     def nodes_of(self, sweep: str) -> Counter[str]:
         """Return how many trials each node has finished, by the addresses in the event logs."""
         trials = self.lab / "scratch/isweep-root/sweeps" / sweep / "trials"
-        events = [
-            event
-            for path in trials.glob("*/history.json")
-            for event in json.loads(path.read_text())
-        ]
-        return Counter(event["node"] for event in events if event["what"] == "finished")
+        nodes: Counter[str] = Counter()
+        for path in trials.glob("*/history.json"):
+            events = json.loads(path.read_text())
+            nodes.update(event["node"] for event in events if event["what"] == "finished")
+        return nodes
 
     def log(self, number: str) -> str:
         """Return the output of a job."""

@@ -69,7 +69,8 @@ def measured_sharpness(points, labels):
 )
 def test_neighbors_do_not_depend_on_blocks_and_workers(seed, block_rows, num_workers, sizes):
     sizes = sorted({*sizes, 60})
-    points, labels = random_points(seed), np.arange(60) % 3
+    points = random_points(seed)
+    labels = np.arange(60) % 3
 
     in_one_block = nested_neighbors(points, labels, sizes, 7)
     in_blocks = nested_neighbors(
@@ -117,7 +118,8 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     if not is_exact(product.__name__, product):
         product = blas_product
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
-    rows, labels = random_byte_rows(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3
+    rows = random_byte_rows(seed, num_features, levels)
+    labels = np.arange(NUM_BYTE_ROWS) % 3
     members = np.random.default_rng(seed).random((3, NUM_BYTE_ROWS)) < [[0.2], [0.5], [0.9]]
     with mock.patch.object(tile_blocks, "choose_product", return_value=product):
         search = nested_neighbors(
@@ -161,7 +163,8 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
 def test_records_of_bytes_are_equal_to_the_last_bit(
     seed, num_features, block_rows, num_workers, kind
 ):
-    rows, labels = random_byte_rows(seed, num_features, 5), np.arange(NUM_BYTE_ROWS) % 2
+    rows = random_byte_rows(seed, num_features, 5)
+    labels = np.arange(NUM_BYTE_ROWS) % 2
     settings = MeasureSettings(num_neighbors=5, sharpness_sample=10, pixel_range=(0.0, 255.0))
     in_one_block = measure_nested(rows, labels, [15, NUM_BYTE_ROWS], settings=settings).to_json()
     in_blocks = measure_nested(
@@ -205,7 +208,8 @@ def test_order_rotation_and_translation_do_not_matter(seed):
 @few_examples
 @given(seeds, st.floats(1e-3, 1e3))
 def test_scaling_divides_sharpness_and_leaves_dimension(seed, scale):
-    points, labels = random_points(seed), np.arange(60) % 2
+    points = random_points(seed)
+    labels = np.arange(60) % 2
     expected_sharpness = measured_sharpness(points, labels) / scale
     sharpness = measured_sharpness(scale * points, labels)
     assert sharpness == pytest.approx(expected_sharpness, rel=1e-5)

@@ -79,7 +79,8 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
     ]
     for number in range(1, num_patients + 1):
         patient = f"Breast_MRI_{number:03d}"
-        start, end = 10 + number, 16 + number
+        start = 10 + number
+        end = 16 + number
         boxes.append([patient, 10, 20, 10, 20, start, end])
         for level in range(1, depth + 1):
             inside = start <= level < end
@@ -127,7 +128,9 @@ def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
         patient = str(9000000 + 7 * number)
         grades = (rng.integers(0, 2), rng.integers(2, 5))[:: 1 if number % 2 else -1]
         for side, grade in zip((1, 2), grades, strict=True):
-            label = f"{side}: {'Right' if side == 1 else 'Left'}" if number % 3 == 0 else str(side)
+            label = str(side)
+            if number % 3 == 0:
+                label += ": Right" if side == 1 else ": Left"
             grade_text = "" if (number, side) == (4, 2) else str(grade)
             lines.append(f"{patient}|{label}|15|01660{number}|{grade_text}|0|0")
             lines.append(f"{patient}|{label}|37|01660{number}|0|0|0")
@@ -163,7 +166,8 @@ def _save_radiograph(
 
 def _legs(rng: np.random.Generator, grades: list[int]) -> np.ndarray:
     """Draw two bright legs with a dark joint gap, which is narrower for higher grades."""
-    height, width = 700, 900
+    height = 700
+    width = 900
     values = rng.normal(200, 20, (height, width))
     for side, grade in enumerate(grades):
         center = int(width * (0.25 + 0.5 * side) + rng.integers(-20, 20))

@@ -164,8 +164,8 @@ MUTATIONS = tuple(
             ),
             (
                 "what ends a sweep ends it",
-                "            self._queue.stop(error)\n\n    def _take_messages",
-                "            pass\n\n    def _take_messages",
+                "            self._queue.stop(error)\n\n    def _killer_of",
+                "            pass\n\n    def _killer_of",
             ),
             (
                 "Tune that breaks now and then ends no sweep",
@@ -387,8 +387,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a stop waits 8 s for MLflow",
-                'timeout_s = FLUSH_S if ending == "FINISHED" else STOP_FLUSH_S',
-                "timeout_s = FLUSH_S",
+                "return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)",
+                "return self.flush(FLUSH_S)",
             ),
         ),
         SWEEP_TRACKING: (

@@ -234,11 +234,10 @@ class Tuning:
 
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         outcomes(self._search)
-        given_up = {
-            search.combination.trial(point, run).trial_id
-            for search in self._search.searches.values()
-            for point, run in search.given_up
-        }
+        given_up = set()
+        for search in self._search.searches.values():
+            for point, run in search.given_up:
+                given_up.add(search.combination.trial(point, run).trial_id)
         return {*self._earlier.records}, given_up
 
     def planned(self) -> set[str]:

@@ -49,7 +49,7 @@ MEMORY = Path("/dev/shm")
 """Folder in memory for the index files. No test is about the disk itself."""
 STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
 CLUSTER = Cluster(
-    num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard=""
+    num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, is_private=False, dashboard=""
 )
 """A shared cluster with the resources that simulated trials request."""
 ENDS_WITHIN_S = 60.0

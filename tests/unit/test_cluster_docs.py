@@ -85,9 +85,8 @@ def test_commands_of_the_lab_are_in_the_document(lab):
 
 def test_commands_marked_slurm_were_run_under_slurm():
     result = json.loads((ROOT / "tests/lab/slurm.json").read_text(encoding="utf-8"))
-    assert {command for command, mark in marked_commands() if mark == "[slurm]"} == set(
-        result["commands"]
-    )
+    slurm_commands = {command for command, mark in marked_commands() if mark == "[slurm]"}
+    assert slurm_commands == set(result["commands"])
     assert result["cases"]["ends_in_the_middle"]["trials"] == 24
     assert "slurm-test: wheel" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -127,10 +126,7 @@ def test_every_port_of_the_lab_is_in_the_table_of_ports(lab):
     open_ports = [port for port in ports_in_use if port["answer"] == "200"]
     assert len(open_ports) == 5
     assert "five ports answer anybody" in table
-    assert {port["program"] for port in open_ports} == {
-        "ray::DashboardAgent",
-        "monitor.py",
-        "dashboard/dashboard",
-    }
+    programs = {port["program"] for port in open_ports}
+    assert programs == {"ray::DashboardAgent", "monitor.py", "dashboard/dashboard"}
     (jobs,) = {port["address"] for port in ports_in_use if port["port"] == 8265}
     assert jobs == "127.0.0.1"

@@ -169,15 +169,13 @@ def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
 
 def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
     """Return the correlation without each dataset. The effects are estimated again each time."""
-    attack = gain.fit.response
+    names = np.unique(gain.rows[DATASET].to_numpy(dtype=str))
+    sharpness = about[LABEL_SHARPNESS][names].to_numpy(dtype=float)
+    domains = about[DOMAIN][names].to_numpy(dtype=str)
     correlations = {}
-    for name, effects in effects_without_each(gain.rows, (attack,)):
-        rest = about.loc[effects.index]
-        correlations[name] = _correlation(
-            effects[attack].to_numpy(),
-            rest[LABEL_SHARPNESS].to_numpy(dtype=float),
-            rest[DOMAIN].to_numpy(dtype=str),
-        )
+    for name, gains in effects_without_each(gain.rows, (gain.fit.response,)):
+        is_other = names != name
+        correlations[name] = _correlation(gains[:, 0], sharpness[is_other], domains[is_other])
     return correlations
 
 

@@ -119,21 +119,19 @@ def fit_height(
     if estimates is None:
         return replace(unfitted, reason=_not_identified(terms, domains))
     if is_headline:
-        slopes_without = _slopes_without_each(rows, columns, terms)
+        slopes_without = _slopes_without_each(rows, terms)
         estimates = tuple(_with_left_out(estimates, slopes_without))
     return replace(unfitted, status="ok", estimates=estimates)
 
 
-def _slopes_without_each(
-    rows: pd.DataFrame, columns: Sequence[str], terms: Sequence[str]
-) -> dict[str, Array]:
+def _slopes_without_each(rows: pd.DataFrame, terms: Sequence[str]) -> dict[str, Array]:
     """Return the slopes without each dataset, by name of the dataset.
 
     A dataset is missing if the slopes without it are not identified.
     """
     slopes_without: dict[str, Array] = {}
-    for dataset, effects in effects_without_each(rows, columns):
-        slopes = ols(effects[LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy())
+    for dataset, effects in effects_without_each(rows, (LOG_LOSS, *terms)):
+        slopes = ols(effects[:, 0], effects[:, 1:])
         if slopes is not None:
             slopes_without[dataset] = slopes[0]
     return slopes_without

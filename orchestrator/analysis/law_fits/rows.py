@@ -45,29 +45,31 @@ def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | Non
 
     Returns None if datasets share no model and train size, directly or through other datasets.
     """
-    return _as_frame(dataset_effects(*_arrays_of(rows, columns)), columns)
+    effects = dataset_effects(*_arrays_of(rows, columns))
+    if effects is None:
+        return None
+    names, values = effects
+    return pd.DataFrame(values, names, [*columns])
 
 
-def effects_without_each(
-    rows: pd.DataFrame, columns: Sequence[str]
-) -> Iterator[tuple[str, pd.DataFrame]]:
+def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Array]]:
     """Yield the name of each dataset, and the effects of the other datasets without it.
 
     The effects are estimated again each time. A dataset is skipped if the others share no model and
     train size without it.
+
+    Yields:
+        The name, and effects ``(G - 1, k)`` of the other datasets, sorted by their names.
     """
     values, cells, datasets, weights = _arrays_of(rows, columns)
-    for name in np.unique(datasets):
-        is_kept = datasets != name
-        remaining = dataset_effects(
-            values[is_kept],
-            cells[is_kept],
-            datasets[is_kept],
-            weights[is_kept],
-        )
-        effects = _as_frame(remaining, columns)
-        if effects is not None:
-            yield str(name), effects
+    names, codes = np.unique(datasets, return_inverse=True)
+    for code, name in enumerate(names):
+        is_kept = codes != code
+        reduced = dataset_effects(values[is_kept], cells[is_kept], codes[is_kept], weights[is_kept])
+        if reduced is not None:
+            _, effects = reduced
+            # Contiguous columns, as those of a table: the rounding of BLAS depends on the layout.
+            yield str(name), np.asfortranarray(effects)
 
 
 def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
@@ -78,13 +80,3 @@ def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes
         rows[DATASET].to_numpy(dtype=str),
         rows[WEIGHT].to_numpy(dtype=float),
     )
-
-
-def _as_frame(
-    effects: tuple[list[str], Array] | None, columns: Sequence[str]
-) -> pd.DataFrame | None:
-    """Return effects as a table with one row per dataset; None without effects."""
-    if effects is None:
-        return None
-    names, values = effects
-    return pd.DataFrame(values, names, [*columns])

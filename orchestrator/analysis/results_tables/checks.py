@@ -282,7 +282,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             if is_affected.any():
                 text = f"{name}: {reason}, treated as missing"
                 exclusions.append(Exclusion(text, int(is_affected.sum())))
-            values = values.mask(is_affected)
+                values = values.mask(is_affected)
         full[name] = values
     return full, tuple(exclusions)
 

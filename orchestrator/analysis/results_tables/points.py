@@ -128,6 +128,9 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         if pd.api.types.is_numeric_dtype(trials[name]):
             numbers.append(name)
     points = trials.groupby(POINT, sort=True)[numbers].mean().reset_index()
+    # Grouping makes string columns of texts, and each access to these calls Arrow.
+    texts = [name for name in POINT if name in TEXT_COLUMNS]
+    points[texts] = points[texts].astype(object)
     return _with_regressors(points), tuple(exclusions)
 
 

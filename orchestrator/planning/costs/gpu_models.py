@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import unknown_name
+from tasks.trials.records import CONTEXT_BYTES
 
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
@@ -45,6 +46,8 @@ class GpuModel:
         timed: False if the time of a trial on this GPU cannot be predicted.
         network_factors: Ratio of measured to predicted time of a network's trials, by the name of
             the network. Only ``isweep gpu-check`` measures these factors.
+        context_gib: Memory that a process needs besides its tensors, GiB. ``isweep gpu-check``
+            replaces this value if it measures a larger one.
     """
 
     name: str
@@ -59,6 +62,12 @@ class GpuModel:
     origin: str = "data sheet; shares fitted to published training"
     timed: bool = True
     network_factors: tuple[tuple[str, float], ...] = ()
+    context_gib: float = CONTEXT_BYTES / 2**30
+
+    @property
+    def context_bytes(self) -> int:
+        """Memory that a process needs besides its tensors, in bytes."""
+        return round(self.context_gib * 2**30)
 
     def time_factor(self, network: str) -> float:
         """Return the ratio of measured to predicted time of a network's trials, or 1 if unknown."""
@@ -105,7 +114,7 @@ def gpu_model(name: str) -> GpuModel:
     return GPU_MODELS[name.lower()]
 
 
-def gpu_model_like(name: str) -> GpuModel | None:
+def listed_gpu_model(name: str) -> GpuModel | None:
     """Return the GPU of the table with this name of a driver or of Ray, or None.
 
     If several GPUs fit, return the one with the least memory. MIG slices and smaller variants of a
@@ -125,7 +134,7 @@ def gpu_model_like(name: str) -> GpuModel | None:
     return min(fitting, key=lambda gpu: gpu.memory_gib, default=None)
 
 
-def gpu_model_there(
+def gpu_model_from_driver(
     name: str,
     memory_gib: float,
     capability: float,
@@ -147,7 +156,7 @@ def gpu_model_there(
             :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
             the rates of the table.
     """
-    gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
+    gpu = listed_gpu_model(name) or _unlisted(name, capability, processors)
     row = (checks or {}).get(name, {}).get("row", {})
     measured: dict[str, Any] = {}
     for field in fields(GpuModel):

@@ -19,6 +19,7 @@ from orchestrator.planning.costs.pass_times import (
 )
 from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
+from tasks.trials.records import CONTEXT_BYTES
 
 TRIAL_SECONDS = 3.0
 """Seconds per trial besides its passes: to build the network, copy images, measure d_repr and store
@@ -109,6 +110,8 @@ def need_of(
     busy = sum(part.number * part.time.busy for part in passes) / alone_s
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
+    # The predicted peak contains a context of CONTEXT_BYTES.
+    memory += gpu.context_bytes - CONTEXT_BYTES
     share = given or _share(gpu, busy, memory)
     seconds = alone_s * max(1.0, busy / min(share, 1.0)) * gpu.time_factor(name)
     return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from orchestrator.machine.cluster import accepts_connections
+from orchestrator.machine.server_watch import accepts_connections
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import TrialFailedError, TrialReport, WorkerLocation
 from orchestrator.running.recovery.failures import classify_lost_worker

@@ -75,8 +75,8 @@ class MemoryLevels:
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
         """Return whether a trial's batches may be split; splitting changes batch norm's results."""
-        if self.resources.micro_batches != "auto":
-            return self.resources.micro_batches == "on"
+        if self.resources.micro_batch_policy != "auto":
+            return self.resources.micro_batch_policy == "on"
         with suppress(SweepError):
             return not has_batch_norm(trial.network)
         return False
@@ -85,8 +85,9 @@ class MemoryLevels:
         """Return the request of a trial at level 0."""
         resources = self.resources
         if resources.num_gpus and self.runtime_model.gpu is not None:
-            share = self._expected_share(trial, self.runtime_model.gpu)
-            resources = replace(resources, num_gpus=share)
+            gpu = self.runtime_model.gpu
+            share = self._expected_share(trial, gpu)
+            resources = replace(resources, num_gpus=share, context_bytes=gpu.context_bytes)
         if network_key(trial) in self.without_graphs:
             resources = replace(resources, fast="off")
         return resources

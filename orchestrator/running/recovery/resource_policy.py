@@ -173,6 +173,19 @@ class ResourcePolicy:
         self.trials[trial.trial_id].attempt_level = level
         return self._levels.request(trial, level)
 
+    def leave_mps(self) -> str:
+        """Request the shares that pay without NVIDIA's MPS, for all attempts that start later.
+
+        Returns:
+            A sentence for the user about the shares.
+        """
+        model = self.runtime_model
+        self.runtime_model = replace(model, share=model.share_without_mps)
+        self._levels = replace(self._levels, runtime_model=self.runtime_model)
+        if self.runtime_model.share == 1:
+            return "New trials have a whole GPU each"
+        return "Trials share a GPU as before, but they compute in turn"
+
     def mean_request(self, trials: Collection[TrialSpec]) -> Resources:
         """Return the mean of the next requests of ``trials``, which must not be empty."""
         requests = [self._levels.request(trial, self._next_level(trial)) for trial in trials]

@@ -99,9 +99,14 @@ def find_columns(
     Raises:
         DataError: Several columns could be the label, group or split. Choosing one by chance might
             train on the wrong label. Or a chosen column other than the label has the same name as
-            another one, except for case and punctuation.
+            another one, except for case and punctuation. Or ``label_columns`` repeats a name.
     """
     given_labels = request.dataset.label_columns
+    if len(set(given_labels)) < len(given_labels):
+        raise request.error(
+            f"label_columns has the same column twice: {', '.join(given_labels)}",
+            hint="Write each column only once in label_columns",
+        )
     # Reversed, so that the first of several columns with the same key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
     names: dict[str, str] = {}

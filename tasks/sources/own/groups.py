@@ -99,12 +99,43 @@ def check_no_leak(
         )
 
 
+def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
+    """Return a flag if group ids differ only in punctuation or zeros, such as p1-2 and p1_02.
+
+    Such ids may be spellings of one id, so the flag has the number of their rows.
+    """
+    num_rows_by_group = Counter(map(rows.group, kept_rows))
+    num_rows_by_id: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
+    for group, num_rows in num_rows_by_group.items():
+        num_rows_by_id[_words_and_numbers(group)].append(num_rows)
+    num_doubtful = 0
+    for words, counts in num_rows_by_id.items():
+        if words and len(counts) > 1:
+            num_doubtful += sum(counts)
+    if not num_doubtful:
+        return {}
+    return {
+        "group ids differ only in blanks, punctuation or zeros, such as p1 and p-1; check that "
+        "they are different patients": num_doubtful
+    }
+
+
 def plain_id(group: str) -> str:
     """Return a normalized patient id, which is equal for all spellings of one id.
 
-    The normalized id is in NFKC and lower case, without extra blanks, leading zeros and final
-    ``.0``.
+    The normalized id is in NFKC and lower case, without invisible characters and extra blanks. Its
+    last number has no leading zeros and no final ``.0``.
     """
-    text = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
-    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", text)
-    return number[1] if number else text
+    visible = [char for char in group if unicodedata.category(char) != "Cf"]
+    text = unicodedata.normalize("NFKC", "".join(visible)).casefold()
+    text = " ".join(text.split())
+    number = re.fullmatch(r"(.*[^\d.])?0*(\d+)(?:\.0*)?", text)
+    return (number[1] or "") + number[2] if number else text
+
+
+def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
+    """Return the words and numbers of an id, each as a pair (number, word) in which one is empty.
+
+    The numbers have no leading zeros.
+    """
+    return tuple(re.findall(r"0*(\d+)|([^\W\d_]+)", plain_id(group)))

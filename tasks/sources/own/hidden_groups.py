@@ -53,19 +53,25 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
         values: Cells of the column, one per image. Blank cells are ignored.
         classes: Class of each image.
     """
-    class_counts_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for value, class_name in zip(values, classes, strict=True):
-        text = value.strip()
-        if text.casefold() not in NO_IDS and text != NOT_ONE_VALUE:
-            class_counts_by_value[text][class_name] += 1
+    texts = list(map(str.strip, values))
+    value_sizes = Counter(texts)
+    num_repeated = 0
+    for text, size in list(value_sizes.items()):
+        if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:
+            del value_sizes[text]
+        elif size > 1:
+            num_repeated += 1
+    if num_repeated < MIN_REPEATED_VALUES or _are_measurements(value_sizes):
+        return False
     class_sizes: Counter[str] = Counter()
-    repeated = []
-    for class_counts in class_counts_by_value.values():
-        class_sizes.update(class_counts)
-        if class_counts.total() > 1:
-            repeated.append(class_counts)
-    num_needed = max(MIN_REPEATED_VALUES, MIN_MEAN_VALUES_PER_CLASS * len(class_sizes))
-    if len(repeated) < num_needed or _are_measurements(class_counts_by_value):
+    counts_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for text, class_name in zip(texts, classes, strict=True):
+        if text in value_sizes:
+            class_sizes[class_name] += 1
+        if value_sizes[text] > 1:
+            counts_by_value[text][class_name] += 1
+    repeated = list(counts_by_value.values())
+    if len(repeated) < MIN_MEAN_VALUES_PER_CLASS * len(class_sizes):
         return False
     num_with_one_class = sum(len(class_counts) == 1 for class_counts in repeated)
     if num_with_one_class < MIN_SHARE_WITH_ONE_CLASS * len(repeated):

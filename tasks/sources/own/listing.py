@@ -13,7 +13,12 @@ import numpy as np
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import TRAITS, Cells, Columns
-from tasks.sources.own.groups import check_groups, check_id_spellings, check_no_leak
+from tasks.sources.own.groups import (
+    check_groups,
+    check_id_spellings,
+    check_no_leak,
+    similar_id_flags,
+)
 from tasks.sources.own.hidden_groups import find_group_like
 from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
@@ -109,6 +114,7 @@ def own_listing(
         dataset_flags = (*columns.flags(group_like), *dataset_flags)
     flag_counts = dict.fromkeys(dataset_flags, len(splits)) | listing_fields.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
+    flag_counts |= similar_id_flags(rows, kept_rows)
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
     for name in absent[:MAX_NAMED]:

@@ -125,7 +125,8 @@ def test_an_unknown_attribute_is_an_attribute_error():
 
 
 MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
-FOUR_IMAGES, FOUR_LABELS = np.zeros((4, 2, 2)), [0, 1, 2, 0]
+FOUR_IMAGES = np.zeros((4, 2, 2))
+FOUR_LABELS = [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(

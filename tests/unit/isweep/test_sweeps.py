@@ -36,7 +36,8 @@ def test_a_sweep_written_down_reads_back_the_same(name, tmp_path):
     read = load_sweep(path)
     preset = load_sweep(name)
     assert read.model_copy(update={"datasets": ()}) == preset.model_copy(update={"datasets": ()})
-    assert [choice.name for choice in read.datasets] == [choice.name for choice in preset.datasets]
+    read_names = [choice.name for choice in read.datasets]
+    assert read_names == [choice.name for choice in preset.datasets]
 
 
 def test_changes_override_the_sweep_file(root):

@@ -1,5 +1,5 @@
-"""The ledger: published numbers, a world with the law, falls around the bound, and what is
-missing."""
+"""Test the ledger of published claims: published numbers, a table that follows the law, falls
+around the bound, and missing data."""
 
 import json
 import re
@@ -28,27 +28,28 @@ def published():
     return ledger(published_table(), sweep="the published numbers", compare=False)
 
 
-def entry(found, number):
-    return next(one for one in found.entries if one.question.source == number)
+def entry(claims, number):
+    return next(claim for claim in claims.entries if claim.question.source == number)
 
 
 def test_medical_sets_have_sharper_labels_at_equal_channels():
-    """Recomputed by hand: t of two samples, and every choice of seven among eleven sets."""
+    """Compare with a t test of two samples and with every choice of seven among eleven datasets."""
     table = published_table().assign(**{c.SHARPNESS_CHANNELS: 1})
     sharpness = table.groupby(c.DATASET)[[c.LABEL_SHARPNESS, c.DOMAIN]].first()
     logs = np.log(sharpness[c.LABEL_SHARPNESS])
     medical, natural = (logs[sharpness[c.DOMAIN] == name] for name in (c.MEDICAL, c.NATURAL))
-    found = entry(ledger(table, sweep="as if of one channel", compare=False), "Fig. 1")
-    test = stats.ttest_ind(medical, natural)
-    values, distance = logs.to_numpy(), abs(medical.mean() - natural.mean())
-    apart = [
+    claim = entry(ledger(table, sweep="as if of one channel", compare=False), "Fig. 1")
+    t_test = stats.ttest_ind(medical, natural)
+    values = logs.to_numpy()
+    distance = abs(medical.mean() - natural.mean())
+    mean_differences = [
         abs(values[list(chosen)].mean() - np.delete(values, chosen).mean())
         for chosen in combinations(range(11), 7)
     ]
-    exact = np.mean(np.array(apart) >= distance - 1e-12)
-    assert found.value == pytest.approx(medical.mean() - natural.mean())
-    assert found.interval == pytest.approx(tuple(test.confidence_interval()))
-    assert found.p_value == pytest.approx(max(test.pvalue, exact))
+    exact = np.mean(np.array(mean_differences) >= distance - 1e-12)
+    assert claim.value == pytest.approx(medical.mean() - natural.mean())
+    assert claim.interval == pytest.approx(tuple(t_test.confidence_interval()))
+    assert claim.p_value == pytest.approx(max(t_test.pvalue, exact))
 
 
 def test_the_published_numbers_leave_the_law_undecided(published):
@@ -65,7 +66,7 @@ def test_the_published_numbers_leave_the_law_undecided(published):
     assert next(published.lines()) == counts
 
 
-def test_a_share_is_held_against_one_half_and_says_so(published):
+def test_a_share_is_tested_against_one_half(published):
     share = entry(published, "Thm 5")
     assert share.verdict == "supported"
     assert share.question.claim == "d_repr is at most d_data in more than half of the combinations"
@@ -74,19 +75,21 @@ def test_a_share_is_held_against_one_half_and_says_so(published):
     )
 
 
-def test_what_hangs_on_one_dataset_is_said_with_the_slope_without_it(published):
+def test_a_claim_that_rests_on_one_dataset_has_the_slope_without_it(published):
     steeper = entry(published, "Fig. 2a")
     without = published_table().query("dataset != 'prostate'")
     fit = fit_scaling_laws(without).headline().estimate("inverse_d")
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    shown = f"his rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
-    assert steeper.note == f"t{shown}"
-    assert f" T{shown}." in claim_line(steeper)
+    end_of_note = (
+        f"his rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
+    )
+    assert steeper.note == f"t{end_of_note}"
+    assert f" T{end_of_note}." in claim_line(steeper)
 
 
-def test_what_a_sweep_does_not_measure_says_so(published):
+def test_a_claim_that_no_sweep_can_test_has_a_reason(published):
     assert (
         entry(published, "Thm 2").reason
         == "the Lipschitz constant of a network is not measured by a sweep"
@@ -97,45 +100,44 @@ def test_what_a_sweep_does_not_measure_says_so(published):
 @pytest.fixture(scope="module")
 def law():
     table = synthetic_table(num_natural=12, num_medical=12, trial_std=0.02, dataset_std=0.02)
-    return table.assign(**{c.TEST_LOSS: table[c.TEST_LOSS] / 20})  # clear of guessing
+    return table.assign(**{c.TEST_LOSS: table[c.TEST_LOSS] / 20})  # far below chance level
 
 
-def test_a_world_with_the_law_reproduces_it(law):
-    found = ledger(law, sweep="made")
-    assert entry(found, "Eq. 2").verdict == "supported"
-    assert entry(found, "Eq. 2").value == pytest.approx(1.0, abs=0.15)
+def test_a_table_that_follows_the_law_supports_it(law):
+    claims = ledger(law, sweep="made")
+    assert entry(claims, "Eq. 2").verdict == "supported"
+    assert entry(claims, "Eq. 2").value == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize(
     ("exponent", "verdict"), [(0.0, "contradicted"), (1.0, "undecided"), (2.0, "supported")]
 )
-def test_a_fall_is_told_from_the_bound(law, exponent, verdict):
-    """At the bound itself losses fall neither faster nor more slowly than it."""
+def test_a_fall_is_compared_with_the_bound(law, exponent, verdict):
+    """A fall at the bound is neither faster nor slower than the bound: it decides nothing."""
     table = law.assign(**{c.D_DATA_MLE: law.groupby(c.DATASET)[c.D_DATA_MLE].transform("first")})
     noise = np.random.default_rng(1).normal(0, 0.005, len(table))
     losses = 0.1 * table[c.TRAIN_SIZE] ** (-exponent / table[c.D_DATA_MLE]) * np.exp(noise)
-    found = entry(ledger(table.assign(**{c.TEST_LOSS: losses}), sweep="made"), "Thm 1")
-    assert found.value == pytest.approx(exponent, abs=0.1)
-    assert found.verdict == verdict
+    claim = entry(ledger(table.assign(**{c.TEST_LOSS: losses}), sweep="made"), "Thm 1")
+    assert claim.value == pytest.approx(exponent, abs=0.1)
+    assert claim.verdict == verdict
 
 
-def test_no_claim_is_decided_over_worlds_that_share_images(law):
-    """They are no datasets of their own, however well all of them keep the law."""
+def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
+    """These base datasets are not independent, even if all of them follow the law."""
     names = sorted(law[c.DATASET].unique())
     arms = [Arm(name, name, "base") for name in names[2:]] + [Arm(names[0], names[2], "sharpness")]
-    found = ledger(law, sweep="made", arms=arms, compare=False)
-    assert {one.verdict for one in ledger(law, sweep="made", compare=False).entries} > {
-        "not testable"
-    }
-    assert {one.verdict for one in found.entries} == {"not testable"}
-    assert "the worlds share images" in entry(found, "Eq. 2").reason
-    assert found.left_out == (
+    claims = ledger(law, sweep="made", arms=arms, compare=False)
+    as_datasets = ledger(law, sweep="made", compare=False)
+    assert {claim.verdict for claim in as_datasets.entries} > {"not testable"}
+    assert {claim.verdict for claim in claims.entries} == {"not testable"}
+    assert "the worlds share images" in entry(claims, "Eq. 2").reason
+    assert claims.left_out == (
         "arms of experiments, which are compared with their base datasets: 3",
     )
 
 
 def test_a_headline_question_has_one_verdict_in_the_ledger_and_in_fit(published, law):
-    """The same estimate, p-value, adjusted p and verdict, whoever shows it.
+    """Ledger and fit have the same estimate, p-value, adjusted p and verdict.
 
     The two questions on the exponent differ in their power: only one of them has an effect.
     """
@@ -147,81 +149,86 @@ def test_a_headline_question_has_one_verdict_in_the_ledger_and_in_fit(published,
         numbers = ("Fig. 2a", "Eq. 2", None, "Thm 1", "Thm 3")
         for answer, number in zip(answers, numbers, strict=True):
             if number is not None:
-                same = entry(entries, number)
-                names = ["verdict", "value", "interval", "p_value", "adjusted_p", "num_tests"]
+                claim = entry(entries, number)
+                fields = ["verdict", "value", "interval", "p_value", "adjusted_p", "num_tests"]
                 if number != "Thm 1":
-                    names.append("power")
-                for name in names:
-                    assert getattr(same, name) == getattr(answer, name)
+                    fields.append("power")
+                for field in fields:
+                    assert getattr(claim, field) == getattr(answer, field)
 
 
 def test_claims_that_are_no_headline_question_are_adjusted_over_the_whole_ledger(published):
-    with_p = [one for one in published.entries if one.p_value is not None]
-    with_p.sort(key=lambda one: one.p_value)
+    with_p = [claim for claim in published.entries if claim.p_value is not None]
+    with_p.sort(key=lambda claim: claim.p_value)
     largest = 0.0
-    for rank, one in enumerate(with_p):
-        largest = max(largest, min(1.0, one.p_value * (len(with_p) - rank)))
-        if one.question.source in ("Fig. 2b", "Thm 4", "Thm 5"):
-            assert one.adjusted_p == pytest.approx(largest)
+    for rank, claim in enumerate(with_p):
+        largest = max(largest, min(1.0, claim.p_value * (len(with_p) - rank)))
+        if claim.question.source in ("Fig. 2b", "Thm 4", "Thm 5"):
+            assert claim.adjusted_p == pytest.approx(largest)
         else:
-            assert one.adjusted_p <= largest
+            assert claim.adjusted_p <= largest
 
 
-def test_every_adjusted_p_says_over_how_many_tests_it_is_adjusted(published, law):
+def test_every_adjusted_p_has_its_number_of_tests(published, law):
     """Headline questions are one family; all other claims count every test of the ledger."""
-    for table, found in ((published_table(), published), (law, ledger(law, sweep="made"))):
+    for table, claims in ((published_table(), published), (law, ledger(law, sweep="made"))):
         num_headline = len([*with_p_values(fit_scaling_laws(table).answers)])
-        num_all = sum(one.p_value is not None for one in found.entries)
+        num_all = sum(claim.p_value is not None for claim in claims.entries)
         assert num_headline < num_all
-        for one in found.entries:
-            if one.p_value is None:
-                assert (one.adjusted_p, one.num_tests) == (None, 0)
+        for claim in claims.entries:
+            if claim.p_value is None:
+                assert (claim.adjusted_p, claim.num_tests) == (None, 0)
                 continue
-            is_headline = one.question.source not in ("Fig. 1", "Fig. 2b", "Thm 4", "Thm 5")
+            is_headline = claim.question.source not in ("Fig. 1", "Fig. 2b", "Thm 4", "Thm 5")
 
-            assert one.num_tests == (num_headline if is_headline else num_all)
-            where = "isweep fit" if is_headline else "this ledger"
-            assert f" over {one.num_tests} tests of {where}." in claim_line(one)
-            assert one.p_value <= one.adjusted_p <= min(1, one.num_tests * one.p_value) + 1e-12
+            assert claim.num_tests == (num_headline if is_headline else num_all)
+            family_name = "isweep fit" if is_headline else "this ledger"
+            assert f" over {claim.num_tests} tests of {family_name}." in claim_line(claim)
+            assert (
+                claim.p_value <= claim.adjusted_p <= min(1, claim.num_tests * claim.p_value) + 1e-12
+            )
 
 
-def test_the_power_of_a_claim_is_one_number_in_the_ledger_and_the_findings(law):
+def test_a_claim_has_the_same_power_in_the_ledger_and_the_findings(law):
     noise = np.exp(np.random.default_rng(3).normal(0, 2, len(law)))
     noisy = law.assign(**{c.TEST_LOSS: law[c.TEST_LOSS] * noise})
-    found, fits = ledger(noisy, sweep="made", compare=False), fit_scaling_laws(noisy)
+    claims = ledger(noisy, sweep="made", compare=False)
+    fits = fit_scaling_laws(noisy)
     headline = fits.headline()
     error = headline.estimate("log_sharpness").std_error
     expected = t_power(1.0, error, headline.num_datasets - 4, 0.05 / 5)
-    assert entry(found, "Eq. 2").power == pytest.approx(expected)
-    said = [
+    assert entry(claims, "Eq. 2").power == pytest.approx(expected)
+    matches = [
         re.search(r"of 1 %, at most (\d+) of 100", finding.answer) for finding in findings(fits)[:2]
     ]
-    told = [str(round(100 * entry(found, number).power)) for number in ("Fig. 2a", "Eq. 2")]
-    assert [one and one[1] for one in said] == told
+    percentages_of_ledger = [
+        str(round(100 * entry(claims, number).power)) for number in ("Fig. 2a", "Eq. 2")
+    ]
+    assert [match and match[1] for match in matches] == percentages_of_ledger
     assert len([*with_p_values(fits.answers)]) == 5
 
 
-def test_a_claim_whose_permutations_cannot_reach_the_level_says_so(law):
+def test_a_claim_whose_permutations_cannot_reach_the_level_names_the_smallest_p(law):
     """Four of eight datasets are medical in 70 ways, and every way has a mirror image."""
     names = [f"natural{k}" for k in range(4)] + [f"medical{k}" for k in range(4)]
     eight = law[law[c.DATASET].isin(names)]
-    gap = entry(ledger(eight, sweep="made", compare=False), "Fig. 2b")
-    assert gap.test.smallest_p == 2 / 70
-    level = per_cent_of(0.05 / gap.num_tests)
-    assert why(gap) == (
+    claim = entry(ledger(eight, sweep="made", compare=False), "Fig. 2b")
+    assert claim.test.smallest_p == 2 / 70
+    level = per_cent_of(0.05 / claim.num_tests)
+    assert why(claim) == (
         f"At a significance level of {level}, this table can detect no effect: resampling cannot "
         "give a p below 0.029"
     )
 
 
-def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
-    found = ledger(law.assign(**{c.LABEL_SHARPNESS: 1e-4}), sweep="made", compare=False)
+def test_a_k_f_that_is_the_same_everywhere_decides_nothing(law):
+    claims = ledger(law.assign(**{c.LABEL_SHARPNESS: 1e-4}), sweep="made", compare=False)
     for number in ("Fig. 1", "Eq. 2"):
-        assert entry(found, number).reason == "K_F is the same for all datasets"
+        assert entry(claims, number).reason == "K_F is the same for all datasets"
 
 
-def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(published, law):
-    """K_F was measured on unequal scales, so nothing is given it."""
+def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law):
+    """K_F was measured on unequal scales, so the line does not adjust for K_F."""
     line = claim_line(entry(published, "Fig. 2a"))
     assert (
         " Slope of log loss on 1/d_data, given the domain label (negative where it rises with d_data): "
@@ -230,31 +237,36 @@ def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(publish
         "significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "
         "d_data."
     ) in line
-    some = law[
-        law[c.DATASET].isin([f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)])
-    ]
+    names = [f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)]
+    seven_datasets = law[law[c.DATASET].isin(names)]
     rng = np.random.default_rng(0)
-    gains = {name: rng.random(len(some)) for name in some if name.endswith("loss_gain")}
-    found = ledger(some.assign(**gains), sweep="made", compare=False)
-    attacks = entry(found, "Thm 3")
-    needed = max(attacks.test.interval_critical, attacks.test.criticals[attacks.num_tests - 1])
-    power = stats.norm.cdf(np.arctanh(0.8) * np.sqrt(7 - 4) - needed)
+    gains = {
+        name: rng.random(len(seven_datasets))
+        for name in seven_datasets
+        if name.endswith("loss_gain")
+    }
+    claims = ledger(seven_datasets.assign(**gains), sweep="made", compare=False)
+    attacks = entry(claims, "Thm 3")
+    critical_value = max(
+        attacks.test.interval_critical, attacks.test.criticals[attacks.num_tests - 1]
+    )
+    power = stats.norm.cdf(np.arctanh(0.8) * np.sqrt(7 - 4) - critical_value)
     assert attacks.power == pytest.approx(power)
     assert "would detect a correlation of 0.8" in why(attacks)
     # With 3 and 3 datasets the smallest p is 1/36, above the level of each of several tests.
-    fewer = some.assign(**gains)[some[c.DATASET] != "medical3"]
-    attacks = entry(ledger(fewer, sweep="made", compare=False), "Thm 3")
+    six_datasets = seven_datasets.assign(**gains)[seven_datasets[c.DATASET] != "medical3"]
+    attacks = entry(ledger(six_datasets, sweep="made", compare=False), "Thm 3")
     assert attacks.num_tests > 1
     assert attacks.power == 0
-    few = ledger(law[law[c.DATASET] == "natural0"], sweep="made", compare=False)
-    assert entry(few, "Thm 5").reason == "1 dataset, too few for an interval"
+    claims_of_one_dataset = ledger(law[law[c.DATASET] == "natural0"], sweep="made", compare=False)
+    assert entry(claims_of_one_dataset, "Thm 5").reason == "1 dataset, too few for an interval"
 
 
 def test_every_export_has_every_claim(published, law):
-    made = ledger(law, sweep="made")
-    plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
-    numbers = [one.question.source for one in published.entries]
-    assert [one["number"] for one in plain["entries"]] == numbers
-    for text in (made.markdown(), "".join(map(to_latex, made.tables()))):
+    claims = ledger(law, sweep="made")
+    plain = json.loads(json.dumps(claims.to_json(), allow_nan=False))
+    numbers = [claim.question.source for claim in published.entries]
+    assert [entry_in_json["number"] for entry_in_json in plain["entries"]] == numbers
+    for text in (claims.markdown(), "".join(map(to_latex, claims.tables()))):
         assert all(number in text for number in numbers)
-    assert "Against every published quantity" in made.markdown()
+    assert "Against every published quantity" in claims.markdown()

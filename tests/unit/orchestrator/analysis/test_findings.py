@@ -1,4 +1,4 @@
-"""What the answers say: nothing without an interval, and nothing that chance would say often."""
+"""Test the sentences of findings: a claim needs an interval and must not arise often by chance."""
 
 import re
 
@@ -40,71 +40,77 @@ def published():
     return fit_scaling_laws(published_table(), sharpness_policy="ignore")
 
 
-def clear_law(**about):
-    """Twelve datasets with a law far from guessing and little scatter."""
+def clear_law(**options):
+    """Return a table of twelve datasets that follow the law clearly, far below chance level."""
     table = synthetic_table(
-        num_natural=6, num_medical=6, train_sizes=(250, 1000, 4000, 16000), **about
+        num_natural=6, num_medical=6, train_sizes=(250, 1000, 4000, 16000), **options
     )
     return table.assign(test_loss=table["test_loss"] / 100)
 
 
 def test_a_claim_has_its_direction_factor_and_interval():
-    found = answers(clear_law(trial_std=0.02, dataset_std=0.02))["sharpness"]
-    assert found.verdict == "supported"
-    assert found.claim == "The loss rises with K_F."
-    said = re.search(
+    finding = answers(clear_law(trial_std=0.02, dataset_std=0.02))["sharpness"]
+    assert finding.verdict == "supported"
+    assert finding.claim == "The loss rises with K_F."
+    match = re.search(
         r"^Datasets with twice the K_F have ([\d.]+) times the loss \(95 % interval ([\d.]+) to "
         r"([\d.]+); adjusted p .*\)\..* 12 datasets .* The slope on log K_F is ([\d.]+) \(",
-        found.answer,
+        finding.answer,
     )
-    factor, low, high, slope = map(float, said.groups())
+    factor, low, high, slope = map(float, match.groups())
     assert factor == pytest.approx(2**slope, rel=5e-3)
     assert low < 2 < high
 
 
-def test_without_a_claim_the_estimate_its_interval_p_power_and_the_datasets_needed_are_said():
+def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_printed():
     table = synthetic_table(num_natural=4, num_medical=7, dataset_std=0.8, trial_std=0.3, seed=1)
     table["test_loss"] /= 100
     fits = fit_scaling_laws(table)
-    found = findings(fits)[1]
+    finding = findings(fits)[1]
     estimate = fits.headline().estimate("log_sharpness")
     value, low, high = (2**bound for bound in (estimate.value, *estimate.interval))
-    (answer,) = [one for one in fits.answers if one.question.key == "sharpness_beyond_label"]
-    assert found.verdict == "undecided"
-    assert found.sentences[:2] == (
+    (answer,) = [
+        candidate
+        for candidate in fits.answers
+        if candidate.question.key == "sharpness_beyond_label"
+    ]
+    assert finding.verdict == "undecided"
+    assert finding.sentences[:2] == (
         "No relation was detected.",
         f"Estimate: datasets with twice the K_F have {number(value)} times the loss (95 % interval "
         f"{interval((low, high))}; adjusted p = {answer.adjusted_p:.2g}).",
     )
-    tested = f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
-    assert tested in found.details
-    needed = int(re.search(r"About (\d+) such datasets would make it 80 of 100", found.answer)[1])
+    test_sentence = (
+        f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
+    )
+    assert test_sentence in finding.details
+    num_needed = int(
+        re.search(r"About (\d+) such datasets would make it 80 of 100", finding.answer)[1]
+    )
 
     def power(num_datasets):
-        """The power over new datasets: the spread of their log K_F is chi-squared."""
+        """Return the power over new datasets: the spread of their log K_F is chi-squared."""
         degrees = num_datasets - 4
         spreads = np.linspace(0.01, stats.chi2.ppf(1 - 1e-7, degrees + 1), 4001)
         errors = estimate.std_error * np.sqrt((11 - 4 + 1) / spreads)
-        powers = power_by_scipy(1.0, errors, degrees, 0.05 / 5)
-        return np.trapezoid(
-            stats.chi2.pdf(spreads, degrees + 1) * np.nan_to_num(powers, nan=1.0), spreads
-        )
+        powers = np.nan_to_num(power_by_scipy(1.0, errors, degrees, 0.05 / 5), nan=1.0)
+        return np.trapezoid(stats.chi2.pdf(spreads, degrees + 1) * powers, spreads)
 
-    assert power(needed - 1) < 0.8 <= power(needed) + 0.001
-    today = power_by_scipy(1.0, estimate.std_error, 11 - 4, 0.05 / 5)
-    assert t_power(1.0, estimate.std_error, 11 - 4, 0.05 / 5) == pytest.approx(today)
-    shown = (
-        f"At a significance level of 1 %, at most {round(100 * today)} of 100 such studies would "
-        "detect"
+    assert power(num_needed - 1) < 0.8 <= power(num_needed) + 0.001
+    present_power = power_by_scipy(1.0, estimate.std_error, 11 - 4, 0.05 / 5)
+    assert t_power(1.0, estimate.std_error, 11 - 4, 0.05 / 5) == pytest.approx(present_power)
+    power_clause = (
+        f"At a significance level of 1 %, at most {round(100 * present_power)} of 100 such studies "
+        "would detect"
     )
-    assert f"{shown} the law's slope of 1" in found.answer
+    assert f"{power_clause} the law's slope of 1" in finding.answer
 
 
 def power_by_scipy(effect, error, degrees, level):
-    """The power of a two-sided t test by the noncentral t distribution of scipy.stats."""
+    """Return the power of a two-sided t test by the noncentral t distribution of scipy.stats."""
     bound = stats.t.isf(level / 2, degrees)
-    of_estimate = stats.nct(degrees, effect / error)
-    return of_estimate.sf(bound) + of_estimate.cdf(-bound)
+    distribution_of_t = stats.nct(degrees, effect / error)
+    return distribution_of_t.sf(bound) + distribution_of_t.cdf(-bound)
 
 
 def test_the_datasets_needed_detect_the_effect_in_80_of_100_drawn_studies():
@@ -133,21 +139,23 @@ def test_the_datasets_needed_detect_the_effect_in_80_of_100_drawn_studies():
     assert num_detected / 300 == pytest.approx(0.8, abs=0.05)
 
 
-def test_an_interval_without_the_null_that_decides_nothing_says_why(published):
-    found = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
-    assert found.verdict == "undecided"
-    assert found.sentences[0].startswith("From d_data = ")
-    assert found.sentences[1] == "The interval is not adjusted; the adjusted p decides."
+def test_an_undecided_interval_without_the_null_value_is_explained(published):
+    finding = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
+    assert finding.verdict == "undecided"
+    assert finding.sentences[0].startswith("From d_data = ")
+    assert finding.sentences[1] == "The interval is not adjusted; the adjusted p decides."
 
 
-def test_where_all_losses_fall_it_is_said_whatever_is_known_of_one_exponent():
-    """The slopes on log N by least squares with dummies, and the signs by the binomial law."""
+def test_a_fall_of_all_losses_is_described_even_if_no_exponent_is_established():
+    """Take slopes on log N by least squares with dummies, and p by the binomial distribution."""
     table = clear_law(trial_std=0.3, dataset_std=0.3, seed=3)
     fits = fit_scaling_laws(table)
     rows = table.assign(x=np.log(table["train_size"]), y=np.log(table["test_loss"]))
     slopes = []
-    for _, of_dataset in rows.groupby("dataset"):
-        centred = of_dataset[["x", "y"]] - of_dataset.groupby("model")[["x", "y"]].transform("mean")
+    for _, dataset_rows in rows.groupby("dataset"):
+        centred = dataset_rows[["x", "y"]] - dataset_rows.groupby("model")[["x", "y"]].transform(
+            "mean"
+        )
         slopes.append((centred["x"] * centred["y"]).sum() / (centred["x"] ** 2).sum())
     assert [*fits.fall().by_dataset.values()] == pytest.approx(slopes)
     num_falling = int((np.array(slopes) < 0).sum())
@@ -155,40 +163,46 @@ def test_where_all_losses_fall_it_is_said_whatever_is_known_of_one_exponent():
     mean = np.mean(slopes)
     bounds = stats.t.interval(0.95, 11, mean, stats.sem(slopes))
     factor, low, high = (2**value for value in (mean, *bounds))
-    found = findings(fits)[2]
-    counted = "all 12 datasets" if num_falling == 12 else f"{num_falling} of 12 datasets"
-    assert (found.verdict, found.sentences[0]) == (
+    finding = findings(fits)[2]
+    datasets_phrase = "all 12 datasets" if num_falling == 12 else f"{num_falling} of 12 datasets"
+    assert (finding.verdict, finding.sentences[0]) == (
         "described",
-        f"The loss fell from N = 250 to 16,000 in {counted}.",
+        f"The loss fell from N = 250 to 16,000 in {datasets_phrase}.",
     )
-    assert f"{number(factor)} times the loss (95 % interval {interval((low, high))})" in found.line
+    assert (
+        f"{number(factor)} times the loss (95 % interval {interval((low, high))})" in finding.line
+    )
 
 
 def test_a_steep_fall_of_sets_that_differ_in_d_is_never_called_no_fall():
-    """Slopes of −1 whatever d: one exponent b does not describe them, and all losses fall."""
+    """All slopes are −1 whatever d is: one b does not describe them, and all losses fall."""
     table = clear_law(trial_std=0.01)
     sizes = table["train_size"]
     losses = 50 * np.exp(np.random.default_rng(0).normal(0, 0.01, len(table))) / sizes
     d_data = table.groupby("dataset")["d_data_mle"].transform("first")
     spread = np.where(table["dataset"] == "natural0", 0.3, 1.0)
-    found = answers(table.assign(test_loss=losses, d_data_mle=d_data * spread))
-    assert found["fall"].sentences[0].endswith("in all 12 datasets.")
-    assert "Exact sign test, two-sided: p < 0.001, not adjusted." in found["fall"].details
-    assert "No fall" not in " ".join(one.answer for one in found.values())
+    findings_by_question = answers(table.assign(test_loss=losses, d_data_mle=d_data * spread))
+    assert findings_by_question["fall"].sentences[0].endswith("in all 12 datasets.")
+    assert (
+        "Exact sign test, two-sided: p < 0.001, not adjusted."
+        in findings_by_question["fall"].details
+    )
+    assert "No fall" not in " ".join(finding.answer for finding in findings_by_question.values())
 
 
-def test_a_correlations_power_counts_its_level_its_side_and_the_largest_of_many():
-    """Against draws: how often the largest of several permuted correlations is exceeded."""
+def test_the_power_of_the_largest_correlation_uses_its_level_and_is_one_sided():
+    """Compare with draws: how often the largest of several permuted correlations is exceeded."""
     rng = np.random.default_rng(4)
-    responses, x = rng.normal(size=(10, 3)), rng.normal(size=10)
-    test = max_correlation_test(responses, x, [""] * 10, range(3))
-    largest = []
+    responses = rng.normal(size=(10, 3))
+    x = rng.normal(size=10)
+    correlation_test = max_correlation_test(responses, x, [""] * 10, range(3))
+    drawn_statistics = []
     for _ in range(4000):
         permuted = rng.permutation(x)
         r = max(np.corrcoef(response, permuted)[0, 1] for response in responses.T)
-        largest.append(np.arctanh(r) * np.sqrt(10 - 3))
-    for k, critical in enumerate(test.criticals, start=1):
-        assert np.mean(np.array(largest) > critical) == pytest.approx(0.05 / k, abs=0.012)
+        drawn_statistics.append(np.arctanh(r) * np.sqrt(10 - 3))
+    for k, critical in enumerate(correlation_test.criticals, start=1):
+        assert np.mean(np.array(drawn_statistics) > critical) == pytest.approx(0.05 / k, abs=0.012)
     power = LargestCorrelation(
         num_correlations=3, degrees=7, interval_critical=1.96, criticals=(1.5, 2.5)
     )
@@ -207,17 +221,18 @@ def test_a_detectable_effect_is_detected_in_80_of_100_studies_at_the_level_of_th
 
 
 def test_no_sentence_of_a_finding_is_long(published):
-    """A reader keeps 25 words in mind; numbers and signs count as words here."""
+    """A reader remembers 25 words at most. Numbers and signs count as words here."""
     tables = [clear_law(trial_std=0.02), clear_law(size_slope=0.3), synthetic_table(num_natural=2)]
     for fits in (published, *map(fit_scaling_laws, tables)):
-        texts = [what for found in findings(fits) for what in (found.answer, *found.notes)]
-        texts += [*what_was_found(fits), family(fits), *fits.caveats]
+        texts = [*what_was_found(fits), family(fits), *fits.caveats]
+        for finding in findings(fits):
+            texts += [finding.answer, *finding.notes]
         sentences = re.split(r"(?<=[.!?;]) ", " ".join(texts))
-        assert [text for text in sentences if len(text.split()) > 25] == []
+        assert [sentence for sentence in sentences if len(sentence.split()) > 25] == []
 
 
 def test_a_slope_on_d_data_is_taken_at_equal_n():
-    """Losses rise with d at every N, while d's estimate grows with N as the loss falls."""
+    """Losses rise with d at every N, while the estimate of d grows with N as the loss falls."""
     rng = np.random.default_rng(0)
     table = synthetic_table(num_natural=8, num_medical=7, train_sizes=(250, 1000, 4000, 16000))
     true_d = table.groupby("dataset")["d_data_mle"].transform("mean")
@@ -226,35 +241,37 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     table = table.assign(d_data_mle=grown, test_loss=np.exp(log_loss))
     for _, rows in table.groupby("domain"):
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
-    found = findings(fit_scaling_laws(table))[0]
-    assert found.claim == "The loss rises with d_data."
-    assert "The factor compares the highest d_data with the lowest." in found.details
-    fitted = table.loc[table["train_size"] == 16000, "d_data_mle"]
-    span = f"{number(fitted.min())} to {number(fitted.max())}"
-    assert found.answer.startswith(f"From d_data = {span} the loss is ")
+    finding = findings(fit_scaling_laws(table))[0]
+    assert finding.claim == "The loss rises with d_data."
+    assert "The factor compares the highest d_data with the lowest." in finding.details
+    d_at_largest_n = table.loc[table["train_size"] == 16000, "d_data_mle"]
+    span = f"{number(d_at_largest_n.min())} to {number(d_at_largest_n.max())}"
+    assert finding.answer.startswith(f"From d_data = {span} the loss is ")
 
 
 @pytest.mark.parametrize(
-    ("slope", "verdict", "said"),
+    ("slope", "verdict", "first_sentence"),
     [
         (3.0, "supported", "The loss falls faster with N than the law's bound"),
         (0.3, "contradicted", "The loss falls more slowly with N than the law's bound allows"),
         (-2.0, "contradicted", "The loss rises with N, which contradicts the law's bound"),
     ],
 )
-def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, verdict, said):
-    found = answers(clear_law(size_slope=slope, trial_std=0.01))["exponent"]
-    assert found.verdict == verdict
-    assert found.answer.startswith(f"{said}. In N^(−b/d), b is ")
-    factor = re.search(
+def test_the_law_is_an_upper_bound_and_a_rising_loss_is_called_rising(
+    slope, verdict, first_sentence
+):
+    finding = answers(clear_law(size_slope=slope, trial_std=0.01))["exponent"]
+    assert finding.verdict == verdict
+    assert finding.answer.startswith(f"{first_sentence}. In N^(−b/d), b is ")
+    match = re.search(
         r"At this b and the median d_data, ([\d.]+), doubling N goes with ([\d.]+) times the loss "
         r"\(95 % .*\)\. The bound allows a factor of ([\d.]+) or less",
-        found.answer,
+        finding.answer,
     )
-    d_data, times, bound = map(float, factor.groups())
+    d_data, times, bound = map(float, match.groups())
     assert bound == pytest.approx(2 ** (-1 / d_data), rel=2e-3)
-    stated = re.search(r"b is (−?[\d.]+) \(95", found.answer)[1].replace("−", "-")
-    assert times == pytest.approx(2 ** (-float(stated) / d_data), rel=5e-3)
+    b_text = re.search(r"b is (−?[\d.]+) \(95", finding.answer)[1].replace("−", "-")
+    assert times == pytest.approx(2 ** (-float(b_text) / d_data), rel=5e-3)
 
 
 def test_a_slope_below_the_bound_that_could_not_be_tested_above_chance_level_is_undecided():
@@ -262,13 +279,13 @@ def test_a_slope_below_the_bound_that_could_not_be_tested_above_chance_level_is_
     over_fitted = table["dataset"].isin(sorted(table["dataset"].unique())[:10])
     means = table.groupby("dataset")["test_loss"].transform("mean")
     losses = table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2)
-    found = answers(table.assign(test_loss=losses, test_accuracy=np.nan))["exponent"]
-    assert found.verdict == "supported"
-    assert "The loss falls with N; whether too slowly for the law's bound is" in found.answer
-    assert "contradict" not in found.answer
+    finding = answers(table.assign(test_loss=losses, test_accuracy=np.nan))["exponent"]
+    assert finding.verdict == "supported"
+    assert "The loss falls with N; whether too slowly for the law's bound is" in finding.answer
+    assert "contradict" not in finding.answer
 
 
-def test_losses_lost_to_divergence_contradict_no_bound():
+def test_losses_missing_after_divergence_contradict_no_bound():
     table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(100, 300, 1000, 4000, 16000))
     d = table.groupby("dataset")["d_data_mle"].transform("max")
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
@@ -276,11 +293,12 @@ def test_losses_lost_to_divergence_contradict_no_bound():
     slow = table.assign(d_data_mle=d, test_loss=losses)
     slow = slow.assign(test_accuracy=np.nan)
     assert answers(slow)["exponent"].verdict == "contradicted"
-    gone = slow["train_size"].isin([100, 4000])
-    lost = slow.assign(
-        test_loss=slow["test_loss"].mask(gone), status=np.where(gone, "diverged", "done")
+    has_diverged = slow["train_size"].isin([100, 4000])
+    with_diverged = slow.assign(
+        test_loss=slow["test_loss"].mask(has_diverged),
+        status=np.where(has_diverged, "diverged", "done"),
     )
-    fits = fit_scaling_laws(lost)
+    fits = fit_scaling_laws(with_diverged)
     assert fits.exponent(variant="N above chance level").status == "not_enough_data"
     assert fits.answer(BELOW_BOUND).adjusted_p == 1
     assert findings(fits)[3].verdict != "contradicted"
@@ -288,33 +306,32 @@ def test_losses_lost_to_divergence_contradict_no_bound():
 
 def test_attacks_are_claimed_with_their_sign_given_the_label():
     table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
-    found = answers(table)["attacks"]
-    assert found.verdict == "supported"
-    assert found.claim == "Attacks raise the loss more where labels are sharper."
-    said = re.search(
+    finding = answers(table)["attacks"]
+    assert finding.verdict == "supported"
+    assert finding.claim == "Attacks raise the loss more where labels are sharper."
+    match = re.search(
         r"of 8 correlations is r = ([\d.]+) \(95 % interval for all 8 ([\d.]+) to",
-        found.answer,
+        finding.answer,
     )
-    assert 0 < float(said[2]) < float(said[1]) <= 1
-    assert re.search(r"significant in \d of 8 combinations", found.answer)
-    gains = [name for name in table if name.endswith("loss_gain")]
-    opposed = answers(table.assign(**{name: -table[name] for name in gains}))["attacks"]
+    assert 0 < float(match[2]) < float(match[1]) <= 1
+    assert re.search(r"significant in \d of 8 combinations", finding.answer)
+    gain_columns = [name for name in table if name.endswith("loss_gain")]
+    opposed = answers(table.assign(**{name: -table[name] for name in gain_columns}))["attacks"]
     assert opposed.verdict == "undecided"
     assert "The largest of 8 correlations is r = −" in opposed.line
     assert opposed.line.endswith("The law expects a rise.")
     # Sharper labels and larger gains of one domain alone are no relation.
-    label = np.where(table["domain"] == "medical", 10.0, 1.0) * np.random.default_rng(0).uniform(
-        0.9, 1.1, len(table)
-    )
-    assert answers(table.assign(**dict.fromkeys(gains, label)))["attacks"].verdict == "undecided"
+    level_of_domain = np.where(table["domain"] == "medical", 10.0, 1.0)
+    gains = level_of_domain * np.random.default_rng(0).uniform(0.9, 1.1, len(table))
+    domains_differ = table.assign(**dict.fromkeys(gain_columns, gains))
+    assert answers(domains_differ)["attacks"].verdict == "undecided"
 
 
-def test_an_attack_that_is_undecided_says_what_it_could_have_found():
+def test_an_undecided_attack_has_the_correlation_it_could_detect():
     rng = np.random.default_rng(1)
     table = synthetic_table(num_natural=4, num_medical=4, models=("a",))
-    table = table.assign(
-        **{n: rng.normal(5, 1, len(table)) for n in table if n.endswith("loss_gain")}
-    )
+    gain_columns = [name for name in table if name.endswith("loss_gain")]
+    table = table.assign(**{name: rng.normal(5, 1, len(table)) for name in gain_columns})
     answer = answers(table)["attacks"].answer
     assert answer.startswith(
         "No relation was detected. Estimate: the largest of 4 correlations is r = "
@@ -322,51 +339,72 @@ def test_an_attack_that_is_undecided_says_what_it_could_have_found():
     assert re.search(r"of 1 %, .* 100 such studies would detect a correlation of 0.8", answer)
 
 
-def test_what_cannot_be_tested_says_what_to_add():
-    found = answers(synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain"))
-    assert found["dimension"].verdict == found["sharpness"].verdict == "not testable"
-    assert found["sharpness"].to_add == "add 2 natural datasets with d_data, K_F and losses"
-    assert found["attacks"].to_add == "add 3 natural datasets with K_F and attacks at equal N"
-    bare = synthetic_table(num_natural=3, num_medical=3)
-    bare = bare[[name for name in bare if not name.startswith("fgsm")]]
-    assert answers(bare)["attacks"].sentences == ("This cannot be tested: no attack was run.",)
-    mixed = bare.assign(image_size=np.where(bare["dataset"] == "natural0", 32, 64))
+def test_a_question_that_cannot_be_tested_names_the_data_to_add():
+    findings_by_question = answers(
+        synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain")
+    )
     assert (
-        answers(mixed)["sharpness"].to_add == "measure K_F at one image size and number of channels"
+        findings_by_question["dimension"].verdict
+        == findings_by_question["sharpness"].verdict
+        == "not testable"
+    )
+    assert (
+        findings_by_question["sharpness"].to_add
+        == "add 2 natural datasets with d_data, K_F and losses"
+    )
+    assert (
+        findings_by_question["attacks"].to_add
+        == "add 3 natural datasets with K_F and attacks at equal N"
+    )
+    without_attacks = synthetic_table(num_natural=3, num_medical=3)
+    without_attacks = without_attacks[
+        [name for name in without_attacks if not name.startswith("fgsm")]
+    ]
+    assert answers(without_attacks)["attacks"].sentences == (
+        "This cannot be tested: no attack was run.",
+    )
+    with_mixed_sizes = without_attacks.assign(
+        image_size=np.where(without_attacks["dataset"] == "natural0", 32, 64)
+    )
+    assert (
+        answers(with_mixed_sizes)["sharpness"].to_add
+        == "measure K_F at one image size and number of channels"
     )
 
 
 @pytest.mark.parametrize(("natural", "medical", "to_add"), [(2, 2, 2), (3, 2, 1), (2, 3, 1)])
-def test_what_to_add_lets_datasets_change_places_often_enough(natural, medical, to_add):
-    """Two and three can in 12 ways, of which none has a p-value of 0.05; two and four in 48."""
-    found = answers(synthetic_table(num_natural=natural, num_medical=medical, trial_std=0.1))
+def test_the_data_to_add_allow_enough_permutations(natural, medical, to_add):
+    """Two and three datasets have 12 permutations, too few for p = 0.05; two and four have 48."""
+    findings_by_question = answers(
+        synthetic_table(num_natural=natural, num_medical=medical, trial_std=0.1)
+    )
     for name in ("sharpness", "attacks"):
-        assert found[name].verdict == "not testable"
-        assert found[name].to_add.startswith(f"add {to_add} ")
+        assert findings_by_question[name].verdict == "not testable"
+        assert findings_by_question[name].to_add.startswith(f"add {to_add} ")
 
 
-def test_k_f_that_is_the_same_everywhere_leaves_the_question_on_d():
+def test_with_one_k_f_everywhere_the_question_on_d_is_still_tested():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.1).assign(
         label_sharpness=1e-4
     )
-    found = answers(table)
-    assert found["dimension"].verdict != "not testable"
-    assert "K_F is the same for all datasets" in found["sharpness"].line
+    findings_by_question = answers(table)
+    assert findings_by_question["dimension"].verdict != "not testable"
+    assert "K_F is the same for all datasets" in findings_by_question["sharpness"].line
     assert family(fit_scaling_laws(table)).startswith("The verdicts rest on 3 tests, adjusted")
 
 
-def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
+def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a",))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["dataset"] == "natural0", 2.0, 0.5)
-    found = answers(table)["representation"]
-    assert found.answer.startswith(
+    finding = answers(table)["representation"]
+    assert finding.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
         "d_data. The median d_repr / d_data is 0.5. The bound d_repr ≲ d_data is approximate. "
         "With each dataset counting once, that is 75%"
     )
-    assert found.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
-    never = answers(table.assign(d_repr_mle=1e9))["representation"]
-    assert never.answer.startswith("At 0 of 12 points, the dimension of the network's last")
+    assert finding.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
+    finding_above = answers(table.assign(d_repr_mle=1e9))["representation"]
+    assert finding_above.answer.startswith("At 0 of 12 points, the dimension of the network's last")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
     (note,) = (note for note in of_one_dataset[-1].notes if "d_repr" in note)
     assert note.startswith("At 3 of 3 points, the dimension of the network's last")
@@ -376,28 +414,28 @@ def test_the_share_of_points_below_d_data_is_counted_for_each_network():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     fits = fit_scaling_laws(table)
-    found = answers(table)["representation"]
-    assert "That is 0 of 12 for a and 12 of 12 for b." in found.line
-    (representations,) = [one for one in fit_tables(fits) if one.key == "representations"]
-    rows = {row[0]: row[2] for row in representations.rows}
-    assert rows == {"pooled": "12 of 24", "a": "0 of 12", "b": "12 of 12"}
+    finding = answers(table)["representation"]
+    assert "That is 0 of 12 for a and 12 of 12 for b." in finding.line
+    (representations,) = [
+        fit_table for fit_table in fit_tables(fits) if fit_table.key == "representations"
+    ]
+    counts_by_model = {row[0]: row[2] for row in representations.rows}
+    assert counts_by_model == {"pooled": "12 of 24", "a": "0 of 12", "b": "12 of 12"}
 
 
 @pytest.mark.parametrize(
-    ("slope", "trial_std", "said"),
+    ("slope", "trial_std", "conclusion"),
     [
         (1.5, 0.1, "the data are compatible with the law's rate"),
         (3.0, 0.01, "b differs from the law's rate"),
         (0.3, 0.01, "b differs from the law's rate"),
     ],
 )
-def test_the_short_answer_compares_the_exponent_with_the_law(slope, trial_std, said):
+def test_the_short_answer_compares_the_exponent_with_the_law(slope, trial_std, conclusion):
     table = clear_law(size_slope=slope, trial_std=trial_std)
     adjusted_p = fit_scaling_laws(table).answer(BELOW_BOUND).adjusted_p
-    assert (
-        f"Against b = 1, adjusted {p_equals(adjusted_p)}: {said}."
-        in answers(table)["exponent"].line
-    )
+    line = answers(table)["exponent"].line
+    assert f"Against b = 1, adjusted {p_equals(adjusted_p)}: {conclusion}." in line
 
 
 def test_a_wide_interval_of_the_exponent_is_said_to_allow_no_fall_too():
@@ -469,56 +507,61 @@ def test_the_figure_on_attacks_shows_the_correlation_of_the_verdict():
     table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
     fits = fit_scaling_laws(table)
     answer = fits.answer(ATTACKS)
-    drawn = loss_gain_on_sharpness(prepare(table).points, fits)
-    titles = [axes.get_title() for axes in drawn.figure.axes]
-    shown = f"r = {number(answer.value)} ({interval(answer.interval)})"
-    assert any(shown in title for title in titles)
-    assert "hold for all networks and attacks at once" in drawn.caption
+    drawing = loss_gain_on_sharpness(prepare(table).points, fits)
+    titles = [axes.get_title() for axes in drawing.figure.axes]
+    correlation = f"r = {number(answer.value)} ({interval(answer.interval)})"
+    assert any(correlation in title for title in titles)
+    assert "hold for all networks and attacks at once" in drawing.caption
 
 
-def test_the_two_factors_for_a_doubling_of_n_are_told_apart(published):
-    found = dict(zip(QUESTIONS, findings(published), strict=True))
+def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
+    findings_by_question = dict(zip(QUESTIONS, findings(published), strict=True))
     (factor,) = re.findall(
         r"Doubling N went with ([\d.]+) times", " ".join(findings(published)[2].sentences)
     )
     assert f"In the factor of the question before, {factor}, every dataset counts once." in (
-        found["exponent"].answer
+        findings_by_question["exponent"].answer
     )
 
 
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):
-    found = dict(zip(QUESTIONS, findings(published), strict=True))
-    assert "Without prostate, the most influential dataset, b is 1.78." in found["exponent"].answer
-    assert "prostate has 49% of the weight." in found["exponent"].answer
-    assert "without" not in found["dimension"].notes[0]
+    findings_by_question = dict(zip(QUESTIONS, findings(published), strict=True))
+    assert (
+        "Without prostate, the most influential dataset, b is 1.78."
+        in findings_by_question["exponent"].answer
+    )
+    assert "prostate has 49% of the weight." in findings_by_question["exponent"].answer
+    assert "without" not in findings_by_question["dimension"].notes[0]
     assert "This rests on one dataset: without prostate, the slope on 1/d is −8.28." in (
-        found["dimension"].line
+        findings_by_question["dimension"].line
     )
-    assert "the slope on log K_F is 0.111." in found["sharpness"].answer
+    assert "the slope on log K_F is 0.111." in findings_by_question["sharpness"].answer
     rows = published_table().dropna(subset=["fgsm_2_loss_gain"]).set_index("dataset")
-    said = re.search(
+    match = re.search(
         r"[Ww]ithout (\w+), (?:the most influential dataset, )?r is ([\d.]+)\.",
-        found["attacks"].answer,
+        findings_by_question["attacks"].answer,
     )
-    others = rows.drop(index=said[1])[["fgsm_2_loss_gain", "label_sharpness", "domain"]]
-    residuals = others.drop(columns="domain") - others.groupby("domain").transform("mean")
-    assert float(said[2]) == pytest.approx(residuals.corr().iloc[0, 1], abs=5e-4)
+    without_dataset = rows.drop(index=match[1])[["fgsm_2_loss_gain", "label_sharpness", "domain"]]
+    residuals = without_dataset.drop(columns="domain") - without_dataset.groupby(
+        "domain"
+    ).transform("mean")
+    assert float(match[2]) == pytest.approx(residuals.corr().iloc[0, 1], abs=5e-4)
     # The unequal scales of K_F stand where K_F is asked about.
     assert any(
         "K_F is compared over unequal scales as it stands" in text
-        for text in found["sharpness"].notes
+        for text in findings_by_question["sharpness"].notes
     )
 
 
 def test_the_published_table_answers_from_the_published_loss_gains(published):
-    found = findings(published)[4]
-    assert found.verdict == "undecided"
-    assert "r = 0.636 (95 % interval 0.0104 to 0.904; adjusted p = " in found.line
-    assert "the loss gained by FGSM at 2/255 on a model not stated." in found.details[0]
+    finding = findings(published)[4]
+    assert finding.verdict == "undecided"
+    assert "r = 0.636 (95 % interval 0.0104 to 0.904; adjusted p = " in finding.line
+    assert "the loss gained by FGSM at 2/255 on a model not stated." in finding.details[0]
 
 
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
-    """The question on the fall with N has two tests behind it."""
+    """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
     assert family(published).endswith("Everything else here is exploratory.")
 
@@ -542,26 +585,34 @@ def test_a_summary_with_details_has_every_sentence_and_remark(published):
         assert "".join(caveat.split()) in text
 
 
-def test_the_first_screen_says_in_three_sentences_what_was_done_found_and_means(published):
+def test_the_first_screen_has_three_sentences_on_trials_results_and_their_meaning(published):
     assert what_was_found(published) == (
         "7 kinds of network were trained 261 times on 11 datasets.",
         findings(published)[2].sentences[0],
         "All 4 tested questions are undecided: the data neither show nor exclude these relations.",
     )
-    clear = what_was_found(fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02)))
-    assert clear[1].startswith("Found: The loss rises with ")
-    single = what_was_found(fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0)))
-    assert "1 dataset" in single[0]
+    sentences_of_clear_law = what_was_found(
+        fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02))
+    )
+    assert sentences_of_clear_law[1].startswith("Found: The loss rises with ")
+    sentences_of_one_dataset = what_was_found(
+        fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))
+    )
+    assert "1 dataset" in sentences_of_one_dataset[0]
 
 
-@pytest.mark.parametrize("num", [1, 2, 6])
-def test_a_summary_never_needs_more_than_its_lines(num):
-    table = synthetic_table(num_natural=num, num_medical=num, models=("a", "b"), trial_std=0.3)
+@pytest.mark.parametrize("num_of_each_domain", [1, 2, 6])
+def test_a_summary_fits_39_lines_of_80_columns(num_of_each_domain):
+    table = synthetic_table(
+        num_natural=num_of_each_domain,
+        num_medical=num_of_each_domain,
+        models=("a", "b"),
+        trial_std=0.3,
+    )
     table.loc[table.index[0], "test_loss"] = 0.0
     names = table["dataset"] + "_of_a_hospital_that_has_a_long_name"
-    lines = summary(
-        fit_scaling_laws(table.assign(dataset=names, data_mode=["x", "y"] * (len(table) // 2)))
-    )
+    modes = ["x", "y"] * (len(table) // 2)
+    lines = summary(fit_scaling_laws(table.assign(dataset=names, data_mode=modes)))
     assert len(lines) <= 39
     assert max(map(len, lines)) <= 80
 
@@ -573,41 +624,40 @@ def test_a_narrow_summary_counts_remarks_and_cuts_no_answer(published):
     assert lines[-1].endswith("more, in the report.")
 
 
-def test_what_was_seen_is_a_row_a_dataset():
+def test_the_summary_of_the_data_has_one_row_for_each_dataset():
     table = synthetic_table(num_natural=2, num_medical=1, models=("a", "b"))
-    hard = table["dataset"] == "medical0"
+    is_hard = table["dataset"] == "medical0"
     table = table.assign(
-        test_loss=np.where(hard, 0.6, 0.1),
-        test_accuracy=np.where(hard, 0.5, 0.9),
+        test_loss=np.where(is_hard, 0.6, 0.1),
+        test_accuracy=np.where(is_hard, 0.5, 0.9),
         d_data_mle=np.where(table["dataset"] == "natural1", 20.0, 10.0),
-        label_sharpness=np.where(hard, 1e-3, 1e-4),
-        fgsm_8_loss_gain=np.where(hard, 9.0, 1.0),
+        label_sharpness=np.where(is_hard, 1e-3, 1e-4),
+        fgsm_8_loss_gain=np.where(is_hard, 9.0, 1.0),
     )
     fits = fit_scaling_laws(table)
-    shown = seen_table(fits)
-    assert shown.note.startswith(
+    dataset_table = seen_table(fits)
+    assert dataset_table.note.startswith(
         "At the largest train size the geometric mean of the test loss is 0.1 (natural0) to 0.6 "
         "(medical0)."
     )
-    again = pd.concat(
+    two_pairs = pd.concat(
         [table.assign(class_pair="0-1"), table.assign(class_pair="2-3", label_sharpness=3e-4)]
     )
-    seeds = [
-        again.assign(seed=k, trial_id=f"{k}" + again["trial_id"] + again["class_pair"])
+    three_seeds = [
+        two_pairs.assign(seed=k, trial_id=f"{k}" + two_pairs["trial_id"] + two_pairs["class_pair"])
         for k in range(3)
     ]
-    stopped = pd.concat(seeds).query(
-        "seed == 0 or class_pair == '0-1'"
-    )  # as one that stopped halfway
-    fits = fit_scaling_laws(stopped)
+    # A sweep that stopped halfway: the second pair has one seed.
+    unfinished = pd.concat(three_seeds).query("seed == 0 or class_pair == '0-1'")
+    fits = fit_scaling_laws(unfinished)
     assert seen_table(fits).rows[1][3] == "0.0002"  # a mean over pairs, not over trials
-    figure = dataset_properties(prepare(stopped).points, fits).figure
+    figure = dataset_properties(prepare(unfinished).points, fits).figure
     bars = [sorted(bar.get_width() for bar in axes.patches) for axes in figure.axes]
     assert bars == [
         sorted(d.d_data for d in fits.datasets),
         sorted(d.label_sharpness for d in fits.datasets),
     ]
-    assert shown.header == (
+    assert dataset_table.header == (
         "dataset",
         "domain",
         "d_data",
@@ -616,7 +666,7 @@ def test_what_was_seen_is_a_row_a_dataset():
         "loss there",
         "gained by FGSM at 8/255",
     )
-    assert shown.rows[0] == (
+    assert dataset_table.rows[0] == (
         "medical0",
         "medical",
         "10",
@@ -627,7 +677,7 @@ def test_what_was_seen_is_a_row_a_dataset():
     )
 
 
-def test_an_interval_shows_the_figures_that_tell_its_ends_apart():
+def test_an_interval_shows_the_digits_in_which_its_ends_differ():
     assert interval((0.99961, 1.00012)) == "0.9996 to 1"
     assert interval((-2e-9, 3.14159)) == "−2.00e−09 to 3.14"
     assert interval((1.0, 1.0 + 1e-12)) == "1, without scatter"
@@ -658,20 +708,26 @@ def test_a_verdict_needs_the_adjusted_p_and_the_interval(value, p, adjusted_p, b
     assert answer.verdict == verdict
 
 
-def test_equal_losses_and_properties_are_said_in_words():
+def test_equal_losses_and_equal_properties_are_explained():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2)
-    same = answers(table.assign(d_data_mle=8.0, label_sharpness=1e-4))
-    assert "1/d and the domain label vary too little, or only together" in same["sharpness"].answer
-    flat = answers(table.assign(test_loss=0.5, test_accuracy=np.nan))
-    assert flat["exponent"].answer == "This cannot be tested: the losses are the same at every N."
-    assert "0 to 0" not in " ".join(finding.answer for finding in flat.values())
+    with_equal_properties = answers(table.assign(d_data_mle=8.0, label_sharpness=1e-4))
+    assert (
+        "1/d and the domain label vary too little, or only together"
+        in with_equal_properties["sharpness"].answer
+    )
+    with_equal_losses = answers(table.assign(test_loss=0.5, test_accuracy=np.nan))
+    assert (
+        with_equal_losses["exponent"].answer
+        == "This cannot be tested: the losses are the same at every N."
+    )
+    assert "0 to 0" not in " ".join(finding.answer for finding in with_equal_losses.values())
 
 
 def test_slopes_that_chance_level_flattens_are_refused():
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
-    bent = np.log(2) * np.tanh(table["test_loss"] * 2 / np.log(2))
-    found = answers(table.assign(test_loss=bent, test_accuracy=0.5))["sharpness"]
+    flattened = np.log(2) * np.tanh(table["test_loss"] * 2 / np.log(2))
+    finding = answers(table.assign(test_loss=flattened, test_accuracy=0.5))["sharpness"]
     assert re.search(
-        r"the losses of \d+ of 36 points are at chance level, which flattens slopes", found.answer
+        r"the losses of \d+ of 36 points are at chance level, which flattens slopes", finding.answer
     )
-    assert found.to_add == "train until losses fall below chance level"
+    assert finding.to_add == "train until losses fall below chance level"

@@ -1,5 +1,5 @@
-"""What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an
-accident."""
+"""Test the fits: an exact law is recovered, a fit that is impossible has a reason, and no result
+rests on an accident."""
 
 import re
 from itertools import permutations
@@ -26,67 +26,65 @@ from search_spaces.datasets import ImageOrigin
 from tests.synthetic import synthetic_table
 
 
-def explored(table, **options):
+def explore_fits(table, **options):
     return fit_scaling_laws(table, explore=True, **options)
 
 
 def test_the_headline_is_least_squares_over_datasets():
     table = synthetic_table(trial_std=0.2, dataset_std=0.4, models=("a", "b"))
-    means = (
-        table.assign(log_loss=np.log(table["test_loss"])).groupby("dataset").mean(numeric_only=True)
-    )
-    last = (
-        table[table["train_size"] == table["train_size"].max()]
-        .groupby("dataset")
-        .mean(numeric_only=True)
-    )
+    with_log_loss = table.assign(log_loss=np.log(table["test_loss"]))
+    means = with_log_loss.groupby("dataset").mean(numeric_only=True)
+    largest = table[table["train_size"] == table["train_size"].max()]
+    at_largest_n = largest.groupby("dataset").mean(numeric_only=True)
     sharpness = np.log(table["label_sharpness"]).groupby(table["dataset"]).mean()
     label = means.index.str.startswith("medical").astype(float)
 
-    def theirs(keep):
-        x = np.column_stack([1 / last["d_data_mle"], sharpness, label])
-        return sm.OLS(means["log_loss"].to_numpy()[keep], sm.add_constant(x)[keep]).fit()
+    def fit_by_statsmodels(rows):
+        x = np.column_stack([1 / at_largest_n["d_data_mle"], sharpness, label])
+        return sm.OLS(means["log_loss"].to_numpy()[rows], sm.add_constant(x)[rows]).fit()
 
     fit = fit_scaling_laws(table).headline()
     assert fit.terms == ("inverse_d", "log_sharpness", "is_medical")
-    everything = theirs(np.ones(12, dtype=bool))
-    assert [e.value for e in fit.estimates] == pytest.approx(everything.params[1:])
-    assert [e.std_error for e in fit.estimates] == pytest.approx(everything.bse[1:])
+    expected = fit_by_statsmodels(np.ones(12, dtype=bool))
+    assert [e.value for e in fit.estimates] == pytest.approx(expected.params[1:])
+    assert [e.std_error for e in fit.estimates] == pytest.approx(expected.bse[1:])
     for k, name in enumerate(means.index):
-        without = theirs(np.arange(12) != k).params[1:]
+        without = fit_by_statsmodels(np.arange(12) != k).params[1:]
         assert [e.left_out[name] for e in fit.estimates] == pytest.approx(without)
 
 
-def test_the_headline_leaves_out_what_cannot_be_asked():
+def test_the_headline_omits_terms_that_the_table_cannot_estimate():
     table = synthetic_table(trial_std=0.2)
     assert fit_scaling_laws(table[table["domain"] == "medical"]).headline().terms == (
         "inverse_d",
         "log_sharpness",
     )
-    mixed = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
-    fits = fit_scaling_laws(mixed)
+    with_mixed_sizes = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
+    fits = fit_scaling_laws(with_mixed_sizes)
     assert fits.headline().terms == ("inverse_d", "is_medical")
     assert {"dimension", "exponent", "exponent_below_bound", "attacks_on_sharpness"} == {
         answer.question.key for answer in with_p_values(fits.answers)
     }
-    bare = fit_scaling_laws(table.assign(label_sharpness=np.nan))
-    assert bare.headline().terms == ("inverse_d", "is_medical")
+    without_k_f = fit_scaling_laws(table.assign(label_sharpness=np.nan))
+    assert without_k_f.headline().terms == ("inverse_d", "is_medical")
 
 
-def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answer():
+def test_exploratory_fits_are_made_only_on_request_and_change_no_answer():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2, models=("a", "b"))
-    asked, everything = fit_scaling_laws(table), explored(table)
-    assert asked.answers == everything.answers
-    assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
-    assert len(asked.fits) < len(everything.fits) / 1.3
-    assert everything.exponent(model="a").status == "ok"
+    standard = fit_scaling_laws(table)
+    explored = explore_fits(table)
+    assert standard.answers == explored.answers
+    assert set(map(repr, standard.fits)) <= set(map(repr, explored.fits))
+    assert len(standard.fits) < len(explored.fits) / 1.3
+    assert explored.exponent(model="a").status == "ok"
 
 
 def test_other_models_change_no_fit_of_one_model():
     table = synthetic_table(num_natural=3, num_medical=3, trial_std=0.3, models=("a", "b"))
-    alone, both = explored(table[table["model"] == "a"]), explored(table)
-    assert alone.headline("a") == both.headline("a")
-    assert alone.exponent("a") == both.exponent("a")
+    fits_of_one_model = explore_fits(table[table["model"] == "a"])
+    fits_of_two_models = explore_fits(table)
+    assert fits_of_one_model.headline("a") == fits_of_two_models.headline("a")
+    assert fits_of_one_model.exponent("a") == fits_of_two_models.exponent("a")
 
 
 def test_an_empty_table_gives_no_fit_and_no_error():
@@ -96,25 +94,34 @@ def test_an_empty_table_gives_no_fit_and_no_error():
     assert any("There is no medical dataset" in caveat for caveat in fits.caveats)
 
 
-def test_too_little_is_refused_in_words_with_what_is_needed():
-    three = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=1)).headline()
-    assert three.reason == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
-    assert (three.num_datasets, three.num_needed) == (3, 5)
-    one = explored(synthetic_table(num_natural=1, num_medical=0))
-    assert one.exponent().reason == "1 dataset with two train sizes and d_data, at least 3 needed"
+def test_too_few_datasets_are_refused_with_the_number_that_is_needed():
+    headline_of_three_datasets = fit_scaling_laws(
+        synthetic_table(num_natural=2, num_medical=1)
+    ).headline()
+    assert (
+        headline_of_three_datasets.reason
+        == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
+    )
+    assert (headline_of_three_datasets.num_datasets, headline_of_three_datasets.num_needed) == (
+        3,
+        5,
+    )
+    fits_of_one_dataset = explore_fits(synthetic_table(num_natural=1, num_medical=0))
+    reason = fits_of_one_dataset.exponent().reason
+    assert reason == "1 dataset with two train sizes and d_data, at least 3 needed"
 
 
-def test_few_datasets_are_said_in_words():
+def test_few_datasets_and_one_seed_are_caveats():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
         "There is only one model and seed. Another one could give other results.",
         "2 natural datasets are too few for a statement about natural datasets alone.",
     )
-    more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
-    assert fit_scaling_laws(more).caveats == ()
+    large_table = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
+    assert fit_scaling_laws(large_table).caveats == ()
 
 
-def test_datasets_of_one_origin_are_said_to_be_dependent():
+def test_datasets_of_one_origin_are_a_caveat_as_dependent():
     table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.1)
     origins = {
         "natural0": ImageOrigin(collection="handwritten digits"),
@@ -123,7 +130,7 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
         "medical1": ImageOrigin(cut_from="one slide"),
         "absent": ImageOrigin(collection="one brain"),
     }
-    plain = fit_scaling_laws(table)
+    fits_without_origins = fit_scaling_laws(table)
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
         "No medical dataset here has several patients, so no result is about patients.",
@@ -132,16 +139,16 @@ def test_datasets_of_one_origin_are_said_to_be_dependent():
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Intervals over the 5 datasets may be too narrow for other datasets.",
         "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide).",
-        *plain.caveats,
+        *fits_without_origins.caveats,
     )
-    assert fits.answers == plain.answers
+    assert fits.answers == fits_without_origins.answers
 
 
 def test_measures_equal_up_to_rounding_explain_nothing():
     table = synthetic_table(num_natural=5, trial_std=0.3).assign(
         d_data_mle=7.3, label_sharpness=0.1 + 0.2
     )
-    fits = explored(table)
+    fits = explore_fits(table)
     assert fits.headline().reason == (
         "1/d and the domain label vary too little, or only together, so their slopes are not "
         "identified"
@@ -150,8 +157,8 @@ def test_measures_equal_up_to_rounding_explain_nothing():
     assert sharpness.reason == "log K_F does not vary enough over these datasets"
 
 
-def test_nothing_to_fit_is_said_without_the_names_of_our_fits():
-    fits = explored(synthetic_table().assign(status="diverged"))
+def test_without_usable_trials_the_reason_names_the_model_only():
+    fits = explore_fits(synthetic_table().assign(status="diverged"))
     assert fits.exponent(model="resnet18").reason == "no usable trial of resnet18"
 
 
@@ -161,31 +168,37 @@ def test_datasets_without_a_measure_are_not_counted():
     assert fit_scaling_laws(table).headline().num_datasets == 11
 
 
-def test_unequal_channels_refuse_what_compares_sharpness_and_only_that():
-    fits = explored(published_table())
+def test_unequal_channels_refuse_only_fits_that_compare_sharpness():
+    fits = explore_fits(published_table())
     assert not fits.sharpness_scale.comparable
     assert "3 channels, range 255: cifar10, imagenet, svhn" in fits.sharpness_scale.note
     assert fits.exponent(model="resnet34").status == "ok"
-    few = synthetic_table(num_natural=3, num_medical=3, models=("a",))
-    few["sharpness_channels"] = np.where(few["domain"] == "medical", 1, 3)
-    assert {
-        (fit.status, fit.reason) for fit in fit_scaling_laws(few).fits if fit.kind == "attack"
-    } == {("refused", "K_F was measured on unequal scales")}
+    table = synthetic_table(num_natural=3, num_medical=3, models=("a",))
+    table["sharpness_channels"] = np.where(table["domain"] == "medical", 1, 3)
+    attack_fits = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
+    assert {(fit.status, fit.reason) for fit in attack_fits} == {
+        ("refused", "K_F was measured on unequal scales")
+    }
 
 
-def test_of_unequal_scales_attacks_are_told_from_the_datasets_of_one():
-    """By Pearson's r over the medical sets, in every order: one natural set says nothing."""
+def test_with_unequal_scales_attacks_are_fitted_over_datasets_of_one_scale():
+    """Compare with Pearson's r over the medical sets in every order.
+
+    The only natural set with this scale gives no relation.
+    """
     rows = published_table().dropna(subset=["fgsm_2_loss_gain"]).query("domain == 'medical'")
-    gain, sharpness = rows["fgsm_2_loss_gain"].to_numpy(), rows["label_sharpness"].to_numpy()
-    (found,) = (fit for fit in fit_scaling_laws(published_table()).attacks if fit.estimates)
-    r, orders = found.estimates[0], np.array([*permutations(gain)])
+    gain = rows["fgsm_2_loss_gain"].to_numpy()
+    sharpness = rows["label_sharpness"].to_numpy()
+    (fit,) = (fit for fit in fit_scaling_laws(published_table()).attacks if fit.estimates)
+    r = fit.estimates[0]
+    orders = np.array([*permutations(gain)])
     assert r.value == pytest.approx(np.corrcoef(gain, sharpness)[0, 1])
-    moved = (orders - gain.mean()) @ (sharpness - sharpness.mean())
-    assert r.resampled_p == pytest.approx(np.mean(moved >= moved[0] - 1e-9))
-    assert (found.num_datasets, found.variant) == (8, "224×224 pixels, 1 channel, range 255")
+    products = (orders - gain.mean()) @ (sharpness - sharpness.mean())
+    assert r.resampled_p == pytest.approx(np.mean(products >= products[0] - 1e-9))
+    assert (fit.num_datasets, fit.variant) == (8, "224×224 pixels, 1 channel, range 255")
 
 
-def test_an_unrecorded_scale_is_another_one():
+def test_an_unrecorded_scale_counts_as_a_different_scale():
     table = synthetic_table()
     table.loc[table["dataset"] == "natural0", "sharpness_channels"] = np.nan
     scale = fit_scaling_laws(table).sharpness_scale
@@ -193,21 +206,22 @@ def test_an_unrecorded_scale_is_another_one():
     assert "unrecorded channels" in scale.note
 
 
-def test_below_six_datasets_no_correlation_is_given_and_those_there_are_counted():
+def test_below_six_datasets_no_correlation_is_given_and_the_datasets_are_counted():
     """Fisher's z is not accurate for five datasets, and three datasets once gave r = 1."""
     for num in (1, 2, 4):
         table = synthetic_table(num_natural=num, num_medical=1, models=("a", "b"))
-        found = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
-        assert found
-        assert {(fit.status, fit.estimates) for fit in found} == {("not_enough_data", ())}
-        assert {fit.reason for fit in found} == {
+        attack_fits = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
+        assert attack_fits
+        assert {(fit.status, fit.estimates) for fit in attack_fits} == {("not_enough_data", ())}
+        assert {fit.reason for fit in attack_fits} == {
             f"{num + 1} datasets with K_F and attacks at equal N, at least 6 needed"
         }
-        assert not any(table.key == "attacks" for table in fit_tables(explored(table)))
+        table_keys = [fit_table.key for fit_table in fit_tables(explore_fits(table))]
+        assert "attacks" not in table_keys
 
 
 def test_k_f_is_compared_with_gains_at_equal_n():
-    """K_F grows with N: a dataset that has large N alone would have too high a mean."""
+    """K_F grows with N: a dataset that has only large N would have too high a mean."""
     table = synthetic_table(num_natural=6, num_medical=0, train_sizes=(250, 1000, 4000))
     sharpness = table.groupby("dataset")["label_sharpness"].transform("mean")
     grown = sharpness + 1e-4 * np.log(table["train_size"] / 250)
@@ -221,47 +235,49 @@ def test_k_f_is_compared_with_gains_at_equal_n():
 
 def test_a_loss_gain_that_never_varies_is_no_correlation():
     table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
-    found = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")
-    assert "same value everywhere" in found.reason
+    fit = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")
+    assert "same value everywhere" in fit.reason
 
 
 def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_number():
     fits = fit_scaling_laws(synthetic_table(trial_std=0.3, dataset_std=0.3))
-    headline_fit, exponent = fits.headline(), fits.exponent()
-    found = {answer.question.key: answer for answer in fits.answers}
+    headline_fit = fits.headline()
+    exponent = fits.exponent()
+    answers = {answer.question.key: answer for answer in fits.answers}
     sharpness = headline_fit.estimate("log_sharpness")
-    assert found["sharpness_beyond_label"].p_value == max(sharpness.p_value, sharpness.resampled_p)
-    assert found["exponent"].p_value == max(
+    assert answers["sharpness_beyond_label"].p_value == max(
+        sharpness.p_value, sharpness.resampled_p
+    )
+    assert answers["exponent"].p_value == max(
         exponent.estimates[0].p_value, exponent.estimates[0].resampled_p
     )
-    smallest = min(found.values(), key=lambda claim: claim.p_value)
+    smallest = min(answers.values(), key=lambda claim: claim.p_value)
     assert smallest.adjusted_p == pytest.approx(min(1, 5 * smallest.p_value))
     assert all(answer.is_decided == (answer.adjusted_p <= 0.05) for answer in fits.answers)
 
 
-def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
-    """Of an attack p is one-sided and the interval two-sided: both have to hold, wherever it is
-    said."""
+def test_an_answer_has_the_same_verdict_in_the_table_and_on_the_page():
+    """The p of an attack is one-sided and its interval two-sided: a verdict needs both."""
     k = np.random.default_rng(0).uniform(1, 2, (10, 7))
     gain = k + np.random.default_rng(1).normal(0, 0.6, k.shape)
-    parted = 0
+    num_disagreements = 0
     for sharpness, gained in zip(k, gain, strict=True):
         table = synthetic_table(num_natural=7, num_medical=0, train_sizes=(100,)).assign(
             label_sharpness=sharpness, fgsm_8_loss_gain=gained, d_data_mle=np.nan
         )
-        fits = fit_scaling_laws(
-            table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)])
-        )
-        claim, answer = fits.answer(ATTACKS), findings(fits)[3]
+        other_attacks = [name for name in table if re.match("fgsm_[124]_", name)]
+        fits = fit_scaling_laws(table.drop(columns=other_attacks))
+        claim = fits.answer(ATTACKS)
+        answer = findings(fits)[3]
         assert claim.verdict == answer.verdict
         assert ("of the loss gained with K_F" in str(answer_table(fits).rows)) == (
             claim is not None
         )
-        parted += claim.adjusted_p <= 0.05 and not claim.is_decided
-    assert parted
+        num_disagreements += claim.adjusted_p <= 0.05 and not claim.is_decided
+    assert num_disagreements, "no table here where p and interval disagree"
 
 
-def test_what_limits_the_whole_sweep_is_listed():
+def test_limits_of_the_whole_sweep_are_caveats():
     table = synthetic_table(num_natural=5, num_medical=0)
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
@@ -283,57 +299,58 @@ def test_the_exponent_is_shown_for_other_choices_of_d():
     table = table.assign(
         d_data_mle_k5=table["d_data_mle"] * 0.9, d_data_mle_k10=table["d_data_mle"] * 1.1
     )
-    fits = explored(table)
+    fits = explore_fits(table)
     exponent = fits.exponent().estimates[0].value
     # exponent · d is proportional to d.
     for variant, factor in (("5 neighbours", 0.9), ("10 neighbours", 1.1), ("TwoNN", 1.1)):
         assert fits.exponent(variant=variant).estimates[0].value == pytest.approx(factor * exponent)
-    bare = explored(table.drop(columns="d_data_mle_k5"))
-    assert bare.exponent(variant="5 neighbours").status == "not_enough_data"
-    assert not [
-        fit for fit in bare.fits if fit.variant == "5 neighbours"
-    ]  # not measured, so not asked
-    few = explored(
-        table.assign(d_data_twonn=table["d_data_twonn"].where(table["dataset"] == "natural0"))
-    )
-    found = few.exponent(variant="TwoNN").reason
-    assert found == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
+    fits_without_k5 = explore_fits(table.drop(columns="d_data_mle_k5"))
+    assert fits_without_k5.exponent(variant="5 neighbours").status == "not_enough_data"
+    # d by 5 neighbours was not measured, so the list of fits has none for it.
+    assert "5 neighbours" not in [fit.variant for fit in fits_without_k5.fits]
+    twonn_of_one = table["d_data_twonn"].where(table["dataset"] == "natural0")
+    fits_of_one_twonn = explore_fits(table.assign(d_data_twonn=twonn_of_one))
+    reason = fits_of_one_twonn.exponent(variant="TwoNN").reason
+    assert reason == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
 
 
 def test_refusals_are_one_line_and_never_rows():
     table = synthetic_table(num_natural=2, num_medical=1, trial_std=0.1)
-    fits = explored(table)
+    fits = explore_fits(table)
     refused = [fit for fit in fits.fits if fit.status != "ok"]
     line = not_fitted(fits)
     assert line.startswith(f"Not fitted: {len(refused)} questions: ")
     assert "\n" not in line
-    rows = [cell for table in fit_tables(fits) for row in table.rows for cell in row]
-    assert not any(fit.reason in cell for fit in refused for cell in rows)
+    rows = [row for fit_table in fit_tables(fits) for row in fit_table.rows]
+    cells = [cell for row in rows for cell in row]
+    assert not any(fit.reason in cell for fit in refused for cell in cells)
 
 
 # Chance level
 
 
-def bent(table):
-    """The same table, its losses bent so that none passes the chance loss."""
+def limit_to_chance_loss(table):
+    """Return the table with losses flattened so that none is above the chance loss."""
     return table.assign(test_loss=np.log(2) * np.tanh(table["test_loss"] / np.log(2)))
 
 
-def test_every_count_of_chance_level_is_the_same_one():
-    """One page used to say "4 of 24" and "5 of 24" of the same points."""
+def test_every_count_of_points_at_chance_level_is_equal():
+    """One page once had "4 of 24" and "5 of 24" for the same points."""
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
-    held = bent(table.assign(test_loss=table["test_loss"] * 2, test_accuracy=0.5))
-    held.loc[held.index[:2], "test_loss"] = 0.9
-    num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
-    fits = explored(held)
-    assert fits.num_at_chance_level == num
+    limited = limit_to_chance_loss(
+        table.assign(test_loss=table["test_loss"] * 2, test_accuracy=0.5)
+    )
+    limited.loc[limited.index[:2], "test_loss"] = 0.9
+    num_at_chance = int((limited["test_loss"] >= 0.8 * np.log(2)).sum())
+    fits = explore_fits(limited)
+    assert fits.num_at_chance_level == num_at_chance
     assert fits.caveats[1:3] == (
-        f"In {num} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
+        f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
         "for two classes).",
-        f"{num} of these hardly separate the classes, so they are at chance level.",
+        f"{num_at_chance} of these hardly separate the classes, so they are at chance level.",
     )
     reason = (
-        f"the losses of {num} of 36 points are at chance level, which flattens slopes by an "
+        f"the losses of {num_at_chance} of 36 points are at chance level, which flattens slopes by an "
         "unknown amount"
     )
     for fit in (fits.headline(), fits.height("is_medical")):
@@ -341,28 +358,34 @@ def test_every_count_of_chance_level_is_the_same_one():
     assert fits.answer(SHARPNESS).verdict == "not testable"
 
 
-def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
-    """Losses of 0.5 to 0.72 are next to nothing of two classes, and much of ten."""
+def test_chance_level_depends_on_the_number_of_classes():
+    """Losses of 0.5 to 0.72 are near chance level for two classes, and far below it for ten."""
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1).assign(test_accuracy=0.1)
-    low = table["test_loss"].rank() / len(table)
-    two, ten = (
-        fit_scaling_laws(table.assign(test_loss=0.5 + 0.22 * low, num_classes=n)) for n in (2, 10)
+    ranks = table["test_loss"].rank() / len(table)
+    low = table.assign(test_loss=0.5 + 0.22 * ranks)
+    fits_of_two_classes = fit_scaling_laws(low.assign(num_classes=2))
+    fits_of_ten_classes = fit_scaling_laws(low.assign(num_classes=10))
+    assert (fits_of_two_classes.num_at_chance_level, fits_of_two_classes.headline().status) == (
+        28,
+        "refused",
     )
-    assert (two.num_at_chance_level, two.headline().status) == (28, "refused")
-    assert (ten.num_at_chance_level, ten.headline().status) == (0, "ok")
-    assert ["chance" in str(row) for row in seen_table(ten).rows] == [False] * 12
-    beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
-    assert "the loss is at least 80% of the loss of guessing" in beyond.caveats[-2]
-    assert "they are at chance level" in beyond.caveats[-1]
+    assert (fits_of_ten_classes.num_at_chance_level, fits_of_ten_classes.headline().status) == (
+        0,
+        "ok",
+    )
+    assert ["chance" in str(row) for row in seen_table(fits_of_ten_classes).rows] == [False] * 12
+    fits_of_high_losses = fit_scaling_laws(table.assign(test_loss=2.5 * ranks, num_classes=10))
+    assert "the loss is at least 80% of the loss of guessing" in fits_of_high_losses.caveats[-2]
+    assert "they are at chance level" in fits_of_high_losses.caveats[-1]
 
 
-def test_pairs_of_a_dataset_weigh_as_one_where_a_ceiling_is_judged():
+def test_all_pairs_of_a_dataset_count_as_one_point_of_a_ceiling():
     pairs = synthetic_table(
         num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,)
     )
     single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
-    other = synthetic_table(num_natural=0, num_medical=2, train_sizes=(500,)).iloc[1:]
-    at_chance = pd.concat([single, other]).assign(test_loss=0.69, test_accuracy=0.5)
+    two_sizes = synthetic_table(num_natural=0, num_medical=2, train_sizes=(500,)).iloc[1:]
+    at_chance = pd.concat([single, two_sizes]).assign(test_loss=0.69, test_accuracy=0.5)
     points = prepare(pd.concat([pairs.assign(test_loss=0.01), at_chance])).points
     assert why_flattened(points) == (
         "the losses of 2 of 4 points are at chance level, which flattens slopes by an unknown "
@@ -370,7 +393,7 @@ def test_pairs_of_a_dataset_weigh_as_one_where_a_ceiling_is_judged():
     )
 
 
-def test_losses_that_pass_chance_level_freely_are_not_held_down_by_it():
+def test_losses_that_rise_above_chance_level_show_no_ceiling_effect():
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=1.0, trial_std=0.3)
     table = table.assign(test_loss=table["test_loss"] * 2, test_accuracy=0.5)
     fits = fit_scaling_laws(table)
@@ -379,8 +402,8 @@ def test_losses_that_pass_chance_level_freely_are_not_held_down_by_it():
     assert fits.exponent().num_at_chance == 0
 
 
-def test_one_point_at_chance_level_blanks_no_question():
-    """Of eight points one is 12 %, more than the tenth that makes a ceiling of several."""
+def test_one_point_at_chance_level_refuses_no_fit():
+    """One of eight points is 12 %. A ceiling needs several points and more than a tenth of them."""
     table = synthetic_table(num_natural=4, num_medical=4, train_sizes=(500,), trial_std=0.2)
     table["test_loss"] /= 10
     table["test_accuracy"] = 0.9
@@ -403,7 +426,7 @@ def test_one_point_at_chance_level_blanks_no_question():
         (0.6, np.nan, 0.85, True, ""),
     ],
 )
-def test_a_high_loss_of_a_network_that_learned_is_told_from_chance_level(
+def test_a_high_loss_of_a_network_that_learned_is_not_called_chance_level(
     loss, accuracy, auc, has_learned, mark
 ):
     """A network that is right and confident in 70 % of the images has a loss of 0.611."""
@@ -421,11 +444,11 @@ def test_a_high_loss_of_a_network_that_learned_is_told_from_chance_level(
 
 @pytest.mark.parametrize(("num_classes", "accuracy"), [(2, 0.7), (4, 0.55), (10, 0.5)])
 def test_over_confident_is_a_loss_above_that_of_a_calibrated_network(num_classes, accuracy):
-    other = (1 - accuracy) / (num_classes - 1)
-    calibrated = -accuracy * np.log(accuracy) - (1 - accuracy) * np.log(other)
+    probability_of_other_class = (1 - accuracy) / (num_classes - 1)
+    calibrated = -accuracy * np.log(accuracy) - (1 - accuracy) * np.log(probability_of_other_class)
     assert calibrated >= 0.8 * np.log(num_classes) or num_classes == 10
-    above = max(calibrated, 0.8 * np.log(num_classes)) + 0.01
-    assert is_over_confident(above, num_classes, accuracy=accuracy)
+    high_loss = max(calibrated, 0.8 * np.log(num_classes)) + 0.01
+    assert is_over_confident(high_loss, num_classes, accuracy=accuracy)
     assert not is_over_confident(calibrated - 0.01, num_classes, accuracy=accuracy)
 
 
@@ -437,30 +460,32 @@ def test_curves_that_are_flat_only_at_chance_level_have_no_exponent():
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
 
     def exponent_of(exponent, start=1.0):
-        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of
-        the chance loss."""
+        """Fit losses that fall as N^(-exponent / d) from N = 100.
+
+        Up to N = 100 they are ``start`` times the chance loss.
+        """
         fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
         losses = start * np.log(2) * np.exp(noise - fall)
         rows = table.assign(d_data_mle=d, test_loss=losses, test_accuracy=np.nan)
         return fit_scaling_laws(rows).exponent()
 
-    near = exponent_of(1.2)
-    assert near.reason == (
+    fit_near_chance = exponent_of(1.2)
+    assert fit_near_chance.reason == (
         "0 datasets with two train sizes and d_data whose losses are clear of chance level, at "
         "least 3 needed"
     )
-    assert (near.num_curves, near.num_at_chance) == (12, 12)
-    late = exponent_of(12.0)
-    assert late.estimates[0].value == pytest.approx(12, abs=0.1)
-    assert late.num_points == (12 - late.num_at_chance) * 3
+    assert (fit_near_chance.num_curves, fit_near_chance.num_at_chance) == (12, 12)
+    fit_of_late_fall = exponent_of(12.0)
+    assert fit_of_late_fall.estimates[0].value == pytest.approx(12, abs=0.1)
+    assert fit_of_late_fall.num_points == (12 - fit_of_late_fall.num_at_chance) * 3
 
 
 @pytest.mark.filterwarnings("error")
 def test_losses_that_are_all_the_same_give_no_slope_and_no_interval():
     table = synthetic_table().assign(test_loss=0.3, test_accuracy=0.8)
-    fits = explored(table)
-    of_losses = [fit for fit in fits.fits if fit.kind in ("headline", "height", "exponent")]
-    assert {fit.status for fit in of_losses} == {"not_enough_data"}
+    fits = explore_fits(table)
+    fits_of_losses = [fit for fit in fits.fits if fit.kind in ("headline", "height", "exponent")]
+    assert {fit.status for fit in fits_of_losses} == {"not_enough_data"}
     assert fits.exponent().reason == "the losses are the same at every N"
 
 
@@ -472,26 +497,25 @@ def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height(
     assert fits.height("is_medical").status == "ok"
 
 
-def test_datasets_that_share_no_cell_are_not_compared():
+def test_datasets_without_a_common_condition_are_not_compared():
     table = synthetic_table(num_natural=6, num_medical=0, trial_std=0.2)
     modes = np.where(np.arange(len(table)) % 2 == 0, "corrected", "as_released")
-    assert "share no model, train size and data mode" in (
-        fit_scaling_laws(table.assign(data_mode=modes)).headline().reason
-    )
+    reason = fit_scaling_laws(table.assign(data_mode=modes)).headline().reason
+    assert "share no model, train size and data mode" in reason
 
 
-def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
+def test_a_tracker_gets_best_losses_and_claims_under_valid_names():
     table = synthetic_table()
     fits = fit_scaling_laws(table)
-    found = headline(table, fits)
+    metrics = headline(table, fits)
     for name in table["dataset"].unique():
-        assert found[f"best_test_loss/{name}"] == min(
+        assert metrics[f"best_test_loss/{name}"] == min(
             table.loc[table["dataset"] == name, "test_loss"]
         )
     answers = [*with_p_values(fits.answers)]
     for answer in answers:
-        assert found[f"claim/{answer.question.key}/adjusted_p"] == answer.adjusted_p
-    assert len(found) == table["dataset"].nunique() + 2 * len(answers)
-    for name in found:
+        assert metrics[f"claim/{answer.question.key}/adjusted_p"] == answer.adjusted_p
+    assert len(metrics) == table["dataset"].nunique() + 2 * len(answers)
+    for name in metrics:
         _validate_metric_name(name)
     assert WORDS["inverse_d"] == "1/d"

@@ -26,5 +26,5 @@ def test_a_table_is_a_tabular_with_caption_and_label():
         ("d ≲ 3", r"d $\lesssim$ 3"),
     ],
 )
-def test_what_latex_would_read_as_its_own_is_escaped(text, expected):
+def test_special_characters_of_latex_are_escaped(text, expected):
     assert escape(text) == expected

@@ -1,4 +1,4 @@
-"""One learning curve extrapolated: formulas, calibration on drawn curves, and what a user asks."""
+"""Test the extrapolation of one learning curve: formulas, calibration on drawn curves, answers."""
 
 import re
 from dataclasses import replace
@@ -29,10 +29,10 @@ EXACT = CurvePrior(
     noise_by_level=0.0,
     log_misfit=-4.0,
 )
-"""A prior of curves that hardly scatter."""
+"""Prior of curves that hardly scatter."""
 
 
-def points(sizes, scores, **fields):
+def curve_points(sizes, scores, **fields):
     return [
         CurvePoint(train_size=size, score=float(score), **fields)
         for size, score in zip(sizes, scores, strict=True)
@@ -40,14 +40,14 @@ def points(sizes, scores, **fields):
 
 
 def floored_losses(sizes, rate=0.5, floor=0.1):
-    """Losses of a curve whose largest size has loss 0.4."""
+    """Return losses of a curve with a floor; the largest size has loss 0.4."""
     sizes = np.array(sizes, dtype=float)
     return 0.4 * (floor + (1 - floor) * (sizes / sizes[-1]) ** -rate)
 
 
-def test_a_curve_without_scatter_is_continued_by_its_own_formula():
+def test_a_curve_without_scatter_is_continued_by_its_formula():
     sizes = [50, 100, 200, 400, 800]
-    curve = LearningCurve(points(sizes, floored_losses(sizes)), "loss", EXACT)
+    curve = LearningCurve(curve_points(sizes, floored_losses(sizes)), "loss", EXACT)
     truth = 0.4 * (0.1 + 0.9 * 4**-0.5)
     assert curve.score_at(3200).value == pytest.approx(truth, rel=0.04)
     assert curve.rate.value == pytest.approx(0.45, abs=0.03)
@@ -55,51 +55,54 @@ def test_a_curve_without_scatter_is_continued_by_its_own_formula():
     assert curve.size_for(0.3, assurance=0.5) == pytest.approx(exact_size, rel=0.03)
 
 
-def test_intervals_hold_nine_in_ten_curves_drawn_from_their_prior():
+def test_intervals_cover_nine_in_ten_curves_drawn_from_their_prior():
     generator = np.random.default_rng(7)
     prior = replace(EXACT, log_noise=-1.5, log_misfit=-6.0)
     sizes = np.array([40.0, 80.0, 160.0, 320.0])
-    held = 0
+    num_covering = 0
     num_curves = 200
     for _ in range(num_curves):
         rate = np.exp(generator.normal(prior.log_rate_mean, prior.log_rate_sd))
         floor = 1 / (1 + np.exp(-generator.normal(prior.logit_floor_mean, prior.logit_floor_sd)))
         log_losses = np.log(floor + (1 - floor) * (sizes / sizes[2]) ** -rate)
         log_losses += generator.normal(0, np.exp(prior.log_noise), len(sizes))
-        curve = LearningCurve(points(sizes[:3], np.exp(log_losses[:3])), "loss", prior)
+        curve = LearningCurve(curve_points(sizes[:3], np.exp(log_losses[:3])), "loss", prior)
         estimate = curve.score_at(sizes[3])
-        held += estimate.low <= np.exp(log_losses[3]) <= estimate.high
-    # The binomial 99.9 % range of 200 at 90 % to 95 %: the prior of scales is a little too wide.
-    assert 0.83 < held / num_curves < 0.985
+        num_covering += estimate.low <= np.exp(log_losses[3]) <= estimate.high
+    # The binomial 99.9 % range of 200 draws at 90 % to 95 %: the prior of scales is a little wide.
+    assert 0.83 < num_covering / num_curves < 0.985
 
 
 def test_more_assurance_needs_more_images_and_a_met_target_needs_none():
-    curve = LearningCurve(points([50, 100, 200], [0.6, 0.5, 0.42]), "loss")
-    even, sure = curve.size_for(0.36, assurance=0.5), curve.size_for(0.36, assurance=0.8)
-    assert 200 < even < sure
+    curve = LearningCurve(curve_points([50, 100, 200], [0.6, 0.5, 0.42]), "loss")
+    size_at_50_percent = curve.size_for(0.36, assurance=0.5)
+    size_at_80_percent = curve.size_for(0.36, assurance=0.8)
+    assert 200 < size_at_50_percent < size_at_80_percent
     assert curve.size_for(2.0) == 50
     assert curve.size_for(1e-6) == float("inf")
 
 
 def test_rising_scores_are_their_errors_mirrored():
-    sizes, accuracies = [60, 120, 240], [0.7, 0.78, 0.83]
-    by_accuracy = LearningCurve(points(sizes, accuracies, num_test_images=200), "accuracy")
-    errors = [1 - accuracy for accuracy in accuracies]
-    by_error = LearningCurve(points(sizes, errors, num_test_images=200), "error")
-    up, down = by_accuracy.score_at(480), by_error.score_at(480)
-    assert [up.value, up.low, up.high] == pytest.approx(
-        [1 - down.value, 1 - down.high, 1 - down.low]
+    sizes = [60, 120, 240]
+    accuracies = [0.7, 0.78, 0.83]
+    by_accuracy = LearningCurve(curve_points(sizes, accuracies, num_test_images=200), "accuracy")
+    errors = [1 - score for score in accuracies]
+    by_error = LearningCurve(curve_points(sizes, errors, num_test_images=200), "error")
+    accuracy = by_accuracy.score_at(480)
+    error = by_error.score_at(480)
+    assert [accuracy.value, accuracy.low, accuracy.high] == pytest.approx(
+        [1 - error.value, 1 - error.high, 1 - error.low]
     )
     assert by_accuracy.size_for(0.88) == by_error.size_for(1 - 0.88)
 
 
 def test_a_small_test_set_makes_the_interval_wider():
-    few, many = (
-        LearningCurve(points([60, 120, 240], [0.3, 0.22, 0.17], num_test_images=num), "error")
-        for num in (30, 3000)
-    )
-    widths = [estimate.high - estimate.low for estimate in (few.score_at(480), many.score_at(480))]
-    assert widths[0] > widths[1]
+    widths = {}
+    for num_test_images in (30, 3000):
+        points = curve_points([60, 120, 240], [0.3, 0.22, 0.17], num_test_images=num_test_images)
+        estimate = LearningCurve(points, "error").score_at(480)
+        widths[num_test_images] = estimate.high - estimate.low
+    assert widths[30] > widths[3000]
 
 
 @pytest.mark.parametrize(
@@ -110,51 +113,55 @@ def test_a_nearly_perfect_score_is_not_printed_as_perfect(score, text):
 
 
 def test_a_perfect_score_is_no_infinite_improvement():
-    curve = LearningCurve(points([60, 120, 240], [0.9, 0.97, 1.0], num_test_images=100), "accuracy")
+    points = curve_points([60, 120, 240], [0.9, 0.97, 1.0], num_test_images=100)
+    curve = LearningCurve(points, "accuracy")
     assert curve.score_at(480).low > 0.8
     assert np.isfinite(curve.score_at(480).value)
 
 
 def test_a_flat_curve_is_called_flat_and_a_steep_one_is_not():
     sizes = [100, 200, 400, 800, 1600]
-    flat = LearningCurve(points(sizes, [0.5, 0.5, 0.5, 0.5, 0.5]), "loss", EXACT)
-    steep = LearningCurve(points(sizes, floored_losses(sizes, rate=0.9, floor=0.0)), "loss", EXACT)
+    flat = LearningCurve(curve_points(sizes, [0.5, 0.5, 0.5, 0.5, 0.5]), "loss", EXACT)
+    steep_losses = floored_losses(sizes, rate=0.9, floor=0.0)
+    steep = LearningCurve(curve_points(sizes, steep_losses), "loss", EXACT)
     assert flat.probability_flat > 0.9
     assert steep.probability_flat < 0.1
 
 
 def test_trainings_of_one_size_are_averaged_with_their_number():
-    merged = merged_by_size(points([80, 40, 80], [0.4, 0.6, 0.2]))
+    merged = merged_by_size(curve_points([80, 40, 80], [0.4, 0.6, 0.2]))
     assert [(point.train_size, point.num_trainings) for point in merged] == [(40, 1), (80, 2)]
     assert merged[1].score == pytest.approx(0.3)
 
 
-def test_one_size_is_too_few():
+def test_a_curve_of_one_train_size_is_refused():
     with pytest.raises(
         DataError,
         match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 sizes or more",
     ):
-        answer(points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
+        answer(curve_points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
 
 
-def test_an_answer_says_the_score_the_shape_and_the_images():
+def test_an_answer_has_the_score_the_shape_and_the_images():
     question = CurveQuestion(metric="accuracy", target=0.79, assurance=0.7, test_size=240)
-    found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
-    text = " ".join(found.lines())
+    curve_answer = answer(
+        curve_points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question
+    )
+    text = " ".join(curve_answer.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
     assert "With 1,680 images expect an accuracy of 0.7" in text
     assert "The median estimate is" in text
-    document = found.to_json()
+    document = curve_answer.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
     assert 0.8 < document["probability_reachable"] <= 1
 
 
-def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
+def test_a_target_beyond_the_range_gets_advice_instead_of_a_number():
     question = CurveQuestion(target=0.01)
-    found = answer(points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
-    assert found.to_json()["needed_train_size"] is None
-    assert "even 12,800 images reach it only with a probability of" in found.lines()[-1]
-    assert "Choose an easier target or another network." in found.lines()[-1]
+    curve_answer = answer(curve_points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
+    assert curve_answer.to_json()["needed_train_size"] is None
+    assert "even 12,800 images reach it only with a probability of" in curve_answer.lines()[-1]
+    assert "Choose an easier target or another network." in curve_answer.lines()[-1]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -168,16 +175,17 @@ def test_an_example_of_a_target_is_better_than_every_measured_score(metric):
         assert 0.76 < target < 1
     else:
         assert 0 < target < 0.6
-    # Twice the images of a falling accuracy are expected to do no better than the best so far.
+    # The accuracy falls with more images: twice as many are expected to give no better score.
     falling = table.assign(accuracy=[0.95, 0.7, 0.6], loss=[0.2, 0.9, 1.2])
     assert answers(falling, CurveQuestion(metric)).example_target() is None
 
 
 def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
+    points = curve_points([100, 200, 400], [0.9, 0.8, 0.7])
     with pytest.raises(
         ConfigError, match=r"12,800 images .*, not to 100,000\. Train with 6,250 images"
     ):
-        answer(points([100, 200, 400], [0.9, 0.8, 0.7]), "net", CurveQuestion(train_size=100_000))
+        answer(points, "net", CurveQuestion(train_size=100_000))
 
 
 @pytest.mark.parametrize(
@@ -191,12 +199,12 @@ def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
         ),
     ],
 )
-def test_a_question_that_is_none_is_refused(fields, reason):
+def test_an_impossible_question_is_refused(fields, reason):
     with pytest.raises(ConfigError, match=reason):
         CurveQuestion(**fields)
 
 
-def test_a_table_has_a_curve_per_network_and_pair():
+def test_a_table_has_a_curve_for_each_network_and_pair():
     table = pd.DataFrame(
         {
             "train_size": [50, 100, 50, 100, 50, 100],
@@ -205,19 +213,19 @@ def test_a_table_has_a_curve_per_network_and_pair():
             "class_pair": ["0-1", "0-1", "0-1", "0-1", "0-2", "0-2"],
         }
     )
-    whole = table.iloc[:4]
-    assert [curve.name for curve in answers(whole, CurveQuestion()).curves] == ["a", "b"]
+    one_pair = table.iloc[:4]
+    assert [curve.name for curve in answers(one_pair, CurveQuestion()).curves] == ["a", "b"]
     report = answers(table, CurveQuestion())
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
     assert report.remarks[0] == "Left out: 1 of 6 rows (no test loss)."
     assert "a 0-2: The learning curve has 1 train size" in report.remarks[1]
-    (only,) = answers(whole, CurveQuestion(), "b").curves
-    assert (only.name, only.num_siblings) == ("b", 1)
+    (curve_of_b,) = answers(one_pair, CurveQuestion(), "b").curves
+    assert (curve_of_b.name, curve_of_b.num_siblings) == ("b", 1)
     with pytest.raises(ConfigError, match=r"model .*'c'"):
-        answers(whole, CurveQuestion(), "c")
+        answers(one_pair, CurveQuestion(), "c")
 
 
-def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
+def test_a_spreadsheet_file_is_read_and_a_missing_column_is_named(tmp_path):
     file = tmp_path / "curve.csv"
     file.write_text(" N ;Accuracy\n50;0,7\n100;0,8\n", encoding="utf-8")
     table = read_curve(file)
@@ -233,8 +241,8 @@ def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
         metric_of(pd.DataFrame({"train_size": [1]}))
 
 
-def ask(file):
-    """Ask a file for its first score, as a user does without options."""
+def answers_of_file(file):
+    """Return the answers for the first score column of a file, as without options."""
     table = read_curve(file)
     return answers(table, CurveQuestion(metric_of(table)))
 
@@ -275,14 +283,14 @@ def ask(file):
         ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column with the name accuracy"),
     ],
 )
-def test_a_table_with_a_mistake_is_refused_by_its_line(text, reason, tmp_path):
+def test_a_table_with_a_mistake_is_refused_with_its_line(text, reason, tmp_path):
     file = tmp_path / "curve.csv"
     file.write_text(text, encoding="utf-8")
     with pytest.raises((DataError, ConfigError), match=reason):
-        ask(file)
+        answers_of_file(file)
 
 
-def test_a_file_that_is_none_is_refused_in_plain_words(tmp_path):
+def test_a_path_that_is_no_readable_csv_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.csv cannot be read as a CSV file"):
         read_curve(tmp_path / "absent.csv")
     with pytest.raises(ConfigError, match="is a folder, not a CSV file"):
@@ -295,33 +303,31 @@ def test_a_file_that_is_none_is_refused_in_plain_words(tmp_path):
 
 def test_seeds_that_scatter_widely_make_the_interval_wider():
     sizes = [100, 100, 100, 200, 200, 200, 400, 400, 400]
-    calm = [0.30, 0.301, 0.299, 0.24, 0.241, 0.239, 0.2, 0.201, 0.199]
-    wild = [0.15, 0.3, 0.6, 0.12, 0.24, 0.48, 0.1, 0.2, 0.4]
-    spans = []
-    for errors in (calm, wild):
-        estimate = LearningCurve(points(sizes, errors), "error").score_at(800)
-        spans.append(np.log(estimate.high / estimate.low))
-    assert spans[1] > 1.5 * spans[0]
+    close_errors = [0.30, 0.301, 0.299, 0.24, 0.241, 0.239, 0.2, 0.201, 0.199]
+    scattered_errors = [0.15, 0.3, 0.6, 0.12, 0.24, 0.48, 0.1, 0.2, 0.4]
+    log_widths = []
+    for errors in (close_errors, scattered_errors):
+        estimate = LearningCurve(curve_points(sizes, errors), "error").score_at(800)
+        log_widths.append(np.log(estimate.high / estimate.low))
+    assert log_widths[1] > 1.5 * log_widths[0]
 
 
-def test_scores_that_do_not_improve_are_said_to():
-    found = answer(points([100, 200, 400], [0.5, 0.52, 0.55]), "net", CurveQuestion())
-    assert found.lines()[1].startswith(
+def test_scores_that_do_not_improve_get_a_remark():
+    worse = answer(curve_points([100, 200, 400], [0.5, 0.52, 0.55]), "net", CurveQuestion())
+    assert worse.lines()[1].startswith(
         "  Your test loss gets worse with more images: 0.5 at 100, 0.55 at 400 images. Check the "
     )
-    same = answer(points([100, 200, 400], [0.5, 0.4, 0.5]), "net", CurveQuestion())
-    assert "Your test loss stays the same with more images" in same.lines()[1]
+    unchanged = answer(curve_points([100, 200, 400], [0.5, 0.4, 0.5]), "net", CurveQuestion())
+    assert "Your test loss stays the same with more images" in unchanged.lines()[1]
 
 
-def test_a_target_that_is_met_already_asks_for_no_more():
+def test_a_target_that_is_already_met_needs_no_more_images():
     question = CurveQuestion(target=0.9)
-    found = answer(points([100, 200, 400], [0.5, 0.4, 0.3]), "net", question)
-    probability = found.images.probability_at_smallest
+    curve_answer = answer(curve_points([100, 200, 400], [0.5, 0.4, 0.3]), "net", question)
+    probability = curve_answer.images.probability_at_smallest
     assert probability >= 0.8
-    assert (
-        f"at most 100 images are needed, with a probability of {probability:.0%}"
-        in found.lines()[-1]
-    )
+    conclusion = f"at most 100 images are needed, with a probability of {probability:.0%}"
+    assert conclusion in curve_answer.lines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -333,21 +339,21 @@ def test_a_target_that_is_met_already_asks_for_no_more():
         ({"test_size": 1}, "test_size is 1, but a test set has at least 2 images"),
     ],
 )
-def test_an_option_that_is_none_is_refused(fields, reason):
+def test_an_invalid_option_is_refused(fields, reason):
     with pytest.raises(ConfigError, match=reason):
         CurveQuestion(**fields)
 
 
-def test_the_shipped_prior_says_where_it_comes_from():
+def test_the_shipped_prior_names_its_sources():
     assert set(shipped_prior("loss").sources) >= {"MNIST", "UCI digits", "published"}
     assert shipped_prior("auroc") == shipped_prior("accuracy")
 
 
-def csv(tmp_path, text):
-    """Write a file of results and ask it for its first score."""
+def answers_of_csv(tmp_path, text):
+    """Write a file of results and return the answers for its first score column."""
     file = tmp_path / "curve.csv"
     file.write_text(text, encoding="utf-8")
-    return ask(file)
+    return answers_of_file(file)
 
 
 @pytest.mark.parametrize(
@@ -367,11 +373,11 @@ def csv(tmp_path, text):
 )
 def test_a_point_between_thousands_is_never_read_as_a_decimal_point(text, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
-        csv(tmp_path, text)
+        answers_of_csv(tmp_path, text)
 
 
-def test_a_decimal_point_in_a_semicolon_file_is_one(tmp_path):
-    report = csv(tmp_path, "N;accuracy\n500;0.700\n1000;0.8\n")
+def test_a_point_in_a_semicolon_file_may_be_a_decimal_point(tmp_path):
+    report = answers_of_csv(tmp_path, "N;accuracy\n500;0.700\n1000;0.8\n")
     assert [point.score for point in report.curves[0].points] == [0.7, 0.8]
 
 
@@ -394,12 +400,12 @@ def test_a_decimal_point_in_a_semicolon_file_is_one(tmp_path):
 )
 def test_rows_that_contradict_each_other_are_refused(text, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
-        csv(tmp_path, text)
+        answers_of_csv(tmp_path, text)
 
 
 def test_a_repeated_row_counts_once(tmp_path):
     rows = "train_size,test_loss,seed\n50,0.7,0\n50,0.7,0\n50,0.6,1\n100,0.5,0\n"
-    report = csv(tmp_path, rows)
+    report = answers_of_csv(tmp_path, rows)
     assert [point.num_trainings for point in report.curves[0].points] == [2, 1]
     assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If they are")
 
@@ -420,23 +426,25 @@ def test_a_repeated_row_counts_once(tmp_path):
     ],
 )
 def test_a_curve_at_chance_level_promises_no_gain(text, level, tmp_path):
-    (found,) = csv(tmp_path, text).curves
-    assert level in found.lines()[1]
-    assert "these results cannot show whether more images would help." in found.lines()[1]
-    mean = np.mean([point.score for point in found.points])
-    assert found.score.value == pytest.approx(mean)
-    assert found.score.low <= mean <= found.score.high
-    document = found.to_json()
+    (curve_answer,) = answers_of_csv(tmp_path, text).curves
+    assert level in curve_answer.lines()[1]
+    assert "these results cannot show whether more images would help." in curve_answer.lines()[1]
+    mean = np.mean([point.score for point in curve_answer.points])
+    assert curve_answer.score.value == pytest.approx(mean)
+    assert curve_answer.score.low <= mean <= curve_answer.score.high
+    document = curve_answer.to_json()
     assert document["at_chance_level"]
     assert document["needed_train_size"] is None
 
 
 def test_a_curve_that_crosses_one_half_is_not_taken_for_two_classes(tmp_path):
-    (found,) = csv(tmp_path, "train_size,accuracy\n50,0.3\n100,0.5\n200,0.62\n").curves
-    assert found.chance is None
+    (curve_answer,) = answers_of_csv(
+        tmp_path, "train_size,accuracy\n50,0.3\n100,0.5\n200,0.62\n"
+    ).curves
+    assert curve_answer.chance is None
 
 
-def test_losses_at_chance_level_of_a_network_that_learned_make_no_ceiling():
+def test_high_losses_of_a_network_that_learned_are_not_chance_level():
     table = pd.DataFrame(
         {
             "train_size": [100, 200, 400],
@@ -450,56 +458,62 @@ def test_losses_at_chance_level_of_a_network_that_learned_make_no_ceiling():
     assert "The network gives wrong probabilities" in report.remarks[0]
 
 
-def test_networks_on_the_same_images_inform_each_other():
+def test_other_networks_on_the_same_images_inform_a_curve():
     sizes = [100, 200, 400]
     prior = replace(EXACT, log_noise=-1.0, rate_sharing=0.9, floor_sharing=0.9)
-    steep = [points(sizes, floored_losses(sizes, rate=1.2, floor=0.0)) for _ in range(4)]
-    pilot = points(sizes, [0.5, 0.42, 0.36])
+    steep = [curve_points(sizes, floored_losses(sizes, rate=1.2, floor=0.0)) for _ in range(4)]
+    pilot = curve_points(sizes, [0.5, 0.42, 0.36])
     alone = LearningCurve(pilot, "loss", prior)
-    together = LearningCurve(pilot, "loss", prior, siblings=steep)
-    assert together.score_at(800).value < alone.score_at(800).value
-    # Without a common part, other networks say nothing.
+    with_siblings = LearningCurve(pilot, "loss", prior, siblings=steep)
+    assert with_siblings.score_at(800).value < alone.score_at(800).value
+    # Without a common part, other networks change nothing.
     unrelated = replace(prior, rate_sharing=0.0, floor_sharing=0.0)
-    apart = LearningCurve(pilot, "loss", unrelated, siblings=steep).score_at(800)
-    assert apart.value == pytest.approx(LearningCurve(pilot, "loss", unrelated).score_at(800).value)
+    unrelated_estimate = LearningCurve(pilot, "loss", unrelated, siblings=steep).score_at(800)
+    without_siblings = LearningCurve(pilot, "loss", unrelated).score_at(800)
+    assert unrelated_estimate.value == pytest.approx(without_siblings.value)
 
 
 def test_aurocs_scatter_as_the_ranks_of_drawn_scores_do():
     generator = np.random.default_rng(2)
-    positives, negatives, shift = 30, 70, 1.0
+    num_positives = 30
+    num_negatives = 70
+    shift = 1.0
     areas = []
     for _ in range(2000):
-        ours = generator.normal(shift, 1, positives)
-        theirs = generator.normal(0, 1, negatives)
-        areas.append((ours[:, None] > theirs[None, :]).mean())
-    point = CurvePoint(train_size=10, score=0.76, num_test_images=100, num_positives=positives)
+        positive_scores = generator.normal(shift, 1, num_positives)
+        negative_scores = generator.normal(0, 1, num_negatives)
+        areas.append((positive_scores[:, None] > negative_scores[None, :]).mean())
+    point = CurvePoint(train_size=10, score=0.76, num_test_images=100, num_positives=num_positives)
     assert np.sqrt(auroc_variance(np.mean(areas), point)) == pytest.approx(np.std(areas), rel=0.1)
 
 
 def test_an_auroc_of_few_positives_is_less_certain(tmp_path):
     rows = "train_size,auc,test_size,num_positives\n100,0.7,400,{0}\n200,0.76,400,{0}\n"
-    few, many = (csv(tmp_path, rows.format(num)).curves[0].score for num in (20, 200))
-    assert few.high - few.low > many.high - many.low
+    widths = {}
+    for num_positives in (20, 200):
+        score = answers_of_csv(tmp_path, rows.format(num_positives)).curves[0].score
+        widths[num_positives] = score.high - score.low
+    assert widths[20] > widths[200]
 
 
-def test_a_far_target_gets_a_guess_and_a_bound_however_uncertain():
+def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
     question = CurveQuestion(target=0.2)
-    found = answer(points([100, 200, 400], [0.9, 0.8, 0.72]), "net", question)
-    document = found.to_json()
+    curve_answer = answer(curve_points([100, 200, 400], [0.9, 0.8, 0.72]), "net", question)
+    document = curve_answer.to_json()
     assert document["likely_train_size"] > document["least_train_size"] > 400
-    assert "the median estimate is" in found.lines()[-1]
-    assert "Train with 800 images, and predict again." in found.lines()[-1]
+    assert "the median estimate is" in curve_answer.lines()[-1]
+    assert "Train with 800 images, and predict again." in curve_answer.lines()[-1]
     low, high = document["needed_interval"]
-    assert f"(90% interval from {low:,.0f}, without an upper bound)" in found.lines()[-1]
     assert high is None
+    assert f"(90% interval from {low:,.0f}, without an upper bound)" in curve_answer.lines()[-1]
 
 
-def test_the_interval_of_the_needed_images_has_nine_tenths_of_the_curves():
-    curve = LearningCurve(points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2]), "loss")
-    needed = answer(curve.points, "net", CurveQuestion(target=0.17)).images
-    assert curve.probability_met(0.17, needed.low) == pytest.approx(0.05, abs=0.003)
-    assert curve.probability_met(0.17, needed.high) == pytest.approx(0.95, abs=0.003)
-    assert needed.low < needed.middle < needed.assured < needed.high
+def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
+    curve = LearningCurve(curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2]), "loss")
+    num_images = answer(curve.points, "net", CurveQuestion(target=0.17)).images
+    assert curve.probability_met(0.17, num_images.low) == pytest.approx(0.05, abs=0.003)
+    assert curve.probability_met(0.17, num_images.high) == pytest.approx(0.95, abs=0.003)
+    assert num_images.low < num_images.middle < num_images.assured < num_images.high
 
 
 @pytest.mark.parametrize(
@@ -512,9 +526,9 @@ def test_the_interval_of_the_needed_images_has_nine_tenths_of_the_curves():
     ],
 )
 def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interval):
-    measured = points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
-    found = answer(measured, "net", CurveQuestion(target=target))
-    assert re.search(interval, found.lines()[-1])
+    measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    curve_answer = answer(measured, "net", CurveQuestion(target=target))
+    assert re.search(interval, curve_answer.lines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -538,7 +552,7 @@ def test_a_target_that_guessing_reaches_gets_a_remark(metric, target, better):
     assert answers(unknown, CurveQuestion(metric, target=target)).remarks == ()
 
 
-def test_a_sweep_file_in_place_of_a_table_gets_the_command_that_is_meant(tmp_path):
+def test_a_sweep_file_in_place_of_a_table_is_refused_with_the_right_command(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"Leave out --curve: type `isweep predict .*mine\.yaml`"):

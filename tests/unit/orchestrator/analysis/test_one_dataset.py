@@ -1,4 +1,4 @@
-"""What a sweep of one dataset answers."""
+"""Test the answers for a sweep of one dataset."""
 
 import json
 
@@ -24,8 +24,8 @@ LOSSES = {"small_cnn": (0.93, 0.82, 0.81, 0.79), "resnet_tiny": (1.25, 1.12, 1.0
 ACCURACIES = {"small_cnn": (0.6, 0.66, 0.7, 0.74), "resnet_tiny": (0.5, 0.58, 0.63, 0.67)}
 
 
-def table(seeds=(0,), dataset="my-images", class_pair=""):
-    """Trials of two networks on one dataset; several seeds scatter losses by 2 per cent."""
+def trial_table(seeds=(0,), dataset="my-images", class_pair=""):
+    """Return trials of two networks on one dataset; losses of several seeds scatter by 2 %."""
     generator = np.random.default_rng(3)
     return pd.DataFrame(
         {
@@ -50,23 +50,23 @@ def table(seeds=(0,), dataset="my-images", class_pair=""):
 
 
 def test_the_first_answers_are_the_best_network_and_its_curve():
-    found = findings(fit_scaling_laws(table()))
-    assert [finding.question for finding in found] == [
+    all_findings = findings(fit_scaling_laws(trial_table()))
+    assert [finding.question for finding in all_findings] == [
         "Which network is best on my-images?",
         "What would more images bring small_cnn?",
         "What would more images bring resnet_tiny?",
         "What do d_data and K_F decide?",
     ]
-    assert found[0].answer.startswith(
+    assert all_findings[0].answer.startswith(
         "small_cnn has the lowest test loss at all 4 train sizes. At N = 840 the test loss of "
         "small_cnn is 0.79 nat, and that of resnet_tiny is 1.15 nat."
     )
-    assert "With 1 seed, another training could change this" in found[0].answer
-    assert "With 1,680 images expect" in found[1].line
+    assert "With 1 seed, another training could change this" in all_findings[0].answer
+    assert "With 1,680 images expect" in all_findings[1].line
     # Four times 840 images are expected to give the best network an accuracy of 0.8.
-    assert "For an accuracy of 0.8: " in found[1].line
-    assert "The median estimate is" in found[1].line
-    assert found[0].details == (
+    assert "For an accuracy of 0.8: " in all_findings[1].line
+    assert "The median estimate is" in all_findings[1].line
+    assert all_findings[0].details == (
         "The two lowest test losses at each train size: N = 105: small_cnn 0.93, resnet_tiny 1.25; "
         "N = 210: small_cnn 0.82, resnet_tiny 1.12; N = 420: small_cnn 0.81, resnet_tiny 1; "
         "N = 840: small_cnn 0.79, resnet_tiny 1.15.",
@@ -74,7 +74,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
 
 
 def test_the_first_screen_has_the_best_result_with_its_accuracy():
-    fits = fit_scaling_laws(table())
+    fits = fit_scaling_laws(trial_table())
     assert what_was_found(fits) == (
         "2 kinds of network were trained 8 times on 1 dataset.",
         "The best result is an accuracy of 0.74 and a test loss of 0.79 nat, by small_cnn with 840 "
@@ -83,14 +83,14 @@ def test_the_first_screen_has_the_best_result_with_its_accuracy():
 
 
 def test_the_next_command_has_the_sweep_and_a_target_above_the_best_score():
-    fits = fit_scaling_laws(table())
+    fits = fit_scaling_laws(trial_table())
     predict = next_steps(fits, "isweep predict my-sweep")[0]
     assert predict.endswith("`isweep predict my-sweep --target-accuracy 0.8`.")
     assert "`isweep predict --curve results.csv --target-accuracy 0.8`" in next_steps(fits)[0]
 
 
 def test_a_target_lies_between_the_best_score_and_a_perfect_one():
-    rows = table()
+    rows = trial_table()
     assert next_target(rows) == Target("accuracy", 0.8)
     perfect = rows.assign(test_accuracy=rows["test_accuracy"] / rows["test_accuracy"].max())
     target = next_target(perfect)
@@ -105,33 +105,33 @@ def test_a_target_lies_between_the_best_score_and_a_perfect_one():
 
 
 def test_the_curves_of_the_target_are_numbers_in_json():
-    document = fit_scaling_laws(table()).to_json()
+    document = fit_scaling_laws(trial_table()).to_json()
     curves = document["one_dataset"]["target_curves"]
     assert [curve["target"] for curve in curves] == [0.8, 0.8]
     json.dumps(document, allow_nan=False)
 
 
-def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
-    said = summary(fit_scaling_laws(table()))
-    assert sum("NOT TESTABLE" in line for line in said) == 1
-    assert not any(
-        "1 medical dataset" in line or "There is no natural dataset" in line for line in said
-    )
+def test_questions_that_need_more_datasets_share_one_line():
+    lines = summary(fit_scaling_laws(trial_table()))
+    assert sum("NOT TESTABLE" in line for line in lines) == 1
+    text = "\n".join(lines)
+    assert "1 medical dataset" not in text
+    assert "There is no natural dataset" not in text
 
 
 def test_several_seeds_give_the_difference_an_interval():
-    single = one_dataset(table(seeds=(0, 1, 2, 3)))
+    single = one_dataset(trial_table(seeds=(0, 1, 2, 3)))
     low, high = single.best[-1].difference
     assert low < np.log(1.152 / 0.79) < high
     assert low > 0
-    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in " ".join(
-        single.best_sentences
-    )
+    sentences = " ".join(single.best_sentences)
+    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in sentences
 
 
 def test_the_best_network_may_depend_on_n():
-    rows = table()
-    rows.loc[(rows["model"] == "resnet_tiny") & (rows["train_size"] == 840), "test_loss"] = 0.5
+    rows = trial_table()
+    is_largest = rows["train_size"] == 840
+    rows.loc[(rows["model"] == "resnet_tiny") & is_largest, "test_loss"] = 0.5
     single = one_dataset(rows)
     assert "The best network depends on N: small_cnn at 105, " in " ".join(single.best_sentences)
     assert single.best_sentences[0].endswith(
@@ -141,58 +141,57 @@ def test_the_best_network_may_depend_on_n():
 
 
 def test_one_network_is_no_comparison():
-    rows = table()
+    rows = trial_table()
     assert best_network(rows[(rows["model"] == "small_cnn") & (rows["train_size"] == 840)]) is None
     assert one_dataset(rows[rows["model"] == "small_cnn"]).best == ()
 
 
 def test_the_size_of_a_test_set_is_that_of_two_independent_proportions():
-    ours = independent_test_size(0.74, 0.67)
     effect = proportion_effectsize(0.74, 0.67)
-    theirs = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
-    assert ours == pytest.approx(theirs, rel=0.03)
+    expected = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
+    assert independent_test_size(0.74, 0.67) == pytest.approx(expected, rel=0.03)
     assert independent_test_size(0.7, 0.7) is None
     assert independent_test_size(float("nan"), 0.7) is None
 
 
-def test_several_datasets_or_pairs_are_not_one():
-    both = pd.concat([table(), table(dataset="other")])
-    assert one_dataset(both) is None
-    failed = pd.concat([table(), table(dataset="other").assign(test_loss=np.nan)])
-    assert one_dataset(failed) is None
-    failed["trial_id"] += failed["dataset"]
-    assert findings(fit_scaling_laws(failed.reset_index(drop=True)))
-    assert one_dataset(pd.concat([table(class_pair="0-1"), table(class_pair="0-2")])) is None
+def test_several_datasets_or_pairs_are_not_one_dataset():
+    two_datasets = pd.concat([trial_table(), trial_table(dataset="other")])
+    assert one_dataset(two_datasets) is None
+    one_failed = pd.concat([trial_table(), trial_table(dataset="other").assign(test_loss=np.nan)])
+    assert one_dataset(one_failed) is None
+    one_failed["trial_id"] += one_failed["dataset"]
+    assert findings(fit_scaling_laws(one_failed.reset_index(drop=True)))
+    two_pairs = pd.concat([trial_table(class_pair="0-1"), trial_table(class_pair="0-2")])
+    assert one_dataset(two_pairs) is None
 
 
-def test_a_table_without_seeds_or_with_a_loss_of_zero_is_answered_all_the_same():
-    assert one_dataset(table().assign(seed=np.nan)).best[-1].model == "small_cnn"
-    rows = table()
+def test_a_table_without_seeds_or_with_a_loss_of_zero_is_still_answered():
+    assert one_dataset(trial_table().assign(seed=np.nan)).best[-1].model == "small_cnn"
+    rows = trial_table()
     rows.loc[rows["train_size"] == 105, "test_loss"] = 0.0
     assert [best.train_size for best in one_dataset(rows).best] == [210, 420, 840]
-    assert one_dataset(table().assign(test_loss=0.0)) is None
+    assert one_dataset(trial_table().assign(test_loss=0.0)) is None
 
 
 def test_curves_that_mix_experiments_are_left_out_with_the_reason():
-    mixed = table().assign(image_size=[32, 64] * 4)
+    mixed = trial_table().assign(image_size=[32, 64] * 4)
     single = one_dataset(mixed)
     assert single.curves == ()
-    assert (
-        "The table contains trainings of more than one image_size: 32, 64" in single.why_no_curves
-    )
+    reason = "The table contains trainings of more than one image_size: 32, 64"
+    assert reason in single.why_no_curves
 
 
-def stored_predictions(right, seed=0, model="a", train_size=840):
-    """Predictions of one training: logits of two classes that are right where ``right`` is."""
-    right = np.asarray(right, dtype=bool)
-    labels = np.arange(len(right)) % 2
-    chosen = np.where(right, labels, 1 - labels)
+def stored_predictions(is_right, seed=0, model="a", train_size=840):
+    """Return the logits of one training for two classes; they are right where ``is_right`` is."""
+    is_right = np.asarray(is_right, dtype=bool)
+    labels = np.arange(len(is_right)) % 2
+    chosen = np.where(is_right, labels, 1 - labels)
     return pd.DataFrame(
         {
             "model": model,
             "train_size": train_size,
             "seed": seed,
-            "image": np.arange(len(right)),
+            "image": np.arange(len(is_right)),
             "label": labels,
             "logit_0": np.where(chosen == 0, 1.0, 0.0),
             "logit_1": np.where(chosen == 1, 1.0, 0.0),
@@ -200,51 +199,56 @@ def stored_predictions(right, seed=0, model="a", train_size=840):
     )
 
 
-def test_networks_are_compared_by_the_images_that_only_one_gets_right():
+def test_networks_are_compared_on_the_images_that_only_one_classifies_correctly():
     first = [1] * 60 + [1] * 25 + [0] * 8 + [0] * 7
     second = [1] * 60 + [0] * 25 + [1] * 8 + [0] * 7
-    found = paired_comparison(stored_predictions(first), stored_predictions(second))
-    assert (found.only_first_right, found.only_second_right) == (25, 8)
-    assert found.accuracy_difference == pytest.approx(0.17)
-    theirs = mcnemar([[60, 25], [8, 7]], exact=True)
-    assert found.p_value == pytest.approx(theirs.pvalue)
+    comparison = paired_comparison(stored_predictions(first), stored_predictions(second))
+    assert (comparison.only_first_right, comparison.only_second_right) == (25, 8)
+    assert comparison.accuracy_difference == pytest.approx(0.17)
+    expected = mcnemar([[60, 25], [8, 7]], exact=True)
+    assert comparison.p_value == pytest.approx(expected.pvalue)
     # A wrong answer costs 1 nat more than a right one with these logits.
-    assert found.loss_difference == pytest.approx(0.17)
-    low, high = found.loss_interval
+    assert comparison.loss_difference == pytest.approx(0.17)
+    low, high = comparison.loss_interval
     assert 0 < low < 0.17 < high
 
 
 def test_seeds_make_no_image_count_twice():
     first = [stored_predictions([1] * 6 + [0] * 4, seed=seed) for seed in range(5)]
     second = [stored_predictions([0] * 6 + [0] * 4, seed=seed) for seed in range(5)]
-    found = paired_comparison(pd.concat(first), pd.concat(second))
-    assert (found.num_seeds, found.num_images) == (5, 10)
-    assert found.p_value == pytest.approx(mcnemar_p(6, 0))
+    comparison = paired_comparison(pd.concat(first), pd.concat(second))
+    assert (comparison.num_seeds, comparison.num_images) == (5, 10)
+    assert comparison.p_value == pytest.approx(mcnemar_p(6, 0))
 
 
 def test_networks_that_share_no_image_or_seed_are_not_compared():
     assert paired_comparison(stored_predictions([1]), stored_predictions([1], seed=1)) is None
-    lone = stored_predictions([1, 0]).iloc[:1]
-    found = paired_comparison(lone, stored_predictions([0, 0]))
-    assert found.num_images == 1
+    one_image = stored_predictions([1, 0]).iloc[:1]
+    comparison = paired_comparison(one_image, stored_predictions([0, 0]))
+    assert comparison.num_images == 1
     assert mcnemar_p(0, 0) == 1.0
 
 
 def test_a_paired_test_set_detects_a_difference_in_eight_of_ten_studies():
-    discordant, difference = 0.2, 0.06
-    size = paired_test_size(discordant, difference)
+    discordant_share = 0.2
+    difference = 0.06
+    size = paired_test_size(discordant_share, difference)
     generator = np.random.default_rng(0)
-    shares = [(discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant]
+    shares = [
+        (discordant_share + difference) / 2,
+        (discordant_share - difference) / 2,
+        1 - discordant_share,
+    ]
     num_detected = 0
     for wins, losses, _ in generator.multinomial(size, shares, 2000):
         statistic = (wins - losses) ** 2 / (wins + losses)
-        num_detected += statistic > 3.841
+        num_detected += statistic > 3.841  # 95 % quantile of χ² with one degree of freedom
     assert num_detected / 2000 == pytest.approx(0.80, abs=0.03)
     assert paired_test_size(0.2, 0.0) is None
 
 
-def test_stored_predictions_say_whether_the_best_network_is_surely_best():
-    rows = table()
+def test_stored_predictions_give_a_test_of_the_difference_between_networks():
+    rows = trial_table()
     predictions = pd.concat(
         [
             stored_predictions([1] * 80 + [0] * 20, model="small_cnn"),
@@ -252,16 +256,15 @@ def test_stored_predictions_say_whether_the_best_network_is_surely_best():
         ]
     )
     single = one_dataset(rows, predictions)
-    assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in (
-        " ".join(single.best_sentences)
-    )
-    assert "only small_cnn is right on 20, only resnet_tiny on 0" in " ".join(single.best_sentences)
+    sentences = " ".join(single.best_sentences)
+    assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in sentences
+    assert "only small_cnn is right on 20, only resnet_tiny on 0" in sentences
     assert single.test_set_line.endswith("with both networks tested on the same images.")
     assert "--set predictions=true" in one_dataset(rows).test_set_line
 
 
-def test_robustness_is_said_by_train_size():
-    rows = table()
+def test_robustness_is_described_for_each_train_size():
+    rows = trial_table()
     rows["fgsm_2_loss_gain"] = np.where(rows["train_size"] == 840, 0.9, 0.4)
     rows["fgsm_16_loss_gain"] = 7.0
     line = one_dataset(rows).robustness_line
@@ -272,7 +275,7 @@ def test_robustness_is_said_by_train_size():
     )
 
 
-def test_the_dimension_is_placed_among_the_published_ones():
-    line = one_dataset(table()).dimension_line
+def test_the_dimension_is_compared_with_the_published_ones():
+    line = one_dataset(trial_table()).dimension_line
     assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line
-    assert one_dataset(table().drop(columns="d_data_mle")).dimension_line == ""
+    assert one_dataset(trial_table().drop(columns="d_data_mle")).dimension_line == ""

@@ -1,4 +1,4 @@
-"""What a pilot's table says, and what it must not be."""
+"""Test reading a pilot: a table of results that a user gives to `isweep predict`."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from orchestrator.analysis.prediction_inputs import (
 from search_spaces.errors import ConfigError, SweepError
 
 
-def table(**columns):
+def pilot_table(**columns):
     rows = {
         "model": "m",
         "dataset": "mine",
@@ -28,48 +28,44 @@ def table(**columns):
 
 
 def test_points_are_geometric_means_per_train_size():
-    found = pilot_of(table(), "m", where="t")
-    assert [p.train_size for p in found.points] == [50, 100, 200]
-    assert [p.test_loss for p in found.points] == pytest.approx([np.sqrt(0.36), 0.5, 0.3])
-    assert (found.d_data, found.label_sharpness, found.notes) == (None, None, ())
+    pilot = pilot_of(pilot_table(), "m", where="t")
+    assert [point.train_size for point in pilot.points] == [50, 100, 200]
+    assert [point.test_loss for point in pilot.points] == pytest.approx([np.sqrt(0.36), 0.5, 0.3])
+    assert (pilot.d_data, pilot.label_sharpness, pilot.notes) == (None, None, ())
 
 
 def test_measures_are_those_of_the_largest_train_size_that_has_them():
-    found = pilot_of(
-        table(d_data_mle=[1.0, 1.0, 7.0, np.nan], label_sharpness=[1e-4, 1e-4, 1e-4, 3e-4]),
-        "m",
-        where="t",
+    table = pilot_table(
+        d_data_mle=[1.0, 1.0, 7.0, np.nan], label_sharpness=[1e-4, 1e-4, 1e-4, 3e-4]
     )
-    assert (found.d_data, found.label_sharpness) == (7.0, 3e-4)
+    pilot = pilot_of(table, "m", where="t")
+    assert (pilot.d_data, pilot.label_sharpness) == (7.0, 3e-4)
 
 
-def test_what_is_left_out_is_counted():
-    found = pilot_of(
-        table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]),
-        "m",
-        where="t",
+def test_trainings_that_are_left_out_are_counted():
+    table = pilot_table(
+        test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]
     )
-    assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == (
+    pilot = pilot_of(table, "m", where="t")
+    assert [point.train_size for point in pilot.points] == [50, 200]
+    assert pilot.notes == (
         "Left out of the pilot: 2 trainings without a usable train size and loss",
     )
-    others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
-    assert others.notes == ("Left out of the pilot: 1 training of other models",)
+    pilot_of_two_models = pilot_of(pilot_table(model=["m", "m", "m", "other"]), "m", where="t")
+    assert pilot_of_two_models.notes == ("Left out of the pilot: 1 training of other models",)
 
 
-def test_what_stands_for_no_number_is_left_out_as_in_the_fits():
-    found = pilot_of(
-        table(
-            train_size=["50", "50", "100", "90"],
-            test_loss=[0.4, 1.797e308, 0.5, 0.3],
-            d_data_mle=[1.0, 2.0, 7.0, 1.797e308],
-        ),
-        "m",
-        where="t",
+def test_numbers_that_stand_for_a_missing_value_are_left_out_as_in_the_fits():
+    # MLflow stores infinity as the largest float, 1.797e308.
+    table = pilot_table(
+        train_size=["50", "50", "100", "90"],
+        test_loss=[0.4, 1.797e308, 0.5, 0.3],
+        d_data_mle=[1.0, 2.0, 7.0, 1.797e308],
     )
-    assert [p.train_size for p in found.points] == [50, 90, 100]
-    assert found.d_data == 7.0
-    assert found.notes == (
+    pilot = pilot_of(table, "m", where="t")
+    assert [point.train_size for point in pilot.points] == [50, 90, 100]
+    assert pilot.d_data == 7.0
+    assert pilot.notes == (
         "Left out of the pilot: 1 training without a usable train size and loss",
     )
 
@@ -89,13 +85,13 @@ def test_what_stands_for_no_number_is_left_out_as_in_the_fits():
 )
 def test_a_table_that_is_no_pilot_is_refused(changes, message):
     with pytest.raises(SweepError, match=message):
-        pilot_of(table(**changes), "m", where="t")
+        pilot_of(pilot_table(**changes), "m", where="t")
 
 
-def test_pooled_takes_one_models_losses_only():
-    assert len(pilot_of(table(), "pooled", where="t").points) == 3
+def test_a_pooled_pilot_has_losses_of_one_model_only():
+    assert len(pilot_of(pilot_table(), "pooled", where="t").points) == 3
     with pytest.raises(ConfigError, match="The pilot t has more than one model: a and b"):
-        pilot_of(table(model=["a", "a", "b", "b"]), "pooled", where="t")
+        pilot_of(pilot_table(model=["a", "a", "b", "b"]), "pooled", where="t")
 
 
 @pytest.mark.parametrize(
@@ -108,16 +104,17 @@ def test_pooled_takes_one_models_losses_only():
         "\ufefftrain_size\ttest_loss\n60\t0.5\n",
     ],
 )
-def test_what_spreadsheets_write_is_read(tmp_path, text):
+def test_files_of_spreadsheets_are_read(tmp_path, text):
     path = tmp_path / "pilot.csv"
     path.write_text(text, encoding="utf-8")
     assert is_pilot_table(path)
     assert read_pilot(path, "m").points == (PilotPoint(60.0, 0.5),)
 
 
-def test_a_results_table_is_told_from_a_table_of_images(tmp_path):
-    results, images = tmp_path / "results.csv", tmp_path / "images.csv"
-    table().to_csv(results, index=False)
+def test_a_results_table_is_distinguished_from_a_table_of_images(tmp_path):
+    results = tmp_path / "results.csv"
+    images = tmp_path / "images.csv"
+    pilot_table().to_csv(results, index=False)
     images.write_text("path,label\na.png,0\n", encoding="utf-8")
     assert is_pilot_table(results)
     assert not is_pilot_table(images)
@@ -128,23 +125,23 @@ def test_a_results_table_is_told_from_a_table_of_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "lacks"),
+    ("text", "missing_column"),
     [("train_size,loss\n60,0.5\n", "test_loss"), ("N;test_loss\n60;0,5\n", "train_size")],
 )
-def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lacks):
+def test_results_without_a_column_still_count_as_a_results_table(tmp_path, text, missing_column):
     path = tmp_path / "pilot.csv"
     path.write_text(text, encoding="utf-8")
     assert is_pilot_table(path)
-    with pytest.raises(ConfigError, match=f"The pilot .* has no column {lacks}"):
+    with pytest.raises(ConfigError, match=f"The pilot .* has no column {missing_column}"):
         read_pilot(path, "m")
 
 
-def test_a_pilot_of_no_losses_is_said_to_lack_the_two_numbers():
-    asked = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
+def test_a_pilot_without_losses_needs_d_data_and_label_sharpness():
+    options = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
     fits = SimpleNamespace(scale=None, ranges={"train_size": (10.0, 20.0)})
     with pytest.raises(
         ConfigError, match=r"needs d_data and label_sharpness of the new dataset\. .* or a pilot"
     ):
-        predict_sweep({}, lambda: fits, lambda: Pilot(()), **asked)
+        predict_sweep({}, lambda: fits, lambda: Pilot(()), **options)
     with pytest.raises(ConfigError, match="needs d_data and label_sharpness"):
-        predict_sweep({}, lambda: fits, **asked)
+        predict_sweep({}, lambda: fits, **options)

@@ -15,16 +15,19 @@ from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint
 from search_spaces.errors import ConfigError, DataError
 from tests.synthetic import synthetic_table
 
-AT = {"d_data": 10.0, "label_sharpness": 1.5e-4}
+NEW_DATASET = {"d_data": 10.0, "label_sharpness": 1.5e-4}
 
 
 def true_loss(train_size, d_data=10.0, label_sharpness=1.5e-4):
     return np.exp(8 - np.log(train_size) / d_data + np.log(label_sharpness))
 
 
-def exact_table(**about):
-    """The law with one d per dataset; the estimates of `synthetic_table` grow with N."""
-    table = synthetic_table(**about)
+def exact_table(**options):
+    """Return a table that follows the law with one d for each dataset.
+
+    In ``synthetic_table`` the estimates of d grow with N.
+    """
+    table = synthetic_table(**options)
     d_data = table.groupby("dataset")["d_data_mle"].transform("mean")
     losses = true_loss(table["train_size"], d_data, table["label_sharpness"])
     return table.assign(d_data_mle=d_data, test_loss=losses)
@@ -47,25 +50,25 @@ def noisy():
 @pytest.mark.parametrize("model", ["resnet18", "pooled"])
 def test_an_exact_law_predicts_exactly(model, domain):
     growth = fit_growth(exact_table(num_natural=6), model=model, domain=domain)
-    found = predict(growth, train_size=1000, **AT)
-    assert found.value == pytest.approx(true_loss(1000))
-    # One domain's datasets cover less ground than both domains' together.
-    assert found.extrapolating == ("outside the fitted range" in found.warning)
-    assert domain is not None or not found.extrapolating
+    prediction = predict(growth, train_size=1000, **NEW_DATASET)
+    assert prediction.value == pytest.approx(true_loss(1000))
+    # The datasets of one domain cover a smaller range than those of both domains.
+    assert prediction.extrapolating == ("outside the fitted range" in prediction.warning)
+    assert domain is not None or not prediction.extrapolating
 
 
-def test_json_has_the_agreed_keys(noisy):
-    loss = predict(noisy, train_size=1000, **AT).to_json()
-    size = predict(noisy, target_loss=0.2, **AT).to_json()
-    rest = ["interval", "extrapolating", "warning", "shorter", "num_pilot"]
-    assert list(loss) == ["loss", *rest]
-    assert list(size) == ["train_size", *rest]
+def test_json_has_the_documented_keys(noisy):
+    loss = predict(noisy, train_size=1000, **NEW_DATASET).to_json()
+    size = predict(noisy, target_loss=0.2, **NEW_DATASET).to_json()
+    other_keys = ["interval", "extrapolating", "warning", "shorter", "num_pilot"]
+    assert list(loss) == ["loss", *other_keys]
+    assert list(size) == ["train_size", *other_keys]
     json.dumps([loss, size], allow_nan=False)
     assert loss["interval"][0] < loss["loss"] < loss["interval"][1]
 
 
-def seen_and_new(seed):
-    """A prior from ten datasets, and the losses of an eleventh."""
+def prior_and_new_dataset(seed):
+    """Return a prior from ten datasets, and the trials of an eleventh."""
     table = synthetic_table(
         num_natural=5,
         num_medical=6,
@@ -74,58 +77,54 @@ def seen_and_new(seed):
         seed=seed,
         train_sizes=(100, 300, 1000, 3000),
     )
-    new = table[table["dataset"] == "natural4"]
-    return fit_growth(table[table["dataset"] != "natural4"]), new
+    new_dataset = table[table["dataset"] == "natural4"]
+    return fit_growth(table[table["dataset"] != "natural4"]), new_dataset
 
 
 @pytest.mark.long
-def test_intervals_hold_a_new_dataset_as_often_as_they_say():
-    hits = piloted = 0
-    repeats = 20
+def test_intervals_cover_a_new_dataset_with_their_confidence():
+    num_covered = {"without pilot": 0, "with pilot": 0}
     shorter = []
-    for seed in range(repeats):
-        growth, new = seen_and_new(seed)
+    for seed in range(20):
+        growth, new = prior_and_new_dataset(seed)
         last = new.iloc[-1]
         pilot = [
             PilotPoint(row["train_size"], row["test_loss"]) for _, row in new.iloc[:3].iterrows()
         ]
-        for points in ((), pilot):
+        for name, points in (("without pilot", ()), ("with pilot", pilot)):
             curve = GrowthCurve(growth, new["d_data_mle"].iloc[-1], last["label_sharpness"], points)
             value, reach = curve.at(last["train_size"])
-            hit = abs(value - np.log(last["test_loss"])) <= reach
-            hits, piloted = (hits + hit, piloted) if not points else (hits, piloted + hit)
+            num_covered[name] += abs(value - np.log(last["test_loss"])) <= reach
         shorter.append(curve.shorter(last["train_size"]))
-    # Of 20 repeats at 90 %, fewer than 13 happen less than once in a thousand times.
-    assert hits >= 13
-    assert piloted >= 13
+    # At 90 %, fewer than 13 of 20 repeats have a probability below 1/1,000.
+    assert num_covered["without pilot"] >= 13
+    assert num_covered["with pilot"] >= 13
     assert np.median(shorter) >= 0.3
 
 
-def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval(noisy):
-    def width(**changes):
-        found = predict(noisy, **{**AT, "train_size": 1000, **changes})
-        return np.log(found.interval[1] / found.interval[0]), found
+def test_values_outside_the_fitted_ranges_are_named_and_widen_the_interval(noisy):
+    def log_width(prediction):
+        low, high = prediction.interval
+        return np.log(high / low)
 
-    near, _ = width()
-    far, found = width(d_data=60.0, label_sharpness=1e-2, train_size=10**6)
-    assert far > 1.5 * near
-    assert found.extrapolating
+    inside = predict(noisy, **NEW_DATASET, train_size=1000)
+    outside = predict(noisy, d_data=60.0, label_sharpness=1e-2, train_size=10**6)
+    assert log_width(outside) > 1.5 * log_width(inside)
+    assert outside.extrapolating
     for words in ("N 1,000,000 lies outside", "d_data 60 lies outside", "K_F 0.01 lies outside"):
-        assert words in found.warning
+        assert words in outside.warning
 
 
-def test_a_domain_without_a_fit_falls_back_and_says_so():
+def test_a_domain_without_a_fit_uses_all_datasets_with_a_warning():
     fits = fit_growth(synthetic_table(num_natural=6, num_medical=1), domain="medical")
-    found = predict(fits, train_size=1000, **AT)
-    assert (
-        "no fit for medical datasets (only 1 of at least 2 datasets has losses, d_data and K_F"
-        in found.warning
-    )
-    assert "all datasets are used" in found.warning
+    prediction = predict(fits, train_size=1000, **NEW_DATASET)
+    reason = "no fit for medical datasets (only 1 of at least 2 datasets has losses, d_data and K_F"
+    assert reason in prediction.warning
+    assert "all datasets are used" in prediction.warning
 
 
 @pytest.mark.parametrize(
-    ("table", "target", "told"),
+    ("table", "target", "reason"),
     [
         (exact_table(num_natural=6), 1e-4, "more than 1,000,000,000,000,000 images"),
         (
@@ -137,74 +136,80 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
     ],
     ids=["out of reach", "above every loss", "rising"],
 )
-def test_a_size_that_cannot_be_told_is_not_given(table, target, told):
-    found = predict(fit_growth(table), target_loss=target, **AT)
-    assert (found.value, found.interval, found.extrapolating) == (None, None, True)
-    assert found.warning.startswith("no prediction: ")
-    assert told in found.warning
+def test_a_size_that_cannot_be_predicted_has_a_reason(table, target, reason):
+    prediction = predict(fit_growth(table), target_loss=target, **NEW_DATASET)
+    assert (prediction.value, prediction.interval, prediction.extrapolating) == (None, None, True)
+    assert prediction.warning.startswith("no prediction: ")
+    assert reason in prediction.warning
 
 
-def test_an_uncertain_size_is_given_with_the_end_that_is_bounded():
+def test_an_uncertain_size_has_the_bounded_end_of_its_interval():
     table = synthetic_table(
         num_natural=4, trial_std=0.1, dataset_std=0.5, size_slope=0.5, train_sizes=(100, 1000)
     )
-    found = predict(fit_growth(table), target_loss=true_loss(1000), **AT)
-    low, high = found.interval
-    assert found.value > 0
+    prediction = predict(fit_growth(table), target_loss=true_loss(1000), **NEW_DATASET)
+    low, high = prediction.interval
+    assert prediction.value > 0
     assert high is None
-    assert low is None or low < found.value
-    assert re.search(r"interval from \d[\d,]* on|no interval", found.lines()[0])
-    assert found.to_json()["interval"] == [low, None]
+    assert low is None or low < prediction.value
+    assert re.search(r"interval from \d[\d,]* on|no interval", prediction.lines()[0])
+    assert prediction.to_json()["interval"] == [low, None]
 
 
 def test_k_f_of_1_everywhere_is_left_out_of_the_fit():
     table = synthetic_table(num_natural=6, trial_std=0.1).assign(label_sharpness=1.0)
     growth = fit_growth(table)
     assert "label_sharpness" not in growth.informed.terms
-    found = predict(growth, train_size=1000, d_data=10.0, label_sharpness=1.0)
-    assert "the effect of K_F on the height of the loss could not be estimated" in found.warning
+    prediction = predict(growth, train_size=1000, d_data=10.0, label_sharpness=1.0)
+    assert (
+        "the effect of K_F on the height of the loss could not be estimated" in prediction.warning
+    )
 
 
-def test_d_data_and_k_f_enter_only_if_left_out_datasets_are_better_with_them():
-    lawful = fit_growth(exact_table(num_natural=6))
-    assert lawful.measures_help(num_pilot=0)
-    assert GrowthCurve(lawful, 10.0, 1.5e-4).is_informed
+def test_d_data_and_k_f_enter_only_if_they_improve_predictions_of_left_out_datasets():
+    growth_by_law = fit_growth(exact_table(num_natural=6))
+    assert growth_by_law.measures_help(num_pilot=0)
+    assert GrowthCurve(growth_by_law, 10.0, 1.5e-4).is_informed
     table = synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2)
     generator = np.random.default_rng(5)
     losses = np.exp(-0.3 * np.log(table["train_size"]) + generator.normal(0, 0.05, len(table)))
-    unrelated = fit_growth(table.assign(test_loss=losses))
-    assert not unrelated.measures_help(num_pilot=2)
-    found = predict(unrelated, train_size=1000, pilot=[PilotPoint(500, 0.15)], **AT)
-    assert "d_data and K_F do not improve the predictions for left-out datasets" in found.warning
-    other_warnings = found.warning.replace("d_data and K_F do not improve", "")
+    unrelated_growth = fit_growth(table.assign(test_loss=losses))
+    assert not unrelated_growth.measures_help(num_pilot=2)
+    prediction = predict(
+        unrelated_growth, train_size=1000, pilot=[PilotPoint(500, 0.15)], **NEW_DATASET
+    )
+    assert (
+        "d_data and K_F do not improve the predictions for left-out datasets" in prediction.warning
+    )
+    other_warnings = prediction.warning.replace("d_data and K_F do not improve", "")
     assert "d_data" not in other_warnings.split("lies outside")[0]
 
 
-def test_a_pilot_whose_d_data_was_measured_at_far_fewer_images_lends_none(noisy):
-    small = Pilot((PilotPoint(100, 0.5),), d_data=4.0, label_sharpness=1e-4, d_data_size=100)
-    assert not small.measures_suit(largest_size=10_000)
-    assert small.measures_suit(largest_size=200)
-    found, _ = predict_sweep(
+def test_d_data_of_a_pilot_measured_at_far_fewer_images_is_not_used(noisy):
+    pilot = Pilot((PilotPoint(100, 0.5),), d_data=4.0, label_sharpness=1e-4, d_data_size=100)
+    assert not pilot.measures_suit(largest_size=10_000)
+    assert pilot.measures_suit(largest_size=200)
+    prediction, _ = predict_sweep(
         {},
         lambda: noisy,
-        lambda: small,
+        lambda: pilot,
         d_data=None,
         label_sharpness=None,
         train_size=1000,
         target_loss=None,
     )
-    assert "measured at far fewer images than the sweep's" in found.warning
-    plain = GrowthCurve(noisy, 4.0, 1e-4, small.points, informed=False)
-    assert found.value == pytest.approx(np.exp(plain.moments(1000)[0]))
+    assert "measured at far fewer images than the sweep's" in prediction.warning
+    curve_without_measures = GrowthCurve(noisy, 4.0, 1e-4, pilot.points, informed=False)
+    assert prediction.value == pytest.approx(np.exp(curve_without_measures.moments(1000)[0]))
 
 
-def test_a_pilot_answers_without_d_data_and_k_f(noisy):
+def test_a_pilot_suffices_without_d_data_and_k_f(noisy):
     pilot = Pilot((PilotPoint(100, 0.5), PilotPoint(300, 0.4)))
-    asked = {"d_data": None, "label_sharpness": None, "train_size": 1000, "target_loss": None}
-    found, _ = predict_sweep({}, lambda: noisy, lambda: pilot, **asked)
-    plain = GrowthCurve(noisy, None, None, pilot.points)
-    assert found.value == pytest.approx(np.exp(plain.moments(1000)[0]))
-    assert "d_data and K_F are not both known, so they are not used" in found.warning
+    options = {"d_data": None, "label_sharpness": None, "train_size": 1000, "target_loss": None}
+    prediction, _ = predict_sweep({}, lambda: noisy, lambda: pilot, **options)
+    curve = GrowthCurve(noisy, None, None, pilot.points)
+    assert prediction.value == pytest.approx(np.exp(curve.moments(1000)[0]))
+    assert "d_data and K_F are not both known, so they are not used" in prediction.warning
 
 
 def test_the_size_interval_is_where_the_loss_interval_meets_the_target():
@@ -217,60 +222,53 @@ def test_the_size_interval_is_where_the_loss_interval_meets_the_target():
         train_sizes=(100, 1000, 10000),
     )
     fits = fit_growth(table)
-    target = predict(fits, train_size=1000, **AT).value
-    found = predict(fits, target_loss=target, **AT)
-    low, high = found.interval
-    assert found.value == pytest.approx(1000)
+    target = predict(fits, train_size=1000, **NEW_DATASET).value
+    size_prediction = predict(fits, target_loss=target, **NEW_DATASET)
+    low, high = size_prediction.interval
+    assert size_prediction.value == pytest.approx(1000)
     assert low < 1000 < high
     for size, bound in ((round(low), 0), (round(high), 1)):
-        at = predict(fits, train_size=size, **AT)
-        assert at.interval[bound] == pytest.approx(target, rel=0.05)
+        loss_prediction = predict(fits, train_size=size, **NEW_DATASET)
+        assert loss_prediction.interval[bound] == pytest.approx(target, rel=0.05)
 
 
-def test_a_loss_that_could_be_anything_is_not_given_as_one():
+def test_a_loss_with_too_wide_an_interval_is_not_predicted():
     fits = fit_growth(synthetic_table(num_natural=3, num_medical=0, dataset_std=2.0, trial_std=0.5))
-    found = predict(fits, train_size=1000, **AT)
-    assert (found.value, found.interval, found.shorter) == (None, None, None)
-    assert re.match(
-        (
-            r"no prediction: the loss could lie between [\d.,^-]+ and [\d.,^-]+, more "
-            r"than a "
-            r"factor 10,"
-        ),
-        found.warning,
-    )
-    # A pilot is promised once, or said not to help: never both.
-    assert found.warning.count("a pilot") == 1
+    prediction = predict(fits, train_size=1000, **NEW_DATASET)
+    assert (prediction.value, prediction.interval, prediction.shorter) == (None, None, None)
+    number = r"[\d.,^-]+"
+    reason = f"no prediction: the loss could lie between {number} and {number}, more than a factor"
+    assert re.match(f"{reason} 10,", prediction.warning)
+    # One sentence about a pilot: it would help, or it would not.
+    assert prediction.warning.count("a pilot") == 1
 
 
-def test_predictions_from_losses_at_guessing_say_so():
+def test_predictions_from_losses_at_chance_level_have_a_warning():
     table = synthetic_table(num_natural=6)
     losses = np.log(2) * np.minimum(1, table["test_loss"] / table["test_loss"].quantile(0.5))
     table = table.assign(test_loss=losses, test_accuracy=0.5)
-    found = predict(fit_growth(table), train_size=1000, **AT)
-    assert re.search(r"the losses of \d+ of \d+ points are at chance level", found.warning)
+    prediction = predict(fit_growth(table), train_size=1000, **NEW_DATASET)
+    assert re.search(r"the losses of \d+ of \d+ points are at chance level", prediction.warning)
 
 
-def test_a_pilot_is_conditioned_on_as_a_gaussian_should_be():
-    growth, _ = seen_and_new(0)
+def test_a_prediction_with_a_pilot_is_the_conditional_gaussian():
+    growth, _ = prior_and_new_dataset(0)
     prior = growth.informed
     pilot = [PilotPoint(300, 0.5)]
     curve = GrowthCurve(growth, 10.0, 1.5e-4, pilot, informed=True)
-    bare = GrowthCurve(growth, 10.0, 1.5e-4, informed=True)
-    a, b = bare.design_row(300), bare.design_row(3000)
-    both = (
-        np.array([a, b]) @ bare.covariance @ np.array([a, b]).T
-        + np.eye(2) * prior.residual_variance
-    )
-    mean = np.array([a, b]) @ bare.mean
-    expected = mean[1] + both[1, 0] / both[0, 0] * (np.log(0.5) - mean[0])
-    variance = both[1, 1] - both[1, 0] ** 2 / both[0, 0]
+    curve_without_pilot = GrowthCurve(growth, 10.0, 1.5e-4, informed=True)
+    design = np.array([curve_without_pilot.design_row(300), curve_without_pilot.design_row(3000)])
+    covariance = design @ curve_without_pilot.covariance @ design.T
+    covariance += np.eye(2) * prior.residual_variance
+    mean = design @ curve_without_pilot.mean
+    expected = mean[1] + covariance[1, 0] / covariance[0, 0] * (np.log(0.5) - mean[0])
+    variance = covariance[1, 1] - covariance[1, 0] ** 2 / covariance[0, 0]
     quantile = stats.t.ppf(0.95, prior.degrees_of_freedom)
     reach = prior.stretch[1] * quantile * np.sqrt(variance)
     assert curve.at(3000) == pytest.approx((expected, reach))
-    told = predict(growth, train_size=3000, pilot=[PilotPoint(300, 0.5)], **AT)
-    assert (told.value, told.num_pilot) == (pytest.approx(np.exp(expected)), 1)
-    assert told.shorter > bare.shorter(3000)
+    prediction = predict(growth, train_size=3000, pilot=[PilotPoint(300, 0.5)], **NEW_DATASET)
+    assert (prediction.value, prediction.num_pilot) == (pytest.approx(np.exp(expected)), 1)
+    assert prediction.shorter > curve_without_pilot.shorter(3000)
 
 
 def test_the_prior_is_that_of_a_mixed_model():
@@ -282,23 +280,24 @@ def test_the_prior_is_that_of_a_mixed_model():
         train_sizes=(100, 300, 1000, 3000),
     )
     points = prepare(table).points
-    ours = fit_growth(table).informed
+    prior = fit_growth(table).informed
+    centred_log_size = points["log_train_size"] - points["log_train_size"].mean()
     x = np.column_stack(
         [
             np.ones(len(points)),
-            -(points["log_train_size"] - points["log_train_size"].mean()) / points["d_reference"],
+            -centred_log_size / points["d_reference"],
             points["inverse_d"],
             points["log_sharpness"],
         ]
     )
-    theirs = sm.MixedLM(points["log_loss"], x, groups=points["dataset"]).fit(reml=True)
-    assert ours.values == pytest.approx(theirs.fe_params.to_numpy(), rel=0.05)
-    assert ours.height_variance == pytest.approx(float(theirs.cov_re.iloc[0, 0]), rel=0.05)
-    assert ours.residual_variance == pytest.approx(theirs.scale, rel=0.05)
+    mixed_model = sm.MixedLM(points["log_loss"], x, groups=points["dataset"]).fit(reml=True)
+    assert prior.values == pytest.approx(mixed_model.fe_params.to_numpy(), rel=0.05)
+    assert prior.height_variance == pytest.approx(float(mixed_model.cov_re.iloc[0, 0]), rel=0.05)
+    assert prior.residual_variance == pytest.approx(mixed_model.scale, rel=0.05)
 
 
 @pytest.fixture(scope="module")
-def in_our_units():
+def table_and_fits():
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1, dataset_std=0.3)
     return table, fit_growth(table)
 
@@ -307,79 +306,83 @@ def in_our_units():
     ("name", "factor"),
     [("train_size", 100), ("label_sharpness", 17.0), ("test_loss", 1 / np.log(2))],
 )
-def test_no_unit_changes_a_prediction(in_our_units, name, factor):
-    table, fits = in_our_units
-    asked = {"train_size": 1000.0, **AT}
-    one = predict(fits, **asked)
-    other = fit_growth(table.assign(**{name: table[name] * factor}))
-    two = predict(
-        other, **{key: value * (factor if key == name else 1) for key, value in asked.items()}
-    )
+def test_no_unit_changes_a_prediction(table_and_fits, name, factor):
+    table, fits = table_and_fits
+    options = {"train_size": 1000.0, **NEW_DATASET}
+    expected = predict(fits, **options)
+    fits_in_other_unit = fit_growth(table.assign(**{name: table[name] * factor}))
+    options_in_other_unit = dict(options)
+    if name in options:
+        options_in_other_unit[name] *= factor
+    prediction = predict(fits_in_other_unit, **options_in_other_unit)
     scale = factor if name == "test_loss" else 1.0
-    assert two.value / scale == pytest.approx(one.value, rel=1e-3)
-    assert np.array(two.interval) / scale == pytest.approx(np.array(one.interval), rel=5e-3)
+    assert prediction.value / scale == pytest.approx(expected.value, rel=1e-3)
+    assert np.array(prediction.interval) / scale == pytest.approx(
+        np.array(expected.interval), rel=5e-3
+    )
 
 
 @pytest.mark.parametrize(
-    ("same", "missing", "terms"),
+    ("constant_columns", "missing", "terms"),
     [
         ({"d_data_mle": 10.0}, "d_data", ("exponent", "log_sharpness")),
         ({"label_sharpness": 1e-4}, "K_F", ("exponent", "inverse_d")),
         ({"d_data_mle": 10.0, "label_sharpness": 1e-4}, "d_data and K_F", ("exponent",)),
     ],
 )
-def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, missing, terms):
-    fits = fit_growth(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**same))
+def test_a_property_that_is_the_same_for_all_datasets_is_left_out_of_a_prediction(
+    constant_columns, missing, terms
+):
+    fits = fit_growth(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**constant_columns))
     assert fits.informed.terms == terms
-    found = predict(fits, train_size=1000, **AT)
-    assert found.interval[0] < found.value < found.interval[1]
-    assert (
-        f"the effect of {missing} on the height of the loss could not be estimated" in found.warning
-    )
+    prediction = predict(fits, train_size=1000, **NEW_DATASET)
+    assert prediction.interval[0] < prediction.value < prediction.interval[1]
+    reason = f"the effect of {missing} on the height of the loss could not be estimated"
+    assert reason in prediction.warning
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("d_data", [1e-40, 1e40])
 @pytest.mark.parametrize("pilot", [[], [PilotPoint(500, 0.3), PilotPoint(1, 1e-40)]])
-def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data, pilot):
-    about = {"label_sharpness": 1e-4, "pilot": pilot}
-    for asked in ({"train_size": 1000}, {"target_loss": 0.3}):
-        found = predict(noisy, d_data=d_data, **asked, **about)
-        json.dumps(found.to_json(), allow_nan=False)
-        assert found.value is not None or "no prediction" in found.warning
+def test_extreme_numbers_give_no_arithmetic_warning(noisy, d_data, pilot):
+    options = {"label_sharpness": 1e-4, "pilot": pilot}
+    for target in ({"train_size": 1000}, {"target_loss": 0.3}):
+        prediction = predict(noisy, d_data=d_data, **target, **options)
+        json.dumps(prediction.to_json(), allow_nan=False)
+        assert prediction.value is not None or "no prediction" in prediction.warning
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"model": "nosuch"}, "fitted model.*'nosuch'"),
         ({"model": "resnet81"}, "fitted model.*'resnet81'.*[Dd]id you mean 'resnet18'"),
         ({"domain": "medica"}, "domain.*[Dd]id you mean 'medical'"),
     ],
 )
-def test_an_unknown_model_or_domain_is_named_before_a_pilot_is_trained(asked, message):
+def test_an_unknown_model_or_domain_is_named_before_a_pilot_is_trained(options, message):
     with pytest.raises(ConfigError, match=message):
-        fit_growth(synthetic_table(), **asked)
+        fit_growth(synthetic_table(), **options)
 
 
 def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
-    about = {"train_size": 1000, **AT}
-    one = predict(noisy, pilot=[PilotPoint(300, 0.2)], **about)
-    assert predict(noisy, pilot=[PilotPoint(300, 0.1), PilotPoint(300, 0.4)], **about) == one
+    options = {"train_size": 1000, **NEW_DATASET}
+    expected = predict(noisy, pilot=[PilotPoint(300, 0.2)], **options)
+    # The geometric mean of 0.1 and 0.4 is 0.2.
+    two_trainings = [PilotPoint(300, 0.1), PilotPoint(300, 0.4)]
+    assert predict(noisy, pilot=two_trainings, **options) == expected
 
 
 def test_too_few_datasets_give_a_value_without_an_interval():
-    fits = fit_growth(
-        synthetic_table(
-            num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05
-        )
+    table = synthetic_table(
+        num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05
     )
-    found = predict(fits, train_size=200, **AT)
-    assert found.interval is None
-    assert "with 2 datasets no interval can be given" in found.warning
+    prediction = predict(fit_growth(table), train_size=200, **NEW_DATASET)
+    assert prediction.interval is None
+    assert "with 2 datasets no interval can be given" in prediction.warning
 
 
-def test_no_fit_at_all_is_an_error_with_its_reason():
+def test_a_table_that_cannot_be_fitted_is_an_error_with_its_reason():
     with pytest.raises(DataError, match="only 1 of at least 2 datasets has losses, d_data and K_F"):
         fit_growth(synthetic_table(num_natural=1, num_medical=0))
 
@@ -420,12 +423,12 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
         ({"train_size": None}, "has neither a train size nor a target loss"),
     ],
 )
-def test_mistakes_are_told(exact, changes, message):
+def test_impossible_options_of_a_prediction_are_refused(exact, changes, message):
     with pytest.raises(ConfigError, match=message):
-        predict(exact, **({"train_size": 1000, **AT} | changes))
+        predict(exact, **({"train_size": 1000, **NEW_DATASET} | changes))
 
 
-def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does():
+def test_a_wide_interval_names_a_pilot_that_shortens_it_as_promised():
     table = synthetic_table(
         num_natural=8,
         num_medical=0,
@@ -437,20 +440,24 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
         seed=4,
     )
     fits = fit_growth(table, model="resnet18")
-    about = {"d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
-    poor = predict(fits, **about)
-    said = re.search(r"a pilot at ([\d, and]+) images would make it (\d+)% shorter", poor.warning)
-    assert poor.shorter < 0.3
-    assert said
-    sizes = [int(n) for n in re.findall(r"\d+", said[1])]
-    better = predict(fits, **about, pilot=[PilotPoint(n, 0.4) for n in sizes])
-    assert f"{better.shorter:.0%}" == f"{said[2]}%"
-    assert better.shorter >= 0.3
-    assert "a pilot at" not in better.warning
+    options = {"d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
+    wide_prediction = predict(fits, **options)
+    advice = re.search(
+        r"a pilot at ([\d, and]+) images would make it (\d+)% shorter", wide_prediction.warning
+    )
+    assert wide_prediction.shorter < 0.3
+    assert advice
+    sizes = [int(digits) for digits in re.findall(r"\d+", advice[1])]
+    prediction_with_pilot = predict(
+        fits, **options, pilot=[PilotPoint(size, 0.4) for size in sizes]
+    )
+    assert f"{prediction_with_pilot.shorter:.0%}" == f"{advice[2]}%"
+    assert prediction_with_pilot.shorter >= 0.3
+    assert "a pilot at" not in prediction_with_pilot.warning
 
 
 @pytest.mark.parametrize(
-    ("pilot", "told"),
+    ("pilot", "warning"),
     [
         ([PilotPoint(1e9, 0.01)], "the pilot's train size 1,000,000,000 is far from the sweep's"),
         ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is at chance level or above"),
@@ -460,16 +467,17 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
         ),
     ],
 )
-def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
+def test_an_implausible_pilot_gives_a_warning(pilot, warning):
     table = synthetic_table(trial_std=0.1)
-    table["test_loss"] /= 1000  # clear of guessing
+    table["test_loss"] /= 1000  # far below chance level
     fits = fit_growth(table)
-    about = {"d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
-    assert told in predict(fits, **about, pilot=pilot).warning
-    calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
-    assert "pilot's" not in predict(fits, **about, pilot=calm).warning
-    ten = fit_growth(table.assign(num_classes=10))
-    assert "chance level" not in predict(ten, **about, pilot=[PilotPoint(500, 1.5)]).warning
+    options = {"d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
+    assert warning in predict(fits, **options, pilot=pilot).warning
+    plausible_pilot = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
+    assert "pilot's" not in predict(fits, **options, pilot=plausible_pilot).warning
+    fits_of_ten_classes = fit_growth(table.assign(num_classes=10))
+    prediction = predict(fits_of_ten_classes, **options, pilot=[PilotPoint(500, 1.5)])
+    assert "chance level" not in prediction.warning
 
 
 def test_losses_that_are_all_the_same_predict_nothing():
@@ -477,8 +485,8 @@ def test_losses_that_are_all_the_same_predict_nothing():
         fit_growth(synthetic_table().assign(test_loss=0.3))
 
 
-def inverse_law(num, unit=1):
-    """Losses that are exactly 30 images over N, whatever d is: 6,000 reach 0.005."""
+def inverse_law(num_datasets, unit=1):
+    """Return losses of exactly 30 / N, whatever d is: 6,000 images reach 0.005."""
     rows = [
         {
             "trial_id": f"{j}-{size}",
@@ -490,26 +498,31 @@ def inverse_law(num, unit=1):
             "d_data_mle": 8 + 1.5 * j,
             "label_sharpness": 1e-4 * (1 + 0.1 * j),
         }
-        for j in range(num)
+        for j in range(num_datasets)
         for size in (500, 1000, 2000, 4000)
     ]
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("num", [4, 6])
-def test_no_unit_of_n_changes_a_prediction_of_few_datasets(num):
-    """Below five datasets, where 1/d is not in the fit, log N of any unit was mixed with heights:
-    the target that 6,000 images reach was said to need more than 1e15."""
-    at = {"d_data": 10.0, "label_sharpness": 1.1e-4, "target_loss": 0.005}
-    ones, thousands = (predict(fit_growth(inverse_law(num, unit)), **at) for unit in (1, 1000))
+@pytest.mark.parametrize("num_datasets", [4, 6])
+def test_no_unit_of_n_changes_a_prediction_from_few_datasets(num_datasets):
+    """Below five datasets, 1/d is not in the fit.
+
+    Log N was once mixed with intercepts there: the target that 6,000 images reach was predicted
+    to need more than 1e15.
+    """
+    options = {"d_data": 10.0, "label_sharpness": 1.1e-4, "target_loss": 0.005}
+    ones = predict(fit_growth(inverse_law(num_datasets, unit=1)), **options)
+    thousands = predict(fit_growth(inverse_law(num_datasets, unit=1000)), **options)
     assert ones.value == pytest.approx(6000, rel=0.1)
     assert thousands.value == pytest.approx(1000 * ones.value, rel=1e-6)
     assert np.array(thousands.interval) == pytest.approx(1000 * np.array(ones.interval), rel=0.02)
     assert ones.interval == pytest.approx((6000, 6000), rel=0.1)
 
 
-def test_a_prediction_from_all_models_together_says_so():
+def test_a_prediction_from_all_models_together_has_a_warning():
     table = synthetic_table(models=("a", "b"), trial_std=0.1)
-    together = predict(fit_growth(table), train_size=1000, **AT)
+    together = predict(fit_growth(table), train_size=1000, **NEW_DATASET)
     assert "the fit uses the losses of all models together, and models differ" in together.warning
-    assert "all models" not in predict(fit_growth(table, model="a"), train_size=1000, **AT).warning
+    of_one_model = predict(fit_growth(table, model="a"), train_size=1000, **NEW_DATASET)
+    assert "all models" not in of_one_model.warning

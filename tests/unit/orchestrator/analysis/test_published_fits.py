@@ -1,8 +1,9 @@
-"""The fits against the numbers derived earlier, by other code, from the same published values.
+"""Test the fits against numbers that other code derived earlier from the same published values.
 
-Natural d_data is recorded as a mean over models, where the earlier derivation used each model's own
-value, so numbers that need natural datasets agree to a few hundredths only; medical ones agree to
-the last digit given."""
+Natural d_data is recorded as a mean over models, but the earlier code used the value of each
+model. So numbers that need natural datasets agree to a few hundredths only. Medical ones agree to
+the last digit given.
+"""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ def fits():
 
 @pytest.fixture(scope="module")
 def points():
-    """Fitted points of two models, with and without the prostate set."""
+    """Return the fitted points of two models, with and without the prostate dataset."""
     table = published_table()
     table = table[table["model"].isin(["resnet34", "vgg13"])]
     return [
@@ -32,7 +33,7 @@ def points():
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "theirs", "key"),
+    ("name", "column", "published_column", "key"),
     [
         ("d_data", "d_data_mle", "d_data", ["dataset", "train_size"]),
         ("label_sharpness", "label_sharpness", "label_sharpness", ["dataset"]),
@@ -42,28 +43,26 @@ def points():
         ("fgsm_loss_gain", "fgsm_2_loss_gain", "loss_gain", ["dataset"]),
     ],
 )
-def test_the_table_is_that_of_its_parts(name, column, theirs, key):
+def test_the_published_table_has_the_numbers_of_its_parts(name, column, published_column, key):
     part = pd.DataFrame(read_published(name))
-    if name == "d_repr":
+    if name == "d_repr":  # figure 5 of the paper has MLE, figure 4 TwoNN
         part = part[part["figure"] == {"d_repr_mle": "5", "d_repr_twonn": "4"}[column]]
-    part = part[part[theirs] != ""].set_index(key)[theirs].astype(float)
+    part = part[part[published_column] != ""].set_index(key)[published_column].astype(float)
     table = published_table().dropna(subset=[column]).astype({"train_size": str})
-    found = table.groupby(key)[column].agg(["min", "max"])
-    assert found.index.equals(part.sort_index().index)
-    assert found["min"].tolist() == found["max"].tolist() == part.sort_index().tolist()
+    ranges = table.groupby(key)[column].agg(["min", "max"])
+    assert ranges.index.equals(part.sort_index().index)
+    assert ranges["min"].tolist() == ranges["max"].tolist() == part.sort_index().tolist()
 
 
 @pytest.mark.parametrize(
     ("model", "slope", "without", "p_values"),
     [("resnet34", 0.249, 0.008, (0.30, 0.005)), ("vgg13", 0.325, -0.043, (0.70, 0.014))],
 )
-def test_what_the_ledger_quotes_rests_on_the_prostate_set(model, slope, without, p_values):
-    """The paper's slope of log loss on d_data over medical sets, and the gap between domains at
-    equal N."""
+def test_published_slopes_rest_on_the_prostate_dataset(model, slope, without, p_values):
+    """Check the slope of log loss on d_data over medical sets, and the gap between domains."""
     table = published_table().query("model == @model").dropna(subset=["test_loss"])
-    for rows, value, p in zip(
-        (table, table.query("dataset != 'prostate'")), (slope, without), p_values, strict=True
-    ):
+    without_prostate = table.query("dataset != 'prostate'")
+    for rows, value, p in zip((table, without_prostate), (slope, without), p_values, strict=True):
         medical = rows.query("domain == 'medical'")
         fitted = np.polyfit(medical["d_data_mle"], np.log(medical["test_loss"]), 1)
         assert fitted[0] == pytest.approx(value, abs=5e-4)
@@ -80,21 +79,25 @@ def test_the_exponent_without_prostate(points):
 
 
 def test_the_share_of_representations_below_the_data_dimension(fits):
-    found = fits.representation()
-    assert (found.num_held, found.num_points) == (334, 396)
-    assert found.estimates[0].value == pytest.approx(0.841, abs=0.005)
-    assert found.by_dataset["oai"] == pytest.approx(18 / 36)
-    for name, above in {"chexpert": 4, "mnist": 4, "prostate": 2, "mura": 1}.items():
-        assert found.by_dataset[name] == pytest.approx(above / 36)
-    one = fits.representation(model="resnet34")
-    assert one.num_held / one.num_points == pytest.approx(0.83, abs=5e-3)
+    fit = fits.representation()
+    assert (fit.num_held, fit.num_points) == (334, 396)
+    assert fit.estimates[0].value == pytest.approx(0.841, abs=0.005)
+    assert fit.by_dataset["oai"] == pytest.approx(18 / 36)
+    for name, num_above in {"chexpert": 4, "mnist": 4, "prostate": 2, "mura": 1}.items():
+        assert fit.by_dataset[name] == pytest.approx(num_above / 36)
+    fit_of_resnet34 = fits.representation(model="resnet34")
+    assert fit_of_resnet34.num_held / fit_of_resnet34.num_points == pytest.approx(0.83, abs=5e-3)
 
 
 def test_exponents_of_the_train_size_within_a_dataset(fits):
-    """Each dataset's own exponent times d, over d at the largest N, beside those derived
-    earlier."""
-    found = fits.exponent(model="resnet34").by_dataset
-    last = published_table().query("train_size == 1750").groupby("dataset")["d_data_mle"].mean()
+    """Compare the exponent of N of each dataset with the one derived earlier.
+
+    A fitted exponent is multiplied by d, so it is divided by d at the largest N here.
+    """
+    exponents = fits.exponent(model="resnet34").by_dataset
+    d_at_largest_n = (
+        published_table().query("train_size == 1750").groupby("dataset")["d_data_mle"].mean()
+    )
     expected = {
         "brats": -0.24,
         "dbc": -0.30,
@@ -106,15 +109,14 @@ def test_exponents_of_the_train_size_within_a_dataset(fits):
         "svhn": -0.84,
         "imagenet": 0.08,
     }
-    assert {name: -found[name] / last[name] for name in expected} == pytest.approx(
-        expected, abs=0.011
-    )
-    assert last["prostate"] == pytest.approx(4.60, abs=0.01)
+    slopes = {name: -exponents[name] / d_at_largest_n[name] for name in expected}
+    assert slopes == pytest.approx(expected, abs=0.011)
+    assert d_at_largest_n["prostate"] == pytest.approx(4.60, abs=0.01)
 
 
-def test_the_answer_about_attacks_is_given_the_label(fits):
-    found = fits.attack(response="fgsm_2_loss_gain", model="a model not stated")
-    r = found.estimates[0]
-    assert (found.num_datasets, r.value) == (11, pytest.approx(0.636, abs=5e-4))
-    assert r.num_resamples == 24 * 5040
+def test_the_correlation_of_attacks_is_given_the_domain_label(fits):
+    fit = fits.attack(response="fgsm_2_loss_gain", model="a model not stated")
+    r = fit.estimates[0]
+    assert (fit.num_datasets, r.value) == (11, pytest.approx(0.636, abs=5e-4))
+    assert r.num_resamples == 24 * 5040  # 4! · 7!: permutations within the domains
     assert r.resampled_p == pytest.approx(0.0455, abs=5e-4)

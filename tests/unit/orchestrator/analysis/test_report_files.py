@@ -15,8 +15,8 @@ from orchestrator.analysis.report import write_report
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from tests.synthetic import synthetic_table
 
-DRAWN = [name for name in DRAWINGS if name != "accuracy_lost_on_delta"]
-"""Figures of several datasets; that one is of class pairs."""
+FIGURES = [name for name in DRAWINGS if name != "accuracy_lost_on_delta"]
+"""Names of the figures of several datasets; accuracy_lost_on_delta is of class pairs."""
 SUMMARY = {
     "planned": 40,
     "done": 36,
@@ -67,10 +67,8 @@ def fits(table):
 @pytest.fixture(scope="module")
 def folder(table, fits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    assert (
-        write_report(table, fits, folder, sweep="<b>&demo", summary=SUMMARY)
-        == folder / "report.html"
-    )
+    path = write_report(table, fits, folder, sweep="<b>&demo", summary=SUMMARY)
+    assert path == folder / "report.html"
     return folder
 
 
@@ -82,25 +80,24 @@ def page(folder):
 def test_every_file_is_there(folder):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"report.html", "results.csv", "results.parquet", "fits.json"} <= names
-    assert {f"{name}.svg" for name in DRAWN} == {
-        name for name in names if name.endswith((".svg", ".pdf"))
-    }
+    figures = {name for name in names if name.endswith((".svg", ".pdf"))}
+    assert figures == {f"{name}.svg" for name in FIGURES}
 
 
-def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
+def test_numbers_in_one_column_of_measures_have_one_notation(page):
     section = page.partition("<summary>Measures")[2].partition("</table>")[0]
-    found = re.findall(r'<td data-head="(?:d_data|K_F)" class="number">([^<]*)</td>', section)
-    assert found == ["9.12", "0.000637", "9.2", "0.00156"]
-    assert "maximum likelihood" in section  # says what its headings mean
+    numbers = re.findall(r'<td data-head="(?:d_data|K_F)" class="number">([^<]*)</td>', section)
+    assert numbers == ["9.12", "0.000637", "9.2", "0.00156"]
+    assert "maximum likelihood" in section  # explains its headings
 
 
-def test_a_set_is_said_to_be_derived_once(page):
+def test_the_word_derived_is_not_repeated_in_a_description(page):
     assert "Textures (derived). patches of photographs<" in page
 
 
-def test_the_page_needs_nothing_from_outside(page):
+def test_the_page_loads_nothing_from_outside(page):
     assert re.findall(r"src=[\"'](?!data:)", page) == []
-    # What a reader may follow, and nothing that the page loads.
+    # A link that a reader may follow; the page itself loads nothing.
     assert set(re.findall(r"href=[\"'](?!data:|#)([^\"']*)", page)) == {
         "https://arxiv.org/abs/2401.08865"
     }
@@ -111,10 +108,10 @@ def test_the_page_needs_nothing_from_outside(page):
         '<script type="application/json" id="point-data">',
         "<script>",
     ]
-    assert page.count("<svg ") == len(DRAWN)
+    assert page.count("<svg ") == len(FIGURES)
 
 
-def test_what_users_name_is_escaped(page):
+def test_names_from_users_are_escaped(page):
     assert "&lt;b&gt;&amp;demo" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;demo&gt;" in page
@@ -142,13 +139,16 @@ def test_every_column_is_explained(page, table):
 
 def test_data_files_hold_the_table(folder, table):
     expected = table.sort_values("trial_id", ignore_index=True)
-    for back in (read_csv(folder / "results.csv"), pd.read_parquet(folder / "results.parquet")):
-        assert back.columns.tolist() == table.columns.tolist()
-        assert back["trial_id"].tolist() == expected["trial_id"].tolist()
-        assert back["test_loss"].tolist() == expected["test_loss"].tolist()
+    for read_back in (
+        read_csv(folder / "results.csv"),
+        pd.read_parquet(folder / "results.parquet"),
+    ):
+        assert read_back.columns.tolist() == table.columns.tolist()
+        assert read_back["trial_id"].tolist() == expected["trial_id"].tolist()
+        assert read_back["test_loss"].tolist() == expected["test_loss"].tolist()
 
 
-def test_fits_are_stored_whole(folder, fits):
+def test_fits_are_stored_completely(folder, fits):
     assert json.loads((folder / "fits.json").read_text(encoding="utf-8")) == fits.to_json()
 
 
@@ -156,43 +156,43 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
     write_report(table, fits, tmp_path, sweep="<b>&demo", summary=SUMMARY)
     for path in folder.rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), (
-                path.name
-            )
+            second_copy = tmp_path / path.relative_to(folder)
+            assert path.read_bytes() == second_copy.read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
-    "after", [0, pytest.param(4, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)]
+    "num_replaced",
+    [0, pytest.param(4, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)],
 )
-def test_a_report_that_is_stopped_leaves_every_file_whole(
-    table, fits, folder, tmp_path, monkeypatch, after
+def test_a_report_that_is_stopped_leaves_every_file_complete(
+    table, fits, folder, tmp_path, monkeypatch, num_replaced
 ):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    left = iter(range(after))
-    whole = Path.replace
+    remaining = iter(range(num_replaced))
+    replace = Path.replace
 
-    def stopped(path, target):
-        if next(left, None) is None:
+    def replace_or_stop(path, target):
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
-        return whole(path, target)
+        return replace(path, target)
 
-    monkeypatch.setattr(Path, "replace", stopped)
+    monkeypatch.setattr(Path, "replace", replace_or_stop)
     with pytest.raises(KeyboardInterrupt):
         write_report(table.iloc[:-3], fits, tmp_path, sweep="other", summary={})
     monkeypatch.undo()
-    found = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    assert all(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    first_files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.relative_to(tmp_path) for path in files}
+    assert names == {path.relative_to(folder) for path in first_files}
+    assert all(path.stat().st_size for path in files)
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
-def test_names_with_dollars_are_drawn_as_names(tmp_path):
+def test_names_with_dollar_signs_are_drawn_as_text(tmp_path):
     table = synthetic_table(num_natural=2, num_medical=0, trial_std=0.2, train_sizes=(500, 1000))
     named = table.assign(dataset=table["dataset"] + r" $\frac{$", model=r"$\sqrt{$")
-    page = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={}).read_text(
-        "utf-8"
-    )
-    assert r"$\sqrt{$" in page
+    path = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={})
+    assert r"$\sqrt{$" in path.read_text("utf-8")
     assert (tmp_path / "figures" / "dataset_properties.svg").stat().st_size > 0
 
 
@@ -207,19 +207,26 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     ):
         (figures / name).write_bytes(b"old")
     (tmp_path / "tables").mkdir()
-    mine = tmp_path / "tables" / "claims.tex"
-    mine.write_text("of isweep claims --latex")
-    bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
+    claims_file = tmp_path / "tables" / "claims.tex"
+    claims_file.write_text("of isweep claims --latex")
+    losses_only = synthetic_table()[
+        ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
+    ]
     write_report(
-        bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png")
+        losses_only,
+        fit_scaling_laws(losses_only),
+        tmp_path,
+        sweep="a",
+        summary={},
+        formats=("pdf", "png"),
     )
-    drawn = {f"loss_on_train_size.{kind}" for kind in ("svg", "pdf", "png")}
-    assert {path.name for path in figures.iterdir()} == {"mine.png", *drawn}
-    assert mine.is_file()
+    new_figures = {f"loss_on_train_size.{kind}" for kind in ("svg", "pdf", "png")}
+    assert {path.name for path in figures.iterdir()} == {"mine.png", *new_figures}
+    assert claims_file.is_file()
 
 
 @pytest.mark.parametrize(
-    "few",
+    "table",
     [
         synthetic_table().head(0),
         synthetic_table(num_natural=1, num_medical=0).head(1),
@@ -231,39 +238,36 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     ],
     ids=["empty", "one trial", "one size", "all diverged", "losses only"],
 )
-def test_little_data_makes_a_report_that_says_so(few, tmp_path):
-    page = write_report(few, fit_scaling_laws(few), tmp_path, sweep="s", summary={}).read_text()
+def test_a_report_of_little_data_explains_what_is_not_possible(table, tmp_path):
+    page = write_report(table, fit_scaling_laws(table), tmp_path, sweep="s", summary={}).read_text()
     assert "cannot be" in page or "no slope can be fitted" in page
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
 def test_a_sweep_is_scored_against_published_numbers_of_matching_datasets_only(page, tmp_path):
     assert "Against every published quantity" not in page
-    ours = published_table()
-    ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
-    fits = fit_scaling_laws(ours)
-    text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
+    table = published_table()
+    table = table[(table["dataset"].isin(["mnist", "brats"])) & (table["model"] == "vgg13")]
+    fits = fit_scaling_laws(table)
+    text = write_report(table, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
     assert "Against every published quantity" in text
     assert "12 of 12" in text  # losses
 
 
-def test_the_report_answers_first(page, fits):
-    """Verdicts, a summary of the data, two figures, answers, datasets, best models, trials; the rest is
-    folded."""
-    places = [
-        page.index(text)
-        for text in (
-            'class="strip"',
-            "<h2>Summary of the data",
-            "<svg ",
-            "<h2>Answers",
-            "<h2>Failures",
-            "<h2>Datasets",
-            "<h2>Best models",
-            "<h2>Trials",
-            "<h2>The rest",
-        )
-    ]
+def test_the_report_starts_with_its_answers(page, fits):
+    """Verdicts come first, and everything after the trials is folded."""
+    parts_in_order = (
+        'class="strip"',
+        "<h2>Summary of the data",
+        "<svg ",
+        "<h2>Answers",
+        "<h2>Failures",
+        "<h2>Datasets",
+        "<h2>Best models",
+        "<h2>Trials",
+        "<h2>The rest",
+    )
+    places = [page.index(part) for part in parts_in_order]
     assert places == sorted(places)
     strip = page.partition('class="strip"')[2].partition("</table>")[0]
     for finding in findings(fits):
@@ -271,7 +275,7 @@ def test_the_report_answers_first(page, fits):
         assert f">{finding.verdict}</span>" in strip
         assert (" such studies" in finding.answer) == (finding.verdict == "undecided")
     assert page.partition("<h2>Answers")[0].count("<svg ") == 2
-    rest = page.partition("<h2>The rest")[2]
-    assert 0 < rest.count("<details") == rest.count("</details>")
-    assert "open" not in re.findall(r"<details([^>]*)>", rest)
-    assert "Not fitted: " in rest
+    folded = page.partition("<h2>The rest")[2]
+    assert 0 < folded.count("<details") == folded.count("</details>")
+    assert "open" not in re.findall(r"<details([^>]*)>", folded)
+    assert "Not fitted: " in folded

@@ -1,4 +1,4 @@
-"""The table holds what the store holds; MLflow's rows are for where nothing else can be reached."""
+"""Test the results table: rows come from the store, or from MLflow without the store."""
 
 from orchestrator.analysis.report import results_table
 from orchestrator.planning.workspace import Workspace
@@ -11,21 +11,24 @@ from tests.unit.orchestrator.results.examples import (
 def test_rows_come_from_the_store_and_sizes_are_in_order(root):
     workspace = Workspace.open("smoke", root)
     planned = workspace.plan.trials_by_id
-    assert len({cell.network.train_size for cell in planned.values()}) > 1
-    records = {i: trial_record(spec=cell, trial_id=i) for i, cell in planned.items()}
+    assert len({trial.network.train_size for trial in planned.values()}) > 1
+    records = {
+        trial_id: trial_record(spec=trial, trial_id=trial_id) for trial_id, trial in planned.items()
+    }
     table = results_table(workspace, state=state_of(records))
     assert set(table["trial_id"]) == set(planned)
     for _, group in table.groupby(["dataset", "class_pair", "model"]):
         assert list(group["train_size"]) == sorted(group["train_size"])
 
 
-def test_rows_of_mlflow_alone_are_those_of_planned_trials(root):
+def test_rows_from_mlflow_are_limited_to_planned_trials(root):
     workspace = Workspace.open("smoke", root)
     trial_id = next(iter(workspace.plan.trials_by_id))
     fields = {"dataset": "d", "class_pair": "", "model": "m", "train_size": 9, "seed": 0}
     rows = [{"trial_id": name, **fields} for name in (trial_id, "another sweep's")]
-    assert list(results_table(workspace, rows)["trial_id"]) == [trial_id]
+    table = results_table(workspace, rows)
+    assert list(table["trial_id"]) == [trial_id]
 
 
-def test_no_result_is_an_empty_table(root):
+def test_a_sweep_without_results_has_an_empty_table(root):
     assert results_table(Workspace.open("smoke", root), state=state_of({})).empty

@@ -6,15 +6,14 @@ from search_spaces.errors import DataError
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "'", "''x"])
-def test_risky_text_is_escaped_in_the_file_and_comes_back(tmp_path, text):
-    path = write_csv(
-        pd.DataFrame({"trial_id": [text], "test_loss": [-0.5]}), tmp_path / "results.csv"
-    )
+def test_text_that_a_spreadsheet_would_run_is_escaped_and_read_back(tmp_path, text):
+    table = pd.DataFrame({"trial_id": [text], "test_loss": [-0.5]})
+    path = write_csv(table, tmp_path / "results.csv")
     cell = path.read_text(encoding="utf-8").splitlines()[1]
     assert cell.lstrip('"').startswith("'")
-    back = read_csv(path)
-    assert back["trial_id"].tolist() == [text]
-    assert back["test_loss"].tolist() == [-0.5]
+    read_back = read_csv(path)
+    assert read_back["trial_id"].tolist() == [text]
+    assert read_back["test_loss"].tolist() == [-0.5]
 
 
 def test_numbers_keep_every_digit_and_signs_are_not_escaped(tmp_path):
@@ -25,11 +24,11 @@ def test_numbers_keep_every_digit_and_signs_are_not_escaped(tmp_path):
     assert read_csv(path)["test_loss"].isna().tolist() == [False, False, False, True]
 
 
-def test_text_that_looks_like_numbers_or_nothing_stays_text(tmp_path):
+def test_text_that_looks_like_a_number_or_a_missing_value_stays_text(tmp_path):
     table = pd.DataFrame({"class_pair": ["", "3-8"], "code_version": ["0012345", "nan"]})
-    back = read_csv(write_csv(table, tmp_path / "results.csv"))
-    assert back["class_pair"].tolist() == ["", "3-8"]
-    assert back["code_version"].tolist() == ["0012345", "nan"]
+    read_back = read_csv(write_csv(table, tmp_path / "results.csv"))
+    assert read_back["class_pair"].tolist() == ["", "3-8"]
+    assert read_back["code_version"].tolist() == ["0012345", "nan"]
 
 
 def test_a_risky_column_name_is_escaped_too(tmp_path):
@@ -39,7 +38,7 @@ def test_a_risky_column_name_is_escaped_too(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00\x01"])
-def test_what_is_no_table_is_refused(tmp_path, content):
+def test_a_file_that_is_no_table_is_refused(tmp_path, content):
     path = tmp_path / "results.csv"
     if content is not None:
         path.write_bytes(content)

@@ -14,7 +14,7 @@ def points_of(table):
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "message"),
+    ("spoil", "message"),
     [
         (lambda table: table.drop(columns="test_loss"), "has no column test_loss"),
         (lambda table: pd.concat([table, table.head(1)]), "has 1 repeated trial id, such as"),
@@ -36,12 +36,12 @@ def points_of(table):
         ),
     ],
 )
-def test_a_table_that_contradicts_itself_is_refused(spoilt, message):
+def test_a_table_that_contradicts_itself_is_refused(spoil, message):
     with pytest.raises(DataError, match=message):
-        fit_scaling_laws(spoilt(synthetic_table()))
+        fit_scaling_laws(spoil(synthetic_table()))
 
 
-def test_a_measure_that_cannot_be_is_missing_and_counted():
+def test_an_impossible_measure_is_missing_and_counted():
     table = synthetic_table()
     table.loc[:2, "d_data_mle"] = -3.0
     table.loc[:1, "label_sharpness"] = 0.0
@@ -66,9 +66,8 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
     table.loc[:3, "d_data_mle"] = ["ten", "", None, "12.5"]
     table.loc[0, "test_loss"] = "0,3"
     full, unusable = normalise(table)
-    assert sorted(
-        full["d_data_mle"].isna().groupby(full["trial_id"]).sum().loc[lambda n: n > 0].index
-    ) == (sorted(table["trial_id"][:3]))
+    without_d = full.loc[full["d_data_mle"].isna(), "trial_id"]
+    assert sorted(set(without_d)) == sorted(table["trial_id"][:3])
     assert set(unusable) == {
         Exclusion("d_data_mle: not a number, treated as missing", 1),
         Exclusion("test_loss: not a number, treated as missing", 1),
@@ -87,7 +86,7 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
     ],
 )
 @pytest.mark.parametrize("check", [normalise, finished_trials])
-def test_what_makes_no_trial_is_refused(check, column, value, message):
+def test_a_row_that_is_no_trial_is_refused(check, column, value, message):
     table = synthetic_table().astype({column: object})
     table.loc[3:4, column] = value
     with pytest.raises(DataError, match=message):
@@ -109,13 +108,14 @@ def test_a_truth_value_is_no_number():
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_whose_squares_are_none_are_missing_and_counted():
+def test_numbers_whose_squares_under_or_overflow_are_missing_and_counted():
     table = synthetic_table(trial_std=0.1)
     table.loc[0, "d_data_mle"] = 1e-300
     table.loc[1, "label_sharpness"] = 1e-60
     table.loc[2, "d_data_mle"] = 1e200
     fits = fit_scaling_laws(table)
-    assert {(x.reason.split(",")[0], x.count) for x in fits.excluded} == {
+    counts = {(exclusion.reason.split(",")[0], exclusion.count) for exclusion in fits.excluded}
+    assert counts == {
         ("d_data_mle: next to zero", 1),
         ("d_data_mle: stored infinity", 1),
         ("label_sharpness: next to zero", 1),
@@ -131,7 +131,7 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
     points, excluded = fitted_points(normalise(table)[0])
-    assert {e.reason.split(" ")[0]: e.count for e in excluded} == {
+    assert {exclusion.reason.split(" ")[0]: exclusion.count for exclusion in excluded} == {
         "diverged": 1,
         "no": 1,
         "test": 2,
@@ -149,12 +149,13 @@ def test_seeds_are_averaged_as_logarithms():
 
 def test_the_pairs_of_a_dataset_weigh_as_much_as_one_without_pairs():
     paired = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3", "4-5"))
-    whole = synthetic_table(num_natural=0, num_medical=1)
-    weights = points_of(pd.concat([paired, whole])).groupby("dataset")["weight"].sum()
+    without_pairs = synthetic_table(num_natural=0, num_medical=1)
+    points = points_of(pd.concat([paired, without_pairs]))
+    weights = points.groupby("dataset")["weight"].sum()
     assert weights["natural0"] == pytest.approx(weights["medical0"])
 
 
-def test_absent_columns_read_as_missing():
+def test_absent_columns_count_as_missing():
     full, _ = normalise(synthetic_table().drop(columns=["d_data_mle", "data_mode", "status"]))
     assert full["d_data_mle"].isna().all()
     assert set(full["status"]) == {"done"}

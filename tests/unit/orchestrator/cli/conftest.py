@@ -1,4 +1,4 @@
-"""One command line in this process."""
+"""Fixture that runs one command line in this process."""
 
 import re
 
@@ -10,12 +10,13 @@ from orchestrator.cli.app import main
 
 @pytest.fixture
 def run(capsys, root, monkeypatch):
-    """Run a command in this process, as into a pipe; returns code, stdout, and stderr without line
-    breaks."""
+    """Run a command in this process as if it wrote into a pipe.
 
+    Returns the exit code, stdout, and stderr without line breaks.
+    """
     monkeypatch.setattr(printing.stdout, "width", printing.PIPE_WIDTH)
 
-    def go(*arguments: str, at: str | None = None):
+    def run_command(*arguments: str, at: str | None = None):
         try:
             code = main([*arguments, "--root", at or root])
         except SystemExit as stop:  # argparse
@@ -23,4 +24,4 @@ def run(capsys, root, monkeypatch):
         out, err = capsys.readouterr()
         return code, out, re.sub(r"\s+", " ", err)
 
-    return go
+    return run_command

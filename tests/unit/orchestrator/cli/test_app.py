@@ -1,4 +1,4 @@
-"""Help, version, completion, pipes."""
+"""Test help, version, completion and pipes of the command line."""
 
 import io
 import shlex
@@ -28,16 +28,15 @@ from orchestrator.machine.signals import stop_heard
         ("20", 20),
     ],
 )
-def test_the_variable_columns_is_ignored_unless_text_fits_into_it(monkeypatch, columns, width):
+def test_the_variable_columns_is_ignored_if_it_is_no_usable_width(monkeypatch, columns, width):
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     assert printing._width(io.StringIO()) == width
 
 
-def test_commands_that_only_look_load_nothing_heavy(root):
-    """In one process, of which each command loads more: help and mistakes first, looks at a sweep
-    last."""
+def test_commands_that_only_read_import_no_heavy_library(root):
+    """Run all commands in one process: help and mistakes first, then commands that load more."""
     commands = [
         "--help",
         "--version",
@@ -51,9 +50,9 @@ def test_commands_that_only_look_load_nothing_heavy(root):
         "heavy = {*'torch ray mlflow pandas numpy'.split()}\n"
         "for words in sys.argv[1:]:\n    print(main(words.split()), heavy & {*sys.modules})"
     )
-    asked = [words + f" --root {root}" * words.endswith("smoke") for words in commands]
+    command_lines = [words + f" --root {root}" * words.endswith("smoke") for words in commands]
     done = subprocess.run(
-        [sys.executable, "-c", script, *asked], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *command_lines], capture_output=True, text=True, check=True
     )
     lines = done.stdout.splitlines()
     assert f"isweep {metadata.version('isweep')}" in lines
@@ -77,13 +76,13 @@ def test_completion_names_every_command(shell):
 def test_bash_completes_names_of_files_too(tmp_path):
     script = tmp_path / "isweep"
     script.write_text(application().generate_completion(shell="bash"), encoding="utf-8")
-    said = subprocess.check_output(
+    completion = subprocess.check_output(
         ["bash", "-c", f"source {script}; complete -p isweep"], text=True
     )
-    assert "-o default" in said
+    assert "-o default" in completion
 
 
-def test_messages_that_nobody_reads_any_more_end_no_run():
+def test_a_closed_stderr_does_not_end_a_run():
     code = (
         "import sys, time\nfrom orchestrator.cli.printing import stderr, stdout\n"
         "stderr.print('first')\nsys.stdin.readline()\nstderr.print('second')\n"
@@ -100,7 +99,7 @@ def test_messages_that_nobody_reads_any_more_end_no_run():
     assert process.returncode == 0
 
 
-def test_output_into_a_closed_pipe_is_no_error(root):
+def test_output_into_a_closed_pipe_is_not_an_error(root):
     command = f"{sys.executable} -m orchestrator.cli plan paper --root {root} --json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "{\n"
@@ -108,9 +107,7 @@ def test_output_into_a_closed_pipe_is_no_error(root):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that_place(
-    root, closed
-):
+def test_a_command_without_output_streams_works_and_no_file_replaces_them(root, closed):
     code = (
         "import os, sys\nfrom orchestrator.cli.app import main\ncode = main(sys.argv[1:])\n"
         "os._exit(code or 10 * (os.open(os.devnull, os.O_RDONLY) <= 2))"
@@ -124,7 +121,7 @@ def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that
     assert (done.stdout == "") == (">&-" in closed.split())
 
 
-def test_ctrl_c_while_the_command_is_imported_is_no_bug():
+def test_ctrl_c_during_the_imports_is_not_reported_as_a_bug():
     code = (
         "import signal, sys\n"
         "class Finder:\n"
@@ -137,15 +134,15 @@ def test_ctrl_c_while_the_command_is_imported_is_no_bug():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
-def on_the_way_out():
+def interrupt_then_import_error():
     try:
         raise KeyboardInterrupt
     finally:
         raise ImportError("half a module")
 
 
-def lost_in_c():
-    """As matplotlib does, whose array conversion answers an interrupt with an error of its own."""
+def interrupt_lost_in_c():
+    """Replace an interrupt by another error, as the array conversion of matplotlib does."""
     with suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     raise ValueError("Invalid affine transformation matrix")
@@ -154,8 +151,8 @@ def lost_in_c():
 STOPS = (partial(signal.raise_signal, signal.SIGTERM), partial(signal.raise_signal, signal.SIGHUP))
 
 
-@pytest.mark.parametrize("stop", [on_the_way_out, lost_in_c, *STOPS])
-def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
+@pytest.mark.parametrize("stop", [interrupt_then_import_error, interrupt_lost_in_c, *STOPS])
+def test_a_stop_signal_is_handled_like_ctrl_c_and_an_error_after_it_is_not_a_bug(
     capsys, tmp_path, monkeypatch, stop
 ):
     monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", lambda *_, **__: stop())
@@ -165,9 +162,11 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_heard()  # or the next run in this process would stop
-    said = capsys.readouterr().err
-    assert said == "Stopped. All stored results are kept. Run the same command again to continue.\n"
+        stop_heard()  # otherwise the next run in this process would stop
+    message = capsys.readouterr().err
+    assert (
+        message == "Stopped. All stored results are kept. Run the same command again to continue.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,18 +183,18 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_whatever_is_left_is_a_message_and_a_line_in_the_log(
+def test_an_unexpected_error_gives_a_message_and_a_line_in_the_log(
     capsys, tmp_path, monkeypatch, error, code, message
 ):
-    def broken(*_, **__):
+    def raise_error(*_, **__):
         raise error
 
-    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", raise_error)
     assert main(["status", "smoke", "--root", str(tmp_path)]) == code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert "Traceback" not in output.err
     log = (tmp_path / "isweep.log").read_text(encoding="utf-8")
     assert "Traceback" in log
     assert f"ends with exit code {code}" in log
@@ -205,31 +204,33 @@ def test_every_help_ends_with_examples_that_are_commands(capsys):
     for group in COMMANDS.values():
         for function, (_, *examples) in group.items():
             assert main([function.__name__.replace("_", "-"), "--help"]) == 0
-            said = capsys.readouterr().out.rstrip()
-            assert said.endswith("For example:\n  " + "\n  ".join(examples))
-            assert "ARGS" not in said
+            help_text = capsys.readouterr().out.rstrip()
+            assert help_text.endswith("For example:\n  " + "\n  ".join(examples))
+            assert "ARGS" not in help_text
             for example in examples:
                 assert parse(shlex.split(example)[1:]).func is function
 
 
-def test_what_always_takes_seconds_says_so_at_once_into_a_pipe_too(root, capsys):
+def test_a_slow_command_prints_its_step_at_once_also_into_a_pipe(root, capsys):
     assert {results.report, environment.doctor} <= SLOW
     assert main(["report", "smoke", "--root", str(root)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("fitting and drawing …\n")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("fitting and drawing …\n")
 
 
-def test_what_takes_long_says_so_on_a_terminal_and_what_is_quick_to_no_file(root):
-    """Every command that has no display of its own; what is shown is gone before the answer stands
-    there."""
-    shown = {"rm", "models", "recipes", "gpu_check"}
-    functions = {of.__name__: said[0] for group in COMMANDS.values() for of, said in group.items()}
-    assert {name for name, wait in functions.items() if not wait} == shown
-    wait = functions["plan"]
+def test_a_step_is_shown_on_a_terminal_and_not_in_a_file(root):
+    """A command without its own display prints its step, and erases this text before the answer."""
+    without_wait_text = {"rm", "models", "recipes", "gpu_check"}
+    wait_texts = {}
+    for group in COMMANDS.values():
+        for function, (wait_text, *_) in group.items():
+            wait_texts[function.__name__] = wait_text
+    assert {name for name, text in wait_texts.items() if not text} == without_wait_text
+    wait = wait_texts["plan"]
     command = f"{sys.executable} -m orchestrator.cli plan smoke --root {root}"
-    said = subprocess.check_output(["script", "-qec", command, "/dev/null"], text=True)
-    assert said.index(wait) < said.index("8 trials")
-    assert wait not in said.partition("small_cnn")[2]
+    output = subprocess.check_output(["script", "-qec", command, "/dev/null"], text=True)
+    assert output.index(wait) < output.index("8 trials")
+    assert wait not in output.partition("small_cnn")[2]
     quiet = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     assert quiet.stderr == ""

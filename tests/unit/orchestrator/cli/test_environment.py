@@ -1,4 +1,4 @@
-"""How ``isweep doctor`` ends."""
+"""Test the exit codes and tables of ``isweep doctor``."""
 
 import pytest
 
@@ -19,7 +19,7 @@ MISTAKE = {
 @pytest.mark.parametrize(
     ("checks", "code"), [([OK], 0), ([OK, MISTAKE], 2), ([OK, NO_DISK], 3), ([NO_DISK, MISTAKE], 3)]
 )
-def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(
+def test_doctor_has_exit_code_2_for_a_mistake_in_a_launch_file_and_3_for_the_machine(
     run, monkeypatch, checks, code
 ):
     monkeypatch.setattr(doctor, "run_checks", lambda *_: checks)
@@ -28,17 +28,16 @@ def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(
 
 def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "connect", None)
-    *_, found = doctor.run_checks(str(tmp_path), None, None, launch=tmp_path / "absent.yaml")
-    assert found["name"].startswith(doctor.LAUNCH_FILE)
-    assert not found["ok"]
+    *_, check = doctor.run_checks(str(tmp_path), None, None, launch=tmp_path / "absent.yaml")
+    assert check["name"].startswith(doctor.LAUNCH_FILE)
+    assert not check["ok"]
 
 
-def test_what_a_silent_node_did_not_say_is_no_number():
+def test_a_node_that_does_not_answer_has_question_marks_instead_of_numbers():
     node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
-    answers = (
-        doctor.NodeAnswer(silence=Problem("silent", "look")),
-        doctor.NodeAnswer(versions=doctor.versions_here()),
-    )
-    silent, sound = (doctor.checked_node(answer, node)["node"] for answer in answers)
-    table = node_table([sound, silent])
+    no_answer = doctor.NodeAnswer(silence=Problem("silent", "look"))
+    answer = doctor.NodeAnswer(versions=doctor.versions_here())
+    silent_node = doctor.checked_node(no_answer, node)["node"]
+    answering_node = doctor.checked_node(answer, node)["node"]
+    table = node_table([answering_node, silent_node])
     assert [*table.columns[-1].cells] == ["0 GiB", "?"]

@@ -1,4 +1,4 @@
-"""The log of all commands."""
+"""Test the log file of all commands."""
 
 import json
 import logging
@@ -15,27 +15,27 @@ from orchestrator.planning.paths import RootPaths
 
 
 @pytest.fixture
-def read(root):
-    """Make the root; returns how to read its log."""
+def read_log(root):
+    """Make the root, and return a function that reads its log."""
     os.mkdir(root)
     return lambda: (Path(root) / "isweep.log").read_text(encoding="utf-8")
 
 
-def test_start_and_end_of_each_command_and_no_secret(run, root, read):
+def test_the_log_has_start_and_end_of_each_command_and_no_password(run, root, read_log):
     run("plan", "smoke")
     run("fit", "smoke", "--from-store")
     version = metadata.version("isweep")
-    assert re.findall(r"isweep (\S+) starts: (.*)", read()) == [
+    assert re.findall(r"isweep (\S+) starts: (.*)", read_log()) == [
         (version, f"isweep plan smoke --root {root}"),
         (version, f"isweep fit smoke --from-store --root {root}"),
     ]
-    assert re.findall(r"ends with exit code (\d)", read()) == ["0", "2"]
+    assert re.findall(r"ends with exit code (\d)", read_log()) == ["0", "2"]
     run("plan", "smoke", "--storage", "foo://me:hush@host/x?sig=hush")
-    assert "foo://…@host/x?…" in read()
-    assert "hush" not in read()
+    assert "foo://…@host/x?…" in read_log()
+    assert "hush" not in read_log()
 
 
-def test_warnings_go_there_and_not_to_the_terminal(run, read, monkeypatch):
+def test_warnings_go_to_the_log_and_not_to_the_terminal(run, read_log, monkeypatch):
     def warn(*_):
         warnings.warn("odd", stacklevel=1)
         return []
@@ -45,30 +45,33 @@ def test_warnings_go_there_and_not_to_the_terminal(run, read, monkeypatch):
         warnings.simplefilter("always")
         code, _, err = run("datasets")
     assert (code, err) == (0, "")
-    assert re.search(r"WARNING py\.warnings: .*UserWarning: odd", read())
+    assert re.search(r"WARNING py\.warnings: .*UserWarning: odd", read_log())
 
 
-def test_what_was_logged_before_the_root_was_made_is_kept(root):
+def test_log_entries_from_before_the_root_existed_are_kept(root):
     with root_log(root):
         logging.getLogger("early").info("first words")
         RootPaths.at(root).make()
         logging.getLogger("late").info("last words")
-    found = (Path(root) / "isweep.log").read_text(encoding="utf-8")
-    assert re.search(r"(?s)early: first words.*last words", found)
+    log = (Path(root) / "isweep.log").read_text(encoding="utf-8")
+    assert re.search(r"(?s)early: first words.*last words", log)
 
 
-def on_a_full_disk(path):
+def make_full_disk(path):
     path.symlink_to("/dev/full")
 
 
-@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, on_a_full_disk])
-def test_a_log_that_cannot_be_written_stops_nothing_and_logging_is_as_before(run, root, read, make):
+def logging_settings():
+    root_logger = logging.getLogger()
+    return list(root_logger.handlers), root_logger.level, warnings.showwarning
+
+
+@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, make_full_disk])
+def test_a_log_that_cannot_be_written_stops_no_command_and_changes_no_logging(
+    run, root, read_log, make
+):
     make(Path(root) / "isweep.log")
-    before = (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning)
+    settings_before = logging_settings()
     code, out, err = run("plan", "smoke", "--json")
     assert (code, err, json.loads(out)["sweep"]) == (0, "", "smoke")
-    assert (
-        list(logging.getLogger().handlers),
-        logging.getLogger().level,
-        warnings.showwarning,
-    ) == before
+    assert logging_settings() == settings_before

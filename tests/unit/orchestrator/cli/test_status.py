@@ -1,4 +1,4 @@
-"""``isweep status`` while a run works on the sweep."""
+"""Test ``isweep status`` while a run works on the sweep."""
 
 import itertools
 import json
@@ -31,10 +31,10 @@ def test_running_trials_are_shown(run, workspace):
         for trial_id in ids[:2]:
             progress.trial_started(trial_id)
         code, out, _ = run("status", "smoke", "--json")
-        said = json.loads(out)
-        assert (code, said["running"], said["pending"]) == (0, 2, len(ids) - 2)
-        assert list(said["running_trials"]) == ids[:2]
-        assert said["now"] == f"train  0/{len(ids)} done  2 running"
+        document = json.loads(out)
+        assert (code, document["running"], document["pending"]) == (0, 2, len(ids) - 2)
+        assert list(document["running_trials"]) == ids[:2]
+        assert document["now"] == f"train  0/{len(ids)} done  2 running"
         _, out, _ = run("status", "smoke")
         assert f"running {ids[0]}" in out
         assert "now: train" in out
@@ -45,22 +45,22 @@ def test_watching_ends_with_the_run(run, workspace, monkeypatch):
     lock = exclusive(workspace.paths.lock, "isweep run smoke")
     lock.__enter__()
     progress.stage("train")
-    looks = itertools.count()
+    wake_ups = itertools.count()
 
     def sleep(seconds):
-        if next(looks) == 2:
+        if next(wake_ups) == 2:
             lock.__exit__(None, None, None)
 
     monkeypatch.setattr("orchestrator.cli.status.time.sleep", sleep)
     code, out, err = run("status", "smoke", "--watch", "--json")
     assert code == 0
-    assert next(looks) == 3
-    # Into a file, a line per change, and not on stdout, which is for data.
+    assert next(wake_ups) == 3
+    # A file gets one line for each change. Stdout is for data, so the lines are on stderr.
     assert err.count("planned 8 done 0 failed 0 running 0 pending 8 train") == 1
     assert json.loads(out)["now"] == ""
 
 
-def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch):
+def test_ctrl_c_ends_the_display_and_not_the_run(run, workspace, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt
 
@@ -72,18 +72,18 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
     assert "Stopped. Only this display has ended. The run continues." in err
 
 
-def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
+def test_a_narrow_terminal_shows_the_complete_remaining_time(capsys):
     trial = RunningTrial(
         epoch=9, num_epochs=10, images_per_second=1234.5, seconds_left=30.0
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
     Console(width=60).print(status.run_display(document))
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
 
 
-def test_the_story_of_a_cell_is_told(run, workspace):
+def test_the_event_log_of_a_trial_is_printed(run, workspace):
     first, second, *_ = workspace.plan.trials_by_id
     history = ResultStore(workspace.results_url)
     history.log_event(first, Event(at=1000.0, what="started", attempt=1))
@@ -98,13 +98,17 @@ def test_the_story_of_a_cell_is_told(run, workspace):
     assert "attempt 2 started" in out
     assert f"log of attempt 1: {history.attempt_log_path(first, 1)}" in out
     assert "  last words" in out
-    said = json.loads(run("status", "smoke", "--trial", first, "--json")[1])
-    assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
-    assert said["logs"] == {"1": history.attempt_log_path(first, 1)}
+    document = json.loads(run("status", "smoke", "--trial", first, "--json")[1])
+    assert (document["trial_id"], document["status"], len(document["events"])) == (
+        first,
+        "pending",
+        3,
+    )
+    assert document["logs"] == {"1": history.attempt_log_path(first, 1)}
     assert "No attempt at this trial is recorded." in run("status", "smoke", "--trial", second)[1]
 
 
-def test_a_damaged_story_is_said(run, workspace):
+def test_a_damaged_event_log_is_reported(run, workspace):
     trial_id = next(iter(workspace.plan.trials_by_id))
     ResultStore(workspace.results_url).log_event(
         trial_id, Event(at=1000.0, what="started", attempt=1)
@@ -129,15 +133,15 @@ def test_a_damaged_story_is_said(run, workspace):
     ids=["empty", "another document", "not text", "deep", "directory", "loop", "fifo"],
 )
 def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, workspace, damage):
-    other = Workspace.open("demo", root)
-    other.record()
+    sound_sweep = Workspace.open("demo", root)
+    sound_sweep.record()
     damage(workspace.sweep_paths.sweep_file)
-    whole_in = "The stored file of the sweep 'smoke' cannot be read: "
+    message = "The stored file of the sweep 'smoke' cannot be read: "
     code, out, err = run("status")
     assert code == 2
-    assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)
-    assert whole_in in err
+    assert f"demo  {len(sound_sweep.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)
+    assert message in err
     code, _, err = run("results", "smoke")
     assert code == 2
-    assert whole_in in err
+    assert message in err
     assert "run your sweep file again" in err

@@ -1,5 +1,4 @@
-"""Mistakes in a sweep file, told by the first command that meets them; planning's tests have many
-more."""
+"""Test mistakes in a sweep file that the first command reports; the tests of planning have more."""
 
 import os
 
@@ -17,10 +16,11 @@ image_size: 28
 recipe: smoke
 """
 PAIR = "[{{name: mnist5k, class_pairs: [{}]}}]"
-OWN = "[{name: a, own: {kind: folder, path: images, domain: natural}}]"
+YOUR_DATA = "[{name: a, own: {kind: folder, path: images, domain: natural}}]"
 
 
-def changed(old, new):
+def good_with(old, new):
+    """Return the valid sweep file with one part replaced."""
     assert old in GOOD
     return GOOD.replace(old, new)
 
@@ -35,23 +35,23 @@ def changed(old, new):
             "- The key name is missing. Add this key. - The key train_sizes is missing.",
         ),
         (
-            changed("mine", "../x"),
+            good_with("mine", "../x"),
             "name is '../x', which is not a valid name. Use at most 64 lower",
         ),
-        (changed("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
+        (good_with("[20, 40]", "many"), "train_sizes is 'many', but should be a list, for example"),
         (
-            changed("[manifold_d4]", PAIR.format("[cat, dog]")),
+            good_with("[manifold_d4]", PAIR.format("[cat, dog]")),
             "Unknown class of mnist5k 'cat'. Known",
         ),
         (
-            changed("[manifold_d4]", PAIR.format("[3, 3]")),
+            good_with("[manifold_d4]", PAIR.format("[3, 3]")),
             "class_pairs lists the pair [3, 3], which contains the same class twice. Write two different classes",
         ),
-        (changed("[manifold_d4]", OWN), "datasets.a.own.path does not exist: "),
+        (good_with("[manifold_d4]", YOUR_DATA), "datasets.a.own.path does not exist: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0 is 'fgms'"),
     ],
 )
-def test_a_mistake_in_a_sweep_file_is_known_at_plan(run, root, tmp_path, text, message):
+def test_plan_refuses_a_mistake_in_a_sweep_file(run, root, tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     code, out, err = run("plan", str(path))
@@ -62,11 +62,10 @@ def test_a_mistake_in_a_sweep_file_is_known_at_plan(run, root, tmp_path, text, m
     assert not os.path.exists(root)
 
 
-def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog):
+def test_plan_refuses_images_too_small_for_a_network(run, tmp_path, caplog):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        GOOD.replace("small_cnn", "vgg13").replace("size: 28", "size: 8"), encoding="utf-8"
-    )
+    text = GOOD.replace("small_cnn", "vgg13").replace("size: 28", "size: 8")
+    path.write_text(text, encoding="utf-8")
     code, _, err = run("plan", str(path))
     assert code == 2
     assert "Choose a larger image_size (VGG networks need at least 32), or another model" in err
@@ -100,7 +99,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
         ),
     ],
 )
-def test_a_run_that_cannot_be_is_refused_before_mlflow_and_ray_start(
+def test_an_impossible_run_is_refused_before_mlflow_and_ray_start(
     run, root, tmp_path, more, options, message
 ):
     path = tmp_path / "mine.yaml"
@@ -113,7 +112,7 @@ def test_a_run_that_cannot_be_is_refused_before_mlflow_and_ray_start(
     assert "No sweep has run below this root" in run("status")[1]
 
 
-def test_plan_says_what_this_machine_lacks_and_goes_on(run, tmp_path):
+def test_plan_reports_missing_resources_of_this_machine_and_continues(run, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD + "resources: {num_cpus: 999}", encoding="utf-8")
     code, out, _ = run("plan", str(path))
@@ -122,7 +121,7 @@ def test_plan_says_what_this_machine_lacks_and_goes_on(run, tmp_path):
     assert "resources.num_cpus: 999" in out
 
 
-def test_all_raw_downloads_that_a_sweep_misses_are_named_before_the_first_is_read(run, root):
+def test_all_missing_raw_downloads_are_named_before_the_first_is_read(run, root):
     code, _, err = run("run", "paper")
     assert code == 2
     assert "8 problems found" in err
@@ -131,7 +130,7 @@ def test_all_raw_downloads_that_a_sweep_misses_are_named_before_the_first_is_rea
     assert not os.path.exists(f"{root}/prepared/mnist")
 
 
-def test_which_sources_need_a_raw_download_is_what_the_sources_say():
+def test_three_sources_of_the_study_need_no_raw_download():
     from search_spaces.datasets import DATASETS
     from tasks.sources import needs_download
 
@@ -141,7 +140,7 @@ def test_which_sources_need_a_raw_download_is_what_the_sources_say():
     assert fetched == {"idx", "cifar10", "svhn"}  # torchvision fetches these
 
 
-def test_a_plan_prints_that_a_run_could_not_write_to_the_root(run, tmp_path, monkeypatch):
+def test_plan_reports_that_a_run_could_not_write_to_the_root(run, tmp_path, monkeypatch):
     root = tmp_path / "missing" / "root"
     monkeypatch.setattr(paths.os, "access", lambda path, mode: mode & paths.os.W_OK == 0)
     code, out, _ = run("plan", "smoke", at=str(root))

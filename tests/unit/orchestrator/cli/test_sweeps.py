@@ -1,4 +1,4 @@
-"""Commands that run a sweep and say where it stands."""
+"""Test the commands that run a sweep and show its state."""
 
 import json
 import os
@@ -57,17 +57,16 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "power"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
-    assert all(
-        set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"]
-    )
+    for measure in plan["measures"]:
+        assert set(measure) == {"measure_id", "dataset", "train_sizes", "status"}
     assert {trial["status"] for trial in plan["trials"]} == {"pending"}
     assert [item["dataset"] for item in plan["not_prepared"]] == ["manifold_d4", "manifold_d12"]
     assert plan["estimate"]["trials_left"] == 8
-    # No GPU is here and none was named, so no hours of one are told.
+    # This machine has no GPU and none was named, so there are no GPU-hours.
     assert (plan["estimate"]["gpu_hours"], plan["estimate"]["cluster"]) == (None, None)
     assert "This machine has no GPU." in plan["estimate"]["text"]
     named = json.loads(run("plan", "smoke", "--gpu", "l4", "--json")[1])["estimate"]
-    # GPU-hours count shares, so a whole GPU for each trial takes more of them than sharing does.
+    # GPU-hours count shares of a GPU: they are fewer than hours with one trial at a time on a GPU.
     assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"]
     assert named["gpu_hours"] < named["hours_one_at_a_time"]
     assert "8 trials: 0 done; 2 measures: 0 done" in run("plan", "smoke")[1]
@@ -83,27 +82,26 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
         "search",
     }
     assert json.loads(out)["pending"] == 8
-    assert (
-        f"The root {missing} does not exist. Start with `isweep run smoke --root '{missing}'`"
-        in err
-    )
+    hint = f"The root {missing} does not exist. Start with `isweep run smoke --root '{missing}'`"
+    assert hint in err
 
 
 @pytest.mark.parametrize("width", [80, 60])
-def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, monkeypatch, width):
+def test_long_lines_break_between_words_and_never_inside_commands(run, root, monkeypatch, width):
     monkeypatch.setattr(printing.stdout, "width", width)
     lines = run("plan", "paper")[1].splitlines()
     assert max(map(len, lines)) <= width
     assert any("isweep datasets NAME" in line for line in lines)
-    assert any(
-        line.endswith(f"`isweep run demo --root {root}`.") for line in run("status")[1].splitlines()
-    )
+    lines_of_status = run("status")[1].splitlines()
+    assert any(line.endswith(f"`isweep run demo --root {root}`.") for line in lines_of_status)
 
 
-def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
-    short, whole = run("plan", "paper")[1], run("plan", "paper", "--all")[1]
+def test_plan_of_the_paper_is_short_without_all_and_names_missing_data(run):
+    short = run("plan", "paper")[1]
+    every_trial = run("plan", "paper", "--all")[1]
     assert "972 trials: 0 done; 27 measures: 0 done" in short
-    assert len(short.splitlines()) < 30 < 900 < len(whole.splitlines())
+    assert len(short.splitlines()) < 30
+    assert len(every_trial.splitlines()) > 900
     assert re.search(r"mura +0/6 +0/6", short)
     assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
     needs = "See what each dataset needs with `isweep datasets NAME`."
@@ -119,13 +117,13 @@ def test_a_value_is_changed_for_one_run(run):
 
 
 def test_datasets_are_listed(run):
-    assert [
-        name for name in ("mnist5k", "brats", "prostate") if name not in run("datasets")[1]
-    ] == []
+    text = run("datasets")[1]
+    for name in ("mnist5k", "brats", "prostate"):
+        assert name in text
     assert json.loads(run("datasets", "brats", "--json")[1])[0]["status"] == "not prepared"
 
 
-def test_hints_are_commands_with_the_options_given(run, tmp_path):
+def test_a_hint_is_a_command_with_the_options_of_the_user(run, tmp_path):
     place = str(tmp_path / "my root")
     preset = tmp_path / "my sweep.yaml"
     preset.write_text(SWEEP, encoding="utf-8")
@@ -144,7 +142,7 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
     assert parse(shlex.split(hint)[1:]).keywords["work"].root == place
 
 
-def test_a_root_that_cannot_be_made(run, tmp_path):
+def test_a_root_that_cannot_be_made_is_refused(run, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = run("status", "smoke", at=str(tmp_path / "file" / "root"))
     assert code == 2
@@ -152,51 +150,49 @@ def test_a_root_that_cannot_be_made(run, tmp_path):
     assert "Choose another folder with --root or ISWEEP_ROOT" in err
 
 
-def test_a_second_run_on_one_root_says_who_holds_it(run, root):
+def test_a_second_run_on_one_root_names_the_first(run, root):
     with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
     assert f"is in use by process {os.getpid()} (isweep run other, since" in err
-    # The lock went with its holder.
+    # The lock is free again after its process released it.
     with exclusive(RootPaths.at(root).make().lock, "again"):
         pass
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
-    def stopped(preset, options, *, progress, changes):
-        progress.planned, progress.done = 8, 3
+def test_ctrl_c_prints_how_many_trials_are_kept_and_how_to_continue(run, root, monkeypatch):
+    def interrupt(preset, options, *, progress, changes):
+        progress.planned = 8
+        progress.done = 3
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.running.run.run_sweep", stopped)
+    monkeypatch.setattr("orchestrator.running.run.run_sweep", interrupt)
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
-    assert (
-        err == f"Stopped. 3 of 8 trials are kept. Continue with `isweep run smoke --root {root}`. "
-    )
+    hint = f"Continue with `isweep run smoke --root {root}`. "
+    assert err == f"Stopped. 3 of 8 trials are kept. {hint}"
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])
-def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
+def test_a_sweep_name_gives_a_warning_if_the_file_has_changed(
     run, root, tmp_path, monkeypatch, command
 ):
     from orchestrator.planning.workspace import Workspace
 
-    def stopped(*_, **__):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        f"orchestrator.{'running.run' if command == 'run' else 'tuning.tune_sweep'}.{command}_sweep",
-        stopped,
-    )
+    module = {"run": "running.run", "tune": "tuning.tune_sweep"}[command]
+    monkeypatch.setattr(f"orchestrator.{module}.{command}_sweep", interrupt)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
     file.write_text(SWEEP, encoding="utf-8")
     Workspace.open(str(file), root).record()
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
-    way = f"isweep {command} ./mine.yaml --root {root}"
-    told = f"mine means the sweep as it last ran, but ./mine.yaml is different. To use the file, run `{way}`"
-    assert told in run(command, "mine")[2]
+    hint = f"To use the file, run `isweep {command} ./mine.yaml --root {root}`"
+    warning = f"mine means the sweep as it last ran, but ./mine.yaml is different. {hint}"
+    assert warning in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
 
@@ -212,29 +208,26 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
     assert [(row["sweep"], row["planned"]) for row in json.loads(out)] == [("smoke", 16)]
 
 
-def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monkeypatch):
+def test_without_results_a_running_sweep_is_to_be_watched_not_started(run, root, monkeypatch):
     from orchestrator.running.progress import RunState
 
     monkeypatch.setattr(
         "orchestrator.running.progress.read_run", lambda workspace: RunState(now="train")
     )
     _, _, err = run("results", "smoke", "--from-store")
-    assert (
-        f"no results yet, but it is running. Watch the run with `isweep status smoke --root {root}`."
-        in err
-    )
+    hint = f"Watch the run with `isweep status smoke --root {root}`."
+    assert f"no results yet, but it is running. {hint}" in err
 
 
-def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
+def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_path):
     from orchestrator.planning.workspace import Workspace
 
     path = tmp_path / "any.yaml"
     path.write_text(SWEEP, encoding="utf-8")
     Workspace.open(str(path), root).record()
     path.unlink()
-    assert (
-        json.loads(run("status", "mine", "--json")[1])["planned"] == 10
-    )  # two sizes of five pairs
+    document = json.loads(run("status", "mine", "--json")[1])
+    assert document["planned"] == 10  # two train sizes of five class pairs
     _, _, err = run("status", "mne")
     assert f"Unknown preset or sweep of {root} 'mne'. Did you mean 'mine'?" in err
 
@@ -244,7 +237,7 @@ def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):
     (tmp_path / "mine.json").write_text(SWEEP, encoding="utf-8")
     assert json.loads(run("plan", "mine.json", "--json")[1])["sweep"] == "mine"
     (tmp_path / "smoke").write_text("no sweep", encoding="utf-8")
-    assert run("plan", "smoke")[0] == 0  # a preset's name stays the preset's
+    assert run("plan", "smoke")[0] == 0  # the name of a preset means the preset, not the file
 
 
 def test_failures_are_grouped_by_reason():

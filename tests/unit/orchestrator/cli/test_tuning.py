@@ -1,4 +1,4 @@
-"""What commands say of a search before it begins, and of a sweep that has none."""
+"""Test messages of commands before a search, and for a sweep that has no search."""
 
 import json
 
@@ -32,16 +32,15 @@ def sweep(tmp_path):
     return write
 
 
-def test_tune_refuses_a_batch_larger_than_the_set_with_2(run, sweep):
+def test_tune_refuses_a_batch_larger_than_the_training_set(run, sweep):
     code, out, err = run("tune", sweep(tune={"batch_size": [128]}))
     assert (code, out) == (2, "")
-    assert (
-        "tune.batch_size contains 128, but a trial of the search has only 60 training images" in err
-    )
+    reason = "tune.batch_size contains 128, but a trial of the search has only 60 training images"
+    assert reason in err
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])
-def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, command, tmp_path):
+def test_an_impossible_search_is_refused_before_anything_starts(run, sweep, command, tmp_path):
     code, _, err = run(command, sweep(), "--mlflow-uri", "foo", at=str(tmp_path / "none"))
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "start" not in err
@@ -52,36 +51,36 @@ def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, comma
     assert "'manifold_d5'" in err
 
 
-def test_a_sweep_that_names_its_own_recipe_is_told_how_to_begin(run, sweep):
+def test_a_sweep_without_its_tuned_recipe_gets_the_command_to_start_with(run, sweep):
     code, _, err = run("tune", sweep(recipe="tuned"))
     assert code == 2
     assert "Run `isweep tune mine --set recipe=NAME` first" in err
 
 
-def test_results_of_no_search(run, sweep):
+def test_results_without_a_search_name_the_command_to_start_one(run, sweep):
     code, _, err = run("results", sweep(), "--search")
     assert code == 2
     assert "has no stored trial yet" in err
     assert "isweep tune" in err
 
 
-def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
+def test_updates_that_mlflow_lacks_are_counted_with_the_command_that_sends_them(
     run, sweep, tmp_path, monkeypatch
 ):
-    ended = TuneSummary((), tmp_path / "tuned-mine.yaml", None, 0, num_unsent_updates=3)
-    monkeypatch.setattr(pipeline, "tune_sweep", lambda *_, **__: ended)
-    code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
+    tune_summary = TuneSummary((), tmp_path / "tuned-mine.yaml", None, 0, num_unsent_updates=3)
+    monkeypatch.setattr(pipeline, "tune_sweep", lambda *_, **__: tune_summary)
+    path = sweep()
+    code, _, err = run("tune", path, "--set", "tune.budget=0.4")
     assert code == 0
-    assert (
-        f"MLflow lacks 3 updates. To send them, run `isweep tune {path} --set tune.budget=0.4"
-        in err
-    )
+    hint = f"To send them, run `isweep tune {path} --set tune.budget=0.4"
+    assert f"MLflow lacks 3 updates. {hint}" in err
 
 
 def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):
-    workspace = Workspace.open(path := sweep(), root)
-    cell = combinations_to_tune(workspace.plan)[0]
-    trial = cell.trial(cell.sweep_point)
+    path = sweep()
+    workspace = Workspace.open(path, root)
+    combination = combinations_to_tune(workspace.plan)[0]
+    trial = combination.trial(combination.sweep_point)
     failure = TrialFailure(kind=FailureKind.CODE_ERROR, message="boom")
     record = FailureRecord(trial_id=trial.trial_id, spec=trial, attempt=1, failure=failure)
     ResultStore(workspace.search_url).save(record)

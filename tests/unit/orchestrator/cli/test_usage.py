@@ -1,4 +1,4 @@
-"""Users' mistakes end in one message and an exit code, and nothing is lost."""
+"""Test that a mistake of a user ends in one message and an exit code, and loses nothing."""
 
 import shlex
 
@@ -7,7 +7,7 @@ import pytest
 from orchestrator.cli.app import main
 
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
-# Command line | what is said of it.
+# Command line | part of its message.
 MISTAKES = r"""
 run dmo | 'dmo'. Did you mean 'demo'?
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
@@ -102,12 +102,12 @@ plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.strip().splitlines())
-def test_mistakes(run, mistake):
+def test_a_mistake_has_one_message_and_exit_code_2(run, mistake):
     words, message = mistake.split(" | ")
-    for short, meant in WORDS.items():
-        words = words.replace(short, meant)
-    found, out, err = run(*shlex.split(words))
-    assert (found, out) == (2, "")
+    for short, replacement in WORDS.items():
+        words = words.replace(short, replacement)
+    code, out, err = run(*shlex.split(words))
+    assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
     assert "\u2500" not in err, "a box of the library that parses"
@@ -145,14 +145,14 @@ locate abc --raw :cat:
 
 
 @pytest.mark.parametrize("words", DATA.strip().splitlines())
-def test_what_is_wrong_about_data_is_told_as_it_was_typed(run, words):
+def test_a_wrong_word_about_data_is_in_the_message_as_it_was_typed(run, words):
     code, out, err = run(*words.split())
     assert (code, out) == (2, "")
     assert words.split()[-1] in err
     assert "Traceback" not in err
 
 
-def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, monkeypatch):
+def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
@@ -161,26 +161,22 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     assert "write ./mine.yaml" in err
 
 
-def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
+def test_a_cluster_that_does_not_answer_has_exit_code_3(run):
     code, out, err = run("run", "smoke", "--no-tracking", "--address", "127.0.0.1:9")
     assert (code, out) == (3, "")
     assert "No Ray cluster answers at 127.0.0.1:9" in err
 
 
-def test_options_stand_after_the_command(capsys):
+def test_options_before_the_command_are_refused(capsys):
     assert main([]) == 2
-    assert (
-        "The command line has no command. List the commands with `isweep --help`"
-        in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "The command line has no command. List the commands with `isweep --help`" in message
     assert main(["--root", "x", "plan", "smoke"]) == 2
-    assert (
-        "The option --root is before the command. Write options after the command"
-        in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "The option --root is before the command. Write options after the command" in message
 
 
-def test_the_last_of_a_repeated_option_holds(run, root):
+def test_the_last_value_of_a_repeated_option_counts(run, root):
     code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
     assert code == 2
     assert f"and the root {root} does not exist. Run `isweep run smoke --root {root}`" in err

@@ -1,5 +1,4 @@
-"""cluster.yaml on a stand-in for AWS: Ray's own bootstrap, instances that start, and what it did
-not make."""
+"""Test cluster.yaml on a simulated AWS: the bootstrap of Ray and the instances it starts."""
 
 from __future__ import annotations
 
@@ -29,15 +28,15 @@ RAY_TAGS = {"ray-node-type": "worker", "ray-node-name": "w"}
 
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """An empty account, with what docs/cluster.md says to make once: a group and two instance
-    profiles."""
+    """Return a simulated account with the security group and instance profiles of docs/cluster.md."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
     with pytest.MonkeyPatch.context() as patch, moto.mock_aws():
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             patch.setenv(name, "testing")
         patch.setenv("HOME", str(home))
-        ec2, iam = boto3.client("ec2", REGION), boto3.client("iam", REGION)
+        ec2 = boto3.client("ec2", REGION)
+        iam = boto3.client("iam", REGION)
         vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
         group = ec2.create_security_group(GroupName="mine", Description="d", VpcId=vpc)["GroupId"]
         for name in ("isweep-head", "isweep-worker"):
@@ -48,42 +47,42 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 @pytest.fixture(scope="module")
 def bootstrapped(account: dict[str, Any]) -> dict[str, Any]:
-    """The launch file, filled in and passed through what `ray up` does before it starts an
-    instance."""
+    """Return the launch file after the steps of `ray up` that come before the first instance."""
     text = (REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")
     text = text.replace("ami-CHANGE", account["image"]).replace("sg-CHANGE", account["group"])
     config = prepare_config(yaml.safe_load(text))
     validate_config(config)
     config = AWSNodeProvider.fillout_available_node_types_resources(copy.deepcopy(config))
-    made: dict[str, Any] = aws.bootstrap_aws(config)
-    return made
+    result: dict[str, Any] = aws.bootstrap_aws(config)
+    return result
 
 
 @pytest.mark.long
-def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(
-    account, bootstrapped
-):
+def test_ray_creates_no_role_and_no_group_and_each_node_has_its_profile(account, bootstrapped):
     assert account["iam"].list_roles()["Roles"] == []
     groups = account["ec2"].describe_security_groups()["SecurityGroups"]
     rules = [rule for group in groups for rule in group["IpPermissions"]]
     assert not [rule for rule in rules if {"CidrIp": "0.0.0.0/0"} in rule.get("IpRanges", ())]
     for name, kind in bootstrapped["available_node_types"].items():
-        node, whose = kind["node_config"], "head" if name == "head" else "worker"
+        node = kind["node_config"]
+        role = "head" if name == "head" else "worker"
         assert node["SecurityGroupIds"] == [account["group"]]
-        assert node["IamInstanceProfile"] == {"Name": f"isweep-{whose}"}
+        assert node["IamInstanceProfile"] == {"Name": f"isweep-{role}"}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "market"), [("gpu_worker", "spot"), ("gpu_worker_on_demand", None)]
 )
-def test_workers_start_as_asked_for_and_are_gone_when_ended(account, bootstrapped, kind, market):
+def test_workers_start_with_their_market_and_are_removed_when_ended(
+    account, bootstrapped, kind, market
+):
     provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
     node_config = bootstrapped["available_node_types"][kind]["node_config"]
     provider.create_node(node_config, {**RAY_TAGS, "ray-user-node-type": kind}, 1)
     nodes = provider.non_terminated_nodes({})
-    found = account["ec2"].describe_instances(InstanceIds=nodes)["Reservations"]
-    (instance,) = (instance for one in found for instance in one["Instances"])
+    (reservation,) = account["ec2"].describe_instances(InstanceIds=nodes)["Reservations"]
+    (instance,) = reservation["Instances"]
     assert (instance.get("InstanceLifecycle"), instance["InstanceType"]) == (market, "g6.4xlarge")
     # The policy of the head ends only instances with this tag.
     assert {"Key": "ray-cluster-name", "Value": "isweep"} in instance["Tags"]

@@ -1,4 +1,4 @@
-"""Connecting to Ray, and the cluster files for ``ray up``: what must hold in each of them."""
+"""Test connections to Ray, and the launch files for ``ray up``."""
 
 import json
 import logging
@@ -21,13 +21,11 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from orchestrator.machine import cluster as cluster_module
-from orchestrator.machine import processes, signals
+from orchestrator.machine import processes, server_watch, signals
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     _private_cluster,
-    _watch_servers,
     connect,
     trial_resources,
 )
@@ -51,19 +49,17 @@ def path(request) -> Path:
 
 @pytest.fixture
 def config(path) -> dict[str, Any]:
-    """The file as Ray understands it: checked, and filled with Ray's defaults where it is
-    silent."""
+    """Return the launch file as Ray reads it: checked, and with defaults for missing keys."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     prepared = prepare_config(raw)
     validate_config(prepared)
     return prepared
 
 
-def on_a_node(
+def run_on_node(
     home: Path, command: str, programs: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run a set-up command as Ray does, in a home of its own, with stand-ins for programs below
-    it."""
+    """Run a setup command as Ray does, with ``home`` as the home folder and simulated programs."""
     for name, body in programs.items():
         program = home / name
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -75,39 +71,41 @@ def on_a_node(
 
 
 class TestFiles:
-    """What :func:`check_launch_file` finds nothing wrong with: here what it does not look at."""
+    """Properties of the launch files that :func:`check_launch_file` does not check."""
 
-    def test_the_token_is_for_its_owner_alone(self, config):
+    def test_only_its_owner_can_read_the_token(self, config):
         assert "mkdir -p ~/.ray && chmod 700 ~/.ray" in config["initialization_commands"]
         assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
         assert "0.0.0.0" not in str(config)
 
-    def test_no_fixed_port_of_the_head_lies_where_ray_looks_for_those_of_its_workers(self, config):
+    def test_no_fixed_port_of_the_head_is_in_the_range_of_worker_ports(self, config):
         (head,) = config["head_start_ray_commands"]
         fixed = [int(number) for number in re.findall(r"port=(\d+)", head)]
         assert fixed
         assert not [number for number in fixed if 10002 <= number <= 19999]
 
-    def test_the_package_comes_as_a_wheel_and_everything_else_by_hash(self, config):
+    def test_the_package_is_installed_from_a_wheel_and_everything_else_by_hash(self, config):
         # Ray puts the setup commands of all nodes before those of the head.
-        packages, wheel, *others = [c for c in config["head_setup_commands"] if "pip install" in c]
+        commands = [
+            command for command in config["head_setup_commands"] if "pip install" in command
+        ]
+        packages, wheel, *further = commands
         assert packages.endswith(f"install --quiet {LOCKED}")
         assert wheel.endswith(f"--no-deps --force-reinstall {NEWEST}")
-        assert all(command.endswith(CONSTRAINED) for command in others), others
+        assert all(command.endswith(CONSTRAINED) for command in further), further
 
-    def test_a_wheel_of_a_former_version_beside_it_is_not_installed(self, config, tmp_path):
-        """Ray copies to a node without deleting there: pip takes no two wheels of one package."""
+    def test_a_wheel_of_an_earlier_version_is_not_installed(self, config, tmp_path):
+        """Ray never deletes files on a node, and pip accepts only one wheel of a package."""
         (wheel,) = [command for command in config["setup_commands"] if "--no-deps" in command]
         (tmp_path / "isweep-dist").mkdir()
         for number, version in enumerate(("0.10.0", "0.9.0")):
             (tmp_path / f"isweep-dist/isweep-{version}-py3-none-any.whl").touch()
             os.utime(tmp_path / f"isweep-dist/isweep-{version}-py3-none-any.whl", (number, number))
-        done = on_a_node(tmp_path, wheel, {"isweep-venv/bin/pip": 'echo "$@"'})
-        assert [Path(word).name for word in done.stdout.split() if ".whl" in word] == [
-            "isweep-0.9.0-py3-none-any.whl"
-        ]
+        done = run_on_node(tmp_path, wheel, {"isweep-venv/bin/pip": 'echo "$@"'})
+        wheels = [Path(word).name for word in done.stdout.split() if ".whl" in word]
+        assert wheels == ["isweep-0.9.0-py3-none-any.whl"]
 
-    def test_no_secret_no_account_and_nothing_that_ends_other_peoples_processes(self, path):
+    def test_no_secret_no_account_and_no_command_that_ends_processes_of_others(self, path):
         text = path.read_text(encoding="utf-8")
         patterns = {
             "access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -124,29 +122,40 @@ class TestFiles:
             assert not re.search(pattern, text, re.MULTILINE), name
 
 
+def head_policy() -> dict[str, Any]:
+    path = REPOSITORY / "clusters" / "iam" / "head.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 class TestCloudFile:
     @pytest.fixture
     def path(self) -> Path:
         return REPOSITORY / "cluster.yaml"
 
     @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml"])
-    def test_what_ray_runs_on_a_worker_installs_all_and_ends_with_a_look_at_its_gpu(self, name):
-        """By Ray's own reading: commands of a node type would run instead of all others."""
-        made = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
-        read = AutoscalingConfig(made, skip_content_hash=True)
+    def test_the_commands_on_a_worker_install_everything_and_end_with_a_check_of_the_gpu(
+        self, name
+    ):
+        """Ray would replace all other commands by those of a node type."""
+        document = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+        autoscaling = AutoscalingConfig(document, skip_content_hash=True)
         for kind in ("gpu_worker", "gpu_worker_on_demand"):
-            commands = read.get_worker_setup_commands(kind)
-            first, wheel = [i for i, command in enumerate(commands) if "pip install" in command]
-            assert commands[first].endswith(LOCKED)
-            assert commands[wheel].endswith(NEWEST)
+            commands = autoscaling.get_worker_setup_commands(kind)
+            packages, wheel = [command for command in commands if "pip install" in command]
+            assert packages.endswith(LOCKED)
+            assert wheel.endswith(NEWEST)
             assert "torch.zeros(1, device='cuda')" in commands[-1]
-        assert not [command for command in read.get_head_setup_commands() if "cuda'" in command]
+        head_commands = autoscaling.get_head_setup_commands()
+        assert not [command for command in head_commands if "cuda'" in command]
 
-    def test_a_machine_that_updates_itself_at_its_first_start_is_waited_for(self, config, tmp_path):
-        """`DPkg::Lock::Timeout` holds for `apt-get install` alone: `update` ends at once at its own
-        lock."""
-        (make,) = [command for command in config["setup_commands"] if "apt-get" in command]
-        fakes = {
+    def test_the_setup_waits_for_a_machine_that_updates_itself_at_its_first_start(
+        self, config, tmp_path
+    ):
+        """`DPkg::Lock::Timeout` works for `apt-get install` only; `update` has another lock."""
+        (install_command,) = [
+            command for command in config["setup_commands"] if "apt-get" in command
+        ]
+        simulated_programs = {
             "python3": "test -e ~/installed",
             "sudo": '"$@"',
             "sleep": "touch ~/waited",
@@ -156,76 +165,70 @@ class TestCloudFile:
                   *DPkg::Lock::Timeout=*install*) touch ~/installed ;;
                 esac""",
         }
-        done = on_a_node(tmp_path, make, {f"bin/{name}": body for name, body in fakes.items()})
+        programs = {f"bin/{name}": body for name, body in simulated_programs.items()}
+        done = run_on_node(tmp_path, install_command, programs)
         assert done.returncode == 0
         assert (tmp_path / "waited").exists()
 
-    def test_on_demand_workers_stand_beside_spot_ones(self, config):
-        spot, beside = (
-            config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand")
-        )
+    def test_on_demand_workers_differ_from_spot_workers_only_in_the_market(self, config):
+        spot = config["available_node_types"]["gpu_worker"]
+        on_demand = config["available_node_types"]["gpu_worker_on_demand"]
         market = {"InstanceMarketOptions": {"MarketType": "spot"}}
-        assert spot["node_config"] == {**beside["node_config"], **market}
+        assert spot["node_config"] == {**on_demand["node_config"], **market}
 
-    def test_the_other_provider_gets_the_same_commands(self, config):
-        other = yaml.safe_load((REPOSITORY / "clusters" / "gcp.yaml").read_text(encoding="utf-8"))
-        ours = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
+    def test_both_cloud_providers_get_the_same_commands(self, config):
+        gcp_file = yaml.safe_load(
+            (REPOSITORY / "clusters" / "gcp.yaml").read_text(encoding="utf-8")
+        )
+        aws_file = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
         for name in (
             "file_mounts",
             "initialization_commands",
             "setup_commands",
             "head_start_ray_commands",
         ):
-            assert other[name] == ours[name], name
-        assert other["worker_setup_commands"][-1:] == ours["worker_setup_commands"]
+            assert gcp_file[name] == aws_file[name], name
+        assert gcp_file["worker_setup_commands"][-1:] == aws_file["worker_setup_commands"]
 
-    def test_the_head_policy_is_bounded(self):
-        policy = json.loads(
-            (REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8")
-        )
-        for statement in policy["Statement"]:
-            reading = all(re.match(r"ec2:Describe", action) for action in statement["Action"])
-            assert reading or statement["Resource"] != "*" or "Condition" in statement, statement[
-                "Sid"
-            ]
+    def test_the_policy_of_the_head_is_limited(self):
+        for statement in head_policy()["Statement"]:
+            only_reads = all(re.match(r"ec2:Describe", action) for action in statement["Action"])
+            is_limited = statement["Resource"] != "*" or "Condition" in statement
+            assert only_reads or is_limited, statement["Sid"]
             assert not [action for action in statement["Action"] if "*" in action]
 
     @pytest.mark.parametrize(
-        ("action", "asked", "allowed"),
+        ("action", "context", "is_allowed"),
         [
             ("ec2:RunInstances", {}, True),
             ("ec2:RunInstances", {"aws:RequestedRegion": "another"}, False),
             ("ec2:CreateTags", {"ec2:CreateAction": "RunInstances"}, True),
             ("ec2:CreateTags", {"aws:ResourceTag/ray-cluster-name": "isweep"}, True),
-            # Somebody else's machine, tagged as one of the cluster's, could be ended.
+            # If the head could tag a machine of others as its own, it could end that machine.
             ("ec2:CreateTags", {}, False),
             ("ec2:CreateTags", {"aws:ResourceTag/ray-cluster-name": "another"}, False),
             ("ec2:TerminateInstances", {"aws:ResourceTag/ray-cluster-name": "isweep"}, True),
             ("ec2:TerminateInstances", {}, False),
             ("iam:PassRole", {"iam:PassedToService": "ec2.amazonaws.com"}, True),
             ("iam:PassRole", {"iam:PassedToService": "lambda.amazonaws.com"}, False),
-            # Nodes are not kept.
+            # Nodes are terminated and never stopped.
             ("ec2:StopInstances", {"aws:ResourceTag/ray-cluster-name": "isweep"}, False),
         ],
     )
-    def test_the_head_may_touch_its_own_machines_only(self, action, asked, allowed):
-        """As IAM reads a policy that only allows: one statement whose conditions are all met is
-        enough."""
-        policy = json.loads(
-            (REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8")
-        )
-        request = {"aws:RequestedRegion": "CHANGE-region", **asked}
-        assert {one["Effect"] for one in policy["Statement"]} == {"Allow"}
-        conditions = [
-            one.get("Condition", {}) for one in policy["Statement"] if action in one["Action"]
-        ]
+    def test_the_head_may_change_only_its_own_machines(self, action, context, is_allowed):
+        """IAM allows an action if all conditions of one statement are met."""
+        statements = head_policy()["Statement"]
+        request = {"aws:RequestedRegion": "CHANGE-region", **context}
+        assert {statement["Effect"] for statement in statements} == {"Allow"}
+        of_action = [statement for statement in statements if action in statement["Action"]]
+        conditions = [statement.get("Condition", {}) for statement in of_action]
         assert all(set(condition) <= {"StringEquals"} for condition in conditions)
-        met = [
+        are_met = [
             condition.get("StringEquals", {}).items() <= request.items() for condition in conditions
         ]
-        assert any(met) is allowed
+        assert any(are_met) is is_allowed
 
-    def test_groups_and_metadata_are_our_own(self, config):
+    def test_nodes_use_the_groups_of_the_user_and_protected_metadata(self, config):
         kinds = config["available_node_types"]
         assert kinds["gpu_worker"]["min_workers"] == 0
         for node in kinds.values():
@@ -233,23 +236,21 @@ class TestCloudFile:
                 "HttpTokens": "required",
                 "HttpPutResponseHopLimit": 1,
             }
-        # By id: a group named in `provider` is made by Ray, open to the world, where it is missing.
+        # Groups have ids: Ray would create a missing group of `provider`, open to the world.
         assert "security_group" not in config["provider"]
         assert "CPU" not in kinds["head"]["resources"]  # all of its CPUs prepare data
 
 
 def make_cluster(**changes: Any) -> Cluster:
-    return Cluster(
-        **{
-            "num_cpus": 4,
-            "num_gpus": 0,
-            "num_nodes": 1,
-            "object_store_bytes": 0,
-            "dashboard": "",
-            "local": True,
-            **changes,
-        }
-    )
+    fields = {
+        "num_cpus": 4,
+        "num_gpus": 0,
+        "num_nodes": 1,
+        "object_store_bytes": 0,
+        "dashboard": "",
+        "is_private": True,
+    }
+    return Cluster(**{**fields, **changes})
 
 
 class TestTrialResources:
@@ -260,11 +261,11 @@ class TestTrialResources:
         [(0, "auto", 0), (1, "auto", 0.25), (1, "cpu", 0), (0, "gpu", 0.25)],
     )
     def test_gpu_share_by_device(self, num_gpus, device, expected):
-        cluster = make_cluster(num_gpus=num_gpus, local=False)
+        cluster = make_cluster(num_gpus=num_gpus, is_private=False)
         assert trial_resources(self.spec, cluster, device).num_gpus == expected
 
     @pytest.mark.parametrize(
-        ("asked", "there", "device", "found"),
+        ("requested", "available", "device", "message"),
         [
             (
                 {"num_gpus": 0.25},
@@ -282,10 +283,14 @@ class TestTrialResources:
             ),
         ],
     )
-    def test_a_private_cluster_must_have_what_is_asked_for(self, asked, there, device, found):
-        with pytest.raises(ConfigError, match=found):
-            trial_resources(ResourceSpec(**asked), make_cluster(**there), device)
-        assert trial_resources(ResourceSpec(**asked), make_cluster(**there, local=False), device)
+    def test_a_private_cluster_must_have_the_requested_resources(
+        self, requested, available, device, message
+    ):
+        with pytest.raises(ConfigError, match=message):
+            trial_resources(ResourceSpec(**requested), make_cluster(**available), device)
+        assert trial_resources(
+            ResourceSpec(**requested), make_cluster(**available, is_private=False), device
+        )
 
 
 CONNECT = """
@@ -315,22 +320,19 @@ class TestAddress:
             "",
         ],
     )
-    def test_must_be_host_and_port(self, address):
-        for ask in (lambda: RunOptions(address=address), lambda: connect(address).__enter__()):
-            with pytest.raises(
-                ConfigError,
-                match=r"is not the host:port of the head node of a Ray cluster. Use `--address auto`",
-            ) as caught:
-                ask()
+    def test_an_address_must_be_host_and_port(self, address):
+        message = r"is not the host:port of the head node of a Ray cluster. Use `--address auto`"
+        for use in (lambda: RunOptions(address=address), lambda: connect(address).__enter__()):
+            with pytest.raises(ConfigError, match=message) as caught:
+                use()
             assert caught.value.exit_code == 2
-        assert RunOptions(address="[::1]:6379").address == "[::1]:6379"  # and looked for later
+        assert RunOptions(address="[::1]:6379").address == "[::1]:6379"  # contacted later
 
-    def test_that_does_not_answer(self):
-        with socket.socket() as held:
-            held.bind(
-                ("127.0.0.1", 0)
-            )  # bound, not listening: the port refuses, and nobody else takes it
-            address = f"127.0.0.1:{held.getsockname()[1]}"
+    def test_an_address_that_does_not_answer_is_an_error(self):
+        with socket.socket() as silent_socket:
+            # Bound without listening: the port refuses connections, and no program can take it.
+            silent_socket.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{silent_socket.getsockname()[1]}"
             with pytest.raises(
                 SetupError, match=f"No Ray cluster answers at {address}: .*refused"
             ) as caught:
@@ -338,26 +340,28 @@ class TestAddress:
         assert caught.value.exit_code == 3
 
     @pytest.mark.parametrize(
-        ("settings", "found"),
+        ("settings", "message"),
         [
             ({}, "no authentication token was found"),
             ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "cannot be opened or is empty: /dev/null"),
         ],
     )
-    def test_without_the_token_that_the_mode_asks_for(self, tmp_path, settings, found):
-        """In a process of its own, which is connected to nothing yet."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        with socket.create_server(("127.0.0.1", 0)) as somebody:
-            address = f"127.0.0.1:{somebody.getsockname()[1]}"
+    def test_a_missing_token_is_an_error(self, tmp_path, settings, message):
+        """The test starts another process, which is not connected yet."""
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+        }
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
             done = subprocess.run(
                 [sys.executable, "-c", CONNECT, address],
-                env={**kept, "HOME": str(tmp_path), "RAY_AUTH_MODE": "Token", **settings},
+                env={**environment, "HOME": str(tmp_path), "RAY_AUTH_MODE": "Token", **settings},
                 capture_output=True,
                 text=True,
                 check=False,
             )
         assert done.returncode == 3, done.stderr
-        assert re.search(f"The Ray cluster at {address} needs a token: .*{found}", done.stdout)
+        assert re.search(f"The Ray cluster at {address} needs a token: .*{message}", done.stdout)
 
 
 PRIVATE = """
@@ -378,7 +382,7 @@ for _ in range(2):
         sockets = psutil.net_connections("tcp")
         listening = {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == "LISTEN"}
         found.append({
-            "cluster": [cluster.num_cpus, cluster.num_nodes, cluster.local],
+            "cluster": [cluster.num_cpus, cluster.num_nodes, cluster.is_private],
             "dashboard": cluster.dashboard,
             "listening": sorted(listening),
             "mode": oct(token_file.stat().st_mode & 0o777),
@@ -393,8 +397,8 @@ print(json.dumps(found))
 """
 
 
-def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path):
-    """Ray starts workers by it: none would live, and nothing say why."""
+def test_a_machine_without_bash_is_refused_before_ray_starts(monkeypatch, tmp_path):
+    """Ray starts workers with bash: without it every worker would fail without a reason."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="but no folder on PATH contains bash"):
         connect().__enter__()
@@ -403,20 +407,27 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     ("victim", "is_private"), [("gcs_server", True), ("raylet", True), ("raylet", False)]
 )
-def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_to_listen(
+def test_a_stopped_process_of_the_cluster_counts_as_lost_and_is_ended(
     monkeypatch, tmp_path, victim, is_private
 ):
     monkeypatch.setattr(signals, "_typed_command", ["isweep", "run", "a b.yaml"])
-    program, lost = tmp_path / victim, threading.Event()
+    program = tmp_path / victim
+    lost = threading.Event()
     shutil.copy(shutil.which("sleep"), program)
-    monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server_watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server_watch, "PRIVATE_LOST_AFTER_S", 0.2)
+    monkeypatch.setattr(server_watch, "SHARED_LOST_AFTER_S", 0.2)
     monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
-    others, seen = (
-        threading.enumerate(),
-        processes.stopped_child,
-    )  # a cluster of this process has a watch too
-    own = lambda: None if threading.current_thread() in others else seen()  # noqa: E731
-    monkeypatch.setattr("orchestrator.machine.processes.stopped_child", own)
+    # A Ray cluster that this process already has is watched by another thread.
+    earlier_threads = threading.enumerate()
+    stopped_child = processes.stopped_child
+
+    def stopped_child_of_this_test():
+        if threading.current_thread() in earlier_threads:
+            return None
+        return stopped_child()
+
+    monkeypatch.setattr("orchestrator.machine.processes.stopped_child", stopped_child_of_this_test)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
         victim
     ]
@@ -426,13 +437,13 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     ):
         port = server.getsockname()[1]
         node = {"NodeID": "here", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
-        about = SimpleNamespace(gcs_address=f"127.0.0.1:{port}", get_node_id=lambda: "here")
+        context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}", get_node_id=lambda: "here")
         ray = SimpleNamespace(
-            get_runtime_context=lambda: about, nodes=lambda: [node], shutdown=lambda: None
+            get_runtime_context=lambda: context, nodes=lambda: [node], shutdown=lambda: None
         )
 
-        def stopped() -> None:
-            with _watch_servers(ray, 0.2, is_private=is_private):
+        def stop_process() -> None:
+            with server_watch.watch_servers(ray, is_private=is_private):
                 assert not lost.wait(0.5)
                 process.send_signal(signal.SIGSTOP)
                 lost.wait(300)
@@ -446,13 +457,13 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
                 SetupError,
                 match=rf"{rule} at .* s\. {repair}Finished trials are kept\. {command}",
             ):
-                stopped()
+                stop_process()
             assert process.wait(300) == -signal.SIGKILL
         finally:
             process.kill()
 
 
-def test_tune_says_nothing_of_cells_that_were_tried_again(monkeypatch, tmp_path):
+def test_tune_logs_no_error_for_retried_trials(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError):
         connect().__enter__()
@@ -461,35 +472,38 @@ def test_tune_says_nothing_of_cells_that_were_tried_again(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("good_after", "error", "ends"),
+    ("num_failures", "error", "expected_error"),
     [
         (2, Exception("The current node timed out during startup."), None),
         (9, Exception("The current node timed out during startup."), SetupError),
         (9, KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_it_is_left(
-    monkeypatch, tmp_path, good_after, error, ends
+def test_ray_is_started_again_after_a_timeout_and_no_folder_is_left(
+    monkeypatch, tmp_path, num_failures, error, expected_error
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folders, undone = list[Path](), []
+    folders: list[Path] = []
+    shutdowns: list[int] = []
 
     def init(_temp_dir: str, **_: Any) -> None:
-        assert not any(folder.exists() for folder in folders), "nothing is left of the start before"
+        assert not any(folder.exists() for folder in folders), "the start before left its folder"
         folders.append(Path(_temp_dir))
-        if len(folders) <= good_after:
+        if len(folders) <= num_failures:
             raise error
 
-    ray = SimpleNamespace(init=init, shutdown=lambda: undone.append(1))
-    message = (
-        r"Ray did not start on this machine: The .* startup\. If the machine"
-        if ends is SetupError
-        else None
-    )
-    ending = pytest.raises(ends, match=message) if ends else nullcontext()
+    ray = SimpleNamespace(init=init, shutdown=lambda: shutdowns.append(1))
+    ending = nullcontext()
+    if expected_error is SetupError:
+        message = r"Ray did not start on this machine: The .* startup\. If the machine"
+        ending = pytest.raises(SetupError, match=message)
+    elif expected_error is KeyboardInterrupt:
+        ending = pytest.raises(KeyboardInterrupt)
     with ending, _private_cluster(ray, num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
-    assert (len(folders), len(undone)) == ((1, 1) if ends is KeyboardInterrupt else (3, 0))
+    # After Ctrl-C, Ray is shut down at once. After an error, it is started three times at most.
+    expected = (1, 1) if expected_error is KeyboardInterrupt else (3, 0)
+    assert (len(folders), len(shutdowns)) == expected
     assert not list(tmp_path.iterdir())
 
 
@@ -497,33 +511,35 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(
     ("order", "dashboard"),
-    [("ray first", "dashboard"), pytest.param("ray later", "none", marks=pytest.mark.long)],
+    [("ray first", "none"), pytest.param("ray later", "dashboard", marks=pytest.mark.long)],
 )
-def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashboard):
-    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    # The system's own: paths of sockets must be short.
+def test_a_private_cluster_is_private_and_leaves_no_files(tmp_path, order, dashboard):
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+    }
+    # The temporary folder of the system: paths of sockets must be short.
     with tempfile.TemporaryDirectory() as temporary:
-        # In a network namespace every listening socket is the cluster's.
+        # In a network namespace every listening socket belongs to the cluster.
         done = subprocess.run(
             isolated(sys.executable, "-c", PRIVATE, order, str(tmp_path), dashboard),
             capture_output=True,
             text=True,
             check=False,
-            env={**here, "TMPDIR": temporary},
+            env={**environment, "TMPDIR": temporary},
         )
         assert os.listdir(temporary) == []
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout.splitlines()[-1])
-    for found in (first, second):
-        assert found["cluster"] == [1.0, 1, True]
-        assert set(found["listening"]) <= {"127.0.0.1", "::1"}
-        assert bool(found["dashboard"]) == (dashboard == "dashboard")
-        assert found["mode"] == "0o600"
-        assert found["token_is_used"]
-        assert found["token_gone"]
-        assert found["restored"]
-        assert found["own_temporary_folder"] == [temporary, temporary]
+    for report in (first, second):
+        assert report["cluster"] == [1.0, 1, True]
+        assert set(report["listening"]) <= {"127.0.0.1", "::1"}
+        assert bool(report["dashboard"]) == (dashboard == "dashboard")
+        assert report["mode"] == "0o600"
+        assert report["token_is_used"]
+        assert report["token_gone"]
+        assert report["restored"]
+        assert report["own_temporary_folder"] == [temporary, temporary]
         # Ray's subreaper setting would make every child of this process seem to end well.
-        assert found["false_exits_with"] == 1
+        assert report["false_exits_with"] == 1
     assert first["token"] != second["token"]
     assert len(first["token"]) == 64

@@ -1,4 +1,4 @@
-"""The check of a GPU, on a CPU: its parts, its file, and what plans make of it."""
+"""Test the check of a GPU, on a CPU: its parts, its file, and what plans make of its results."""
 
 import getpass
 import json
@@ -16,23 +16,34 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.machine import gpu_bench, gpu_check, gpu_check_parts, gpus, self_test
+from orchestrator.machine import (
+    gpu_bench,
+    gpu_check,
+    gpu_check_parts,
+    gpus,
+    self_test,
+    self_test_verdict,
+)
+from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
-from orchestrator.machine.processes import environment
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.processes import ProgramOutput, environment
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
-from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
 from orchestrator.planning.costs.passes import batch_passes
 from orchestrator.planning.estimate import on_gpus
+from orchestrator.planning.runtimes import RuntimeModel
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
+from tasks.trials.records import CONTEXT_BYTES
 from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.machine.test_devices import mps_daemon
 
@@ -44,12 +55,12 @@ TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
 )
 def test_a_part_that_needs_no_gpu_runs_on_a_cpu(monkeypatch, part):
     monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
-    found = run_part(part, "cpu", {})
-    assert (found["error"], found["ok"]) == ("", True)
-    assert socket.gethostname() not in json.dumps(found["values"])
+    outcome = run_part(part, "cpu", {})
+    assert (outcome["error"], outcome["ok"]) == ("", True)
+    assert socket.gethostname() not in json.dumps(outcome["values"])
 
 
-def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
+def test_a_trial_runs_twice_in_one_process_and_reports_time_and_memory():
     first, second, larger = gpu_check_parts.real_trials(bench_of("cpu"), "small_cnn")
     assert first["timings"].keys() >= {"build", "train", "evaluate"}
     assert (first["left_bytes"], first["energy_j"]) == (0, None)
@@ -59,59 +70,71 @@ def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda right: right[:-1], lambda right: right + np.eye(*right.shape, 2)]
+    "change_product",
+    [lambda product: product[:-1], lambda product: product + np.eye(*product.shape, 2)],
 )
-def test_products_of_bytes_that_are_not_the_cpus_are_named_by_their_sizes(monkeypatch, harm):
+def test_products_of_bytes_that_differ_from_the_cpu_are_named_by_their_sizes(
+    monkeypatch, change_product
+):
     monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
     assert list(gpu_check_parts.wrong_products(bench_of("cpu"))) == []
     monkeypatch.setattr(
-        gpu_check_parts, "choose_product", lambda work: lambda a, b: harm(blas_product(a, b))
+        gpu_check_parts,
+        "choose_product",
+        lambda work: lambda a, b: change_product(blas_product(a, b)),
     )
-    found = run_part("correctness", "cpu", {})
-    assert [130, 257, 63] in found["values"]["products_that_differ"]
-    assert found["error"] == "products of bytes differ from the CPU's"
+    outcome = run_part("correctness", "cpu", {})
+    assert [130, 257, 63] in outcome["values"]["products_that_differ"]
+    assert outcome["error"] == "products of bytes differ from the CPU's"
 
 
-def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypatch, tmp_path):
-    found = [Gpu("NVIDIA A100 MIG 1g.10gb", f"MIG-{number}", 2**33, mig=True) for number in (1, 2)]
-    asked, seen, described = [], [], NodeGpus("a", tuple(found))
-    part = {"ok": True, "seconds": 1.0, "error": ""}
+def test_every_gpu_and_slice_is_checked_by_processes_that_see_only_this_one(monkeypatch, tmp_path):
+    slices = [Gpu("NVIDIA A100 MIG 1g.10gb", f"MIG-{number}", 2**33, mig=True) for number in (1, 2)]
+    described = []
+    visible_in_parts = []
+
+    def describe(visible):
+        described.append(visible)
+        return NodeGpus("a", tuple(slices))
 
     def run_part(*_):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return part
+        visible_in_parts.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return {"ok": True, "seconds": 1.0, "error": ""}
 
-    monkeypatch.setattr(
-        gpu_check_parts, "describe", lambda visible: asked.append(visible) or described
-    )
-    monkeypatch.setattr(gpus, "slice_uuids", lambda: [its.uuid for its in found])
+    monkeypatch.setattr(gpu_check_parts, "describe", describe)
+    monkeypatch.setattr(gpus, "slice_uuids", lambda: [gpu.uuid for gpu in slices])
     monkeypatch.setattr(gpu_check, "run_part", run_part)
     monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    written = [check(its, tmp_path, lambda line: None)[0] for its in devices(None)]
-    assert (asked, seen) == (["MIG-1,MIG-2"], ["MIG-1", "MIG-2"])
-    assert [path.name for path in written] == [
-        f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)
+    paths = [check(gpu, tmp_path, lambda line: None)[0] for gpu in devices(None)]
+    assert described == ["MIG-1,MIG-2"]
+    assert visible_in_parts == ["MIG-1", "MIG-2"]
+    assert [path.name for path in paths] == [
+        "gpu-check-nvidia-a100-mig-1g-10gb-1.json",
+        "gpu-check-nvidia-a100-mig-1g-10gb-2.json",
     ]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatch):
-    asked = []
+def test_hidden_gpus_are_not_checked_but_an_undivided_gpu_besides_slices_is(monkeypatch):
+    described = []
     rows = [["GPU-0", "Enabled"], ["GPU-1", "Disabled"]]
-    monkeypatch.setattr(
-        gpu_check_parts, "describe", lambda visible: asked.append(visible) or NodeGpus("a")
-    )
+
+    def describe(visible):
+        described.append(visible)
+        return NodeGpus("a")
+
+    monkeypatch.setattr(gpu_check_parts, "describe", describe)
     monkeypatch.setattr(gpus, "slice_uuids", lambda: ["MIG-1", "MIG-2"])
     monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda fields: rows)
     for visible in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with pytest.raises(SetupError, match="torch cannot use a GPU"):
             devices(None)
-    assert asked == []
+    assert described == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert gpu_check_parts.visible_gpu_list() == ()
-    assert asked == ["MIG-1,MIG-2,GPU-1"]
+    assert described == ["MIG-1,MIG-2,GPU-1"]
 
 
 @pytest.mark.parametrize(
@@ -119,23 +142,26 @@ def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatc
     [(0.30, 1.0, (0.3125, 0.28125)), (0.0, 0.5, (0.015625, 0.0)), (2.0, 1.0, (None, 0.96875))],
 )
 def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
-    tried = []
+    shares = []
 
-    def ends(share):
-        tried.append(share)
+    def failure_kind(share):
+        shares.append(share)
         return "" if share >= needed else "out_of_memory"
 
-    found = gpu_check_parts.smallest_share(ends, largest)
-    assert (found["smallest_share"], found["dies_with"]) == expected
-    assert found["kind"] == ("out_of_memory" if found["dies_with"] else "")
-    assert len(tried) == 5
+    result = gpu_check_parts.smallest_share(failure_kind, largest)
+    assert (result["smallest_share"], result["dies_with"]) == expected
+    assert result["kind"] == ("out_of_memory" if result["dies_with"] else "")
+    assert len(shares) == 5
 
 
 @pytest.fixture
-def posing(monkeypatch):
-    """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the
-    list."""
-    small, kinds = gpu_bench.grid(False, True), ["out_of_memory"]
+def cpu_as_gpu(monkeypatch):
+    """Let a CPU count as a GPU: work needs a share above 0.2, and fails with the returned kind.
+
+    The kind is the only item of a list, so that a test can replace it.
+    """
+    small = gpu_bench.grid(False, True)
+    kinds = ["out_of_memory"]
     for name, value in {
         "on_gpu": True,
         "share_of": lambda bench, size: 0.25,
@@ -147,45 +173,85 @@ def posing(monkeypatch):
     return kinds
 
 
-def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_for_it(posing):
+def test_the_smallest_share_is_measured_and_lack_of_memory_must_have_its_kind(cpu_as_gpu):
     bench = bench_of("cpu")
     row = dict(gpu_check_parts.memory(bench))["small_cnn"]
     assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
     assert row["dies_with"] <= 0.2 < row["smallest_share"]
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
-    found = dict(gpu_check_parts.faults(bench))
-    assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
-    told = "an out-of-memory error in {} is recorded as no failure"
-    assert found["fails"] == [told.format("step"), told.format("evaluation")]
-    posing[0] = "device_error"
-    assert (
-        "an out-of-memory error in capture is recorded as device_error"
-        in dict(gpu_check_parts.faults(bench))["fails"]
-    )
+    faults = dict(gpu_check_parts.faults(bench))
+    assert list(faults["kinds"]) == ["allocation", "step", "evaluation", "capture"]
+    message = "an out-of-memory error in {} is recorded as no failure"
+    assert faults["fails"] == [message.format("step"), message.format("evaluation")]
+    cpu_as_gpu[0] = "device_error"
+    faults = dict(gpu_check_parts.faults(bench))
+    assert "an out-of-memory error in capture is recorded as device_error" in faults["fails"]
 
 
-@pytest.mark.parametrize("runs", [False, True])
-def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
-    """MPS is the folder that CUDA is told: without it a process computes as if there were none."""
+def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, monkeypatch):
+    total = 24 << 30
+    gpu = Gpu("NVIDIA L4", "GPU-1", total, held_bytes=1 << 30)
+    monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
+    free_bytes = iter([total - (3 << 29), total - (2 << 30)])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free_bytes), total))
+    values = dict(gpu_check_parts.context(bench_of("cpu")))
+    assert (values["start"], values["small_cnn"]) == (1 << 29, 1 << 30)
+    expected = "a process uses 1.00 GiB besides its tensors. Plans and runs use this number"
+    assert values["note"].startswith(expected)
+    assert "fails" not in values
+
+
+@pytest.mark.parametrize(
+    ("measured", "used"),
+    [({"start": 1 << 29, "vgg16": 1 << 30, "note": "larger"}, 1 << 30), ({}, CONTEXT_BYTES)],
+)
+def test_shares_have_room_for_the_context_that_was_measured(measured, used):
+    parts = parts_of(steps_of_a100(1.0), context=measured)
+    bench = bench_of("cuda")
+    summary = json.loads(json.dumps(dict(gpu_check_parts.summary(bench, parts))))
+    checks = {"NVIDIA A100-SXM4-80GB": summary}
+    planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    usual = replace(planned, context_gib=CONTEXT_BYTES / 2**30)
+    trial = bench.trial("vgg16")
+    assert planned.context_bytes == used
+    more_bytes = need_of(trial, planned).memory_bytes - need_of(trial, usual).memory_bytes
+    assert more_bytes == pytest.approx(used - CONTEXT_BYTES)
+    policy = ResourcePolicy(Resources(1, 1.0), RuntimeModel(planned))
+    assert policy.start_attempt(trial).context_bytes == used
+
+
+def test_a_note_of_a_part_is_printed_after_pass(tmp_path, monkeypatch):
+    lines = []
+    part = {"ok": True, "seconds": 1.0, "error": "", "values": {"note": "larger than planned"}}
+    monkeypatch.setattr(gpu_check, "run_part", lambda *_: part)
+    monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
+    check(None, tmp_path, lines.append)
+    assert lines == ["PASS host in 1.0 s: larger than planned"]
+
+
+@pytest.mark.parametrize("mps_runs", [False, True])
+def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs):
+    """CUDA uses MPS only if a variable names the folder of its daemon."""
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    if runs:
-        daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens while it is there)
+    if mps_runs:
+        daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens as long as this name exists)
     monkeypatch.setattr(
         gpu_check,
         "measured_gain",
         lambda bench, model: {"1": 9.0, "gain": 1.5 if gpus.mps_runs() else 1},
     )
-    found = dict(gpu_check.pairs(bench_of("cpu")))
-    with_mps = {"with_mps": {"small_cnn": {"1": 9.0, "gain": 1.5}}} if runs else {}
-    without_mps = {"without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
-    note = {} if runs else {"mps_note": "this is not a GPU"}
-    assert found == {"mps": runs} | note | without_mps | with_mps
+    expected = {"mps": mps_runs, "without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
+    if mps_runs:
+        expected["with_mps"] = {"small_cnn": {"1": 9.0, "gain": 1.5}}
+    else:
+        expected["mps_note"] = "this is not a GPU"
+    assert dict(gpu_check.pairs(bench_of("cpu"))) == expected
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
 
 def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatch):
-    class StandIn:
-        """Sets what processes see of MPS, and starts no program."""
+    class SimulatedMps:
+        """Sets the variable of MPS, and starts no program."""
 
         def __init__(self, uuids, note):
             assert uuids == ("GPU-1",)
@@ -198,12 +264,12 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
                 yield
 
     gpu = Gpu("NVIDIA H100 80GB HBM3", "GPU-1", 80 << 30, capability=9.0)
-    there = NodeGpus("here", (gpu,), "580.82", "2.13.0", "13.0")
+    node = NodeGpus("here", (gpu,), "580.82", "2.13.0", "13.0")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/nowhere")
-    monkeypatch.setattr(gpus, "describe", lambda visible: there)
+    monkeypatch.setattr(gpus, "describe", lambda visible: node)
     monkeypatch.setattr(gpus, "WSL", tmp_path)
     monkeypatch.setattr("orchestrator.machine.mps_choice.shutil.which", lambda name: name)
-    monkeypatch.setattr(gpu_check, "PrivateMps", StandIn)
+    monkeypatch.setattr(gpu_check, "PrivateMps", SimulatedMps)
     monkeypatch.setattr(gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": gpus.mps_runs()})
     bench = replace(bench_of("cpu"), device=torch.device("cuda"))
     with mps_daemon(tmp_path):
@@ -214,9 +280,8 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
 
 
 @pytest.fixture
-def exclusive(tmp_path, monkeypatch):
-    """A GPU in mode Exclusive_Process, as NVIDIA sets it up with MPS: without MPS its only process
-    is refused."""
+def exclusive_gpu(tmp_path, monkeypatch):
+    """Simulate a GPU in the mode Exclusive_Process, which refuses every process without MPS."""
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
 
     def rates(bench, model, number):
@@ -229,34 +294,34 @@ def exclusive(tmp_path, monkeypatch):
         yield
 
 
-@pytest.mark.usefixtures("exclusive")
-def test_a_pair_under_mps_is_measured_where_no_process_runs_without():
-    found = dict(gpu_check.pairs(bench_of("cpu")))
-    assert list(found) == ["mps", "with_mps", "without_mps"]
-    assert found["with_mps"]["small_cnn"]["gain"] == 2.0
-    assert found["without_mps"]["small_cnn"]["error"].startswith("1 processes: AcceleratorError")
+@pytest.mark.usefixtures("exclusive_gpu")
+def test_a_pair_with_mps_is_measured_even_if_no_process_runs_without():
+    pairs = dict(gpu_check.pairs(bench_of("cpu")))
+    assert list(pairs) == ["mps", "with_mps", "without_mps"]
+    assert pairs["with_mps"]["small_cnn"]["gain"] == 2.0
+    assert pairs["without_mps"]["small_cnn"]["error"].startswith("1 processes: AcceleratorError")
 
 
 @pytest.mark.parametrize(
-    ("fit", "measured"),
+    ("num_fitting", "expected"),
     [
         (2, {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: full"}),
         (1, {"1": 50.0, "error": "2 processes: full"}),
         (0, {"error": "1 processes: full"}),
     ],
 )
-def test_processes_that_do_not_fit_leave_what_was_measured_and_a_pair_that_does_not_no_gain(
-    monkeypatch, fit, measured
+def test_earlier_measurements_are_kept_if_more_processes_do_not_fit(
+    monkeypatch, num_fitting, expected
 ):
     def rates(bench, model, number):
-        return ([50.0] * number, "") if number <= fit else ([], "full")
+        return ([50.0] * number, "") if number <= num_fitting else ([], "full")
 
     monkeypatch.setattr(gpu_check, "_rates_together", rates)
-    assert gpu_check.measured_gain(bench_of("cuda"), "vgg16") == measured
+    assert gpu_check.measured_gain(bench_of("cuda"), "vgg16") == expected
 
 
-def test_processes_are_counted_from_when_all_are_warm(tmp_path, monkeypatch):
-    """A pair of which one begins two seconds later would seem to gain a tenth."""
+def test_processes_are_measured_from_the_time_at_which_all_are_warm(tmp_path, monkeypatch):
+    """If one process began two seconds later, a pair would seem to gain a tenth."""
     script = """
 import json, sys, time
 from pathlib import Path
@@ -280,7 +345,7 @@ print(json.dumps({"images_per_second": time.time()}))
     assert max(starts) - min(starts) < 0.3
 
 
-def test_a_process_that_dies_before_it_is_warm_keeps_no_other_waiting(monkeypatch):
+def test_no_process_waits_for_one_that_dies_before_it_is_warm(monkeypatch):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     monkeypatch.setattr(
         gpu_check,
@@ -291,80 +356,81 @@ def test_a_process_that_dies_before_it_is_warm_keeps_no_other_waiting(monkeypatc
 
 
 @pytest.mark.parametrize("graphs", [["small_cnn"], []])
-def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monkeypatch, graphs):
-    """Memory, pairs and real trials; where no step can be captured nothing is tried by graphs."""
-    started, taken = [], []
+def test_parts_after_the_self_test_use_the_steps_of_trials(cpu_as_gpu, monkeypatch, graphs):
+    """If no step can be captured, memory and real trials are measured without graphs."""
+    started = []
+    trainings = []
     earlier = {"correctness": {"values": {"graphs": graphs}}}
     monkeypatch.setattr(gpu_check, "_start_part", lambda *words: started.append(words))
-    monkeypatch.setattr(gpu_check, "_answer", lambda process: ({}, ""))
+    monkeypatch.setattr(gpu_check, "_answer", lambda process, timeout_s: ({}, ""))
     run_part("memory", "cuda", earlier)
     run_part("host", "cuda", {})
     assert started == [("memory", "cuda", graphs), ("host", "cuda", [])]
 
-    def trains(model, images, *_, graphs, on_epoch=None, **how):
-        taken.append((graphs, len(images)))
+    def collect_training(model, images, *_, graphs, on_epoch=None, **options):
+        trainings.append((graphs, len(images)))
         return [SimpleNamespace(seconds=1.0)] * 3
 
-    monkeypatch.setattr(gpu_check_parts, "train", trains)
+    monkeypatch.setattr(gpu_check_parts, "train", collect_training)
     monkeypatch.setattr(gpu_check_parts.isolation, "peak_bytes", lambda device: 1)
     bench = replace(bench_of("cpu"), graphs=frozenset(graphs))
     list(gpu_check_parts.memory(bench))
     network = bench.network("small_cnn")
     size = network.recipe.batch_size
-    # As ragged as the trial whose peak is predicted.
-    assert taken[0] == (bool(graphs), 3 * size + network.train_size % size)
-    assert taken[1][0] is False  # the peak of plain steps
-    ran = []
+    # The last batch has the size of that of the trial whose peak is predicted.
+    assert trainings[0] == (bool(graphs), 3 * size + network.train_size % size)
+    assert trainings[1][0] is False  # the peak of plain steps
+    graphs_of_trials = []
     result = SimpleNamespace(model_dump=lambda **_: {})
     monkeypatch.setattr(
         gpu_check_parts,
         "run_trial",
-        lambda spec, data, compute: ran.append(compute.graphs) or result,
+        lambda spec, data, compute: graphs_of_trials.append(compute.graphs) or result,
     )
     gpu_check_parts.real_trials(bench, "small_cnn")
-    assert set(ran) == {bool(graphs)}
+    assert set(graphs_of_trials) == {bool(graphs)}
 
 
 @pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda")])
 def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
-    found = run_part(part, device, {})
-    assert not found["ok"]
-    assert found["error"].endswith("exit code 1")
+    outcome = run_part(part, device, {})
+    assert not outcome["ok"]
+    assert outcome["error"].endswith("exit code 1")
 
 
 @pytest.mark.parametrize(
-    ("ends", "error"),
+    ("last_statement", "error"),
     [
         ("raise OSError('capture failed')", "OSError: capture failed"),
         ("os._exit(7)", "exit code 7"),
         ("time.sleep(999)", "the part did not end within 0.1 s"),
     ],
 )
-def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
+def test_a_part_keeps_its_measurements_however_it_ends(monkeypatch, last_statement, error):
     code = f"""
 import json, os, time
 print('a warning')
 print(json.dumps({{'resnet18': {{'eager_ms': 7.5}}}}))
 print('{{"cut short', end='', flush=True)
-{ends}
+{last_statement}
 """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
 
     def start(*_):
         process = subprocess.Popen([sys.executable, "-c", code], **pipes)
-        select.select([process.stdout], [], [])  # it has said all that it will
+        select.select([process.stdout], [], [])  # the process has printed everything
         return process
 
-    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 0.1 if "sleep" in ends else 400.0)
+    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 0.1 if "sleep" in last_statement else 400.0)
     monkeypatch.setattr(gpu_check, "_start_part", start)
-    found = run_part("step_times", "cuda", {})
-    assert (found["values"], found["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)
+    outcome = run_part("step_times", "cuda", {})
+    assert (outcome["values"], outcome["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)
 
 
 @pytest.fixture
-def card(posing, monkeypatch):
-    """A GPU with a load that nvidia-smi shows, on which the steps of networks take some time."""
+def timed_steps(cpu_as_gpu, monkeypatch):
+    """Simulate a GPU with a load in nvidia-smi, and return the order of its timed steps."""
     order = []
     gpu = Gpu("NVIDIA L4", "GPU-1", 2**34)
     monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
@@ -383,31 +449,31 @@ def card(posing, monkeypatch):
     return order
 
 
-def test_plain_steps_and_graphs_are_timed_in_turn_with_the_load_of_the_card(card):
-    found = dict(gpu_check_parts.step_times(bench_of("cpu")))
-    assert [(graphs, deterministic) for _, graphs, deterministic in card[:4]] == [
-        (graphs, card[0][2]) for graphs in (False, True, False, True)
-    ]
-    assert card[4][1:] == (False, False)  # the price of deterministic kernels
-    row = found["small_cnn"]
+def test_plain_steps_and_graphs_are_timed_in_turn_with_the_load_of_the_gpu(timed_steps):
+    times = dict(gpu_check_parts.step_times(bench_of("cpu")))
+    deterministic = timed_steps[0][2]
+    first_four = [(graphs, is_deterministic) for _, graphs, is_deterministic in timed_steps[:4]]
+    assert first_four == [(graphs, deterministic) for graphs in (False, True, False, True)]
+    assert timed_steps[4][1:] == (False, False)  # what deterministic kernels cost
+    row = times["small_cnn"]
     assert (row["eager_ms"], row["graph_ms"], row["not_deterministic_ms"]) == pytest.approx(
         (20, 30, 50)
     )
     load = row["graph_ms_load"]
     assert load["power.draw"] == "power.draw of --id=GPU-1"
     assert {"clocks.current.sm", "temperature.gpu", "clocks_event_reasons.active"} <= set(load)
-    assert found["fails"] == []
+    assert times["fails"] == []
 
 
-def test_a_network_whose_steps_fail_keeps_its_plain_times_and_costs_no_other(card):
+def test_a_network_whose_graphs_fail_keeps_its_plain_times_and_stops_no_other(timed_steps):
     bench = replace(bench_of("cpu"), models=("broken", "small_cnn"))
-    found = dict(gpu_check_parts.step_times(bench))
-    assert found["broken"]["eager_ms"] == pytest.approx(10)
-    assert found["small_cnn"]["graph_ms"] > 0
-    assert found["fails"] == ["broken: CaptureError: a step could not be captured"]
+    times = dict(gpu_check_parts.step_times(bench))
+    assert times["broken"]["eager_ms"] == pytest.approx(10)
+    assert times["small_cnn"]["graph_ms"] > 0
+    assert times["fails"] == ["broken: CaptureError: a step could not be captured"]
 
 
-def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(monkeypatch):
+def test_each_network_is_tested_although_one_fails_and_every_difference_is_named(monkeypatch):
     equal = self_test.Difference(0.0, 0.0)
     slow = self_test.TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
     verdicts = {
@@ -428,30 +494,28 @@ def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(m
     cases = bench_of("cuda").self_test_cases()
     bench = bench_of("cpu")
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
-    found = dict(gpu_check_parts.correctness(bench))
+    correctness = dict(gpu_check_parts.correctness(bench))
     assert [case.model.name for case in tested] == list(PAPER_MODELS)
-    # As large as the sweep's: other batches take other kernels.
-    batches = {
-        trial.network.model.name: trial.network.recipe.batch_size
-        for trial in bench_of("cuda").trials
-    }
-    assert {case.model.name: case.batch_size for case in tested} == batches
-    assert found["graphs"] == ["resnet34", "vgg19"]
-    assert found["fails"] == [
+    # Batches have the sizes of the sweep: other sizes use other kernels.
+    networks = [trial.network for trial in bench_of("cuda").trials]
+    batch_sizes = {network.model.name: network.recipe.batch_size for network in networks}
+    assert {case.model.name: case.batch_size for case in tested} == batch_sizes
+    assert correctness["graphs"] == ["resnet34", "vgg19"]
+    assert correctness["fails"] == [
         "trials cannot use graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
         "trials cannot use graphs: vgg16: a weight differs by 1.0e-03",
     ]
-    assert len(found["self_test"]) == 6
+    assert len(correctness["self_test"]) == 6
 
 
 @pytest.mark.parametrize("kind", ["product", "convolution"])
-def test_tensorfloat_32_is_found_in_products_and_in_convolutions(monkeypatch, kind):
-    """Torch has it off for products, and on for convolutions."""
+def test_tensorfloat_32_is_detected_in_products_and_in_convolutions(monkeypatch, kind):
+    """PyTorch uses TensorFloat-32 by default for convolutions and not for products."""
     monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
 
-    def rounded(tensor):
-        """Keep ten bits of mantissa."""
+    def round_to_tf32(tensor):
+        """Keep ten bits of the mantissa."""
         return (tensor.view(torch.int32) & -(2**13)).view(torch.float32)
 
     owner, name = {
@@ -460,96 +524,97 @@ def test_tensorfloat_32_is_found_in_products_and_in_convolutions(monkeypatch, ki
     }[kind]
     exact = getattr(owner, name)
 
-    def wrong(left, right, *more, **options):
+    def with_tf32(left, right, *arguments, **options):
         if left.dtype == torch.float32 and left.shape in ((512, 512), (8, 64, 56, 56)):
-            left, right = rounded(left), rounded(right)
-        return exact(left, right, *more, **options)
+            left = round_to_tf32(left)
+            right = round_to_tf32(right)
+        return exact(left, right, *arguments, **options)
 
-    monkeypatch.setattr(owner, name, wrong)
+    monkeypatch.setattr(owner, name, with_tf32)
     errors = gpu_check_parts.float32_errors(bench_of("cpu"))
     assert errors[kind] > 1e-4
-    other = {"product": "convolution", "convolution": "product"}[kind]
-    assert errors[other] < 1e-6
-    found = run_part("correctness", "cpu", {})
-    assert f"a {kind} in float32 has an error of" in found["error"]
+    other_kind = {"product": "convolution", "convolution": "product"}[kind]
+    assert errors[other_kind] < 1e-6
+    outcome = run_part("correctness", "cpu", {})
+    assert f"a {kind} in float32 has an error of" in outcome["error"]
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Parts that take no time; one raises, one finds a fault, and one needs a GPU."""
+def quick_parts(monkeypatch):
+    """Replace the parts by quick ones: one raises, one has a fault, and one needs a GPU."""
 
-    def broken(bench):
+    def fail(bench):
         raise RuntimeError(f"broken on {socket.gethostname()}")
 
     parts = {
         "host": lambda bench: iter([("cores", 2)]),
         "gpu": lambda bench: iter(()),
-        "correctness": broken,
+        "correctness": fail,
         "faults": lambda bench: iter([("fails", ["memory that runs out is taken for code_error"])]),
         "summary": lambda bench, parts: iter([("pair_gain", 1.2), ("seen", sorted(parts))]),
     }
     monkeypatch.setattr(gpu_check, "PARTS", parts)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_parts")
 def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, monkeypatch):
-    written, lines, write = [], [], gpu_check.write_atomic
-    monkeypatch.setattr(
-        gpu_check,
-        "write_atomic",
-        lambda path, data: written.append(json.loads(data)) or write(path, data),
-    )
+    written = []
+    lines = []
+    write_atomic = gpu_check.write_atomic
+
+    def collect_and_write(path, data):
+        written.append(json.loads(data))
+        return write_atomic(path, data)
+
+    monkeypatch.setattr(gpu_check, "write_atomic", collect_and_write)
     path, ok = check(None, tmp_path / "gpu", lines.append)
     assert not ok
-    # Once after each part, and once more under the name of the finished file.
+    # The file is written after each part, and once more under the name of the finished file.
     assert [len(record["parts"]) for record in written] == [1, 2, 3, 4, 4]
     parts = json.loads(path.read_text())["parts"]
     assert [part["ok"] for part in parts.values()] == [True, False, False, True]
     assert all(set(part) == {"ok", "seconds", "values", "error"} for part in parts.values())
-    said = [line.partition(" in ")[0] for line in lines]
-    assert said == ["PASS host", "FAIL correctness", "FAIL faults", "PASS summary"]
+    outcomes = [line.partition(" in ")[0] for line in lines]
+    assert outcomes == ["PASS host", "FAIL correctness", "FAIL faults", "PASS summary"]
     assert parts["summary"]["values"]["seen"] == ["correctness", "faults", "host"]
     assert socket.gethostname() not in path.read_text()
 
 
-@pytest.mark.usefixtures("quick")
-def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_counts(tmp_path):
-    *_, here = gpu_check_folders(tmp_path)
-    path, _ = check(None, here, lambda line: None)
+@pytest.mark.usefixtures("quick_parts")
+def test_plans_read_valid_files_and_the_last_folder_counts(tmp_path):
+    *_, folder = gpu_check_folders(tmp_path)
+    path, _ = check(None, folder, lambda line: None)
     assert path.parent == tmp_path / "gpu"
-    (tmp_path / path.name).write_text(
-        path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3')
-    )
-    assert read_checks([tmp_path, here, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
-    assert read_checks([here, tmp_path])["CPU"]["pair_gain"] == 3
+    other_text = path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3')
+    (tmp_path / path.name).write_text(other_text)
+    assert read_checks([tmp_path, folder, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
+    assert read_checks([folder, tmp_path])["CPU"]["pair_gain"] == 3
     path.write_text("{}")
-    (here / "gpu-check-broken.json").write_text("no JSON")
-    assert read_checks([here]) == {}
+    (folder / "gpu-check-broken.json").write_text("no JSON")
+    assert read_checks([folder]) == {}
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(
-    tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("quick_parts")
+def test_a_stopped_check_keeps_its_results_and_the_earlier_file(tmp_path, monkeypatch):
     path, _ = check(None, tmp_path, lambda line: None)
-    whole = path.read_text()
+    text = path.read_text()
 
-    def stopped(bench):
+    def interrupt(bench):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
+    monkeypatch.setitem(gpu_check.PARTS, "faults", interrupt)
     with pytest.raises(
         KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. The same command starts again"
     ):
         check(None, tmp_path, lambda line: None)
-    assert path.read_text() == whole
-    left = json.loads(path.with_suffix(".unfinished").read_text())
-    assert list(left["parts"]) == ["host", "correctness"]
+    assert path.read_text() == text
+    unfinished = json.loads(path.with_suffix(".unfinished").read_text())
+    assert list(unfinished["parts"]) == ["host", "correctness"]
     assert read_checks([tmp_path])["CPU"]["pair_gain"] == 1.2
 
 
 @pytest.mark.parametrize(
-    ("summary", "known"),
+    ("summary", "is_read"),
     [
         ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
         ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
@@ -567,33 +632,33 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
         (None, False),
     ],
 )
-def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
+def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, is_read):
     record = {"gpu": "NVIDIA A100-SXM4-80GB", "parts": {"summary": {"values": summary}}}
     (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
     checks = read_checks([tmp_path])
-    assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
-    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
+    assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is is_read
+    assert gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
     assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
 
 
 @pytest.mark.parametrize("user", ["somebody", None])
 def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
-    """A container's user may have no name at all."""
+    """The user of a container may have no name."""
     monkeypatch.setattr(getpass, "getuser", lambda: user or {}["uid not found: 1234"])
     monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
-    said = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
-    assert said == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
-    found = {
+    text = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
+    assert text == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
+    values = {
         "reason": ["no node1"],
         "numbers": (1, 0.5, None, True),
         "of": {7: torch.device("cpu")},
     }
-    kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
-    assert nameless(found) == kept
+    expected = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
+    assert nameless(values) == expected
 
 
-def test_what_a_part_started_ends_with_it():
-    """It would compute beside the next part."""
+def test_processes_of_a_part_end_with_the_part():
+    """A process that a part started would otherwise compute during the next part."""
     code = (
         "import subprocess; subprocess.Popen(['sh', '-c', 'echo started; exec sleep 99']); input()"
     )
@@ -602,7 +667,7 @@ def test_what_a_part_started_ends_with_it():
     with process.stdin, process.stdout:
         assert process.stdout.readline() == "started\n"
         gpu_check.end_group(process)
-        assert process.stdout.read() == ""  # ends when nobody holds the other end any more
+        assert process.stdout.read() == ""  # returns when no process has the pipe open
 
 
 def test_a_gpu_without_bfloat16_is_measured_in_float32():
@@ -612,7 +677,7 @@ def test_a_gpu_without_bfloat16_is_measured_in_float32():
 
 
 def parts_of(step_ms, graphs=(), **changes):
-    """Return the parts of a check whose GPU took ``step_ms`` for the steps of each network."""
+    """Return the parts of a check in which the steps of each network took ``step_ms``."""
     parts = {
         "gpu": {"planned_as": asdict(GPU_MODELS["a100"]), "capability": 8.0},
         "step_times": {
@@ -627,49 +692,99 @@ def parts_of(step_ms, graphs=(), **changes):
             ]
             for model in ("resnet18", "vgg16")
         },
-        "correctness": {"graphs": list(graphs)},
+        "correctness": {"graphs": list(graphs), "self_test": dict.fromkeys(step_ms)},
+        "memory": dict.fromkeys(step_ms),
     }
     return {name: {"ok": True, "values": values} for name, values in (parts | changes).items()}
 
 
 def steps_of_a100(factor):
-    gpu, bench = GPU_MODELS["a100"], bench_of("cuda")
-    return {
-        model: factor
-        * 1000
-        * pass_time(cost_of(bench.network(model)).step, gpu, interval=EAGER_INTERVAL_S).seconds
-        for model in bench.models
-    }
+    """Return the predicted milliseconds of a step on an A100 for each network, times a factor."""
+    bench = bench_of("cuda")
+    step_ms = {}
+    for model in bench.models:
+        step = cost_of(bench.network(model)).step
+        predicted = pass_time(step, GPU_MODELS["a100"], interval=EAGER_INTERVAL_S)
+        step_ms[model] = factor * 1000 * predicted.seconds
+    return step_ms
 
 
 def test_the_summary_gives_the_planner_a_row():
-    """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
+    """A GPU that is twice as fast as its row predicts gets twice the efficiency."""
     gpu = GPU_MODELS["a100"]
-    told = parts_of(steps_of_a100(0.5))
-    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
-    assert found["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
-    assert GpuModel(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
+    parts = parts_of(steps_of_a100(0.5))
+    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    assert summary["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
+    assert GpuModel(**summary["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     names = "resnet18, resnet34, resnet50, vgg13, vgg16, vgg19"
-    assert found["verdict"] == f"PASS; plain steps for {names}"
-    broken = told | {"faults": {"ok": False, "values": {}}}
-    assert dict(gpu_check_parts.summary(bench_of("cuda"), broken))["verdict"].startswith(
-        "FAIL: faults; plain steps"
-    )
-    measured = gpu_model_there(
-        "NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found}
-    )
+    assert summary["verdict"] == f"PASS; plain steps for {names}"
+    with_fault = parts | {"faults": {"ok": False, "values": {}}}
+    failed_summary = dict(gpu_check_parts.summary(bench_of("cuda"), with_fault))
+    assert failed_summary["verdict"].startswith("FAIL: faults; plain steps")
+    checks = {"NVIDIA A100-SXM4-80GB": summary}
+    measured = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
-def test_hours_are_the_sum_of_what_was_measured():
-    """Counted by hand, for the 972 trials of the study."""
+def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
+    """A part that is ended at its time limit keeps the networks before."""
+    models = bench_of("cuda").models
+    parts = parts_of(steps_of_a100(1.0), graphs=models)
+    for part, measured_models in (("step_times", models[:4]), ("passes", models[:5])):
+        values = parts[part]["values"]
+        parts[part]["values"] = {model: values[model] for model in measured_models}
+    del parts["correctness"]["values"]["self_test"]["vgg19"]
+    parts["memory"] = {"ok": False, "values": {}}
+    verdict = dict(gpu_check_parts.summary(bench_of("cuda"), parts))["verdict"]
+    expected = "FAIL: memory; correctness lacks vgg19; step_times lacks vgg16, vgg19; "
+    assert verdict == f"{expected}passes lacks vgg19; memory lacks {', '.join(models)}"
+
+
+def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
+    """Six networks shared one limit: the first that hung took the results of the others."""
+    passing_verdict = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    outputs = {
+        "resnet18": ProgramOutput(json.dumps(passing_verdict)),
+        "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),
+        "vgg13": ProgramOutput("", "no answer in 300 s", True, f"{COMPARED_LINE}\n"),
+        "vgg16": ProgramOutput(json.dumps(passing_verdict)),
+    }
+    limits = []
+
+    def run_program(*command, timeout_s, **options):
+        limits.append(timeout_s)
+        return outputs[Case.from_json(command[-1]).model.name]
+
+    bench = bench_of("cpu")
+    cases = tuple(replace(TINY, model=model_spec(name)) for name in outputs)
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
+    monkeypatch.setattr(self_test_verdict, "run_program", run_program)
+    monkeypatch.setattr(gpu_check_parts, "_attack_and_features", lambda bench: (1.0, 0.0))
+    monkeypatch.setattr(gpu_check_parts, "wrong_products", lambda bench: [])
+    values = dict(gpu_check_parts.correctness(bench))
+    assert limits == [self_test_verdict.TIMEOUT_S] * 4
+    assert values["graphs"] == ["resnet18", "vgg16"]
+    unknown = "resnet34: the self-test ended before it had compared GPU and CPU"
+    no_graphs = "vgg13: the self-test ended before it had tested graphs"
+    assert values["fails"] == [
+        f"it is unknown whether the GPU computes correctly: {unknown}: no answer in 300 s",
+        f"trials cannot use graphs: {no_graphs}: no answer in 300 s",
+    ]
+    longest = len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S
+    assert gpu_check._timeout_s("correctness") > longest
+
+
+def test_hours_are_the_sum_of_the_measured_times():
+    """Compare with a calculation by hand for the 972 trials of the study."""
     bench = bench_of("cuda")
     step_ms = {model: 7.0 + index for index, model in enumerate(bench.models)}
-    found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
-    assert found["verdict"] == "PASS"
+    summary = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    assert summary["verdict"] == "PASS"
     seconds = 0.0
     for trial in bench.trials:
-        network, recipe = trial.network, trial.network.recipe
+        network = trial.network
+        recipe = network.recipe
         num_steps = recipe.epochs * -(-network.train_size // recipe.batch_size)
         seconds += num_steps * step_ms[network.model.name] / 2 / 1000
         seconds += 1.0 + 2.0 * (network.train_size / FULL_SIZE) ** 2
@@ -677,86 +792,85 @@ def test_hours_are_the_sum_of_what_was_measured():
         batches = batch_passes(trial, cost)
         seconds += batches.evaluations * cost.evaluation_batch / 2000
         seconds += batches.gradients * cost.attack_batch / 500
-    assert found["hours"] == pytest.approx(seconds / 3600, rel=1e-9)
+    assert summary["hours"] == pytest.approx(seconds / 3600, rel=1e-9)
 
 
-def test_a_plan_expects_the_hours_that_were_measured():
-    """Also where one network is slower than the others, for which one factor does not do."""
+def test_a_plan_predicts_the_measured_hours():
+    """One network may be slower than the others, so one factor for all is not enough."""
     bench = bench_of("cuda")
     step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
-    found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
-    checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(found))}
-    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    summary = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(summary))}
+    planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     hours = sum(need_of(trial, planned, given=1.0).seconds for trial in bench.trials) / 3600
-    assert hours == pytest.approx(found["hours"])
-    assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(found["hours"])
+    assert hours == pytest.approx(summary["hours"])
+    assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(summary["hours"])
 
 
 @pytest.mark.parametrize("slower", ["vgg", "resnet"])
-def test_a_network_that_is_slower_than_the_others_costs_its_own_hours(slower):
-    """One factor for all networks gave 17.2 hours where the measured steps were 20.1."""
+def test_a_slower_network_adds_the_hours_of_its_own_steps(slower):
+    """One factor for all networks once gave 17.2 hours instead of 20.1 measured hours."""
     bench = bench_of("cuda")
-    even = dict(steps_of_a100(1.0))
-    uneven = {
-        model: milliseconds * (2 if model.startswith(slower) else 1)
-        for model, milliseconds in even.items()
-    }
-    hours = [
-        measured_hours(
-            bench.trials,
-            MeasuredTimes.of_parts(
-                {name: part["values"] for name, part in parts_of(steps).items()}, ()
-            ),
-        )
-        for steps in (even, uneven)
-    ]
-    steps_h = sum(
-        trial.network.recipe.epochs
-        * -(-trial.network.train_size // trial.network.recipe.batch_size)
-        * even[trial.network.model.name]
-        for trial in bench.trials
-        if trial.network.model.name.startswith(slower)
-    )
-    assert hours[1] - hours[0] == pytest.approx(steps_h / 3.6e6)
+    equal_step_ms = steps_of_a100(1.0)
+    unequal_step_ms = dict(equal_step_ms)
+    for model in equal_step_ms:
+        if model.startswith(slower):
+            unequal_step_ms[model] *= 2
+
+    def hours_with(step_ms):
+        values = {name: part["values"] for name, part in parts_of(step_ms).items()}
+        return measured_hours(bench.trials, MeasuredTimes.of_parts(values, ()))
+
+    added_ms = 0.0
+    for network in [trial.network for trial in bench.trials]:
+        if network.model.name.startswith(slower):
+            steps_per_epoch = -(-network.train_size // network.recipe.batch_size)
+            num_steps = network.recipe.epochs * steps_per_epoch
+            added_ms += num_steps * equal_step_ms[network.model.name]
+    added_hours = hours_with(unequal_step_ms) - hours_with(equal_step_ms)
+    assert added_hours == pytest.approx(added_ms / 3.6e6)
 
 
 @pytest.mark.parametrize("missing", ["passes", "trial", "step_times"])
-def test_without_a_measurement_no_hours_are_made_up(missing):
-    told = parts_of(steps_of_a100(1.0))
-    values = told[missing]["values"]
+def test_without_a_measurement_the_hours_are_unknown(missing):
+    parts = parts_of(steps_of_a100(1.0))
+    values = parts[missing]["values"]
     for model in [model for model in values if model.startswith("vgg")]:
         del values[model]
-    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
-    assert found["hours"] is None
-    assert found["hours_note"].startswith("the hours are unknown")
+    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    assert summary["hours"] is None
+    assert summary["hours_note"].startswith("the hours are unknown")
 
 
 @pytest.mark.parametrize(
-    ("mps", "without", "under", "num_gpus"),
+    ("mps", "gain_without_mps", "gain_with_mps", "num_gpus"),
     [
         (False, 1.2, 1.05, "left out: trials share a GPU"),
         (True, 1.2, 1.05, 1),
         (True, 1.0, 1.3, "left out: trials share a GPU"),
-        # As a run decides where no pair was measured under MPS.
+        # A run also shares a GPU under MPS if no pair was measured with MPS.
         (True, 1.0, None, "left out: trials share a GPU"),
         (False, None, 1.3, 1),
     ],
 )
-def test_the_advice_on_sharing_is_what_a_run_does(mps, without, under, num_gpus):
+def test_the_advice_on_sharing_agrees_with_a_run(mps, gain_without_mps, gain_with_mps, num_gpus):
     pairs = {"mps": mps, "without_mps": {}, "with_mps": {"vgg16": {"error": "full"}}}
-    for way, gain in (("without_mps", without), ("with_mps", under)):
+    for name, gain in (("without_mps", gain_without_mps), ("with_mps", gain_with_mps)):
         if gain is not None:
-            pairs[way]["resnet18"] = {"gain": gain}
-    told = parts_of({}, pairs=pairs)
-    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
-    assert (found["pair_gain"], found["pair_gain_mps"]) == (without, under)
-    assert found["num_gpus"] == num_gpus
+            pairs[name]["resnet18"] = {"gain": gain}
+    parts = parts_of({}, pairs=pairs)
+    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    assert (summary["pair_gain"], summary["pair_gain_mps"]) == (gain_without_mps, gain_with_mps)
+    assert summary["num_gpus"] == num_gpus
 
 
-def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(monkeypatch):
-    first, second = Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)
+def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_one_gets_a_hint(monkeypatch):
+    first = Gpu("A", "GPU-1", 2**34)
+    second = Gpu("B", "GPU-2", 2**34)
     monkeypatch.setattr(gpu_check, "visible_gpu_list", lambda: (first, second))
-    assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
+    assert devices(None) == [first, second]
+    assert devices("1") == [second]
+    assert devices("cpu") == [None]
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(
             ConfigError, match=f"`--device {wrong}` is not the number .* Type one of 0, 1, or cpu"

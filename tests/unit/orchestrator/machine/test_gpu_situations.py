@@ -1,8 +1,7 @@
-"""Six GPUs that a lab may have, from what is refused to what a trial asks for again: none of them
-is here.
+"""Test plans, refusals and retries for GPUs that a lab may have and this machine does not have.
 
-They are described as torch and nvidia-smi describe them; failures are the libraries' own
-exceptions."""
+GPUs are described as PyTorch and nvidia-smi describe them. Failures are exceptions of libraries.
+"""
 
 import json
 import re
@@ -47,7 +46,7 @@ from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
-from tests.unit.orchestrator.machine.test_devices import nvidia_smi
+from tests.unit.orchestrator.machine.test_devices import simulate_nvidia_smi
 
 GIB = 2**30
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
@@ -74,14 +73,16 @@ def node(*gpus, **changes):
 
 @dataclass(frozen=True)
 class Situation:
-    """What a lab has, and what becomes of the paper's grid there.
+    """The GPUs of a lab, and the result of planning and running the grid of the paper there.
 
     Attributes:
-        visible: what ``CUDA_VISIBLE_DEVICES`` says; None where it is not set.
-        model: that is planned for, and its memory in GiB.
-        plan: what ``isweep plan`` says of it.
-        refused: what a run says before anything starts; empty where it runs.
-        shares: whether trials share a GPU where MPS runs.
+        node: The GPUs of the only node.
+        model: Name of the GPU model that a plan uses.
+        memory_gib: Memory of this model in GiB.
+        plan: Pattern of the text of ``isweep plan``.
+        refused: Pattern of the error before a run starts; empty if it runs.
+        shares: True if trials share a GPU when MPS runs.
+        visible: Value of ``CUDA_VISIBLE_DEVICES``; None if it is not set.
     """
 
     node: NodeGpus
@@ -127,14 +128,15 @@ SITUATIONS = {
         "the NVIDIA TITAN RTX of",
     ),
 }
-"""The smaller one of two kinds decides."""
+"""Situations by name; of two GPU models the smaller decides."""
 
 
-OTHERS, MINE = (
+# Other processes use 3.1 or 0.2 of 23.6 GiB.
+MEMORY_USED_BY_OTHERS, MEMORY_USED_BY_TRIAL = (
     classify(torch.OutOfMemoryError("CUDA out of memory.")).model_copy(
-        update={"held_by_others": held_gib / 23.6}
+        update={"held_by_others": used_gib / 23.6}
     )
-    for held_gib in (3.1, 0.2)
+    for used_gib in (3.1, 0.2)
 )
 
 
@@ -148,39 +150,42 @@ def trials(plan):
     return {trial.network.model.name: trial for trial in plan.trials}
 
 
-def float32(trials):
+def with_float32(trials):
+    changed = []
     for trial in trials:
         recipe = trial.network.recipe.model_copy(update={"precision": "float32"})
-        yield trial.model_copy(
-            update={"network": trial.network.model_copy(update={"recipe": recipe})}
-        )
+        network = trial.network.model_copy(update={"recipe": recipe})
+        changed.append(trial.model_copy(update={"network": network}))
+    return changed
 
 
-@pytest.mark.parametrize("where", SITUATIONS)
-def test_what_a_plan_says(plan, tmp_path, monkeypatch, where):
-    """Of what nvidia-smi and, of GPUs that are not known by their name, torch say there."""
-    situation = SITUATIONS[where]
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_the_plan_of_each_situation(plan, tmp_path, monkeypatch, name):
+    """The GPUs are described by nvidia-smi, and by PyTorch if the model is unknown."""
+    situation = SITUATIONS[name]
     rows = [
         f"{gpu.name.partition(' MIG')[0]}, {gpu.uuid}, {gpu.memory_bytes // 2**20}, "
         + ("Enabled" if gpu.mig else "[N/A]")
         for gpu in situation.node.gpus
     ]
-    nvidia_smi(tmp_path, monkeypatch, rows)
+    simulate_nvidia_smi(tmp_path, monkeypatch, rows)
     monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
     model, number = gpu_models_here(())
     assert (model.name, number) == (situation.model, len(situation.node.gpus))
-    assert re.search(situation.plan, estimate(plan.trials, (), gpu=model, num_gpus=number)["text"])
+    text = estimate(plan.trials, (), gpu=model, num_gpus=number)["text"]
+    assert re.search(situation.plan, text)
 
 
-@pytest.mark.parametrize("where", SITUATIONS)
-def test_what_is_refused_before_anything_starts(plan, where):
-    there, words = SITUATIONS[where].node, SITUATIONS[where].refused
-    with pytest.raises(SweepError, match=words) if words else nullcontext():
-        refuse([there], plan.trials, share=1.0, alone=True)
-    if words != SLICES:
-        refuse([there], [*float32(plan.trials)], share=1.0, alone=True)
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_the_refusal_of_each_situation_before_anything_starts(plan, name):
+    gpu_node = SITUATIONS[name].node
+    message = SITUATIONS[name].refused
+    with pytest.raises(SweepError, match=message) if message else nullcontext():
+        refuse([gpu_node], plan.trials, share=1.0, alone=True)
+    if message != SLICES:
+        refuse([gpu_node], with_float32(plan.trials), share=1.0, alone=True)
 
 
 def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
@@ -192,7 +197,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("there", "share", "words"),
+    ("gpu_node", "share", "message"),
     [
         (
             node(driver="550.54", num_ray_gpus=8.0),
@@ -245,30 +250,30 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         ),
     ],
 )
-def test_what_stands_in_the_way_is_refused_with_the_hint(plan, there, share, words):
-    with pytest.raises(SetupError, match=words):
-        refuse([there], plan.trials, share=share, alone=True)
+def test_an_unusable_gpu_is_refused_with_a_hint(plan, gpu_node, share, message):
+    with pytest.raises(SetupError, match=message):
+        refuse([gpu_node], plan.trials, share=share, alone=True)
 
 
 @pytest.mark.parametrize(
-    ("there", "share", "alone"),
+    ("gpu_node", "share", "alone"),
     [
         (node(replace(A100, compute_mode="Exclusive_Process")), 1.0, True),
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
-        # Other trials of ours, on a shared cluster.
+        # The memory may belong to other trials on a shared cluster.
         (node(replace(A100, held_bytes=75 * GIB)), 1.0, False),
         (node(replace(A100, held_bytes=70 * GIB)), 1.0, True),
-        # A desk: two 4K screens, a browser and Windows.
+        # A desktop with two 4K screens, a browser and Windows.
         (node(replace(RTX4090, held_bytes=4 * GIB)), 1.0, True),
         (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
     ],
 )
-def test_what_has_room_for_the_largest_trial_is_allowed(plan, there, share, alone):
-    refuse([there], plan.trials, share=share, alone=alone)
+def test_a_gpu_with_memory_for_the_largest_trial_is_allowed(plan, gpu_node, share, alone):
+    refuse([gpu_node], plan.trials, share=share, alone=alone)
 
 
-def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others(plan):
-    """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
+def test_on_a_gpu_too_small_for_the_largest_trial_others_may_use_only_a_tenth(plan):
+    """The trial may fit with plain steps or smaller batches, so only others are refused."""
     small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
     refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
     with pytest.raises(SetupError, match=r"other processes use 1\.0 of 5\.0 GiB"):
@@ -278,29 +283,32 @@ def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others
 GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
 
 
-@pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
-def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
+@pytest.mark.parametrize(
+    "unusable_gpu", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)]
+)
+def test_the_hint_hides_an_unusable_gpu_by_naming_the_others(plan, unusable_gpu):
     hint = "hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
     with pytest.raises(SetupError, match=hint):
-        refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
+        refuse([node(RTX4090, unusable_gpu, A10G)], plan.trials, share=1.0, alone=True)
 
 
-def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
+def test_the_hint_hides_an_old_gpu_by_naming_the_new_one(plan):
     with pytest.raises(SweepError, match=r"hide this GPU with CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
         refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 
-@pytest.mark.parametrize("where", SITUATIONS)
+@pytest.mark.parametrize("name", SITUATIONS)
 @pytest.mark.parametrize("mps", [False, True])
-def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mps):
-    situation = SITUATIONS[where]
-    expectation = runtime_model_for([replace(situation.node, mps=mps)], plan.sweep.resources, ())
-    known = expectation.gpu
-    assert (known.name, known.timed) == (situation.model, situation.model in GPU_MODELS)
-    assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
-    requests = ResourcePolicy(Resources(1, 1.0), expectation)
+def test_a_gpu_is_shared_only_if_sharing_is_known_to_be_faster(plan, trials, name, mps):
+    situation = SITUATIONS[name]
+    runtimes = runtime_model_for([replace(situation.node, mps=mps)], plan.sweep.resources, ())
+    gpu = runtimes.gpu
+    assert (gpu.name, gpu.timed) == (situation.model, situation.model in GPU_MODELS)
+    assert gpu.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
+    policy = ResourcePolicy(Resources(1, 1.0), runtimes)
+    memory = situation.memory_gib * GIB
     for trial in trials.values():
-        share, memory = requests.start_attempt(trial).num_gpus, situation.memory_gib * GIB
+        share = policy.start_attempt(trial).num_gpus
         if mps and situation.shares:
             assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
@@ -308,26 +316,36 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
 
 
 def test_an_unknown_gpu_has_the_rates_of_its_capability_and_processors(trials):
-    """Of two with as much memory the one with fewer processors is kept busy by fewer trials."""
-    half = replace(ADA, processors=71).model()
-    assert (half.half_tflops, half.bandwidth) == pytest.approx((165 * 71 / 128, 1008 * 71 / 128))
-    assert ADA.model().half_tflops == pytest.approx(2 * half.half_tflops)
-    for capability, like in ((8.6, "rtx3090"), (12.1, "rtx5090"), (10.3, "b200"), (6.1, "v100")):
-        found = replace(ADA, capability=capability, processors=0).model()
-        assert (found.half_tflops, found.timed) == (GPU_MODELS[like].half_tflops, False)
-        assert found.bfloat16 is (capability >= 8)
-    assert need_of(trials["resnet50"], half).share > need_of(trials["resnet50"], ADA.model()).share
+    """Of two GPUs with equal memory, fewer trials occupy the one with fewer processors."""
+    half_of_processors = replace(ADA, processors=71).model()
+    assert (half_of_processors.half_tflops, half_of_processors.bandwidth) == pytest.approx(
+        (165 * 71 / 128, 1008 * 71 / 128)
+    )
+    assert ADA.model().half_tflops == pytest.approx(2 * half_of_processors.half_tflops)
+    for capability, known_name in (
+        (8.6, "rtx3090"),
+        (12.1, "rtx5090"),
+        (10.3, "b200"),
+        (6.1, "v100"),
+    ):
+        model = replace(ADA, capability=capability, processors=0).model()
+        assert (model.half_tflops, model.timed) == (GPU_MODELS[known_name].half_tflops, False)
+        assert model.bfloat16 is (capability >= 8)
+    assert (
+        need_of(trials["resnet50"], half_of_processors).share
+        > need_of(trials["resnet50"], ADA.model()).share
+    )
 
 
-def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
+def test_with_two_sizes_of_slices_the_smaller_is_planned_and_none_is_shared(plan):
     large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
-    there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
-    refuse([there], plan.trials, share=1.0, alone=True)
-    found = runtime_model_for([there], plan.sweep.resources, ())
-    assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
+    gpu_node = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
+    refuse([gpu_node], plan.trials, share=1.0, alone=True)
+    runtimes = runtime_model_for([gpu_node], plan.sweep.resources, ())
+    assert (runtimes.gpu.name, runtimes.gpu.memory_gib, runtimes.share) == (MIG.name, 9.5, 1.0)
 
 
-def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere(plan, tmp_path):
+def test_a_gpu_for_one_process_is_never_shared_whatever_was_measured_elsewhere(plan, tmp_path):
     summary = {"pair_gain": 1.3, "pair_gain_mps": 1.3, "row": None}
     record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
     (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
@@ -337,118 +355,149 @@ def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere
         ("Exclusive_Process", False, 1.0),
         ("Exclusive_Process", True, None),
     ):
-        there = node(replace(A100, compute_mode=mode), mps=mps)
-        assert runtime_model_for([there], plan.sweep.resources, (), [tmp_path]).share == share
+        gpu_node = node(replace(A100, compute_mode=mode), mps=mps)
+        runtimes = runtime_model_for([gpu_node], plan.sweep.resources, (), [tmp_path])
+        assert runtimes.share == share
 
 
-def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
+@pytest.mark.parametrize(
+    ("pair_gain", "requested", "before", "after"),
+    [
+        # Without a measurement, two trials of one GPU only compute in turn.
+        (None, None, None, 1.0),
+        (1.0, None, None, 1.0),
+        (1.2, None, None, None),
+        (1.0, 0.3, 0.3, 0.3),
+    ],
+)
+def test_after_mps_has_ended_trials_share_a_gpu_only_if_sharing_pays_without_it(
+    plan, tmp_path, pair_gain, requested, before, after
+):
+    summary = {"pair_gain": pair_gain, "pair_gain_mps": 1.3, "row": None}
+    record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    resources = plan.sweep.resources.model_copy(update={"num_gpus": requested})
+    model = runtime_model_for([node(A100, mps=True)], resources, (), [tmp_path])
+    assert (model.share, model.share_without_mps) == (before, after)
+
+
+def test_measurements_decide_instead_of_mps_and_the_table_of_gpu_models():
     checks = {
         A100.name: {"pair_gain": 1.3, "row": {"compute_efficiency": 0.4}},
         T4.name: {"pair_gain_mps": 1.0},
     }
     assert packing_pays(A100.name, checks, mps=False)
-    assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
+    assert packing_pays(A100.name, checks, mps=True)  # not measured with MPS, so trials share
     assert not packing_pays(T4.name, checks, mps=True)
     assert not packing_pays("NVIDIA H100", checks, mps=False)
-    found = A100.model(checks)
-    assert (found.name, found.compute_efficiency) == ("a100", 0.4)
-    assert found.memory_gib == pytest.approx(79.3)
+    model = A100.model(checks)
+    assert (model.name, model.compute_efficiency) == ("a100", 0.4)
+    assert model.memory_gib == pytest.approx(79.3)
 
 
-def attempts(share, batch, is_cut, is_small):
-    """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two
-    images."""
-    found = [(share, None)]
-    while found[-1][0] < 1:
-        found.append((min(1.0, 2 * found[-1][0]), None))
-    if is_small:  # others hold the memory: it waits
-        found += [(1.0, None)] * 4
-    found.append((1.0, None))  # by plain steps
+def trials_of_model(plan, name):
+    return [trial for trial in plan.trials if trial.network.model.name == name]
+
+
+def policy_for(nodes, plan):
+    runtimes = runtime_model_for(nodes, plan.sweep.resources, ())
+    return ResourcePolicy(Resources(1, 1.0), runtimes)
+
+
+def expected_attempts(share, batch, is_divided, is_small):
+    """Return share and micro-batch of each attempt of a trial that always lacks memory.
+
+    The share doubles up to a full GPU. Then the batch is halved down to two images, but never for
+    a network with batch norm.
+    """
+    attempts = [(share, None)]
+    while attempts[-1][0] < 1:
+        attempts.append((min(1.0, 2 * attempts[-1][0]), None))
+    if is_small:  # other processes use the memory: the trial waits
+        attempts += [(1.0, None)] * 4
+    attempts.append((1.0, None))  # with plain steps
     size = batch // 2
-    while is_cut and size >= 2:
-        found.append((1.0, size))
+    while is_divided and size >= 2:
+        attempts.append((1.0, size))
         size //= 2
-    if is_cut and found[-1][1] not in (None, 2):
-        found.append((1.0, 2))
-    return found
+    if is_divided and attempts[-1][1] not in (None, 2):
+        attempts.append((1.0, 2))
+    return attempts
 
 
-@pytest.mark.parametrize("where", SITUATIONS)
-def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, trials, where):
-    there = replace(SITUATIONS[where].node, mps=True)
-    requests = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([there], plan.sweep.resources, ())
-    )
+@pytest.mark.parametrize("situation_name", SITUATIONS)
+def test_out_of_memory_never_divides_the_batch_of_a_resnet_and_ends_with_a_hint(
+    plan, trials, situation_name
+):
+    situation = SITUATIONS[situation_name]
+    gpu_node = replace(situation.node, mps=True)
+    policy = policy_for([gpu_node], plan)
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
     for name, trial in trials.items():
-        said, seen = "", []
-        while not said:
-            request = requests.start_attempt(trial)
-            seen.append((request.num_gpus, request.micro_batch))
-            said = requests.failed(trial, failure).hint
+        hint = ""
+        attempts = []
+        while not hint:
+            request = policy.start_attempt(trial)
+            attempts.append((request.num_gpus, request.micro_batch))
+            hint = policy.failed(trial, failure).hint
         batch = trial.network.recipe.batch_size
-        is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
-        assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
-        assert len(seen) <= BASE_RETRIES[failure.kind] + 1
-        there = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
-        assert f"{name} at batch size {batch} needs more memory than {there}" in said
-        assert ("micro_batches: on" in said) is name.startswith("resnet")
+        is_small = 2 * peak_bytes(trial.network) < situation.memory_gib * GIB
+        first_share = attempts[0][0]
+        assert attempts == expected_attempts(first_share, batch, name.startswith("vgg"), is_small)
+        assert len(attempts) <= BASE_RETRIES[failure.kind] + 1
+        limit = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
+        assert f"{name} at batch size {batch} needs more memory than {limit}" in hint
+        assert ("micro_batches: on" in hint) is name.startswith("resnet")
 
 
-def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_share(plan, trials):
-    """As PyTorch tells it: ending a capture in which memory ran out raises an error of its own."""
-    there = replace(SITUATIONS["b: an A100"].node, mps=True)
-    requests = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([there], plan.sweep.resources, ())
-    )
-    trial, memory = trials["resnet18"], torch.OutOfMemoryError("CUDA out of memory.")
-    before = requests.start_attempt(trial)
-    for context, kind in ((None, "device_error"), (memory, "out_of_memory")):
-        ended = torch.AcceleratorError(
+def test_a_step_that_cannot_be_captured_is_retried_plainly_with_the_same_share(plan, trials):
+    """After lack of memory in a capture, PyTorch raises another error at the end of the capture."""
+    gpu_node = replace(SITUATIONS["b: an A100"].node, mps=True)
+    policy = policy_for([gpu_node], plan)
+    trial = trials["resnet18"]
+    lack_of_memory = torch.OutOfMemoryError("CUDA out of memory.")
+    before = policy.start_attempt(trial)
+    for context, kind in ((None, "device_error"), (lack_of_memory, "out_of_memory")):
+        end_error = torch.AcceleratorError(
             "CUDA error: operation failed due to a previous error during capture"
         )
-        ended.__context__ = context
-        error = CaptureError(f"a step could not be captured: AcceleratorError: {ended}")
-        error.__cause__ = ended
+        end_error.__context__ = context
+        error = CaptureError(f"a step could not be captured: AcceleratorError: {end_error}")
+        error.__cause__ = end_error
         failure = classify(error)
         assert (failure.kind, failure.ends_process, failure.capture_failed) == (kind, True, True)
-        assert requests.failed(trial, classify(error)) == MAY_RETRY
+        assert policy.failed(trial, classify(error)) == MAY_RETRY
         if context is None:
-            assert requests.start_attempt(trial) == replace(before, fast="off")
-            requests.without_graphs.clear()
-    # Where memory ran out it gets more, or waits for what others hold, before its network loses its
-    # graphs.
-    after = requests.start_attempt(trial)
+            assert policy.start_attempt(trial) == replace(before, fast="off")
+            policy.without_graphs.clear()
+    # After lack of memory the trial gets more memory or waits, before its network loses its graphs.
+    after = policy.start_attempt(trial)
     assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
-    assert requests.start_attempt(trials["vgg16"]).fast == "auto"
+    assert policy.start_attempt(trials["vgg16"]).fast == "auto"
 
 
 NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute this computation"))
 
 
 def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(plan, trials):
-    requests = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
-    )
-    nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
-    verdict = requests.failed(trials["resnet50"], nobody_else)
-    assert verdict.is_final
-    hint = verdict.hint
+    policy = policy_for([node(H100)], plan)
+    on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    decision = policy.failed(trials["resnet50"], on_free_gpu)
+    assert decision.is_final
+    hint = decision.hint
     assert "cuDNN has no kernel for resnet50 at batch size 12 in bfloat16 on this GPU" in hint
     assert "Install another torch, choose another GPU" in hint
 
 
 def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials, monkeypatch):
-    """From the exception in the worker, over the report to the driver, to the decision."""
+    """The failure goes from the worker through its report to the decision of the driver."""
     monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (73 * GIB, 79 * GIB))
     error = RuntimeError("FIND was unable to find an engine to execute this computation")
     in_worker = TrialTrainable._failure(worker_with(1.0, has_run=True), error)
     failure = TrialFailure.model_validate_json(in_worker.model_dump_json())
-    policy = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
-    )
+    policy = policy_for([node(H100)], plan)
     trial = trials["resnet50"]
     policy.start_attempt(trial)
     verdict = policy.failed(trial, failure, H100.name)
@@ -459,41 +508,37 @@ def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials
 
 
 @pytest.mark.parametrize("held_by_others", [0.6, None])
-def test_cudnn_without_an_engine_beside_other_processes_waits_for_memory(
+def test_a_trial_without_a_cudnn_engine_waits_for_memory_of_other_processes(
     plan, trials, held_by_others
 ):
-    requests = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([node(H100)], plan.sweep.resources, ())
-    )
+    policy = policy_for([node(H100)], plan)
     failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
-    assert requests.failed(trials["resnet50"], failure) == MAY_RETRY
+    assert policy.failed(trials["resnet50"], failure) == MAY_RETRY
 
 
-def test_cudnn_without_an_engine_on_a_gpu_that_may_be_too_small_takes_plain_steps(plan, trials):
+def test_a_trial_without_a_cudnn_engine_on_a_small_gpu_uses_plain_steps(plan, trials):
     small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
-    requests = ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([node(small)], plan.sweep.resources, ())
-    )
-    nobody_else = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
-    assert requests.failed(trials["vgg19"], nobody_else) == MAY_RETRY
-    assert requests.start_attempt(trials["vgg19"]).fast == "off"
+    policy = policy_for([node(small)], plan)
+    on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    assert policy.failed(trials["vgg19"], on_free_gpu) == MAY_RETRY
+    assert policy.start_attempt(trials["vgg19"]).fast == "off"
 
 
-def test_what_a_small_gpu_lacks_changes_no_other_trial_of_its_network(plan):
+def test_lack_of_memory_on_a_small_gpu_changes_no_other_trial_of_its_network(plan):
     small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
     nodes = [node(A100), node(small)]
-    requests = ResourcePolicy(
+    policy = ResourcePolicy(
         Resources(1, 1.0),
         runtime_model_for(nodes, plan.sweep.resources, ()),
         small_gpus=names_of_small_gpus(nodes),
     )
-    first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg19"][:3]
-    assert requests.failed(first, MINE, small.name) == MAY_RETRY
-    assert requests.start_attempt(first).fast == "off"
-    assert requests.start_attempt(second).fast == "auto"
+    first, second, third = trials_of_model(plan, "vgg19")[:3]
+    assert policy.failed(first, MEMORY_USED_BY_TRIAL, small.name) == MAY_RETRY
+    assert policy.start_attempt(first).fast == "off"
+    assert policy.start_attempt(second).fast == "auto"
     # The largest GPU of the cluster decides for all of them.
-    assert requests.failed(second, MINE, A100.name) == MAY_RETRY
-    assert requests.start_attempt(third).fast == "off"
+    assert policy.failed(second, MEMORY_USED_BY_TRIAL, A100.name) == MAY_RETRY
+    assert policy.start_attempt(third).fast == "off"
 
 
 def test_gpus_of_equal_memory_are_all_large():
@@ -503,105 +548,105 @@ def test_gpus_of_equal_memory_are_all_large():
     assert names_of_small_gpus([]) == frozenset()
 
 
-def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
-    """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
-    in vain."""
-    requests = ResourcePolicy(Resources(1, 0.15), runtime_model_for([], plan.sweep.resources, ()))
-    first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
+def test_other_trials_of_a_network_get_at_once_what_one_needed(plan, trials):
+    """If 486 VGGs each started with too little memory, so many failures in a row end a sweep."""
+    policy = ResourcePolicy(Resources(1, 0.15), runtime_model_for([], plan.sweep.resources, ()))
+    first, second, third = trials_of_model(plan, "vgg13")[:3]
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
-    assert (requests.start_attempt(first).num_gpus, requests.start_attempt(second).num_gpus) == (
-        0.15,
-        0.15,
-    )
-    assert requests.failed(first, failure) == requests.failed(second, failure) == MAY_RETRY
-    assert [requests.start_attempt(cell).num_gpus for cell in (first, second, third)] == [
-        0.3,
-        0.3,
-        0.3,
-    ]
-    assert requests.start_attempt(trials["resnet18"]).num_gpus == 0.15
-    assert requests.failed(third, failure) == MAY_RETRY
-    assert requests.start_attempt(first).num_gpus == 0.6
-    assert requests.failed(first, OTHERS) == MAY_RETRY
-    assert (requests.start_attempt(first).num_gpus, requests.start_attempt(second).num_gpus) == (
-        1.0,
-        0.6,
-    )
-    requests.failed(
-        second, classify(CaptureError("a step could not be captured: RuntimeError: .item()"))
-    )
-    assert (requests.start_attempt(third).fast, requests.start_attempt(trials["vgg16"]).fast) == (
-        "off",
-        "auto",
-    )
+    assert policy.start_attempt(first).num_gpus == 0.15
+    assert policy.start_attempt(second).num_gpus == 0.15
+    assert policy.failed(first, failure) == MAY_RETRY
+    assert policy.failed(second, failure) == MAY_RETRY
+    for trial in (first, second, third):
+        assert policy.start_attempt(trial).num_gpus == 0.3
+    assert policy.start_attempt(trials["resnet18"]).num_gpus == 0.15
+    assert policy.failed(third, failure) == MAY_RETRY
+    assert policy.start_attempt(first).num_gpus == 0.6
+    assert policy.failed(first, MEMORY_USED_BY_OTHERS) == MAY_RETRY
+    assert policy.start_attempt(first).num_gpus == 1.0
+    assert policy.start_attempt(second).num_gpus == 0.6
+    capture_error = CaptureError("a step could not be captured: RuntimeError: .item()")
+    policy.failed(second, classify(capture_error))
+    assert policy.start_attempt(third).fast == "off"
+    assert policy.start_attempt(trials["vgg16"]).fast == "auto"
 
 
 @pytest.fixture
-def whole(plan):
-    return ResourcePolicy(
-        Resources(1, 1.0), runtime_model_for([node(RTX4090)], plan.sweep.resources, ())
-    )
+def full_gpu_policy(plan):
+    return policy_for([node(RTX4090)], plan)
 
 
 @pytest.mark.parametrize(
-    ("model", "fast", "parts"), [("resnet50", "off", None), ("vgg19", "off", 3)]
+    ("model", "fast", "micro_batch"), [("resnet50", "off", None), ("vgg19", "off", 3)]
 )
-@pytest.mark.parametrize("lasts", [True, False])
-def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
-    plan, whole, model, fast, parts, lasts
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_small_process_of_others_costs_no_trial_and_changes_none_after_it(
+    plan, full_gpu_policy, model, fast, micro_batch, stays
 ):
-    """It was 162 of 972 cells: each waited for room that plain steps, or parts, did not need."""
-    cells = [cell for cell in plan.trials if cell.network.model.name == model]
-    waiting, attempts, retries, less = [*cells], Counter(), Retries(), []
+    """Such a process once cost 162 of 972 trials.
+
+    Each trial waited for memory that it did not need with plain steps or smaller batches.
+    """
+    policy = full_gpu_policy
+    trials = trials_of_model(plan, model)
+    waiting = [*trials]
+    num_attempts = Counter()
+    retries = Retries()
+    used_plain_steps = []  # one entry for each finished trial
     while waiting:
-        cell = waiting.pop(0)
-        request, is_there = whole.start_attempt(cell), lasts or len(less) < 3
-        attempts[cell.trial_id] += 1
-        fits = request.fast == fast and (parts is None or request.micro_batch == parts)
-        if fits or not is_there:
-            less.append(request.fast == "off")
-            whole.finished(cell)
+        trial = waiting.pop(0)
+        request = policy.start_attempt(trial)
+        is_running = stays or len(used_plain_steps) < 3
+        num_attempts[trial.trial_id] += 1
+        fits = request.fast == fast
+        fits = fits and (micro_batch is None or request.micro_batch == micro_batch)
+        if fits or not is_running:
+            used_plain_steps.append(request.fast == "off")
+            policy.finished(trial)
             retries.finished()
             continue
-        assert whole.failed(cell, OTHERS) == MAY_RETRY
-        assert retries.failed(cell.trial_id, OTHERS).pause_s is not None
-        waiting.append(cell)
-    assert len(less) == len(cells)
-    assert max(attempts.values()) <= 9
-    assert attempts.total() <= 2.5 * len(cells)
-    assert lasts or sum(less) <= 8  # those that failed meanwhile, and one that came after
+        assert policy.failed(trial, MEMORY_USED_BY_OTHERS) == MAY_RETRY
+        assert retries.failed(trial.trial_id, MEMORY_USED_BY_OTHERS).pause_s is not None
+        waiting.append(trial)
+    assert len(used_plain_steps) == len(trials)
+    assert max(num_attempts.values()) <= 9
+    assert num_attempts.total() <= 2.5 * len(trials)
+    # Trials that failed while the process ran, and one that came after.
+    assert stays or sum(used_plain_steps) <= 8
 
 
-def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan, whole):
-    """A passing load took the later cells' graphs, or cut them, or ended them at their first
-    failure."""
-    first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
-    untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
-    whole = replace(
-        whole, runtime_model=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
-    )
-    for cell in (first, second):
-        assert whole.start_attempt(cell).fast == "auto"
-        assert whole.failed(cell, untold) == MAY_RETRY
-    assert (whole.start_attempt(second).fast, whole.start_attempt(third).fast) == ("off", "auto")
-    assert whole.failed(third, MINE) == MAY_RETRY
-    assert whole.start_attempt(third).fast == "off"
-    small = next(cell for cell in plan.trials if cell.network.model.name == "resnet18")
-    for _ in range(2):  # others may have gone before it was asked
-        whole.start_attempt(small)
-        assert whole.failed(small, MINE) == MAY_RETRY
-    assert whole.start_attempt(small).fast == "auto"
-    fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
-    assert whole.start_attempt(fourth).fast == "off"
-    whole.trials[
-        first.trial_id
-    ].level_in_use = 0  # it began before, and came to its end with graphs
-    whole.finished(first)
-    assert whole.start_attempt(fourth).fast == "auto"
+def test_other_trials_change_only_after_a_failure_that_shows_the_size_of_the_network(
+    plan, full_gpu_policy
+):
+    """A load that ended later must not change later trials.
+
+    It once took their graphs, divided their batches, or ended them at their first failure.
+    """
+    small_gpu = replace(GPU_MODELS["rtx4090"], memory_gib=6.0)
+    policy = replace(full_gpu_policy, runtime_model=RuntimeModel(small_gpu, share=1.0))
+    first, second, third, *_, last = trials_of_model(plan, "vgg19")
+    unknown_use = classify(torch.AcceleratorError("CUDA error: out of memory"))
+    for trial in (first, second):
+        assert policy.start_attempt(trial).fast == "auto"
+        assert policy.failed(trial, unknown_use) == MAY_RETRY
+    assert policy.start_attempt(second).fast == "off"
+    assert policy.start_attempt(third).fast == "auto"
+    assert policy.failed(third, MEMORY_USED_BY_TRIAL) == MAY_RETRY
+    assert policy.start_attempt(third).fast == "off"
+    resnet18 = trials_of_model(plan, "resnet18")[0]
+    for _ in range(2):  # other processes may have ended before the measurement
+        policy.start_attempt(resnet18)
+        assert policy.failed(resnet18, MEMORY_USED_BY_TRIAL) == MAY_RETRY
+    assert policy.start_attempt(resnet18).fast == "auto"
+    assert policy.start_attempt(last).fast == "off"
+    # The first trial started earlier, and finished with graphs.
+    policy.trials[first.trial_id].level_in_use = 0
+    policy.finished(first)
+    assert policy.start_attempt(last).fast == "auto"
 
 
 def worker_with(num_gpus, *, has_run):
-    """A worker that had this share of a GPU."""
+    """Return a simulated worker with a share of a GPU."""
     return SimpleNamespace(
         _has_finished_a_trial=has_run,
         assignment=SimpleNamespace(resources=Resources(1, num_gpus)),
@@ -609,8 +654,9 @@ def worker_with(num_gpus, *, has_run):
     )
 
 
-def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
-    worker, half = (worker_with(num_gpus, has_run=True) for num_gpus in (1.0, 0.5))
+def test_a_worker_reports_how_much_memory_other_processes_use(monkeypatch):
+    worker = worker_with(1.0, has_run=True)
+    worker_of_half_gpu = worker_with(0.5, has_run=True)
     monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
@@ -618,45 +664,43 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     failure = TrialTrainable._failure(worker, error)
     assert failure.held_by_others == pytest.approx(14.3 / 24)
     assert failure.message == "other processes use 14.3 of the GPU's 24.0 GiB: CUDA out of memory."
-    failure = TrialTrainable._failure(half, error)
+    failure = TrialTrainable._failure(worker_of_half_gpu, error)
     assert (failure.held_by_others, failure.message) == (None, "CUDA out of memory.")
 
-    def fails():
+    def fail():
         raise torch.AcceleratorError("CUDA error: out of memory")
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
     assert trial_device.held_by_others() is None
-    monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
+    monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # 0: even its context did not fit
     failure = TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
     assert (failure.kind, failure.held_by_others) == ("out_of_memory", 1.0)
     assert (failure.ends_process, failure.gpu) == (True, "")
     assert failure.message.startswith("other processes use all memory of the GPU: CUDA error")
 
 
-def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
-    """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
-    known = RuntimeModel(GPU_MODELS["rtx4090"])
+def test_the_time_limit_of_a_trial_depends_on_its_gpu(trials):
+    """The time on a CPU core would give limits of days, and a lost GPU may give no error."""
+    on_rtx4090 = RuntimeModel(GPU_MODELS["rtx4090"])
     for trial in trials.values():
-        assert (
-            time_limit(trial, (), known)
-            == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial))
-            < 4 * 3600
-        )
+        limit = time_limit(trial, (), on_rtx4090)
+        assert limit == max(MIN_LIMIT_S, HANG_FACTOR * on_rtx4090.seconds(trial))
+        assert limit < 4 * 3600
         assert time_limit(trial, (), RuntimeModel()) == HANG_FACTOR * core_seconds(trial)
-        for there, asked in (
+        for gpu_node, num_gpus in (
             (node(RTX4090), 1.0),
             (node(ADA), None),
             (node(MIG, visible="MIG-1"), 1.0),
         ):
-            its = runtime_model_for([there], ResourceSpec(num_gpus=asked), ())
-            factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
-            assert time_limit(trial, (), its) == pytest.approx(
-                max(MIN_LIMIT_S, factor * its.seconds(trial))
-            )
-            assert time_limit(trial, (), its) < HANG_FACTOR * core_seconds(trial) / 8
+            runtimes = runtime_model_for([gpu_node], ResourceSpec(num_gpus=num_gpus), ())
+            factor = HANG_FACTOR * (1 if runtimes.gpu.timed else UNTIMED_FACTOR)
+            limit = time_limit(trial, (), runtimes)
+            expected = max(MIN_LIMIT_S, factor * runtimes.seconds(trial))
+            assert limit == pytest.approx(expected)
+            assert limit < HANG_FACTOR * core_seconds(trial) / 8
 
 
-def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
+def test_a_step_that_cannot_be_captured_does_not_count_against_its_gpu(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("rests"))
     error = CaptureError("a step could not be captured: AcceleratorError: operation not permitted")
     failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
@@ -664,7 +708,7 @@ def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
     assert (failure.gpu, failure.device_lost) == ("", False)
 
 
-def test_a_lost_gpu_is_named_by_a_field_and_its_worker_waits(monkeypatch):
+def test_a_field_names_a_lost_gpu_and_its_worker_waits_in_quarantine(monkeypatch):
     pauses = []
     monkeypatch.setattr("time.sleep", pauses.append)
     error = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
@@ -674,31 +718,30 @@ def test_a_lost_gpu_is_named_by_a_field_and_its_worker_waits(monkeypatch):
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
-def test_a_sweep_s_own_share_is_taken_as_it_is():
+def test_the_gpu_share_of_a_sweep_file_is_used_unchanged():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    found = runtime_model_for([node(A100)], sweep.resources, ())
-    assert (found.gpu.name, found.share) == ("a100", 0.25)
-    assert (
-        ResourcePolicy(Resources(1, 0.25), found).mean_request(plan_sweep(sweep).trials).num_gpus
-        == 0.25
-    )
+    runtimes = runtime_model_for([node(A100)], sweep.resources, ())
+    assert (runtimes.gpu.name, runtimes.share) == ("a100", 0.25)
+    policy = ResourcePolicy(Resources(1, 0.25), runtimes)
+    assert policy.mean_request(plan_sweep(sweep).trials).num_gpus == 0.25
 
 
-def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):
-    """They say so themselves: whoever types the command need not."""
-    said = {
+def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
+    """The nodes report this themselves, so the command needs no option."""
+    reports = {
         "tests packing": NodeGpus("tests packing", logical=True),
         "real": NodeGpus("real", (A100,)),
     }
-    nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
+    nodes = {name: {"Resources": {"GPU": 1.0}} for name in reports}
     monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
-    monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
-    assert survey(2, local=False) == [replace(said["real"], num_ray_gpus=1.0)]
+    monkeypatch.setattr("ray.get", lambda name, timeout: reports[name])
+    assert survey(2, is_private=False) == [replace(reports["real"], num_ray_gpus=1.0)]
 
 
-def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):
-    trial, model = trials["vgg16"], MIG.model()
+def test_the_time_of_finished_trials_on_a_slice_corrects_others_on_the_same_slice(trials):
+    trial = trials["vgg16"]
+    model = MIG.model()
     seconds = 3 * need_of(trial, model, given=1.0).seconds
     measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
     assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}

@@ -1,4 +1,4 @@
-"""Each wrong field of a launch file is told with its place and the way out."""
+"""Test that each wrong field of a launch file is reported with its place and a hint."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.machine.launch_file import check_launch_file
+from orchestrator.machine.launch.launch_file import check_launch_file
 from orchestrator.results.provenance import provenance
 from tests import damage
 
@@ -18,12 +18,14 @@ REPOSITORY = Path(__file__).parents[4]
 WORKER = "available_node_types/gpu_worker"
 NODE = "available_node_types/head/node_config"
 DISK = f"{WORKER}/node_config/BlockDeviceMappings/0/Ebs"
-AWS, GCP, OWN = "cluster.yaml", "clusters/gcp.yaml", "clusters/onprem.yaml"
+AWS = "cluster.yaml"
+GCP = "clusters/gcp.yaml"
+ONPREM = "clusters/onprem.yaml"
 
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path, monkeypatch) -> Path:
-    """A folder to type `ray up` in: a wheel, a token, a key."""
+    """Change into a folder for `ray up`: it has a wheel, a token and an SSH key."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("dist", ".ray", ".ssh"):
@@ -40,14 +42,14 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 
 def make_wheel(folder: Path, commit: str) -> None:
-    """As `make wheel` does, all but the package."""
+    """Write a wheel as `make wheel` does, without the package."""
     path = folder / "dist" / f"isweep-{metadata.version('isweep')}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("orchestrator/commit.json", json.dumps({"commit": commit, "dirty": False}))
 
 
 def filled_in(name: str) -> dict[str, Any]:
-    """A launch file of the repository with every place marked CHANGE filled in."""
+    """Return a launch file of the repository in which every CHANGE is replaced."""
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     for mark, value in {
         "ami-CHANGE": "ami-0123456789abcdef0",
@@ -60,20 +62,21 @@ def filled_in(name: str) -> dict[str, Any]:
         "subnetworks/CHANGE": "subnetworks/mine",
     }.items():
         text = text.replace(mark, value)
-    made: dict[str, Any] = yaml.safe_load(text)
-    return made
+    config: dict[str, Any] = yaml.safe_load(text)
+    return config
 
 
-def told(folder: Path, config: dict[str, Any]) -> list[str]:
+def mistakes_in(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return [f"{mistake.text}. {mistake.hint}" for mistake in check_launch_file(path)]
 
 
-@pytest.mark.parametrize("name", [AWS, GCP, OWN])
+@pytest.mark.parametrize("name", [AWS, GCP, ONPREM])
 def test_a_file_that_is_filled_in_is_good(checkout, name):
-    pytest.importorskip("boto3") if name == AWS else None
-    assert told(checkout, filled_in(name)) == []
+    if name == AWS:
+        pytest.importorskip("boto3")
+    assert mistakes_in(checkout, filled_in(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -81,38 +84,38 @@ def test_a_file_that_is_filled_in_is_good(checkout, name):
     [
         (AWS, ["ImageId", "SecurityGroupIds[0]"]),
         (GCP, ["provider.project_id", "sourceImage", "subnetwork"]),
-        (OWN, ["provider.head_ip", "provider.worker_ips[0]", "provider.worker_ips[1]"]),
+        (ONPREM, ["provider.head_ip", "provider.worker_ips[0]", "provider.worker_ips[1]"]),
     ],
 )
 def test_every_place_marked_change_is_named(name, places):
-    found = [
-        one
-        for one in check_launch_file(REPOSITORY / name)
-        if "that you must replace" in one.problem
-    ]
+    mistakes = check_launch_file(REPOSITORY / name)
+    to_replace = [mistake for mistake in mistakes if "that you must replace" in mistake.problem]
     for place in places:
-        assert any(one.place.endswith(place) for one in found), (place, found)
-    assert all("CHANGE" in one.problem or "example.org" in one.problem for one in found)
+        found_places = [mistake.place for mistake in to_replace]
+        assert any(text.endswith(place) for text in found_places), (place, found_places)
+    for mistake in to_replace:
+        assert "CHANGE" in mistake.problem or "example.org" in mistake.problem
 
 
-def changed(config: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
-    made = copy.deepcopy(config)
-    *folders, name = place.split("/")
-    inside: Any = made
-    for folder in folders:
-        inside = inside[int(folder) if isinstance(inside, list) else folder]
+def with_change(config: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """Return a copy with one value replaced, or removed if ``value`` is None."""
+    result = copy.deepcopy(config)
+    *parents, name = place.split("/")
+    inside: Any = result
+    for parent in parents:
+        inside = inside[int(parent) if isinstance(inside, list) else parent]
     if value is None:
         del inside[name]
     else:
         inside[int(name) if isinstance(inside, list) else name] = value
-    return made
+    return result
 
 
 START = "RAY_AUTH_MODE=token ray start --head --dashboard-host=127.0.0.1"
 
 
 WRONG = {
-    OWN: [
+    ONPREM: [
         ("max_worker", 8, "'max_worker' was unexpected"),
         ("provider", None, "'provider' is a required property"),
         ("max_workers", "many", "max_workers: 'many' is not of type"),
@@ -248,17 +251,16 @@ WRONG = {
     ("name", "place", "value", "message"),
     [(name, *row) for name, rows in WRONG.items() for row in rows],
 )
-def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
-    checkout, name, place, value, message
-):
-    pytest.importorskip("boto3") if name == AWS else None
-    found = told(checkout, changed(filled_in(name), place, value))
-    assert any(message in one for one in found), found
-    assert all(one.partition(". ")[2] for one in found)
+def test_a_wrong_field_is_reported_with_its_place_and_a_hint(checkout, name, place, value, message):
+    if name == AWS:
+        pytest.importorskip("boto3")
+    mistakes = mistakes_in(checkout, with_change(filled_in(name), place, value))
+    assert any(message in mistake for mistake in mistakes), mistakes
+    assert all(mistake.partition(". ")[2] for mistake in mistakes)
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("change_policy", "message"),
     [
         (
             lambda text: text,
@@ -270,19 +272,19 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
         ),
     ],
 )
-def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
-    checkout, harm, message
+def test_a_policy_of_another_cluster_is_reported_because_the_head_could_not_end_workers(
+    checkout, change_policy, message
 ):
     pytest.importorskip("boto3")
     text = (REPOSITORY / "clusters/iam/head.json").read_text(encoding="utf-8")
     (checkout / "clusters/iam").mkdir(parents=True)
-    (checkout / "clusters/iam/head.json").write_text(harm(text), encoding="utf-8")
-    found = told(checkout, changed(filled_in(AWS), "cluster_name", "mine"))
-    assert any(message in one for one in found), found
+    (checkout / "clusters/iam/head.json").write_text(change_policy(text), encoding="utf-8")
+    mistakes = mistakes_in(checkout, with_change(filled_in(AWS), "cluster_name", "mine"))
+    assert any(message in mistake for mistake in mistakes), mistakes
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage_checkout", "message"),
     [
         (lambda at: (at / ".ray/auth_token").unlink(), "~/.ray/auth_token does not exist"),
         (
@@ -324,10 +326,10 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "has wheels of isweep 0"),
     ],
 )
-def test_what_travels_must_be_there(checkout, harm, message):
-    harm(checkout)
-    (found,) = told(checkout, filled_in(OWN))
-    assert message in found
+def test_files_that_ray_copies_must_exist_and_be_valid(checkout, damage_checkout, message):
+    damage_checkout(checkout)
+    (mistake,) = mistakes_in(checkout, filled_in(ONPREM))
+    assert message in mistake
 
 
 @pytest.mark.parametrize(
@@ -349,15 +351,15 @@ def test_what_travels_must_be_there(checkout, harm, message):
         (damage.fifo, "launch.yaml is not a regular file"),
     ],
 )
-def test_what_is_no_launch_file(tmp_path, text, message):
+def test_a_file_that_is_no_launch_file_is_one_mistake(tmp_path, text, message):
     path = tmp_path / "launch.yaml"
     if text is not None:
         path.write_text(text if isinstance(text, str) else "", encoding="utf-8")
     if callable(text):
         text(path)
-    (found,) = check_launch_file(path)
-    assert message in found.problem
-    assert found.hint
+    (mistake,) = check_launch_file(path)
+    assert message in mistake.problem
+    assert mistake.hint
 
 
 @pytest.mark.parametrize(
@@ -365,30 +367,31 @@ def test_what_is_no_launch_file(tmp_path, text, message):
     [
         ("export RAY_AUTH_TOKEN=0123; true", "RAY_AUTH_TOKEN"),
         ("MLFLOW_TRACKING_PASSWORD='0123 y' true", "MLFLOW_TRACKING_PASSWORD"),
-        *(
-            (one, "")
-            for one in ("export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true")
-        ),
+        ("export T_TOKEN=$(cat ~/t)", ""),
+        ("A_TOKEN=$B", ""),
+        ("RAY_AUTH_TOKEN_PATH=~/t true", ""),
     ],
 )
-def test_a_secret_in_a_command_is_found_and_not_repeated(checkout, command, name):
-    config = filled_in(OWN)
+def test_a_secret_in_a_command_is_reported_without_its_value(checkout, command, name):
+    config = filled_in(ONPREM)
     config["setup_commands"].insert(0, command)
-    where = f"setup_commands[0]: the file contains a secret: {name}. Remove the secret"
-    found = told(checkout, config)
-    assert [one.startswith(where) for one in found] == [True] * bool(name)
-    assert "0123" not in str(found)
+    expected = f"setup_commands[0]: the file contains a secret: {name}. Remove the secret"
+    mistakes = mistakes_in(checkout, config)
+    assert len(mistakes) == bool(name)
+    assert all(mistake.startswith(expected) for mistake in mistakes)
+    assert "0123" not in str(mistakes)
 
 
-def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(checkout):
-    config = filled_in(OWN)
+def test_a_secret_in_a_field_and_mounts_of_a_checkout_or_a_root_are_reported(checkout):
+    config = filled_in(ONPREM)
     config["provider"]["aws_secret_access_key"] = "0123"
     for name in (".git", "isweep-root", "mlflow.db", "prepared"):
         (checkout / name.strip(".") / name).mkdir(parents=True)
         config["file_mounts"][f"~/{name}"] = f"./{name.strip('.')}"
-    *found, secret = sorted(told(checkout, config))
-    assert len(found) == 4
-    assert all("is a checkout or a root, which may contain images of" in one for one in found)
+    *mounts, secret = sorted(mistakes_in(checkout, config))
+    assert len(mounts) == 4
+    reason = "is a checkout or a root, which may contain images of"
+    assert all(reason in mistake for mistake in mounts)
     assert secret.startswith(
         "provider.aws_secret_access_key: the file contains a secret. Remove the secret"
     )

@@ -1,4 +1,4 @@
-"""Leases: one driver per object store, whoever starts when, and whatever a killed one left."""
+"""Leases: one command at a time per object store, also after simultaneous starts and a kill."""
 
 import json
 import threading
@@ -20,135 +20,142 @@ def url(bucket, request):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_intervals(monkeypatch):
     monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.02)
     monkeypatch.setattr(locks, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(locks, "EXPIRES_S", 0.5)
 
 
-def client(bucket):
+def s3_client(bucket):
     return boto3.client("s3", endpoint_url=bucket.environment["AWS_ENDPOINT_URL"])
 
 
-def key(url):
+def lease_key(url):
     return f"{url.removeprefix(f's3://{BUCKET}/')}/{LEASE_FILE}"
 
 
-def leases(bucket, url):
-    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=key(url))
+def lease_names(bucket, url):
+    client = s3_client(bucket)
+    listing = client.list_objects_v2(Bucket=BUCKET, Prefix=lease_key(url))
     return [
-        json.loads(client(bucket).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())["name"]
-        for one in found.get("Contents", ())
+        json.loads(client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read())["name"]
+        for entry in listing.get("Contents", ())
     ]
 
 
-def left_behind(bucket, url, name, content=None):
-    text = content or json.dumps({"token": "t", "beat": 7, "name": name})
-    client(bucket).put_object(Bucket=BUCKET, Key=key(url), Body=text.encode())
+def leave_lease(bucket, url, name, content=None):
+    body = content or json.dumps({"token": "t", "beat": 7, "name": name})
+    s3_client(bucket).put_object(Bucket=BUCKET, Key=lease_key(url), Body=body.encode())
 
 
-def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, monkeypatch):
+def test_a_second_command_is_refused_while_the_first_runs(bucket, url, monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
-    said = []
+    messages = []
     with Lease(url, "a", "isweep run first"):
-        assert leases(bucket, url) == ["a"]
-        refused = r"is in use by process \d+ of .* \(isweep run first, since"
+        assert lease_names(bucket, url) == ["a"]
+        expected_error = r"is in use by process \d+ of .* \(isweep run first, since"
         with (
-            pytest.raises(InUseError, match=refused),
-            Lease(url, "b", "isweep run second", said.append),
+            pytest.raises(InUseError, match=expected_error),
+            Lease(url, "b", "isweep run second", messages.append),
         ):
             pytest.fail("two hold it")
-        assert leases(bucket, url) == ["a"]
-    assert leases(bucket, url) == []
-    (text,) = said
-    assert "isweep run first" in text
-    assert "isweep waits up to 1,000,000,000 s to see whether that command is still running" in text
+        assert lease_names(bucket, url) == ["a"]
+    assert lease_names(bucket, url) == []
+    (message,) = messages
+    assert "isweep run first" in message
+    assert (
+        "isweep waits up to 1,000,000,000 s to see whether that command is still running" in message
+    )
 
 
 @pytest.mark.parametrize("content", [None, "[" * 100_000])
-def test_a_killed_driver_s_lease_expires_and_the_same_root_s_is_replaced_at_once(
+def test_the_lease_of_a_killed_command_expires_and_that_of_the_same_root_is_replaced_at_once(
     bucket, url, content, monkeypatch
 ):
-    left_behind(bucket, url, "dead", content)
-    said = []
-    with Lease(url, "b", "isweep run", said.append):
-        assert leases(bucket, url) == ["b"]
-    assert "in use by another command. isweep waits" in said[0]
+    leave_lease(bucket, url, "dead", content)
+    messages = []
+    with Lease(url, "b", "isweep run", messages.append):
+        assert lease_names(bucket, url) == ["b"]
+    assert "in use by another command. isweep waits" in messages[0]
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)
-    left_behind(bucket, url, "a")
-    with Lease(url, "a", "isweep run"):  # its own root's earlier one
-        assert leases(bucket, url) == ["a"]
+    leave_lease(bucket, url, "a")
+    with Lease(url, "a", "isweep run"):  # the same root
+        assert lease_names(bucket, url) == ["a"]
 
 
-@pytest.mark.parametrize("dead", [False, True])
-def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, dead):
-    if dead:
-        left_behind(bucket, url, "dead")
+@pytest.mark.parametrize("with_expired_lease", [False, True])
+def test_one_of_many_simultaneous_starts_gets_the_lease(
+    bucket, url, monkeypatch, with_expired_lease
+):
+    if with_expired_lease:
+        leave_lease(bucket, url, "dead")
         monkeypatch.setattr(locks, "EXPIRES_S", 2.0)
     else:
         monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
-    names, held, refused, together = "abcdef", [], [], threading.Barrier(6)
-    done = threading.Event()
+    names, holders, refused, all_ready = "abcdef", [], [], threading.Barrier(6)
+    all_decided = threading.Event()
 
     def start(name):
-        together.wait()
+        all_ready.wait()
         try:
             with Lease(url, name, f"run {name}"):
-                held.append(name)
+                holders.append(name)
                 locks.EXPIRES_S = 1e9
-                done.wait()
+                all_decided.wait()
         except SetupError:
             refused.append(name)
 
     threads = [threading.Thread(target=start, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
-    while len(held) + len(refused) < len(names):
+    while len(holders) + len(refused) < len(names):
         time.sleep(0.01)
-    done.set()
+    all_decided.set()
     for thread in threads:
         thread.join()
-    assert len(held) == 1
-    assert leases(bucket, url) == []
+    assert len(holders) == 1
+    assert lease_names(bucket, url) == []
 
 
-def test_no_beat_makes_a_lease_again_that_was_given_back(bucket, url, monkeypatch):
-    remove = Bucket.remove
-    monkeypatch.setattr(Bucket, "remove", lambda self, path: (remove(self, path), time.sleep(0.3)))
-    with Lease(url, "a", "isweep run"):
-        assert leases(bucket, url) == ["a"]
-    assert leases(bucket, url) == []
-
-
-def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
-    """As servers did before they knew conditional writes: the header means nothing to them."""
-    real = Bucket.put
+def test_a_released_lease_is_not_renewed(bucket, url, monkeypatch):
+    original_remove = Bucket.remove
     monkeypatch.setattr(
-        Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite")
+        Bucket, "remove", lambda self, path: (original_remove(self, path), time.sleep(0.3))
+    )
+    with Lease(url, "a", "isweep run"):
+        assert lease_names(bucket, url) == ["a"]
+    assert lease_names(bucket, url) == []
+
+
+def test_a_store_without_conditional_writes_is_refused(bucket, url, monkeypatch):
+    """Old servers ignore the header of conditional writes and overwrite the object."""
+    original_put = Bucket.put
+    monkeypatch.setattr(
+        Bucket, "put", lambda self, path, data, mode: original_put(self, path, data, "overwrite")
     )
     with (
         pytest.raises(SetupError, match=r"conditional writes"),
         Lease(url, "a", "isweep run"),
     ):
-        pytest.fail("nobody may hold it")
-    assert leases(bucket, url) == []
+        pytest.fail("the lease was granted")
+    assert lease_names(bucket, url) == []
 
 
-def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
+def test_a_lease_survives_an_outage_and_is_removed_at_the_end(monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
-    said: list[str] = []
+    messages: list[str] = []
     with object_store() as store:
-        with Lease(store.url, "a", "isweep run first", said.append) as held:
+        with Lease(store.url, "a", "isweep run first", messages.append) as lease:
             store.stop()
-            while not said:
+            while not messages:
                 time.sleep(0.01)
             store.start()
-            while len(said) < 2:
+            while len(messages) < 2:
                 time.sleep(0.01)
-            assert said[0].startswith("The storage does not answer: ")
-            assert said[0].endswith("of finished trials when it answers again")
-            assert said[1].startswith("The storage answers again after ")
+            assert messages[0].startswith("The storage does not answer: ")
+            assert messages[0].endswith("of finished trials when it answers again")
+            assert messages[1].startswith("The storage answers again after ")
             with (
                 pytest.raises(
                     SetupError, match=r"s3://results/lab is in use by .*isweep run first"
@@ -156,7 +163,7 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
                 Lease(store.url, "b", "isweep run second"),
             ):
                 pytest.fail("two hold it")
-        assert held.lost is None
+        assert lease.lost is None
         with Lease(store.url, "b", "isweep run second"):
             pass
-        assert leases(store, store.url) == []
+        assert lease_names(store, store.url) == []

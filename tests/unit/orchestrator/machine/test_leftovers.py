@@ -1,5 +1,4 @@
-"""What a killed run left is removed by the next; what a live one uses, or another program made, is
-not."""
+"""A run removes what a killed run left, but nothing of a live run or another program."""
 
 import os
 import signal
@@ -12,7 +11,7 @@ import pytest
 
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
 
-HOLD = """
+RUN_SCRIPT = """
 import sys, time
 from orchestrator.machine.ray_folders import private_folder
 with private_folder() as folder:
@@ -20,66 +19,72 @@ with private_folder() as folder:
     time.sleep(3600)
 """
 
-IDLE = "import time; print(flush=True); time.sleep(3600)"
+IDLE_SCRIPT = "import time; print(flush=True); time.sleep(3600)"
 
 
 @pytest.fixture
-def base(tmp_path, monkeypatch) -> Path:
+def temp_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
 
-def process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
-    """Start what names the folder in its command line as Ray's processes do, or a title and its log
-    there."""
+def start_process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
+    """Start a process whose command line contains the folder, as those of Ray do.
+
+    With a title, its command line starts with the title and its log is in the folder."""
     folder.mkdir(exist_ok=True)
-    words = [title, "-c", IDLE] if title else [sys.executable, "-c", IDLE, f"{folder}/session"]
-    with open(folder / "worker.out" if title else os.devnull, "wb") as out:
-        idle = subprocess.Popen(
-            words, executable=sys.executable, stdout=subprocess.PIPE, stderr=out
+    command = (
+        [title, "-c", IDLE_SCRIPT]
+        if title
+        else [sys.executable, "-c", IDLE_SCRIPT, f"{folder}/session"]
+    )
+    with open(folder / "worker.out" if title else os.devnull, "wb") as log:
+        process = subprocess.Popen(
+            command, executable=sys.executable, stdout=subprocess.PIPE, stderr=log
         )
-    assert idle.stdout is not None
-    idle.stdout.readline()  # a process that is still being started shows no command line
-    return idle
+    assert process.stdout is not None
+    process.stdout.readline()  # a process that is still being started shows no command line
+    return process
 
 
-def test_a_live_runs_folder_and_anothers_are_left_alone(base):
-    (base / "isweep-ray-of-another-program").mkdir()
+def test_folders_of_a_live_run_and_of_another_program_stay(temp_folder):
+    (temp_folder / "isweep-ray-of-another-program").mkdir()
     with private_folder() as folder:
         assert remove_leftovers() == 0
         assert Path(folder).exists()
         assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700  # for this user alone
-    assert (base / "isweep-ray-of-another-program").exists()
+    assert (temp_folder / "isweep-ray-of-another-program").exists()
 
 
-def test_what_a_killed_run_left_is_removed_with_its_processes(base):
+def test_folders_and_processes_of_a_killed_run_are_removed(temp_folder):
     run = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
+        [sys.executable, "-c", RUN_SCRIPT],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(base)},
+        env={**os.environ, "TMPDIR": str(temp_folder)},
     )
     assert run.stdout is not None
     folder = Path(run.stdout.readline().strip())
-    idle = process_of(folder)
+    process = start_process_of(folder)
     assert remove_leftovers() == 0
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert folder.exists()
     assert remove_leftovers() == 1
     assert not folder.parent.exists()
-    assert idle.wait() == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
 
 
-def test_a_worker_that_wrote_its_title_over_its_command_line_is_found_by_its_log(base, tmp_path):
+def test_a_worker_whose_command_line_is_only_a_title_is_found_by_its_log(temp_folder, tmp_path):
     with private_folder() as folder:
-        worker, named = process_of(Path(folder), "ray::IsweepKeeper"), process_of(Path(folder))
-        anothers = process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
-        reader = process_of(Path(folder), "a reader of the log")
-    for ended in (worker, named):  # they would make the folder again
-        assert ended.wait() == -signal.SIGKILL
+        worker = start_process_of(Path(folder), "ray::IsweepKeeper")
+        other_process = start_process_of(Path(folder))
+        foreign_worker = start_process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
+        log_reader = start_process_of(Path(folder), "a reader of the log")
+    for process in (worker, other_process):  # they would make the folder again
+        assert process.wait() == -signal.SIGKILL
     assert not Path(folder).parent.exists()
-    for spared in (anothers, reader):
-        assert spared.poll() is None
-        spared.kill()
-        spared.wait()
+    for process in (foreign_worker, log_reader):
+        assert process.poll() is None
+        process.kill()
+        process.wait()

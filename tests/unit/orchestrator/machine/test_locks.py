@@ -1,4 +1,4 @@
-"""The lock of a root: one command at a time, although somebody deletes the file."""
+"""The lock of a root: only one command runs at a time, even if somebody deletes the lock file."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from search_spaces.errors import SetupError
 
 @pytest.fixture
 def lock(tmp_path):
-    held = _LockFile(tmp_path / "driver.lock", "isweep run demo", "root")
-    held.take()
-    yield held
-    held.release()
+    lock_file = _LockFile(tmp_path / "driver.lock", "isweep run demo", "root")
+    lock_file.take()
+    yield lock_file
+    lock_file.release()
 
 
 def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
-    """It let a second driver train 53 of 60 trials again."""
+    """A second command once trained 53 of 60 trials again."""
     path = tmp_path / "driver.lock"
     assert lock.take_again() is None
     assert caplog.text == ""
@@ -28,7 +28,7 @@ def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
         _LockFile(path, "isweep run demo", "root").take()
 
 
-def test_a_run_ends_if_another_took_the_place_of_its_deleted_lock(lock, tmp_path):
+def test_a_run_ends_if_another_command_took_its_deleted_lock(lock, tmp_path):
     (tmp_path / "driver.lock").unlink()
     with exclusive(tmp_path / "driver.lock", "isweep prepare"):
         error = lock.take_again()

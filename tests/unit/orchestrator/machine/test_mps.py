@@ -1,11 +1,12 @@
-"""NVIDIA's MPS for a private cluster. A script takes the place of nvidia-cuda-mps-control."""
+"""NVIDIA's MPS for a private cluster; a script simulates nvidia-cuda-mps-control."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,13 +30,15 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
+from orchestrator.running.messages import WorkerLocation
+from orchestrator.running.queue import TRIAL_ID
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
 from orchestrator.running.trials import Attempt, TrialLoop
 from search_spaces.sweeps import ResourceSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import A100, H100, MIG, RTX4090, node
 
-CONTROL = """#!{python}
+CONTROL_SCRIPT = """#!{python}
 import os, pathlib, shutil, signal, subprocess, sys, time
 pipes = pathlib.Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
 pid_file = pipes / "nvidia-cuda-mps-control.pid"
@@ -51,8 +54,15 @@ if sys.argv[1:] == ["-d"]:
     (pipes.parent / "visible").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 else:
     command = sys.stdin.readline().strip()
+    with open(pipes.parent.parent / "commands", "a") as file:
+        file.write(command + chr(10))
+    if command == os.environ.get("FAKE_REFUSES"):
+        sys.exit("Failed to " + command)
     if command == "get_server_list":
         print(os.environ.get("FAKE_SERVERS", "4711"))
+    elif command == "get_client_list 4711":
+        print("11")
+        print("12")
     elif command == "quit -t 10":
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
         pid_file.unlink()
@@ -61,11 +71,11 @@ UUIDS = ("GPU-1", "GPU-2")
 
 
 @pytest.fixture
-def control(tmp_path, monkeypatch) -> Path:
+def mps_folder(tmp_path, monkeypatch) -> Path:
     """Put a stand-in for nvidia-cuda-mps-control on PATH; return the folder for MPS."""
     program = tmp_path / "bin" / mps.CONTROL
     program.parent.mkdir()
-    program.write_text(CONTROL.replace("{python}", sys.executable), encoding="utf-8")
+    program.write_text(CONTROL_SCRIPT.replace("{python}", sys.executable), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(mps, "ATTACH", "print(2)")
@@ -86,16 +96,16 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def test_mps_runs_in_the_block_for_the_gpus_by_uuid_and_ends_with_it(control):
+def test_mps_runs_inside_the_block_for_the_gpus_of_these_uuids(mps_folder):
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    with service.running(control):
-        pid = daemon_pid(control)
+    with service.running(mps_folder):
+        pid = daemon_pid(mps_folder)
         assert is_alive(pid)
-        assert service.folder == control
-        assert os.environ[PIPES] == str(control / "pipe")
+        assert service.folder == mps_folder
+        assert os.environ[PIPES] == str(mps_folder / "pipe")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
-        assert (control / "visible").read_text() == "GPU-1,GPU-2"
+        assert (mps_folder / "visible").read_text() == "GPU-1,GPU-2"
     assert not is_alive(pid)
     assert service.folder is None
     assert PIPES not in os.environ
@@ -104,21 +114,21 @@ def test_mps_runs_in_the_block_for_the_gpus_by_uuid_and_ends_with_it(control):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_mps_ends_after_ctrl_c_and_after_an_error(control, error):
-    pids = []
+def test_mps_ends_after_ctrl_c_and_after_an_error(mps_folder, error):
+    daemon_pids = []
 
     def run() -> None:
-        with PrivateMps(UUIDS, print).running(control):
-            pids.append(daemon_pid(control))
+        with PrivateMps(UUIDS, print).running(mps_folder):
+            daemon_pids.append(daemon_pid(mps_folder))
             raise error("stop")
 
     with pytest.raises(error, match="stop"):
         run()
-    assert not is_alive(pids[0])
+    assert not is_alive(daemon_pids[0])
     assert PIPES not in os.environ
 
 
-DRIVER = """
+DRIVER_SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.machine import mps
@@ -130,12 +140,15 @@ with mps.PrivateMps(("GPU-1", "GPU-2"), lambda text: None).running(Path(sys.argv
 """
 
 
-def test_mps_ends_when_its_run_is_killed(control):
-    driver = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(control)], capture_output=True, text=True, check=False
+def test_mps_ends_when_its_run_is_killed(mps_folder):
+    process = subprocess.run(
+        [sys.executable, "-c", DRIVER_SCRIPT, str(mps_folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert driver.returncode == -signal.SIGKILL
-    pid = int(driver.stdout)
+    assert process.returncode == -signal.SIGKILL
+    pid = int(process.stdout)
     while is_alive(pid):  # pytest's time limit ends this loop
         time.sleep(0.05)
 
@@ -145,24 +158,101 @@ def test_the_next_run_kills_programs_of_mps_that_a_killed_run_left(tmp_path, mon
     folder = tmp_path / "isweep-ray-killed"
     folder.mkdir()
     (folder / "owner").touch()
-    servers = []
+    processes = []
     for pipes in (folder / "mps" / "pipe", tmp_path / "others"):
-        servers.append(
+        processes.append(
             subprocess.Popen(
                 ["nvidia-cuda-mps-server", "600"],
                 executable="/bin/sleep",
                 env={**os.environ, PIPES: str(pipes)},
             )
         )
-    killed, others = servers
+    process_of_killed_run, other_process = processes
     assert remove_leftovers() == 1
-    assert killed.wait() == -signal.SIGKILL
-    assert others.poll() is None
-    others.kill()
-    others.wait()
+    assert process_of_killed_run.wait() == -signal.SIGKILL
+    assert other_process.poll() is None
+    other_process.kill()
+    other_process.wait()
 
 
-def set_up_failure(name: str, monkeypatch) -> None:
+def commands_of(folder: Path) -> list[str]:
+    """Return the commands that MPS got, without those of its start."""
+    commands = (folder.parent / "commands").read_text().splitlines()
+    return commands[1:]  # the first one checks at the start whether a server runs
+
+
+END_BOTH = ["get_server_list", "get_client_list 4711", "terminate_client 4711 11"]
+END_BOTH += ["terminate_client 4711 12"]
+
+
+@pytest.mark.parametrize(("pids", "ended"), [(None, [11, 12]), ({12, 99}, [12]), ({99}, [])])
+def test_mps_ends_the_gpu_work_of_the_processes_that_are_killed_next(mps_folder, pids, ended):
+    service = PrivateMps(UUIDS, print)
+    service.end_clients(pids)  # MPS does not run, so nothing is asked
+    with service.running(mps_folder):
+        service.end_clients(pids)
+        expected = [f"terminate_client 4711 {client}" for client in ended]
+        assert commands_of(mps_folder) == [*END_BOTH[:2], *expected]
+
+
+@pytest.mark.parametrize(
+    ("refused", "num_commands", "message"),
+    [
+        ("get_server_list", 1, "cannot end the GPU work of processes: `get_server_list`"),
+        ("terminate_client 4711 11", 4, "did not end the GPU work of process 11"),
+    ],
+)
+def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
+    mps_folder, monkeypatch, caplog, refused, num_commands, message
+):
+    service = PrivateMps(UUIDS, print)
+    with service.running(mps_folder):
+        monkeypatch.setenv("FAKE_REFUSES", refused)
+        service.end_clients()
+        assert len(commands_of(mps_folder)) == num_commands
+    assert message in caplog.text
+    assert f"Failed to {refused}" in caplog.text
+
+
+def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
+    calls: list[object] = []
+    trial = SimpleNamespace(config={TRIAL_ID: "trial-1"})
+    loop = MagicMock()
+    loop._backend.killer_of.return_value = lambda: calls.append("killed")
+    loop._run.cluster.mps.end_clients = calls.append
+    location = WorkerLocation("trial-1", "actor", "node", pid=12)
+    loop._attempt.return_value = Attempt(number=1, location=location)
+    kill = TrialLoop._killer_of(loop, trial)
+    assert kill is not None
+    assert calls == []
+    kill()
+    assert calls == [{12}, "killed"]
+
+
+def test_a_start_of_mps_that_is_interrupted_leaves_no_daemon(mps_folder, monkeypatch):
+    def interrupt(process: subprocess.Popen[str], timeout: float) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    started: list[subprocess.Popen[str]] = []
+    original_init = subprocess.Popen.__init__
+
+    def remember(process: subprocess.Popen[str], *args: object, **options: object) -> None:
+        original_init(process, *args, **options)
+        started.append(process)
+
+    program = Path(shutil.which(mps.CONTROL))
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    output_file = mps_folder.parent / "start.log"
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mps._start_daemon(output_file)
+    (process,) = started
+    assert process.returncode == -signal.SIGKILL
+
+
+def simulate_start_failure(name: str, monkeypatch) -> None:
     """Make the start of MPS fail in one way."""
     if name == "no program":
         monkeypatch.setattr(mps, "CONTROL", "nvidia-cuda-mps-absent")
@@ -196,51 +286,52 @@ def set_up_failure(name: str, monkeypatch) -> None:
         ("long path", "is too long for a socket; set TMPDIR to a shorter path"),
     ],
 )
-def test_if_mps_does_not_start_the_run_continues_without_it_and_a_note_has_the_reason(
-    control, monkeypatch, name, reason
+def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
+    mps_folder, monkeypatch, name, reason
 ):
-    set_up_failure(name, monkeypatch)
+    simulate_start_failure(name, monkeypatch)
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    pids = []
-    original = mps._start_daemon
+    daemon_pids = []
+    original_start = mps._start_daemon
 
     def start_daemon(output_file: Path) -> str:
-        problem = original(output_file)
+        problem = original_start(output_file)
         with suppress(OSError):
-            pids.append(daemon_pid(control))
+            daemon_pids.append(daemon_pid(mps_folder))
         return problem
 
     monkeypatch.setattr(mps, "_start_daemon", start_daemon)
-    with service.running(control):
+    with service.running(mps_folder):
         assert PIPES not in os.environ
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
         assert service.folder is None
-        assert not any(is_alive(pid) for pid in pids)
+        assert not any(is_alive(pid) for pid in daemon_pids)
     (note,) = notes
     assert reason in note
     assert note.endswith("set `resources.mps: never`")
 
 
-def test_after_the_end_of_its_use_new_processes_compute_without_mps(control):
+def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    service.end_use("nothing runs")
-    with service.running(control):
+    service.end_use("nothing runs", "")
+    with service.running(mps_folder):
         leave_ended_mps()
-        assert os.environ[PIPES] == str(control / "pipe")
-        service.end_use("trial-1 failed (device_error)")
-        service.end_use("trial-2 failed (device_error)")
+        assert os.environ[PIPES] == str(mps_folder / "pipe")
+        service.end_use("trial-1 failed (device_error)", "New trials have a whole GPU each")
+        service.end_use("trial-2 failed (device_error)", "New trials have a whole GPU each")
         leave_ended_mps()
-        # CUDA computes without MPS if this folder contains no socket; gpu-check relies on it too.
+        # CUDA computes without MPS if this folder contains no socket. gpu-check relies on it too.
         assert not Path(os.environ[PIPES]).exists()
         assert not gpus.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
+    assert notes[1].endswith("isweep retries these trials. New trials have a whole GPU each")
 
 
-def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_before_the_driver_knows(control):
-    with PrivateMps(UUIDS, print).running(control):
+def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
+    with PrivateMps(UUIDS, print).running(mps_folder):
         end_use_of_all()
         leave_ended_mps()
         assert not gpus.mps_runs()
@@ -248,7 +339,7 @@ def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_before_the_driver_knows(
     end_use_of_all()  # without MPS of the run this changes nothing
 
 
-def test_a_process_without_mps_is_left_as_it_is(monkeypatch, tmp_path):
+def test_leaving_ended_mps_changes_nothing_in_a_process_without_it(monkeypatch, tmp_path):
     monkeypatch.delenv(PIPES, raising=False)
     leave_ended_mps()
     assert PIPES not in os.environ
@@ -286,45 +377,98 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
         (FailureKind.CODE_ERROR, {}, False),
     ],
 )
-def test_mps_is_used_no_more_after_a_failure_that_may_have_broken_it(kind, facts, breaks):
+def test_failures_that_may_have_broken_mps_end_its_use(kind, facts, breaks):
     assert breaks_mps(TrialFailure(kind=kind, message="", **facts)) is breaks
 
 
 @pytest.mark.parametrize("kind", [FailureKind.DEVICE_ERROR, FailureKind.CODE_ERROR])
-def test_after_a_device_error_of_a_trial_its_run_stops_using_mps(paper, kind):
+def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     trial = paper[0]
     loop = MagicMock()
     loop._source.trials = {trial.trial_id: trial}
     loop._attempt.return_value = Attempt(1)
     loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
+    loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
     TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
-    calls = loop._run.cluster.mps.end_use.call_args_list
-    reasons = [call.args[0] for call in calls]
-    expected = [f"{trial.trial_id} failed (device_error)"]
-    assert reasons == (expected if kind == FailureKind.DEVICE_ERROR else [])
+    end_calls = loop._run.cluster.mps.end_use.call_args_list
+    arguments = [call.args for call in end_calls]
+    expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
+    assert arguments == (expected if kind == FailureKind.DEVICE_ERROR else [])
     loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 
-def test_the_processes_of_ray_start_with_mps_and_end_before_it(control, monkeypatch, tmp_path):
+class SimulatedRay:
+    """Ray without processes, except one worker that outlives Ray's shutdown."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.commands_before_shutdown: list[str] = []
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def init(self, **settings: object) -> SimpleNamespace:
+        self.folder = Path(os.environ[PIPES]).parent
+        session = str(settings["_temp_dir"])
+        # As in Ray, the worker's command line contains the folder.
+        code = "import time; time.sleep(600)"
+        self.worker = subprocess.Popen([sys.executable, "-c", code, f"{session}/session"])
+        return SimpleNamespace(dashboard_url="")
+
+    def shutdown(self) -> None:
+        self.commands_before_shutdown = commands_of(self.folder)
+        assert is_alive(daemon_pid(self.folder))
+
+
+@pytest.mark.parametrize("ending", ["end", "Ctrl-C"])
+@pytest.mark.usefixtures("mps_folder")
+def test_clients_end_before_ray_and_ray_ends_before_mps(monkeypatch, tmp_path, ending):
+    ray = SimulatedRay()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    alive: list[bool] = []
-    pids: list[int] = []
+    monkeypatch.setattr(cluster, "_imported_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "_gpu_settings", dict)
+    monkeypatch.setattr(cluster, "_cluster_info", lambda *_, **__: cluster.cpu_cluster_here())
+    monkeypatch.setattr(cluster, "watch_servers", lambda *_, **__: closing_with(ray.shutdown))
+    daemon_pids = []
 
-    def init(**settings: object) -> SimpleNamespace:
-        pids.append(daemon_pid(Path(os.environ[PIPES]).parent))
-        return SimpleNamespace()
+    def run() -> None:
+        with cluster.connect(num_cpus=1, mps=PrivateMps(UUIDS, print)):
+            daemon_pids.append(daemon_pid(ray.folder))
+            if ending == "Ctrl-C":
+                raise KeyboardInterrupt
 
-    def shutdown() -> None:
-        alive.append(is_alive(pids[0]))
-
-    ray = SimpleNamespace(init=init, shutdown=shutdown)
-    with cluster._private_cluster(ray, PrivateMps(UUIDS, print), num_cpus=1):
-        shutdown()
-    assert alive == [True]
-    assert not is_alive(pids[0])
+    with pytest.raises(KeyboardInterrupt) if ending == "Ctrl-C" else nullcontext():
+        run()
+    assert ray.commands_before_shutdown == END_BOTH
+    assert not is_alive(daemon_pids[0])
     assert not [*tmp_path.glob("isweep-ray-*")]
+
+
+@contextmanager
+def closing_with(end):
+    """Call a function at the end of a block."""
+    try:
+        yield
+    finally:
+        end()
+
+
+def test_mps_quits_when_no_worker_is_left(control, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ray = SimulatedRay()
+    workers_at_quit: list[int | None] = []
+    running = PrivateMps.running
+
+    @contextmanager
+    def observed(service: PrivateMps, folder: Path):
+        with running(service, folder):
+            yield
+            workers_at_quit.append(ray.worker.wait(10))
+
+    monkeypatch.setattr(PrivateMps, "running", observed)
+    with cluster._private_cluster(ray, PrivateMps(UUIDS, print)):
+        assert ray.worker.poll() is None
+    assert workers_at_quit == [-signal.SIGKILL]
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +477,7 @@ def paper():
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def program_installed(monkeypatch):
     monkeypatch.setattr(mps_choice.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
@@ -342,7 +486,7 @@ A100_CHECK = {A100.name: {"row": {}, "pair_gain_mps": 1.3}}
 
 
 @pytest.mark.parametrize(
-    ("there", "resources", "checks", "reason"),
+    ("simulated_node", "resources", "checks", "reason"),
     [
         (node(H100), {}, {}, "the gain by MPS is unknown; `isweep gpu-check` measures it"),
         (node(H100, A100), {}, A100_CHECK, "NVIDIA H100 80GB HBM3: the gain by MPS is unknown"),
@@ -360,40 +504,41 @@ A100_CHECK = {A100.name: {"row": {}, "pair_gain_mps": 1.3}}
         (node(), {}, {}, "trials run on CPUs"),
     ],
 )
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("program_installed")
 def test_mps_is_started_where_it_is_possible_and_saves_time(
-    paper, tmp_path, monkeypatch, there, resources, checks, reason
+    paper, tmp_path, monkeypatch, simulated_node, resources, checks, reason
 ):
     monkeypatch.setattr(gpus, "WSL", tmp_path)
-    found = why_no_mps([there], ResourceSpec(**resources), paper, checks)
-    assert bool(found) == bool(reason)
-    assert reason in found
+    why_not = why_no_mps([simulated_node], ResourceSpec(**resources), paper, checks)
+    assert bool(why_not) == bool(reason)
+    assert reason in why_not
 
 
-@pytest.mark.usefixtures("installed")
-def test_no_mps_in_wsl_nor_for_few_trials(paper, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("program_installed")
+def test_mps_is_not_started_in_wsl_or_for_few_trials(paper, tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "WSL", tmp_path)
-    there = [node(H100, H100)]
+    nodes = [node(H100, H100)]
     checks = {H100.name: {"row": {}, "pair_gain_mps": 1.12}}
-    one_each = why_no_mps(there, ResourceSpec(), paper[:2], checks)
-    assert one_each == "each trial can have a whole GPU"
-    assert "MPS would save only" in why_no_mps(there, ResourceSpec(), paper[:3], checks)
-    assert why_no_mps(there, ResourceSpec(), paper, checks) == ""
+    reason = why_no_mps(nodes, ResourceSpec(), paper[:2], checks)
+    assert reason == "each trial can have a whole GPU"
+    assert "MPS would save only" in why_no_mps(nodes, ResourceSpec(), paper[:3], checks)
+    assert why_no_mps(nodes, ResourceSpec(), paper, checks) == ""
     (tmp_path / "libcuda.so.1").touch()
-    assert why_no_mps(there, ResourceSpec(), paper, checks) == "Linux runs inside Windows (WSL)"
+    assert why_no_mps(nodes, ResourceSpec(), paper, checks) == "Linux runs inside Windows (WSL)"
 
 
-def test_no_mps_without_its_program(paper, monkeypatch):
+def test_mps_is_not_started_without_its_program(paper, monkeypatch):
     monkeypatch.setattr(mps_choice.shutil, "which", lambda name: None)
     reason = why_no_mps([node(H100)], ResourceSpec(), paper, {})
     assert reason == "no folder on PATH contains nvidia-cuda-mps-control"
 
 
-def test_the_option_changes_no_id():
-    usual = plan_sweep(load_sweep("demo"))
-    without = plan_sweep(load_sweep("demo", changes={"resources.mps": "never"}))
-    assert without.sweep.resources.mps == "never"
-    assert [trial.trial_id for trial in without.trials] == [t.trial_id for t in usual.trials]
+def test_the_option_mps_changes_no_trial_id():
+    default_plan = plan_sweep(load_sweep("demo"))
+    plan_without_mps = plan_sweep(load_sweep("demo", changes={"resources.mps": "never"}))
+    assert plan_without_mps.sweep.resources.mps == "never"
+    default_ids = [trial.trial_id for trial in default_plan.trials]
+    assert [trial.trial_id for trial in plan_without_mps.trials] == default_ids
 
 
 def test_a_folder_of_a_run_is_short_enough_for_the_socket(monkeypatch):

@@ -1,14 +1,13 @@
-"""Programs that are asked: whatever goes wrong with one is a result with a reason."""
+"""Programs that isweep runs: whatever goes wrong with one, the result gives the reason."""
 
 import os
 import subprocess
 import sys
-from dataclasses import astuple
 
 import pytest
 
 from orchestrator.machine import processes
-from orchestrator.machine.processes import environment, run_program
+from orchestrator.machine.processes import ProgramOutput, environment, run_program
 
 
 @pytest.mark.parametrize(
@@ -20,31 +19,28 @@ from orchestrator.machine.processes import environment, run_program
         (("/proc",), "", "Permission denied"),
     ],
 )
-def test_a_program_answers_or_has_a_reason(command, output, error):
-    assert astuple(run_program(*command)) == (output, error, False)
+def test_the_result_is_the_output_or_the_reason_for_none(command, output, error):
+    assert run_program(*command) == ProgramOutput(output, error)
 
 
-def test_the_last_line_of_a_complaint_is_the_reason():
+def test_the_reason_is_the_last_line_of_the_error_output():
     assert run_program("ls", "/nowhere/at/all").error.endswith("No such file or directory")
 
 
-def test_a_slow_program_may_answer_another_time():
+def test_a_program_without_an_answer_in_time_is_marked():
     for _ in range(2):
-        assert astuple(run_program("sleep", "999", timeout_s=0.1)) == (
-            "",
-            "no answer in 0.1 s",
-            True,
-        )
+        result = run_program("sleep", "999", timeout_s=0.1)
+        assert result == ProgramOutput("", "no answer in 0.1 s", timed_out=True)
 
 
-def test_a_program_sees_the_gpus_that_it_shall_see(monkeypatch):
+def test_a_program_sees_the_given_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    ask = ("sh", "-c", "echo ${CUDA_VISIBLE_DEVICES-all}")
-    assert run_program(*ask).output == "all"
-    assert run_program(*ask, visible="GPU-1").output == "GPU-1"
+    command = ("sh", "-c", "echo ${CUDA_VISIBLE_DEVICES-all}")
+    assert run_program(*command).output == "all"
+    assert run_program(*command, visible="GPU-1").output == "GPU-1"
 
 
-WITH_SIGCHLD_IGNORED = """
+SCRIPT_WITH_SIGCHLD_IGNORED = """
 import ctypes, signal, subprocess, sys
 from orchestrator.machine.processes import run_program
 ctypes.CDLL(None).signal(signal.SIGCHLD, 1)  # SIG_IGN, as Ray's core worker does
@@ -57,17 +53,20 @@ print(subprocess.run(["false"]).returncode)
 """
 
 
-def test_a_childs_exit_code_is_seen_although_ray_ignores_sigchld():
-    """In a worker every child seemed to end with 0 and nothing: ray#42992."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITH_SIGCHLD_IGNORED], capture_output=True, text=True, check=True
+def test_the_exit_code_of_a_child_is_known_although_ray_ignores_sigchld():
+    """Without this every child in a worker seemed to end with 0 and no output: ray#42992."""
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT_WITH_SIGCHLD_IGNORED],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    seven, segfault, grandchild, afterwards = done.stdout.split("\n")[:4]
-    assert (seven, segfault, grandchild) == ("exit code 7", "exit code -11", "exit code 1")
+    exit_7, segfault, grandchild, afterwards = process.stdout.split("\n")[:4]
+    assert (exit_7, segfault, grandchild) == ("exit code 7", "exit code -11", "exit code 1")
     assert afterwards == "0"  # Ray's setting is in force again
 
 
-def test_variables_are_set_for_a_block(monkeypatch):
+def test_environment_variables_are_set_only_in_the_block(monkeypatch):
     monkeypatch.setenv("ISWEEP_A", "before")
     monkeypatch.delenv("ISWEEP_B", raising=False)
     with environment(ISWEEP_A="1", ISWEEP_B="2"):
@@ -76,5 +75,5 @@ def test_variables_are_set_for_a_block(monkeypatch):
     assert "ISWEEP_B" not in os.environ
 
 
-def test_no_child_is_stopped():
+def test_there_is_no_stopped_child():
     assert processes.stopped_child() is None

@@ -1,14 +1,15 @@
-"""Verdicts of self-tests: kept per GPU, versions and network, and not longer than they hold."""
+"""Verdicts of self-tests are kept per GPU, versions and network, while they are valid."""
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.processes import ProgramOutput
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.machine.self_test_verdict import KeptVerdict, verdict_of
 from search_spaces.models import model_spec
 
@@ -17,29 +18,29 @@ VGG = Case(model_spec("vgg13"), 6)
 
 
 @pytest.fixture
-def tests_run(tmp_path, monkeypatch):
-    """The cases that were tested, and how the next test ends."""
-    cases = []
+def simulated_tests(tmp_path, monkeypatch):
+    """The list of tested cases, and the outcome of the next tests."""
+    tested_cases = []
     outcome = {"wrong": "", "plain_because": "", "is_final": True}
 
-    def tested(case, file):
-        cases.append(case)
+    def simulate_test(case, file):
+        tested_cases.append(case)
         return KeptVerdict(**outcome, tested_at=time.time(), file=file)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(self_test_verdict, "_tested", tested)
+    monkeypatch.setattr(self_test_verdict, "_tested", simulate_test)
     monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
-    return cases, outcome
+    return tested_cases, outcome
 
 
-def forget(monkeypatch):
-    """Be another process."""
+def start_new_process(monkeypatch):
+    """Forget what this process knows, as another process would not know it."""
     monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
 
 
-def test_each_network_is_tested_once_per_gpu_and_driver(tests_run, monkeypatch):
-    cases, _ = tests_run
+def test_each_network_is_tested_once_per_gpu_and_driver(simulated_tests, monkeypatch):
+    tested_cases, _ = simulated_tests
     other_batch = replace(RESNET, batch_size=12)  # as a search tries many
     for uuid, case in (
         ("GPU-1", RESNET),
@@ -47,62 +48,65 @@ def test_each_network_is_tested_once_per_gpu_and_driver(tests_run, monkeypatch):
         ("GPU-1", VGG),
         ("GPU-2", RESNET),
     ):
-        forget(monkeypatch)
+        start_new_process(monkeypatch)
         verdict_of(uuid, case)
-    assert cases == [RESNET, VGG, RESNET]
+    assert tested_cases == [RESNET, VGG, RESNET]
     monkeypatch.setattr(gpus, "driver_version", lambda: "590.1")
-    forget(monkeypatch)
+    start_new_process(monkeypatch)
     verdict_of("GPU-1", RESNET)
-    assert len(cases) == 4
+    assert len(tested_cases) == 4
 
 
-def test_a_verdict_of_a_passing_load_is_believed_for_ten_minutes(tests_run, monkeypatch):
-    cases, outcome = tests_run
+def test_a_verdict_that_is_not_final_is_valid_for_ten_minutes(simulated_tests, monkeypatch):
+    tested_cases, outcome = simulated_tests
     outcome |= {"plain_because": "they take 2 s", "is_final": False}
     now = time.time()
-    for later, num_tests in ((0, 1), (599, 1), (601, 2), (602, 2)):
-        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+    for seconds, num_tests in ((0, 1), (599, 1), (601, 2), (602, 2)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: now + seconds)
         assert verdict_of("GPU-1", RESNET).plain_because == "they take 2 s"
-        assert len(cases) == num_tests
+        assert len(tested_cases) == num_tests
     outcome |= {"plain_because": "", "is_final": True}
     monkeypatch.setattr(time, "time", lambda: now + 1300)
     assert verdict_of("GPU-1", RESNET).plain_because == ""  # in the same process
 
 
-def test_a_gpu_that_computed_wrongly_stays_so_until_its_file_is_deleted(tests_run, monkeypatch):
-    cases, outcome = tests_run
+def test_the_verdict_of_a_wrong_gpu_is_valid_until_its_file_is_deleted(
+    simulated_tests, monkeypatch
+):
+    tested_cases, outcome = simulated_tests
     outcome |= {"wrong": "vgg13: the first loss is nan", "plain_because": "the same"}
     assert verdict_of("GPU-1", VGG).wrong
     outcome |= {"wrong": "", "plain_because": ""}
-    forget(monkeypatch)
+    start_new_process(monkeypatch)
     verdict = verdict_of("GPU-1", VGG)
-    assert (verdict.wrong, len(cases)) == ("vgg13: the first loss is nan", 1)
+    assert (verdict.wrong, len(tested_cases)) == ("vgg13: the first loss is nan", 1)
     verdict.file.unlink()
-    forget(monkeypatch)
+    start_new_process(monkeypatch)
     assert verdict_of("GPU-1", VGG).wrong == ""
 
 
 @pytest.mark.parametrize("broken", ["home", "cache", "record"])
-def test_a_verdict_that_cannot_be_kept_costs_each_process_one_test(
-    tests_run, tmp_path, monkeypatch, broken
+def test_a_verdict_that_cannot_be_saved_costs_one_test_per_process(
+    simulated_tests, tmp_path, monkeypatch, broken
 ):
-    cases, _ = tests_run
+    tested_cases, _ = simulated_tests
     if broken == "home":
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", "/proc/nowhere")
     elif broken == "cache":
         (tmp_path / "cache").write_text("a file where the folder should be")
     for num_tests in (1, 2):
-        forget(monkeypatch)
+        start_new_process(monkeypatch)
         for _ in range(3):
             assert verdict_of("GPU-1", RESNET).wrong == ""
-        assert len(cases) == num_tests
+        assert len(tested_cases) == num_tests
         for path in (tmp_path / "cache").rglob("*.json"):
             path.write_text('{"is_final": true}')
 
 
-def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch, tmp_path):
+def test_the_verdict_is_the_last_line_of_the_output(monkeypatch, tmp_path):
     fields = {"wrong": "", "plain_because": "vgg13: OutOfMemoryError", "is_final": False}
+    fields["unchecked"] = ""
     monkeypatch.setattr(
         self_test_verdict,
         "run_program",
@@ -112,12 +116,88 @@ def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch
     assert (verdict.plain_because, verdict.is_final) == ("vgg13: OutOfMemoryError", False)
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [("/bin/false", "exit code 1"), ("/bin/true", "the process printed nothing")],
-)
-def test_a_self_test_that_dies_takes_nobody_along(monkeypatch, tmp_path, program, words):
-    monkeypatch.setattr(self_test_verdict.sys, "executable", program)
+SELF_TEST = """#!/bin/sh
+{prints}
+{ends}
+"""
+
+
+@pytest.fixture
+def self_test_program(tmp_path, monkeypatch):
+    """Put a script in the place of the self-test's process: ``(what it prints, how it ends)``."""
+
+    def replace_program(prints: str, ends: str) -> None:
+        program = tmp_path / "self-test"
+        program.write_text(SELF_TEST.format(prints=f"echo '{prints}'", ends=ends))
+        program.chmod(0o755)
+        monkeypatch.setattr(self_test_verdict.sys, "executable", str(program))
+        monkeypatch.setattr(self_test_verdict, "TIMEOUT_S", 1.0 if "sleep" in ends else 60.0)
+
+    return replace_program
+
+
+ENDINGS = [
+    ("exec sleep 600", "no answer in 1 s"),
+    ("echo Segmentation fault >&2; exit 139", "Segmentation fault"),
+    ("exit 0", "the process printed no verdict"),
+]
+
+
+@pytest.mark.parametrize(("ends", "reason"), ENDINGS)
+def test_a_self_test_that_ends_before_the_comparison_proves_nothing_about_the_gpu(
+    self_test_program, tmp_path, ends, reason
+):
+    self_test_program("a warning of a library", ends)
     verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
-    assert verdict.plain_because == f"the self-test ended without a verdict: {words}"
-    assert (verdict.wrong, verdict.is_final) == ("", False)
+    expected = f"vgg13: the self-test ended before it had compared GPU and CPU: {reason}"
+    assert verdict.unchecked == expected
+    assert (verdict.wrong, verdict.is_valid) == ("", False)
+
+
+@pytest.mark.parametrize(("ends", "reason"), ENDINGS[:2])
+def test_after_the_comparison_with_the_cpu_only_graphs_are_in_doubt(
+    self_test_program, tmp_path, ends, reason
+):
+    self_test_program(COMPARED_LINE, ends)
+    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    expected = f"vgg13: the self-test ended before it had tested graphs: {reason}"
+    assert verdict.plain_because == expected
+    assert (verdict.wrong, verdict.unchecked) == ("", "")
+    assert (verdict.is_final, verdict.is_valid) == (False, True)
+
+
+def test_a_gpu_that_was_not_compared_is_tested_again_by_the_next_trial(
+    simulated_tests, monkeypatch
+):
+    tested_cases, outcome = simulated_tests
+    outcome |= {"unchecked": "no answer in 300 s", "is_final": False}
+    assert verdict_of("GPU-1", RESNET).unchecked == "no answer in 300 s"
+    outcome |= {"unchecked": "", "is_final": True}
+    assert verdict_of("GPU-1", RESNET).unchecked == ""
+    assert len(tested_cases) == 2
+    start_new_process(monkeypatch)
+    assert verdict_of("GPU-1", RESNET).unchecked == ""
+    assert len(tested_cases) == 2
+
+
+def test_a_process_that_waited_for_a_test_uses_its_verdict(simulated_tests, monkeypatch):
+    """Otherwise two trials that share a GPU which hangs would wait for two time limits."""
+    tested_cases, outcome = simulated_tests
+    outcome |= {"unchecked": "no answer in 300 s", "is_final": False}
+    waiting = []
+    original_lock = self_test_verdict._locked
+
+    @contextmanager
+    def lock_after_other_test(path):
+        if not waiting:
+            waiting.append(path)
+            # Another process tests the GPU while this process waits.
+            monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+            verdict_of("GPU-1", RESNET)
+            start_new_process(monkeypatch)
+        with original_lock(path):
+            yield
+
+    monkeypatch.setattr(self_test_verdict, "_locked", lock_after_other_test)
+    assert verdict_of("GPU-1", RESNET).unchecked == "no answer in 300 s"
+    assert len(tested_cases) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.machine.signals import is_stop
 
-LOST = """
+SIGNAL_IN_FINALISER = """
 import os, signal, sys
 from orchestrator.machine import signals
 from orchestrator.running.progress import Progress
@@ -28,7 +28,7 @@ except KeyboardInterrupt:
     Progress().stage("stop")
     sys.exit(130)
 """
-ENDS = """
+SLOW_END = """
 import atexit, time
 from orchestrator import cli
 from orchestrator.cli import app
@@ -37,7 +37,7 @@ app.main = lambda: 130
 atexit.register(lambda: (print("ends", flush=True), time.sleep(3600)))
 cli.entry()
 """
-TAKEN = """
+SIGNAL_WHILE_RAY_STARTS = """
 import os, signal, sys
 from orchestrator.machine.signals import own_signals, stop_on_signals
 
@@ -49,7 +49,7 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-HELD = """
+SIGNAL_WHILE_HELD = """
 import os, signal, sys
 from orchestrator.machine.signals import stop_held, stop_on_signals
 
@@ -64,53 +64,58 @@ except KeyboardInterrupt:
 """
 
 
-def run(script, **options):
+def run_script(script, **options):
     command = [sys.executable, "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize(
-    ("script", "name", "said"),
+    ("script", "name", "output"),
     [
-        # One that a finaliser swallowed is raised at the next step, one during an import comes
-        # after it.
-        *((LOST, name, "the interrupt was lost\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
-        *((HELD, name, "imported whole\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
-        (TAKEN, "SIGTERM", "half a Ray ended\n"),
+        # A stop in a finaliser is raised at the next step, and one during an import after it.
+        *(
+            (SIGNAL_IN_FINALISER, name, "the interrupt was lost\n")
+            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        ),
+        *(
+            (SIGNAL_WHILE_HELD, name, "imported whole\n")
+            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        ),
+        (SIGNAL_WHILE_RAY_STARTS, "SIGTERM", "half a Ray ended\n"),
     ],
 )
-def test_a_stop_is_never_lost(script, name, said):
-    done = run(script.replace("{name}", name))
-    assert (done.returncode, done.stdout) == (130, said), done.stderr
+def test_a_stop_is_never_lost(script, name, output):
+    process = run_script(script.replace("{name}", name))
+    assert (process.returncode, process.stdout) == (130, output), process.stderr
 
 
-def test_what_a_shell_has_ignored_stays_ignored():
-    asked = (
+def test_signals_that_the_shell_ignores_stay_ignored():
+    script = (
         "import signal; from orchestrator.machine.signals import stop_on_signals; "
         "stop_on_signals(); "
     )
-    asked += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
-    done = run(asked, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    assert done.stdout == "True\n"
+    script += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    process = run_script(script, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert process.stdout == "True\n"
 
 
-def test_what_breaks_on_the_way_out_of_a_stop_is_part_of_it():
-    def stopped():
+def test_an_error_during_a_stop_counts_as_the_stop():
+    def stop_with_error():
         try:
             raise KeyboardInterrupt
         finally:
             raise ImportError("half a module")
 
-    with pytest.raises(ImportError, match="half a module") as caught:
-        stopped()
-    assert is_stop(caught.value)
+    with pytest.raises(ImportError, match="half a module") as raised:
+        stop_with_error()
+    assert is_stop(raised.value)
     assert not is_stop(ImportError("no stop"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_further_signal_while_the_process_ends_ends_it_at_once_without_a_word(number):
+def test_a_further_signal_ends_the_process_at_once_and_silently(number):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", ENDS], **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", SLOW_END], **pipes) as process:
         assert process.stdout.readline() == "ends\n"
         process.send_signal(number)
         assert (process.wait(), process.stderr.read()) == (130, "")

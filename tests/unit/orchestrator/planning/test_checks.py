@@ -1,4 +1,4 @@
-"""What own data cannot give is known while planning, from the places and names of their files."""
+"""Test what planning refuses about your own data, from the paths and names of their files alone."""
 
 import numpy as np
 import pytest
@@ -25,26 +25,25 @@ recipe: smoke
 
 
 @pytest.fixture
-def opened(tmp_path):
-    """A sweep of three classes of 30 images, which are named and nothing else."""
+def open_sweep(tmp_path):
+    """Return a function that opens a sweep of three classes of 30 empty image files."""
     for name in ("1", "11", "21"):
         folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         for place in range(30):
             (folder / f"{place}.png").touch()
 
-    def of(pairs: str = "", train_size: int = 20) -> Workspace:
+    def open_with(pairs: str = "", train_size: int = 20) -> Workspace:
         path = tmp_path / "sweep.yaml"
-        path.write_text(
-            SWEEP % (f", class_pairs: {pairs}" if pairs else "", train_size), encoding="utf-8"
-        )
+        class_pairs = f", class_pairs: {pairs}" if pairs else ""
+        path.write_text(SWEEP % (class_pairs, train_size), encoding="utf-8")
         return Workspace.open(str(path), tmp_path / "root")
 
-    return of
+    return open_with
 
 
 @pytest.mark.parametrize(
-    ("pairs", "train_size", "about"),
+    ("pairs", "train_size", "message"),
     [
         (
             "",
@@ -63,15 +62,15 @@ def opened(tmp_path):
         ),
     ],
 )
-def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(
-    opened, pairs, train_size, about
+def test_train_sizes_beyond_the_files_and_ambiguous_pairs_are_refused(
+    open_sweep, pairs, train_size, message
 ):
-    with pytest.raises(DataError, match=about):
-        check_feasible(opened(pairs, train_size))
+    with pytest.raises(DataError, match=message):
+        check_feasible(open_sweep(pairs, train_size))
 
 
-def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
-    opened()
+def test_class_names_that_the_data_do_not_have_are_refused(open_sweep, tmp_path):
+    open_sweep()
     path = tmp_path / "sweep.yaml"
     text = path.read_text(encoding="utf-8").replace(
         "channels: 1}", "channels: 1, class_names: ['1', '21']}"
@@ -83,15 +82,15 @@ def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 
 
-def test_a_place_that_no_class_has_is_refused(opened, tmp_path):
-    for name, new in (("1", "ant"), ("11", "bee"), ("21", "cat")):
-        (tmp_path / "images" / name).rename(tmp_path / "images" / new)
+def test_an_index_that_no_class_has_is_refused(open_sweep, tmp_path):
+    for name, new_name in (("1", "ant"), ("11", "bee"), ("21", "cat")):
+        (tmp_path / "images" / name).rename(tmp_path / "images" / new_name)
     with pytest.raises(DataError, match=r"mine 0-7: .*class 7"):
-        check_feasible(opened("[[0, 7]]"))
+        check_feasible(open_sweep("[[0, 7]]"))
 
 
-def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
-    workspace = opened()
+def test_a_folder_without_classes_is_refused_with_one_message(open_sweep, tmp_path):
+    workspace = open_sweep()
     (tmp_path / "other").mkdir()
     with pytest.raises(
         SweepError,
@@ -101,11 +100,11 @@ def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
     assert str(caught.value).count("two classes are needed") == 1
 
 
-def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, tmp_path):
+def test_arrays_with_groups_in_training_and_test_are_refused(open_sweep, tmp_path):
     rows = np.arange(40)
-    about = {"labels": rows % 2, "groups": rows // 4, "splits": np.array(["train", "test"] * 20)}
-    np.savez(tmp_path / "x.npz", images=np.zeros((40, 8, 8), np.uint8), **about)
-    opened()
+    arrays = {"labels": rows % 2, "groups": rows // 4, "splits": np.array(["train", "test"] * 20)}
+    np.savez(tmp_path / "x.npz", images=np.zeros((40, 8, 8), np.uint8), **arrays)
+    open_sweep()
     text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(
@@ -116,7 +115,7 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         (
             {"test_size": 100_000},
@@ -128,8 +127,8 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
         ),
     ],
 )
-def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared(
-    tmp_path, said, message
+def test_sizes_beyond_a_packaged_dataset_are_refused_before_it_is_prepared(
+    tmp_path, changes, message
 ):
     sweep = {
         "name": "mine",
@@ -139,7 +138,7 @@ def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared
         "test_size": 100,
         "image_size": 16,
         "recipe": "smoke",
-        **said,
+        **changes,
     }
     with pytest.raises(DataError, match=message):
         check_feasible(Workspace.open(sweep, tmp_path / "root"))
@@ -149,9 +148,8 @@ PACKAGED = [row for row in DATASETS.values() if row.images_per_class]
 
 
 @pytest.mark.parametrize("dataset", PACKAGED, ids=lambda dataset: dataset.name)
-def test_a_packaged_set_has_as_many_images_as_its_row_says(dataset, tmp_path):
+def test_a_packaged_dataset_has_the_number_of_images_of_its_row(dataset, tmp_path):
     spec = PreparedSpec(dataset=dataset.name, image_size=16, channels=1)
     listing = source_for(dataset.source).list_items(RawRequest(dataset, spec, tmp_path))
-    assert np.bincount([item.label for item in listing.items]).tolist() == list(
-        dataset.images_per_class
-    )
+    images_per_class = np.bincount([item.label for item in listing.items])
+    assert images_per_class.tolist() == list(dataset.images_per_class)

@@ -1,4 +1,4 @@
-"""Costs read off a network against arithmetic by hand and published counts."""
+"""Test the counted costs of networks, against arithmetic by hand and published counts."""
 
 import pytest
 import torch
@@ -43,11 +43,12 @@ def cost(model, batch=4, *, channels=3, image_size=224, num_outputs=1000, **chan
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_operations_and_parameters_are_the_published_ones(model):
-    found, (giga_macs, mega_parameters) = cost(model), PUBLISHED[model]
-    assert found.forward_flops / 2e9 == pytest.approx(giga_macs, rel=0.001)
-    assert found.num_parameters / 1e6 == mega_parameters
-    # Backward is twice forward, less the gradient of the pixels that nobody asks for.
-    assert 2.8 < found.step.flops / 4 / found.forward_flops <= 3
+    counted = cost(model)
+    giga_macs, mega_parameters = PUBLISHED[model]
+    assert counted.forward_flops / 2e9 == pytest.approx(giga_macs, rel=0.001)
+    assert counted.num_parameters / 1e6 == mega_parameters
+    # Backward is twice forward, less the gradient of the pixels, which training does not need.
+    assert 2.8 < counted.step.flops / 4 / counted.forward_flops <= 3
 
 
 @pytest.mark.long
@@ -55,25 +56,25 @@ def test_operations_and_parameters_are_the_published_ones(model):
     ("architecture", "giga_macs", "mega_parameters"),
     [("vit_b_32", 4.409, 88.224232), ("googlenet", 1.498, 6.624904)],
 )
-def test_networks_whose_making_needs_numbers_are_counted_too(
+def test_networks_that_compute_with_numbers_while_they_are_built_are_counted(
     architecture, giga_macs, mega_parameters
 ):
     model = ModelSpec(name="any", library="torchvision", architecture=architecture)
     recipe = RecipeSpec(name="test", batch_size=2)
-    found = network_cost(model, recipe, channels=3, image_size=224, num_outputs=1000)
-    # Of a step of two images: forward and twice back, less the gradient of the pixels.
-    assert found.step.flops / 2 / 3 / 2e9 == pytest.approx(giga_macs, rel=0.05)
-    assert found.num_parameters / 1e6 == mega_parameters
-    assert not found.uncounted
+    counted = network_cost(model, recipe, channels=3, image_size=224, num_outputs=1000)
+    # A step of two images: forward, and backward at twice that, less the gradient of the pixels.
+    assert counted.step.flops / 2 / 3 / 2e9 == pytest.approx(giga_macs, rel=0.05)
+    assert counted.num_parameters / 1e6 == mega_parameters
+    assert not counted.uncounted
 
 
 def test_a_perceptron_is_counted_as_by_hand():
-    found = cost("small_mlp", 16, channels=1, image_size=8, num_outputs=2)
+    counted = cost("small_mlp", 16, channels=1, image_size=8, num_outputs=2)
     weights = 64 * 128 + 128 * 64 + 64 * 2
-    assert found.num_parameters == weights + 128 + 64 + 2
-    assert found.forward_flops == 2 * weights
-    # Forward, gradients of all weights, and of the inputs of all layers but the first.
-    assert found.step.flops == 16 * 2 * (3 * weights - 64 * 128)
+    assert counted.num_parameters == weights + 128 + 64 + 2
+    assert counted.forward_flops == 2 * weights
+    # Forward, gradients of all weights, and gradients of the inputs of all layers but the first.
+    assert counted.step.flops == 16 * 2 * (3 * weights - 64 * 128)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,15 @@ def test_a_perceptron_is_counted_as_by_hand():
     ],
 )
 def test_an_attack_needs_no_more_memory_than_training(model, batch):
-    """At batch 64 in float32 it was 2 to 7 times as much."""
-    found = cost(model, batch, precision="bfloat16", num_outputs=2)
-    assert found.attack.peak_bytes <= found.step.peak_bytes
-    assert found.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
+    """An attack at batch 64 in float32 once needed 2 to 7 times the memory of training."""
+    counted = cost(model, batch, precision="bfloat16", num_outputs=2)
+    assert counted.attack.peak_bytes <= counted.step.peak_bytes
+    assert counted.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
 
 
-def network(model, *, train_size=40, **recipe):
-    fields = ", ".join(f"{key}: {value}" for key, value in (recipe | {"batch_size": 8}).items())
+def planned_network(model, *, train_size=40, **recipe):
+    recipe_fields = recipe | {"batch_size": 8}
+    fields = ", ".join(f"{key}: {value}" for key, value in recipe_fields.items())
     text = f"""
 name: mine
 models: [{model}]
@@ -112,10 +114,13 @@ recipe: {{from: smoke, {fields}}}
     ("model", "optimizer"), [("vgg13", "adam"), ("vgg13", "sgd"), ("small_mlp", "adamw")]
 )
 def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer):
-    """Beside it training holds moments and gradients: more than any of both alone, for a large
-    network."""
-    planned = network(model, epochs=20, optimizer=optimizer)
-    recipe, shape = planned.recipe, (1, 32, 32)
+    """Moments and gradients of training stay in memory during an evaluation.
+
+    For a large network, both together need more memory than training or evaluation alone.
+    """
+    planned = planned_network(model, epochs=20, optimizer=optimizer)
+    recipe = planned.recipe
+    shape = (1, 32, 32)
     with FakeTensorMode():
         built = build_model(
             planned.model,
@@ -133,58 +138,63 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
             step = Step(built, images, torch.zeros(40, dtype=torch.int64), recipe)
             for _ in range(2):
                 step(torch.arange(8))
-            held = walk._alive_bytes
+            training_bytes = walk._alive_bytes
             with torch.no_grad():
                 built.eval()(pixels)
     cost = cost_of(planned)
-    most = max(walk._peak_bytes, held + cost.evaluation.peak_bytes - cost.state_bytes)
+    largest = max(walk._peak_bytes, training_bytes + cost.evaluation.peak_bytes - cost.state_bytes)
     expected = (
-        CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+        CONTEXT_BYTES + TENSOR_FACTOR * largest + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     )
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["torchvision:vit_b_16", "timm:test_vit"])
 def test_a_transformers_evaluation_is_counted_operator_by_operator(name):
-    """In evaluation torch may fuse a whole layer into one operator, which counts as none."""
+    """PyTorch may fuse a layer in evaluation into one operator, which would count as none."""
     recipe = RecipeSpec(name="any", batch_size=8)
     image_size = 160 if name.startswith("timm") else 64
     cost = network_cost(model_spec(name), recipe, channels=3, image_size=image_size)
     assert 2.5 < cost.step.flops / 8 / cost.forward_flops < 3.1
 
 
-def test_without_an_epoch_in_between_nothing_is_evaluated_there():
-    once, twice, often = (peak_bytes(network("vgg13", epochs=epochs)) for epochs in (1, 2, 100))
-    assert once < twice == often
+def test_one_epoch_needs_no_memory_for_an_evaluation_between_epochs():
+    peaks = [peak_bytes(planned_network("vgg13", epochs=epochs)) for epochs in (1, 2, 100)]
+    assert peaks[0] < peaks[1] == peaks[2]
 
 
 @pytest.mark.parametrize(("train_size", "sizes"), [(40, [8]), (44, [8, 4]), (41, [8, 9]), (6, [6])])
-def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(train_size, sizes):
-    """One for whole batches, one for a last batch of another size; each has gradients of its
-    own."""
-    planned = network("resnet18", train_size=train_size, epochs=20)
+def test_captured_graphs_keep_the_memory_of_their_steps_during_an_evaluation(train_size, sizes):
+    """Full batches have one graph, and a last batch of another size has another.
+
+    Each graph has its own gradients.
+    """
+    planned = planned_network("resnet18", train_size=train_size, epochs=20)
     cost = cost_of(planned)
     gradients = 4 * cost.num_parameters
     activations = cost.step.peak_bytes - cost.state_bytes - 3 * gradients
     graphs = sum(gradients + activations * size / 8 for size in sizes if size != 6)
-    if sizes == [6]:  # counted as a whole batch
+    if sizes == [6]:  # counted as a full batch
         graphs = gradients + activations
-    most = cost.evaluation.peak_bytes + 2 * gradients + graphs
+    largest = cost.evaluation.peak_bytes + 2 * gradients + graphs
     expected = (
-        CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+        CONTEXT_BYTES + TENSOR_FACTOR * largest + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     )
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=1e-6)
 
 
 def test_attention_is_counted_in_evaluation_by_its_formula():
-    """Torch fuses a whole layer in evaluation, into one operation that counts as none."""
-    batch, tokens, width, hidden = 2, 16, 32, 64
+    """PyTorch fuses a layer in evaluation into one operation, which would count as none."""
+    batch = 2
+    tokens = 16
+    width = 32
+    hidden = 64
     layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=hidden, batch_first=True)
     layer.eval()
     counter = _PassCounter(layer)
     with _unfused_attention(), torch.no_grad(), counter:
         layer(torch.rand(batch, tokens, width))
-    projections = 4 * width * width  # queries, keys, values, and what they are mixed to
+    projections = 4 * width * width  # queries, keys, values and the output
     attention = 2 * tokens * width  # products with the keys, and with the values
     multiply_adds = batch * tokens * (projections + attention + 2 * width * hidden)
     assert counter.cost().flops == 2 * multiply_adds

@@ -1,5 +1,4 @@
-"""The ids of all presets, committed: an id that moves means that stored results are no longer
-found."""
+"""Test that no id of a preset moves: a stored result whose id moves is no longer found."""
 
 import hashlib
 import json
@@ -27,7 +26,7 @@ and say in CHANGELOG.md which results will be made anew.
 
 @cache
 def ids(preset: str) -> dict[str, object]:
-    """Count, first, last and a hash of all sorted ids of each kind."""
+    """Return count, first, last and a hash of all sorted ids for each kind of record."""
     plan = plan_sweep(load_sweep(preset))
     kinds = {
         "trial": [trial.trial_id for trial in plan.trials],
@@ -36,12 +35,12 @@ def ids(preset: str) -> dict[str, object]:
     }
     return {
         kind: {
-            "count": len(found),
-            "first": found[0],
-            "last": found[-1],
-            "sha256_of_sorted": hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest(),
+            "count": len(ids_of_kind),
+            "first": ids_of_kind[0],
+            "last": ids_of_kind[-1],
+            "sha256_of_sorted": hashlib.sha256("\n".join(sorted(ids_of_kind)).encode()).hexdigest(),
         }
-        for kind, found in kinds.items()
+        for kind, ids_of_kind in kinds.items()
     }
 
 

@@ -1,16 +1,17 @@
-"""Predicted time and memory against published measurements.
+"""Test predicted time and memory against published measurements.
 
 Sources: RTX 3090 ``huggingface/pytorch-image-models``
 benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100 NVIDIA's DeepLearningExamples and timm issue
 1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch 12, forward and backward in float16,
-``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073)."""
+``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073).
+"""
 
 from functools import cache
 
 import pytest
 from torch import nn
 
-from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, gpu_model_like
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, listed_gpu_model
 from orchestrator.planning.costs.kernels import Kernel, PassCost
 from orchestrator.planning.costs.memory import memory_bytes
 from orchestrator.planning.costs.pass_times import pass_time
@@ -37,8 +38,7 @@ THROUGHPUT = {
     ("a100-40", "vgg19", 12): 594,
 }
 INTERVAL_OF_2020 = 60e-6
-"""Seconds between kernels at batch 12: with it all four measurements fit, with 10 µs no ResNet's
-does."""
+"""Seconds between kernels at batch 12: 60 µs fit all four measurements, 10 µs fit no ResNet."""
 MEMORY_GB = {("resnet50", 32): 3.94, ("resnet50", 128): 13.24}
 MEMORY_GB |= {("vgg16", 32): 6.69, ("vgg16", 128): 21.87}
 
@@ -50,7 +50,10 @@ def step(model, batch, precision="bfloat16"):
 
 @cache
 def published_step(model, batch):
-    """Published VGGs pool after their ReLUs; ours before, which takes less time."""
+    """Return the cost of a step with the pooling order of published VGGs.
+
+    Published VGGs pool after their ReLUs. Ours pool before them, which takes less time.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "PoolsFirst", nn.Sequential)
         return step(model, batch)
@@ -58,14 +61,14 @@ def published_step(model, batch):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("gpu", "model", "batch"), THROUGHPUT)
-def test_predicted_throughput_is_the_published_one(gpu, model, batch):
-    cost, interval = published_step(model, batch), 10e-6
+def test_predicted_throughput_agrees_with_the_published_one(gpu, model, batch):
+    cost = published_step(model, batch)
+    interval = 10e-6
     if batch == 12:
-        # Measured without an optimiser, and with weights that were float16 from the start.
-        left_out = ("_fused_adam_", "_foreach_add_", "_to_copy")
-        cost = PassCost(
-            tuple(kernel for kernel in cost.kernels if kernel.name not in left_out), 0, 0
-        )
+        # These were measured without an optimizer, and with weights in float16 from the start.
+        not_measured = ("_fused_adam_", "_foreach_add_", "_to_copy")
+        kernels = tuple(kernel for kernel in cost.kernels if kernel.name not in not_measured)
+        cost = PassCost(kernels, 0, 0)
         interval = INTERVAL_OF_2020
     predicted = batch / pass_time(cost, GPU_MODELS[gpu], interval=interval).seconds
     tolerance = 0.15 if model.startswith("vgg") else 0.25
@@ -81,15 +84,17 @@ def test_predicted_memory_is_near_the_published_one(model, batch):
 
 def test_a_pass_is_bound_by_arithmetic_traffic_or_the_time_between_kernels():
     gpu = GPU_MODELS["a100"]
-    computes, moves, waits = Kernel("a", 1e12, 1), Kernel("b", 1, 2e9), Kernel("c", 1, 1)
-    found = pass_time(PassCost((computes, moves, waits), 0, 0), gpu, interval=1e-5)
+    computing = Kernel("a", 1e12, 1)
+    copying = Kernel("b", 1, 2e9)
+    tiny = Kernel("c", 1, 1)
+    time = pass_time(PassCost((computing, copying, tiny), 0, 0), gpu, interval=1e-5)
     compute = 1e12 / (312e12 * 0.34)
     move = 2e9 / (2039e9 * 0.65)
-    assert found.seconds == pytest.approx(compute + move + 1e-5)
-    assert found.busy == pytest.approx(compute + move, rel=1e-6)
+    assert time.seconds == pytest.approx(compute + move + 1e-5)
+    assert time.busy == pytest.approx(compute + move, rel=1e-6)
 
 
-def test_an_unknown_gpu_is_answered_with_the_known_ones():
+def test_an_unknown_gpu_is_refused_with_the_known_names():
     with pytest.raises(ConfigError, match=r"'h100x'.*h100"):
         gpu_model("h100x")
     assert gpu_model("H100") == GPU_MODELS["h100"]
@@ -122,6 +127,6 @@ def test_an_unknown_gpu_is_answered_with_the_known_ones():
         ("", None),
     ],
 )
-def test_gpus_are_known_by_their_drivers_and_rays_names(name, gpu):
-    found = gpu_model_like(name)
-    assert (found.name if found else None) == gpu
+def test_gpus_are_recognized_by_the_names_of_driver_and_ray(name, gpu):
+    model = listed_gpu_model(name)
+    assert (model.name if model else None) == gpu

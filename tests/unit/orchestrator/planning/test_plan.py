@@ -26,21 +26,21 @@ def sweep(**changes: object) -> SweepSpec:
     return SweepSpec.model_validate({**fields, **changes})
 
 
-def test_the_plan_is_the_product_computed_otherwise():
+def test_the_plan_is_the_product_of_models_subsets_sizes_and_seeds():
     rows = plan_rows(plan_sweep(sweep()), {})
-    cells = [
+    combinations = [
         (row["model"], row["dataset"], row["class_pair"], row["train_size"], row["seed"])
         for row in rows
     ]
     subsets = [("mnist5k", "3-8"), ("mnist5k", "4-9"), ("mri_lesion", "")]
-    wanted = {
+    expected = {
         (model, dataset, pair, size, seed)
         for model, (dataset, pair), size, seed in product(
             ("small_cnn", "small_mlp"), subsets, (20, 40, 60), (0, 1)
         )
     }
-    assert len(cells) == len(set(cells)) == 36
-    assert set(cells) == wanted
+    assert len(combinations) == len(set(combinations)) == 36
+    assert set(combinations) == expected
     assert len({row["trial_id"] for row in rows}) == 36
     assert {row["status"] for row in rows} == {CellStatus.PENDING}
 
@@ -67,8 +67,10 @@ def test_a_huge_grid_is_refused_with_its_size():
         ("timm_vgg16", "svhn", 1e-6, 6),
     ],
 )
-def test_released_exceptions_are_rows(model, dataset, learning_rate, batch_size):
-    """Fact sheet, section D: learning rates and batch sizes of the released training script."""
+def test_exceptions_of_the_released_recipe_have_their_values(
+    model, dataset, learning_rate, batch_size
+):
+    """The values are those of the released training script (fact sheet, section D)."""
     recipe = recipe_spec("released", model, dataset)
     assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (
         learning_rate,
@@ -78,8 +80,8 @@ def test_released_exceptions_are_rows(model, dataset, learning_rate, batch_size)
     assert (recipe.num_outputs, recipe.weight_decay) == (1000, 1e-4)
 
 
-def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
-    """Fact sheet, F8: the MNIST pairs of vgg13, which the released script trains first."""
+def test_in_released_mode_every_combination_has_the_pair_that_the_script_drew():
+    """Fact sheet F8 has the MNIST pairs of vgg13, which the released script trains first."""
     plan = plan_sweep(
         sweep(
             models=("vgg13",),
@@ -91,16 +93,12 @@ def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
             recipe="released",
         )
     )
-    pairs = [
-        t.network.subset.class_pair
-        for t in plan.trials
-        if t.network.subset.prepared.dataset == "mnist"
-    ]
+    subsets = [trial.network.subset for trial in plan.trials]
+    pairs = [subset.class_pair for subset in subsets if subset.prepared.dataset == "mnist"]
     assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
-    # Every size has its own test set (F7), so every size is measured alone.
-    assert [measure.train_sizes for measure in plan.measures] == [
-        (n,) for n in plan.sweep.train_sizes
-    ] * 2
+    # Every size has its own test set (F7), so every size is measured separately.
+    sizes = [measure.train_sizes for measure in plan.measures]
+    assert sizes == [(size,) for size in plan.sweep.train_sizes] * 2
 
 
 def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
@@ -123,7 +121,7 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
-def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
+def test_a_storage_without_a_bucket_is_refused(tmp_path, storage):
     with pytest.raises(
         ConfigError,
         match=rf"`--storage {storage}` has no bucket or host\. Write, for example, s3",
@@ -131,17 +129,19 @@ def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
         Workspace.open("smoke", str(tmp_path), storage)
 
 
-def test_a_root_is_made_for_this_user_alone_and_keeps_modes_that_it_has(tmp_path):
-    new, old = tmp_path / "session_1" / "new", tmp_path / "old"  # only called like a session of Ray
+def test_a_new_root_is_private_and_an_existing_root_keeps_its_mode(tmp_path):
+    new = tmp_path / "session_1" / "new"  # only the name is that of a session of Ray
+    old = tmp_path / "old"
     old.mkdir()
     old.chmod(0o750)
     for root in (new, old):
         RootPaths.at(root).make()
-    assert [stat.S_IMODE(root.stat().st_mode) for root in (new, old)] == [0o700, 0o750]
+    modes = [stat.S_IMODE(root.stat().st_mode) for root in (new, old)]
+    assert modes == [0o700, 0o750]
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "redacted"),
     [
         ("s3://key:hush@bucket/x", "s3://…@bucket/x"),
         ("postgresql://me:hu@sh@host:5432/db is away", "postgresql://…@host:5432/db is away"),
@@ -151,15 +151,15 @@ def test_a_root_is_made_for_this_user_alone_and_keeps_modes_that_it_has(tmp_path
         ("me@host and /a/path@2", "me@host and /a/path@2"),
     ],
 )
-def test_urls_say_no_more_than_host_and_path(text, left):
-    assert without_secrets(text) == left
+def test_urls_keep_only_host_and_path(text, redacted):
+    assert without_secrets(text) == redacted
 
 
-def test_values_of_variables_that_hold_secrets_are_left_out(monkeypatch, tmp_path):
+def test_values_of_secret_environment_variables_are_redacted(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
     monkeypatch.setenv("my_password", "swordfish")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
     monkeypatch.setenv("SOME_TOKEN", "true")
     monkeypatch.setenv("PLAIN", "plain words")
-    said = f"hush-hush and swordfish at {tmp_path}, true, plain words"
-    assert without_secrets(said) == f"… and … at {tmp_path}, true, plain words"
+    text = f"hush-hush and swordfish at {tmp_path}, true, plain words"
+    assert without_secrets(text) == f"… and … at {tmp_path}, true, plain words"

@@ -45,72 +45,82 @@ def test_all_mistakes_are_reported_at_once():
     assert re.search("'resnet19'.*'resnet18'", message)
 
 
-def but(old, new):
+def good_with(old, new):
+    """Return the valid sweep file with one part replaced."""
     assert old in GOOD
     return GOOD.replace(old, new, 1)
 
 
-def data(text):
-    return but("[mnist5k]", f"[{{{text}}}]")
+def good_with_dataset(text):
+    return good_with("[mnist5k]", f"[{{{text}}}]")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (
-            but("mine", "Mine!"),
+            good_with("mine", "Mine!"),
             r"name is 'Mine!', which is not a valid name\. Use at most 64 lower case letters",
         ),
-        (but("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
-        (but("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
-        (but("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
-        (but("[20, 40]", "[20, 20]"), r"train_sizes lists 20 more than once"),
-        (but("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
-        (but("size: 20", "size: 12:30"), r"test_size is '12:30', but should be a valid integer"),
-        (but("test_size: 20", "seeds: [-1]"), r"test_size is missing"),
+        (good_with("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
+        (good_with("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
+        (good_with("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
+        (good_with("[20, 40]", "[20, 20]"), r"train_sizes lists 20 more than once"),
+        (good_with("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
         (
-            but("test_size: 20", "tset_size: 20"),
+            good_with("size: 20", "size: 12:30"),
+            r"test_size is '12:30', but should be a valid integer",
+        ),
+        (good_with("test_size: 20", "seeds: [-1]"), r"test_size is missing"),
+        (
+            good_with("test_size: 20", "tset_size: 20"),
             r"tset_size is not a known key. Did you mean 'test_size'\?",
         ),
         (
-            but("name: mine", "name: mine\nname: other"),
+            good_with("name: mine", "name: mine\nname: other"),
             r'line 3, column 1 repeats the key "name"',
         ),
         (
-            but("mine", "&a mine"),
+            good_with("mine", "&a mine"),
             r"line 2, column 7 has an anchor or alias\. Write the value itself",
         ),
-        (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7 has the tag"),
-        (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise .*\n.* has no datasets and no wo"),
-        (but("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
-            but("models: [small_cnn]", "models: [{name: mine}]"),
+            good_with("mine", "!!python/object/apply:os.system [ls]"),
+            r"line 2, column 7 has the tag",
+        ),
+        (
+            good_with("datasets: [mnist5k]", "test_sise: 3"),
+            r"test_sise .*\n.* has no datasets and no wo",
+        ),
+        (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
+        (
+            good_with("models: [small_cnn]", "models: [{name: mine}]"),
             r"0\.from is missing\. Write, for example, `models",
         ),
-        (but("name: mine", "name: mine\n5: 6"), r"5 is not a known key"),
-        (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets lists a dataset more than once"),
-        (but("size: 28", "size: 1e400"), r"image_size"),
+        (good_with("name: mine", "name: mine\n5: 6"), r"5 is not a known key"),
+        (good_with("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets lists a dataset more than once"),
+        (good_with("size: 28", "size: 1e400"), r"image_size"),
         (
-            data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
+            good_with_dataset("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
             r"Your dataset has the name 'mnist5k', which is the name of a known dataset",
         ),
         (
-            data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
+            good_with_dataset("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             (
                 r"^datasets\.0\.own\.modalty is not a known key\. Did you mean 'modality'\? Use one "
                 r"of these keys: kind, path"
             ),
         ),
         (
-            data("name: mine, own: {kind: foldr, path: x, domain: medical}"),
+            good_with_dataset("name: mine, own: {kind: foldr, path: x, domain: medical}"),
             r"Unknown kind.*'foldr'",
         ),
         (
-            data("name: mine, own: {kind: csv, path: x}"),
+            good_with_dataset("name: mine, own: {kind: csv, path: x}"),
             r"^The key datasets\.0\.own\.domain is missing",
         ),
         (
-            data("name: mine, own: {kind: csv, path: x, domain: null}"),
+            good_with_dataset("name: mine, own: {kind: csv, path: x, domain: null}"),
             r"own has no domain\. Add `domain: natural`",
         ),
         (
@@ -243,19 +253,19 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     ],
     ids=range(24),
 )
-def test_a_hostile_file_is_one_message(text, message):
+def test_a_malicious_file_is_refused_with_one_message(text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         parse(text)
     assert len(str(caught.value)) < 10_000
 
 
-def test_words_stay_text_and_scientific_numbers_are_numbers():
+def test_words_stay_text_and_numbers_with_an_exponent_are_numbers():
     for text in ("no", "12:30", "'2024-01-01'"):
         assert parse(GOOD + f"description: {text}\n").description == text.strip("'")
     assert parse(GOOD + "attacks: {epsilons: [5e-1]}\n").attacks.epsilons == (0.5,)
 
 
-def test_a_bad_dataset_makes_no_second_mistake():
+def test_a_wrong_dataset_gives_no_second_message():
     with pytest.raises(
         ConfigError, match=r"^datasets\.0\.nam is not a known key\. Did you mean 'name'"
     ) as caught:
@@ -263,20 +273,23 @@ def test_a_bad_dataset_makes_no_second_mistake():
     assert "is empty" not in str(caught.value)
 
 
-def test_kinds_of_other_packages_are_known(monkeypatch):
+def test_kinds_of_data_from_other_packages_are_accepted(monkeypatch):
     point = EntryPoint("theirs", "elsewhere:Theirs", "isweep.sources")
     monkeypatch.setattr(sources, "entry_points", lambda group: [point])
-    own = "[{name: mine, own: {kind: theirs, path: x, domain: medical}}]"
-    assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].user_source.kind == "theirs"
+    datasets = "[{name: mine, own: {kind: theirs, path: x, domain: medical}}]"
+    sweep = parse(GOOD.replace("[mnist5k]", datasets))
+    assert sweep.datasets[0].user_source.kind == "theirs"
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
-    own = data("name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}")
-    (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
+    text = good_with_dataset(
+        "name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}"
+    )
+    (tmp_path / "home.yaml").write_text(text, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
         "folder": r"folder\.yaml is a folder, not a sweep file\. .* with `isweep init .*folder\.yaml`",
@@ -290,16 +303,17 @@ def test_files_that_cannot_be_read(tmp_path):
             load_sweep(str(tmp_path / f"{name}.yaml"))
 
 
-@pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
-def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, monkeypatch, path, found):
+@pytest.mark.parametrize(
+    ("path", "expected"), [("images", "{folder}/images"), ("/data/x", "/data/x")]
+)
+def test_paths_of_your_data_are_relative_to_the_sweep_file(tmp_path, monkeypatch, path, expected):
     file = tmp_path / "mine.yaml"
-    text = data(f"name: own, own: {{kind: folder, path: {path}, domain: medical}}")
+    text = good_with_dataset(f"name: own, own: {{kind: folder, path: {path}, domain: medical}}")
     file.write_text("\ufeff" + text, encoding="utf-8")
-    monkeypatch.chdir(
-        tmp_path
-    )  # a sweep that ran as ./mine.yaml is read again from its root's folder
-    for written in (str(file), "./mine.yaml"):
-        assert load_sweep(written).datasets[0].user_source.path == found.format(folder=tmp_path)
+    # A sweep that ran as ./mine.yaml is read again from the folder of its root.
+    monkeypatch.chdir(tmp_path)
+    for name in (str(file), "./mine.yaml"):
+        assert load_sweep(name).datasets[0].user_source.path == expected.format(folder=tmp_path)
 
 
 MINE = {
@@ -311,18 +325,23 @@ MINE = {
     "image_size": 16,
     "recipe": "smoke",
 }
-FOUND = [("small_mlp", "manifold_d4", 0.02, 8), ("small_cnn", "manifold_d4", 0.005, 32)]
-FOUND += [("small_cnn", "manifold_d12", 0.007, 32)]
+TUNED_VALUES = [
+    # (model, dataset, learning rate, batch size)
+    ("small_mlp", "manifold_d4", 0.02, 8),
+    ("small_cnn", "manifold_d4", 0.005, 32),
+    ("small_cnn", "manifold_d12", 0.007, 32),
+]
 CELLS: list[dict[str, object]] = [
-    {"model": m, "dataset": d, "validation_loss": 0.1} for m, d, *_ in FOUND
+    {"model": model, "dataset": dataset, "validation_loss": 0.1}
+    for model, dataset, *_ in TUNED_VALUES
 ]
 CELLS += [{"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "diverged or failed"}]
 RECIPE = {
     "from": "smoke",
     "epochs": 9,
     "overrides": [
-        {"models": [m], "datasets": [d], "learning_rate": rate, "batch_size": size}
-        for m, d, rate, size in FOUND
+        {"models": [model], "datasets": [dataset], "learning_rate": rate, "batch_size": size}
+        for model, dataset, rate, size in TUNED_VALUES
     ],
     "tuned": {"sweep": "mine", "cells": CELLS},
 }
@@ -336,63 +355,68 @@ def recipes(tmp_path):
     return folder
 
 
-def recipes_in(plan):
+def recipes_in_plan(plan):
+    """Return the recipe of each (model, dataset)."""
+    networks = [trial.network for trial in plan.trials]
     return {
-        (t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe
-        for t in plan.trials
+        (network.model.name, network.subset.prepared.dataset): network.recipe
+        for network in networks
     }
 
 
-def recipes_of(sweep):
-    found = recipes_in(plan_sweep(sweep)).items()
+def recipe_values(sweep):
+    """Return learning rate, batch size and epochs of each (model, dataset)."""
+    recipes = recipes_in_plan(plan_sweep(sweep))
     return {
-        cell: (recipe.learning_rate, recipe.batch_size, recipe.epochs) for cell, recipe in found
+        combination: (recipe.learning_rate, recipe.batch_size, recipe.epochs)
+        for combination, recipe in recipes.items()
     }
 
 
-def test_a_recipe_is_named_in_three_ways(recipes):
-    ways = ("tuned", "tuned-mine", str(recipes / "tuned-mine.yaml"))
-    sweeps = [load_sweep({**MINE, "recipe": way}, recipes=recipes) for way in ways]
-    assert recipes_of(sweeps[0]) == {
+def test_a_tuned_recipe_can_be_named_in_three_ways(recipes):
+    names = ("tuned", "tuned-mine", str(recipes / "tuned-mine.yaml"))
+    sweeps = [load_sweep({**MINE, "recipe": name}, recipes=recipes) for name in names]
+    assert recipe_values(sweeps[0]) == {
         ("small_mlp", "manifold_d4"): (0.02, 8, 9),
         ("small_cnn", "manifold_d4"): (0.005, 32, 9),
     }
     ids = [set(plan_sweep(sweep).trials_by_id) for sweep in sweeps]
     assert ids[0] == ids[1] == ids[2]
     longer = load_sweep({**MINE, "recipe": {"from": "tuned", "epochs": 4}}, recipes=recipes)
-    assert recipes_of(longer)["small_mlp", "manifold_d4"] == (0.02, 8, 4)
+    assert recipe_values(longer)["small_mlp", "manifold_d4"] == (0.02, 8, 4)
 
 
-def test_the_content_of_the_recipe_is_part_of_a_trials_identity_and_its_evidence_is_not(recipes):
-    before = set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id)
+def test_a_trial_id_depends_on_the_values_of_the_recipe_and_not_on_its_evidence(recipes):
+    def planned_ids():
+        sweep = load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)
+        return set(plan_sweep(sweep).trials_by_id)
+
+    before = planned_ids()
     path = recipes / "tuned-mine.yaml"
-    other = {**RECIPE, "tuned": {**RECIPE["tuned"], "settings": {"budget": 4}}}
-    path.write_text(yaml.safe_dump(other), encoding="utf-8")
-    assert (
-        set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id)
-        == before
-    )
-    other["overrides"][0]["learning_rate"] = 0.03
-    path.write_text(yaml.safe_dump(other), encoding="utf-8")
-    after = set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id)
+    changed_recipe = {**RECIPE, "tuned": {**RECIPE["tuned"], "settings": {"budget": 4}}}
+    path.write_text(yaml.safe_dump(changed_recipe), encoding="utf-8")
+    assert planned_ids() == before
+    changed_recipe["overrides"][0]["learning_rate"] = 0.03
+    path.write_text(yaml.safe_dump(changed_recipe), encoding="utf-8")
+    after = planned_ids()
     assert {name.startswith("small_cnn") for name in before & after} == {True}
     assert len(before & after) == len(before) / 2
 
 
-def test_a_model_or_dataset_without_a_searched_recipe_is_named(recipes):
-    more = {
+def test_a_model_or_dataset_without_a_tuned_recipe_is_named(recipes):
+    larger_sweep = {
         **MINE,
         "datasets": ["manifold_d4", "manifold_d12"],
         "models": ["small_mlp", "resnet_tiny"],
     }
     with pytest.raises(ConfigError, match="The searched recipe has no values for") as caught:
-        load_sweep({**more, "recipe": "tuned"}, recipes=recipes)
-    for cell in (
+        load_sweep({**larger_sweep, "recipe": "tuned"}, recipes=recipes)
+    for combination in (
         "small_mlp on manifold_d12",
         "resnet_tiny on manifold_d4",
         "resnet_tiny on manifold_d12",
     ):
-        assert cell in str(caught.value)
+        assert combination in str(caught.value)
     assert "small_mlp on manifold_d4" not in str(caught.value)
     assert "to the sweep mine and run `isweep tune mine` again" in str(caught.value)
 
@@ -410,7 +434,7 @@ SEARCHED = r"is the result of a search, but .* does not exist\. {}.* of this roo
         ("~nobody-is-called-so/recipe.yaml", "The recipe file ~nobody.* does not exist"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name, message):
+def test_a_missing_recipe_is_refused_with_the_command_that_makes_it(recipes, name, message):
     with pytest.raises(ConfigError, match=message):
         load_sweep({**MINE, "name": "other", "recipe": name}, recipes=recipes)
 
@@ -434,14 +458,14 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
         ),
     ],
 )
-def test_a_broken_recipe_file_is_one_message(recipes, text, message):
+def test_a_broken_recipe_file_is_refused_with_one_message(recipes, text, message):
     (recipes / "tuned-mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)
 
 
-def test_a_recorded_sweep_keeps_what_it_was_run_with(recipes, tmp_path):
-    """A later search must not change what `isweep status` calls the sweep's trials."""
+def test_a_recorded_sweep_keeps_its_recipe(recipes, tmp_path):
+    """A later search must not change the trials that `isweep status` shows for the sweep."""
     root = str(tmp_path / "root")
     Workspace.open({**MINE, "recipe": "tuned"}, root).record()
     before = set(Workspace.open("mine", root, as_run=True).plan.trials_by_id)
@@ -450,22 +474,21 @@ def test_a_recorded_sweep_keeps_what_it_was_run_with(recipes, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "batch_size"])
-def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field):
-    """Rows of the recipe would hold over it; rows of the sweep's own hold over them."""
+def test_a_tuned_value_cannot_be_changed_for_all_without_effect(recipes, field):
+    """The overrides of the tuned recipe would replace the value; those of the sweep come last."""
     value = 8 if field == "batch_size" else 0.5
     message = rf"The sweep sets recipe\.{field} for all .*\. Set the value for some"
-    for way in ("tuned", str(recipes / "tuned-mine.yaml")):
+    for name in ("tuned", str(recipes / "tuned-mine.yaml")):
         with pytest.raises(ConfigError, match=message):
-            load_sweep({**MINE, "recipe": {"from": way, field: value}}, recipes=recipes)
+            load_sweep({**MINE, "recipe": {"from": name, field: value}}, recipes=recipes)
     row = {"models": ["small_mlp"], field: value}
     sweep = load_sweep({**MINE, "recipe": {"from": "tuned", "overrides": [row]}}, recipes=recipes)
-    made = {
-        t.network.recipe for t in plan_sweep(sweep).trials if t.network.model.name == "small_mlp"
-    }
-    assert {getattr(recipe, field) for recipe in made} == {value}
+    networks = [trial.network for trial in plan_sweep(sweep).trials]
+    recipes_of_mlp = {network.recipe for network in networks if network.model.name == "small_mlp"}
+    assert {getattr(recipe, field) for recipe in recipes_of_mlp} == {value}
 
 
-def test_words_are_read_as_in_a_sweep_file():
+def test_changes_are_read_like_values_of_a_sweep_file():
     changes = read_changes(["recipe.epochs=3", "train_sizes=[10, 20]", "description=a=b"])
     assert changes == {"recipe.epochs": 3, "train_sizes": [10, 20], "description": "a=b"}
     for word in ("epochs", "epochs=", "epochs= "):
@@ -475,7 +498,7 @@ def test_words_are_read_as_in_a_sweep_file():
         read_changes(["=3"])
 
 
-def test_the_document_itself_stays():
+def test_changes_do_not_modify_the_document():
     document = {"recipe": "smoke", "datasets": ["mnist5k"]}
     changed = with_changes(document, {"recipe.epochs": 3, "datasets.0.class_pairs": [[3, 8]]})
     assert changed == {
@@ -493,7 +516,7 @@ def test_the_document_itself_stays():
         ("name.first", "cannot set the key first of 'a', which has no keys"),
     ],
 )
-def test_keys_that_lead_nowhere(key, message):
+def test_keys_that_do_not_exist_are_refused(key, message):
     with pytest.raises(ConfigError, match=message):
         with_changes({"name": "a", "datasets": ["mnist5k"]}, {key: 1})
 
@@ -508,14 +531,15 @@ def with_dataset(dataset):
     }
 
 
-def pairs(dataset):
+def planned_pairs(dataset):
     plan = plan_sweep(load_sweep(with_dataset(dataset)))
     return [trial.network.subset.class_pair for trial in plan.trials]
 
 
-def test_classes_of_a_table_go_by_name_or_place():
-    named = pairs({"name": "cifar10", "class_pairs": [["cat", "dog"]]})
-    assert named == pairs({"name": "cifar10", "class_pairs": [[3, 5]]}) == [(3, 5)]
+def test_classes_of_a_known_dataset_have_names_and_indices():
+    by_name = planned_pairs({"name": "cifar10", "class_pairs": [["cat", "dog"]]})
+    by_index = planned_pairs({"name": "cifar10", "class_pairs": [[3, 5]]})
+    assert by_name == by_index == [(3, 5)]
 
 
 @pytest.mark.parametrize(
@@ -533,34 +557,38 @@ def test_classes_of_a_table_go_by_name_or_place():
         ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
     ],
 )
-def test_pairs_that_are_none(pair, message):
+def test_pairs_that_are_not_two_classes_are_refused(pair, message):
     with pytest.raises(ConfigError, match=message):
-        pairs({"name": "cifar10", "class_pairs": [pair]})
+        planned_pairs({"name": "cifar10", "class_pairs": [pair]})
     with pytest.raises(ConfigError, match=r"class_pairs lists the pair \[3, 8\] twice"):
-        pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
+        planned_pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
 
 
 @pytest.fixture
-def own(tmp_path):
-    """Images whose classes are called 3, 5 and 8: places 0, 1 and 2."""
+def own_source(tmp_path):
+    """Write images of the classes 3, 5 and 8, which have the indices 0, 1 and 2."""
     labels = np.array([3, 5, 8] * 20)
     np.savez(tmp_path / "own.npz", images=np.zeros((60, 8, 8), np.uint8), labels=labels)
     return {"kind": "npz", "path": str(tmp_path / "own.npz"), "domain": "natural"}
 
 
-def test_own_classes_with_numbers_as_names_are_named_as_text(own):
-    assert pairs({"name": "mine", "own": own, "class_pairs": [["3", "8"]]}) == [(0, 2)]
+def test_classes_of_your_data_with_numbers_as_names_are_named_as_text(own_source):
+    assert planned_pairs({"name": "mine", "own": own_source, "class_pairs": [["3", "8"]]}) == [
+        (0, 2)
+    ]
     with pytest.raises(ConfigError, match=r"Unknown class of mine.*'4'"):
-        pairs({"name": "mine", "own": own, "class_pairs": [["3", "4"]]})
+        planned_pairs({"name": "mine", "own": own_source, "class_pairs": [["3", "4"]]})
 
 
-def test_a_recorded_sweep_needs_its_data_no_more(own, tmp_path):
+def test_a_recorded_sweep_can_be_planned_without_its_data(own_source, tmp_path):
     from orchestrator.planning.sweep_file import sweep_text
 
-    spec = load_sweep(with_dataset({"name": "mine", "own": own, "class_pairs": [["3", "8"]]}))
+    sweep = load_sweep(
+        with_dataset({"name": "mine", "own": own_source, "class_pairs": [["3", "8"]]})
+    )
     (tmp_path / "own.npz").unlink()
-    (tmp_path / "kept.yaml").write_text(sweep_text(spec), encoding="utf-8")
-    assert plan_sweep(load_sweep(tmp_path / "kept.yaml")).trials == plan_sweep(spec).trials
+    (tmp_path / "kept.yaml").write_text(sweep_text(sweep), encoding="utf-8")
+    assert plan_sweep(load_sweep(tmp_path / "kept.yaml")).trials == plan_sweep(sweep).trials
 
 
 BASE = """
@@ -580,38 +608,37 @@ def planned(models="[small_cnn, small_mlp]", recipe="smoke", more=""):
 def test_a_recipe_is_changed_for_all_and_overridden_for_some():
     row = "{models: [small_mlp], datasets: [manifold_d12], learning_rate: 1e-4}"
     changes = f"{{from: demo, epochs: 7, learning_rate: 3e-4, overrides: [{row}]}}"
-    found = recipes_in(planned(recipe=changes))
-    assert {recipe.epochs for recipe in found.values()} == {7}
-    rows = [key for key, recipe in found.items() if recipe.learning_rate == 1e-4]
+    recipes = recipes_in_plan(planned(recipe=changes))
+    assert {recipe.epochs for recipe in recipes.values()} == {7}
+    rows = [key for key, recipe in recipes.items() if recipe.learning_rate == 1e-4]
     assert rows == [("small_mlp", "manifold_d12")]
-    assert found["small_cnn", "manifold_d4"].name == "demo+epochs=7+learning_rate=0.0003"
-    assert found["small_cnn", "manifold_d4"].batch_size == 32  # the recipe's own
+    assert recipes["small_cnn", "manifold_d4"].name == "demo+epochs=7+learning_rate=0.0003"
+    assert recipes["small_cnn", "manifold_d4"].batch_size == 32  # that of the recipe demo
 
 
-def test_a_change_that_changes_nothing_is_the_same_network():
+def test_a_value_equal_to_that_of_the_recipe_gives_the_same_network():
     plain = planned(recipe="smoke")
     assert planned(recipe="{from: smoke, epochs: 2}").trials == plain.trials
-    assert (
-        planned(recipe="{from: smoke, epochs: 3}")
-        .trials_by_id.keys()
-        .isdisjoint(plain.trials_by_id)
-    )
+    longer = planned(recipe="{from: smoke, epochs: 3}")
+    assert longer.trials_by_id.keys().isdisjoint(plain.trials_by_id)
 
 
 def test_lists_of_values_are_axes_of_the_grid():
     plan = planned(recipe="{from: smoke, learning_rate: [1e-3, 1e-4], batch_size: [8, 16, 32]}")
     assert len(plan.trials) == len(plan.trials_by_id) == 2 * 2 * 2 * 6
-    cells = {(t.network.recipe.learning_rate, t.network.recipe.batch_size) for t in plan.trials}
-    assert cells == {(rate, size) for rate in (1e-3, 1e-4) for size in (8, 16, 32)}
+    recipes = [trial.network.recipe for trial in plan.trials]
+    values = {(recipe.learning_rate, recipe.batch_size) for recipe in recipes}
+    assert values == {(rate, size) for rate in (1e-3, 1e-4) for size in (8, 16, 32)}
 
 
-def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
+def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
     rows = "[{models: [small_cnn], epochs: 6}]"
     (tmp_path / "mine.yaml").write_text(f"{{from: smoke, epochs: 5, overrides: {rows}}}")
     text = f"{BASE}\nmodels: [small_cnn, small_mlp]\nrecipe: {{from: ./mine.yaml, batch_size: 4}}\n"
     (tmp_path / "sweep.yaml").write_text(text)
-    found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
-    assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
+    recipes = recipes_in_plan(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
+    values = [(recipe.epochs, recipe.batch_size) for recipe in recipes.values()]
+    assert values == [(6, 4), (5, 4), (6, 4), (5, 4)]
     (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
     with pytest.raises(ConfigError, match="is at the end of a chain of more than 5 recipe files"):
         load_sweep(str(tmp_path / "sweep.yaml"))
@@ -653,7 +680,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
     ],
 )
-def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
+def test_a_wrong_recipe_is_refused_with_one_message(recipe, message):
     with pytest.raises(ConfigError, match=message):
         planned(recipe=recipe)
 
@@ -675,7 +702,7 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
         ("[{from: small_cnn, arguments: {width: 3}}]", "arguments"),
     ],
 )
-def test_a_model_that_is_none_is_one_clear_message(models, message):
+def test_a_wrong_model_is_refused_with_one_message(models, message):
     with pytest.raises(ConfigError, match=message):
         planned(models=models)
 
@@ -685,50 +712,52 @@ def test_policies_decide_which_weights_are_kept_and_change_no_identity():
     assert len({frozenset(plan.trials_by_id) for plan in plans.values()}) == 1
     for policy, sizes in {"all": {40, 80}, "last": {80}, "none": set()}.items():
         plan = plans[policy]
-        assert {t.network.train_size for t in plan.trials if plan.keeps_weights(t)} == sizes
+        with_weights = [trial for trial in plan.trials if plan.keeps_weights(trial)]
+        assert {trial.network.train_size for trial in with_weights} == sizes
     sizes = [extras(plan, ())["weights_bytes"] for plan in plans.values()]
     assert sizes[0] == 2 * sizes[1] > sizes[2] == 0
 
 
 def test_measurements_change_no_network():
-    plain, more = (
-        planned(),
-        planned(more="robustness: {num_images: 9}\nattacks: {methods: [fgsm, pgd]}"),
-    )
+    plain = planned()
+    more = planned(more="robustness: {num_images: 9}\nattacks: {methods: [fgsm, pgd]}")
     assert plain.trials_by_id.keys() == more.trials_by_id.keys()
     missing = plain.trials[0].missing_for(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
-    shares = [extras(plan, ())["attack_shares"].values() for plan in (plain, more)]
-    assert sum(shares[0]) < sum(shares[1])
+    share = sum(extras(plain, ())["attack_shares"].values())
+    larger_share = sum(extras(more, ())["attack_shares"].values())
+    assert share < larger_share
 
 
 def test_the_disk_of_predictions_is_counted():
     assert extras(planned(), ())["predictions_bytes"] == 0
     assert "predictions" not in extras_text(extras(planned(), ()))
     plan = planned(more="predictions: true")
-    found = extras(plan, ())
+    extra_costs = extras(plan, ())
     (size,) = {trial.network.subset.test_size for trial in plan.trials}
     logits = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
-    one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
-    assert found["predictions_bytes"] == pytest.approx(one * len(plan.trials), rel=0.3)
-    assert "stored predictions: " in extras_text(found)
+    bytes_of_one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
+    assert extra_costs["predictions_bytes"] == pytest.approx(
+        bytes_of_one * len(plan.trials), rel=0.3
+    )
+    assert "stored predictions: " in extras_text(extra_costs)
 
 
-def test_the_plan_says_what_attacks_cost_beside_training():
-    long = "{from: smoke, epochs: 1000}"
-    assert extras_text(extras(planned(recipe=long), ())).endswith("% of the operations of training")
+def test_the_plan_has_the_cost_of_attacks_in_percent_of_training():
+    recipe = "{from: smoke, epochs: 1000}"
+    assert extras_text(extras(planned(recipe=recipe), ())).endswith(
+        "% of the operations of training"
+    )
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
-    dear = extras(planned(recipe=long, more=more), ())
-    assert list(dear["attack_shares"]) == [*ATTACKS, "robustness"]
-    assert re.search(
-        r"% of the operations of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear)
-    )
+    extra_costs = extras(planned(recipe=recipe, more=more), ())
+    assert list(extra_costs["attack_shares"]) == [*ATTACKS, "robustness"]
+    shares = r"% of the operations of training \(fgsm .*, pgd .*, robustness .*\)"
+    assert re.search(shares, extras_text(extra_costs))
 
 
-def test_recipes_that_vary_within_a_cell_part_the_models():
-    about = {"model": "vgg13", "dataset": "mnist", "class_pair": "", "train_size": 500, "seed": 0}
+def test_recipes_that_vary_within_a_combination_separate_the_models():
+    fields = {"model": "vgg13", "dataset": "mnist", "class_pair": "", "train_size": 500, "seed": 0}
     recipes = ("paper+learning_rate=0.001", "paper")
-    found = split_by_recipe(
-        pd.DataFrame([about | {"data_mode": "corrected", "recipe": r} for r in recipes])
-    )
-    assert list(found["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]
+    rows = [fields | {"data_mode": "corrected", "recipe": recipe} for recipe in recipes]
+    table = split_by_recipe(pd.DataFrame(rows))
+    assert list(table["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]

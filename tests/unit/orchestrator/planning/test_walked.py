@@ -1,5 +1,7 @@
-"""The costs that are shipped are those of a walk. ``python -m
-tests.unit.orchestrator.planning.test_walked`` writes them anew."""
+"""Test that the shipped costs are those of a walk through the network.
+
+``python -m tests.unit.orchestrator.planning.test_walked`` writes the table of costs again.
+"""
 
 import json
 import subprocess
@@ -26,24 +28,24 @@ PRESETS = ("demo", "interventions", "paper", "smoke")
 
 
 def networks():
-    """Return what the costs of every network of the presets are asked for by, by their key."""
-    found = {}
+    """Return model, recipe and sizes of every network of the presets, by the key of its cost."""
+    by_key = {}
     for preset in PRESETS:
         for trial in plan_sweep(load_sweep(preset)).trials:
-            network, prepared = trial.network, trial.network.subset.prepared
-            recipe, sizes = recipe_of_costs(network), (prepared.channels, prepared.image_size, 2)
-            found.setdefault(
-                cost_key(network.model, recipe, *sizes), (network.model, recipe, sizes)
-            )
-    return found
+            network = trial.network
+            prepared = network.subset.prepared
+            recipe = recipe_of_costs(network)
+            sizes = (prepared.channels, prepared.image_size, 2)
+            key = cost_key(network.model, recipe, *sizes)
+            by_key.setdefault(key, (network.model, recipe, sizes))
+    return by_key
 
 
 def write():
-    """Write the table, a line per network and pass."""
+    """Write the table with one line for each network and pass."""
     lines = []
-    for key, (model, recipe, sizes) in sorted(
-        networks().items(), key=lambda one: (one[1][0].name, one[0])
-    ):
+    by_name = sorted(networks().items(), key=lambda item: (item[1][0].name, item[0]))
+    for key, (model, recipe, sizes) in by_name:
         print(
             f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr
         )
@@ -55,7 +57,7 @@ def write():
     WALKED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def test_every_network_of_the_presets_is_there_and_no_other():
+def test_the_table_has_every_network_of_the_presets_and_no_other():
     assert set(json.loads(WALKED.read_text())) == set(networks())
 
 
@@ -70,32 +72,34 @@ def test_every_network_of_the_presets_is_there_and_no_other():
         for key, (model, _, sizes) in networks().items()
     ],
 )
-def test_kept_costs_are_those_of_a_walk(key):
-    """Another version of torch may have other kernels here and there; what they add up to is
-    held."""
+def test_shipped_costs_are_those_of_a_walk(key):
+    """Another version of PyTorch may have other kernels, but their sums must agree."""
     model, recipe, sizes = networks()[key]
-    kept = network_cost(model, recipe, channels=sizes[0], image_size=sizes[1])
+    shipped = network_cost(model, recipe, channels=sizes[0], image_size=sizes[1])
     walked = walk_network(model, recipe, *sizes)
     for name in ("num_parameters", "state_bytes", "evaluation_batch", "attack_batch", "uncounted"):
-        assert getattr(kept, name) == getattr(walked, name)
-    assert kept.forward_flops == pytest.approx(walked.forward_flops, rel=0.02)
+        assert getattr(shipped, name) == getattr(walked, name)
+    assert shipped.forward_flops == pytest.approx(walked.forward_flops, rel=0.02)
     for part in ("step", "evaluation", "attack"):
-        ours, theirs = getattr(kept, part), getattr(walked, part)
+        shipped_pass = getattr(shipped, part)
+        walked_pass = getattr(walked, part)
         for name in ("flops", "num_launches", "peak_bytes", "workspace_bytes"):
-            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=0.02), (
-                part,
-                name,
-            )
-        moved = [sum(kernel.num_bytes for kernel in one.kernels) for one in (ours, theirs)]
-        assert moved[0] == pytest.approx(moved[1], rel=0.02), part
+            expected = pytest.approx(getattr(walked_pass, name), rel=0.02)
+            assert getattr(shipped_pass, name) == expected, (part, name)
+        num_bytes = sum(kernel.num_bytes for kernel in shipped_pass.kernels)
+        expected_bytes = sum(kernel.num_bytes for kernel in walked_pass.kernels)
+        assert num_bytes == pytest.approx(expected_bytes, rel=0.02), part
 
 
-def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
+def test_a_network_is_walked_once_and_again_if_its_stored_cost_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     walks = []
-    monkeypatch.setattr(
-        walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked)
-    )
+
+    def count_walk(*arguments):
+        walks.append(arguments)
+        return walk_network(*arguments)
+
+    monkeypatch.setattr(walk, "walk_network", count_walk)
 
     def cost():
         network_cost.cache_clear()

@@ -1,4 +1,4 @@
-"""Small, real records for tests: what a worker and the measures would return, made by hand."""
+"""Small, valid records for tests, as a worker and the measures would return them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def trial_spec(train_size: int = 40) -> TrialSpec:
 
 
 def dimension(name: str, value: float | None = 4.5) -> IntrinsicDimension:
-    curve = [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]
+    curve = [{"num_neighbors": number, "value": float(number)} for number in (3, 5, 10)]
     return IntrinsicDimension(name, value, 0.25, 40, 20, "by hand", details={"curve": curve})
 
 
@@ -99,12 +99,10 @@ def trial_record(result: TrialResult | None = None, **changes: object) -> TrialR
 
 def measure_record(**changes: object) -> MeasureRecord:
     spec = MeasureSpec(subset=SUBSET, train_sizes=(40,))
-    sharpness = LabelSharpness(
-        0.25, SharpnessScale((0.0, 255.0), (16, 16), 1, 1000), 400, 40, (3, 8), 0.25
-    )
-    size = SizeRecord(
-        40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "gride")}, sharpness
-    )
+    scale = SharpnessScale((0.0, 255.0), (16, 16), 1, 1000)
+    sharpness = LabelSharpness(0.25, scale, 400, 40, (3, 8), 0.25)
+    d_data = {name: dimension(name) for name in ("mle", "twonn", "gride")}
+    size = SizeRecord(40, 2, 1, d_data, sharpness)
     result = MeasureResult(
         sizes=(size,), conflict_pairs=((1, 2),), settings=MeasureSettings(), precision="float32"
     )
@@ -126,8 +124,7 @@ def failure_record(attempt: int = 1) -> FailureRecord:
     return FailureRecord(trial_id=spec.trial_id, spec=spec, attempt=attempt, failure=failure)
 
 
-def state_of(records: dict[str, TrialRecord], **rest: Any) -> State:
-    """Return the state in which these are the results."""
-    return State(
-        {name: TrialOutline.of(record) for name, record in records.items()}, trials=records, **rest
-    )
+def state_of(records: dict[str, TrialRecord], **fields: Any) -> State:
+    """Return a state with the given results by trial id."""
+    outlines = {trial_id: TrialOutline.of(record) for trial_id, record in records.items()}
+    return State(outlines, trials=records, **fields)

@@ -1,4 +1,4 @@
-"""Provenance is that of this program's own code, wherever and by whomever it is started."""
+"""Test that provenance is that of the code of isweep, wherever a sweep is started."""
 
 import subprocess
 
@@ -10,7 +10,7 @@ from orchestrator.results.provenance import provenance
 
 @pytest.fixture
 def foreign_repository(tmp_path):
-    """A Git repository with one commit, which is not this program's."""
+    """Make a Git repository with one commit, which is not that of isweep."""
     folder = tmp_path / "foreign"
     git = ["git", "-C", str(folder), "-c", "user.name=A", "-c", "user.email=a@example.org"]
     folder.mkdir()
@@ -34,7 +34,7 @@ def test_variables_of_a_git_hook_do_not_change_the_commit(
     assert module._checkout() == expected
 
 
-def test_a_program_without_a_checkout_has_its_version_alone(monkeypatch, tmp_path):
+def test_a_program_without_a_checkout_has_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_ROOT", tmp_path)
     monkeypatch.setattr(module, "_PACKAGE", tmp_path)
     assert module._checkout() == module._Checkout(commit="", dirty=False)
@@ -45,7 +45,7 @@ def test_an_installed_wheel_has_the_commit_that_was_stored_in_it(monkeypatch, tm
     monkeypatch.setattr(module, "_PACKAGE", tmp_path)
     monkeypatch.setattr(module, "code_fingerprint", lambda: "code")
     provenance.cache_clear()
-    made = provenance()
+    provenance_of_wheel = provenance()
     provenance.cache_clear()
-    assert made.commit == "0123456789abcdef"
-    assert made.code_version.endswith("+0123456789ab.dirty")
+    assert provenance_of_wheel.commit == "0123456789abcdef"
+    assert provenance_of_wheel.code_version.endswith("+0123456789ab.dirty")

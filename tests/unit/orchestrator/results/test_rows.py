@@ -1,5 +1,4 @@
-"""Rows of a real tiny trial and measure, and their columns: each is described and of the type it
-says."""
+"""Test rows of a real small trial and measure: every column is described and has its type."""
 
 import json
 from pathlib import Path
@@ -31,17 +30,17 @@ from tests.unit.orchestrator.results.examples import (
 @pytest.fixture(scope="module")
 def real_row():
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (60, 1, 16, 16), np.uint8), np.arange(60) % 2
-    spec = trial_spec().model_copy(
-        update={
-            "attacks": AttackSpec(epsilons=(0.5, 3.0)),
-            "representation": RepresentationSpec(
-                estimators=("mle", "twonn", "gride"), num_neighbors=10
-            ),
-            "robustness": RobustnessSpec(num_images=8, num_steps=10, num_bisections=5),
-        }
-    )
-    result = run_trial(spec, TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f"))
+    images = rng.integers(0, 256, (60, 1, 16, 16), np.uint8)
+    labels = np.arange(60) % 2
+    estimators = ("mle", "twonn", "gride")
+    measurements = {
+        "attacks": AttackSpec(epsilons=(0.5, 3.0)),
+        "representation": RepresentationSpec(estimators=estimators, num_neighbors=10),
+        "robustness": RobustnessSpec(num_images=8, num_steps=10, num_bisections=5),
+    }
+    spec = trial_spec().model_copy(update=measurements)
+    data = TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f")
+    result = run_trial(spec, data)
     settings = MeasureSettings(num_neighbors=10, pixel_range=(0.0, 255.0))
     measured = measure_nested(images[:40], labels[:40], [40], settings=settings)
     (row,) = rows_of([trial_record(result, spec=spec)], [measure_record(result=measured)])
@@ -49,24 +48,25 @@ def real_row():
 
 
 def test_every_column_of_a_real_row_is_described(real_row):
-    strangers = [column.name for column in c.describe(real_row) if column.origin is None]
-    assert not strangers, f"name these in orchestrator/results/columns.py: {strangers}"
+    undescribed = [column.name for column in c.describe(real_row) if column.origin is None]
+    assert not undescribed, f"name these in orchestrator/results/columns.py: {undescribed}"
     assert {"fgsm_0.5_loss", "fgsm_3_robust_accuracy", "d_repr_gride"} <= set(real_row)
 
 
 def test_every_described_column_is_in_a_real_row_and_of_its_type(real_row):
     always = {column.name for column in c.COLUMNS if column.origin != "attack"}
-    assert always - set(real_row) == {
-        c.ENERGY_J,
-        c.MICRO_BATCH,
-    }  # of GPUs, and where memory is short
-    kinds = {"text": str, "integer": int, "number": float}
-    assert all(type(real_row[one.name]) is kinds[one.kind] for one in c.describe(real_row))
+    # Only a GPU reports energy, and only a trial short of memory divides its batches.
+    assert always - set(real_row) == {c.ENERGY_J, c.MICRO_BATCH}
+    types = {"text": str, "integer": int, "number": float}
+    for column in c.describe(real_row):
+        assert type(real_row[column.name]) is types[column.kind]
 
 
-def test_what_is_undefined_is_absent():
-    lost = attack(1.0).model_copy(update={"loss": None, "loss_gain": None, "reason": "inf"})
-    undefined = {"d_repr": {"mle": dimension("mle", None)}, "attacks": (lost,)}
+def test_an_undefined_value_has_no_metric():
+    undefined_attack = attack(1.0).model_copy(
+        update={"loss": None, "loss_gain": None, "reason": "inf"}
+    )
+    undefined = {"d_repr": {"mle": dimension("mle", None)}, "attacks": (undefined_attack,)}
     metrics = trial_metrics(trial_result().model_copy(update=undefined))
     assert not {"d_repr_mle", "fgsm_1_loss", "fgsm_1_loss_gain"} & set(metrics)
     assert metrics["fgsm_1_accuracy_drop"] == 0.25
@@ -74,26 +74,25 @@ def test_what_is_undefined_is_absent():
 
 def test_measures_are_joined_by_subset_size_and_data():
     (row,) = rows_of([trial_record()], [measure_record()])
-    assert (row["d_data_mle"], row["label_sharpness"], row["sharpness_pixel_range"]) == (
-        4.5,
-        0.25,
-        255.0,
-    )
-    (other,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
-    assert "d_data_mle" not in other
+    assert row["d_data_mle"] == 4.5
+    assert row["label_sharpness"] == 0.25
+    assert row["sharpness_pixel_range"] == 255.0
+    (row_of_other_data,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
+    assert "d_data_mle" not in row_of_other_data
 
 
-def test_a_trial_says_on_which_gpu_it_was_trained():
-    """Of a grid on two kinds of GPU, or one that went on on another, rows can be told apart."""
+def test_a_row_has_the_gpu_of_its_trial():
+    """A sweep may run on two kinds of GPU or change its GPU: the rows show it."""
     (row,) = rows_of([trial_record(gpu_name="NVIDIA L4")], [])
     assert row["gpu"] == "NVIDIA L4"
     assert rows_of([trial_record(gpu_name="")], [])[0]["gpu"] == ""
 
 
-def test_params_are_the_network_alone():
-    """MLflow's params never change, and more may be measured on a network later."""
-    more = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
-    first, second = (flat_trial(trial_record(spec=spec), {}) for spec in (trial_spec(), more))
+def test_params_depend_on_the_network_only():
+    """Params of MLflow never change, while more may be measured on a network later."""
+    with_other_attack = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
+    first = flat_trial(trial_record(spec=trial_spec()), {})
+    second = flat_trial(trial_record(spec=with_other_attack), {})
     assert first.params == second.params
     assert first.params["recipe.name"] == "smoke"
     assert first.tags["attacks.epsilons"] == "[1.0, 2.0, 4.0, 8.0]"
@@ -103,21 +102,23 @@ def test_params_are_the_network_alone():
 DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 
-def test_the_documented_dictionary_is_the_one_in_the_code():
+def test_the_documented_columns_are_those_of_the_code():
     attacks = c.columns_of_attack("{attack}_{eps}", "that attack at epsilon {eps}/255")
     further = [
         c.Column(c.further_test_column("{condition}", name), text.format("{condition}"), unit)
         for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
     ]
-    known = [one for one in c._DEFINED.values() if one.origin != "attack"]
-    everything = (*known, *attacks, *further)
-    units = {one.name: f" ({one.unit})" if one.unit != "–" else "" for one in everything}
-    lines = [f"| `{one.name}` | {one.meaning}{units[one.name]} |" for one in everything]
+    defined = [column for column in c._DEFINED.values() if column.origin != "attack"]
+    everything = (*defined, *attacks, *further)
+    units = {
+        column.name: f" ({column.unit})" if column.unit != "–" else "" for column in everything
+    }
+    lines = [f"| `{column.name}` | {column.meaning}{units[column.name]} |" for column in everything]
     documented = DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1].splitlines()
     assert documented == ["| column | meaning (unit) |", "|---|---|", *lines]
 
 
-def test_other_attacks_are_described_by_strength_and_strangers_say_so():
+def test_attack_columns_are_described_by_strength_and_unknown_columns_are_marked():
     names = [
         "fgsm_16_loss_gain",
         "fgsm_2_loss_gain",
@@ -125,15 +126,16 @@ def test_other_attacks_are_described_by_strength_and_strangers_say_so():
         "test_loss",
         "fgsm_x_loss_gain",
     ]
-    assert [column.epsilon for column in c.attack_columns(names)] == [2.0, 16.0]  # not by spelling
-    drop, loss, stranger = c.describe(["pgd_4_accuracy_drop", "pgd_4_loss", "my_column"])
+    # In the order of numbers: as text, 16 would come before 2.
+    assert [column.epsilon for column in c.attack_columns(names)] == [2.0, 16.0]
+    drop, loss, unknown = c.describe(["pgd_4_accuracy_drop", "pgd_4_loss", "my_column"])
     assert "pgd at epsilon 4/255" in drop.meaning
     assert loss.unit == "nat"
-    assert stranger.meaning == "not part of the standard table"
+    assert unknown.meaning == "not part of the standard table"
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 1.0000001, 10.0, 0.5, 1 / 3, 1e-5, 1e-9, 255.0])
-def test_an_attack_of_any_strength_has_columns_of_its_own(epsilon):
+def test_an_attack_of_any_strength_has_its_own_columns(epsilon):
     assert c.attack_columns(["pgd_linf_0.5_loss_gain"]) == (
         ("pgd_linf_0.5_loss_gain", "pgd_linf", 0.5),
     )
@@ -144,7 +146,7 @@ def test_an_attack_of_any_strength_has_columns_of_its_own(epsilon):
     assert all(entry.origin == "attack" for entry in c.describe(names))
 
 
-def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
+def test_every_metric_of_a_tracker_and_column_of_measures_is_described():
     epochs = (EpochScore(epoch=1, test_loss=0.5, test_accuracy=0.75),)
     result = trial_result().model_copy(update={"test_history": epochs})
     run = flat_trial(trial_record(result), index_measures([measure_record()]))
@@ -156,7 +158,8 @@ def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
         "d_data_gride",
         "label_sharpness_p99",
     } <= names
-    assert [column.name for column in c.describe(names) if column.origin is None] == []
+    undescribed = [column.name for column in c.describe(names) if column.origin is None]
+    assert undescribed == []
 
 
 def test_json_rows_have_every_digit_of_a_number_and_none_for_a_missing_one():

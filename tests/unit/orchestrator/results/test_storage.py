@@ -1,4 +1,4 @@
-"""Folders and object stores: the same words, and what each says when it cannot."""
+"""Test storage in folders and object stores: equal behavior, and messages for failures."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def _no_pause(monkeypatch):
         ("s3://[", r"s3://… has no bucket or host"),
     ],
 )
-def test_urls_that_hold_no_results_are_refused_without_their_secrets(url, reason):
+def test_urls_that_cannot_store_results_are_refused_without_their_passwords(url, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         open_storage(url)
     assert "hunter2" not in str(caught.value)
@@ -69,8 +69,8 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     files = ResultStore(url)
     assert files.store_id() is None
     assert files.store_id(create=True) == files.store_id()
-    kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
-    assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
+    key = files.put(FileKind.WEIGHTS, "a", b"numbers")
+    assert files.get(FileKind.WEIGHTS, "a", key) == b"numbers"
     assert files.checkpoint("a") is None
     files.put(FileKind.CHECKPOINT, "a", b"so far")
     assert files.checkpoint("a") == b"so far"
@@ -79,18 +79,18 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     assert files.checkpoint("a") is None
 
 
-@pytest.mark.parametrize("where", ["folder", "bucket"])
-def test_what_a_write_says_of_a_file_is_what_a_listing_says(where, bucket, tmp_path):
-    files = ResultStore(str(tmp_path) if where == "folder" else f"{bucket.url}/stamps")
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_write_returns_the_stamp_that_a_listing_has(place, bucket, tmp_path):
+    files = ResultStore(str(tmp_path) if place == "folder" else f"{bucket.url}/stamps")
     first = files.save(trial_record())
     second = files.save(trial_record(attempt=2))
-    assert {first, second} - {found.stamp for found in files.listing(TrialRecord).values()} == {
-        first
-    }
+    stamps = {entry.stamp for entry in files.listing(TrialRecord).values()}
+    assert second in stamps
+    assert first not in stamps
 
 
 def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tries):
-    """fsspec's own listing answers "nothing" then, and every cell would be trained again."""
+    """The listing of fsspec is empty then, so every trial would be trained again."""
     with object_store() as store:
         stored = StoredResults.read(store.url)
         stored.save(trial_record())
@@ -100,34 +100,34 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
         message = (
             r"s3://results/lab\S* cannot be read: .*error sending request.*the connection, and run"
         )
-        for ask in (
+        for read in (
             again.store_id,
             lambda: again.scan(TrialRecord),
             lambda: again.read(TrialRecord, "a"),
         ):
             with pytest.raises(StorageAway, match=message):
-                ask()
+                read()
         store.start()
         assert again.store_id() == identity
         assert len(again.scan(TrialRecord).records) == 1
 
 
-def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
-    said = []
+def test_a_result_waits_for_a_bucket_that_does_not_answer(short_tries):
+    messages = []
     with object_store() as store:
         stored = StoredResults.read(store.url)
         clock = SteadyClock()
         clock.sleep = lambda _: store.start()
-        stored.retry = RetryWithBackoff(said.append, clock=clock)
+        stored.retry = RetryWithBackoff(messages.append, clock=clock)
         store.stop()
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
-    assert len(said) == 2
-    assert "Paused: s3://results/lab/trials/" in said[0]
-    assert not any(secret in " ".join(said) for secret in KEYS.values())
+    assert len(messages) == 2
+    assert "Paused: s3://results/lab/trials/" in messages[0]
+    assert not any(secret in " ".join(messages) for secret in KEYS.values())
 
 
-def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
+def test_a_bucket_that_does_not_exist_is_never_taken_for_an_empty_one(bucket):
     assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
     with pytest.raises(
         SetupError,
@@ -136,7 +136,7 @@ def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
         ResultStore("s3://another/lab").scan(TrialRecord)
     with pytest.raises(SetupError, match="The bucket s3://another does not exist") as caught:
         ResultStore("s3://another/lab").save(trial_record())
-    assert not isinstance(caught.value, StorageAway)  # for which a sweep would wait
+    assert not isinstance(caught.value, StorageAway)  # a sweep would wait for that one
 
 
 @pytest.mark.parametrize(
@@ -149,58 +149,64 @@ def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
         (PermissionDeniedError("PUT: 403 Forbidden"), False),
     ],
 )
-def test_what_a_store_says_decides_whether_to_wait(error, waits, monkeypatch):
-    def fails(*_, **__):
+def test_the_kind_of_a_storage_error_decides_whether_to_wait(error, waits, monkeypatch):
+    def fail_to_put(*_, **__):
         raise error
 
-    monkeypatch.setattr("obstore.put", fails)
+    monkeypatch.setattr("obstore.put", fail_to_put)
     with pytest.raises(SetupError, match="s3://b/k cannot be written: PUT") as caught:
         Bucket(None, "b", "s3://").write("b/k", b"")
     assert isinstance(caught.value, StorageAway) == waits
 
 
-# Storage that is full or away: the write is repeated, what waiting does not mend is raised.
+# Storage that is full or does not answer: the write is repeated. Other errors are raised at once.
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
-def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, monkeypatch, number):
-    said, left, real = [], [5], os.fsync
+def test_a_record_waits_for_free_space_with_one_message(tmp_path, monkeypatch, number):
+    messages = []
+    errors = iter([OSError(number, os.strerror(number))] * 5)
+    real_fsync = os.fsync
 
     def fsync(descriptor):
-        if left[0]:
-            left[0] -= 1
-            raise OSError(number, os.strerror(number))
-        real(descriptor)
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        real_fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    stored, record = StoredResults.read(str(tmp_path)), trial_record()
-    stored.retry = RetryWithBackoff(said.append)
-    if number == errno.EACCES:  # which waiting does not mend
+    stored = StoredResults.read(str(tmp_path))
+    record = trial_record()
+    stored.retry = RetryWithBackoff(messages.append)
+    if number == errno.EACCES:  # waiting does not help
         with pytest.raises(SetupError, match="Permission denied") as caught:
             stored.save(record)
-        assert (type(caught.value), said, stored.trials) == (SetupError, [], {})
+        assert (type(caught.value), messages, stored.trials) == (SetupError, [], {})
         return
     stored.save(record)
     assert ResultStore(str(tmp_path)).read(TrialRecord, record.trial_id) == record
-    paused, goes_on = said
+    paused, resumed = messages
     place = str(tmp_path / "trials" / record.trial_id / "result.json")
     assert paused.startswith(f"Paused: {place} cannot be written: {os.strerror(number)} (")
     assert re.search(r"\([\d,]+ bytes needed, [\d,]+ bytes free\)", paused)
-    assert goes_on.startswith("The storage accepts results again")
+    assert resumed.startswith("The storage accepts results again")
 
 
-def test_any_write_may_be_repeated_and_a_long_pause_is_said_again(monkeypatch):
-    said, tries = [], []
+def test_any_write_is_repeated_and_a_long_pause_is_reported_again(monkeypatch):
+    messages = []
+    num_tries = 0
 
     def write():
-        tries.append(1)
-        if len(tries) % 4:
+        """Fail three times, then succeed."""
+        nonlocal num_tries
+        num_tries += 1
+        if num_tries % 4:
             raise OSError(errno.ENOSPC, "No space left on device", "/r/report.html")
         return "written"
 
-    for remind_after, num_said in ((600.0, 2), (0.0, 4)):
+    for remind_after, num_messages in ((600.0, 2), (0.0, 4)):
         monkeypatch.setattr(storage, "REMIND_AFTER_S", remind_after)
-        assert RetryWithBackoff(said.append).until_done(write) == "written"
-        assert said[0].startswith("Paused: /r/report.html: No space left on device.")
-        assert len(said) == num_said
-        said.clear()
+        assert RetryWithBackoff(messages.append).until_done(write) == "written"
+        assert messages[0].startswith("Paused: /r/report.html: No space left on device.")
+        assert len(messages) == num_messages
+        messages.clear()

@@ -34,7 +34,7 @@ def store(request, tmp_path):
 
 
 @pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
-def test_what_is_saved_of_every_kind_is_read_back(store, record):
+def test_a_saved_record_of_every_kind_is_read_back(store, record):
     assert store.read(type(record), record.record_id) is None
     assert store.scan(type(record)).records == {}
     store.save(record)
@@ -44,30 +44,28 @@ def test_what_is_saved_of_every_kind_is_read_back(store, record):
     assert store.scan(FailureRecord).records == {}
 
 
-def test_every_damage_is_found(tmp_path):
-    """Each single-byte change and each truncation of a sealed file is refused or changes
-    nothing."""
+def test_every_damage_of_a_record_is_detected(tmp_path):
+    """Each single-byte change and each truncation of a file is refused or changes nothing."""
     store = ResultStore(str(tmp_path))
     store.save(RECORD)
     path = tmp_path / "trials" / "a" / "result.json"
-    whole = path.read_bytes()
-    for position in range(len(whole)):
+    content = path.read_bytes()
+    for position in range(len(content)):
         for damaged in (
-            whole[:position],
-            whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :],
+            content[:position],
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :],
         ):
             path.write_bytes(damaged)
             try:
                 assert store.read(TrialRecord, "a") == RECORD  # damage to white space only
             except CorruptStoreError as error:
                 assert str(path) in str(error)  # noqa: PT017
-    path.write_bytes(whole)
+    path.write_bytes(content)
     assert store.read(TrialRecord, "a") == RECORD
 
 
-def reseal(folder, change, record=RECORD):
-    """Store a record whose content is changed and sealed again, as another program would have
-    written it."""
+def store_changed(folder, change, record=RECORD):
+    """Store a record with changed content and a matching checksum, as another program would."""
     store = ResultStore(str(folder))
     store.save(record)
     path = folder / record.folder / record.record_id / record.file
@@ -76,13 +74,13 @@ def reseal(folder, change, record=RECORD):
     return store
 
 
-def without(name):
+def remove_field(name):
     return lambda plain: {key: value for key, value in plain.items() if key != name}
 
 
 @pytest.mark.parametrize("record", [RECORD, measure_record(), failure_record()], ids=type)
-def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
-    store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
+def test_a_record_of_a_newer_version_is_refused_and_not_replaced(tmp_path, record):
+    store = store_changed(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
     with pytest.raises(
         NewerRecordError,
         match=r"newer version of isweep: it has schema version 99, but this version of isweep reads 2\. Update isweep",
@@ -98,7 +96,7 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
 
 
 def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default(tmp_path):
-    store = reseal(tmp_path, without("measured_at"))
+    store = store_changed(tmp_path, remove_field("measured_at"))
     assert store.read(TrialRecord, "a") == RECORD
 
 
@@ -106,13 +104,13 @@ def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default
     ("change", "field"),
     [
         (lambda plain: {**plain, "loudness": 1.0}, "loudness"),
-        (lambda plain: of_result(loudness=1.0)(plain), "result.loudness"),
+        (lambda plain: change_result(loudness=1.0)(plain), "result.loudness"),
     ],
     ids=["of the record", "of the result"],
 )
 def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_path, change, field):
-    """An optional field leaves the version as it is, and an older isweep does not know it."""
-    store = reseal(tmp_path, change)
+    """A new optional field keeps the schema version, so an older isweep reads an unknown field."""
+    store = store_changed(tmp_path, change)
     with pytest.raises(
         NewerRecordError, match=f"this version of isweep does not know the field {field}"
     ):
@@ -122,15 +120,15 @@ def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_p
 
 
 class NextTrialRecord(TrialRecord):
-    """A record whose version was counted up, of a program that still reads the one before."""
+    """A record with a higher version, of a program that still reads the version before."""
 
     version: ClassVar[int] = 3
     oldest_version: ClassVar[int | None] = 2
 
 
 @pytest.mark.parametrize(("version", "is_read"), [(1, False), (2, True), (3, True)])
-def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version, is_read):
-    store = reseal(tmp_path, lambda plain: {**plain, "schema_version": version})
+def test_a_kind_of_record_declares_which_earlier_versions_are_read(tmp_path, version, is_read):
+    store = store_changed(tmp_path, lambda plain: {**plain, "schema_version": version})
     if is_read:
         record = store.read(NextTrialRecord, "a")
         assert record is not None
@@ -140,71 +138,69 @@ def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version
             store.read(NextTrialRecord, "a")
 
 
-def of_result(**changes):
+def change_result(**changes):
     return lambda plain: {**plain, "result": {**plain["result"], **changes}}
 
 
 @pytest.mark.parametrize(
     ("record", "change", "reason"),
     [
-        (RECORD, without("schema_version"), "it has no schema version"),
+        (RECORD, remove_field("schema_version"), "it has no schema version"),
         (
             RECORD,
             lambda plain: {**plain, "schema_version": 0},
             "the schema version is 0, but this version of isweep reads 2",
         ),
-        (RECORD, of_result(status="done"), "result: a trial that is done must have scores"),
+        (RECORD, change_result(status="done"), "result: a trial that is done must have scores"),
         (
             trial_record(),
-            of_result(status="diverged"),
+            change_result(status="diverged"),
             "result: a trial that diverged must have no scores",
         ),
         (
             measure_record(),
-            of_result(sizes=[]),
+            change_result(sizes=[]),
             "result.sizes: a measure must have at least one train size",
         ),
     ],
 )
-def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, change, reason):
-    store = reseal(tmp_path, change, record)
+def test_records_that_contradict_themselves_are_refused(tmp_path, record, change, reason):
+    store = store_changed(tmp_path, change, record)
     with pytest.raises(CorruptStoreError, match=f"{reason}. Run the sweep again"):
         store.read(type(record), record.record_id)
 
 
-def test_a_report_survives_its_way_from_the_worker_unless_a_number_in_it_is_none():
+def test_a_report_of_a_worker_is_read_back_unless_it_has_an_infinite_number():
     for outcome in (trial_result(), TrialFailure(kind="lost_node", message="gone")):
         report = TrialReport(started_at=1.0, finished_at=2.0, outcome=outcome)
         assert TrialReport.model_validate_json(report.text()) == report
-    unsound = trial_result()
-    object.__setattr__(unsound.d_repr["mle"], "value", float("inf"))
+    with_infinity = trial_result()
+    object.__setattr__(with_infinity.d_repr["mle"], "value", float("inf"))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        TrialReport(started_at=1.0, finished_at=2.0, outcome=unsound).text()
+        TrialReport(started_at=1.0, finished_at=2.0, outcome=with_infinity).text()
 
 
-# The story of a cell: for people alone.
+# The event log of a trial, which only people read
 
 
-def event(what="started", attempt=1, **more):
-    return Event(at=1000.0, what=what, attempt=attempt, **more)
+def event(kind="started", attempt=1, **fields):
+    return Event(at=1000.0, what=kind, attempt=attempt, **fields)
 
 
-def test_a_story_goes_on_where_a_killed_run_left_it(store):
-    told = [event(), event(attempt=2, node="10.0.0.1"), event("finished", 2, said="done")]
-    for one in told[:2]:
-        store.log_event("a", one)
-    again = ResultStore(store.url)
-    again.log_event("a", told[2], "first\nlast\n")
-    assert again.events("a") == told
-    assert (again.attempt_log("a", 2), again.attempt_log("a", 1), again.events("b")) == (
-        "first\nlast\n",
-        None,
-        [],
-    )
+def test_an_event_log_continues_after_a_killed_run(store):
+    events = [event(), event(attempt=2, node="10.0.0.1"), event("finished", 2, said="done")]
+    for early_event in events[:2]:
+        store.log_event("a", early_event)
+    next_run = ResultStore(store.url)
+    next_run.log_event("a", events[2], "first\nlast\n")
+    assert next_run.events("a") == events
+    assert next_run.attempt_log("a", 2) == "first\nlast\n"
+    assert next_run.attempt_log("a", 1) is None
+    assert next_run.events("b") == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'[{"at": 1}]', b"[" * 50_000, b"\xff\xfe"])
-def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
+def test_a_damaged_event_log_is_reported_and_replaced(tmp_path, damage):
     store = ResultStore(str(tmp_path))
     store.log_event("a", event())
     (tmp_path / "trials" / "a" / "history.json").write_bytes(damage)
@@ -217,34 +213,34 @@ def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
     assert store.events("a") == [event(attempt=2)]
 
 
-def test_a_story_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+def test_an_event_log_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
     (tmp_path / "trials").write_text("in the way")
     ResultStore(str(tmp_path)).log_event("a", event(), "log")
     assert "The history of trial a cannot be stored" in caplog.text
 
 
-def test_a_cell_that_is_tried_for_ever_keeps_the_newest_of_its_story(tmp_path, monkeypatch):
+def test_an_event_log_keeps_the_newest_events(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.results.store.MAX_EVENTS", 3)
     store = ResultStore(str(tmp_path))
     for attempt in range(1, 6):
         store.log_event("a", event("failed", attempt))
-    assert [one.attempt for one in store.events("a")] == [3, 4, 5]
+    assert [entry.attempt for entry in store.events("a")] == [3, 4, 5]
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
 
 
-def sealed(record):
+def with_checksum(record):
     return json.dumps({"sha256": fingerprint(record), "record": record}).encode()
 
 
-def copied(path):
-    """Put the record of another trial in its place."""
+def replace_by_another(path):
+    """Replace a record by that of another trial."""
     path.write_bytes((path.parent.parent / "good" / path.name).read_bytes())
 
 
 DAMAGES = {
-    "of another cell": copied,
+    "of another cell": replace_by_another,
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
     "not text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
@@ -254,15 +250,16 @@ DAMAGES = {
     "a directory": directory,
     "a link to itself": loop,
     "a pipe that nobody writes to": fifo,
-    "sealed and empty": lambda path: path.write_bytes(sealed({})),
-    "sealed and a list": lambda path: path.write_bytes(sealed([])),
+    "sealed and empty": lambda path: path.write_bytes(with_checksum({})),
+    "sealed and a list": lambda path: path.write_bytes(with_checksum([])),
 }
 
 
 @pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, damage):
-    store, good = ResultStore(str(tmp_path)), record.model_copy(update={record.id_field: "good"})
+    store = ResultStore(str(tmp_path))
+    good = record.model_copy(update={record.id_field: "good"})
     store.save(record)
     store.save(good)
     path = tmp_path / record.folder / record.record_id / record.file
@@ -273,7 +270,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     why = "the record of good" if damage == "of another cell" else ""
     with pytest.raises(CorruptStoreError, match=f"The stored record .* is damaged: .*{why}"):
         store.read(type(record), record.record_id)
-    store.save(record)  # done anew, by what it replaces or what removes it
+    store.save(record)  # the trial is done again, which replaces the damaged record
     assert store.read(type(record), record.record_id) == record
     DAMAGES[damage](path)
     store.save(trial_record(trial_id=record.record_id))
@@ -281,24 +278,25 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
 
 
 @pytest.mark.parametrize("kind", FileKind)
-def test_a_folder_in_the_place_of_a_kept_file_is_replaced(tmp_path, kind):
+def test_a_folder_in_the_place_of_a_stored_file_is_replaced(tmp_path, kind):
     store = ResultStore(str(tmp_path))
-    kept = store.put(kind, "a", b"kept")
+    key = store.put(kind, "a", b"kept")
     (path,) = (tmp_path / kind).iterdir()
     directory(path)
     (path / "within").touch()
     assert store.checkpoint("a") is None
     with pytest.raises(CorruptStoreError, match="cannot be read: Is a directory"):
-        store.get(kind, "a", kept)
-    assert store.put(kind, "a", b"kept") == kept
+        store.get(kind, "a", key)
+    assert store.put(kind, "a", b"kept") == key
     assert [*(tmp_path / kind).iterdir()] == [path]
     assert path.read_bytes().endswith(b"kept")
 
 
-def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on(tmp_path):
-    store, record = ResultStore(str(tmp_path)), trial_record()
+def test_a_file_in_the_place_of_a_result_folder_is_named_with_a_hint(tmp_path):
+    store = ResultStore(str(tmp_path))
+    record = trial_record()
     (tmp_path / "trials").mkdir()
-    (tmp_path / "trials" / record.trial_id).touch()  # where a folder belongs
+    (tmp_path / "trials" / record.trial_id).touch()  # a file in the place of a folder
     with pytest.raises(
         SetupError,
         match=rf"/{record.trial_id}\S* cannot be written: File exists.*other file with this path, and",
@@ -310,8 +308,8 @@ def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on
 def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
     store = ResultStore(str(tmp_path))
     assert store.store_id() is None
-    made = store.store_id(create=True)
-    assert store.store_id(create=True) == store.store_id() == made
+    store_id = store.store_id(create=True)
+    assert store.store_id(create=True) == store.store_id() == store_id
     DAMAGES[damage](tmp_path / "store.json")
     with pytest.raises(
         CorruptStoreError,
@@ -321,7 +319,7 @@ def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES][1:-2])
-def test_damaged_progress_of_a_live_driver_counts_for_nothing(root, damage):
+def test_damaged_progress_of_a_running_driver_is_ignored(root, damage):
     workspace = Workspace.open("smoke", root)
     path = workspace.sweep_paths.progress
     path.parent.mkdir(parents=True)
@@ -334,20 +332,23 @@ def test_damaged_progress_of_a_live_driver_counts_for_nothing(root, damage):
         assert running_trials(workspace) == []
 
 
-def test_a_lock_that_cannot_be_taken_is_a_message(tmp_path, monkeypatch):
+def test_a_lock_file_that_cannot_be_locked_is_an_error(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(37, os.strerror(37))
 
-    for place in range(3):
-        path, message = tmp_path / str(place), r"The lock file .*/[01] cannot be opened"
+    for number, damage in enumerate((directory, loop)):
+        path = tmp_path / str(number)
         path.touch()
-        if place < 2:
-            (directory, loop)[place](path)
-        else:
-            monkeypatch.setattr("fcntl.flock", no_locks)
-            message = "cannot be locked, .*No locks available"
+        damage(path)
+        message = r"The lock file .*/[01] cannot be opened"
         with pytest.raises(SetupError, match=message), exclusive(path, "test"):
             pass
+    path = tmp_path / "2"
+    path.touch()
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    message = "cannot be locked, .*No locks available"
+    with pytest.raises(SetupError, match=message), exclusive(path, "test"):
+        pass
 
 
 def test_a_damaged_hash_key_is_refused(tmp_path):
@@ -377,11 +378,12 @@ def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
     assert "isweep locate finds no file for hashes in older messages" in caplog.text
 
 
-def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
+def test_two_roots_cannot_use_one_storage_at_the_same_time(tmp_path):
     from orchestrator.machine.locks import InUseError, locked
 
     storage = f"file://{tmp_path}/store"
-    first, second = (Workspace.open("smoke", str(tmp_path / name), storage) for name in "ab")
+    first = Workspace.open("smoke", str(tmp_path / "a"), storage)
+    second = Workspace.open("smoke", str(tmp_path / "b"), storage)
     for workspace in (first, second):
         workspace.paths.make()
     with (

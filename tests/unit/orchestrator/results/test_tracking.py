@@ -1,4 +1,4 @@
-"""MLflow shows what the store has, whatever becomes of calls, servers and files on the way."""
+"""Test that MLflow shows the content of the store whatever happens to calls, servers and files."""
 
 import os
 import random
@@ -33,8 +33,8 @@ CURVE_OF_AN_EARLIER_VERSION = {"isweep.run_key": "curve small_cnn paper digits",
 UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
-def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatRun:
-    about = {
+def finished_run(key: str, loss: float, train_size: int = 10, modified_at: int = 2000) -> FlatRun:
+    tags = {
         "trial_id": key,
         "sweep": "s",
         "class_pair": "",
@@ -46,28 +46,26 @@ def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatR
         CurvePoint("epoch_train_loss", 1, 0.7, 1500),
         CurvePoint("epoch_train_loss", 2, 0.3, 1500),
     )
-    return FlatRun(
-        key, about, params, {"test_loss": loss, "d_data_mle": 9.5}, epochs, 1000, 2000, made
-    )
+    metrics = {"test_loss": loss, "d_data_mle": 9.5}
+    return FlatRun(key, tags, params, metrics, epochs, 1000, 2000, modified_at)
 
 
-def failed(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
-    failure = TrialFailure(kind=FailureKind(kind), message=message)
-    return FailureRecord(trial_id=key, spec=trial_spec(), attempt=attempt, failure=failure)
+def failure(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
+    trial_failure = TrialFailure(kind=FailureKind(kind), message=message)
+    return FailureRecord(trial_id=key, spec=trial_spec(), attempt=attempt, failure=trial_failure)
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
-    """One database for the module: making MLflow's tables costs seconds.
+    """Return the URI of one database for the module: creating the tables of MLflow takes seconds.
 
-    ``TEST_DATABASE`` names another one, such as a PostgreSQL server's.
+    ``TEST_DATABASE`` names another database, such as that of a PostgreSQL server.
     """
-    made = (
-        os.environ.get("TEST_DATABASE")
-        or f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    )
-    connect(made)
-    return made
+    database = os.environ.get("TEST_DATABASE")
+    if not database:
+        database = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    connect(database)
+    return database
 
 
 @pytest.fixture
@@ -77,38 +75,36 @@ def sweep(request):
 
 @pytest.fixture(params=["simulated", "mlflow"])
 def client(request):
-    return (
-        SimulatedClient()
-        if request.param == "simulated"
-        else connect(request.getfixturevalue("uri"))
-    )
+    if request.param == "simulated":
+        return SimulatedClient()
+    return connect(request.getfixturevalue("uri"))
 
 
 @pytest.fixture
 def tracker(client, sweep):
-    return opened(client, sweep)
+    return open_tracker(client, sweep)
 
 
-def opened(client, sweep, description="", storage=None, say=lambda _: None) -> Tracker:
+def open_tracker(client, sweep, description="", storage=None, say=lambda _: None) -> Tracker:
     return Tracker(lambda: SweepRuns(client, Page(sweep, description), storage, None), say)
 
 
-def finished(tracker, *runs, ending="FINISHED") -> Tracker:
+def finish_runs(tracker, *runs, ending="FINISHED") -> Tracker:
     for run in runs:
         tracker.finish(run)
     tracker.close(ending)
     return tracker
 
 
-def reconciled(client, sweep, results, failures=(), ending="FINISHED") -> dict[str, int]:
-    tracker = opened(client, sweep)
+def reconcile(client, sweep, results, failures=(), ending="FINISHED") -> dict[str, int]:
+    tracker = open_tracker(client, sweep)
     counts = tracker.reconcile(results, failures)
     tracker.close(ending)
     return counts
 
 
-def shown(client, sweep):
-    """Return the runs that count by key, asked without our own reader."""
+def active_runs(client, sweep):
+    """Return the active runs by key, read without the reader that is tested."""
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     runs = client.search_runs([experiment])
     assert len({run.data.tags["isweep.run_key"] for run in runs}) == len(runs)
@@ -116,7 +112,7 @@ def shown(client, sweep):
 
 
 def statuses(client, sweep):
-    return {key: run.info.status for key, run in shown(client, sweep).items()}
+    return {key: run.info.status for key, run in active_runs(client, sweep).items()}
 
 
 def losses(client, sweep, storage=None):
@@ -124,112 +120,109 @@ def losses(client, sweep, storage=None):
 
 
 def history(client, sweep, key, name):
-    points = client.get_metric_history(shown(client, sweep)[key].info.run_id, name)
+    points = client.get_metric_history(active_runs(client, sweep)[key].info.run_id, name)
     return sorted((point.step, point.value) for point in points)
 
 
-class TestWhatIsShown:
+class TestRuns:
     def test_rows_are_the_trials_with_a_result(self, tracker, client, sweep):
         tracker.start_trial("b", {"trial_id": "b"})
-        tracker.fail_trial(failed("c", "code_error", "boom", 1))
-        finished(tracker, flat("b", 0.5), flat("a", 0.25, train_size=20))
+        tracker.fail_trial(failure("c", "code_error", "boom", 1))
+        finish_runs(tracker, finished_run("b", 0.5), finished_run("a", 0.25, train_size=20))
         assert tracker.num_unsent_updates == 0
-        rows = [
-            (row["trial_id"], row["test_loss"], row["train_size"])
-            for row in read_rows(client, sweep)
-        ]
-        assert rows == [("a", 0.25, 20), ("b", 0.5, 10)]
-        runs = shown(client, sweep)
+        rows = read_rows(client, sweep)
+        values = [(row["trial_id"], row["test_loss"], row["train_size"]) for row in rows]
+        assert values == [("a", 0.25, 20), ("b", 0.5, 10)]
+        runs = active_runs(client, sweep)
         assert runs["c"].data.tags["failure_message"] == "boom"
-        own = runs.pop("sweep").info.run_id
-        assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {own}
+        run_of_sweep = runs.pop("sweep").info.run_id
+        assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {run_of_sweep}
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
-        # MLflow keeps infinity as a number, which is never a value.
+        # MLflow stores infinity as this number, which is never a value.
         client.log_metric(runs["a"].info.run_id, "test_loss", 1.7976931348623157e308)
         assert "test_loss" not in read_rows(client, sweep)[0]
 
-    def test_one_run_per_trial_for_ever(self, client, sweep):
+    def test_all_attempts_of_a_trial_have_one_run(self, client, sweep):
         for attempt in range(3):
-            tracker = opened(client, sweep)
+            tracker = open_tracker(client, sweep)
             tracker.start_trial("a", {"attempt": str(attempt)})
             if attempt:
-                tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
+                tracker.fail_trial(failure("a", "worker_crash", "gone", attempt))
             tracker.close("KILLED")
-            assert statuses(client, sweep) == {
-                "a": "FAILED" if attempt else "KILLED",
-                "sweep": "KILLED",
-            }
-            ended = "failed" if attempt else "killed"
-            assert shown(client, sweep)["a"].data.tags["status"] == ended
-        finished(opened(client, sweep), flat("a", 0.5))
+            expected_status = "failed" if attempt else "killed"
+            assert statuses(client, sweep) == {"a": expected_status.upper(), "sweep": "KILLED"}
+            assert active_runs(client, sweep)["a"].data.tags["status"] == expected_status
+        finish_runs(open_tracker(client, sweep), finished_run("a", 0.5))
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
 
-    def test_a_later_result_replaces_an_earlier_one_whatever_the_clock_says(
-        self, tracker, client, sweep
-    ):
+    def test_a_later_result_replaces_an_earlier_one_at_any_clock_time(self, tracker, client, sweep):
         for key in ("a", "b"):
-            tracker.finish(flat(key, 0.5, made=5000))
+            tracker.finish(finished_run(key, 0.5, modified_at=5000))
         tracker.flush()
-        finished(tracker, flat("a", 0.25, made=3000), flat("b", 0.25, made=9000))
+        finish_runs(
+            tracker,
+            finished_run("a", 0.25, modified_at=3000),
+            finished_run("b", 0.25, modified_at=9000),
+        )
         assert losses(client, sweep) == {"a": 0.25, "b": 0.25}
 
-    def test_a_curve_over_n_has_one_run_which_stays_whatever_sizes_are_added(self, client, sweep):
-        about = {"model": "small_cnn", "recipe": "paper", "dataset": "digits"}
+    def test_a_curve_over_n_keeps_its_run_if_sizes_are_added(self, client, sweep):
+        curve_tags = {"model": "small_cnn", "recipe": "paper", "dataset": "digits"}
 
-        def drawn(losses) -> str:
-            trials = [flat(f"n{size}", loss, size) for size, loss in losses.items()]
-            curves = curve_runs(replace(one, tags=one.tags | about) for one in trials)
-            finished(opened(client, sweep), *curves)
+        def log_curve(losses) -> str:
+            trials = [finished_run(f"n{size}", loss, size) for size, loss in losses.items()]
+            curves = curve_runs(replace(trial, tags=trial.tags | curve_tags) for trial in trials)
+            finish_runs(open_tracker(client, sweep), *curves)
             experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
             (run,) = client.search_runs([experiment], "tags.kind = 'curve'")
             assert run.info.status == "FINISHED"
-            assert history(client, sweep, run.data.tags["isweep.run_key"], "test_loss") == [
-                *losses.items()
-            ]
+            points = history(client, sweep, run.data.tags["isweep.run_key"], "test_loss")
+            assert points == [*losses.items()]
             return run.info.run_id
 
-        first = drawn({60: 0.5, 120: 0.25})
-        assert drawn({30: 0.75, 60: 0.5, 120: 0.25, 240: 0.125}) == first
-        other = drawn({60: 0.5, 120: 0.375})  # another mean
-        assert other != first
-        assert drawn({60: 0.5, 120: 0.375}) == other
-        client.delete_run(other)
+        first_run = log_curve({60: 0.5, 120: 0.25})
+        assert log_curve({30: 0.75, 60: 0.5, 120: 0.25, 240: 0.125}) == first_run
+        run_of_other_mean = log_curve({60: 0.5, 120: 0.375})  # another mean
+        assert run_of_other_mean != first_run
+        assert log_curve({60: 0.5, 120: 0.375}) == run_of_other_mean
+        client.delete_run(run_of_other_mean)
         experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
-        older = client.create_run(experiment, 1, CURVE_OF_AN_EARLIER_VERSION).info.run_id
-        client.log_metric(older, "test_loss", 0.25, step=120)
-        assert drawn({60: 0.5, 120: 0.375}) != older
+        run_of_earlier_version = client.create_run(
+            experiment, 1, CURVE_OF_AN_EARLIER_VERSION
+        ).info.run_id
+        client.log_metric(run_of_earlier_version, "test_loss", 0.25, step=120)
+        assert log_curve({60: 0.5, 120: 0.375}) != run_of_earlier_version
 
-    def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(
+    def test_curves_are_shown_while_a_trial_runs_without_repeated_points(
         self, tracker, client, sweep
     ):
         tracker.start_trial("a", {"trial_id": "a"})
         tracker.log_points("a", [CurvePoint("epoch_train_loss", 1, 0.7, 1200)])
         tracker.flush()
-        run = shown(client, sweep)["a"]
+        run = active_runs(client, sweep)["a"]
         assert (run.info.status, run.data.metrics) == ("RUNNING", {"epoch_train_loss": 0.7})
-        # A worker that died and was started again reports its first epoch again; then the result
-        # has both.
-        tracker.fail_trial(failed("a", "worker_crash", "gone", 1))
+        # A worker that died and was started again reports its first epoch again. The result has
+        # both epochs.
+        tracker.fail_trial(failure("a", "worker_crash", "gone", 1))
         tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
         tracker.log_points("a", [CurvePoint("epoch_train_loss", 1, 0.7, 1300)])
-        tracker.finish(flat("a", 0.5))
+        tracker.finish(finished_run("a", 0.5))
         tracker.log_points("a", [CurvePoint("epoch_train_loss", 2, 9.0, 1400)])  # too late
         tracker.close("FINISHED")
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
 
-    def test_the_result_overrules_what_was_shown_live(self, tracker, client, sweep):
+    def test_the_result_replaces_live_values(self, tracker, client, sweep):
         tracker.start_trial("a", {"trial_id": "a"})
-        tracker.log_points(
-            "a", [CurvePoint("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)]
-        )
+        points = [CurvePoint("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)]
+        tracker.log_points("a", points)
         tracker.flush()
-        finished(tracker, flat("a", 0.5))
-        run = shown(client, sweep)["a"]
+        finish_runs(tracker, finished_run("a", 0.5))
+        run = active_runs(client, sweep)["a"]
         assert run.data.metrics["epoch_train_loss"] == 0.3
-        # Notes of one's own are no difference.
+        # Notes of a user are not a difference.
         client.set_tag(run.info.run_id, "reviewed", "yes")
         client.log_metric(run.info.run_id, "my_score", 1.0)
-        assert reconciled(client, sweep, [flat("a", 0.5)]) == UP_TO_DATE
+        assert reconcile(client, sweep, [finished_run("a", 0.5)]) == UP_TO_DATE
 
 
 EDITS = {
@@ -249,74 +242,81 @@ EDITS = {
 
 
 class TestReconcile:
-    def test_replays_closes_ghosts_and_deletes_duplicates(self, tracker, client, sweep):
+    def test_reconcile_sends_missing_results_closes_open_runs_and_deletes_duplicates(
+        self, tracker, client, sweep
+    ):
         tracker.start_trial("ghost", {})
-        tracker.finish(flat("shown", 0.5))
-        tracker.flush()  # and then a SIGKILL: nothing is closed
+        tracker.finish(finished_run("shown", 0.5))
+        tracker.flush()  # then comes a SIGKILL: no run is closed
         experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
-        second = client.create_run(experiment, tags={"isweep.run_key": "shown", "kind": "trial"})
-        later, results = opened(client, sweep), [flat("shown", 0.5), flat("missed", 0.75)]
-        counts = later.reconcile(results)
+        duplicate = client.create_run(experiment, tags={"isweep.run_key": "shown", "kind": "trial"})
+        next_tracker = open_tracker(client, sweep)
+        results = [finished_run("shown", 0.5), finished_run("missed", 0.75)]
+        counts = next_tracker.reconcile(results)
         assert counts == {"replayed": 1, "closed": 1, "duplicates": 1, "up_to_date": 1}
-        assert later.reconcile(results) == {**UP_TO_DATE, "up_to_date": 2}
-        later.close("FINISHED")
+        assert next_tracker.reconcile(results) == {**UP_TO_DATE, "up_to_date": 2}
+        next_tracker.close("FINISHED")
         assert losses(client, sweep) == {"missed": 0.75, "shown": 0.5}
-        assert client.get_run(second.info.run_id).info.lifecycle_stage == "deleted"
+        assert client.get_run(duplicate.info.run_id).info.lifecycle_stage == "deleted"
         assert statuses(client, sweep)["ghost"] == "KILLED"
 
     @pytest.mark.parametrize("name", EDITS)
-    def test_compares_values_and_mends_them(self, tracker, client, sweep, name):
-        finished(tracker, flat("a", 0.5))
-        old = shown(client, sweep)["a"].info.run_id
+    def test_reconcile_corrects_changed_values(self, tracker, client, sweep, name):
+        finish_runs(tracker, finished_run("a", 0.5))
+        old = active_runs(client, sweep)["a"].info.run_id
         EDITS[name](client, old)
-        assert reconciled(client, sweep, [flat("a", 0.5)])["replayed"] == 1
-        assert reconciled(client, sweep, [flat("a", 0.5)]) == UP_TO_DATE
+        assert reconcile(client, sweep, [finished_run("a", 0.5)])["replayed"] == 1
+        assert reconcile(client, sweep, [finished_run("a", 0.5)]) == UP_TO_DATE
         (row,) = read_rows(client, sweep)
         assert (row["test_loss"], row["class_pair"]) == (0.5, "")
         assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
-        # What MLflow cannot forget is deleted, and another run is made.
-        assert (shown(client, sweep)["a"].info.run_id != old) == ("too many" in name)
-        assert client.get_run(old).info.lifecycle_stage == (
-            "deleted" if "too many" in name else "active"
-        )
+        # MLflow cannot remove a metric, so the run is deleted and another one is made.
+        is_replaced = "too many" in name
+        assert (active_runs(client, sweep)["a"].info.run_id != old) == is_replaced
+        old_run = client.get_run(old)
+        assert old_run.info.lifecycle_stage == ("deleted" if is_replaced else "active")
 
-    def test_shows_a_result_copied_from_another_sweep_as_that_sweeps(self, tracker, client, sweep):
-        """The trial is the same, and so are its numbers: only the sweep's name differs."""
-        run = flat("a", 0.5)
+    def test_reconcile_shows_a_copied_result_with_the_name_of_its_sweep(
+        self, tracker, client, sweep
+    ):
+        """Trial and numbers are equal: only the name of the sweep differs."""
+        run = finished_run("a", 0.5)
         copied = replace(run, tags={**run.tags, "sweep": "other"})
-        finished(tracker, run)
-        assert reconciled(client, sweep, [copied])["replayed"] == 1
+        finish_runs(tracker, run)
+        assert reconcile(client, sweep, [copied])["replayed"] == 1
         assert [row["sweep"] for row in read_rows(client, sweep)] == ["other"]
-        assert reconciled(client, sweep, [copied]) == UP_TO_DATE
+        assert reconcile(client, sweep, [copied]) == UP_TO_DATE
 
-    def test_replays_failures_once(self, client, sweep):
-        ended = []
+    def test_reconcile_sends_a_failure_once(self, client, sweep):
+        end_times = []
         for message in ("boom", "boom", "another"):
-            reconciled(client, sweep, [], [failed("a", "code_error", message, 2)], "KILLED")
-            run = shown(client, sweep)["a"]
+            reconcile(client, sweep, [], [failure("a", "code_error", message, 2)], "KILLED")
+            run = active_runs(client, sweep)["a"]
             assert (run.info.status, run.data.tags["failure_message"]) == ("FAILED", message)
-            ended.append(run.info.end_time)
-        assert ended[0] == ended[1]
+            end_times.append(run.info.end_time)
+        assert end_times[0] == end_times[1]
 
-    @pytest.mark.parametrize("refused", ["FAILED", "KILLED"])
-    def test_a_refused_start_leaves_a_finished_sweep_alone(self, client, sweep, refused):
-        finished(opened(client, sweep, "as it ran"), flat("a", 0.5))
-        before = shown(client, sweep)["sweep"]
-        later = opened(client, sweep, "as it is refused")
-        later.reconcile([flat("a", 0.5)], wait=False)
-        later.close(refused)
-        after = shown(client, sweep)["sweep"]
+    @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+    def test_a_refused_start_does_not_change_the_run_of_a_finished_sweep(
+        self, client, sweep, status
+    ):
+        finish_runs(open_tracker(client, sweep, "as it ran"), finished_run("a", 0.5))
+        before = active_runs(client, sweep)["sweep"]
+        refused_tracker = open_tracker(client, sweep, "as it is refused")
+        refused_tracker.reconcile([finished_run("a", 0.5)], wait=False)
+        refused_tracker.close(status)
+        after = active_runs(client, sweep)["sweep"]
         assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
         assert after.data.tags["description"] == "as it ran"
-        worked = opened(client, sweep, "as it ran again")
-        worked.start_trial("b", {})
-        worked.close(refused)
-        after = shown(client, sweep)["sweep"]
-        assert (after.info.status, after.data.tags["description"]) == (refused, "as it ran again")
+        working_tracker = open_tracker(client, sweep, "as it ran again")
+        working_tracker.start_trial("b", {})
+        working_tracker.close(status)
+        after = active_runs(client, sweep)["sweep"]
+        assert (after.info.status, after.data.tags["description"]) == (status, "as it ran again")
 
 
-class TestTheSweepsOwnRun:
+class TestRunOfTheSweep:
     @pytest.fixture
     def report(self, tmp_path):
         (tmp_path / "report" / "figures").mkdir(parents=True)
@@ -326,195 +326,201 @@ class TestTheSweepsOwnRun:
 
     @staticmethod
     def files(client, sweep):
-        run = shown(client, sweep)["sweep"].info.run_id
-        found = client.list_artifacts(run, "report")
-        inner = [
-            item for one in found if one.is_dir for item in client.list_artifacts(run, one.path)
-        ]
-        return sorted(item.path for item in [*found, *inner] if not item.is_dir)
+        run = active_runs(client, sweep)["sweep"].info.run_id
+        artifacts = client.list_artifacts(run, "report")
+        for folder in [artifact for artifact in artifacts if artifact.is_dir]:
+            artifacts = [*artifacts, *client.list_artifacts(run, folder.path)]
+        return sorted(artifact.path for artifact in artifacts if not artifact.is_dir)
 
-    def test_shows_final_numbers_over_live_ones_and_every_file(
+    def test_the_run_of_a_sweep_has_final_numbers_and_every_file(
         self, tracker, client, sweep, report
     ):
         tracker.log_counts(7, {"trials_done": 5, "trials_failed": 2})
         tracker.flush()
         tracker.log_counts(8, {"trials_done": 6, "trials_failed": 2})
-        tracker.log_report(
-            {"trials_done": 8, "trials_failed": 0, "best": 0.5, "none": float("inf")}, report
-        )
+        final_numbers = {"trials_done": 8, "trials_failed": 0, "best": 0.5, "none": float("inf")}
+        tracker.log_report(final_numbers, report)
         tracker.close("FINISHED")
-        metrics = shown(client, sweep)["sweep"].data.metrics
+        metrics = active_runs(client, sweep)["sweep"].data.metrics
         assert metrics == {"trials_done": 8, "trials_failed": 0, "best": 0.5}
         assert history(client, sweep, "sweep", "trials_done") == [(7, 5), (8, 6), (8, 8)]
         names = ("figures/one.png", "report.html", "results.csv")
         assert self.files(client, sweep) == [f"report/{name}" for name in names]
 
-    def test_is_mended_like_every_other(self, client, sweep, report):
-        """What a killed driver did not send, somebody changed or a new report has is sent by the
-        next one."""
-        killed = opened(client, sweep)
+    def test_the_run_of_a_sweep_is_corrected_like_every_other_run(self, client, sweep, report):
+        """The next driver sends updates that are missing, values that changed and new reports."""
+        killed = open_tracker(client, sweep)
         killed.log_counts(1, {"trials_done": 1})
         killed.close("KILLED")
         for number, (done, page) in enumerate([(2, "first"), (3, "second"), (3, "second")]):
             (report / "report.html").write_text(page)
-            again = opened(client, sweep, "as it is now")
-            again.log_report({"trials_done": done}, report)
-            again.reconcile([])
-            again.close("FINISHED")
-            run = shown(client, sweep)["sweep"]
+            next_tracker = open_tracker(client, sweep, "as it is now")
+            next_tracker.log_report({"trials_done": done}, report)
+            next_tracker.reconcile([])
+            next_tracker.close("FINISHED")
+            run = active_runs(client, sweep)["sweep"]
             assert (run.info.status, run.data.metrics["trials_done"]) == ("FINISHED", done)
             assert run.data.tags["description"] == "as it is now"
             points = client.get_metric_history(run.info.run_id, "trials_done")
             assert len(points) == min(number, 1) + 2  # none is sent twice
             if isinstance(client, SimulatedClient):
-                assert (
-                    client.runs[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
-                )
+                artifacts = client.runs[run.info.run_id]["artifacts"]
+                assert artifacts["report/report.html"] == page.encode()
         assert len(self.files(client, sweep)) == 3
 
-    def test_files_are_sent_one_by_one(self, sweep, report, quick):
-        """Most calls fail, and none is made again that was answered."""
+    def test_files_are_sent_one_by_one(self, sweep, report, short_pauses):
+        """Most calls fail, but no file is sent again after an answer."""
         for number in range(20):
             (report / f"file{number}").write_text("x")
-        client, calls = SimulatedClient(), []
-        real = client.log_artifact
+        client = SimulatedClient()
+        calls = []
+        real_log_artifact = client.log_artifact
+
+        def fails(call_number):
+            return random.Random(call_number).random() < 0.7
 
         def log_artifact(run, path, place):
             calls.append(path)
-            if random.Random(len(calls)).random() < 0.7:
+            if fails(len(calls)):
                 raise ConnectionResetError("the reply was lost")
-            real(run, path, place)
+            real_log_artifact(run, path, place)
 
         client.log_artifact = log_artifact
-        tracker = opened(client, sweep)
+        tracker = open_tracker(client, sweep)
         tracker.log_report({}, report)
         tracker.close("FINISHED")
         assert tracker.num_unsent_updates == 0
         assert len(self.files(client, sweep)) == 23
-        answered = [
-            path for number, path in enumerate(calls, 1) if random.Random(number).random() >= 0.7
-        ]
+        answered = [path for number, path in enumerate(calls, 1) if not fails(number)]
         assert len(answered) == len(set(answered)) == 23
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def short_pauses(monkeypatch):
     monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(tracking, "MAX_PAUSE_S", 0.01)
 
 
-def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick):
-    client, said = SimulatedClient(), []
+def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
+    sweep, monkeypatch, short_pauses
+):
+    client = SimulatedClient()
+    messages = []
     for name in ("FLUSH_S", "STOP_FLUSH_S"):
         monkeypatch.setattr(tracking, name, 0.3)
     monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
-    tracker = opened(client, sweep, say=said.append)
+    tracker = open_tracker(client, sweep, say=messages.append)
     tracker.flush()
 
-    def dead(*_, **__):
+    def fail_to_connect(*_, **__):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(client, "create_run", dead)
-    monkeypatch.setattr(client, "search_runs", dead)
-    tracker.finish(flat("a", 0.5))
+    monkeypatch.setattr(client, "create_run", fail_to_connect)
+    monkeypatch.setattr(client, "search_runs", fail_to_connect)
+    tracker.finish(finished_run("a", 0.5))
     with pytest.raises(
         SetupError, match=r"MLflow does not answer: no route\. Run `isweep reconcile SWEEP` later"
     ):
-        tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
+        tracker.reconcile([finished_run("a", 0.5), finished_run("b", 0.5)])
     tracker.close("FINISHED")
-    assert tracker.num_unsent_updates == 4  # both results, the sweep's run and its end
-    assert said == [
+    assert tracker.num_unsent_updates == 4  # both results, the run of the sweep and its end
+    assert messages == [
         "MLflow does not answer: no route. Results are stored without MLflow, and isweep tries again"
     ]
 
 
-def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, quick):
+def test_a_server_that_is_down_at_the_start_gets_all_updates_later(
+    sweep, monkeypatch, short_pauses
+):
     monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
-    client, up, said = SimulatedClient(), threading.Event(), []
+    client = SimulatedClient()
+    up = threading.Event()
+    messages = []
 
     def connect_later():
         if not up.is_set():
             raise SetupError("The MLflow store does not answer: Connection refused")
         return SweepRuns(client, Page(sweep), None, None)
 
-    tracker = Tracker(connect_later, said.append)
-    tracker.check()  # such a server ends no sweep
+    tracker = Tracker(connect_later, messages.append)
+    tracker.check()  # a server that does not answer ends no sweep
     tracker.start_trial("a", {"trial_id": "a"})
-    tracker.finish(flat("a", 0.5))
-    assert tracker.num_unsent_updates == 2  # the trial's run and the sweep's
+    tracker.finish(finished_run("a", 0.5))
+    assert tracker.num_unsent_updates == 2  # the run of the trial and that of the sweep
     up.set()
     tracker.close("FINISHED")
     assert tracker.num_unsent_updates == 0
     assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
-    assert [text.split(":")[0] for text in said] == [
+    assert [text.split(":")[0] for text in messages] == [
         "The MLflow store does not answer",
         "MLflow answers again",
     ]
 
 
-def test_a_server_that_refuses_us_is_a_message_at_once(sweep):
+def test_a_server_that_refuses_the_user_is_an_error_at_once(sweep):
     calls = []
 
-    def refused():
+    def refuse():
         calls.append(1)
         raise Refused("The MLflow store refuses this user", hint="Log in")
 
-    tracker = Tracker(refused)
+    tracker = Tracker(refuse)
     with pytest.raises(SetupError, match=r"refuses this user\. Log in"):
         tracker.check()
     with pytest.raises(SetupError, match=r"refuses this user\. Log in"):
-        tracker.reconcile([flat(f"t{number}", 0.5) for number in range(100)])
+        tracker.reconcile([finished_run(f"t{number}", 0.5) for number in range(100)])
     tracker.close("FAILED")
-    assert len(calls) < 10  # it is not asked for every run
+    assert len(calls) < 10  # fewer than the number of runs
 
 
-def test_one_that_waits_begins_when_there_is_something_to_show(sweep, quick):
-    client, opened = SimulatedClient(), list[int]()
+def test_a_late_tracker_connects_with_its_first_update(sweep, short_pauses):
+    client = SimulatedClient()
+    connections: list[int] = []
 
-    def waiting():
-        return Tracker(
-            lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None),
-            connect_late=True,
-        )
+    def connect_once():
+        connections.append(1)
+        return SweepRuns(client, Page(sweep), None, None)
 
-    idle, busy = waiting(), waiting()
+    idle = Tracker(connect_once, connect_late=True)
+    busy = Tracker(connect_once, connect_late=True)
     for tracker in (idle, busy):
         tracker.check()
         tracker.reconcile([], wait=False)
-    idle.close("FAILED")  # nothing was done, and nothing is there to be closed
-    assert opened == []
+    idle.close("FAILED")  # this tracker has done nothing, so it has nothing to close
+    assert connections == []
     busy.start_trial("a", {"trial_id": "a"})
     busy.close("KILLED")
-    assert opened == [1]
+    assert connections == [1]
     assert statuses(client, sweep) == {"a": "KILLED", "sweep": "KILLED"}
-    assert waiting().reconcile([flat("b", 0.5)])["replayed"] == 1
+    late_tracker = Tracker(connect_once, connect_late=True)
+    assert late_tracker.reconcile([finished_run("b", 0.5)])["replayed"] == 1
 
 
-def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
+def test_an_update_that_mlflow_refuses_is_counted_until_it_is_accepted(sweep):
     client = SimulatedClient()
-    real = client.log_batch
+    real_log_batch = client.log_batch
 
     def refuse(*_, **__):
         raise Refused("A tag is too long")
 
-    tracker = opened(client, sweep)
+    tracker = open_tracker(client, sweep)
     tracker.flush()
     client.log_batch = refuse
-    tracker.finish(flat("a", 0.5))
+    tracker.finish(finished_run("a", 0.5))
     with pytest.raises(SetupError, match="A tag is too long"):
-        tracker.reconcile([flat("a", 0.5)])
+        tracker.reconcile([finished_run("a", 0.5)])
     assert tracker.num_unsent_updates == 1
-    client.log_batch = real
-    assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 1
+    client.log_batch = real_log_batch
+    assert tracker.reconcile([finished_run("a", 0.5)])["replayed"] == 1
     tracker.close("FINISHED")
     assert tracker.num_unsent_updates == 0
 
 
 def test_check_reports_a_refused_experiment_as_a_setup_error():
-    def refused():
+    def refuse():
         raise MlflowException("not your experiment", PERMISSION_DENIED)
 
-    tracker = Tracker(refused)
+    tracker = Tracker(refuse)
     with pytest.raises(
         SetupError, match=r"MLflow refuses the connection: .*not your experiment.*--no-tracking"
     ):
@@ -522,16 +528,18 @@ def test_check_reports_a_refused_experiment_as_a_setup_error():
     tracker.close("FAILED")
 
 
-def test_an_update_that_always_fails_does_not_keep_runs_open(sweep, monkeypatch, quick, tmp_path):
+def test_an_update_that_always_fails_does_not_keep_runs_open(
+    sweep, monkeypatch, short_pauses, tmp_path
+):
     monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
     (tmp_path / "report.html").write_text("report")
     client = SimulatedClient()
 
-    def not_writable(*_):
+    def refuse_to_write(*_):
         raise PermissionError(13, "Permission denied")
 
-    client.log_artifact = not_writable
-    tracker = opened(client, sweep)
+    client.log_artifact = refuse_to_write
+    tracker = open_tracker(client, sweep)
     tracker.start_trial("a", {"trial_id": "a"})
     tracker.flush()
     tracker.log_report({"trials_done": 0}, tmp_path)
@@ -540,11 +548,13 @@ def test_an_update_that_always_fails_does_not_keep_runs_open(sweep, monkeypatch,
     assert tracker.num_unsent_updates == 1  # the report
 
 
-def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(sweep, monkeypatch, quick):
+def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(
+    sweep, monkeypatch, short_pauses
+):
     monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
     client = SimulatedClient()
     send = client.log_batch
-    tracker = opened(client, sweep)
+    tracker = open_tracker(client, sweep)
     tracker.flush()
 
     def fail_for_some_runs(run_id, metrics=(), params=(), tags=()):
@@ -555,9 +565,9 @@ def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(sweep, mo
 
     client.log_batch = fail_for_some_runs
     for index in range(5):
-        tracker.finish(flat(f"bad{index}", 0.125))
+        tracker.finish(finished_run(f"bad{index}", 0.125))
     for index in range(5):
-        tracker.finish(flat(f"good{index}", 0.5))
+        tracker.finish(finished_run(f"good{index}", 0.5))
     tracker.log_report({"trials_done": 10})
 
     tracker.close("FINISHED")
@@ -572,17 +582,17 @@ def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(sweep, mo
 
 def test_a_refused_update_does_not_discard_the_newer_one(sweep):
     client = SimulatedClient()
-    real = client.log_batch
-    tracker = opened(client, sweep)
+    real_log_batch = client.log_batch
+    tracker = open_tracker(client, sweep)
     tracker.flush()
 
     def refuse_once(*_, **__):
-        client.log_batch = real
-        tracker.finish(flat("a", 0.25))  # while MLflow processes the older result
+        client.log_batch = real_log_batch
+        tracker.finish(finished_run("a", 0.25))  # while MLflow processes the older result
         raise Refused("A tag is too long")
 
     client.log_batch = refuse_once
-    tracker.finish(flat("a", 0.5))
+    tracker.finish(finished_run("a", 0.5))
     assert tracker.flush()
     assert tracker.num_unsent_updates == 0
     assert losses(client, sweep) == {"a": 0.25}
@@ -592,22 +602,20 @@ def test_a_refused_update_does_not_discard_the_newer_one(sweep):
 def test_two_stores_on_one_server_never_mix(client, sweep):
     first, second = "a" * 16, "b" * 16
     for storage, loss in ((first, 0.5), (second, 0.25)):
-        finished(opened(client, sweep, storage=storage), flat("x", loss))
+        finish_runs(open_tracker(client, sweep, storage=storage), finished_run("x", loss))
     assert losses(client, sweep, first) == {"x": 0.5}
     assert losses(client, sweep, second) == {"x": 0.25}
     assert losses(client, sweep, "c" * 16) == {}
 
 
-# Which MLflow: its URI, its answers, its files.
+# The URI, the answers and the files of MLflow
 
 
-def test_asking_makes_nothing_and_a_file_store_is_refused(root):
+def test_a_check_of_mlflow_creates_nothing_and_a_file_store_is_refused(root):
     workspace = Workspace.open("smoke", root)
     assert tracked_rows(workspace, None, None) == []
-    assert (
-        check_tracker(workspace.paths, None)
-        == f"the first run creates {workspace.paths.mlflow_database}"
-    )
+    expected = f"the first run creates {workspace.paths.mlflow_database}"
+    assert check_tracker(workspace.paths, None) == expected
     for bad in ("./mlruns", "file:///tmp/mlruns", "mlruns", "foo://h/x"):
         with pytest.raises(ConfigError, match="is neither a database nor a server"):
             mlflow_uri(workspace.paths, bad)
@@ -615,7 +623,7 @@ def test_asking_makes_nothing_and_a_file_store_is_refused(root):
 
 
 @pytest.mark.parametrize("sign", ["?", "%"])
-def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_path):
+def test_a_root_whose_path_changes_in_a_url_cannot_have_the_database(sign, tmp_path):
     workspace = Workspace.open("smoke", tmp_path / f"my{sign}41root")
     workspace.paths.make()
     with pytest.raises(
@@ -626,7 +634,7 @@ def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
 
 
-def test_a_server_that_hangs_holds_up_neither_start_nor_end(sweep, monkeypatch):
+def test_a_server_that_hangs_delays_neither_start_nor_end(sweep, monkeypatch):
     for name in ("FIRST_ANSWER_S", "STOP_FLUSH_S"):
         monkeypatch.setattr(tracking, name, 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
@@ -638,7 +646,7 @@ def test_a_server_that_hangs_holds_up_neither_start_nor_end(sweep, monkeypatch):
         assert tracker.num_unsent_updates == 3
 
 
-def test_a_server_that_does_not_answer_is_a_clear_message():
+def test_a_server_that_does_not_answer_is_an_error_without_the_password():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -649,24 +657,24 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
 
 
 def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
-    slept = []
-    monkeypatch.setattr("time.sleep", slept.append)
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "text.db").write_text("no database, but a text that is long enough to be none")
-    for name, told in (
+    for name, reason in (
         ("folder", r"unable to open database file\. Start the MLflow server"),
         (
             "text",
             r"file is not a database\. Delete the file, and run `isweep reconcile SWEEP` for every sweep",
         ),
     ):
-        with pytest.raises(SetupError, match=f"sqlite:.* does not answer: .*{told}"):
+        with pytest.raises(SetupError, match=f"sqlite:.* does not answer: .*{reason}"):
             connect(f"sqlite:///{tmp_path}/{name}.db")
-    assert sum(slept) < 5
+    assert sum(pauses) < 5
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "final"),
+    ("error", "hint", "final"),
     [
         ('password authentication failed for user "lab"', "", True),
         ('database "isweep" does not exist', "", True),
@@ -679,17 +687,15 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ),
     ],
 )
-def test_a_database_that_will_say_the_same_again_is_refused_at_once(
-    monkeypatch, error, told, final
-):
+def test_a_database_error_that_will_not_change_is_refused_at_once(monkeypatch, error, hint, final):
     def refuse(*_, **__):
         if isinstance(error, Exception):
             raise error
-        said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {error}'
-        raise OperationalError("select 1", {}, Exception(said))
+        text = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {error}'
+        raise OperationalError("select 1", {}, Exception(text))
 
     monkeypatch.setattr("sqlalchemy.create_engine", refuse)
-    message = f"The MLflow store postgresql://h/x does not answer: .*{told}"
+    message = f"The MLflow store postgresql://h/x does not answer: .*{hint}"
     with pytest.raises(SetupError, match=message) as caught:
         connect("postgresql://h/x")
     assert isinstance(caught.value, Refused) == final
@@ -699,41 +705,43 @@ def test_a_database_that_will_say_the_same_again_is_refused_at_once(
     "password", ["p@canary-word", "p%40canary-word", "p:canary-word", "p/canary-word"]
 )
 def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
-    """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
+    """Psycopg prints such a part as a host: parsers disagree on where an unescaped password ends."""
     uri = f"postgresql://lab:{password}@db:5432/isweep"
     host = password.partition("@")[2] or password
-    said = first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
-    assert "canary" not in said
-    assert said.startswith("failed to resolve host")
+    message = first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
+    assert "canary" not in message
+    assert message.startswith("failed to resolve host")
 
 
-def test_a_driver_stopped_while_tables_are_made_leaves_nothing_to_stumble_over(
-    tmp_path, monkeypatch
-):
+def test_a_driver_stopped_while_tables_are_created_leaves_no_broken_database(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
 
-    def stopped(*_):
+    def interrupt(engine):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE experiments (experiment_id INTEGER)")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("alembic.command.upgrade", stopped)
+        patch.setattr("mlflow.store.db.utils._initialize_tables", interrupt)
         with pytest.raises(KeyboardInterrupt, match=r"^$"):
             connect(uri)
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
-    assert [one.name for one in connect(uri).search_experiments()] == ["Default"]
+    assert [experiment.name for experiment in connect(uri).search_experiments()] == ["Default"]
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mlflow.db"]
 
 
-def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, monkeypatch):
+def test_a_root_that_was_moved_stores_artifacts_in_its_new_folder(uri, tmp_path, monkeypatch):
     if not uri.startswith("sqlite"):
-        pytest.skip("a root's own file")
-    report, first, moved = tmp_path / "report", tmp_path / "first", tmp_path / "moved"
+        pytest.skip("the file of a root")
+    report = tmp_path / "report"
+    first = tmp_path / "first"
+    second = tmp_path / "moved"
     report.mkdir()
-    for root, page in ((first, "first"), (moved, "second")):
+    for root, page in ((first, "first"), (second, "second")):
         (report / "report.html").write_text(page)
-        if root == moved:
-            first.rename(moved)
-            # As in another process: MLflow keeps in mind where it put a run's artifacts.
+        if root == second:
+            first.rename(second)
+            # As in another process: MLflow caches where it stored the artifacts of a run.
             monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", {})
         workspace = Workspace.open("smoke", root)
         workspace.paths.make()
@@ -744,44 +752,44 @@ def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, m
         tracker.close("FINISHED")
         assert tracker.num_unsent_updates == 0
     assert not first.exists()
-    assert [path.read_text() for path in moved.rglob("report/report.html")] == ["second"]
+    pages = [path.read_text() for path in second.rglob("report/report.html")]
+    assert pages == ["second"]
 
 
 def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, caplog):
     client = connect(uri)
-    tracker = finished(opened(client, sweep), flat("a", 0.5))
+    tracker = finish_runs(open_tracker(client, sweep), finished_run("a", 0.5))
     tracker.save_run_pages(tmp_path / "pages.json")
-    Tracker().save_run_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
+    Tracker().save_run_pages(tmp_path / "pages.json")  # a run without tracking keeps the file
     pages = read_run_pages(tmp_path / "pages.json")
-    assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
+    assert pages.runs["a"] == active_runs(client, sweep)["a"].info.run_id
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
     (tmp_path / "pages.json").write_text("{")
-    assert (
-        read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
-    )
+    assert read_run_pages(tmp_path / "pages.json") == RunPages()
+    assert read_run_pages(tmp_path / "absent") == RunPages()
     assert "reports have no links to MLflow" in caplog.text
 
 
-def test_pages_say_what_a_run_is(client, sweep):
+def test_pages_of_mlflow_have_names_and_links(client, sweep):
     page = Page(sweep, "Digits against slices.", 3, "fgsm_1_loss_gain")
     tracker = Tracker(lambda: SweepRuns(client, page, None, None))
-    run = flat("a", 0.5)
-    named = {
+    run = finished_run("a", 0.5)
+    tags = {
         "dataset": "digits",
         "class_pair": "3-8",
         "model": "small_cnn",
         "seed": "1",
         "recipe": "demo",
     }
-    run.tags.update(named)
-    finished(tracker, run)
-    runs = shown(client, sweep)
+    run.tags.update(tags)
+    finish_runs(tracker, run)
+    runs = active_runs(client, sweep)
     assert runs["a"].data.tags["mlflow.runName"] == "small_cnn N=10 digits 3-8 seed 1"
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == runs["sweep"].data.tags["mlflow.note.content"]
-    links, description, _ = note.split("\n\n")  # MLflow shows one line of it until it is opened
+    links, description, _ = note.split("\n\n")  # MLflow shows the first line until it is opened
     assert links.count("](#/") == 3
     assert description == "Digits against slices."
     pages = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey="
@@ -791,19 +799,19 @@ def test_pages_say_what_a_run_is(client, sweep):
         assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")
 
 
-# What MLflow shows otherwise than the store: the store's numbers are used, and the difference is
-# reported.
+# Differences between MLflow and the store: the numbers of the store are used, and the difference
+# is reported.
 
 
-def test_values_and_trials_that_one_side_lacks_are_counted():
+def test_differing_values_and_missing_trials_are_counted():
     rows = [{"trial_id": name, "model": "m", "test_loss": 0.5} for name in ("a", "b", "c")]
-    assert (
-        differences(rows, [one | {"my_note": 1.0} for one in rows[::-1]], "mend") == []
-    )  # one's own column
-    lacking = [
+    # A column that a user added is not a difference.
+    with_note = [row | {"my_note": 1.0} for row in rows[::-1]]
+    assert differences(rows, with_note, "mend") == []
+    different_rows = [
         {"trial_id": name, "model": "other", "data_fingerprint": "x"} for name in ("a", "b", "x")
     ]
-    assert differences(rows, lacking, "mend") == [
+    assert differences(rows, different_rows, "mend") == [
         "MLflow differs from the result store in 6 values of 2 trials (model of a is 'other' in "
         "MLflow and 'm' in the store; test_loss of a is nothing in MLflow and 0.5 in the store; "
         "data_fingerprint of a is 'x' in MLflow and nothing in the store; and 3 more). isweep "
@@ -813,7 +821,7 @@ def test_values_and_trials_that_one_side_lacks_are_counted():
     ]
 
 
-def test_mlflow_reports_nothing_to_its_makers():
+def test_telemetry_of_mlflow_is_off():
     from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
 
     assert MLFLOW_DISABLE_TELEMETRY.get()

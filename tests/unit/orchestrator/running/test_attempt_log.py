@@ -1,4 +1,4 @@
-"""What an attempt says is kept, and its own code finds the streams that it is used to."""
+"""Test the log of an attempt: it has all output, and code of users keeps the usual streams."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ from orchestrator.running import attempt_log
 from orchestrator.running.attempt_log import AttemptLog, recorded
 
 
-def test_what_is_logged_warned_and_printed_is_in_the_log(capsys):
+def test_log_lines_warnings_and_prints_are_in_the_log(capsys):
     with recorded() as log:
         logging.getLogger("my.network").info("a log line")
-        warnings.simplefilter("default")  # here a warning is an error, in a worker it is not
+        warnings.simplefilter("default")  # in tests a warning is an error, in a worker it is not
         warnings.warn("a warning", stacklevel=1)
         print("out")
         print("error", file=sys.stderr)
@@ -21,8 +21,8 @@ def test_what_is_logged_warned_and_printed_is_in_the_log(capsys):
     assert capsys.readouterr().out == "out\n"
 
 
-def test_a_network_s_own_code_may_use_all_of_a_stream(capfdbinary):
-    """``sys.stdout.buffer`` failed a trial as if its network were wrong."""
+def test_code_of_a_user_may_use_all_of_a_stream(capfdbinary):
+    """``sys.stdout.buffer`` once failed a trial as if its network were wrong."""
     before = sys.stdout
     with recorded():
         assert sys.stdout.fileno() == before.fileno()
@@ -34,8 +34,8 @@ def test_a_network_s_own_code_may_use_all_of_a_stream(capfdbinary):
     assert b"bytes" in capfdbinary.readouterr().out
 
 
-def test_warnings_go_where_they_went_before():
-    """A worker whose warnings were logged before its first trial lost them after it."""
+def test_warnings_are_handled_as_before_after_an_attempt():
+    """A worker whose warnings were logged before its first trial once lost them after it."""
     logging.captureWarnings(True)
     try:
         before = warnings.showwarning
@@ -46,7 +46,7 @@ def test_warnings_go_where_they_went_before():
         logging.captureWarnings(False)
 
 
-def test_the_first_and_the_last_of_a_long_log_are_kept(monkeypatch):
+def test_a_long_log_keeps_its_beginning_and_its_end(monkeypatch):
     monkeypatch.setattr(attempt_log, "HEAD_CHARACTERS", 10)
     monkeypatch.setattr(attempt_log, "TAIL_CHARACTERS", 20)
     log = AttemptLog()
@@ -55,5 +55,5 @@ def test_the_first_and_the_last_of_a_long_log_are_kept(monkeypatch):
     text = log.text()
     assert text.startswith("000 001 00")
     assert text.endswith("098 099 ")
-    kept = text.partition("\n…")[0] + text.rpartition("…\n")[2]
-    assert f"{400 - len(kept):,} characters are left out" in text
+    stored_text = text.partition("\n…")[0] + text.rpartition("…\n")[2]
+    assert f"{400 - len(stored_text):,} characters are left out" in text

@@ -1,4 +1,4 @@
-"""What each kind of error becomes, by its type; and what that means for another attempt."""
+"""Test which kind of failure an error becomes by its type, and whether an attempt may follow."""
 
 import errno
 
@@ -44,12 +44,13 @@ LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_an_error_inside_a_trial_is_known_by_its_type(error, kind):
+def test_an_error_inside_a_trial_is_classified_by_its_type(error, kind):
     assert classify(error).kind == kind
 
 
-Accelerator, Cuda = torch.AcceleratorError, RuntimeError
-# As libraries raise them, by torch's own classes: each error's kind, and whether its process ends.
+Accelerator = torch.AcceleratorError
+Cuda = RuntimeError
+# Errors as libraries raise them, by kind of failure and whether the process must end.
 BY_KIND = {
     ("out_of_memory", False): [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -99,22 +100,26 @@ BY_KIND = {
         Cuda("NCCL error in: ProcessGroupNCCL.cpp"),
     ],
 }
-OF_GPUS = [(error, *kind) for kind, errors in BY_KIND.items() for error in errors]
+GPU_ERRORS = [(error, *kind) for kind, errors in BY_KIND.items() for error in errors]
 
 
-@pytest.mark.parametrize(("error", "kind", "ends"), OF_GPUS, ids=lambda value: str(value)[:60])
-def test_errors_of_gpus_have_the_kind_of_the_table_and_end_a_process_or_not(error, kind, ends):
+@pytest.mark.parametrize(
+    ("error", "kind", "ends_process"), GPU_ERRORS, ids=lambda value: str(value)[:60]
+)
+def test_an_error_of_a_gpu_has_the_kind_of_the_table_and_may_end_the_process(
+    error, kind, ends_process
+):
     failure = classify(error)
-    assert (failure.kind, failure.ends_process) == (kind, ends)
+    assert (failure.kind, failure.ends_process) == (kind, ends_process)
 
 
-def test_every_row_of_the_table_is_met_by_an_error():
-    of_lost_workers = {row for row in LIBRARY_ERRORS if row.type_name == LOST_WORKER}
-    met = {library_error(error) for error, *_ in OF_GPUS}
-    assert met | of_lost_workers == set(LIBRARY_ERRORS)
+def test_every_row_of_the_table_has_an_error_here():
+    rows_of_lost_workers = {row for row in LIBRARY_ERRORS if row.type_name == LOST_WORKER}
+    rows_with_an_error = {library_error(error) for error, *_ in GPU_ERRORS}
+    assert rows_with_an_error | rows_of_lost_workers == set(LIBRARY_ERRORS)
 
 
-RAYS_WORDS = """Task was killed due to the node running low on memory.
+RAY_MESSAGE = """Task was killed due to the node running low on memory.
 Memory on the node (IP: 10.0.0.1, ID: 28f0c1) was 23.50GB used / 24.00GB limit (0.979167)
 Top 10 memory users: PID\tMEM(GB)\tCOMMAND
 410\t18.25\tpython other.py
@@ -124,35 +129,40 @@ Top 10 memory users: PID\tMEM(GB)\tCOMMAND
 
 
 @pytest.mark.parametrize(
-    ("pid", "own_gb", "held"), [(410, 18.25, 0.21875), (411, 0.75, 22.75 / 24), (999, 0.5, 23 / 24)]
+    ("pid", "gb_of_trial", "share_of_others"),
+    [(410, 18.25, 0.21875), (411, 0.75, 22.75 / 24), (999, 0.5, 23 / 24)],
 )
-def test_a_memory_kill_tells_what_others_held_of_the_machine(pid, own_gb, held):
-    """A process that is not among the ten largest held no more than the smallest of them."""
-    for error in (None, rex.OutOfMemoryError(RAYS_WORDS)):
-        failure = classify_lost_worker(error, "" if error else RAYS_WORDS, pid=pid)
+def test_a_memory_kill_has_the_share_of_memory_that_other_processes_used(
+    pid, gb_of_trial, share_of_others
+):
+    """A process that is not among the ten largest used at most as much as the smallest of them."""
+    for error in (None, rex.OutOfMemoryError(RAY_MESSAGE)):
+        failure = classify_lost_worker(error, "" if error else RAY_MESSAGE, pid=pid)
         assert (failure.kind, failure.memory) == ("out_of_memory", "machine")
-        assert failure.held_by_others == pytest.approx(held)
-        assert f"at most {own_gb:.1f} GB" in failure.message
+        assert failure.held_by_others == pytest.approx(share_of_others)
+        assert f"at most {gb_of_trial:.1f} GB" in failure.message
 
 
-def test_a_memory_kill_of_an_unknown_process_blames_nobody():
-    for text, pid in ((RAYS_WORDS, 0), (RAYS_WORDS.splitlines()[0], 411)):
+def test_a_memory_kill_of_an_unknown_process_has_no_share_of_others():
+    for text, pid in ((RAY_MESSAGE, 0), (RAY_MESSAGE.splitlines()[0], 411)):
         failure = classify_lost_worker(None, text, pid=pid)
         assert (failure.memory, failure.held_by_others) == ("machine", None)
-        assert failure.message == RAYS_WORDS.splitlines()[0]
+        assert failure.message == RAY_MESSAGE.splitlines()[0]
 
 
-def test_a_users_mistake_is_told_without_a_traceback_and_a_failed_fetch_tried_again_not_for_ever():
-    failure = classify(ConfigError("A batch has one image", hint="Raise batch_size"))
-    assert failure.message == "A batch has one image. Raise batch_size."
-    assert failure.traceback == ""
-    failure, retries = classify(LOST_OBJECT), Retries()
-    assert failure.kind == "cluster_error"
-    pauses = [retries.failed("a", failure).pause_s for _ in range(100)]
-    assert (pauses[0] is None, pauses[-1]) == (False, None)
+def test_a_mistake_of_a_user_has_no_traceback_and_a_failed_fetch_a_limited_number_of_retries():
+    mistake = classify(ConfigError("A batch has one image", hint="Raise batch_size"))
+    assert mistake.message == "A batch has one image. Raise batch_size."
+    assert mistake.traceback == ""
+    failed_fetch = classify(LOST_OBJECT)
+    assert failed_fetch.kind == "cluster_error"
+    retries = Retries()
+    pauses = [retries.failed("a", failed_fetch).pause_s for _ in range(100)]
+    assert pauses[0] is not None
+    assert pauses[-1] is None
 
 
-def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
+def test_an_error_of_tune_is_a_cluster_error_unless_its_type_is_known():
     assert classify_broken_loop(RuntimeError("inside Tune")).kind == "cluster_error"
     assert classify_broken_loop(rex.OutOfMemoryError("low")).kind == "out_of_memory"
     wrapped = RuntimeError("Caught unexpected exception: low")
@@ -164,14 +174,14 @@ def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
     ("error", "text", "kind"),
     [
         (rex.RayActorError("ab", "weg", preempted=True), "weg", "lost_node"),
-        # Ids of dead nodes in it count, words about nodes alone do not.
+        # An id of a dead node in the text decides. Words about nodes do not.
         (rex.RayActorError("ab", "weg"), "weg: 28f0c1", "lost_node"),
         (
             rex.RayActorError("ab", "weg"),
             "the trial printed: node died, node failure",
             "worker_crash",
         ),
-        # The memory killer: Tune keeps only its text.
+        # A kill for lack of memory, of which Tune keeps only the text.
         (
             None,
             "Failure # 1\nTask was killed due to the node running low on memory.",
@@ -179,11 +189,11 @@ def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
         ),
     ],
 )
-def test_of_what_a_worker_went_is_told_by_rays_own_words_and_ids(error, text, kind):
+def test_a_lost_worker_is_classified_by_the_type_and_the_node_ids_of_ray(error, text, kind):
     assert classify_lost_worker(error, text, dead_ids=["77aa", "28f0c1"]).kind == kind
 
 
-def test_no_error_at_all_is_a_crash():
+def test_a_lost_worker_without_an_error_is_a_crash():
     assert classify_lost_worker(None) == classify_lost_worker(None, WORKER_GONE)
     assert classify_lost_worker(None).kind == "worker_crash"
 

@@ -1,4 +1,4 @@
-"""The supervisor of a submitted sweep, against a head that is told what its jobs do."""
+"""Test clusters/keep.py, the supervisor of a submitted sweep, with a simulated head node."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ STATUS = {0: JobStatus.SUCCEEDED, None: JobStatus.FAILED, "stopped": JobStatus.S
 
 @dataclass
 class Head:
-    """A head on which each submitted job ends, at the next look, in the next way of ``ends``.
+    """A simulated head node: at each listing a running job ends in the next way of ``ends``.
 
-    An end is the driver's exit code, None for a driver that died without one, "stopped", or "lost":
-    the head is silent for one look and comes back as a new cluster, without jobs."""
+    A way is the exit code of the driver, None for a driver that died without one, "stopped", or
+    "lost": the head does not answer once, and comes back as a new cluster without jobs.
+    """
 
     ends: list[Any]
     jobs: dict[str, JobDetails] = field(default_factory=dict)
@@ -37,15 +38,17 @@ class Head:
         return name
 
     def list_jobs(self) -> list[JobDetails]:
-        going = [name for name, job in self.jobs.items() if job.status == JobStatus.RUNNING]
-        if going:
+        running = [name for name, job in self.jobs.items() if job.status == JobStatus.RUNNING]
+        if running:
             end = self.ends.pop(0)
             if end == "lost":
                 self.jobs.clear()
                 raise ConnectionError("Failed to connect to Ray at http://127.0.0.1:8265")
-            ended = {"status": STATUS.get(end, JobStatus.FAILED)}
-            ended |= {"driver_exit_code": end} if isinstance(end, int) else {}
-            self.jobs[going[0]] = self.jobs[going[0]].model_copy(update=ended)
+            changes = {"status": STATUS.get(end, JobStatus.FAILED)}
+            if isinstance(end, int):
+                changes["driver_exit_code"] = end
+            name = running[0]
+            self.jobs[name] = self.jobs[name].model_copy(update=changes)
         return list(self.jobs.values())
 
 
@@ -60,51 +63,49 @@ def keep(monkeypatch, tmp_path) -> ModuleType:
     return module
 
 
-def end_of(keep: ModuleType, monkeypatch: pytest.MonkeyPatch, head: Head) -> int:
+def exit_code_with(keep: ModuleType, monkeypatch: pytest.MonkeyPatch, head: Head) -> int:
     monkeypatch.setattr(keep, "connect", lambda: head)
     return keep.main(["paper", "--device", "gpu"])
 
 
 @pytest.mark.parametrize(
-    ("ends", "code", "submitted"),
+    ("ends", "code", "num_submitted"),
     [
-        *(([code], code, 1) for code in range(5)),  # as the sweep does
-        *(([death, death, 0], 0, 3) for death in (None, -9, 137)),  # a driver that died is followed
-        ([None] * 50, 3, 10),  # but not for ever
-        (["stopped"], 130, 1),  # by somebody
+        *(([code], code, 1) for code in range(5)),  # the exit code of the sweep
+        *(([death, death, 0], 0, 3) for death in (None, -9, 137)),  # a driver that died: again
+        ([None] * 50, 3, 10),  # at most ten drivers
+        (["stopped"], 130, 1),  # somebody stopped the job
     ],
 )
-def test_it_ends_as_the_sweep_does_and_a_driver_that_died_is_followed_by_another(
-    keep, monkeypatch, ends, code, submitted
+def test_keep_has_the_exit_code_of_the_sweep_and_replaces_a_driver_that_died(
+    keep, monkeypatch, ends, code, num_submitted
 ):
     head = Head([*ends])
-    assert end_of(keep, monkeypatch, head) == code
-    assert (len(head.submitted), len(set(head.submitted))) == (submitted, 1)
+    assert exit_code_with(keep, monkeypatch, head) == code
+    assert (len(head.submitted), len(set(head.submitted))) == (num_submitted, 1)
 
 
-def test_after_a_lost_head_it_waits_and_submits_again(keep, monkeypatch, capsys):
+def test_keep_waits_for_a_lost_head_and_submits_again(keep, monkeypatch, capsys):
     head = Head(["lost", 0])
-    assert end_of(keep, monkeypatch, head) == 0
+    assert exit_code_with(keep, monkeypatch, head) == 0
     assert len(head.submitted) == 2
-    said = capsys.readouterr().out
-    assert (
-        "keep: the head does not answer; start it with `ray up` if it is down: Failed to connect"
-        in said
-    )
-    assert "keep: the head was lost: the cluster that answers now does not know the job" in said
+    output = capsys.readouterr().out
+    hint = "start it with `ray up` if it is down: Failed to connect"
+    assert f"keep: the head does not answer; {hint}" in output
+    assert "keep: the head was lost: the cluster that answers now does not know the job" in output
 
 
-def test_started_again_it_follows_the_job_that_runs(keep, monkeypatch):
+def test_a_second_keep_follows_the_running_job(keep, monkeypatch):
     head = Head([0])
     head.run(keep.shlex.join(keep.driver_command(["paper", "--device", "gpu"])))
-    looks = iter([list(head.jobs.values())])  # the first finds it running
-    as_ever = head.list_jobs
-    monkeypatch.setattr(head, "list_jobs", lambda: next(looks, None) or as_ever())
-    assert end_of(keep, monkeypatch, head) == 0
+    first_listings = iter([list(head.jobs.values())])  # in the first listing the job runs
+    list_jobs = head.list_jobs
+    monkeypatch.setattr(head, "list_jobs", lambda: next(first_listings, None) or list_jobs())
+    assert exit_code_with(keep, monkeypatch, head) == 0
     assert head.submitted == []
 
 
-def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypatch, capsys):
+def test_without_the_token_of_the_cluster_keep_ends_at_once(keep, monkeypatch, capsys):
     def refuse(address: str) -> None:
         raise AuthenticationError("Token authentication is enabled but Ray couldn't find a token")
 
@@ -112,13 +113,11 @@ def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypat
     with pytest.raises(SystemExit) as caught:
         keep.main(["paper"])
     assert caught.value.code == 3
-    assert (
-        "keep: the cluster's token is not in ~/.ray/auth_token; copy it there"
-        in capsys.readouterr().out
-    )
+    output = capsys.readouterr().out
+    assert "keep: the cluster's token is not in ~/.ray/auth_token; copy it there" in output
 
 
-def test_the_command_is_absolute(keep, monkeypatch, tmp_path):
+def test_the_submitted_command_has_absolute_paths(keep, monkeypatch, tmp_path):
     sweep = tmp_path / "mine.yaml"
     sweep.write_text("name: mine", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -129,6 +128,6 @@ def test_the_command_is_absolute(keep, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["--device", "gpu"]])
-def test_without_a_sweep_it_says_what_it_wants(keep, words, capsys):
+def test_without_a_sweep_keep_prints_its_usage(keep, words, capsys):
     assert keep.main(words) == 2
     assert "usage: keep.py SWEEP" in capsys.readouterr().out

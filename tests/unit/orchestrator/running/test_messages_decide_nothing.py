@@ -1,9 +1,8 @@
-"""Decisions are made by fields: whoever rewords a message changes what a person reads, and no more."""
+"""Test that decisions depend on fields only: a reworded message changes no decision."""
 
 import json
 import math
 import time
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +26,9 @@ from tests.simulation.schedules import draw, run_seed
 from tests.simulation.workers import SimulatedBackend
 from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.results.examples import trial_spec
-from tests.unit.orchestrator.running.test_failures import OF_GPUS, RAYS_WORDS
+from tests.unit.orchestrator.running.test_failures import GPU_ERRORS, RAY_MESSAGE
 
-OURS = (
+ISWEEP_ERRORS = (
     (UnusableGpuError.of("GPU-1 of node a", "it has no driver", "install one"), {}),
     (OtherCodeError("A worker runs other code than the driver", hint="Install it"), {}),
     (CaptureError("a step could not be captured: RuntimeError: unsupported"), {}),
@@ -38,7 +37,7 @@ OURS = (
     (SetupError("Storage must answer"), {}),
 )
 REWORDED = "GPU-9 of node z: out of memory, others hold 9 of 9 GiB; a step could not be captured"
-"""What no failure is, in the words by which failures were known once."""
+"""A message with the words that once decided, about something that did not happen."""
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,21 @@ def trial():
 
 
 def failures():
-    """Return a failure of each kind that is told apart, and the same failures in other words."""
-    told = [classify(error) for error, *_ in OF_GPUS]
-    told += [classify(error) for error, _ in OURS]
-    told.append(classify_lost_worker(None, RAYS_WORDS, pid=411))
-    told.append(classify_lost_worker(rex.RayActorError("ab", "gone"), "gone"))
-    told += [failure.model_copy(update={"held_by_others": 0.5}) for failure in told]
+    """Return pairs of a failure and the same failure in other words, for each kind of failure."""
+    originals = [classify(error) for error, *_ in GPU_ERRORS]
+    originals += [classify(error) for error, _ in ISWEEP_ERRORS]
+    originals.append(classify_lost_worker(None, RAY_MESSAGE, pid=411))
+    originals.append(classify_lost_worker(rex.RayActorError("ab", "gone"), "gone"))
+    originals += [failure.model_copy(update={"held_by_others": 0.5}) for failure in originals]
     update = {"message": REWORDED, "traceback": REWORDED}
-    return [(failure, failure.model_copy(update=update)) for failure in told]
+    return [(failure, failure.model_copy(update=update)) for failure in originals]
 
 
 def decisions_on(trial, failure):
-    """Return all that follows when a trial fails so again and again on the one node there is."""
-    retries, health, decisions = Retries(), NodeHealth(), []
+    """Return all decisions after a trial fails 25 times in this way on the only node."""
+    retries = Retries()
+    health = NodeHealth()
+    decisions = []
     policy = ResourcePolicy(Resources(1, 0.5))
     for _ in range(25):
         request = policy.start_attempt(trial)
@@ -80,32 +81,29 @@ def decisions_on(trial, failure):
 @pytest.mark.parametrize(
     ("failure", "reworded"), failures(), ids=[str(pair[0].message)[:50] for pair in failures()]
 )
-def test_a_reworded_failure_is_tried_again_elsewhere_and_with_as_much_as_before(
-    trial, failure, reworded
-):
+def test_a_reworded_failure_has_the_same_retries_nodes_and_resources(trial, failure, reworded):
     assert decisions_on(trial, failure) == decisions_on(trial, reworded)
 
 
-def test_the_failures_that_are_reworded_differ_in_what_follows(trial):
-    """Or the test before would hold of a program that decides nothing."""
-    followed = Counter(str(decisions_on(trial, failure)) for failure, _ in failures())
-    assert len(followed) >= 8
+def test_the_reworded_failures_lead_to_different_decisions(trial):
+    """Otherwise the test before would pass for a program that decides nothing."""
+    different_decisions = {str(decisions_on(trial, failure)) for failure, _ in failures()}
+    assert len(different_decisions) >= 8
 
 
 @pytest.mark.parametrize(
-    "error", [error for error, _ in OURS], ids=lambda error: type(error).__name__
+    "error", [error for error, _ in ISWEEP_ERRORS], ids=lambda error: type(error).__name__
 )
-def test_an_error_of_ours_in_other_words_is_classified_alike(error):
-    again = type(error)(*[REWORDED.replace("GPU-9", "a GPU")] * len(error.args))
-    again.__dict__.update(
-        {name: error.__dict__[name] for name in ("gpu",) if name in error.__dict__}
-    )
-    told, expected = classify(again), classify(error)
+def test_an_error_of_isweep_in_other_words_is_classified_alike(error):
+    reworded = type(error)(*[REWORDED.replace("GPU-9", "a GPU")] * len(error.args))
+    if "gpu" in error.__dict__:
+        reworded.__dict__["gpu"] = error.__dict__["gpu"]
     without_text = {"message": "", "traceback": ""}
-    assert told.model_copy(update=without_text) == expected.model_copy(update=without_text)
+    failure = classify(reworded).model_copy(update=without_text)
+    assert failure == classify(error).model_copy(update=without_text)
 
 
-def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
+def test_a_worker_waits_after_a_kind_of_error_and_not_after_words(monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     worker = SimpleNamespace(
@@ -123,16 +121,16 @@ def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])
 def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, seed):
     expected = [failure[:3] for failure in run_seed(seed).reported_failures]
-    undisturbed = SimulatedBackend.outcome_of
+    original_outcome_of = SimulatedBackend.outcome_of
 
-    def in_other_words(backend, trial, location):
-        outcome = undisturbed(backend, trial, location)
+    def reworded_outcome_of(backend, trial, location):
+        outcome = original_outcome_of(backend, trial, location)
         if isinstance(outcome, TrialReport):
             failure = outcome.outcome.model_copy(update={"message": REWORDED})
             return outcome.model_copy(update={"outcome": failure})
         return outcome.model_copy(update={"message": REWORDED})
 
-    monkeypatch.setattr(SimulatedBackend, "outcome_of", in_other_words)
+    monkeypatch.setattr(SimulatedBackend, "outcome_of", reworded_outcome_of)
     assert [failure[:3] for failure in run_seed(seed).reported_failures] == expected
 
 
@@ -140,19 +138,16 @@ def test_a_failure_that_an_older_version_stored_is_still_read():
     older = '{"kind": "device_error", "message": "CUDA error", "traceback": "…"}'
     failure = TrialFailure.model_validate_json(older)
     assert (failure.gpu, failure.memory, failure.held_by_others) == ("", "", None)
-    record = FailureRecord(trial_id="t", spec=trial_spec(), attempt=1, failure=failure).model_dump(
-        mode="json"
-    )
-    new = set(TrialFailure.model_fields) - {"kind", "message", "traceback"}
-    record["failure"] = {
-        name: value for name, value in record["failure"].items() if name not in new
-    }
+    stored = FailureRecord(trial_id="t", spec=trial_spec(), attempt=1, failure=failure)
+    record = stored.model_dump(mode="json")
+    old_fields = ("kind", "message", "traceback")
+    record["failure"] = {name: record["failure"][name] for name in old_fields}
     assert FailureRecord.model_validate_json(json.dumps(record)).failure == failure
 
 
-def test_every_kind_of_failure_is_among_those_that_are_reworded_or_has_no_fields():
+def test_every_kind_of_failure_is_reworded_here_or_decided_by_its_type():
     kinds = {failure.kind for failure, _ in failures()}
-    told_by_type = {"lost_node", "cluster_error", "hung", "disk_full", "code_error"}
-    assert kinds | told_by_type == set(FailureKind)
+    decided_by_type = {"lost_node", "cluster_error", "hung", "disk_full", "code_error"}
+    assert kinds | decided_by_type == set(FailureKind)
     assert issubclass(UnusableGpuError, SweepError)
     assert math.isinf(ResourcePolicy(Resources(1, 0)).node_memory_bytes())

@@ -1,5 +1,4 @@
-"""Networks of one's own in a run: failures in training are found first; the code is kept with the
-sweep."""
+"""Test custom networks in a run: they are checked first, and their code is stored with the sweep."""
 
 import json
 import sys
@@ -87,19 +86,20 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def sweep_of(folder):
-    """Writes a sweep of networks of one's own, and returns its path."""
+def write_sweep(folder):
+    """Return a function that writes a sweep of custom networks and returns its path."""
 
-    def write(*names: str, **more: str) -> Path:
+    def write(*names: str, **changes: str) -> Path:
         models = [name if name == "small_mlp" else f"recordednets:{name}" for name in names]
-        (folder / "sweep.yaml").write_text(json.dumps(small_sweep("owned", models=models, **more)))
+        document = small_sweep("owned", models=models, **changes)
+        (folder / "sweep.yaml").write_text(json.dumps(document))
         return folder / "sweep.yaml"
 
     return write
 
 
-def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_of):
-    plan = plan_sweep(load_sweep(sweep_of("fine", "late")))
+def test_a_network_that_fails_in_training_only_is_refused_before_anything_is_prepared(write_sweep):
+    plan = plan_sweep(load_sweep(write_sweep("fine", "late")))
     with pytest.raises(
         ConfigError,
         match="own recordednets:late cannot be trained, evaluated and attacked on any image that was",
@@ -108,7 +108,7 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_
 
 
 @pytest.mark.parametrize(
-    ("function", "why"),
+    ("function", "reason"),
     [
         ("noise_in_training", ""),
         ("black", ""),
@@ -116,36 +116,36 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_
         ("through_numpy", ""),
     ],
 )
-def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function, why):
-    plan = plan_sweep(load_sweep(sweep_of(function, keep_weights="all")))
+def test_a_network_that_fails_on_some_images_is_accepted(write_sweep, function, reason):
+    plan = plan_sweep(load_sweep(write_sweep(function, keep_weights="all")))
     check_models(plan, ())
-    beside = extras(plan, ())
-    assert beside["uncounted"] == ({function: why} if why else {})
-    assert (
-        f"costs of {function} are guessed from its number of weights: {why}" in extras_text(beside)
-    ) == bool(why)
-    assert beside["weights_bytes"] == 4 * (
-        16 * 16 * 2 + 2 + 1000
-    )  # one channel, two classes; and its buffer
+    extra_costs = extras(plan, ())
+    assert extra_costs["uncounted"] == ({function: reason} if reason else {})
+    sentence = f"costs of {function} are guessed from its number of weights: {reason}"
+    assert (sentence in extras_text(extra_costs)) == bool(reason)
+    # Weights for 16 × 16 pixels and two classes, two offsets, and a buffer of 1,000 numbers.
+    assert extra_costs["weights_bytes"] == 4 * (16 * 16 * 2 + 2 + 1000)
     assert estimate(plan.trials, ())["gpu_hours"] > 0
 
 
-def test_a_network_that_changes_the_process_is_checked_without_harm_to_others(sweep_of):
-    with suppress(ConfigError):  # without gradients its own training is refused
-        check_models(plan_sweep(load_sweep(sweep_of("meddles", "fine", "small_mlp"))), ())
+def test_a_network_that_changes_the_process_does_not_affect_other_networks(write_sweep):
+    with suppress(ConfigError):  # without gradients this network is refused
+        check_models(plan_sweep(load_sweep(write_sweep("meddles", "fine", "small_mlp"))), ())
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
 
 
-def test_layers_that_take_their_size_from_the_images_can_be_used(sweep_of):
-    plan = plan_sweep(load_sweep(sweep_of("lazy")))
+def test_layers_that_take_their_size_from_the_images_can_be_used(write_sweep):
+    plan = plan_sweep(load_sweep(write_sweep("lazy")))
     check_models(plan, ())
     assert cost_of(plan.trials[0].network).num_parameters == 16 * 16 * 2 + 2
 
 
-def test_the_code_is_kept_with_the_sweep_and_found_by_its_name(sweep_of, folder, root, monkeypatch):
-    workspace = Workspace.open(str(sweep_of("fine")), root)
+def test_the_code_is_stored_with_the_sweep_and_imported_from_there(
+    write_sweep, folder, root, monkeypatch
+):
+    workspace = Workspace.open(str(write_sweep("fine")), root)
     workspace.paths.make()
     workspace.record()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
-    again = Workspace.open("owned", root, as_run=True)
-    assert again.plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
+    reopened = Workspace.open("owned", root, as_run=True)
+    assert reopened.plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()

@@ -1,4 +1,4 @@
-"""The sweep that a pilot is."""
+"""Test the sweep that trains a pilot."""
 
 import shutil
 
@@ -30,38 +30,35 @@ OUTER = {
 @pytest.fixture
 def images(tmp_path):
     path = tmp_path / "mine.npz"
-    rng = np.random.default_rng(0)
-    np.savez(
-        path, images=rng.integers(0, 255, (90, 16, 16), dtype=np.uint8), labels=np.arange(90) % 2
-    )
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 16, 16), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(90) % 2)
     return str(path)
 
 
-def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
-    found = pilot_sweep(load_sweep(OUTER), images, "small_mlp")
-    trials = [trial.network for trial in plan_sweep(found).trials]
+def test_a_pilot_trains_one_model_on_your_data_with_the_recipe_of_the_sweep(images):
+    sweep = pilot_sweep(load_sweep(OUTER), images, "small_mlp")
+    trials = [trial.network for trial in plan_sweep(sweep).trials]
     assert [trial.train_size for trial in trials] == [20, 40, 80]
     assert {trial.model.name for trial in trials} == {"small_mlp"}
     assert {trial.recipe.epochs for trial in trials} == {2}
     assert {trial.recipe.learning_rate for trial in trials}.isdisjoint({0.5, 0.25})
-    assert (found.test_size, found.image_size, found.attacks.methods) == (30, 16, ())
-    assert found.name.startswith("outer-pilot-")
+    assert (sweep.test_size, sweep.image_size, sweep.attacks.methods) == (30, 16, ())
+    assert sweep.name.startswith("outer-pilot-")
 
 
-def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_their_own(
-    images, tmp_path
-):
-    outer, other = load_sweep(OUTER), shutil.copy(images, tmp_path / "other.npz")
+def test_more_sizes_extend_a_pilot_and_other_models_or_data_have_another_pilot(images, tmp_path):
+    outer = load_sweep(OUTER)
+    other_images = shutil.copy(images, tmp_path / "other.npz")
     first = pilot_sweep(outer, images, "small_mlp")
     more = pilot_sweep(outer, images, "small_mlp", train_sizes=(20, 40, 60), test_size=12)
     assert (more.name, more.train_sizes, more.test_size) == (first.name, (20, 40, 60), 12)
     assert pilot_sweep(outer, images, "small_cnn").name != first.name
-    elsewhere = pilot_sweep(outer, str(other), "small_mlp")
-    assert elsewhere.datasets[0].name != first.datasets[0].name
+    pilot_of_other_images = pilot_sweep(outer, str(other_images), "small_mlp")
+    assert pilot_of_other_images.datasets[0].name != first.datasets[0].name
     assert pilot_sweep(outer, "mnist5k", "small_mlp").datasets[0].name == "mnist5k"
 
 
-def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
+def test_too_few_images_for_a_pilot_are_refused_with_the_options_of_the_pilot(images, tmp_path):
     options = RunOptions(root=str(tmp_path / "root"), tracking=False)
     with pytest.raises(DataError, match=r"pilot-.*400.*\. Lower --pilot-sizes to"):
         run_pilot(load_sweep(OUTER), images, "small_mlp", options, train_sizes=(20, 400))
@@ -91,6 +88,6 @@ def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images,
         ),
     ],
 )
-def test_a_pilot_that_cannot_be_is_refused(source, model, recipe, message):
+def test_an_impossible_pilot_is_refused(source, model, recipe, message):
     with pytest.raises(ConfigError, match=message):
         pilot_sweep(load_sweep({**OUTER, "recipe": recipe}), source, model)

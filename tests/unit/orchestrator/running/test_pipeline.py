@@ -1,5 +1,4 @@
-"""Starts and ends of a run: what a finished sweep does again, what is told and left, whatever
-happened."""
+"""Test the start and the end of a run: repeated runs, messages, and files that are left behind."""
 
 import contextlib
 import json
@@ -37,33 +36,40 @@ from tests.unit.orchestrator.results.examples import (
 
 @pytest.fixture
 def finished(root: str) -> Workspace:
-    """The smoke sweep, prepared for real, with results made by hand."""
+    """Return the workspace of the smoke sweep with prepared data and results made by hand."""
     workspace = Workspace.open("smoke", root)
     workspace.paths.make()
     assert workspace.prepared == {}
     prepare_missing(
         workspace, [*workspace.plan.prepared], RunOptions(root=root), InlineExecutor(), Progress()
     )
-    assert workspace.prepared == {}  # until it is looked for again
+    assert workspace.prepared == {}  # until the workspace reads the folder again
     workspace.look_again()
     stored = StoredResults.read(workspace.results_url)
     data = {spec.dataset: workspace.prepared[spec.prepared_id] for spec in workspace.plan.prepared}
-    for cell in workspace.plan.trials:
-        made_from = data[cell.network.subset.prepared.dataset].fingerprint
-        stored.save(trial_record(spec=cell, trial_id=cell.trial_id, data_fingerprint=made_from))
-    for spec in workspace.plan.measures:
-        made_from = data[spec.subset.prepared.dataset].fingerprint
-        stored.save(
-            measure_record(spec=spec, measure_id=spec.measure_id, data_fingerprint=made_from)
+    for trial in workspace.plan.trials:
+        dataset = trial.network.subset.prepared.dataset
+        record = trial_record(
+            spec=trial, trial_id=trial.trial_id, data_fingerprint=data[dataset].fingerprint
         )
+        stored.save(record)
+    for spec in workspace.plan.measures:
+        dataset = spec.subset.prepared.dataset
+        record = measure_record(
+            spec=spec, measure_id=spec.measure_id, data_fingerprint=data[dataset].fingerprint
+        )
+        stored.save(record)
     return workspace
 
 
 @pytest.fixture
 def rerun(finished, root, monkeypatch):
-    """Runs it again, without Ray and MLflow; returns summary, notes, and whether the report was
-    written."""
-    written, notes = [], []
+    """Return a function that runs the sweep again without Ray and MLflow, and what this did.
+
+    ``written`` has one entry for each report that was written, and ``notes`` all messages.
+    """
+    written: list[int] = []
+    notes: list[str] = []
     page = finished.sweep_paths.report / "report.html"
 
     def write(workspace, state):
@@ -72,27 +78,30 @@ def rerun(finished, root, monkeypatch):
         page.write_text("a report")
         return page
 
-    def again(**changes):
+    def run(**changes):
         written.clear()
         notes.clear()
         progress = Progress()
         progress.note = notes.append
-        return run_sweep(
-            "smoke", RunOptions(root=root, tracking=False), progress=progress, changes=changes
-        )
+        options = RunOptions(root=root, tracking=False)
+        return run_sweep("smoke", options, progress=progress, changes=changes)
 
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", write)
-    return SimpleNamespace(again=again, written=written, notes=notes, page=page)
+    return SimpleNamespace(run=run, written=written, notes=notes, page=page)
 
 
 def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
-    read, read_each = [], ResultStore.read_each
-    monkeypatch.setattr(
-        ResultStore, "read_each", lambda *its: read.append(its[1]) or read_each(*its)
-    )
-    summary = rerun.again()
+    kinds_read = []
+    read_each = ResultStore.read_each
+
+    def collect_kind(store, kind, *arguments):
+        kinds_read.append(kind)
+        return read_each(store, kind, *arguments)
+
+    monkeypatch.setattr(ResultStore, "read_each", collect_kind)
+    summary = rerun.run()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
-    assert sorted(kind.__name__ for kind in read) == [
+    assert sorted(kind.__name__ for kind in kinds_read) == [
         "FailureRecord",
         "MeasureRecord",
         "TrialRecord",
@@ -102,19 +111,19 @@ def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
 def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
     rerun, finished, in_process, monkeypatch
 ):
-    def broken(work, key):
+    def fail_to_load(source, key):
         raise SetupError("The disk cannot be read", hint="Repair the disk")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
-    monkeypatch.setattr(SweepTrials, "load_array", broken)
+    monkeypatch.setattr(SweepTrials, "load_array", fail_to_load)
     with pytest.raises(SetupError, match=r"The disk cannot be read\. Repair the disk"):
-        rerun.again()
+        rerun.run()
 
 
-def test_a_report_is_written_again_only_where_it_or_what_it_is_made_of_has_changed(rerun, finished):
+def test_a_report_is_written_again_only_if_it_or_its_results_changed(rerun, finished):
     stored = StoredResults.read(finished.results_url)
     record, *_ = stored.trials.values()
-    for change, again in (
+    for change, is_written in (
         (lambda: None, True),  # it was never written
         (lambda: None, False),
         (lambda: stored.save(record.model_copy(update={"attempt": 7})), True),
@@ -124,50 +133,52 @@ def test_a_report_is_written_again_only_where_it_or_what_it_is_made_of_has_chang
         (lambda: None, False),
     ):
         change()
-        assert rerun.again().report == rerun.page
-        assert bool(rerun.written) is again
+        assert rerun.run().report == rerun.page
+        assert bool(rerun.written) is is_written
 
 
-def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(rerun, finished, monkeypatch):
+def test_results_that_are_removed_during_a_run_are_not_counted(rerun, finished, monkeypatch):
     lost, *_ = sorted(finished.plan.trials_by_id)
-    real = module._report
-    gone = finished.sweep_paths.folder / "trials" / lost
-    monkeypatch.setattr(module, "_report", lambda sweep: shutil.rmtree(gone) or real(sweep))
-    summary = rerun.again()
+    write_report = module._report
+
+    def remove_result_and_report(sweep):
+        shutil.rmtree(finished.sweep_paths.folder / "trials" / lost)
+        return write_report(sweep)
+
+    monkeypatch.setattr(module, "_report", remove_result_and_report)
+    summary = rerun.run()
     assert (summary.planned - summary.done, summary.pending, summary.exit_code) == (1, 1, 1)
-    assert any(
-        note.startswith("1 finished results were removed from the store") for note in rerun.notes
-    )
+    message = "1 finished results were removed from the store"
+    assert any(note.startswith(message) for note in rerun.notes)
 
 
-def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monkeypatch):
+def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finished, monkeypatch):
     def stop(*_):
-        raise ConfigError("enough was seen")
+        raise ConfigError("the test ends here")
 
     finished.record()
     monkeypatch.setattr(module, "_start_services", stop)
-    with pytest.raises(ConfigError, match="enough was seen"):
-        rerun.again(name="again")
-    num = len(finished.plan.trials)
+    with pytest.raises(ConfigError, match="the test ends here"):
+        rerun.run(name="again")
+    num_trials = len(finished.plan.trials)
     assert (
-        f"The sweep smoke of this root has results of {num} of these trials. This sweep does not use "
-        "them: it trains all of its trials" in rerun.notes
+        f"The sweep smoke of this root has results of {num_trials} of these trials. This sweep does "
+        "not use them: it trains all of its trials" in rerun.notes
     )
-    damaged = (
-        finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
-    )
+    first_trial = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id)
+    damaged = first_trial / "result.json"
     damaged.write_bytes(b"")
-    with pytest.raises(ConfigError, match="enough was seen"):
-        rerun.again()
-    (note,) = rerun.notes  # nor is a sweep another one than itself
+    with pytest.raises(ConfigError, match="the test ends here"):
+        rerun.run()
+    (note,) = rerun.notes  # the sweep itself is not reported as another sweep
     assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
     assert f"{finished.paths.log} lists all of them" in note
 
 
-def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
+def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch):
     @contextlib.contextmanager
     def connected(*_, **__):
-        yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
+        yield Cluster(2, 0, 1, 10**9, dashboard="", is_private=True)
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
@@ -188,15 +199,15 @@ print("torch" in sys.modules)
 @pytest.mark.parametrize(
     ("side", "built"), [("32", "False"), pytest.param("33", "True", marks=pytest.mark.long)]
 )
-def test_networks_of_a_preset_are_not_built_again_before_a_start_and_others_are(side, built):
+def test_networks_of_a_preset_are_not_built_before_a_start_and_others_are(side, built):
     done = subprocess.run(
         [sys.executable, "-c", CHECK, side], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == built
 
 
-def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
-    """It would take the cell for not done, train it again and write over the newer result."""
+def test_a_run_does_not_replace_a_result_of_a_newer_version(finished, root):
+    """A run must not train the trial again and replace the newer result."""
     path = next((finished.paths.root).rglob("trials/*/result.json"))
     record = {**json.loads(path.read_text())["record"], "schema_version": 99}
     path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
@@ -206,24 +217,24 @@ def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
     assert path.read_bytes() == before
 
 
-def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
-    cell = finished.plan.trials[0]
-    subset = cell.network.subset
-    _ = finished.prepared
+def test_a_prepared_dataset_that_is_removed_during_a_run_is_an_error(finished):
+    trial = finished.plan.trials[0]
+    subset = trial.network.subset
+    _ = finished.prepared  # opens the datasets, as a run does
     shutil.rmtree(finished.paths.prepared(subset.prepared))
     with pytest.raises(
         DataError,
         match=r"was changed or removed while a run used it.*Run the same command again to prepare",
     ):
-        load_arrays(finished, subset, cell.network.train_size)
+        load_arrays(finished, subset, trial.network.train_size)
 
 
-def test_every_start_removes_what_a_killed_run_left(tmp_path):
+def test_every_start_removes_files_of_a_killed_run(tmp_path):
     paths = RootPaths.at(tmp_path / "root").make()
-    whole = paths.root / "prepared" / "mnist-0123"
-    left = [paths.root / "prepared" / ".mnist-0123.89abcdef", paths.tune / "smoke-0"]
+    prepared = paths.root / "prepared" / "mnist-0123"
+    orphans = [paths.root / "prepared" / ".mnist-0123.89abcdef", paths.tune / "smoke-0"]
     parts = paths.root / "prepared" / ".mnist-0123.parts"
-    for folder in (whole, parts, *left, paths.sweep("smoke").folder):
+    for folder in (prepared, parts, *orphans, paths.sweep("smoke").folder):
         folder.mkdir(parents=True)
         (folder / "a file").touch()
     files = [
@@ -234,28 +245,28 @@ def test_every_start_removes_what_a_killed_run_left(tmp_path):
     for file in files:
         file.touch()
     remove_orphans(paths)
-    assert not [path for path in (*left, *files) if path.exists()]
-    assert (whole / "a file").exists()
-    assert (parts / "a file").exists(), "an interrupted preparation goes on with what it has read"
+    assert not [path for path in (*orphans, *files) if path.exists()]
+    assert (prepared / "a file").exists()
+    assert (parts / "a file").exists(), "an interrupted preparation continues with its parts"
     assert os.listdir(paths.sweep("smoke").folder) == ["a file"]
 
 
 FRESH = small_sweep("fresh")
 
 
-def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not(root):
+def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root):
     workspace = Workspace.open(FRESH, root)
     workspace.make()
-    known = []
+    opened = []
 
     def refuse():
         with workspace.recorded_while_checked():
-            known.append(Workspace.open("fresh", root))
+            opened.append(Workspace.open("fresh", root))
             raise ConfigError("refused")
 
     with pytest.raises(ConfigError, match="refused"):
         refuse()
-    assert known[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
+    assert opened[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
     with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root} 'fresh'"):
         Workspace.open("fresh", root)
     with workspace.recorded_while_checked():
@@ -271,18 +282,17 @@ def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trai
     finished, trained
 ):
     """Both histories are empty: only the worker knows whether it trained."""
-    cell = finished.plan.trials[0]
+    trial = finished.plan.trials[0]
     stored = StoredResults.read(finished.results_url)
-    result = (diverged() if trained else trial_result()).model_copy(
-        update={"history": (), "test_history": ()}
+    result = diverged() if trained else trial_result()
+    result = result.model_copy(update={"history": (), "test_history": ()})
+    stored_record = trial_record(
+        result, spec=trial, trial_id=trial.trial_id, started_at=100.0, finished_at=200.0
     )
-    known = trial_record(
-        result, spec=cell, trial_id=cell.trial_id, started_at=100.0, finished_at=200.0
-    )
-    stored.save(known)
-    monitor, cluster = Progress(), SimpleNamespace(object_store_bytes=1e9)
-    run = RunContext(finished.plan, finished.paths, cluster, None, stored, None, monitor)
-    source = SweepTrials(run, [cell], lambda *_: None)
+    stored.save(stored_record)
+    cluster = SimpleNamespace(object_store_bytes=1e9)
+    run = RunContext(finished.plan, finished.paths, cluster, None, stored, None, Progress())
+    source = SweepTrials(run, [trial], lambda *_: None)
     report = TrialReport(
         started_at=5000.0,
         finished_at=6000.0,
@@ -290,7 +300,7 @@ def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trai
         trained=trained,
         data_fingerprint="new data",
     )
-    source.store_result(cell, report, 1)
-    record = StoredResults.read(finished.results_url).trials[cell.trial_id]
+    source.store_result(trial, report, 1)
+    record = StoredResults.read(finished.results_url).trials[trial.trial_id]
     expected = (5000.0, 6000.0, None) if trained else (100.0, 200.0, 6000.0)
     assert (record.started_at, record.finished_at, record.measured_at) == expected

@@ -1,5 +1,5 @@
-"""Predictions that are asked for later are made from kept networks, checked, and made again when
-damaged."""
+"""Test predictions that are requested after training: made from stored weights, and made again
+if they are damaged."""
 
 import pytest
 from scipy.special import softmax
@@ -18,12 +18,10 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 RESOURCES = {"num_cpus": 2, "num_gpus": 0}
 SWEEP = small_sweep("kept", train_sizes=[30, 40], num_neighbors=10, resources=RESOURCES)
-MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
+MORE_MEASUREMENTS = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 
-def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(
-    root, monkeypatch
-):
+def test_predictions_requested_later_train_nothing_and_are_made_again_if_damaged(root, monkeypatch):
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", lambda *_: None)
     options = RunOptions(root=root, tracking=False)
     workspace = Workspace.open(SWEEP, root)
@@ -35,9 +33,7 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     assert (summary.pending, summary.exit_code) == (2, 1)
     before = StoredResults.read(workspace.results_url).trials
     for record in before.values():
-        assert (
-            "predictions" in record.result.predictions_note
-        )  # and what was found beside them is kept
+        assert "predictions" in record.result.predictions_note  # all other results are stored
     sweep = isweep.open(SWEEP, root=root)
     with pytest.raises(
         DataError, match=r"No trial of this sweep has predictions. Add `predictions: true`"
@@ -45,44 +41,44 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
         _ = sweep.predictions
     blocked.unlink()
 
-    assert run_sweep(SWEEP, options, changes=MORE).exit_code == 0
+    assert run_sweep(SWEEP, options, changes=MORE_MEASUREMENTS).exit_code == 0
     after = StoredResults.read(workspace.results_url).trials
     for trial_id, record in after.items():
-        old = before[trial_id]
-        assert record.result.attacks[:4] == old.result.attacks
+        old_record = before[trial_id]
+        assert record.result.attacks[:4] == old_record.result.attacks
         for field in ("scores", "history", "test_history", "d_repr", "seed", "weights"):
-            assert getattr(record.result, field) == getattr(old.result, field)
-        assert (record.attempt, record.started_at) == (1, old.started_at)
+            assert getattr(record.result, field) == getattr(old_record.result, field)
+        assert (record.attempt, record.started_at) == (1, old_record.started_at)
         assert record.measured_at is not None
     for trial_id, rows in isweep.open(
         sweep.workspace.plan.sweep, root=sweep.workspace.paths.root
     ).predictions.groupby("trial_id"):
         scores = before[trial_id].result.scores
         auc = roc_auc_score(rows["label"], rows["logit_1"] - rows["logit_0"])
-        # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do
-        # not.
+        # Later passes may round differently if weights have another place in memory. Ranks do not
+        # change.
         assert auc == pytest.approx(scores.classification.auc, abs=1e-9)
         assert log_loss(
             rows["label"], softmax(rows[["logit_0", "logit_1"]].to_numpy(), axis=1)
         ) == (pytest.approx(scores.test_loss, rel=1e-5))
 
-    damaged, gone = sorted(workspace.sweep_paths.folder.glob("predictions/*.parquet"))
-    whole = {path: path.read_bytes() for path in (damaged, gone)}
-    damaged.write_bytes(whole[damaged][:-1] + b"x")
+    damaged, removed = sorted(workspace.sweep_paths.folder.glob("predictions/*.parquet"))
+    content = {path: path.read_bytes() for path in (damaged, removed)}
+    damaged.write_bytes(content[damaged][:-1] + b"x")
     with pytest.raises(
         CorruptStoreError,
         match=r"does not have the checksum in the trial's record.*\. Run the sweep again",
     ):
         _ = isweep.open(SWEEP, root=root).predictions
-    gone.unlink()
+    removed.unlink()
     notes: list[str] = []
     progress = Progress()
     progress.note = notes.append  # type: ignore[method-assign]
-    assert run_sweep(SWEEP, options, progress=progress, changes=MORE).exit_code == 0
+    assert run_sweep(SWEEP, options, progress=progress, changes=MORE_MEASUREMENTS).exit_code == 0
     assert any(note.endswith("are computed again from stored weights: 2 trials") for note in notes)
-    assert {path: path.read_bytes() for path in whole} == whole
+    assert {path: path.read_bytes() for path in content} == content
 
-    for path in whole:
+    for path in content:
         path.unlink()
     stored = StoredResults.read(workspace.results_url)
     first, second = sorted(stored.trials)

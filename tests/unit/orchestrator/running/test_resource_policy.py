@@ -1,4 +1,4 @@
-"""What a trial asks for, at first and after it ran out of memory."""
+"""Test the resources that a trial requests, at first and after it ran out of memory."""
 
 import pytest
 
@@ -13,130 +13,151 @@ from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from tests.small_sweep import small_sweep
 
+A100 = GPU_MODELS["a100"]
+
 
 @pytest.fixture(scope="module")
-def cells():
+def trials():
     return plan_sweep(load_sweep(small_sweep("mine", models=["small_cnn", "small_mlp"]))).trials
 
 
-def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
-    requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
-    for cell in cells:
-        assert requests.start_attempt(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
-    assert ResourcePolicy(Resources(1, 0.25)).start_attempt(cells[0]).num_gpus == 0.25
-    assert (
-        ResourcePolicy(Resources(1, 0), RuntimeModel(GPU_MODELS["a100"]))
-        .start_attempt(cells[0])
-        .num_gpus
-        == 0
-    )
-    whole = ResourcePolicy(Resources(1, 1.0), RuntimeModel(GPU_MODELS["a100"], share=1.0))
-    assert whole.start_attempt(cells[0]).num_gpus == 1.0
+def trial_of(trials, model):
+    return next(trial for trial in trials if trial.network.model.name == model)
 
 
-def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
-    requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
-    shares = [requests.start_attempt(cell).num_gpus for cell in cells]
-    assert requests.mean_request(cells) == Resources(1, sum(shares) / len(shares))
-    assert ResourcePolicy(Resources(2, 0)).mean_request(cells) == Resources(2, 0)
+def test_shares_are_predicted_per_trial_if_the_gpu_model_is_known(trials):
+    policy = ResourcePolicy(Resources(1, 0.25), RuntimeModel(A100))
+    for trial in trials:
+        assert policy.start_attempt(trial).num_gpus == need_of(trial, A100).share
+    of_unknown_gpu = ResourcePolicy(Resources(1, 0.25))
+    assert of_unknown_gpu.start_attempt(trials[0]).num_gpus == 0.25
+    without_gpu = ResourcePolicy(Resources(1, 0), RuntimeModel(A100))
+    assert without_gpu.start_attempt(trials[0]).num_gpus == 0
+    with_full_gpu = ResourcePolicy(Resources(1, 1.0), RuntimeModel(A100, share=1.0))
+    assert with_full_gpu.start_attempt(trials[0]).num_gpus == 1.0
+
+
+@pytest.mark.parametrize(
+    ("share_without_mps", "sentence"),
+    [
+        (1.0, "New trials have a whole GPU each"),
+        (None, "Trials share a GPU as before, but they compute in turn"),
+    ],
+)
+def test_attempts_after_the_end_of_mps_request_the_share_that_pays_without_it(
+    trials, share_without_mps, sentence
+):
+    model = RuntimeModel(A100, share_without_mps=share_without_mps)
+    policy = ResourcePolicy(Resources(1, 1.0), model)
+    predicted = need_of(trials[0], A100).share
+    assert policy.start_attempt(trials[0]).num_gpus == predicted < 1
+    for _ in range(2):
+        assert policy.leave_mps() == sentence
+        assert policy.start_attempt(trials[0]).num_gpus == (share_without_mps or predicted)
+
+
+def test_the_mean_request_is_the_mean_of_the_shares(trials):
+    policy = ResourcePolicy(Resources(1, 0.25), RuntimeModel(A100))
+    shares = [policy.start_attempt(trial).num_gpus for trial in trials]
+    assert policy.mean_request(trials) == Resources(1, sum(shares) / len(shares))
+    assert ResourcePolicy(Resources(2, 0)).mean_request(trials) == Resources(2, 0)
 
 
 OUT_OF_MEMORY = TrialFailure(kind="out_of_memory", message="CUDA out of memory")
 
 
-def attempts(requests, cell, number):
-    """Return what each attempt gets at a trial that is out of memory every time, and what is said
-    at last."""
-    found, said = [], ""
-    for _ in range(number):
-        request = requests.start_attempt(cell)
-        found.append((request.num_gpus, request.memory_bytes, request.micro_batch))
-        said = requests.failed(cell, OUT_OF_MEMORY).hint
-    return found, said
+def fail_repeatedly(policy, trial, num_attempts):
+    """Let a trial run out of memory in every attempt.
+
+    Returns the resources of each attempt, and the last hint.
+    """
+    resources = []
+    hint = ""
+    for _ in range(num_attempts):
+        request = policy.start_attempt(trial)
+        resources.append((request.num_gpus, request.memory_bytes, request.micro_batch))
+        hint = policy.failed(trial, OUT_OF_MEMORY).hint
+    return resources, hint
 
 
-def test_batches_of_a_network_with_batch_norm_are_cut_where_that_is_asked_for(cells):
-    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    found, said = attempts(ResourcePolicy(Resources(1, 0.5, micro_batches="on")), cell, 4)
-    assert (found[-1], said) == ((1.0, 0, 8), "")
+def hint_after_failure(policy, trial, failure):
+    policy.start_attempt(trial)
+    return policy.failed(trial, failure).hint
 
 
-def test_no_batch_is_cut_where_that_is_refused(cells):
-    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
-    found, said = attempts(
-        ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off")), cell, 1
+def test_batches_of_a_network_with_batch_norm_are_divided_if_the_sweep_allows_it(trials):
+    policy = ResourcePolicy(Resources(1, 0.5, micro_batch_policy="on"))
+    resources, hint = fail_repeatedly(policy, trial_of(trials, "small_cnn"), 4)
+    assert (resources[-1], hint) == ((1.0, 0, 8), "")
+
+
+def test_no_batch_is_divided_if_the_sweep_forbids_it(trials):
+    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
+    resources, hint = fail_repeatedly(policy, trial_of(trials, "small_mlp"), 1)
+    assert resources == [(1.0, 0, None)]
+    assert "small_mlp at batch size 16 needs more memory" in hint
+
+
+def test_a_trial_that_used_up_the_memory_of_the_machine_is_retried_four_times(trials):
+    policy = ResourcePolicy(Resources(1, 0))
+    trial = trial_of(trials, "small_cnn")
+    hints = [hint_after_failure(policy, trial, OUT_OF_MEMORY) for _ in range(5)]
+    assert hints[:4] == [""] * 4
+    hint = "small_cnn at batch size 16 needs more memory than the machine gave."
+    assert f"{hint} Choose a larger machine" in hints[4]
+
+
+def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(trials):
+    policy = ResourcePolicy(Resources(1, 1.0))
+    trial = trial_of(trials, "small_cnn")
+    # Other processes use 35.1 or 0.3 of 39.4 GiB.
+    mostly_others, hardly_others = (
+        TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=used_gib / 39.4)
+        for used_gib in (35.1, 0.3)
     )
-    assert found == [(1.0, 0, None)]
-    assert "small_mlp at batch size 16 needs more memory" in said
+    hints = [hint_after_failure(policy, trial, mostly_others) for _ in range(6)]
+    assert hints[:5] == [""] * 5  # the fifth attempt used plain steps
+    reason = "needs more memory than other processes leave on the GPU. End the other processes"
+    assert reason in hints[5]
+    decision = ResourcePolicy(Resources(1, 1.0, fast="off")).failed(trial, hardly_others)
+    assert decision.is_final
+    assert "than a whole GPU has" in decision.hint
 
 
-def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
-    requests = ResourcePolicy(Resources(1, 0))
-    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    said = []
-    for _ in range(5):
-        requests.start_attempt(cell)
-        said.append(requests.failed(cell, OUT_OF_MEMORY).hint)
-    assert said[:4] == [""] * 4
-    assert (
-        "small_cnn at batch size 16 needs more memory than the machine gave. Choose a larger machine"
-        in said[4]
-    )
+@pytest.mark.parametrize(("node_memory", "requested_memory"), [(150, 150), (1000, 200), (90, 100)])
+def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requested_memory):
+    policy = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: node_memory)
+    policy.trials[trials[0].trial_id].min_level = 1
+    # Memory is doubled, full GPUs are not.
+    expected = Resources(1, 2, requested_memory, fast="off")
+    assert policy.start_attempt(trials[0]) == expected
 
 
-def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_theirs(cells):
-    requests = ResourcePolicy(Resources(1, 1.0))
-    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    others, alone = (
-        TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=held_gib / 39.4)
-        for held_gib in (35.1, 0.3)
-    )
-    said = []
-    for _ in range(6):
-        requests.start_attempt(cell)
-        said.append(requests.failed(cell, others).hint)
-    assert said[:5] == [""] * 5  # the last by plain steps
-    assert (
-        "needs more memory than other processes leave on the GPU. End the other processes"
-        in said[5]
-    )
-    verdict = ResourcePolicy(Resources(1, 1.0, fast="off")).failed(cell, alone)
-    assert verdict.is_final
-    assert "than a whole GPU has" in verdict.hint
-
-
-@pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
-def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
-    requests = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: there)
-    requests.trials[cells[0].trial_id].min_level = 1
-    assert requests.start_attempt(cells[0]) == Resources(
-        1, 2, asked, fast="off"
-    )  # whole GPUs are not doubled
-
-
-HELD, OWN = (
+MOSTLY_USED_BY_OTHERS, MOSTLY_USED_BY_THE_TRIAL = (
     TrialFailure(kind="out_of_memory", message="", memory="machine", held_by_others=share)
     for share in (0.9, 0.1)
 )
 
 
-def test_a_trial_whose_machine_s_memory_others_hold_waits_and_is_never_hopeless(cells):
-    """Four kills took a batch of 16 apart, and the fifth blamed the network."""
-    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
-    requests, parts = ResourcePolicy(Resources(1, 0)), []
+def test_a_trial_waits_without_end_for_memory_of_the_machine_that_others_use(trials):
+    """Four kills once divided a batch of 16, and the fifth was called a fault of the network."""
+    trial = trial_of(trials, "small_mlp")
+    policy = ResourcePolicy(Resources(1, 0))
+    micro_batches = []
     for _ in range(30):
-        parts.append(requests.start_attempt(cell).micro_batch)
-        assert requests.failed(cell, HELD) == MAY_RETRY
-    assert parts[:9] == [None] * 6 + [8, 4, 2]
-    assert set(parts[9:]) == {2}
+        micro_batches.append(policy.start_attempt(trial).micro_batch)
+        assert policy.failed(trial, MOSTLY_USED_BY_OTHERS) == MAY_RETRY
+    assert micro_batches[:9] == [None] * 6 + [8, 4, 2]
+    assert set(micro_batches[9:]) == {2}
 
 
-def test_a_trial_that_takes_its_machine_s_memory_itself_gets_smaller_parts_and_an_end(cells):
-    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
-    requests, hints = ResourcePolicy(Resources(1, 0)), []
+def test_a_trial_that_uses_up_the_memory_of_its_machine_ends_after_smaller_batches(trials):
+    trial = trial_of(trials, "small_mlp")
+    policy = ResourcePolicy(Resources(1, 0))
+    hints = []
     for _ in range(6):
-        requests.start_attempt(cell)
-        hints.append(requests.failed(cell, OWN).hint)
+        policy.start_attempt(trial)
+        hints.append(policy.failed(trial, MOSTLY_USED_BY_THE_TRIAL).hint)
     assert hints[:4] == [""] * 4
     assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]
 
@@ -148,9 +169,9 @@ def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
     sweep = load_sweep(small_sweep("tiny_batches", models=["small_cnn"], recipe=recipe))
     trial = plan_sweep(sweep).trials[0]
     assert trial.network.recipe.batch_size == batch_size
-    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="on"))
-    found, hint = attempts(policy, trial, 1)
-    assert found == [(1.0, 0, None)]
+    policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="on"))
+    resources, hint = fail_repeatedly(policy, trial, 1)
+    assert resources == [(1.0, 0, None)]
     assert f"small_cnn at batch size {batch_size} needs more memory than a whole GPU has" in hint
-    unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batches="off"))
+    unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
     assert "micro_batches" not in unsplit.failed(trial, OUT_OF_MEMORY).hint

@@ -1,5 +1,4 @@
-"""Who is tried again: a death counts against a trial only when it dies again and again while others
-live."""
+"""Test which trials are retried: a crash counts against a trial only if no others crash."""
 
 import heapq
 import json
@@ -37,7 +36,7 @@ CRASH, LOST, DEVICE, MEMORY = (
 )
 
 
-def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
+def test_a_trial_that_alone_crashes_is_given_up_after_three_times():
     retries = Retries()
     decisions = []
     for _ in range(3):
@@ -48,32 +47,32 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
     assert decisions[-1].reason == "other trials have not crashed, so this trial is the cause"
 
 
-def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
+def test_a_trial_gets_more_attempts_if_other_trials_crash_too():
     retries = Retries()
-    for other in range(40):
-        retries.failed(f"other {other}", CRASH, process_ended=True)
+    for number in range(40):
+        retries.failed(f"other {number}", CRASH, process_ended=True)
         retries.finished()
     pauses = [retries.failed("mine", CRASH, process_ended=True).pause_s for _ in range(20)]
     assert None not in pauses[:-1]
     assert pauses[-1] is None
 
 
-def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
+def test_a_trial_keeps_its_attempts_if_all_trials_run_out_of_memory():
     retries = Retries()
     for _ in range(4):
-        for cell in ("a", "b", "c"):
-            assert retries.failed(cell, MEMORY, process_ended=True).pause_s is not None
-    more = retries.failed("a", MEMORY, process_ended=True)
-    assert more.reason == "retried in 16 s; out_of_memory 5 of at most 20"
-    alone = Retries()
-    for cell in ("b", "c") * 4:  # these caught it themselves
-        alone.failed(cell, MEMORY)
-    decisions = [alone.failed("a", MEMORY, process_ended=True) for _ in range(20)]
+        for trial_id in ("a", "b", "c"):
+            assert retries.failed(trial_id, MEMORY, process_ended=True).pause_s is not None
+    fifth_decision = retries.failed("a", MEMORY, process_ended=True)
+    assert fifth_decision.reason == "retried in 16 s; out_of_memory 5 of at most 20"
+    other_retries = Retries()
+    for trial_id in ("b", "c") * 4:  # these processes did not end
+        other_retries.failed(trial_id, MEMORY)
+    decisions = [other_retries.failed("a", MEMORY, process_ended=True) for _ in range(20)]
     assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
     assert decisions[-1].reason == "the trial crashed or ran out of memory 20 times"
 
 
-def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
+def test_a_lost_node_does_not_count_as_an_attempt():
     retries = Retries()
     for _ in range(201):
         assert retries.failed("a", LOST, process_ended=True).pause_s <= MAX_PAUSE_S
@@ -82,11 +81,11 @@ def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     assert retries.failed("a", CRASH, process_ended=True).pause_s is not None
 
 
-def test_where_nothing_ever_works_the_sweep_ends():
+def test_a_sweep_ends_after_200_failed_retries_in_a_row():
     retries = Retries()
-    cells = [f"cell {number}" for number in range(200)]
-    for cell in (*cells, *cells, "one more"):  # 201 nodes may go at once
-        assert retries.failed(cell, LOST, process_ended=True).pause_s is not None
+    trial_ids = [f"trial {number}" for number in range(200)]
+    for trial_id in (*trial_ids, *trial_ids, "one more"):  # 201 nodes may be lost at once
+        assert retries.failed(trial_id, LOST, process_ended=True).pause_s is not None
     last = retries.failed("one more", LOST, process_ended=True)
     assert last.reason == "200 retries of trials failed in a row"
 
@@ -98,16 +97,19 @@ def test_where_nothing_ever_works_the_sweep_ends():
         (FailureKind.OUT_OF_MEMORY, True, "every further attempt would fail as well"),
     ],
 )
-def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, is_final, reason):
+def test_a_bug_and_a_final_failure_are_not_retried(kind, is_final, reason):
     failure = TrialFailure(kind=kind, message="")
     assert Retries().failed("a", failure, is_final=is_final) == (None, reason)
 
 
-NONE = UnusableGpuError.of("GPU 0 of node a", "the NVIDIA driver is absent", "Install a driver")
+NO_DRIVER = UnusableGpuError.of(
+    "GPU 0 of node a", "the NVIDIA driver is absent", "Install a driver"
+)
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
-    health, failure = NodeHealth(), classify(NONE)
+    health = NodeHealth()
+    failure = classify(NO_DRIVER)
     for node in ["a"] * 10 + ["b"] * (NODE_UNFIT_AFTER - 1):
         health.count_node_failure(node, failure, {"a", "b"})
     last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
@@ -115,45 +117,48 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
         health.count_node_failure("b", failure, {"a", "b"})
 
 
-def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
-    health, failure = NodeHealth(), classify(NONE)
+def test_a_sweep_continues_if_a_node_gave_a_result_or_has_not_been_tried():
+    health = NodeHealth()
+    failure = classify(NO_DRIVER)
     for _ in range(5):
         for _ in range(NODE_UNFIT_AFTER - 1):
             health.count_node_failure("a", failure, {"a"})
         health.finished("a", "0")
     for _ in range(20):
         NodeHealth().count_node_failure("a", failure, {"a", "b"})
-    # Other failures say nothing of GPUs.
+    # Failures of other kinds do not count against a node.
     health = NodeHealth()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
+        other_failure = TrialFailure(kind=kind, message="CUDA error: launch failure")
         for _ in range(NODE_UNFIT_AFTER):
-            health.count_node_failure(
-                "a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"}
-            )
+            health.count_node_failure("a", other_failure, {"a"})
 
 
-def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_that_asserts_does_not():
-    """It was 47 hours of first attempts, each of which rested."""
-    failure = TrialFailure(kind="device_error", message="", device_lost=True)
-    own = TrialFailure(kind="device_error", message="", device_lost=False)
+def test_the_only_gpu_ends_the_sweep_if_every_training_fails_and_not_if_a_trial_asserts():
+    """A sweep once made first attempts for 47 hours, each with a quarantine after it."""
+    lost_device = TrialFailure(kind="device_error", message="", device_lost=True)
+    assertion = TrialFailure(kind="device_error", message="", device_lost=False)
     health = NodeHealth()
     for _ in range(500):
-        health.count_node_failure("a", own, {"a"})
+        health.count_node_failure("a", assertion, {"a"})
+    num_allowed = round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT)
     for _ in range(10):
-        for _ in range(round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT) - 1):
-            health.count_node_failure("a", failure, {"a"})
-        health.epoch_ended("a")  # an epoch is told
+        for _ in range(num_allowed - 1):
+            health.count_node_failure("a", lost_device, {"a"})
+        health.epoch_ended("a")  # an epoch shows that the GPU computes
+
+    def fail_more_often_than_allowed():
+        for _ in range(num_allowed + 1):
+            health.count_node_failure("a", lost_device, {"a"})
+
     with pytest.raises(SetupError, match="No node has a GPU on which trials"):
-        [
-            health.count_node_failure("a", failure, {"a"})
-            for _ in range(round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT) + 1)
-        ]
+        fail_more_often_than_allowed()
 
 
-def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
-    """Trials may take longer than the dead one rests four times: it is the epochs of the others
-    that tell."""
-    health, failure = NodeHealth(), classify(NONE)
+def test_one_dead_gpu_among_working_gpus_of_a_node_ends_no_sweep():
+    """Trials may take longer than four quarantines of the dead GPU: epochs show that others work."""
+    health = NodeHealth()
+    failure = classify(NO_DRIVER)
     epoch = EpochReport("cell", 1, None)
     loop = SimpleNamespace(
         _node_health=health,
@@ -168,76 +173,88 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         TrialLoop._epoch_ended(loop, epoch, 0)
 
 
-def on_gpu(gpu):
+def device_error_on(gpu):
     return DEVICE.model_copy(update={"gpu": gpu})
 
 
-def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
-    """Run a sweep of two trials a GPU, one of which fails everything at once; return the cells
-    given up.
+def num_trials_given_up(num_gpus, *, num_trials=972, trial_s=125.0, fails_after_s=12.0):
+    """Simulate a sweep with two trials on each GPU, of which one fails all its trials at once.
 
-    Each failure takes its process along, which had finished nothing: the GPU rests before it is
-    told."""
-    retries, waiting, later, lost = Retries(), list(range(num_cells)), [], 0
-    events = [(0.0, slot, None) for slot in range(2 * num_gpus)]
+    Each failure ends its process, which had finished nothing, so the GPU is in quarantine before
+    the driver gets the failure. Returns the number of trials that were given up.
+    """
+    retries = Retries()
+    waiting = list(range(num_trials))
+    retried_later = []  # (time, trial)
+    num_given_up = 0
+    events = [(0.0, slot, None) for slot in range(2 * num_gpus)]  # (time, slot, trial that ended)
     while events:
-        now, slot, ran = heapq.heappop(events)
-        dead = slot >= 2 * num_gpus - 2  # processes that live take cells before another is started
-        if ran is not None and dead:
-            decision = retries.failed(str(ran), on_gpu("GPU-1 of node a"), process_ended=True)
-            lost += decision.pause_s is None
-            if decision.pause_s is not None:
-                later.append((now + decision.pause_s, ran))
-        elif ran is not None:
+        now, slot, ended_trial = heapq.heappop(events)
+        # Running processes take trials before a new process starts: the dead GPU comes last.
+        is_dead = slot >= 2 * num_gpus - 2
+        if ended_trial is not None and is_dead:
+            failure = device_error_on("GPU-1 of node a")
+            decision = retries.failed(str(ended_trial), failure, process_ended=True)
+            if decision.pause_s is None:
+                num_given_up += 1
+            else:
+                retried_later.append((now + decision.pause_s, ended_trial))
+        elif ended_trial is not None:
             retries.finished()
-        due = [cell for at, cell in later if at <= now]
+        due = [trial for at, trial in retried_later if at <= now]
         if not waiting and not due:
-            if later or any(ran is not None for *_, ran in events):
+            if retried_later or any(trial is not None for *_, trial in events):
                 heapq.heappush(events, (now + 1.0, slot, None))
             continue
-        cell = waiting.pop(0) if waiting else due[0]
-        later = [(at, other) for at, other in later if other != cell]
-        heapq.heappush(
-            events, (now + (fails_after_s + FIRST_QUARANTINE_S if dead else trial_s), slot, cell)
-        )
-    return lost
+        next_trial = waiting.pop(0) if waiting else due[0]
+        retried_later = [(at, trial) for at, trial in retried_later if trial != next_trial]
+        duration = fails_after_s + FIRST_QUARANTINE_S if is_dead else trial_s
+        heapq.heappush(events, (now + duration, slot, next_trial))
+    return num_given_up
 
 
 @pytest.mark.parametrize("num_gpus", [8, 4])
-def test_a_dead_gpu_among_sound_ones_costs_no_cell(num_gpus):
-    """Without its rest and its own count it was 122 cells of 972 with eight GPUs, 352 with four."""
-    assert given_up(num_gpus) == 0
+def test_a_dead_gpu_among_working_ones_costs_no_trial(num_gpus):
+    """Otherwise 122 of 972 trials would be given up with eight GPUs, and 352 with four.
+
+    The quarantine and the count of failures for each GPU prevent this.
+    """
+    assert num_trials_given_up(num_gpus) == 0
 
 
-def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
+def test_a_trial_that_breaks_every_gpu_is_given_up():
     retries = Retries()
-    gpus = [f"GPU-{number} of node a" for number in range(4)]
-    decisions = [retries.failed("poison", on_gpu(gpu), process_ended=True) for gpu in gpus]
+    failures = [device_error_on(f"GPU-{number} of node a") for number in range(4)]
+    decisions = [retries.failed("poison", failure, process_ended=True) for failure in failures]
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
 
 
-@pytest.mark.chaos  # a cluster of its own, a minute
-def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_again(tmp_path):
-    """In a process of its own, whose private cluster hands out two GPUs."""
+@pytest.mark.chaos  # starts a private cluster and takes a minute
+def test_the_last_trial_gets_another_gpu_than_the_dead_one_that_ray_would_use_again(tmp_path):
+    """The test starts another process, whose private cluster has two simulated GPUs."""
     command = [sys.executable, "-m", "tests.integration.faults", "dead_gpu", str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert list(found["results"]) == found["planned"]
-    # The dead GPU's process may still be ending when it is asked to rest: then the next failure
-    # asks again.
-    assert 1 <= len(found["told"]) <= BASE_RETRIES[FailureKind.DEVICE_ERROR]
-    for _, kind, _, message in found["told"]:
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert list(report["results"]) == report["planned"]
+    # The process on the dead GPU may still be ending when the quarantine starts. Then the next
+    # failure starts it.
+    assert 1 <= len(report["told"]) <= BASE_RETRIES[FailureKind.DEVICE_ERROR]
+    for _, kind, _, message in report["told"]:
         assert kind == "device_error"
         assert "uncorrectable ECC error encountered (GPU-0 of node" in message
 
 
 def test_a_gpu_that_failed_is_quarantined_once_at_a_time_and_never_the_last_one(monkeypatch):
-    occupied, ended = [], []
-    monkeypatch.setattr(
-        quarantine, "occupy", lambda place, seconds: occupied.append(place.gpus) or len(occupied)
-    )
+    occupied = []
+    ended = []
+
+    def occupy(location, seconds):
+        occupied.append(location.gpus)
+        return len(occupied)
+
+    monkeypatch.setattr(quarantine, "occupy", occupy)
     monkeypatch.setattr(quarantine.ray, "wait", lambda tasks, **_: (ended and tasks, []))
     for num_gpus, share, expected in (
         (1, 1.0, []),
@@ -256,9 +273,13 @@ def test_a_gpu_that_failed_is_quarantined_once_at_a_time_and_never_the_last_one(
 
 
 def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_attempts():
-    """A hang names no GPU itself: the last trial of a sweep got the same one again, and was given
-    up."""
-    lost, decisions, retries = [], [], Retries()
+    """A hang itself names no GPU.
+
+    The last trial of a sweep once got the same GPU again, and was given up.
+    """
+    failures = []
+    decisions = []
+    retries = Retries()
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     for trial_id in ("a", "b", "b", "b"):
         loop = SimpleNamespace(
@@ -267,12 +288,12 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
                 1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")
             ),
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
-            _ended_without_report=lambda trial_id, failure: lost.append(failure),
+            _ended_without_report=lambda trial_id, failure: failures.append(failure),
         )
         loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
         TrialLoop.on_trial_error(loop, 0, [], trial)
-        failure = lost[-1]
+        failure = failures[-1]
         assert failure.gpu == "GPU 0 of node 10.0.0.1"
         assert failure.message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
         decisions.append(retries.failed(trial_id, failure, process_ended=True))
@@ -291,7 +312,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
     ],
     ids=["no location", "no GPU", "a GPU without a name"],
 )
-def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(location):
+def test_a_hang_counts_against_no_gpu_if_the_gpu_of_the_trial_is_unknown(location):
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     loop = SimpleNamespace(
         _attempt=lambda trial_id: Attempt(1, location),
@@ -300,8 +321,8 @@ def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(loca
     assert TrialLoop._hang_failure(loop, "t") == hung
 
 
-def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():
-    """A worker that never answered had the GPU of the attempt before counted against it."""
+def test_a_new_attempt_has_no_location_from_the_attempt_before():
+    """The GPU of the attempt before once counted for a worker that never answered."""
     loop = SimpleNamespace(
         _attempts={"t": Attempt(1, WorkerLocation("t", "actor", "10.0.0.1"), "10.0.0.1")},
         _source=SimpleNamespace(
@@ -314,7 +335,7 @@ def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():
     assert loop._attempts == {"t": Attempt(2)}
 
 
-def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():
+def test_a_quarantine_doubles_after_each_failure_until_the_gpu_has_a_result():
     health = NodeHealth()
     assert [health.count_gpu_failure("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
     assert health.count_gpu_failure("a", "1") == 120

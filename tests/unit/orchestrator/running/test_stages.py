@@ -20,12 +20,12 @@ from tests.unit.orchestrator.machine.test_gpu_situations import H100, node
 @pytest.mark.parametrize("reads_files", [False, True])
 @pytest.mark.parametrize("is_local", [False, True])
 def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files, is_local):
-    """If all trials are done, a large measure may be the first task that needs Ray."""
+    """Ray may not be connected yet: if all trials are done, a large measure is the first task."""
     events: list[str] = []
 
     def connect(_: Stages) -> SimpleNamespace:
         events.append("connected")
-        return SimpleNamespace(local=is_local)
+        return SimpleNamespace(is_private=is_local)
 
     def executor(**options: Any) -> dict[str, Any]:
         events.append("executor")

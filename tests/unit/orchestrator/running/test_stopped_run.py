@@ -1,4 +1,4 @@
-"""A run that is stopped counts as kept what its store really holds."""
+"""Test that a stopped run counts the results that its store really has."""
 
 import shutil
 

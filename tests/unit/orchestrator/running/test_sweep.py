@@ -1,4 +1,4 @@
-"""Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
+"""Test trials that run under Tune: results are stored, failures have a kind and retries by kind."""
 
 import gc
 import logging
@@ -49,12 +49,12 @@ pytestmark = pytest.mark.ray
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-of-the-store", "MY_API_TOKEN": "canary-of-a-network"}
 
 
-def throw(error: Exception) -> None:
+def raise_error(error: Exception) -> None:
     raise error
 
 
-def talk() -> None:
-    """Say what should not be said, in every way there is, and fail."""
+def print_secrets_and_fail() -> None:
+    """Print and log secrets in every possible way, and fail."""
     os.environ.update(SECRETS)
     copied = [
         name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name
@@ -66,18 +66,18 @@ def talk() -> None:
     raise ValueError(f"no access with {os.environ['MY_API_TOKEN']}")
 
 
-# What a cell does, by its train size; "once" leaves it a result at the second attempt.
+# Actions of a trial by its train size; after an action of ONCE the second attempt has a result.
 ONCE = {
     14: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    18: lambda: throw(MemoryError("too much")),
-    24: lambda: throw(ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")),
+    18: lambda: raise_error(MemoryError("too much")),
+    24: lambda: raise_error(ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")),
     32: lambda: time.sleep(600),
 }
-ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug")), 16: talk}
+ALWAYS = {12: lambda: raise_error(ZeroDivisionError("a bug")), 16: print_secrets_and_fail}
 
 
 class Scripted(TrialTrainable):
-    """Does what the tables say; with 28 images the wall clock steps back an hour while it runs."""
+    """A worker that acts by the tables; with 28 images the wall clock steps back an hour."""
 
     def _run(self, started_at: float) -> TrialReport:
         size, real = int(self.assignment.trial_id.split("-n")[1].split("-")[0]), time.time
@@ -136,10 +136,10 @@ def run_plan(
         "tracker": RecordedTracker(),
         "monitor": Progress(),
     }
-    made = RunContext(**{**fields, **changes})
-    source = SweepTrials(made, plan.trials, load)
-    TrialLoop(made, source, TuneBackend(made, source, trainable)).run()
-    return made
+    run = RunContext(**{**fields, **changes})
+    source = SweepTrials(run, plan.trials, load)
+    TrialLoop(run, source, TuneBackend(run, source, trainable)).run()
+    return run
 
 
 @pytest.fixture
@@ -147,22 +147,24 @@ def run(ray_local: Cluster, root: str) -> Callable[..., RunContext]:
     return partial(run_plan, ray_local, root)
 
 
-class Looks(Progress):
-    """Looks at what Tune holds of trials that ended, whenever one does."""
+class CollectsEndedTrials(Progress):
+    """Collects the ended trials that Tune still has in memory, whenever a trial ends."""
 
-    held: list[Trial]
+    ended_trials: list[Trial]
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         super().trial_finished(trial_id, status)
-        self.held = [
-            one for one in gc.get_objects() if type(one) is Trial and one.status == Trial.TERMINATED
+        self.ended_trials = [
+            item
+            for item in gc.get_objects()
+            if type(item) is Trial and item.status == Trial.TERMINATED
         ]
 
 
 @pytest.fixture(scope="module")
 def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
-    """One sweep in which a cell does each thing of the tables."""
-    told = trial_source.provenance().model_copy(update={"machine": "the driver's"})
+    """Run one sweep in which each action of the tables happens in one trial."""
+    driver_provenance = trial_source.provenance().model_copy(update={"machine": "the driver's"})
 
     def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
@@ -171,9 +173,11 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
         patch.setattr(trial_source, "time_limit", limit)
-        patch.setattr(trial_source, "provenance", lambda: told)
+        patch.setattr(trial_source, "provenance", lambda: driver_provenance)
         plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
-        return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
+        return run_plan(
+            ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=CollectsEndedTrials()
+        )
 
 
 def by_size(records: dict[str, Any]) -> dict[int, Any]:
@@ -186,16 +190,16 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     sweep = scripted
     results = by_size(sweep.stored.store.scan(TrialRecord).records)
     failed = by_size(sweep.stored.store.scan(FailureRecord).records)
-    assert {size: (r.result.status, r.attempt) for size, r in results.items()} == {
+    assert {size: (record.result.status, record.attempt) for size, record in results.items()} == {
         10: ("done", 1),
         14: ("done", 2),  # its process was killed once
         18: ("done", 2),  # out of memory once
-        20: ("diverged", 1),  # a result, not a failure: no second attempt
+        20: ("diverged", 1),  # a result and not a failure: no second attempt
         24: ("done", 2),  # its images could not be fetched once
         28: ("done", 1),
-        32: ("done", 2),  # it hung once, and was ended
+        32: ("done", 2),  # it hung once, and its process was ended
     }
-    kinds = {size: (f.failure.kind, f.attempt) for size, f in failed.items()}
+    kinds = {size: (record.failure.kind, record.attempt) for size, record in failed.items()}
     assert kinds == {12: ("code_error", 1), 16: ("code_error", 1)}
     assert failed[12].failure.message == "ZeroDivisionError: a bug"
     assert "in _run" in failed[12].failure.traceback
@@ -207,49 +211,56 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
 
-    told = sweep.stored.store
-    stories = {
-        size: [(e.what, e.attempt) for e in told.events(r.trial_id)] for size, r in results.items()
+    store = sweep.stored.store
+    events = {
+        size: [(event.what, event.attempt) for event in store.events(record.trial_id)]
+        for size, record in results.items()
     }
-    assert stories[10] == [("started", 1), ("finished", 1)]
-    assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
-    (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
+    assert events[10] == [("started", 1), ("finished", 1)]
+    assert events[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
+    (crash,) = [
+        event.said for event in store.events(results[14].trial_id) if event.what == "failed"
+    ]
     assert re.search(
         r"^worker_crash: .*\(retried in 1 s; worker_crash 1 of at most 3\)$",
         crash,
     )
-    (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
+    (bug,) = [event.said for event in store.events(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
 
 
-def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
-    held = scripted.monitor.held
-    ended = {trial.config["trial_id"] for trial in held}
-    assert len(ended & scripted.plan.trials_by_id.keys()) >= 2
-    for trial in held:
+def test_tune_keeps_next_to_nothing_of_ended_trials(scripted):
+    ended_trials = scripted.monitor.ended_trials
+    trial_ids = {trial.config["trial_id"] for trial in ended_trials}
+    assert len(trial_ids & scripted.plan.trials_by_id.keys()) >= 2
+    for trial in ended_trials:
         assert trial.config == {"trial_id": str(trial), "assignment": None}
         assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
         assert trial.last_result == {"trial_id": trial.trial_id}
 
 
-def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
-    (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
-    (_, failed) = scripted.stored.store.events(failure.trial_id)
+def test_the_output_of_a_trial_is_stored_without_secrets(scripted):
+    (failure,) = [
+        candidate
+        for candidate in scripted.stored.failures.values()
+        if "-n16-" in candidate.trial_id
+    ]
+    (_, failed_event) = scripted.stored.store.events(failure.trial_id)
     text = scripted.stored.store.attempt_log(failure.trial_id, 1)
-    said = (
+    parts = (
         "copied [] in print",
         "INFO my.network: a log line of …",
         "Warning: a warning",
         "to stderr",
     )
-    assert [one for one in said if one not in text] == []
+    assert [part for part in parts if part not in text] == []
     assert failure.failure.message == "ValueError: no access with …"
-    assert failed.node == ray.util.get_node_ip_address()
-    everything = failure.text() + failed.text() + text
+    assert failed_event.node == ray.util.get_node_ip_address()
+    everything = failure.text() + failed_event.text() + text
     assert not any(secret in everything for secret in SECRETS.values())
 
 
-def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(
+def test_a_step_of_the_wall_clock_changes_no_duration_and_a_record_has_the_machine(
     scripted,
 ):
     record = by_size(scripted.stored.trials)[28]
@@ -261,8 +272,7 @@ def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_
 
 
 class Poisoned(TrialTrainable):
-    """The first process to run a cell breaks at it, and fails at everything it is given from then
-    on."""
+    """A worker of which the first process for an array fails at each of its trials."""
 
     def _run(self, started_at: float) -> TrialReport:
         cell = f"poisoned {self.assignment.trial_id.split('-n')[0]} {self.assignment.array}"
@@ -274,17 +284,17 @@ class Poisoned(TrialTrainable):
 
 
 @pytest.mark.long
-def test_a_process_that_met_a_device_error_is_not_used_again(run):
+def test_a_process_with_a_device_error_is_not_used_again(run):
     sweep = run(make_plan(*range(4, 14)), trainable=Poisoned)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
     assert sorted(records) == list(range(4, 14))
-    assert sum(record.attempt for record in records.values()) == 11  # one was run twice, elsewhere
+    # One trial had a second attempt, in another process.
+    assert sum(record.attempt for record in records.values()) == 11
     assert sweep.stored.store.scan(FailureRecord).records == {}
 
 
-class Patched(TrialTrainable):
-    """Finds that its checkout has changed since the driver started, and does not wait before it
-    says so."""
+class ChangedCode(TrialTrainable):
+    """A worker whose code has changed since the driver started, and that reports it at once."""
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
@@ -297,8 +307,8 @@ class Patched(TrialTrainable):
 
 
 @pytest.mark.long
-def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
-    """What other code found is never sealed as the driver's, and most cells are never tried."""
+def test_a_sweep_ends_with_a_hint_if_no_node_has_the_code_of_the_driver(run, root, monkeypatch):
+    """A result of other code is never stored as that of the driver, and most trials never start."""
     monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
     monkeypatch.setattr(node_health, "NODE_UNFIT_AFTER", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
@@ -307,19 +317,19 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypa
         r"No node has the same source code as the driver \(1 node tried\)\. .*0123456789abcdef"
     )
     with pytest.raises(SetupError, match=message) as caught:
-        run(plan, trainable=Patched, stored=StoredResults.read(url))
+        run(plan, trainable=ChangedCode, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
     store = ResultStore(url)
     failed = store.scan(FailureRecord).records.values()
     assert 2 <= len(failed) < 10
     assert {record.failure.kind for record in failed} == {"other_code"}
     assert store.scan(TrialRecord).records == {}
-    # Nor those that Tune was given already, 16 of them.
+    # Most of the 16 trials that Tune already had never start either.
     assert len(_internal_kv_list("ran in vain ")) - before < 10
 
 
-def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
-    class Impatient(Progress):
+def test_missing_resources_are_reported_if_no_trial_can_start(run, monkeypatch):
+    class StopsAtFirstNote(Progress):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
@@ -327,17 +337,17 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
     with pytest.raises(
         KeyboardInterrupt, match=r"each trial requests 64 CPU \(the cluster has 2, \S+ free\)"
     ):
-        run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
+        run(make_plan(10), resources=Resources(64, 0), monitor=StopsAtFirstNote())
 
 
 @pytest.mark.long
-def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
+def test_a_dataset_that_cannot_be_read_fails_its_trials_and_no_other(run):
     pairs = {"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))}
     plan = make_plan(10, datasets=(pairs,))
-    gone = plan.trials[0].network.subset.subset_id
+    removed_subset = plan.trials[0].network.subset.subset_id
 
-    def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
-        if subset.subset_id == gone:
+    def load_or_fail(subset: SubsetSpec, train_size: int) -> TrialData:
+        if subset.subset_id == removed_subset:
             raise DataError("The prepared dataset was removed", hint="Run again")
         return load(subset, train_size)
 
@@ -346,23 +356,25 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
             self._images()
             return _report(started_at, trial_result(0.5))
 
-    sweep = run(plan, trainable=Loads, load=vanished)
+    sweep = run(plan, trainable=Loads, load=load_or_fail)
     failed = sweep.stored.failures
-    of_it = {trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == gone}
-    assert set(failed) == of_it
+    trials_of_subset = {
+        trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == removed_subset
+    }
+    assert set(failed) == trials_of_subset
     assert {record.failure.kind for record in failed.values()} == {"bad_data"}
     assert all(
-        "The prepared dataset was removed. Run again" in one.failure.message
-        for one in failed.values()
+        "The prepared dataset was removed. Run again" in record.failure.message
+        for record in failed.values()
     )
-    assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
+    assert set(sweep.stored.trials) == plan.trials_by_id.keys() - trials_of_subset
 
 
-def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
+def test_the_error_of_a_failed_trial_has_the_message_and_the_complete_report():
     report = TrialReport(
         started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug"))
     )
     error = TrialFailedError("code_error: ZeroDivisionError: a bug", report.text())
-    again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
-    assert str(again) == "code_error: ZeroDivisionError: a bug"
-    assert TrialReport.model_validate_json(again.report) == report
+    restored = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
+    assert str(restored) == "code_error: ZeroDivisionError: a bug"
+    assert TrialReport.model_validate_json(restored.report) == report

@@ -1,4 +1,4 @@
-"""Names of trials on Ray's dashboard, by private places of Tune that may change."""
+"""Test the names of trials on the dashboard of Ray, which use private attributes of Tune."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ TRIAL = SimpleNamespace(config={TRIAL_ID: "mlp-1"})
 
 
 class Handle:
-    """An actor, whose method tells the name under which it was called."""
+    """A simulated actor handle whose ``train`` has the name of its task."""
 
     name = ""
     train = property(lambda self: self)
@@ -23,19 +23,20 @@ class Handle:
         return named
 
 
-def controller_with(entry):
-    manager = SimpleNamespace(_live_actors_to_ray_actors_resources={"actor": entry})
-    return SimpleNamespace(_actor_manager=manager, _trial_to_actor={id(TRIAL): "actor"})
-
-
 class ById(dict):
     def __getitem__(self, trial):
         return super().__getitem__(id(trial))
 
 
+def controller_with(entry):
+    manager = SimpleNamespace(_live_actors_to_ray_actors_resources={"actor": entry})
+    actor_by_trial = ById({id(TRIAL): "actor"})
+    return SimpleNamespace(_actor_manager=manager, _trial_to_actor=actor_by_trial)
+
+
 @pytest.fixture
 def scheduled(monkeypatch):
-    """Names of the tasks that Tune scheduled."""
+    """Return a list that receives the names of the tasks that Tune schedules."""
     names = []
 
     def schedule(controller, trial, method_name):
@@ -48,37 +49,29 @@ def scheduled(monkeypatch):
     return names
 
 
-def controller(entry):
-    made = controller_with(entry)
-    made._trial_to_actor = ById(made._trial_to_actor)
-    return made
-
-
-def test_a_training_task_has_its_trial_s_name_and_the_actor_is_put_back(scheduled):
+def test_a_training_task_has_the_name_of_its_trial_and_the_actor_is_restored(scheduled):
     handle = Handle()
-    tune = controller((handle, "resources"))
+    tune = controller_with((handle, "resources"))
     with trial_tasks_named(set()):
         TuneController._schedule_trial_task(tune, TRIAL, "train")
         TuneController._schedule_trial_task(tune, TRIAL, "save")
     assert scheduled == ["trial mlp-1", ""]
-    assert tune._actor_manager._live_actors_to_ray_actors_resources["actor"] == (
-        handle,
-        "resources",
-    )
+    actors = tune._actor_manager._live_actors_to_ray_actors_resources
+    assert actors["actor"] == (handle, "resources")
 
 
 @pytest.mark.parametrize("entry", [(Handle(), "resources", "more"), Handle()])
-def test_where_tune_keeps_its_actors_in_another_form_tasks_keep_its_name(scheduled, entry):
-    """The guard raised an UnboundLocalError in the very case that it guards."""
-    tune = controller(entry)
+def test_tasks_keep_their_names_if_tune_stores_its_actors_in_another_form(scheduled, entry):
+    """The check for this case once raised an UnboundLocalError."""
+    tune = controller_with(entry)
     with trial_tasks_named(set()):
         TuneController._schedule_trial_task(tune, TRIAL, "train")
     assert scheduled == [""]
     assert tune._actor_manager._live_actors_to_ray_actors_resources["actor"] is entry
 
 
-def test_no_more_trials_are_named_than_ray_has_room_for(scheduled):
-    tune = controller((Handle(), "resources"))
+def test_the_number_of_task_names_is_limited(scheduled):
+    tune = controller_with((Handle(), "resources"))
     named = {"another"}
     with trial_tasks_named(named, max_names=1):
         TuneController._schedule_trial_task(tune, TRIAL, "train")

@@ -1,5 +1,4 @@
-"""Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows; and what
-hangs."""
+"""Test why no trial runs: the report of Ray's autoscaler in both of its versions, and hangs."""
 
 import re
 import time
@@ -34,7 +33,7 @@ from tests.steady_clock import SteadyClock
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
 
 
-def first_version() -> str:
+def status_of_version_1() -> str:
     cause = UnavailableNodeInformation("InsufficientInstanceCapacity", "no g6 here")
     older = UnavailableNodeInformation("Quota", "0 vCPUs")
     kinds = {
@@ -53,10 +52,10 @@ def first_version() -> str:
     return format_info_string(LoadMetricsSummary(usage={}, **empty), summary, verbose=True)
 
 
-def second_version() -> str:
-    def failed(name: str, at: float, why: str) -> LaunchRequest:
+def status_of_version_2() -> str:
+    def failed(name: str, at: float, reason: str) -> LaunchRequest:
         return LaunchRequest(
-            "g6", name, 1, LaunchRequest.Status.FAILED, at, failed_ts_s=at, details=why
+            "g6", name, 1, LaunchRequest.Status.FAILED, at, failed_ts_s=at, details=reason
         )
 
     status = ClusterStatus(
@@ -68,10 +67,10 @@ def second_version() -> str:
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("make_status", "words"),
     [
         (
-            first_version,
+            status_of_version_1,
             r"Nodes being launched: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. A launch failed: spot: "
             r"Insuff.*"
             r"no g6 here\. A launch failed: gpu: Quota.*"
@@ -79,15 +78,15 @@ def second_version() -> str:
             r"zone",
         ),
         (
-            second_version,
+            status_of_version_2,
             r"Nodes being launched: gpu, 1 launching; i-1: gpu, installing\. A launch failed: new: "
             r"LaunchFailed.*"
             rf"{NO_CAPACITY}\. A launch failed: old: ",
         ),
     ],
 )
-def test_both_versions_tell_what_comes_and_what_failed(said, words):
-    assert re.match(words, status_summary(said()))
+def test_the_summary_of_both_versions_has_launching_nodes_and_failed_launches(make_status, words):
+    assert re.match(words, status_summary(make_status()))
 
 
 def status(*failures: str, pending: str = "(no pending nodes)", node: str = "head") -> str:
@@ -98,7 +97,7 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
 
 
 @pytest.mark.parametrize(
-    ("message", "what"),
+    ("message", "hint"),
     [
         (f"gpu: {NO_CAPACITY}", "Choose another zone"),
         ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "Choose another zone"),
@@ -112,11 +111,12 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
         ("gpu: something new", "monitor"),
     ],
 )
-def test_the_hint_follows_the_providers_words(message, what):
-    assert what in status_summary(status(message)).rpartition("A launch failed: ")[2]
+def test_the_hint_depends_on_the_words_of_the_cloud_provider(message, hint):
+    summary = status_summary(status(message))
+    assert hint in summary.rpartition("A launch failed: ")[2]
 
 
-def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
+def test_a_summary_has_the_newest_failures_or_a_possible_reason():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
     assert "A launch failed: d" not in text
@@ -124,112 +124,118 @@ def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
     nothing = "No node is being launched. Lower resources in the sweep file, or raise max_workers"
     assert status_summary(status()).startswith(nothing)
     assert "raise max_workers" not in status_summary(status(pending="gpu, 1 launching"))
-    assert status_summary(status(node=f"node_{'3f' * 28}")) is status_summary("") is None
+    assert status_summary(status(node=f"node_{'3f' * 28}")) is None
+    assert status_summary("") is None
 
 
 @pytest.mark.ray
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local, monkeypatch):
-    said = [""]
+    statuses = [""]
     monkeypatch.setattr(
-        shortage, "status_summary", lambda status: said.append(status) or status_summary(status)
+        shortage, "status_summary", lambda status: statuses.append(status) or status_summary(status)
     )
-    while "node_" not in said[-1]:
-        time.sleep(0.1)  # until Ray's monitor has written of its nodes
+    while "node_" not in statuses[-1]:
+        time.sleep(0.1)  # until the monitor of Ray has reported its nodes
         assert autoscaler_report() is None
     text = shortage_for(Resources(1, 0.5))
     assert "0.5 GPU (the cluster has 0, 0 free)" in text
     assert "adds no nodes by itself" in text
 
 
-def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float]) -> None:
-    """A cluster of these nodes, of which so much is free."""
+def simulate_cluster(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float]) -> None:
+    """Replace Ray by a cluster with the given nodes and free resources, and one dead node."""
     names = {name for node in nodes for name in node}
     total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
     monkeypatch.setattr(shortage, "autoscaler_report", lambda: None)
-    shown = [{"Alive": True, "Resources": node} for node in nodes]
-    shown += [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
-    there = {"cluster_resources": total, "available_resources": free, "nodes": shown}
-    answers = {name: lambda found=found: found for name, found in there.items()}
+    alive_nodes = [{"Alive": True, "Resources": node} for node in nodes]
+    dead_node = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    ray = SimpleNamespace(
+        cluster_resources=lambda: total,
+        available_resources=lambda: free,
+        nodes=lambda: [*alive_nodes, dead_node],
+    )
     for module in (shortage, capacity):
-        monkeypatch.setattr(module, "ray", SimpleNamespace(**answers))
+        monkeypatch.setattr(module, "ray", ray)
 
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
-    of_nodes(
+    simulate_cluster(
         monkeypatch,
         [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}],
         {"CPU": 4.0, "GPU": 1.0},
     )
-    said, with_gpu = shortage_for(Resources(3, 0)), shortage_for(Resources(3, 1))
+    without_gpu = shortage_for(Resources(3, 0))
+    with_gpu = shortage_for(Resources(3, 1))
     kinds = "No single node has all of these: the nodes have 1 CPU (2 nodes), 2 CPU (1 node). "
-    assert said.startswith(
+    assert without_gpu.startswith(
         f"each trial requests 3 CPU (the cluster has 4, 4 free). {kinds}This cluster adds"
     )
-    assert said.endswith("add nodes, or lower resources in the sweep file.")
-    # Each alone would be there, together they are on no node.
+    assert without_gpu.endswith("add nodes, or lower resources in the sweep file.")
+    # The cluster has 3 CPUs and 1 GPU, but no node has both.
     assert "0 GPU (2 nodes)" in with_gpu
     assert with_gpu.endswith("lower resources in the sweep file, or run with --device cpu.")
 
 
 @pytest.mark.parametrize(
-    ("nodes", "free", "asked", "held"),
+    ("nodes", "free", "requested", "is_used_by_others"),
     [
         ([2.0], 0.5, Resources(1, 0), True),
         ([2.0], 0.0, Resources(1, 0), True),
         ([2.0], 2.0, Resources(1, 0), False),
-        # Two of four are free, one on each node: who asks for two waits for the other work, not for
-        # nodes.
+        # Two of four CPUs are free, one on each node: a trial of two waits for the other work.
         ([2.0, 2.0], 2.0, Resources(2, 0), True),
-        # More than there is: waiting helps nobody.
+        # More than the cluster has: waiting does not help.
         ([2.0], 0.5, Resources(4, 0), False),
         ([2.0], 0.0, Resources(1, 0.5), False),
     ],
 )
-def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
-    monkeypatch, nodes, free, asked, held
+def test_resources_that_are_not_free_are_reported_as_used_by_others(
+    monkeypatch, nodes, free, requested, is_used_by_others
 ):
-    of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
-    said = shortage_for(asked)
-    assert ("Other work, or processes that are starting, use the rest." in said) is held
-    assert said.endswith("continues when these resources are free.") is held
-    assert ("add nodes, " in said) is not held
+    simulate_cluster(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
+    message = shortage_for(requested)
+    assert (
+        "Other work, or processes that are starting, use the rest." in message
+    ) is is_used_by_others
+    assert message.endswith("continues when these resources are free.") is is_used_by_others
+    assert ("add nodes, " in message) is not is_used_by_others
 
 
-def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
-    clock, said, reasons = SteadyClock(), [], ["no capacity"]
+def test_the_reason_is_reported_after_a_minute_and_again_only_if_it_changes():
+    clock = SteadyClock()
+    messages = []
+    reasons = ["no capacity"]
     watch = Watchdog(
-        said.append, lambda trial: None, lambda: reasons[0], is_private=False, clock=clock
+        messages.append, lambda trial: None, lambda: reasons[0], is_private=False, clock=clock
     )
-    about = {"config": {TRIAL_ID: "cell"}}
-    pending, running = (
-        [SimpleNamespace(status=status, **about)] for status in ("PENDING", "RUNNING")
-    )
+    pending = [SimpleNamespace(status="PENDING", config={TRIAL_ID: "cell"})]
+    running = [SimpleNamespace(status="RUNNING", config={TRIAL_ID: "cell"})]
 
-    def look(at: float, trials: list[SimpleNamespace]) -> None:
-        while clock.now < at:
-            clock.now = min(clock.now + 10, at)
+    def check_until(end: float, trials: list[SimpleNamespace]) -> None:
+        while clock.now < end:
+            clock.now = min(clock.now + 10, end)
             watch.check(trials, {"cell"})
 
-    look(59, pending)
-    assert said == []
-    look(61, pending)
-    look(130, pending)
-    assert said == ["No trial could start for 61 s: no capacity"]
+    check_until(59, pending)
+    assert messages == []
+    check_until(61, pending)
+    check_until(130, pending)
+    assert messages == ["No trial could start for 61 s: no capacity"]
     reasons[0] = "a quota"
-    look(150, pending)
-    look(200, pending)
-    assert said[1:] == ["No trial could start for 200 s: a quota"]
+    check_until(150, pending)
+    check_until(200, pending)
+    assert messages[1:] == ["No trial could start for 200 s: a quota"]
     clock.now = 4000.0  # the machine slept
     watch.check(pending, {"cell"})
-    assert len(said) == 2
-    look(4010, running)
-    assert said[2:] == ["A trial started after 10 s without a running trial."]
-    look(4060, pending)
-    assert len(said) == 3
+    assert len(messages) == 2
+    check_until(4010, running)
+    assert messages[2:] == ["A trial started after 10 s without a running trial."]
+    check_until(4060, pending)
+    assert len(messages) == 3
 
 
 @pytest.mark.parametrize(
-    ("nodes", "resources", "at_once", "said"),
+    ("nodes", "resources", "expected_slots", "warning"),
     [
         ([(128, 8)], Resources(4, 0.25), 32, ""),
         (
@@ -238,7 +244,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
             4,
             "enough for only 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
         ),
-        # CPUs of a node without gpus fill none of another's.
+        # CPUs of a node without GPUs do not help another node.
         (
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
@@ -253,101 +259,111 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
         ([(1, 0)], Resources(0.10000000000000002, 0), 10, ""),
     ],
 )
-def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(
-    monkeypatch, nodes, resources, at_once, said
+def test_gpus_that_stay_unused_for_lack_of_cpus_give_a_warning(
+    monkeypatch, nodes, resources, expected_slots, warning
 ):
-    of_nodes(monkeypatch, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], {})
-    found, told = slots_for(resources)
-    assert (found, said in told, bool(told)) == (at_once, True, bool(said))
+    simulate_cluster(monkeypatch, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], {})
+    slots, message = slots_for(resources)
+    assert slots == expected_slots
+    assert warning in message
+    assert bool(message) == bool(warning)
 
 
-# What counts as a hang: a trial past its limit, and no driver that stood still.
+# A hang is a trial beyond its limit, unless the driver itself stood still
 
-CELL = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="RUNNING")]
-STARTED, HEARD = "started", "heard"
+RUNNING_TRIALS = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="RUNNING")]
+STARTED = "started"
+MESSAGE = "message"
 
 
 @pytest.mark.parametrize(
-    ("events", "told"),
+    ("events", "reason"),
     [
-        # Past its limit, once.
-        ([STARTED, HEARD, 100, 40], "the trial ended no epoch and sent no result for 100 s"),
-        # One that tells of epochs lives however slow it is.
+        # Beyond its limit.
+        ([STARTED, MESSAGE, 100, 40], "the trial ended no epoch and sent no result for 100 s"),
+        # A trial that reports epochs is not ended, however slow it is.
         (
-            [STARTED, *[HEARD, 90] * 5, HEARD, 120],
+            [STARTED, *[MESSAGE, 90] * 5, MESSAGE, 120],
             "the trial ended no epoch and sent no result for 100 s",
         ),
-        # A full disk, a closed laptop: the driver stood still.
+        # The driver stood still, as with a full disk or a closed laptop.
         (
-            [STARTED, HEARD, 50, -3600, 50, 20],
+            [STARTED, MESSAGE, 50, -3600, 50, 20],
             "the trial ended no epoch and sent no result for 100 s",
         ),
         ([STARTED, 60, 10], "the worker did not answer for 60 s, so its process was killed"),
-        # It freezes between two cells: Tune asks it to take the next, which does not start.
+        # The worker hangs between two trials: the next one does not start.
         ([60, 20], "the worker did not answer for 60 s, so its process was killed"),
     ],
 )
-def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
-    """Events in turn, and seconds in which the driver looks every ten; negative, it does not
-    look."""
-    clock, said, killed = SteadyClock(), [], []
-    kill = lambda: killed.append(clock.now)  # noqa: E731
-    watch = Watchdog(said.append, lambda trial: kill, lambda: "", is_private=False, clock=clock)
+def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
+    """An event is a message, or seconds with a check every ten; negative, without checks."""
+    clock = SteadyClock()
+    messages = []
+    killed = []
+
+    def kill():
+        killed.append(clock.now)
+
+    watch = Watchdog(messages.append, lambda trial: kill, lambda: "", is_private=False, clock=clock)
     for number, event in enumerate(events, 1):
         if event == STARTED:
             watch.add("cell", 100.0)
-        elif event == HEARD:
+        elif event == MESSAGE:
             watch.message_from("cell")
         elif event < 0:
             clock.now -= event
         else:
             for _ in range(event // 10):
                 clock.now += 10
-                watch.check(CELL, {"cell"})
+                watch.check(RUNNING_TRIALS, {"cell"})
         assert len(killed) == (number == len(events))
-    assert watch.failure("cell").message.startswith(told)
-    assert said == ([f"cell: {told}"] if "answer" in told else [])
+    assert watch.failure("cell").message.startswith(reason)
+    assert messages == ([f"cell: {reason}"] if "answer" in reason else [])
 
 
-def ends_after(cpu_seconds, *, is_private=True, seconds=4000):
-    """Return the second at which a run ends of which no trial starts; None if it goes on.
+def second_of_end(cpu_seconds, *, is_private=True, seconds=4000):
+    """Return the second at which a run without a started trial ends; None if it continues.
 
-    ``cpu_seconds`` gives the CPU time of each worker process at a second."""
-    clock, notes = SteadyClock(), []
-    began = clock.now
+    ``cpu_seconds`` returns the CPU time of each worker process at a second.
+    """
+    clock = SteadyClock()
+    notes = []
+    start = clock.now
     watch = Watchdog(
         notes.append,
         lambda trial: None,
         lambda: "nothing is free",
         is_private=is_private,
-        cpu_seconds=lambda: cpu_seconds(clock.now - began),
+        cpu_seconds=lambda: cpu_seconds(clock.now - start),
         clock=clock,
     )
     pending = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="PENDING")]
-    while clock.now - began < seconds:
+    while clock.now - start < seconds:
         clock.now += 10
         try:
             watch.check(pending, {"cell"})
         except SetupError:
-            return clock.now - began
+            return clock.now - start
     return None
 
 
-def test_a_machine_on_which_no_worker_gets_anywhere_is_given_up_after_three_minutes():
-    assert 180 < ends_after(lambda second: {}) <= 250
-    assert 180 < ends_after(lambda second: {7: 30.0}) <= 250  # it has computed, and stands still
-    assert ends_after(lambda second: {}, is_private=False) is None
+def test_a_run_ends_after_three_minutes_without_progress_of_a_worker():
+    assert 180 < second_of_end(lambda second: {}) <= 250
+    # The process has used CPU time and uses no more.
+    assert 180 < second_of_end(lambda second: {7: 30.0}) <= 250
+    assert second_of_end(lambda second: {}, is_private=False) is None
 
 
-def test_a_worker_that_still_imports_is_waited_for():
-    """At a load of 80 a first start took 166 s; three runs ended while their workers imported."""
-    assert ends_after(lambda second: {7: 0.025 * second}, seconds=1700) is None
-    assert 600 < ends_after(lambda second: {7: 0.025 * min(second, 600.0)}) <= 900
+def test_a_run_waits_for_a_worker_that_still_imports():
+    """A first start once took 166 s at a load of 80, and three runs ended during the imports."""
+    assert second_of_end(lambda second: {7: 0.025 * second}, seconds=1700) is None
+    assert 600 < second_of_end(lambda second: {7: 0.025 * min(second, 600.0)}) <= 900
 
 
-def test_workers_that_die_at_once_and_are_started_again_are_not_waited_for():
-    assert 180 < ends_after(lambda second: {int(second): 5.0}) <= 250
+def test_a_run_does_not_wait_for_workers_that_die_and_start_again():
+    assert 180 < second_of_end(lambda second: {int(second): 5.0}) <= 250
 
 
-def test_no_start_takes_half_an_hour():
-    assert 1800 < ends_after(lambda second: {7: second}) <= 1900
+def test_a_run_ends_after_half_an_hour_without_a_started_trial():
+    assert 1800 < second_of_end(lambda second: {7: second}) <= 1900

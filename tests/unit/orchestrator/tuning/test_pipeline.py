@@ -1,5 +1,7 @@
-"""A search with real trainings in this process: begun, begun again, extended, refused; blind to
-every test image."""
+"""Test a search with real trainings in this process: started, started again, extended, refused.
+
+No test image may be read.
+"""
 
 import shutil
 from collections import Counter
@@ -39,13 +41,13 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def rows_read():
-    """Rows of prepared images that are read while a search runs."""
+    """Collect the rows of prepared images that are read while a search runs."""
     rows: list[int] = []
     read = PreparedDataset.read_rows
 
-    def spy(self, wanted, *args, **kwargs):
-        rows.extend(np.asarray(wanted).tolist())
-        return read(self, wanted, *args, **kwargs)
+    def spy(self, requested_rows, *args, **kwargs):
+        rows.extend(np.asarray(requested_rows).tolist())
+        return read(self, requested_rows, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreparedDataset, "read_rows", spy)
@@ -53,13 +55,12 @@ def rows_read():
 
 
 @pytest.fixture(scope="module")
-def found(in_process, rows_read, tmp_path_factory):
-    """Summary and root of a finished search."""
+def finished_search(in_process, rows_read, tmp_path_factory):
+    """Return the summary and the root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(
-            "MLFLOW_TRACKING_URI", raising=False
-        )  # before the environment of a single test is
+        # A fixture of each test removes this variable, but only after this fixture has run.
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return tune_sweep(TINY, RunOptions(root=root)), root
 
 
@@ -74,15 +75,15 @@ def mlflow_runs(root):
     return client.search_runs([experiment.experiment_id], max_results=1000)
 
 
-def run_nothing(monkeypatch) -> list[Search]:
-    """Let searches begin and train nothing; returns where they will be."""
-    begun: list[Search] = []
-    monkeypatch.setattr(pipeline._Tuning, "_run", lambda self, search, *_: begun.append(search))
-    return begun
+def prevent_training(monkeypatch) -> list[Search]:
+    """Let searches start without training, and return the list that will hold them."""
+    searches: list[Search] = []
+    monkeypatch.setattr(pipeline._Tuning, "_run", lambda self, search, *_: searches.append(search))
+    return searches
 
 
-def test_every_trial_is_stored_told_and_tracked_once(found):
-    summary, root = found
+def test_every_trial_is_stored_shown_and_tracked_once(finished_search):
+    summary, root = finished_search
     stored = records(root)
     assert summary.exit_code == 0
     assert summary.num_new == len(stored) >= 4
@@ -90,16 +91,18 @@ def test_every_trial_is_stored_told_and_tracked_once(found):
     tracked = Counter(run.data.tags["trial_id"] for run in runs if run.data.tags["kind"] == "trial")
     assert tracked == Counter(dict.fromkeys(stored, 1))
     assert {run.info.status for run in runs} == {"FINISHED"}
-    standing, rows = (known(Workspace.open(TINY, root)) for known in (search_standing, search_rows))
+    standing = search_standing(Workspace.open(TINY, root))
+    rows = search_rows(Workspace.open(TINY, root))
     assert sum(standing["by_status"].values()) == standing["trials"] == len(stored)
     assert f"search: {standing['trials']} trials (" in standing["text"]
     assert {row["trial_id"] for row in rows} == set(stored)
     assert search_standing(Workspace.open("smoke", root)) is None
 
 
-def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
-    summary, root = found
-    before, recipe = records(root), summary.recipe.read_bytes()
+def test_a_finished_search_trains_nothing_again_and_starts_no_cluster(finished_search, monkeypatch):
+    summary, root = finished_search
+    before = records(root)
+    recipe = summary.recipe.read_bytes()
     monkeypatch.setattr(stages, "connect", None)
     again = tune_sweep(TINY, RunOptions(root=root))
     assert again.num_new == 0
@@ -109,8 +112,8 @@ def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     assert len(mlflow_runs(root)) == len(before) + 1
 
 
-def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
-    """The report is told last, and was always counted as missing."""
+def test_updates_that_mlflow_lacks_are_counted_after_the_last_update(finished_search, monkeypatch):
+    """The report is the last update. It was once always counted as missing."""
 
     class Slow(Tracker):
         num_unsent_updates = 0
@@ -121,34 +124,36 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
         def close(self, _):
             self.num_unsent_updates -= 1
 
-    _, root = found
+    _, root = finished_search
     monkeypatch.setattr(pipeline, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_unsent_updates == 1
 
 
-def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_gpu_would_do(
-    found, monkeypatch
+def test_a_finished_search_prepares_removed_data_without_a_check_of_the_machine(
+    finished_search, monkeypatch
 ):
-    summary, root = found
+    summary, root = finished_search
     workspace = Workspace.open(TINY, root)
     (prepared,) = map(workspace.paths.prepared, workspace.plan.prepared)
     shutil.rmtree(prepared)
-    monkeypatch.setattr(pipeline._Tuning, "check_machine", None)  # which would refuse it
+    monkeypatch.setattr(pipeline._Tuning, "check_machine", None)  # a call would fail
     again = tune_sweep(TINY, RunOptions(root=root))
     assert (again.num_new, again.combinations) == (0, summary.combinations)
     assert prepared.is_dir()
 
 
-def test_a_notebook_gets_a_table_and_the_recipe(found):
-    summary, root = found
+def test_a_notebook_gets_a_table_and_the_recipe(finished_search):
+    summary, root = finished_search
     tuned = isweep.tune(TINY, root=root, progress=False)
-    (outcome,), (row,) = summary.combinations, tuned.table.to_dict("records")
+    (outcome,) = summary.combinations
+    (row,) = tuned.table.to_dict("records")
     assert (row["model"], row["dataset"]) == ("small_mlp", "manifold_d4")
     assert row["learning_rate"] == outcome.chosen.point.learning_rate
     assert row["validation_loss"] == outcome.chosen.mean
     assert tuned.recipe == str(summary.recipe)
-    (said,) = tuned.problems  # nine epochs of a tiny search learn next to nothing, and that is told
-    assert "hardly below the chance loss" in said
+    # Nine epochs of a tiny search stay near chance level, which is reported.
+    (problem,) = tuned.problems
+    assert "hardly below the chance loss" in problem
     assert repr(tuned) == f"Recipe of 1 of 1 models on datasets: {summary.recipe}"
     assert "<table" in tuned._repr_html_()
     assert tuned.report.name == "search.html"
@@ -158,10 +163,9 @@ def test_a_notebook_gets_a_table_and_the_recipe(found):
         isweep.tune(TINY, root=root, changes={"tune.learning_rate": [1e-2, 1e-3]})
 
 
-def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_read):
-    """Whatever a test image shows: the same trial on data whose test images are noise is equal bit
-    by bit."""
-    _, root = found
+def test_no_test_image_is_read_and_changed_test_images_change_nothing(finished_search, rows_read):
+    """A trial of the search is equal bit by bit even if all test images are white."""
+    _, root = finished_search
     workspace = Workspace.open(TINY, root)
     (data,) = workspace.prepared.values()
     stored = next(record for record in records(root).values() if record.role == Role.OWN)
@@ -170,13 +174,11 @@ def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_rea
     assert len(rows_read) > 0
     assert not set(rows_read) & set(test_rows.tolist())
 
-    class Poisoned:
-        classes, groups, splits, fingerprint = (
-            data.classes,
-            data.groups,
-            data.splits,
-            data.fingerprint,
-        )
+    class WithWhiteTestImages:
+        classes = data.classes
+        groups = data.groups
+        splits = data.splits
+        fingerprint = data.fingerprint
 
         @staticmethod
         def read_rows(rows):
@@ -185,39 +187,44 @@ def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_rea
             return images
 
     validation = stored.spec.validation
-    arrays = load_validation(Poisoned, subset, stored.spec.network.train_size, validation)
+    train_size = stored.spec.network.train_size
+    arrays = load_validation(WithWhiteTestImages, subset, train_size, validation)
     again = run_search_trial(stored.spec.network, arrays)
     assert again.curve == stored.result.curve
 
 
-def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypatch):
-    _, root = found
-    said = []
-    searches = run_nothing(monkeypatch)
+def test_another_split_is_another_search_and_reports_the_trials_it_does_not_use(
+    finished_search, monkeypatch
+):
+    _, root = finished_search
+    messages = []
+    searches = prevent_training(monkeypatch)
 
-    class Heard(Progress):
+    class CollectingProgress(Progress):
         def note(self, message):
-            said.append(message)
+            messages.append(message)
 
     before = records(root)
-    tune_sweep(
-        TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
-    )
-    assert any(f"{len(before)} stored trials of this sweep, because they" in line for line in said)
-    asked = searches[0].next_trial()
-    assert asked.role == Role.OWN
-    assert asked.spec.trial_id not in before
+    changes = {"tune.validation_share": 0.5}
+    tune_sweep(TINY, RunOptions(root=root), progress=CollectingProgress(), changes=changes)
+    expected = f"{len(before)} stored trials of this sweep, because they"
+    assert any(expected in message for message in messages)
+    request = searches[0].next_trial()
+    assert request.role == Role.OWN
+    assert request.spec.trial_id not in before
     assert records(root) == before
 
 
-def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch):
-    """Even the sweep's own recipe, when the budget is spent: all else is compared with it."""
-    _, root = found
-    searches = run_nothing(monkeypatch)
+def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, monkeypatch):
+    """The recipe of the sweep is trained again even after the whole budget is used.
+
+    All other recipes are compared with it.
+    """
+    _, root = finished_search
+    searches = prevent_training(monkeypatch)
     victim = next(name for name, record in records(root).items() if record.role == Role.OWN)
-    path = (
-        Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials" / victim / "search.json"
-    )
+    trials = Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials"
+    path = trials / victim / "search.json"
     path.write_text(path.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
     assert victim not in records(root)
     assert search_standing(Workspace.open(TINY, root))["unreadable"] == 1
@@ -234,7 +241,7 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
             ConfigError,
             "tune.batch_size contains 64, but a trial of the search has only 60 training",
         ),
-        # By shares 31 are left; both classes alike, 30.
+        # The shares leave 31 images, of which 30 have equal numbers of both classes.
         (
             {"tune.batch_size": [31], "tune.train_size": 41},
             ConfigError,
@@ -255,8 +262,10 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
         ({"recipe.epochs": 0}, ConfigError, "The recipe of small_mlp on .* has 0 epochs"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
-    _, root = found
+def test_mistakes_are_refused_before_anything_is_trained(
+    finished_search, monkeypatch, changes, kind, message
+):
+    _, root = finished_search
     monkeypatch.setattr(pipeline._Tuning, "_run", None)
     with pytest.raises(kind, match=message):
         tune_sweep({**TINY, "name": "wrong"}, RunOptions(root=root), changes=changes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,18 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import RawRequest
+from tests.raw_trees import write_raw_tree
 from tests.raw_trees.pictures import png
 
 Verdict = str | dict[str, object]
 """The words of a refusal, as a regular expression; or entries of a prepared set's :func:`summary`."""
+
+TREE_OF = {
+    "chexpert_edema": "chexpert",
+    "rsna_subarachnoid": "rsna",
+    "prostate_severe": "prostate",
+}
+"""Datasets that are read from the download of another one."""
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
@@ -108,34 +118,52 @@ def prepare(tmp_path):
 
 
 @pytest.fixture
+def tree(tmp_path) -> Callable[[str], Path]:
+    """Write the raw tree of a download, which the test may change."""
+    return lambda name: write_raw_tree(TREE_OF.get(name, name), tmp_path)
+
+
+def prepare_download(
+    name: str, raw: Path | None, out: Path, *, strict: bool = True, **spec: Any
+) -> PreparedDataset:
+    """Prepare a download of the table into ``out/name``, and open the dataset."""
+    row = dataset_spec(name)
+    prepared_spec = PreparedSpec(
+        **{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec}
+    )
+    options = {"max_skipped_share": 0.0} if strict else {}
+    prepare_dataset(
+        prepared_spec, row, raw=raw, destination=out / name, executor=InlineExecutor(), **options
+    )
+    return PreparedDataset.open(out / name)
+
+
+@pytest.fixture
 def official(tmp_path):
     """Prepare a download of the table from ``raw``; returns the opened dataset."""
 
-    def run(
-        name: str, raw: Path | None, *, out: Path | None = None, strict=True, **spec
-    ) -> PreparedDataset:
-        row = dataset_spec(name)
-        prepared_spec = PreparedSpec(
-            **{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec}
-        )
-        destination = (out or tmp_path / "prepared") / name
-        options = {"max_skipped_share": 0.0} if strict else {}
-        prepare_dataset(
-            prepared_spec,
-            row,
-            raw=raw,
-            destination=destination,
-            executor=InlineExecutor(),
-            **options,
-        )
-        return PreparedDataset.open(destination)
+    def run(name: str, raw: Path | None, *, out: Path | None = None, **spec) -> PreparedDataset:
+        return prepare_download(name, raw, out or tmp_path / "prepared", **spec)
 
     return run
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """Return the dataset of a drawn download as it was drawn, prepared once for a whole file."""
+
+    @cache
+    def prepared(name: str) -> PreparedDataset:
+        folder = tmp_path_factory.mktemp(name)
+        raw = write_raw_tree(TREE_OF.get(name, name), folder / "raw")
+        return prepare_download(name, raw, folder, strict=False)
+
+    return prepared
+
+
 @pytest.fixture
 def class_folder(tmp_path) -> Path:
-    """Ten good pictures, five per class."""
+    """Write ten valid pictures, five per class."""
     for index in range(10):
         folder = tmp_path / "raw" / ("cat" if index < 5 else "dog")
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Bodies of files that would like to take gigabytes."""
+"""Contents of files that take gigabytes of memory if they are unpacked without a limit."""
 
 from __future__ import annotations
 

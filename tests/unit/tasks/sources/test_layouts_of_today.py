@@ -20,13 +20,8 @@ from tests.unit.tasks.sources.conftest import assert_equal
 Change = Callable[[Path], object]
 
 
-@pytest.fixture
-def tree(tmp_path):
-    return lambda name: write_raw_tree(name, tmp_path)
-
-
 def move(folder: Path, archive: Path, prefix: str = "") -> None:
-    """Pack a folder, and leave the archive alone."""
+    """Replace a folder by its archive."""
     packed = pack(folder, folder.parent / f"packed {archive.name}", prefix)
     shutil.rmtree(folder)
     archive.parent.mkdir(exist_ok=True)
@@ -34,13 +29,12 @@ def move(folder: Path, archive: Path, prefix: str = "") -> None:
 
 
 def packed(name: str) -> Change:
-    """The whole download in one archive."""
+    """Pack the whole download into one archive."""
     return lambda raw: move(raw, raw / name)
 
 
 def by_batches(raw: Path) -> None:
-    """As AIMI ships CheXpert: table and validation in batch 1, the train split's patients in 2 to
-    4."""
+    """Arrange CheXpert like AIMI: table and validation in batch 1, training patients in 2 to 4."""
     old = raw / "CheXpert-v1.0-small"
     first = raw / "CheXpert-v1.0 batch 1 (validate & csv)"
     first.mkdir()
@@ -62,7 +56,7 @@ def zip_batches(raw: Path) -> None:
 
 
 def descriptive(raw: Path) -> None:
-    """All series of the prostate collection under descriptive names."""
+    """Give all series of the prostate collection descriptive names."""
     for study in sorted(raw.glob("manifest-1/*/*/*")):
         for series in sorted(study.iterdir()):
             series.rename(study / f"1.000000-TRUS-{series.name[-5:]}")
@@ -76,7 +70,7 @@ def idc_index(raw: Path) -> None:
 
 
 def renamed(raw: Path) -> None:
-    """No name of the archive is left."""
+    """Rename all folders, so that no name of the archive remains."""
     for number, path in enumerate(sorted(raw.rglob("*.dcm"))):
         target = raw / "data" / f"case{number % 7}" / f"{number}.dcm"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +80,7 @@ def renamed(raw: Path) -> None:
 
 
 def two_manifests(raw: Path) -> None:
-    """A download in two goes lies in two manifest folders side by side."""
+    """Split the download into two manifest folders, like two separate downloads."""
     (first,) = raw.glob("manifest-*")
     collection = next(first.iterdir())
     second = raw / "manifest-2222222222222" / collection.name
@@ -100,7 +94,7 @@ def rename_table(new: str) -> Change:
 
 
 def slips(raw: Path) -> None:
-    """``//``, backslashes and blanks in the mapping table's paths, all files under descriptive
+    """Write ``//``, backslashes and blanks into the mapping table's paths, and use descriptive
     names."""
 
     def change(sheet) -> None:
@@ -174,13 +168,13 @@ def matlab_7_3(raw: Path) -> None:
 
 
 def upper_case(raw: Path) -> None:
-    """As an old unzip tool leaves names, folders and endings too."""
+    """Change all names to upper case, like an old unzip tool."""
     for path in sorted(raw.rglob("*"), key=lambda path: -len(path.parts)):
         path.rename(path.with_name(path.name.upper()))
 
 
 def wrapped(raw: Path) -> None:
-    """In a folder of its own, called like the download a browser fetched a second time."""
+    """Move everything into a folder with the name that a browser gives a second download."""
     inner = raw / "my downloads" / "archive (1)"
     inner.mkdir(parents=True)
     for path in sorted(raw.iterdir()):
@@ -189,7 +183,7 @@ def wrapped(raw: Path) -> None:
 
 
 def copies(raw: Path) -> None:
-    """Every file under the name a browser gives a second download, beside the first."""
+    """Copy every file to the name that a browser gives a second download."""
     for path in sorted(path for path in raw.iterdir() if path.is_file()):
         stem, dot, endings = path.name.partition(".")
         shutil.copy(path, path.with_name(f"{stem} (1){dot}{endings}"))
@@ -210,7 +204,7 @@ def unpacked(folder: str) -> Change:
 
 
 def unpacked_by_a_browser(raw: Path) -> None:
-    """Unpacked on the way, the ending left as it was."""
+    """Unpack a file without a change of its ending, like some browsers."""
     for path in sorted(raw.glob("*.gz")):
         path.write_bytes(gzip.decompress(path.read_bytes()))
 
@@ -263,60 +257,58 @@ SLOW = ("dbc: slips", "dbc: two manifests", "oai: series archives", "prostate: t
     "case",
     [pytest.param(case, marks=pytest.mark.long if case in SLOW else ()) for case in CHANGES],
 )
-def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
+def test_another_layout_gives_the_same_images(tree, official, untouched, case):
     name, change = CHANGES[case]
-    raw = tree(name)
-    expected = official(name, raw, out=tmp_path / "before")
+    raw, expected = tree(name), untouched(name)
     change(raw)
-    found = official(name, raw, out=tmp_path / "after")
+    actual = official(name, raw)
     if case == "brats: 2020":  # numbered otherwise, so in another order
-        assert found.record.num_images == expected.record.num_images
-        assert found.record.num_groups == expected.record.num_groups
+        assert actual.record.num_images == expected.record.num_images
+        assert actual.record.num_groups == expected.record.num_groups
     else:
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
     ("name", "ending"), [("mura", ".zip"), ("chexpert", ".tar"), ("rsna", ".tar.gz")]
 )
-def test_an_archive_given_as_the_raw_download_is_read(tree, official, tmp_path, name, ending):
-    raw = tree(name)
-    expected = official(name, raw, out=tmp_path / "before")
-    archive = pack(raw, tmp_path / f"download{ending}")
-    assert_equal(official(name, archive, out=tmp_path / "after"), expected)
+def test_an_archive_given_as_the_raw_download_is_read(
+    tree, official, untouched, tmp_path, name, ending
+):
+    archive = pack(tree(name), tmp_path / f"download{ending}")
+    assert_equal(official(name, archive), untouched(name))
 
 
-def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, monkeypatch, tmp_path):
+def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, untouched, monkeypatch):
     """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same
     table."""
     import pandas as pd
 
-    raw = tree("oai")
-    expected = official("oai", raw, out=tmp_path / "before")
+    raw, expected = tree("oai"), untouched("oai")
     frame = pd.read_csv(raw / "kxr_sq_bu00.txt", sep="|")
     frame["ID"] = frame["ID"].astype(float)
     frame["SIDE"] = frame["SIDE"].astype(str).str[0].astype(float)
     (raw / "kxr_sq_bu00.txt").unlink()
     (raw / "kxr_sq_bu00.sas7bdat").write_bytes(b"as if")
     monkeypatch.setattr(pd, "read_sas", lambda *_, **__: frame)
-    assert_equal(official("oai", raw, out=tmp_path / "after"), expected)
+    assert_equal(official("oai", raw), expected)
 
 
-def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
-    released = {"data_mode": "as_released", "faults": RELEASED_FAULTS}
-    records = [official("oai", tree("oai"), out=tmp_path / "a").record]
-    records.append(official("oai", tmp_path / "oai", out=tmp_path / "b", **released).record)
-    assert [record.num_listed for record in records] == [12, 9]
+def test_released_oai_is_the_half_that_the_study_read(tree, official, untouched):
+    released = official("oai", tree("oai"), data_mode="as_released", faults=RELEASED_FAULTS)
+    assert (untouched("oai").record.num_listed, released.record.num_listed) == (12, 9)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_two_sets_with_files_of_one_name_are_told_apart_by_their_folders(official, tmp_path, name):
+def test_two_datasets_with_equal_file_names_are_distinguished_by_their_folders(
+    official, tmp_path, name
+):
     """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file
     names."""
     folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-    for seed, (one, folder) in enumerate(folders.items()):
-        made = write_raw_tree(one, tmp_path / str(seed), seed)
+    for seed, (set_name, folder) in enumerate(folders.items()):
+        raw_tree = write_raw_tree(set_name, tmp_path / str(seed), seed)
         (tmp_path / "both" / folder).mkdir(parents=True)
-        made.rename(tmp_path / "both" / folder / "raw")
+        raw_tree.rename(tmp_path / "both" / folder / "raw")
     expected = official(name, tmp_path / "both" / folders[name], out=tmp_path / "alone")
     assert_equal(official(name, tmp_path / "both"), expected)

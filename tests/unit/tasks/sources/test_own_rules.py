@@ -45,17 +45,17 @@ def each(width: int, stem: str = "p") -> list[object]:
 
 @dataclass(frozen=True)
 class Case:
-    """Columns, and what must come of them.
+    """Columns of own data, and the verdict that is expected for every form of file.
 
     Attributes:
-        refused: Words of the refusal, a regular expression; None when it is taken.
+        refused: Regular expression of the refusal; None if the data are accepted.
         classes: The names of the classes.
-        groups: How many.
-        splits: Codes of the images kept: 0 ours, 1 train, 2 test.
-        flags: Each must be there.
-        unlike: Form -> other classes, where the form itself cannot say the same.
-        lacking: Why forms are left out, and which.
-        only: The forms that can hold it.
+        groups: Number of groups.
+        splits: Split codes of the prepared images: 0 drawn by isweep, 1 train, 2 test.
+        flags: Flags that must be recorded.
+        unlike: Expected classes by form, if the form cannot represent the same classes.
+        lacking: Forms that are left out, with the reason.
+        only: Forms that can represent the content.
     """
 
     columns: Columns
@@ -90,6 +90,10 @@ EVERY_GROUP = (
     "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
 )
 ONE_WAY = r"group ids differ only in spelling \(such as p0 and P0, or 7, 07 and"
+SIMILAR_IDS = (
+    "group ids differ only in blanks, punctuation or zeros, such as p1 and p-1; check that they "
+    "are different patients"
+)
 MAPPED = {"-1": "unsure"}
 
 CASES: dict[str, Case] = {
@@ -219,6 +223,15 @@ CASES: dict[str, Case] = {
     ),
     "p0 and P0": groups(["P0", *each(1)[:11]], ONE_WAY),
     "7 and 007": groups(["007", *map(str, range(1, 12))], ONE_WAY),
+    "p7 and p07": groups(["p07", *(f"p{number}" for number in range(1, 12))], ONE_WAY),
+    "an invisible character": groups(
+        ["p7\u200b", *(f"p{number}" for number in range(1, 12))], ONE_WAY
+    ),
+    "3.5 and 3.05": groups(
+        ["3.05", "3.11", "3.12", *(f"3.{number}" for number in range(1, 10))],
+        flags=(SIMILAR_IDS,),
+    ),
+    "p7 and p-7": groups(["p-7", *(f"p{number}" for number in range(1, 12))], flags=(SIMILAR_IDS,)),
     # splits
     **{
         f"split called {name}": Case(

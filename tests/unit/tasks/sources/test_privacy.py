@@ -1,5 +1,4 @@
-"""Canaries planted wherever a name can hide must never come out, also when loading fails on that
-file."""
+"""Names and ids of patients never leave the reading code, also if reading of a file fails."""
 
 from __future__ import annotations
 

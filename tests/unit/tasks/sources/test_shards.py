@@ -143,7 +143,7 @@ CASES: dict[
 @pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name, (kinds, *_) in CASES.items() for kind in kinds]
 )
-def test_verdict(prepare, tmp_path, name, kind):
+def test_shards_are_prepared_or_refused_as_stated(prepare, tmp_path, name, kind):
     _, parts, columns, verdict = CASES[name]
     raw = write_parts(kind, tmp_path / "raw", parts, **columns)
     assert detect_own_kind(raw) == kind
@@ -231,7 +231,7 @@ def test_one_parquet_file(prepare, tmp_path, name):
 
 @pytest.mark.parametrize("names", [None, ["yes", "no"]])
 def test_files_with_other_class_names_are_refused(prepare, tmp_path, names):
-    """Else 0 and 1 of one file become classes beside the other's "no" and "yes"."""
+    """Otherwise, "no" and "yes" of one file and 0 and 1 of another would be four classes."""
     half = {name: values[:6] for name, values in ROWS.items()}
     save_parquet(tmp_path / "raw" / "train.parquet", half, ["no", "yes"])
     save_parquet(tmp_path / "raw" / "test.parquet", half, names)

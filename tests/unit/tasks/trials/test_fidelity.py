@@ -70,7 +70,7 @@ ONCE = ((1, "float32"), (3, "bfloat16"))
 """Each number of channels and each precision once."""
 LOOPS = [
     *product([("resnet18", 8, 1e-3)], (1, 3), ("float32", "bfloat16")),
-    *(pytest.param(("resnet50", 6, 1e-3), *how, marks=pytest.mark.long) for how in ONCE),
+    *(pytest.param(("resnet50", 6, 1e-3), *setting, marks=pytest.mark.long) for setting in ONCE),
     pytest.param(("vgg13", 6, 1e-4), 1, "float32", marks=pytest.mark.long),  # 129 million weights
     pytest.param(("vgg13", 6, 1e-4), 3, "bfloat16", marks=pytest.mark.long),
 ]

@@ -17,8 +17,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
-from orchestrator.machine.launch_providers import aws_mistakes, gcp_mistakes, own_mistakes
+from orchestrator.machine.launch.mistakes import UNFILLED, Config, Mistake
+from orchestrator.machine.launch.providers import aws_mistakes, gcp_mistakes, own_mistakes
 from orchestrator.planning.plain_yaml import read_text
 from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError

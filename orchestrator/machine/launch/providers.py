@@ -8,12 +8,13 @@ from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from socket import getaddrinfo
 from typing import Any
 
-from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
+from orchestrator.machine.launch.mistakes import UNFILLED, Config, Mistake
 
 HEAD_POLICY = Path("clusters/iam/head.json")
 """Policy with the rights of the head on AWS, in the checkout in which ``ray up`` is typed."""
@@ -86,9 +87,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
 
 def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
     """Yield the fields that EC2 would reject, according to botocore's description of EC2."""
-    session = importlib.import_module("botocore.session").get_session()
-    service = session.get_service_model("ec2")
-    shape = service.operation_model("RunInstances").input_shape
+    shape = _instance_request_shape()
     validator = importlib.import_module("botocore.validate").ParamValidator()
     fields = {"MinCount": 1, "MaxCount": 1} | node_type.request
     fields.pop("SubnetIds", None)  # Ray removes this field from its request to EC2
@@ -97,6 +96,13 @@ def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
         problem = line.split(", must be one of")[0]
         hint = "Correct this field. If EC2 accepts it, run `pip install -U boto3`"
         yield Mistake(node_type.place, problem, hint)
+
+
+@cache
+def _instance_request_shape() -> Any:
+    """Return botocore's description of a request for instances; reading it takes half a second."""
+    session = importlib.import_module("botocore.session").get_session()
+    return session.get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:

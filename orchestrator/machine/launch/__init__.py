@@ -1,0 +1,1 @@
+"""Check the launch files of ``ray up``: format, mistakes of each cloud provider, and fixes."""

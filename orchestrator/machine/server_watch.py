@@ -1,0 +1,156 @@
+"""The watch over Ray's servers: it ends a run whose cluster does not answer any more.
+
+Ray itself would wait for a lost server. So the driver checks repeatedly whether the head and the
+raylet of its node accept connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.machine import processes, signals
+from search_spaces.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+"""Seconds between two checks whether Ray's servers answer."""
+HEAD_ANSWER_TIMEOUT_S = 2.0
+"""Seconds that a server may take to accept a connection during such a check."""
+PRIVATE_LOST_AFTER_S = 4.0
+"""Seconds without an answer after which a private cluster counts as lost. The time can be short:
+nothing restarts dead processes, and a busy process still accepts connections."""
+SHARED_LOST_AFTER_S = 120.0
+"""Seconds without an answer after which a shared cluster counts as lost. In this time the
+connection may return, or an operator may restart the cluster."""
+WARN_AFTER_S = 30.0
+"""Seconds without an answer after which a warning is logged."""
+DISCONNECT_S = 10.0
+"""Seconds that Ray may take to disconnect from a lost cluster."""
+
+
+def accepts_connections(host: str, port: int) -> bool:
+    """Return whether a server accepts connections at a host and port."""
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A process of Ray that must accept connections.
+
+    Attributes:
+        description: text for messages.
+        host: host that accepts the connections.
+        port: port that accepts the connections.
+    """
+
+    description: str
+    host: str
+    port: int
+
+
+class _ServerCheck:
+    """Repeated check whether Ray's servers answer.
+
+    The seconds without an answer are counted in checks, because the driver itself may be suspended
+    for a while.
+    """
+
+    def __init__(
+        self, servers: Mapping[str, _Server], lost_after_s: float, *, is_private: bool
+    ) -> None:
+        self._servers = servers
+        self._is_private = is_private
+        self._lost_after_s = lost_after_s
+        self._silent_s = 0.0
+        self._has_warned = False
+
+    def __call__(self) -> SetupError | None:
+        """Check the servers once, and return an error if the cluster is lost."""
+        # A stopped process still accepts connections, so the state of the process is read.
+        child = processes.stopped_child()
+        stopped = "" if child is None else child.name
+        silent = [
+            server
+            for name, server in self._servers.items()
+            if name == stopped or not accepts_connections(server.host, server.port)
+        ]
+        if not silent:
+            if self._has_warned:
+                log.warning("The Ray cluster answers again")
+            self._silent_s = 0.0
+            self._has_warned = False
+            return None
+        self._silent_s += LOOK_EVERY_S
+        server = silent[0]
+        if self._silent_s >= self._lost_after_s:
+            self._kill_stopped_servers()
+            hint = f"Finished trials are kept. {signals.run_again_hint()}"
+            if not self._is_private:
+                hint = f"Repair or restart the cluster. {hint}"
+            return SetupError(
+                f"{server.description} at {server.host}:{server.port} has not answered for "
+                f"{self._silent_s:.0f} s",
+                hint=hint,
+            )
+        if self._silent_s >= WARN_AFTER_S and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s at %s:%d does not answer. isweep waits for it",
+                server.description,
+                server.host,
+                server.port,
+            )
+        return None
+
+    def _kill_stopped_servers(self) -> None:
+        """Kill stopped processes of Ray, because a shutdown would wait for them."""
+        child = processes.stopped_child()
+        while child is not None and child.name in self._servers:
+            os.kill(child.pid, signal.SIGKILL)
+            child = processes.stopped_child()
+
+
+@contextlib.contextmanager
+def watch_servers(ray: Any, *, is_private: bool) -> Iterator[None]:
+    """Check the head and this node's raylet repeatedly during a block, then disconnect.
+
+    Args:
+        ray: the connected module.
+        is_private: True if this process started the cluster, so that nobody can repair it.
+    """
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    this_node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    # The keys are the names of the processes.
+    servers = {
+        "gcs_server": _Server("The head of the Ray cluster", host, int(port)),
+        "raylet": _Server(
+            "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
+        ),
+    }
+    lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
+    check = _ServerCheck(servers, lost_after_s, is_private=is_private)
+    watch = signals.Watch("head-watch", LOOK_EVERY_S, check)
+    try:
+        with watch:
+            yield
+    finally:
+        if watch.lost is None:
+            ray.shutdown()
+        else:
+            end = threading.Thread(target=ray.shutdown, daemon=True)
+            end.start()
+            end.join(DISCONNECT_S)
