@@ -24,7 +24,7 @@ New, and not committed yet: {names}. No version counts up. Write the defaults wi
     python -m tests.unit.search_spaces.test_defaults
 and commit tests/golden/defaults.json.
 """
-# Choices of a sweep are spelled out in the specs of its cells, and decide no id themselves.
+# The specs of trials contain all choices of a sweep, so choices decide no id themselves.
 HASHED = {
     "ModelSpec": ["NETWORK"],
     "RecipeSpec": ["NETWORK"],

@@ -78,7 +78,7 @@ def test_intervals_cover_fresh_samples_at_least_at_their_nominal_rate(trials):
 
 @pytest.mark.long
 def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
-    # The hardest trial, and a reminder: a family left out is unlike all others.
+    # The hardest case: a family that is left out resembles none of the others.
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
 
 

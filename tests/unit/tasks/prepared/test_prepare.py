@@ -283,7 +283,7 @@ def test_a_killed_preparation_resumes_with_the_remaining_images(tmp_path, monkey
     assert len(reads) == 15 - num_parts
 
 
-# Blocks read on other nodes: only where the files are the listed ones, and with the same result.
+# Other nodes read blocks only if their files equal the listed ones, with the same result.
 
 NUM_BLOCKS = 4
 

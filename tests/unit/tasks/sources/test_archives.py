@@ -175,7 +175,7 @@ def test_an_archive_that_changes_is_noticed(prepare, class_folder, tmp_path):
         prepare("folder", path)
 
 
-# What an archive must not hold.
+# Entries that an archive must not contain.
 
 Change = Callable[[zipfile.ZipFile], object]
 
@@ -270,7 +270,7 @@ def test_a_name_longer_than_a_file_system_allows(prepare, class_folder, tmp_path
     assert prepare("folder", path).record.num_images == 10
 
 
-# Archives that are damaged, or lie about their size.
+# Archives that are damaged or declare a wrong size.
 
 
 @pytest.mark.parametrize("ending", [".zip", *TARS])

@@ -175,7 +175,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         {"pixel_range": (-71.4285736, 71.2857132)},
         {"flags": {}},
     ),
-    # Out of a resize with overshoot, a standardisation, or a network.
+    # Such values come from a resize with overshoot, a standardization or a network.
     **{
         f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
         for top in (1.0000001, 1.02, 2.0, 100.0)
@@ -262,7 +262,7 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
         prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
 
 
-# Files that are damaged, or lie.
+# Files that are damaged or inconsistent.
 
 
 def header(*shape: int) -> bytes:

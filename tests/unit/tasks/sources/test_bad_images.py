@@ -118,7 +118,7 @@ CLEAR = np.full((10, 10, 4), 255, np.uint8)
 CLEAR[5:, :, 3] = 0
 CONVERTED = {
     "16 bits keep their shades": (png(GREY_16 * 16), SHADES, "scaled by own maximum"),
-    # Pillow turns 8 bits over, but not 16.
+    # Pillow inverts 8 bits, but not 16.
     "16 bits with white as zero": (
         encode(Image.fromarray(GREY_16 * 10), "TIFF", tiffinfo={262: 0}),
         255 - SHADES,

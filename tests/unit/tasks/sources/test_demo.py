@@ -101,7 +101,7 @@ def test_stained_patches_are_those_that_scikit_image_calls_stained():
 
 
 def test_patches_labelled_white_matter_are_brighter():
-    """Oracle: T1 shows white matter brighter than grey, whatever the template's maps say."""
+    """White matter is brighter than gray matter in T1, independent of the template's maps."""
     images = demo.tissue()
     bright = images.pixels.mean((1, 2))
     assert bright[images.labels == 1].mean() > bright[images.labels == 0].mean() + 10

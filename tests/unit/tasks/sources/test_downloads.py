@@ -92,7 +92,7 @@ def test_labels_are_those_drawn(untouched, name):
 def test_brats_keeps_the_slices_of_the_stated_rule(untouched):
     data = untouched("brats")
     for group in np.unique(data.groups):
-        # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
+        # Scanning upward: negatives below, tumour, negatives above. Mixed windows are removed.
         assert (np.diff(data.classes[data.groups == group]) != 0).sum() <= 2
 
 
@@ -193,7 +193,7 @@ def test_a_doctored_cifar_batch_runs_no_code(official, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-# What is changed in a download, and what comes of it: words of a refusal, or counts by reason.
+# Changes of a download with their outcome: words of a refusal, or counts by reason.
 
 Change = Callable[[Path], object]
 

@@ -163,7 +163,7 @@ CASES = {
         "test/dog/p3/",
         refused="training and test share 1 group, for example the group of",
     ),
-    # A visit was a group of its own: a patient was on both sides, in silence.
+    # Visits were once separate groups: a patient was on both sides, without a warning.
     "visits of patients": case(
         *cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")),
         groups=3,

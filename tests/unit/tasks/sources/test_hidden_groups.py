@@ -70,7 +70,7 @@ def test_a_few_patients_may_have_images_of_two_classes():
 
 
 def test_few_values_do_not_look_like_groups():
-    # Nine sites with one class each are too few to tell patients from sites.
+    # Nine sites with one class each are too few to distinguish patients from sites.
     labels = [CLASSES[site % 3] for site in range(9) for _ in range(20)]
     sites = [f"site {site}" for site in range(9) for _ in range(20)]
     assert not look_like_groups(sites, labels)

@@ -2,7 +2,7 @@
 
 A verdict is what a user sees: the classes, groups and splits of the prepared set and what is
 flagged, or the words of the refusal. Where a form cannot hold a content, or holds it otherwise, the
-row says why."""
+row contains the reason."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ CASES: dict[
         )
         for form in ("{}/train/0000", "{}/train-00000-of-00001")
     },
-    # As pandas and Spark write partitions: dropped in silence at first, with the owner's split and
-    # patients.
+    # Partitions of pandas and Spark, which were once dropped without a warning: so were the user's
+    # split and patients.
     "folders of a column": (
         ("table",),
         named("year=2020/split={}/0"),
@@ -114,7 +114,7 @@ CASES: dict[
         {"group": PATIENTS},
         "training and test share 1 group, for example the group of",
     ),
-    # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
+    # A split in the .json of a sample: once dropped without a warning, so that a sweep trained on it.
     "the owner's test images": (
         BOTH,
         WHOLE,
@@ -197,7 +197,7 @@ PARQUET: dict[
         ("the label is a list or bytes, not one text or number, for 1 image: row"),
     ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
-    # datasets writes -1 where there is no label.
+    # datasets writes -1 for a missing label.
     "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1 for 1 image: row 0 of"),
     "-1 on purpose": (
         UNSURE,

@@ -167,7 +167,7 @@ def test_a_restart_leaves_a_plateau():
 
 
 def test_pgd_keeps_the_best_iterate_not_the_last():
-    """Another class lies in a narrow strip, which the descent steps over and back."""
+    """Another class occupies a narrow strip, which the descent crosses forth and back."""
     strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
     images, labels = GREY[:1], torch.tensor([0])
     seeds = [torch.Generator().manual_seed(restart) for restart in range(1, NUM_RESTARTS)]

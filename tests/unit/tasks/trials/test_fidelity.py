@@ -142,7 +142,7 @@ def test_features_are_those_of_torchvisions_extractor(architecture, node):
         library.features.__class__ = nn.Sequential  # ours pools before its ReLUs in training
     extractor = create_feature_extractor(library, {node: "features"})
     pixels = images.to(memory_format=torch.channels_last)
-    # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are
+    # The extractor returns the tensor itself, which VGG's ReLU then changes in place. Copies are
     # compared.
     for module in extractor.modules():
         if isinstance(module, nn.ReLU):

@@ -79,7 +79,7 @@ def test_later_measurements_equal_those_after_training_and_train_nothing(data, m
     assert [attack.name for attack in later.attacks] == ["fgsm_1", "fgsm_4", "pgd_1", "pgd_4"]
     assert later.attacks[0] == first.attacks[0]
     losses = {attack.name: attack.loss for attack in at_once.attacks}
-    # Weights lie elsewhere in memory, where kernels may round differently.
+    # The weights have another address in memory, so kernels may round differently.
     assert {attack.name: attack.loss for attack in later.attacks} == pytest.approx(losses, rel=1e-5)
     assert later.robustness.pred.mean == pytest.approx(at_once.robustness.pred.mean, rel=1e-3)
     assert spec.missing_for(spec) == ()

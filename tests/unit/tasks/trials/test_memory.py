@@ -130,7 +130,7 @@ def test_a_gpu_that_cannot_release_memory_hides_no_failure(gpu, monkeypatch):
 
 @LINUX
 def test_a_worker_that_reuses_pages_has_fewer_page_faults_and_releases_them_after_a_trial():
-    # One process for both, since it imports torch: first as it is, then with pages kept.
+    # One process measures both, because it imports torch: without reused pages, then with them.
     script = """
 import resource, torch
 from tasks.trials.isolation import keep_freed_memory, trial_memory, peak_bytes, reset_peak
@@ -154,5 +154,5 @@ print(*faults_and_peak(), keep_freed_memory(), *faults_and_peak())
     if is_glibc != "True":
         pytest.skip("the C library is not glibc")
     assert int(faults_kept) < int(faults) / 3
-    # 64 MiB were used again and again, and are gone at the end.
+    # 64 MiB were used repeatedly, and are released at the end.
     assert int(peak_kept) - int(peak) < 32 * 2**20

@@ -116,7 +116,7 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
         (grid[classes != decision] - image).flatten(1).norm(dim=1).min().item()
         for image, decision in pairs
     ]
-    # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
+    # A grid point is within 0.36 of the true nearest point: the tolerance for small radii.
     assert np.mean(record.radii) == pytest.approx(np.mean(expected), rel=0.02, abs=0.36)
 
 
@@ -222,7 +222,7 @@ def test_the_network_is_left_as_it_was(trained):
 def test_a_wrong_decision_has_radius_zero_against_the_truth():
     weights = torch.full((4,), 1.0, dtype=torch.float64)
     model, images = Linear(weights, -400.0), torch.full((4, 1, 2, 2), 120.0)
-    labels = torch.tensor([1, 1, 0, 1])  # the network says 1: 480 - 400
+    labels = torch.tensor([1, 1, 0, 1])  # the network predicts 1: 480 - 400
     record = measure(model, images, labels, torch.zeros(1, 1, 2, 2), num_images=4, seed=0)
     assert record.wrong == (False, False, True, False)
     assert record.pred.mean == pytest.approx(40, rel=1e-3)  # 80 over the norm of the weights
@@ -260,7 +260,7 @@ def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():
 def test_without_any_radius_there_is_no_mean_even_if_images_are_misclassified():
     """A mean over misclassified images alone would be 0, however robust the others are."""
     one_class, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
-    labels = torch.tensor([1, 0, 1])  # the network says 1
+    labels = torch.tensor([1, 0, 1])  # the network predicts 1
     record = measure(one_class, images, labels, images, num_images=3, seed=0)
     assert (record.pred, record.true, record.wrong) == (None, None, (False, True, False))
 
@@ -279,8 +279,8 @@ def test_an_image_is_compared_with_the_class_it_had_when_its_start_was_chosen():
 
     image, pool = torch.full((1, 1, 1, 1), 100.0), torch.zeros(6, 1, 1, 1)
     record = measure(NearTie(), image, torch.tensor([1]), pool, num_images=1, seed=0, batch_size=7)
-    # In its own batch the image is of another class than before, without any change. Held against
-    # class 0, it would get the whole way to its start, 100, which changes no class.
+    # Alone in its batch, the unchanged image has another class than before. Compared with class 0,
+    # its radius would be the distance to its start, 100, which changes no class.
     assert record.radii == pytest.approx([0.0], abs=1e-3)
 
 

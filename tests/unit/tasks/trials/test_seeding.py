@@ -80,7 +80,7 @@ def settings():
         float(torch.full((), 1e-38, device="cpu") / 100),  # 0 where denormals are flushed
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002 (somebody's network draws from it)
+        np.random.get_state()[1].tolist(),  # noqa: NPY002 (a custom network draws from it)
     )
 
 
