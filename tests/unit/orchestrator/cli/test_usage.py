@@ -55,7 +55,15 @@ predict smoke --measured absent.json --train-size 100 | The record absent.json c
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
-plan smoke --set seeds=0 | seeds is 0, but should be a list, for example [a, b]. Write [0].
+plan smoke --set seeds=0 | seeds is 0, but should be a list. Write [0].
+predict smoke --target-acc 0.9 | Unknown option: --target-acc. Did you mean --target-accuracy? See
+predict smoke --target-accuracy 95 | The target accuracy is 95, but it must be above 0 and below 1
+predict smoke --target-accuracy 1 | The target accuracy is 1, but it must be above 0 and below 1
+measure digits --device gpu | torch has no device gpu. Did you mean `--device cuda`?
+plan smoke --set train_sizes=[-220] | value 1 of train_sizes is -220, but must be at least 2
+plan smoke --set seeds=[0,0] | preset smoke with the changed seeds: seeds lists 0 more than once
+plan ./t.csv | t.csv is a table, not a sweep file. For a table of results, use `isweep predict --curve
+init ./mine.yaml | mine.yaml is a sweep file, but isweep init needs images. Give a folder
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j

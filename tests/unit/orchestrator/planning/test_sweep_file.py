@@ -146,7 +146,7 @@ def good_with_dataset(text):
         (GOOD + "base_datasets: []", r"^base_datasets is not a known key"),
         (
             GOOD + "resources: {num_cpus: 0.00001}",
-            r"num_cpus is 1e-05, but should be greater than or equal to 0\.0001",
+            r"num_cpus is 1e-05, but must be at least 0\.0001",
         ),
         (
             GOOD + "resources: {num_gpus: 1.5}",
@@ -655,7 +655,7 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
         ("{from: smoke, learning_rate: abc}", r"recipe\.learning_rate is 'abc', but should be"),
         (
             "{from: smoke, epochs: [1, -1]}",
-            r"recipe\.epochs\.1 is -1, but should be greater than or equal to 0",
+            r"value 2 of recipe\.epochs is -1, but must be at least 0",
         ),
         ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
         ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list is empty"),
