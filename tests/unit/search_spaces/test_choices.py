@@ -1,4 +1,4 @@
-"""The tables of what the study chooses: every row usable, published numbers as they were read."""
+"""Tables of the study's choices: every row is usable, and published numbers are unchanged."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def test_every_recipe_resolves_for_every_model_and_dataset(recipe):
 
 
 def test_importing_a_package_loads_nothing_heavy():
-    """In one process, of which each package loads more."""
+    """One process imports the packages in turn, so each line shows what is loaded by then."""
     packages = ["search_spaces", "isweep", "tasks", "tasks.measures.measure", "orchestrator"]
     packages += ["orchestrator.planning.plan", "orchestrator.cli.app", "orchestrator.analysis"]
     code = (
         "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
         "    print({*'torch ray mlflow pandas numpy yaml'.split()} & {*sys.modules})"
     )
-    words = [sys.executable, "-c", code, *packages]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    first, second, *_, last = done.stdout.splitlines()
-    assert (first, "pandas" in second) == ("set()", False)
-    assert not any(f"'{name}'" in last for name in ("torch", "ray", "mlflow")), last
+    command = [sys.executable, "-c", code, *packages]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    after_search_spaces, after_isweep, *_, after_all = process.stdout.splitlines()
+    assert (after_search_spaces, "pandas" in after_isweep) == ("set()", False)
+    assert not any(f"'{name}'" in after_all for name in ("torch", "ray", "mlflow")), after_all
 
 
 @pytest.mark.parametrize("row", [*DATASETS.values(), *MADE.values()], ids=lambda row: row.name)
-def test_every_row_has_a_source_and_sound_pairs_and_says_what_it_is(row):
+def test_every_row_has_a_source_sound_pairs_and_a_description(row):
     source_for(row.source)
-    used = [label for pair in row.class_pairs for label in pair]
-    assert len(set(used)) == len(used)
-    assert set(used) <= set(range(len(row.label_names)))
+    labels_of_pairs = [label for pair in row.class_pairs for label in pair]
+    assert len(set(labels_of_pairs)) == len(labels_of_pairs)
+    assert set(labels_of_pairs) <= set(range(len(row.label_names)))
     assert row.origin == "real" or row.description.startswith(row.origin.upper())
 
 

@@ -1,4 +1,4 @@
-"""The defaults of all specs, committed: an id leaves them out, so one that changes moves no id by
+"""Committed defaults of all specs. Ids leave defaults out, so a changed default changes no id by
 itself."""
 
 import json
@@ -24,7 +24,7 @@ New, and not committed yet: {names}. No version counts up. Write the defaults wi
     python -m tests.unit.search_spaces.test_defaults
 and commit tests/golden/defaults.json.
 """
-# Choices of a sweep are spelled out in the specs of its cells, and decide no id themselves.
+# The specs of trials contain all choices of a sweep, so choices decide no id themselves.
 HASHED = {
     "ModelSpec": ["NETWORK"],
     "RecipeSpec": ["NETWORK"],
@@ -50,8 +50,8 @@ def defaults(kind: type[BaseModel]) -> dict[str, object]:
     }
 
 
-def committed() -> dict[str, dict[str, dict[str, object]]]:
-    """Defaults of every spec and attack that is hashed, with the versions that stand for them."""
+def current_defaults() -> dict[str, dict[str, dict[str, object]]]:
+    """Return the current defaults of every hashed spec and attack, with the versions of both."""
     attacks = {
         f"attack {method}": {
             "versions": list(row.versions),
@@ -69,28 +69,28 @@ def committed() -> dict[str, dict[str, dict[str, object]]]:
     return {**kinds, **attacks}
 
 
-def test_the_committed_defaults_are_todays():
-    written, today = json.loads(GOLDEN.read_text(encoding="utf-8")), committed()
-    known = {name: today[name] for name in written if name in today}
-    assert written == known, WHAT_TO_DO.format(name="the spec")
+def test_the_committed_defaults_equal_the_current_ones():
+    stored, current = json.loads(GOLDEN.read_text(encoding="utf-8")), current_defaults()
+    current_values = {name: current[name] for name in stored if name in current}
+    assert stored == current_values, WHAT_TO_DO.format(name="the spec")
 
 
 def test_a_new_spec_or_attack_has_its_defaults_committed():
     written = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    new = sorted(committed().keys() - written.keys())
+    new = sorted(current_defaults().keys() - written.keys())
     assert not new, WHAT_TO_DO_WITH_A_NEW_ROW.format(names=", ".join(new))
 
 
 def test_every_spec_that_an_id_is_made_of_is_covered():
-    """The specs below those with a schema version, whatever fields they are in."""
-    made, todo = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
-    while todo:
-        spec = todo.pop()
-        made.add(spec.__name__)
+    """Every spec that is a field of a spec with a schema version is hashed, too."""
+    spec_names, pending = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
+    while pending:
+        spec = pending.pop()
+        spec_names.add(spec.__name__)
         kinds = [field.annotation for field in spec.model_fields.values()]
-        todo += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
-    assert made == set(HASHED)
+        pending += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
+    assert spec_names == set(HASHED)
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(committed(), indent=1) + "\n", encoding="utf-8")
+    GOLDEN.write_text(json.dumps(current_defaults(), indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ def test_errors_survive_pickling(error):
     assert str(again) == "a problem. Do this."
 
 
-def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():
+def test_a_notebook_shows_only_the_message_and_a_shell_gets_the_exit_code():
     assert ConfigError("a problem")._render_traceback_() == ["ConfigError: a problem."]
     assert str(ConfigError("a problem", hint="Did you mean c?")) == "a problem. Did you mean c?"
     assert str(ConfigError("a problem", hint="Number them 0, 1, ...")).endswith("0, 1, ...")
@@ -46,7 +46,7 @@ def test_a_problem_that_two_checks_report_is_printed_once():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "known", "message"),
+    ("kind", "name", "known_names", "message"),
     [
         (
             "size",
@@ -62,8 +62,10 @@ def test_a_problem_that_two_checks_report_is_printed_once():
         ),
     ],
 )
-def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(kind, name, known, message):
-    assert str(unknown_name(kind, name, known)) == message
+def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(
+    kind, name, known_names, message
+):
+    assert str(unknown_name(kind, name, known_names)) == message
 
 
 def test_too_few_images_cross_processes_with_the_size_that_is_possible():

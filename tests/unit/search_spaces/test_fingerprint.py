@@ -67,7 +67,7 @@ def test_key_order_does_not_matter(value, random):
         (0.1, "0.1"),
     ],
 )
-def test_near_misses_differ(a, b):
+def test_similar_values_have_different_ids(a, b):
     assert fingerprint(a) != fingerprint(b)
 
 
@@ -81,7 +81,7 @@ def test_near_misses_differ(a, b):
         ({1, 2}, "of type set, which JSON cannot represent"),
     ],
 )
-def test_what_has_no_stable_spelling_is_refused(value, message):
+def test_a_value_without_a_stable_text_is_refused(value, message):
     with pytest.raises(TypeError, match=message):
         fingerprint(value)
 
@@ -123,17 +123,17 @@ def test_every_choice_is_part_of_a_networks_identity(changes):
 
 
 @pytest.mark.parametrize(
-    ("asked", "num_lacking"),
+    ("measurements", "num_lacking"),
     [
         ({"attacks": AttackSpec(epsilons=(1.0, 2.0, 4.0, 8.0, 16.0))}, 1),
         ({"representation": RepresentationSpec(num_neighbors=10)}, 2),
         ({"representation": RepresentationSpec(estimators=("mle", "twonn", "gride"))}, 1),
     ],
 )
-def test_asking_for_more_measurements_changes_no_network(asked, num_lacking):
-    more = trial(**asked)
-    assert (more.trial_id, more.derived_seed) == (trial().trial_id, trial().derived_seed)
-    assert len(trial().missing_for(more)) == num_lacking
+def test_more_requested_measurements_change_no_id(measurements, num_lacking):
+    extended = trial(**measurements)
+    assert (extended.trial_id, extended.derived_seed) == (trial().trial_id, trial().derived_seed)
+    assert len(trial().missing_for(extended)) == num_lacking
 
 
 class Old(Spec):
@@ -155,12 +155,12 @@ class Later(Old):
 def test_a_new_field_at_its_default_changes_no_id_and_a_version_does():
     assert fingerprint(Extended(size=3)) == fingerprint(Old(size=3))
     assert canonical_json(Old(size=3)) == '{"schema_version":1,"size":3}'
-    others = [
+    changed_specs = [
         Extended(size=3, added=(1, 3)),
         Extended(size=3, nested=AttackSpec(epsilons=(1.0,))),
         Later(size=3),
     ]
-    assert fingerprint(Old(size=3)) not in map(fingerprint, others)
+    assert fingerprint(Old(size=3)) not in map(fingerprint, changed_specs)
 
 
 class Inner(Spec):
@@ -172,15 +172,17 @@ class Outer(Spec):
 
 
 def test_equal_specs_that_are_spelled_in_two_ways_keep_their_own_ids():
-    alike = [Outer(inner=Inner(value=value)) for value in (1, 1.0, True)]
-    assert alike[0] == alike[1] == alike[2]
+    equal_specs = [Outer(inner=Inner(value=value)) for value in (1, 1.0, True)]
+    assert equal_specs[0] == equal_specs[1] == equal_specs[2]
 
-    spelled = [(canonical_json(one), readable_id(["x"], one)) for one in (*alike, *alike)]
+    texts_and_ids = [
+        (canonical_json(spec), readable_id(["x"], spec)) for spec in (*equal_specs, *equal_specs)
+    ]
 
-    values = ['{"inner":{"value":1}}', '{"inner":{"value":1.0}}', '{"inner":{"value":true}}']
-    assert [text for text, _ in spelled] == values * 2
-    assert [name for _, name in spelled] == [
-        f"x-{fingerprint(json.loads(text))[:12]}" for text in values * 2
+    texts = ['{"inner":{"value":1}}', '{"inner":{"value":1.0}}', '{"inner":{"value":true}}']
+    assert [text for text, _ in texts_and_ids] == texts * 2
+    assert [name for _, name in texts_and_ids] == [
+        f"x-{fingerprint(json.loads(text))[:12]}" for text in texts * 2
     ]
 
 

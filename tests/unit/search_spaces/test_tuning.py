@@ -1,5 +1,4 @@
-"""Search spaces: ranges by family, narrowed by a sweep, and a trial's identity beside the sweep's
-own."""
+"""Search spaces: ranges by family, limits of a sweep, and the ids of a search's trials."""
 
 import pytest
 from pydantic import ValidationError
@@ -32,19 +31,21 @@ def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
 
 
 @pytest.mark.parametrize(
-    ("asked", "num_train", "found"),
+    ("batch_sizes", "num_train", "message_part"),
     [
         ((8, 64), 45, "64, but a trial of the search has only 45"),
         (None, 3, "8, but a trial of the search has only 3"),
     ],
 )
-def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
-    with pytest.raises(ConfigError, match=f"tune.batch_size contains {found} training images"):
-        space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
+def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_part):
+    with pytest.raises(
+        ConfigError, match=f"tune.batch_size contains {message_part} training images"
+    ):
+        space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=batch_sizes), num_train)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("tune_block", "message"),
     [
         ({"learning_rate": [1e-3, 1e-5]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
         ({"learning_rate": [1e-3, 1e-3]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
@@ -75,17 +76,17 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ({"bugdet": 0.2}, r"tune\.bugdet is not a known key\. Did you mean 'budget'\?"),
     ],
 )
-def test_every_mistake_is_named(said, message):
+def test_a_wrong_tune_key_is_refused_with_its_name(tune_block, message):
     with pytest.raises(ConfigError, match=message):
-        load_sweep("smoke", {"tune": said})
+        load_sweep("smoke", {"tune": tune_block})
 
 
-def test_how_a_sweep_is_tuned_is_no_part_of_any_identity():
-    plain, other = (
+def test_the_tune_block_is_no_part_of_any_trial_id():
+    untuned_sweep, tuned_sweep = (
         load_sweep("smoke"),
         load_sweep("smoke", {"tune": {"budget": 0.4, "sampler": "gp", "seed": 3}}),
     )
-    assert set(plan_sweep(plain).trials_by_id) == set(plan_sweep(other).trials_by_id)
+    assert set(plan_sweep(untuned_sweep).trials_by_id) == set(plan_sweep(tuned_sweep).trials_by_id)
 
 
 def test_a_search_trial_is_another_trial_than_the_sweeps_and_depends_on_the_split():

@@ -92,8 +92,8 @@ def test_without_hard_links_the_first_content_remains_too(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["key"]
 
 
-def renames(tree: ast.AST) -> bool:
-    """Whether the code calls os.replace and the like, or a path's own ``replace(target)``."""
+def moves_files(tree: ast.AST) -> bool:
+    """Return whether code calls os.replace, os.rename or os.link, or a path's ``replace(target)``."""
     return any(
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -108,10 +108,10 @@ def renames(tree: ast.AST) -> bool:
 
 def test_one_module_puts_files_in_place_and_one_a_whole_folder():
     root = Path(__file__).parents[3]
-    found = {
+    modules_that_move_files = {
         path.relative_to(root).as_posix()
         for package in ("search_spaces", "tasks", "orchestrator")
         for path in (root / package).rglob("*.py")
-        if renames(ast.parse(path.read_text(encoding="utf-8")))
+        if moves_files(ast.parse(path.read_text(encoding="utf-8")))
     }
-    assert found == {"tasks/atomic.py", "tasks/prepared/publish.py"}
+    assert modules_that_move_files == {"tasks/atomic.py", "tasks/prepared/publish.py"}

@@ -74,11 +74,11 @@ class ExecutorContract:
     def test_measures_do_not_depend_on_the_executor(self, executor):
         rng = np.random.default_rng(0)
         images, labels = rng.integers(0, 256, (120, 1, 6, 6), dtype=np.uint8), np.arange(120) % 2
-        here = measure_nested(images, labels, [60, 120])
-        there = measure_nested(images, labels, [60, 120], executor=executor)
-        for one, other in zip(here.sizes, there.sizes, strict=True):
-            assert other.d_data["mle"].value == pytest.approx(one.d_data["mle"].value, rel=1e-6)
-            assert other.label_sharpness == one.label_sharpness
+        local_record = measure_nested(images, labels, [60, 120])
+        remote_record = measure_nested(images, labels, [60, 120], executor=executor)
+        for local, remote in zip(local_record.sizes, remote_record.sizes, strict=True):
+            assert remote.d_data["mle"].value == pytest.approx(local.d_data["mle"].value, rel=1e-6)
+            assert remote.label_sharpness == local.label_sharpness
 
 
 class TestInlineExecutor(ExecutorContract):
@@ -89,17 +89,19 @@ class TestInlineExecutor(ExecutorContract):
 
 @pytest.mark.ray
 class TestRayExecutor(ExecutorContract):
-    def test_spread_calls_are_scheduled_so_and_give_the_same(self, executor, monkeypatch):
+    def test_spread_calls_use_the_spread_strategy_and_return_the_same_results(
+        self, executor, monkeypatch
+    ):
         import ray
 
-        seen = []
-        options = ray.remote_function.RemoteFunction.options
+        strategies = []
+        original_options = ray.remote_function.RemoteFunction.options
 
-        def record(self, **given):
-            seen.append(given.get("scheduling_strategy"))
-            return options(self, **given)
+        def recorded_options(self, **options):
+            strategies.append(options.get("scheduling_strategy"))
+            return original_options(self, **options)
 
-        monkeypatch.setattr(ray.remote_function.RemoteFunction, "options", record)
+        monkeypatch.setattr(ray.remote_function.RemoteFunction, "options", recorded_options)
         for spread in (True, False):
             results = dict(
                 executor.map_unordered(
@@ -107,44 +109,44 @@ class TestRayExecutor(ExecutorContract):
                 )
             )
             assert results == {i: 2 * i for i in range(4)}
-        assert seen == 4 * ["SPREAD"] + 4 * [None]
+        assert strategies == 4 * ["SPREAD"] + 4 * [None]
 
     @pytest.fixture
     def executor(self, ray_cluster):
         return RayExecutor()
 
     def test_arrives_in_order_of_completion(self, executor, tmp_path):
-        awaited = tmp_path / "awaited"
-        results = executor.map_unordered(there_is, [(str(awaited),), ("/",), ("/",)])
+        awaited_file = tmp_path / "awaited"
+        results = executor.map_unordered(there_is, [(str(awaited_file),), ("/",), ("/",)])
         assert [next(results)[0] for _ in range(2)] == [1, 2]
-        awaited.touch()
+        awaited_file.touch()
         assert [index for index, _ in results] == [0]
 
-    def test_keeps_flight_bounded(self, executor):
-        drawn = []
+    def test_arguments_are_requested_only_as_workers_become_free(self, executor):
+        requested_indices = []
 
-        def arguments():
-            for i in range(6):
-                drawn.append(i)
+        def arguments_on_demand():
+            for index in range(6):
+                requested_indices.append(index)
                 yield (0.0,)
 
-        results = executor.map_unordered(sleep_for, arguments())
+        results = executor.map_unordered(sleep_for, arguments_on_demand())
         next(results)
-        assert len(drawn) <= 3
+        assert len(requested_indices) <= 3
         results.close()
 
     @pytest.mark.parametrize(
         ("seconds", "soon", "num_cancelled"), [(0.1, 400.0, 0), (30.0, 0.1, 1)]
     )
-    def test_what_ends_soon_is_not_cancelled(
+    def test_a_task_that_ends_soon_is_not_cancelled(
         self, executor, monkeypatch, seconds, soon, num_cancelled
     ):
-        """Cancelled in the moment in which it ended, it took this process down: one stop in some
-        hundred."""
+        """A task that was canceled while it ended took this process down, in one of some hundred
+        stops."""
         cancelled, cancel = [], ray.cancel
         monkeypatch.setattr("tasks.remote.ENDING_S", soon)
         monkeypatch.setattr(
-            ray, "cancel", lambda call, **how: (cancelled.append(call), cancel(call, **how))
+            ray, "cancel", lambda call, **options: (cancelled.append(call), cancel(call, **options))
         )
         list(executor.map_unordered(sleep_for, [(0.0,), (0.0,)]))  # start both workers first
         results = executor.map_unordered(sleep_for, [(0.0,), (seconds,)])
@@ -169,10 +171,10 @@ class TestRayExecutor(ExecutorContract):
 
 
 class TestWaiting:
-    """CPUs that another's actor holds, as on a cluster that several share."""
+    """Tasks wait for CPUs that another user's actor occupies, as on a shared cluster."""
 
     @pytest.fixture
-    def held(self, ray_cluster):
+    def cpu_holder(self, ray_cluster):
         import ray
 
         class Holder:
@@ -185,34 +187,34 @@ class TestWaiting:
         ray.kill(holder, no_restart=True)
 
     @pytest.mark.parametrize(
-        ("options", "where"),
+        ("options", "place"),
         [({}, "the cluster"), ({"driver_node_only": True}, "the driver's node")],
     )
-    def test_who_waits_for_cpus_that_others_hold_says_so_once_and_goes_on(
-        self, held, monkeypatch, options, where
+    def test_waiting_for_occupied_cpus_is_reported_once_and_ends_when_they_are_free(
+        self, cpu_holder, monkeypatch, options, place
     ):
         import ray
 
-        told = []
+        messages = []
 
         def note(message):
-            told.append(message)
-            ray.kill(held, no_restart=True)
+            messages.append(message)
+            ray.kill(cpu_holder, no_restart=True)
 
         monkeypatch.setattr("tasks.remote.PATIENCE_S", 1.0)
         executor = RayExecutor(note=note, **options).labelled("prepare mnist")
         assert sorted(executor.map_unordered(sleep_for, [(0,), (0,)])) == [(0, 0), (1, 0)]
-        assert told == [
+        assert messages == [
             "prepare mnist sleep for: no task has finished for 1 s. Each task needs 1 CPU of "
-            f"{where}. If other work uses all CPUs, the tasks start as soon as a CPU is free."
+            f"{place}. If other work uses all CPUs, the tasks start as soon as a CPU is free."
         ]
 
-    def test_tasks_that_take_long_are_not_taken_for_waiting(self, ray_cluster, monkeypatch):
+    def test_a_long_task_is_not_reported_as_waiting(self, ray_cluster, monkeypatch):
         import ray
 
-        while ray.available_resources().get("CPU") != 2:  # what ran before is known to be gone
+        while ray.available_resources().get("CPU") != 2:  # earlier tasks use CPUs
             time.sleep(0.1)
-        told = []
+        messages = []
         monkeypatch.setattr("tasks.remote.PATIENCE_S", 0.1)
-        assert list(RayExecutor(note=told.append).map_unordered(sleep_for, [(1,)])) == [(0, 1)]
-        assert told == []
+        assert list(RayExecutor(note=messages.append).map_unordered(sleep_for, [(1,)])) == [(0, 1)]
+        assert messages == []

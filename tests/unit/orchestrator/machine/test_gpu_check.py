@@ -730,9 +730,9 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
     """A part that is ended at its time limit keeps the networks before."""
     models = bench_of("cuda").models
     parts = parts_of(steps_of_a100(1.0), graphs=models)
-    for part, kept in (("step_times", models[:4]), ("passes", models[:5])):
-        measured = parts[part]["values"]
-        parts[part]["values"] = {model: measured[model] for model in kept}
+    for part, measured_models in (("step_times", models[:4]), ("passes", models[:5])):
+        values = parts[part]["values"]
+        parts[part]["values"] = {model: values[model] for model in measured_models}
     del parts["correctness"]["values"]["self_test"]["vgg19"]
     parts["memory"] = {"ok": False, "values": {}}
     verdict = dict(gpu_check_parts.summary(bench_of("cuda"), parts))["verdict"]
@@ -742,12 +742,12 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
 
 def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
     """Six networks shared one limit: the first that hung took the results of the others."""
-    passed = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    passing_verdict = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
     outputs = {
-        "resnet18": ProgramOutput(json.dumps(passed)),
+        "resnet18": ProgramOutput(json.dumps(passing_verdict)),
         "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),
         "vgg13": ProgramOutput("", "no answer in 300 s", True, f"{COMPARED_LINE}\n"),
-        "vgg16": ProgramOutput(json.dumps(passed)),
+        "vgg16": ProgramOutput(json.dumps(passing_verdict)),
     }
     limits = []
 

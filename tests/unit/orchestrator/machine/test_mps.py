@@ -453,7 +453,7 @@ def closing_with(end):
         end()
 
 
-def test_mps_quits_when_no_worker_is_left(control, monkeypatch, tmp_path):
+def test_mps_quits_when_no_worker_is_left(mps_folder, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ray = SimulatedRay()
     workers_at_quit: list[int | None] = []

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from dataclasses import astuple
 
 import pytest
 
 from orchestrator.machine import processes
-from orchestrator.machine.processes import environment, run_program
+from orchestrator.machine.processes import ProgramOutput, environment, run_program
 
 
 @pytest.mark.parametrize(
@@ -21,7 +20,7 @@ from orchestrator.machine.processes import environment, run_program
     ],
 )
 def test_the_result_is_the_output_or_the_reason_for_none(command, output, error):
-    assert astuple(run_program(*command)) == (output, error, False)
+    assert run_program(*command) == ProgramOutput(output, error)
 
 
 def test_the_reason_is_the_last_line_of_the_error_output():
@@ -30,11 +29,8 @@ def test_the_reason_is_the_last_line_of_the_error_output():
 
 def test_a_program_without_an_answer_in_time_is_marked():
     for _ in range(2):
-        assert astuple(run_program("sleep", "999", timeout_s=0.1)) == (
-            "",
-            "no answer in 0.1 s",
-            True,
-        )
+        result = run_program("sleep", "999", timeout_s=0.1)
+        assert result == ProgramOutput("", "no answer in 0.1 s", timed_out=True)
 
 
 def test_a_program_sees_the_given_gpus(monkeypatch):

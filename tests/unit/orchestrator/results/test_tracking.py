@@ -716,11 +716,13 @@ def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
 def test_a_driver_stopped_while_tables_are_created_leaves_no_broken_database(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
 
-    def interrupt(*_):
+    def interrupt(engine):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE experiments (experiment_id INTEGER)")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("alembic.command.upgrade", interrupt)
+        patch.setattr("mlflow.store.db.utils._initialize_tables", interrupt)
         with pytest.raises(KeyboardInterrupt, match=r"^$"):
             connect(uri)
     assert not [path for path in tmp_path.iterdir() if path.is_file()]

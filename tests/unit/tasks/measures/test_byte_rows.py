@@ -49,9 +49,9 @@ def test_rows_that_do_not_lie_one_after_another_are_read_without_a_copy_of_them_
     images = np.asfortranarray(some_bytes(400, 1024).astype(np.float64).reshape(400, 4, 16, 16))
     tracemalloc.start()
     source = as_bytes(ArraySource(images))
-    grown = tracemalloc.get_traced_memory()[1]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert grown < images.size + images.nbytes / 4
+    assert peak_bytes < images.size + images.nbytes / 4
     np.testing.assert_array_equal(source.read(0, 400), images)
 
 
@@ -70,7 +70,7 @@ def test_black_and_white_only_is_whole_numbers_first():
 )
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_other_value_anywhere_means_that_rows_are_no_bytes(value, place, dtype):
+def test_rows_with_one_other_value_are_no_bytes(value, place, dtype):
     rows = some_bytes().astype(dtype)
     rows.flat[place] = value
     source = ArraySource(rows)
@@ -105,13 +105,15 @@ def test_other_scalings_stay_as_they_are(rows):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
-def test_signed_keeps_differences(dtype):
+def test_conversion_to_signed_bytes_keeps_differences(dtype):
     rows = some_bytes().view(np.int8) if dtype == np.int8 else some_bytes().astype(dtype)
-    moved = to_signed(rows)
-    assert moved.dtype == np.int8
-    assert not np.shares_memory(moved, rows)
-    wide, expected = moved.astype(int), rows.astype(int)
-    np.testing.assert_array_equal(wide - wide[0], expected - expected[0])
+    signed_rows = to_signed(rows)
+    assert signed_rows.dtype == np.int8
+    assert not np.shares_memory(signed_rows, rows)
+    signed_values, original_values = signed_rows.astype(int), rows.astype(int)
+    np.testing.assert_array_equal(
+        signed_values - signed_values[0], original_values - original_values[0]
+    )
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -123,12 +125,12 @@ def test_black_against_white_is_exact_at_every_limit(product, num_features):
     rows[1] = 255
     rows[2, ::2] = 255
     norms = squared_norms(rows, product)
-    found = expand(gram(rows, rows[:], product), norms, norms)
-    far_apart, half = 255**2 * num_features, 255**2 * ((num_features + 1) // 2)
-    assert found.tolist() == [
-        [0, far_apart, half],
-        [far_apart, 0, far_apart - half],
-        [half, far_apart - half, 0],
+    squared_distances = expand(gram(rows, rows[:], product), norms, norms)
+    all_differ, half_differ = 255**2 * num_features, 255**2 * ((num_features + 1) // 2)
+    assert squared_distances.tolist() == [
+        [0, all_differ, half_differ],
+        [all_differ, 0, all_differ - half_differ],
+        [half_differ, all_differ - half_differ, 0],
     ]
-    assert found.dtype == (np.int32 if num_features <= INT32_FEATURES else np.int64)
-    assert found.max() < no_pair_value(found.dtype)
+    assert squared_distances.dtype == (np.int32 if num_features <= INT32_FEATURES else np.int64)
+    assert squared_distances.max() < no_pair_value(squared_distances.dtype)

@@ -19,7 +19,7 @@ FLAT = ("hypersphere", "hypercube", "gaussian", "ball", "curled")
 
 
 def embedded(points, num_columns=100, seed=1):
-    """Points moved isometrically into more columns."""
+    """Return the points in more columns. All distances stay the same."""
     basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(num_columns, points.shape[1])))[0]
     return points @ basis.T
 
@@ -33,7 +33,7 @@ def embedded(points, num_columns=100, seed=1):
         pytest.param("hypercube", 30, marks=pytest.mark.long),
     ],
 )
-def test_corrects_what_the_raw_estimate_misses(make, dimension):
+def test_the_corrected_estimate_is_closer_to_the_true_dimension(make, dimension):
     record = calibrate(
         embedded(MANIFOLDS[make](600, dimension, np.random.default_rng(0))), families=FLAT
     )
@@ -43,7 +43,7 @@ def test_corrects_what_the_raw_estimate_misses(make, dimension):
 
 @pytest.fixture(scope="module")
 def trials():
-    """Simulations for 400 points, and fresh samples at dimensions between the simulated ones."""
+    """Return simulations for 400 points, and new samples at dimensions between the simulated ones."""
     grid = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
     simulations = simulate(400, 20, grid, tuple(MANIFOLDS), executor=InlineExecutor())
     fresh = [
@@ -56,30 +56,29 @@ def trials():
 
 
 def coverage(trials, families_of):
-    """Share of fresh samples whose interval holds the truth, to the hundredth that d = 1 allows
-    for."""
+    """Return the share of fresh samples whose interval, widened by 1 %, has the true dimension."""
     simulations, fresh = trials
-    hits = []
+    covered = []
     for family, dimension, observed in fresh:
         chosen = [i for i, name in enumerate(simulations.families) if name in families_of(family)]
-        known = replace(
+        family_simulations = replace(
             simulations,
             families=tuple(simulations.families[i] for i in chosen),
             statistics=simulations.statistics[chosen],
         )
-        low, high = posterior(observed, known, 400, 20, 1000).interval
-        hits.append(low * 0.99 <= dimension <= high * 1.01)
-    return np.mean(hits)
+        low, high = posterior(observed, family_simulations, 400, 20, 1000).interval
+        covered.append(low * 0.99 <= dimension <= high * 1.01)
+    return np.mean(covered)
 
 
 @pytest.mark.long
-def test_intervals_cover_fresh_samples_at_least_as_often_as_they_say(trials):
+def test_intervals_cover_fresh_samples_at_least_at_their_nominal_rate(trials):
     assert coverage(trials, lambda family: MANIFOLDS) >= 0.9
 
 
 @pytest.mark.long
 def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
-    # The hardest trial, and a reminder: a family left out is unlike all others.
+    # The hardest case: a family that is left out resembles none of the others.
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
 
 
@@ -98,10 +97,10 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
 @pytest.mark.long
 def test_does_not_depend_on_unit_or_embedding():
     points = MANIFOLDS["hypersphere"](300, 5, np.random.default_rng(0))
-    one = calibrate(embedded(points, 50, seed=1), families=FLAT)
-    other = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
-    assert other.value == pytest.approx(one.value, rel=1e-3)
-    assert other.interval == pytest.approx(one.interval, rel=1e-3)
+    estimate = calibrate(embedded(points, 50, seed=1), families=FLAT)
+    rescaled_estimate = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
+    assert rescaled_estimate.value == pytest.approx(estimate.value, rel=1e-3)
+    assert rescaled_estimate.interval == pytest.approx(estimate.interval, rel=1e-3)
 
 
 def test_is_seeded_and_json():
@@ -114,7 +113,7 @@ def test_is_seeded_and_json():
 
 
 @pytest.mark.long
-def test_larger_data_are_thinned(monkeypatch):
+def test_large_data_are_subsampled(monkeypatch):
     monkeypatch.setattr(calibration, "MAX_POINTS", 300)
     record = calibrate(
         embedded(MANIFOLDS["hypersphere"](500, 3, np.random.default_rng(0))), families=FLAT
@@ -138,7 +137,7 @@ def test_never_above_the_number_of_columns():
         (np.eye(100), "all neighbor distances are zero or equal"),
     ],
 )
-def test_undefined_corrections_say_why(points, reason):
+def test_an_undefined_correction_has_a_reason(points, reason):
     record = calibrate(points, families=FLAT)
     assert record.value is None
     assert reason in record.to_json()["reason"]

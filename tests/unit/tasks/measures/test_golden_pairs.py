@@ -1,4 +1,4 @@
-"""MNIST pairs against a stored record, equal to the last bit wherever the tests run.
+"""MNIST pairs must equal a stored record bit by bit on every machine.
 
 The record was written by `brute_force` below, float64 products of whole numbers that float64 holds
 exactly, not by the code under test: ``python -m tests.unit.tasks.measures.test_golden_pairs``
@@ -29,8 +29,8 @@ def digits():
 
 
 def entry(squared, ids, opposite, opposite_ids):
-    """What is stored of a pair of digits: digests of tables of integers, and the closest
-    opposites."""
+    """Return the golden record of a pair of digits: digests of integer tables, and the closest
+    images with different labels."""
     first = int(np.argmin(opposite))
     return {
         "squared_distances": digest(squared),
@@ -47,17 +47,17 @@ def digest(table):
 
 
 def brute_force(images, labels):
-    wide = images.astype(np.float64)
-    norms = (wide**2).sum(axis=1)
-    squared = (norms[:, None] + norms - 2 * wide @ wide.T).astype(np.int64)
+    float_images = images.astype(np.float64)
+    norms = (float_images**2).sum(axis=1)
+    squared = (norms[:, None] + norms - 2 * float_images @ float_images.T).astype(np.int64)
     np.fill_diagonal(squared, 2**62)
     ids = np.argsort(squared, axis=1, kind="stable")[:, :NUM_NEIGHBORS]
-    other = np.where(labels[:, None] != labels, squared, 2**62)
-    opposite_ids = other.argmin(axis=1)
+    opposite_squared = np.where(labels[:, None] != labels, squared, 2**62)
+    opposite_ids = opposite_squared.argmin(axis=1)
     return entry(
         np.take_along_axis(squared, ids, axis=1),
         ids,
-        other[np.arange(len(other)), opposite_ids],
+        opposite_squared[np.arange(len(opposite_squared)), opposite_ids],
         opposite_ids,
     )
 
@@ -73,13 +73,13 @@ def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
         chosen = np.isin(labels, pair)
         rows = images[chosen].astype(dtype)
         table = nested_neighbors(rows, labels[chosen], [int(chosen.sum())], NUM_NEIGHBORS).tables[0]
-        found = entry(
+        measured_entry = entry(
             np.rint(table.distances**2),
             table.neighbor_positions,
             np.rint(table.other_label_distances**2),
             table.other_label_positions,
         )
-        assert found == golden["{}, {}".format(*pair)], pair
+        assert measured_entry == golden["{}, {}".format(*pair)], pair
 
 
 if __name__ == "__main__":

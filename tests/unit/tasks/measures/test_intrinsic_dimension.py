@@ -1,4 +1,4 @@
-"""The estimators of intrinsic dimension against formulas, loops and other libraries."""
+"""Estimators of intrinsic dimension, compared with formulas, loops and other libraries."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def table_of(points, num_neighbors=20):
 
 
 def table_from(distances):
-    """A table of made-up distances, with random neighbours and no labels."""
+    """Return a neighbor table with the given distances, random neighbors and no labels."""
     num_points, num_neighbors = distances.shape
     indices = np.random.default_rng(0).integers(0, num_points, (num_points, num_neighbors))
     without_labels = np.full(num_points, np.inf), np.full(num_points, -1)
@@ -54,7 +54,7 @@ class TestMle:
         assert curve[7] == pytest.approx(with_7_neighbors.value)
 
     def test_the_divisor_k_minus_1_is_unbiased_when_inverses_are_averaged(self):
-        """On neighbourhoods drawn one by one from even density: no edge, nothing shared."""
+        """Each neighborhood is drawn separately from a uniform density, so none has an edge."""
         dimension, k = 5, 5
         radii = np.random.default_rng(0).random((20_000, k)) ** (1 / dimension)
         record = estimate_one("mle", table_from(np.sort(radii, axis=1)), num_neighbors=k)
@@ -126,7 +126,7 @@ def test_estimators_agree_with_scikit_dimension(name):
 class TestStandardErrors:
     @pytest.fixture(scope="class")
     def records(self):
-        """Estimates of 30 samples of one distribution."""
+        """Return estimates of 30 samples of one distribution."""
         samples = [MANIFOLDS["gaussian"](500, 5, np.random.default_rng(seed)) for seed in range(30)]
         return [estimate(table_of(points), estimators=["mle", "twonn"]) for points in samples]
 
@@ -144,7 +144,7 @@ class TestStandardErrors:
         assert 0.6 < formula / bootstrap < 1
 
     def test_larger_blocks_give_the_same_error(self, monkeypatch):
-        """Blocks are shorter than the neighbourhoods of 20 whose dependence they stand for."""
+        """The blocks are smaller than the neighborhoods of 20 points that make points dependent."""
         errors = {}
         for block_points in (BLOCK_POINTS, 2 * BLOCK_POINTS + 1, 4 * BLOCK_POINTS):
             monkeypatch.setattr("tasks.measures.estimators.BLOCK_POINTS", block_points)

@@ -43,7 +43,7 @@ def test_samples_match_brute_force_and_give_an_interval(images):
     assert record.num_pairs == 15 * 15
 
 
-def test_samples_hold_classes_in_proportion():
+def test_samples_contain_the_classes_in_proportion():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     masks, slices = stratified_samples(labels, [40, 100], 50, (0, 1))
     assert slices == [slice(0, 0), slice(0, 2)]
@@ -75,7 +75,7 @@ UNDEFINED = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("reason", UNDEFINED)
-def test_what_has_no_sharpness_is_explained(reason):
+def test_undefined_label_sharpness_has_a_reason(reason):
     record = sharpness(*UNDEFINED[reason], sharpness_sample=10)
     assert record.value is None
     assert reason in record.to_json()["reason"]
@@ -106,7 +106,7 @@ def test_conventions_are_recorded(images):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "change",
     [
         lambda images: (images / 255, {"pixel_range": (0.0, 1.0)}),
         lambda images: (np.repeat(images, 3, axis=1), {}),
@@ -114,30 +114,32 @@ def test_conventions_are_recorded(images):
     ],
     ids=["range", "repeated channels", "repeated pixels"],
 )
-def test_conversion_is_exact_for_what_changes_no_image(images, changed):
+def test_conversion_is_exact_for_what_changes_no_image(images, change):
     labels = np.arange(80) % 2
-    others, options = changed(images)
-    one, other = sharpness(images, labels), sharpness(others, labels, **options)
-    factor = conversion_factor(one.convention, other.convention)
-    assert one.value * factor == pytest.approx(other.value, rel=1e-6)
-    assert one.percentiles["mean"] * factor == pytest.approx(other.percentiles["mean"], rel=1e-5)
-    assert one.permuted * factor == pytest.approx(other.permuted, rel=1e-5)
+    changed_images, options = change(images)
+    original, changed = sharpness(images, labels), sharpness(changed_images, labels, **options)
+    factor = conversion_factor(original.convention, changed.convention)
+    assert original.value * factor == pytest.approx(changed.value, rel=1e-6)
+    assert original.percentiles["mean"] * factor == pytest.approx(
+        changed.percentiles["mean"], rel=1e-5
+    )
+    assert original.permuted * factor == pytest.approx(changed.permuted, rel=1e-5)
 
 
-def test_conversion_refuses_what_no_factor_makes_up_for(images):
+def test_conversion_between_incompatible_conventions_is_refused(images):
     labels = np.arange(80) % 2
-    one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
+    sampled, full = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
     with pytest.raises(
         DataError, match="samples of 1000 images cannot be converted to samples of all images"
     ):
-        conversion_factor(one.convention, other.convention)
+        conversion_factor(sampled.convention, full.convention)
     points = sharpness(images.reshape(80, -1), labels)
     with pytest.raises(DataError, match="can be converted only if pixel_range and side are known"):
-        conversion_factor(points.convention, one.convention)
+        conversion_factor(points.convention, sampled.convention)
 
 
 def permuted_by_brute_force(images, labels, masks, num_permutations):
-    """Mean of 1/distance of the closest unlike pair of each sample, over random labels."""
+    """Return the mean over random labels of 1/distance of each sample's closest unlike pair."""
     rng = np.random.default_rng(1)
     values = []
     for mask in masks:
@@ -163,8 +165,8 @@ class TestPermuted:
 
     @pytest.mark.parametrize("kind", ["bytes", "floats"])
     def test_a_small_sample_of_unevenly_dense_images_is_not_biased(self, kind):
-        """Half of the images are dense, so the closest pairs of a sample are in no list of the
-        20 nearest among all images."""
+        """Half of the images are dense: the closest pairs of a sample are not among the 20 nearest
+        neighbors in the whole dataset."""
         rng = np.random.default_rng(0)
         centres = np.repeat([[64.0], [128.0]], [1000, 1000], axis=0)
         width = np.repeat([[20.0], [60.0]], [1000, 1000], axis=0)
@@ -172,8 +174,8 @@ class TestPermuted:
         images = np.unique(images, axis=0)
         images = rng.permutation(images)
         labels = np.arange(len(images)) % 2
-        shown = images if kind == "bytes" else images + np.float32(0.3)
-        record = sharpness(shown, labels, sharpness_sample=40)
+        measured_images = images if kind == "bytes" else images + np.float32(0.3)
+        record = sharpness(measured_images, labels, sharpness_sample=40)
         masks, _ = stratified_samples(labels, [len(images)], 40, range(10))
         mean, spread = permuted_by_brute_force(images, labels, masks, 300)
         # 1,000 permutations in ten samples, the same as in the expected mean.
@@ -182,8 +184,8 @@ class TestPermuted:
     def test_it_does_not_depend_on_blocks(self, images):
         labels = np.arange(80) % 2
         options = {"sharpness_sample": 20}
-        whole = sharpness(images, labels, **options)
-        assert sharpness(images, labels, block_rows=7, **options) == whole
+        in_one_block = sharpness(images, labels, **options)
+        assert sharpness(images, labels, block_rows=7, **options) == in_one_block
 
     def test_it_is_missing_if_the_closest_unlike_pair_is_not_known(self, images, monkeypatch):
         monkeypatch.setattr("tasks.measures.neighbors.PAIRS_PER_SAMPLE", 1)
@@ -221,10 +223,10 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
 
 
 def mean_nearest_enemy_distance(images, labels):
-    """By scipy, from all distances. Of equal images the first one counts."""
+    """Return the mean from all distances of scipy. Only the first of equal images counts."""
     flat = np.asarray(images, dtype=float).reshape(len(images), -1)
-    kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])
-    flat, labels = flat[kept], np.asarray(labels)[kept]
+    distinct_rows = np.sort(np.unique(flat, axis=0, return_index=True)[1])
+    flat, labels = flat[distinct_rows], np.asarray(labels)[distinct_rows]
     distances = cdist(flat, flat)
     distances[labels[:, None] == labels[None, :]] = np.inf
     return distances.min(axis=1).mean()
@@ -246,9 +248,9 @@ def test_mean_unlike_distance_of_every_nested_size_is_brute_force(kind, num_clas
     labels = np.random.default_rng(num_classes).integers(0, num_classes, 150)
     settings = MeasureSettings(sharpness_sample=None, block_rows=32)
     result = measure_nested(images, labels, sizes, settings=settings)
-    found = [size.label_sharpness.mean_unlike_distance for size in result.sizes]
+    distances = [size.label_sharpness.mean_unlike_distance for size in result.sizes]
     expected = [mean_nearest_enemy_distance(images[:size], labels[:size]) for size in sizes]
-    assert found == pytest.approx(expected, rel=1e-6 if kind == "floats" else 1e-12)
+    assert distances == pytest.approx(expected, rel=1e-6 if kind == "floats" else 1e-12)
 
 
 def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(images):
@@ -262,10 +264,12 @@ def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(ima
 @pytest.mark.parametrize("scale", [1 / 255, 3.0])
 def test_label_sharpness_times_mean_unlike_distance_has_no_unit(images, scale):
     labels = np.arange(80) % 2
-    one, other = sharpness(images, labels), sharpness(images * scale, labels)
-    assert other.mean_unlike_distance == pytest.approx(scale * one.mean_unlike_distance, rel=1e-6)
-    assert other.value * other.mean_unlike_distance == pytest.approx(
-        one.value * one.mean_unlike_distance, rel=1e-6
+    original, scaled = sharpness(images, labels), sharpness(images * scale, labels)
+    assert scaled.mean_unlike_distance == pytest.approx(
+        scale * original.mean_unlike_distance, rel=1e-6
+    )
+    assert scaled.value * scaled.mean_unlike_distance == pytest.approx(
+        original.value * original.mean_unlike_distance, rel=1e-6
     )
 
 
@@ -276,14 +280,14 @@ def test_what_has_no_sharpness_has_no_mean_unlike_distance():
 
 
 def test_mean_unlike_distances_of_digits_are_those_of_the_committed_table():
-    """The table has five digits, and distances among all images of a pair, pixels from 0 to 1."""
+    """The table has five decimals. Its distances use all images of a pair, and pixels from 0 to 1."""
     table = Path(__file__).parents[4] / "benchmarks/results/digit_pairs_tail.csv"
     with table.open(newline="") as file:
         committed = {row["class_pair"]: float(row["nearest"]) for row in csv.DictReader(file)}
-    found = {}
+    distances = {}
     for name in committed:
         chosen = np.isin(digits().labels, [int(label) for label in name.split("-")])
         pixels, labels = digits().pixels[chosen], digits().labels[chosen]
         record = sharpness(pixels, labels, sharpness_sample=None)
-        found[name] = record.mean_unlike_distance / 255
-    assert found == pytest.approx(committed, rel=5e-5)
+        distances[name] = record.mean_unlike_distance / 255
+    assert distances == pytest.approx(committed, rel=5e-5)

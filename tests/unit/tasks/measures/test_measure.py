@@ -29,8 +29,8 @@ def test_every_size_equals_measuring_its_prefix_alone(images, labels):
     record = measure_nested(images, labels, [40, 80, 120])
     for size in record.sizes:
         n = size.train_size
-        alone = measure_nested(images[:n], labels[:n], [n])
-        assert size.d_data["mle"].value == pytest.approx(alone.d_data["mle"].value, rel=1e-6)
+        record_alone = measure_nested(images[:n], labels[:n], [n])
+        assert size.d_data["mle"].value == pytest.approx(record_alone.d_data["mle"].value, rel=1e-6)
         assert size.d_data["mle"].value == pytest.approx(reference.mle(images[:n], 20, 2), rel=1e-5)
         assert size.d_data["twonn"].value == pytest.approx(
             reference.twonn(images[:n], 0.1), rel=1e-5
@@ -60,7 +60,7 @@ def test_a_process_forked_after_a_measure_measures_too():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=600, env=threads)
 
 
-def test_record_is_json_and_says_how_it_was_made(images, labels):
+def test_a_record_is_json_and_contains_its_settings(images, labels):
     record = measure_array(images, labels, train_sizes=[60, 120]).to_json()
     text = json.dumps(record, allow_nan=False)
     assert json.loads(text) == record
@@ -96,12 +96,12 @@ def test_train_sizes_do_not_change_the_measures_of_all_images(images, labels, ki
     if kind == "floats":
         images = images + np.float32(0.3)
     settings = MeasureSettings(sharpness_sample=50)
-    alone = measure_array(images, labels, settings=settings)
+    record_alone = measure_array(images, labels, settings=settings)
     record = measure_array(images, labels, train_sizes=[40, 80, 120], settings=settings)
     assert [size.train_size for size in record.sizes] == [40, 80, 120]
-    assert record.sizes[-1].to_json() == alone.sizes[-1].to_json()
-    assert record.notes == alone.notes
-    assert record.conflict_pairs == alone.conflict_pairs
+    assert record.sizes[-1].to_json() == record_alone.sizes[-1].to_json()
+    assert record.notes == record_alone.notes
+    assert record.conflict_pairs == record_alone.conflict_pairs
 
 
 def test_all_images_as_the_only_train_size_are_measured_once(images, labels):
@@ -109,22 +109,22 @@ def test_all_images_as_the_only_train_size_are_measured_once(images, labels):
     assert record.to_json() == measure_array(images, labels).to_json()
 
 
-def test_settings_hold_and_the_seed_orders_the_subsets(images, labels):
+def test_settings_are_recorded_and_the_seed_orders_the_subsets(images, labels):
     settings = MeasureSettings(num_neighbors=10, seed=7, estimators=("mle",))
     record = measure_array(images, labels, train_sizes=[50], settings=settings)
     assert record.settings == settings
     assert record.d_data["mle"].num_neighbors == 10
-    again, other = (
+    again, with_another_seed = (
         measure_array(images, labels, train_sizes=[50], settings=replace(settings, seed=seed))
         for seed in (7, 8)
     )
     assert again.to_json() == record.to_json()
-    assert other.sizes[0].d_data["mle"].value != record.sizes[0].d_data["mle"].value
+    assert with_another_seed.sizes[0].d_data["mle"].value != record.sizes[0].d_data["mle"].value
 
 
 def test_labels_may_be_any_whole_numbers_or_missing(images, labels):
-    far = np.where(labels == labels[0], -5, 2**40)
-    assert measure_array(images, far, train_sizes=[50]).label_sharpness.value > 0
+    distant_labels = np.where(labels == labels[0], -5, 2**40)
+    assert measure_array(images, distant_labels, train_sizes=[50]).label_sharpness.value > 0
     record = measure_array(images, None, train_sizes=[50, 100])
     assert record.label_sharpness is record.to_json()["label_sharpness"] is None
     assert record.d_data["mle"].value > 0
@@ -141,10 +141,12 @@ def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labe
     assert [size.num_conflicts for size in record.sizes] == [0, 1, 1]
     assert record.conflict_pairs == ((31, 0),)
     assert record.d_data["mle"].num_points == 117
-    kept = np.setdiff1d(np.arange(120), [10, 31, 100])
-    assert record.d_data["mle"].value == pytest.approx(reference.mle(images[kept], 20, 2), rel=1e-5)
+    distinct_rows = np.setdiff1d(np.arange(120), [10, 31, 100])
+    assert record.d_data["mle"].value == pytest.approx(
+        reference.mle(images[distinct_rows], 20, 2), rel=1e-5
+    )
     assert record.label_sharpness.value == pytest.approx(
-        reference.label_sharpness(images[kept], labels[kept]), rel=1e-6
+        reference.label_sharpness(images[distinct_rows], labels[distinct_rows]), rel=1e-6
     )
     assert "3 of 120 images are equal to an earlier image" in record.notes[0]
     assert "For such a pair, label sharpness is infinite" in record.notes[1]
@@ -171,10 +173,10 @@ def test_too_few_distinct_images_are_explained(images, labels):
 
 def test_sixteen_bit_and_float_images_measure_alike(images, labels):
     expected = measure_array(images, labels).d_data["mle"].value
-    for other in (images.astype(np.uint16) * 257, images * np.float32(0.5), images / 255):
-        record = measure_array(other, labels)
+    for converted in (images.astype(np.uint16) * 257, images * np.float32(0.5), images / 255):
+        record = measure_array(converted, labels)
         assert record.d_data["mle"].value == pytest.approx(expected, rel=1e-5)
-        assert record.precision == ("exact integer" if other.dtype == np.float64 else "float32")
+        assert record.precision == ("exact integer" if converted.dtype == np.float64 else "float32")
 
 
 def test_a_stream_of_floats_that_hold_bytes_is_exact_and_one_other_value_is_not(images, labels):
@@ -229,9 +231,9 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
 def test_two_workers_give_the_same_bits(ray_local, images, labels):
     from tasks.remote import RayExecutor
 
-    here = measure_nested(images, labels, [40, 120])
-    there = measure_nested(images, labels, [40, 120], executor=RayExecutor())
-    assert there.to_json() == here.to_json()
+    local_record = measure_nested(images, labels, [40, 120])
+    remote_record = measure_nested(images, labels, [40, 120], executor=RayExecutor())
+    assert remote_record.to_json() == local_record.to_json()
 
 
 def ragged():
@@ -320,7 +322,7 @@ def ragged():
         ),
     ],
 )
-def test_refuses_input_that_cannot_be_measured(images, labels, message):
+def test_input_that_cannot_be_measured_is_refused(images, labels, message):
     with pytest.raises(DataError, match=message):
         measure_array(images, labels)
 
@@ -335,7 +337,7 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
         *[(sizes, "is .*, but there are 120 images") for sizes in ([], [0], [121], [-3, 10])],
     ],
 )
-def test_refuses_sizes_that_are_none(images, labels, sizes, message):
+def test_invalid_train_sizes_are_refused(images, labels, sizes, message):
     with pytest.raises(DataError, match=f"train_sizes {message}"):
         measure_array(images, labels, train_sizes=sizes)
 
@@ -407,7 +409,7 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
         ({"estimators": ("pca",)}, "Unknown estimator 'pca'"),
     ],
 )
-def test_refuses_settings_that_measure_nothing(settings, message):
+def test_settings_that_measure_nothing_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         MeasureSettings(**settings)
 

@@ -16,12 +16,12 @@ SIZES = [60, 90, 150]
 
 def cases():
     rng = np.random.default_rng(0)
-    thrice = np.repeat(rng.random((50, 40)), 3, axis=0)
+    repeated_rows = np.repeat(rng.random((50, 40)), 3, axis=0)
     return {
         "uint8 images": rng.integers(0, 256, (150, 3, 9, 9), dtype=np.uint8),
         "uint16 images": rng.integers(0, 65536, (150, 1, 9, 9), dtype=np.uint16),
         "thin sheet": np.c_[rng.random((150, 2)), np.zeros((150, 5))],
-        "near duplicates": thrice + 1e-7 * rng.random((150, 40)),
+        "near duplicates": repeated_rows + 1e-7 * rng.random((150, 40)),
         "far from the origin": (rng.normal(size=(150, 300)) * 1e-3 + 100).astype(np.float32),
         "two tight clusters": rng.normal(size=(150, 30)) * 1e-4
         + np.where(np.arange(150) % 2, 50, -50)[:, None],
@@ -52,7 +52,7 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
         )
 
 
-def test_many_close_pairs_switch_to_float64_and_say_so():
+def test_many_close_pairs_switch_to_float64_and_are_noted():
     sheet = np.random.default_rng(0).random((1000, 1))
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
     assert search.precision == "float64"
@@ -62,12 +62,12 @@ def test_many_close_pairs_switch_to_float64_and_say_so():
     assert nested_neighbors(cases()["far from the origin"], None, [150], 5).precision == "float32"
 
 
-def test_long_rows_keep_the_promise_on_distances():
-    # 50,000 features that agree but for a little: sums of like sign, where rounding piles up most.
+def test_distances_of_long_rows_are_exact_to_five_digits():
+    # 50,000 similar features: their products have one sign, so rounding errors add up most.
     rng = np.random.default_rng(0)
     rows = (rng.random((40, 50_000)) * 0.5 + rng.random(50_000)).astype(np.float32)
-    found = nested_neighbors(rows, None, [40], 5).tables[0].distances
-    np.testing.assert_allclose(found, reference.neighbor_distances(rows, 5), rtol=1e-5)
+    distances = nested_neighbors(rows, None, [40], 5).tables[0].distances
+    np.testing.assert_allclose(distances, reference.neighbor_distances(rows, 5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
@@ -90,16 +90,16 @@ def test_tiles_cover_each_pair_once(num_rows, num_workers):
 
 
 class Recorder(InlineExecutor):
-    """Inline, and remembers how tasks were sent."""
+    """An executor that runs tasks in this process and records whether they were spread."""
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         self.spread = spread
         return super().map_unordered(function, argument_tuples, spread=spread)
 
 
-@pytest.mark.parametrize(("work", "spread"), [(0, True), (1e11, False)])
-def test_long_searches_are_spread_over_the_nodes(monkeypatch, work, spread):
-    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", work)
+@pytest.mark.parametrize(("min_multiply_adds", "spread"), [(0, True), (1e11, False)])
+def test_long_searches_are_spread_over_the_nodes(monkeypatch, min_multiply_adds, spread):
+    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", min_multiply_adds)
     executor = Recorder()
     nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
     assert executor.spread == spread
@@ -128,12 +128,14 @@ def test_torch_gives_the_same_distances_as_numpy():
     rng = np.random.default_rng(0)
     a, b = rng.random((30, 500), dtype=np.float32), rng.random((20, 500), dtype=np.float32)
     centre = estimate_center(ArraySource(a))
-    for other in (None, b):
-        ours, _ = squared_distances(a, other, centre, Precision(chunk_features=128))
-        theirs, _ = squared_distances(
-            a, other, centre, Precision(chunk_features=128, device="cpu:0")
+    for second_rows in (None, b):
+        numpy_distances, _ = squared_distances(
+            a, second_rows, centre, Precision(chunk_features=128)
         )
-        np.testing.assert_allclose(theirs, ours, rtol=2e-5)
+        torch_distances, _ = squared_distances(
+            a, second_rows, centre, Precision(chunk_features=128, device="cpu:0")
+        )
+        np.testing.assert_allclose(torch_distances, numpy_distances, rtol=2e-5)
 
 
 def test_integer_rows_get_a_whole_numbered_centre():
@@ -159,7 +161,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     assert check_rows(ArraySource(rows), np.zeros(40)).conflicts == []
 
 
-def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
+def test_rows_with_equal_keys_are_compared_without_loading_all_of_them(monkeypatch):
     monkeypatch.setattr(duplicates, "KEY_VALUES", 1)
     rows = np.zeros((400, 5000))  # the one value of the key is zero in all
     rows[:, 4000:4008] = np.random.default_rng(0).integers(0, 3, (400, 8)) - 1
@@ -167,11 +169,13 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
 
     monkeypatch.setattr(duplicates, "PIECE_BYTES", rows.nbytes // 20)
     tracemalloc.start()
-    found = check_rows(reference.Stream(rows), np.arange(400))
-    grown = tracemalloc.get_traced_memory()[1]
+    checked_rows = check_rows(reference.Stream(rows), np.arange(400))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    first = {}
-    expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
-    assert dict(found.conflicts) == {i: one for i, one in enumerate(expected) if i != one}
-    assert found.distinct_rows.tolist() == sorted(set(expected))
-    assert grown < rows.nbytes / 5
+    first_row_of_values = {}
+    expected = [first_row_of_values.setdefault(tuple(row), i) for i, row in enumerate(rows)]
+    assert dict(checked_rows.conflicts) == {
+        i: first_row for i, first_row in enumerate(expected) if i != first_row
+    }
+    assert checked_rows.distinct_rows.tolist() == sorted(set(expected))
+    assert peak_bytes < rows.nbytes / 5

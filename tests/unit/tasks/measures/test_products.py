@@ -53,16 +53,15 @@ def random_rows(num_rows, num_features, seed):
     return np.random.default_rng(seed).integers(-128, 128, (num_rows, num_features), np.int8)
 
 
-def wide(a, b):
-    """What a product must be, and of rows with themselves on and above the diagonal; exact in
-    float64."""
-    found = to_signed(a).astype(np.float64) @ to_signed(b).astype(np.float64).T
-    return np.triu(found) if a is b else found
+def product_in_float64(a, b):
+    """Return the exact products. For rows with themselves, only the upper triangle is defined."""
+    dot_products = to_signed(a).astype(np.float64) @ to_signed(b).astype(np.float64).T
+    return np.triu(dot_products) if a is b else dot_products
 
 
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch):
-    """What was found out is kept per process; these tests change what it rests on."""
+def _forget_exactness(monkeypatch):
+    """Forget which products are exact: these tests change the libraries that were checked."""
     monkeypatch.setattr(products, "_exactness", {})
 
 
@@ -70,12 +69,12 @@ def _forget(monkeypatch):
 @pytest.mark.parametrize(("num_a", "num_b", "num_features"), SHAPES)
 def test_products_are_those_of_wide_integers(product, num_a, num_b, num_features):
     a, b = random_rows(num_a, num_features, 0), random_rows(num_b, num_features, 1)
-    found = product(a, b)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, wide(a, b))
-    np.testing.assert_array_equal(np.triu(product(a, a)), wide(a, a))
+    dot_products = product(a, b)
+    assert dot_products.dtype == np.int32
+    np.testing.assert_array_equal(dot_products, product_in_float64(a, b))
+    np.testing.assert_array_equal(np.triu(product(a, a)), product_in_float64(a, a))
     a, b = (rows[:, num_features // 3 :].view(np.uint8) for rows in (a, b))  # slices of longer rows
-    np.testing.assert_array_equal(product(a, b), wide(a, b))
+    np.testing.assert_array_equal(product(a, b), product_in_float64(a, b))
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -111,20 +110,20 @@ def new_processor(monkeypatch):
     ],
     ids=["raises", "broken", "long rows", "saturates", "swaps", "cuts", "one entry", "many rows"],
 )
-def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
+def test_a_product_that_fails_its_self_test_is_not_used(monkeypatch, broken):
     monkeypatch.setattr(products, "torch_product", broken)
     monkeypatch.setattr(products, "numkong_product", broken)
     assert choose_product(1e15) is blas_product
 
 
 @pytest.mark.usefixtures("new_processor")
-def test_a_product_that_is_wrong_is_said_so(monkeypatch, caplog):
+def test_a_wrong_product_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(products, "torch_product", lambda a, b: blas_product(a, b) + 1)
     assert choose_product(1e15) is numkong_product
     assert "Products by torch are wrong on this machine, so torch is not used" in caplog.text
 
 
-def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
+def test_a_blas_that_rounds_to_16_bits_is_not_used(monkeypatch):
     def rounds(a, b):
         return np.float32(np.float16(a / 256) @ np.float16(b / 256).T).astype(np.int32)
 
@@ -136,7 +135,7 @@ def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
 
 
 @pytest.mark.usefixtures("new_processor")
-def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
+def test_torch_is_imported_if_the_work_of_a_thread_pays_for_it(monkeypatch):
     work = TORCH_IMPORT_WORK * num_threads()
     assert choose_product(work / 2) is torch_product  # it is loaded here
     monkeypatch.delitem(sys.modules, "torch")
@@ -145,41 +144,47 @@ def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)]
+    ("missing", "remaining_product"), [("torch", numkong_product), ("numkong", torch_product)]
 )
 @pytest.mark.usefixtures("new_processor")
-def test_works_where_one_is_not_installed(monkeypatch, missing, other):
+def test_the_remaining_library_is_used_if_the_other_is_not_installed(
+    monkeypatch, missing, remaining_product
+):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
-    assert choose_product(1e15) is other
+    assert choose_product(1e15) is remaining_product
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)]
+    ("value", "expected"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)]
 )
-def test_threads_are_as_many_as_the_environment_says_or_all(monkeypatch, asked, found):
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert num_threads() == (found or len(os.sched_getaffinity(0)))
+def test_threads_follow_the_environment_variable_or_the_number_of_cores(
+    monkeypatch, value, expected
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert num_threads() == (expected or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 64])
 @pytest.mark.parametrize(
     ("num_a", "num_features"), [(300, 40), (300, 9000), (5, 5000), (1000, 1024)]
 )
-def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, num_a, num_features):
+def test_a_product_does_not_depend_on_the_number_of_threads(
+    monkeypatch, threads, num_a, num_features
+):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     a, b = random_rows(num_a, num_features, 0), random_rows(200, num_features, 1)
-    np.testing.assert_array_equal(numkong_product(a, b), wide(a, b))
-    np.testing.assert_array_equal(np.triu(numkong_product(a, a)), wide(a, a))
+    np.testing.assert_array_equal(numkong_product(a, b), product_in_float64(a, b))
+    np.testing.assert_array_equal(np.triu(numkong_product(a, a)), product_in_float64(a, a))
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta"])  # meta holds no numbers
-def test_a_device_that_is_not_there_is_said_so(device):
+def test_a_missing_device_is_reported(device):
     for rows in (random_rows(5, 3, 0), random_rows(5, 3, 0) / 7):
         with pytest.raises(SetupError, match=f"torch cannot use the device {device}"):
             nested_neighbors(rows, None, [5], 2, precision=Precision(device=device))
 
 
-def test_another_device_is_used_where_it_is_exact():
+def test_another_device_is_used_if_it_is_exact():
     a = random_rows(40, 100, 0)
     product = choose_product(1e3, "cpu:0")
     assert product.func is torch_product

@@ -34,7 +34,7 @@ def write_manifest(raw: Path, **columns: list[str]) -> None:
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
-    """A folder with a table and its images, two classes, two images per patient."""
+    """Write a folder with a table and its images: two classes, and two images per patient."""
     folder = tmp_path / "raw"
     folder.mkdir()
     for number in range(NUM_IMAGES):

@@ -77,12 +77,12 @@ def test_only_base_datasets_are_prepared(workspace, subsets):
     assert len(subsets) == 10
 
 
-@pytest.mark.parametrize("world", ["digits", "made"])
+@pytest.mark.parametrize("base_name", ["digits", "made"])
 @pytest.mark.parametrize("condition", ["near", "nearer", "null", "none"])
-def test_no_test_image_of_a_base_differs_in_any_condition(workspace, subsets, world, condition):
-    base = load(workspace, subsets[f"{world}_base"])
+def test_no_test_image_of_a_base_differs_in_any_condition(workspace, subsets, base_name, condition):
+    base = load(workspace, subsets[f"{base_name}_base"])
     for size in SIZES:
-        data = load(workspace, subsets[f"{world}_{condition}"], size)
+        data = load(workspace, subsets[f"{base_name}_{condition}"], size)
         assert data.test_images.dtype == base.test_images.dtype
         assert data.test_images.tobytes() == base.test_images.tobytes()
         assert data.test_labels.tobytes() == base.test_labels.tobytes()
@@ -90,39 +90,46 @@ def test_no_test_image_of_a_base_differs_in_any_condition(workspace, subsets, wo
         assert data.data_fingerprint == base.data_fingerprint
 
 
-@pytest.mark.parametrize("world", ["digits", "made"])
-def test_training_sets_of_all_sizes_and_conditions_hold_the_same_images(workspace, subsets, world):
-    prepared = workspace.prepared[subsets[f"{world}_base"].prepared.prepared_id]
+@pytest.mark.parametrize("base_name", ["digits", "made"])
+def test_training_sets_of_all_sizes_and_conditions_hold_the_same_images(
+    workspace, subsets, base_name
+):
+    prepared = workspace.prepared[subsets[f"{base_name}_base"].prepared.prepared_id]
 
     def rows(name, size):
-        given = prepared.classes, prepared.groups, subsets[f"{world}_{name}"], prepared.splits
-        return make_subset(*given, max_train_size=size).train_rows[:size]
+        arguments = (
+            prepared.classes,
+            prepared.groups,
+            subsets[f"{base_name}_{name}"],
+            prepared.splits,
+        )
+        return make_subset(*arguments, max_train_size=size).train_rows[:size]
 
     for name in ("base", "near", "nearer", "null"):
         for size in SIZES:
             np.testing.assert_array_equal(rows(name, size), rows("base", 120)[:size])
-            smaller = load(workspace, subsets[f"{world}_{name}"], size)
-            larger = load(workspace, subsets[f"{world}_{name}"], 120)
+            smaller = load(workspace, subsets[f"{base_name}_{name}"], size)
+            larger = load(workspace, subsets[f"{base_name}_{name}"], 120)
             np.testing.assert_array_equal(smaller.train_images, larger.train_images[:size])
             np.testing.assert_array_equal(smaller.train_labels, larger.train_labels[:size])
 
 
-@pytest.mark.parametrize("world", ["digits", "made"])
-def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, subsets, world):
-    """By a slow search over pairs, over all training images of the split."""
-    subset = subsets[f"{world}_near"]
+@pytest.mark.parametrize("base_name", ["digits", "made"])
+def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, subsets, base_name):
+    """The expected images come from a slow search over all pairs of training images."""
+    subset = subsets[f"{base_name}_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
     pool = prepared.read_rows(chosen.train_rows).astype(np.float64)
     distances, partners = [], []
     for image, label in zip(pool, chosen.train_labels, strict=True):
-        apart = [float(np.square(image - other).sum()) for other in pool]
-        unlike = [
-            np.inf if other == label else d
-            for d, other in zip(apart, chosen.train_labels, strict=True)
+        squared_distances = [float(np.square(image - pool_image).sum()) for pool_image in pool]
+        distances_to_other_labels = [
+            np.inf if pool_label == label else distance
+            for distance, pool_label in zip(squared_distances, chosen.train_labels, strict=True)
         ]
-        partners.append(int(np.argmin(unlike)))
-        distances.append(min(unlike))
+        partners.append(int(np.argmin(distances_to_other_labels)))
+        distances.append(min(distances_to_other_labels))
     expected = pool.copy()
     for place in np.argsort(distances, kind="stable")[: round(0.05 * len(pool))]:
         expected[place] = pool[place] + 0.4 * (pool[partners[place]] - pool[place])
@@ -133,11 +140,11 @@ def test_a_moved_training_image_is_a_blend_of_two_training_images(workspace, sub
     np.testing.assert_allclose(data.train_images[:size], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("world", ["digits", "made"])
+@pytest.mark.parametrize("base_name", ["digits", "made"])
 def test_a_further_test_set_moves_the_test_images_nearest_to_the_other_class(
-    workspace, subsets, world
+    workspace, subsets, base_name
 ):
-    base = load(workspace, subsets[f"{world}_base"])
+    base = load(workspace, subsets[f"{base_name}_base"])
     tests = {test.name: test for test in base.further_tests}
     assert [*tests] == ["near", "nearer", "null", "none"]
     for name, share in (("near", 0.05), ("nearer", 0.2)):
@@ -145,25 +152,25 @@ def test_a_further_test_set_moves_the_test_images_nearest_to_the_other_class(
         differs = (test.images != base.test_images).reshape(len(test.images), -1).any(axis=1)
         assert test.is_blended.sum() == round(share * 60)
         np.testing.assert_array_equal(differs, test.is_blended)
-        (own,) = load(workspace, subsets[f"{world}_{name}"]).further_tests
-        assert own.images.tobytes() == test.images.tobytes()
+        (condition_test,) = load(workspace, subsets[f"{base_name}_{name}"]).further_tests
+        assert condition_test.images.tobytes() == test.images.tobytes()
     for name in ("null", "none"):
         assert tests[name].images.tobytes() == base.test_images.tobytes()
         assert not tests[name].is_blended.any()
 
 
 def test_no_test_image_enters_training(workspace, subsets):
-    """Other test images, and labels, leave every training image of a condition as it is."""
+    """The training images of a condition can be computed from training images and labels alone."""
     subset = subsets["digits_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.classes, prepared.groups, subset, prepared.splits)
     training = LabeledImages(prepared.read_rows(chosen.train_rows), chosen.train_labels)
-    moved, _ = blend_images(training, training, subset.condition.parameters)
+    blended, _ = blend_images(training, training, subset.condition.parameters)
     data = load(workspace, subset)
-    assert moved[:120].tobytes() == data.train_images.tobytes()
+    assert blended[:120].tobytes() == data.train_images.tobytes()
 
 
-def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
+def test_nearest_images_of_another_class_equal_those_of_a_slow_search_in_several_blocks():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (DISTANCE_BLOCK_ROWS + 50, 1, 3, 3), dtype=np.uint8)
     pool = rng.integers(0, 256, (40, 1, 3, 3), dtype=np.uint8)
@@ -172,9 +179,11 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
         LabeledImages(images, labels), LabeledImages(pool, pool_labels)
     )
     for place in range(0, len(images), 97):
-        apart = np.square(images[place].astype(int) - pool.astype(int)).sum((1, 2, 3)).astype(float)
-        apart[pool_labels == labels[place]] = np.inf
-        assert (partners[place], squares[place]) == (apart.argmin(), apart.min())
+        distances = (
+            np.square(images[place].astype(int) - pool.astype(int)).sum((1, 2, 3)).astype(float)
+        )
+        distances[pool_labels == labels[place]] = np.inf
+        assert (partners[place], squares[place]) == (distances.argmin(), distances.min())
 
 
 @pytest.mark.parametrize(
@@ -203,7 +212,7 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
         ),
     ],
 )
-def test_what_cannot_be_done_to_training_images_alone_is_refused(changes, message):
+def test_conditions_that_cannot_change_training_images_alone_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         load_sweep({**SWEEP, **changes})
 
@@ -222,20 +231,23 @@ def test_all_networks_of_a_world_are_tested_on_every_condition_of_it(workspace):
     }
     assert tests["digits_base"] == tests["made_base"] == ["near", "nearer", "null", "none"]
     assert tests["digits_near"] == ["near"]
-    unasked = plan_sweep(load_sweep({**SWEEP, "further_test_sets": False}))
-    assert not any(trial.further_tests for trial in unasked.trials)
-    assert [trial.trial_id for trial in unasked.trials] == [t.trial_id for t in plan.trials]
+    plan_without_tests = plan_sweep(load_sweep({**SWEEP, "further_test_sets": False}))
+    assert not any(trial.further_tests for trial in plan_without_tests.trials)
+    assert [trial.trial_id for trial in plan_without_tests.trials] == [
+        t.trial_id for t in plan.trials
+    ]
 
 
 def test_the_loss_of_a_network_concentrates_on_test_images_that_were_moved_on_purpose(
     workspace, subsets
 ):
-    """The positive control, with a network that never saw a moved image; the null shows nothing."""
+    """Positive control: the network never saw a moved image. The null condition has no effect."""
     sweep = load_sweep({**SWEEP, "recipe": {"from": "demo", "batch_size": 16}})
     (trial,) = (
-        one
-        for one in plan_sweep(sweep).trials
-        if one.network.subset.dataset == "digits_base" and one.network.train_size == 120
+        planned_trial
+        for planned_trial in plan_sweep(sweep).trials
+        if planned_trial.network.subset.dataset == "digits_base"
+        and planned_trial.network.train_size == 120
     )
     result = run_trial(trial, load(workspace, subsets["digits_base"]))
     tests = {test.name: test for test in result.further_tests}
@@ -243,12 +255,12 @@ def test_the_loss_of_a_network_concentrates_on_test_images_that_were_moved_on_pu
     def share_on_moved(test):
         return test.num_moved * test.moved_loss / (60 * test.loss)
 
-    near = tests["near"]
-    assert near.num_moved == 3  # of 60
-    unmoved_in_base = 57 * near.unmoved_loss / (60 * result.scores.test_loss)
-    assert share_on_moved(near) > 0.5
-    assert share_on_moved(near) > 1 - unmoved_in_base
-    assert near.loss > 1.5 * result.scores.test_loss
+    near_test = tests["near"]
+    assert near_test.num_moved == 3  # of 60
+    unmoved_in_base = 57 * near_test.unmoved_loss / (60 * result.scores.test_loss)
+    assert share_on_moved(near_test) > 0.5
+    assert share_on_moved(near_test) > 1 - unmoved_in_base
+    assert near_test.loss > 1.5 * result.scores.test_loss
     for null in (tests["null"], tests["none"]):
         assert null.loss == pytest.approx(result.scores.test_loss, rel=1e-6)
         assert null.num_moved == 0

@@ -34,7 +34,7 @@ SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def prepared_folder(tmp_path_factory) -> Path:
     # Small shards, so that the store has several files.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "CHUNK_BYTES", 64 * 100)
@@ -47,14 +47,14 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def store(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "digits"))
+def store(prepared_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(prepared_folder, tmp_path / "digits"))
 
 
-def test_rows_are_those_of_the_source_in_the_order_of_the_indices(made):
+def test_rows_are_those_of_the_source_in_the_order_of_the_indices(prepared_folder):
     from sklearn.datasets import load_digits
 
-    data = PreparedDataset.open(made)
+    data = PreparedDataset.open(prepared_folder)
     expected = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     np.testing.assert_array_equal(data.read(0, data.num_rows)[:, 0], expected)
     np.testing.assert_array_equal(data.classes, load_digits().target)
@@ -110,15 +110,15 @@ def test_the_reader_returns_the_rows_that_were_written(
 
 
 @pytest.mark.parametrize("indices", [range(0, 10, 2), range(9, -1, -1)])
-def test_a_range_with_a_step_is_read_as_indices_or_refused_by_the_reader(made, indices):
-    data = PreparedDataset.open(made)
+def test_a_range_with_a_step_is_read_as_indices_or_refused_by_the_reader(prepared_folder, indices):
+    data = PreparedDataset.open(prepared_folder)
     np.testing.assert_array_equal(data.read_rows(indices), data.read(0, 10)[list(indices)])
     with pytest.raises(ValueError, match=r"has the step -?\d, not 1\. Convert it to an array"):
         data._images.read_rows(indices)
 
 
-def test_pickles_as_its_path_and_its_record_survives_json(made):
-    data = PreparedDataset.open(made)
+def test_pickles_as_its_path_and_its_record_survives_json(prepared_folder):
+    data = PreparedDataset.open(prepared_folder)
     assert pickle.loads(pickle.dumps(data)).fingerprint == data.fingerprint
     assert len(pickle.dumps(data)) < 1000
     assert PreparedRecord.model_validate_json(data.record.model_dump_json()) == data.record
@@ -208,7 +208,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         PreparedDataset.open(tmp_path / "none")
 
 
-def test_a_montage_has_a_row_per_class_and_eight_examples_each(made, tmp_path):
-    save_montage(PreparedDataset.open(made), tmp_path / "sheet.png")
+def test_a_montage_has_a_row_per_class_and_eight_examples_each(prepared_folder, tmp_path):
+    save_montage(PreparedDataset.open(prepared_folder), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 8, 10 * 8)

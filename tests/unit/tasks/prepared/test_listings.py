@@ -1,4 +1,4 @@
-"""Listings of one command: made once for all that ask for the same, and never from a failure."""
+"""Listings of one command: equal requests share one, and a failed listing is not stored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.unit.tasks.sources.conftest import request_for, write_tree
 
 
 @pytest.fixture
-def listed(monkeypatch) -> list[object]:
-    """The requests for which the source of class folders makes a listing."""
+def listing_requests(monkeypatch) -> list[object]:
+    """Record the requests for which the source of class folders makes a listing."""
     requests: list[object] = []
     source = folder.folder
 
@@ -62,17 +62,17 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_listing_serves_all_requests_that_it_would_be_the_same_for(raw, listed, change):
+def test_requests_with_the_same_listing_share_it(raw, listing_requests, change):
     changed, num_listings = CHANGES[change]
     listings = Listings()
     request = request_for("folder", raw)
     first = listings.of(request)
     second = listings.of(changed(request))
-    assert len(listed) == num_listings
+    assert len(listing_requests) == num_listings
     assert (second is first) == (num_listings == 1)
 
 
-def test_a_listing_that_failed_is_tried_again(raw, listed):
+def test_a_listing_that_failed_is_tried_again(raw, listing_requests):
     listings = Listings()
     request = request_for("folder", raw / "cat")
     with pytest.raises(
@@ -84,13 +84,13 @@ def test_a_listing_that_failed_is_tried_again(raw, listed):
     assert listings.of(request).label_names == ("siamese", "tabby")
 
 
-def test_cleared_listings_are_made_again(raw, listed):
+def test_cleared_listings_are_made_again(raw, listing_requests):
     listings = Listings()
     request = request_for("folder", raw)
     listings.of(request)
     listings.clear()
     listings.of(request)
-    assert len(listed) == 2
+    assert len(listing_requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Preparing: a complete store or none, the same for all workers, resumable, open about skips."""
+"""Preparation: the store is complete or missing, equal for all workers, resumable, and reports skips."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def toy(monkeypatch):
 
 
 class Shuffled(InlineExecutor):
-    """Finishes calls in another order than they were asked for."""
+    """An executor that finishes calls in reverse order."""
 
     def map_unordered(self, function, argument_tuples):
-        todo = list(enumerate(argument_tuples))
-        for index, arguments in todo[::-1]:
+        numbered_calls = list(enumerate(argument_tuples))
+        for index, arguments in numbered_calls[::-1]:
             yield index, function(*arguments)
 
 
 class Forgetful(InlineExecutor):
-    """Loses the result of the last call."""
+    """An executor that loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples):
         if function in (publish.write_shard, flush_and_hash):
@@ -108,9 +108,9 @@ def test_content_does_not_depend_on_completion_order_or_hash_key(toy, tmp_path, 
     monkeypatch.setenv("ISWEEP_HASH_KEY", "another key of 16 letters")
     second = run(toy, tmp_path / "b" / "out", executor=Shuffled())
     assert first.fingerprint == second.fingerprint
-    one, two = (PreparedDataset.open(tmp_path / name / "out") for name in "ab")
-    np.testing.assert_array_equal(one.read(0, 40), two.read(0, 40))
-    assert not np.array_equal(one.groups, two.groups)
+    first_store, second_store = (PreparedDataset.open(tmp_path / name / "out") for name in "ab")
+    np.testing.assert_array_equal(first_store.read(0, 40), second_store.read(0, 40))
+    assert not np.array_equal(first_store.groups, second_store.groups)
 
 
 def test_a_kill_before_the_marker_leaves_no_store_and_a_damaged_store_is_made_again(
@@ -220,13 +220,15 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     assert records[0].fingerprint == records[1].fingerprint
 
 
-def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
+def test_a_store_with_a_missing_shard_is_never_committed(toy, tmp_path):
     with pytest.raises(RuntimeError, match="a shard is missing, so the store is not complete"):
         run(toy, tmp_path / "out", executor=Forgetful())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
+def test_an_image_without_a_label_is_refused_with_the_name_of_its_source(
+    toy, tmp_path, monkeypatch
+):
     monkeypatch.setattr(
         Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b"))
     )
@@ -252,8 +254,8 @@ prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys
 
 
 @pytest.mark.parametrize("read", [40, pytest.param(300, marks=pytest.mark.long)])
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
-    """SIGKILL at any moment: no half-written store is used, and the next run reads the rest."""
+def test_a_killed_preparation_resumes_with_the_remaining_images(tmp_path, monkeypatch, read):
+    """No incomplete store is used after SIGKILL, and the next run reads the remaining images."""
     destination = tmp_path / "out"
     progress, reads = [], []
     command = [sys.executable, "-c", KILLED, LESIONS.model_dump_json(), str(destination)]
@@ -281,7 +283,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
     assert len(reads) == 15 - num_parts
 
 
-# Blocks read on other nodes: only where the files are the listed ones, and with the same result.
+# Other nodes read blocks only if their files equal the listed ones, with the same result.
 
 NUM_BLOCKS = 4
 
@@ -296,9 +298,9 @@ class Elsewhere(InlineExecutor):
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         assert spread
-        for index, (preparation, *rest) in enumerate(argument_tuples):
+        for index, (preparation, *more_arguments) in enumerate(argument_tuples):
             request = replace(preparation.request, raw=self.disk)
-            result = function(replace(preparation, request=request), *rest)
+            result = function(replace(preparation, request=request), *more_arguments)
             self.num_calls += 1
             self.num_refused += result is None
             yield index, result

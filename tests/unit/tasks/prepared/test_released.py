@@ -1,4 +1,4 @@
-"""The released code's choice of images, against a plain rewriting of what it does."""
+"""The released code's choice of images, compared with a plain transcription of that code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chosen(size=None, per_group=1, **options):
 
 
 def reference(pair, train_size, test_size, *, aligned, files_fixed):
-    """Loop by loop what the released ``NaturalDatasetBinary`` and ``get_datasets`` do."""
+    """Choose images like the released ``NaturalDatasetBinary`` and ``get_datasets``, loop by loop."""
     import torch
 
     pair_rows = [row for row in range(len(LABELS)) if LABELS[row] in pair]

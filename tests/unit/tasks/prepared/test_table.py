@@ -1,4 +1,4 @@
-"""The table of images: quotas, joined groups, memory, and traits that tell the label."""
+"""The table of images: quotas, joined groups, memory, and traits that predict the label."""
 
 import tracemalloc
 
@@ -38,10 +38,10 @@ def test_quotas_are_those_of_the_largest_remainder(available, size, expected):
     seed=st.integers(0, 100),
 )
 def test_joined_groups_are_the_connected_ones(groups, seed):
-    """Against the definition: two groups are one when a chain of shared images links them."""
-    same = np.random.default_rng(seed).integers(0, 8, len(groups))
-    joined = join_groups(np.array(groups), np.unique(same, return_inverse=True)[1])
-    linked = np.equal.outer(groups, groups) | np.equal.outer(same, same)
+    """Two groups are joined if a chain of shared images links them."""
+    image_ids = np.random.default_rng(seed).integers(0, 8, len(groups))
+    joined = join_groups(np.array(groups), np.unique(image_ids, return_inverse=True)[1])
+    linked = np.equal.outer(groups, groups) | np.equal.outer(image_ids, image_ids)
     for _ in groups:
         linked = linked @ linked
     np.testing.assert_array_equal(np.equal.outer(joined, joined), linked)
@@ -49,7 +49,7 @@ def test_joined_groups_are_the_connected_ones(groups, seed):
 
 
 def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
-    """Millions of small images must fit beside the few that are read."""
+    """The tables of millions of small images must fit into memory."""
     num_parts, size = 24, 4096
 
     def part(seed: int) -> Part:
@@ -80,7 +80,7 @@ def part(*traits: tuple[int, str, str, int]) -> Part:
     return Part(traits=list(traits))
 
 
-def test_a_trait_that_tells_the_label_is_flagged_with_its_information():
+def test_a_trait_that_predicts_the_label_is_flagged_with_its_mutual_information():
     """Two sites, 30 and 10 of class 0, 10 and 30 of class 1: I = 1 - H(1/4) bits."""
     flags = predictive_traits(
         [
@@ -108,7 +108,7 @@ def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
         ({"64x128": 30}, 32, {"stretched to a square": 30}),
     ],
 )
-def test_images_of_other_sizes_are_a_question(sizes, side, expected):
+def test_images_of_other_sizes_are_flagged(sizes, side, expected):
     part = Part(num_items=40)
     part.traits = [TraitCount(0, FORM, f"grey {size}", number) for size, number in sizes.items()]
     flags = {flag: number for flag, number in size_doubts([part], side).items() if number}

@@ -1,4 +1,4 @@
-"""Archives as a user makes them of a folder."""
+"""Pack folders into archives like a user."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def untouched(tmp_path_factory):
 
 @pytest.fixture
 def class_folder(tmp_path) -> Path:
-    """Ten good pictures, five per class."""
+    """Write ten valid pictures, five per class."""
     for index in range(10):
         folder = tmp_path / "raw" / ("cat" if index < 5 else "dog")
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Bodies of files that would like to take gigabytes."""
+"""Contents of files that take gigabytes of memory if they are unpacked without a limit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _rle(num_bytes: int) -> bytes:
 
 
 def _jpeg(side: int) -> bytes:
-    """A small JPEG whose frame header asks for ``side`` squared."""
+    """Return a small JPEG whose frame header declares ``side`` times ``side`` pixels."""
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)).save(
         stream, "JPEG"
@@ -47,7 +47,7 @@ def _jpeg(side: int) -> bytes:
 
 
 def _jpeg2000(side: int, components: int = 1) -> bytes:
-    """A small codestream whose SIZ marker asks for more."""
+    """Return a small codestream whose SIZ marker declares more pixels."""
     stream = io.BytesIO()
     values = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
     Image.fromarray(values).save(stream, "JPEG2000", no_jp2=True)

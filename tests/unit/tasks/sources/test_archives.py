@@ -1,5 +1,4 @@
-"""Class folders in zips and tars, packed or not: read as the folder is, and refused where they
-lie."""
+"""Class folders in zips and tars: read like the folder, and refused if an archive is inconsistent."""
 
 from __future__ import annotations
 
@@ -176,7 +175,7 @@ def test_an_archive_that_changes_is_noticed(prepare, class_folder, tmp_path):
         prepare("folder", path)
 
 
-# What an archive must not hold.
+# Entries that an archive must not contain.
 
 Change = Callable[[zipfile.ZipFile], object]
 
@@ -243,7 +242,7 @@ MEMBERS: dict[str, tuple[dict[str, object], str]] = {
 
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("ending", TARS)
-def test_tars_are_refused_however_often_they_are_asked_for(prepare, tmp_path, name, ending):
+def test_tars_are_refused_at_every_request(prepare, tmp_path, name, ending):
     fields, message = MEMBERS[name]
     path, bad = tmp_path / f"x{ending}", tarfile.TarInfo("a/x.png")
     for field, value in fields.items():
@@ -271,7 +270,7 @@ def test_a_name_longer_than_a_file_system_allows(prepare, class_folder, tmp_path
     assert prepare("folder", path).record.num_images == 10
 
 
-# Archives that are damaged, or lie about their size.
+# Archives that are damaged or declare a wrong size.
 
 
 @pytest.mark.parametrize("ending", [".zip", *TARS])
@@ -286,7 +285,7 @@ def test_a_cut_archive_is_refused(prepare, class_folder, tmp_path, ending, share
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset"])
 def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_path, kind):
-    """It read as a whole one with fewer images, in silence."""
+    """A cut file was once read as a complete archive with fewer images, without a warning."""
     path = pack(class_folder, tmp_path / "x.tar")
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
@@ -305,7 +304,7 @@ def test_a_flipped_byte_is_one_damaged_member(prepare, class_folder, tmp_path):
 
 
 def test_overlapping_members_are_refused(prepare, tmp_path):
-    """Two names for one place, as in David Fifield's zip bomb."""
+    """Two names refer to one place, like in David Fifield's zip bomb."""
     path = zip_of(tmp_path / "x.zip", zip_entry("a/big.png", bytes(9) * 3000))
     body = path.read_bytes()
     end = body.rindex(b"PK\x05\x06")

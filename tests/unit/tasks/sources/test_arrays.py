@@ -1,4 +1,4 @@
-"""Arrays in .npz and HDF5 files: keys, shapes, ranges of values, and files that lie about their
+"""Arrays in .npz and HDF5 files: keys, shapes, ranges of values, and files that declare a wrong
 size."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def of(
 
 
 def parts(images: np.ndarray = IMAGES, **rows: slice) -> dict[str, np.ndarray]:
-    """Keys, order and label shape of ``medmnist``'s files."""
+    """Return arrays with the keys, order and label shape of ``medmnist``'s files."""
     arrays = {}
     for split, places in rows.items():
         arrays |= {
@@ -175,7 +175,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         {"pixel_range": (-71.4285736, 71.2857132)},
         {"flags": {}},
     ),
-    # Out of a resize with overshoot, a standardisation, or a network.
+    # Such values come from a resize with overshoot, a standardization or a network.
     **{
         f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
         for top in (1.0000001, 1.02, 2.0, 100.0)
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
 
 @BOTH
 @pytest.mark.parametrize("name", CASES)
-def test_verdict(prepare, tmp_path, name, kind):
+def test_arrays_are_prepared_or_refused_as_stated(prepare, tmp_path, name, kind):
     arrays, options, verdict = CASES[name]
     path = save_arrays(tmp_path / "a", kind, **arrays)
     check_verdict(verdict, lambda: prepare(kind, path, **options))
@@ -262,7 +262,7 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
         prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
 
 
-# Files that are damaged, or lie.
+# Files that are damaged or inconsistent.
 
 
 def header(*shape: int) -> bytes:
@@ -274,7 +274,7 @@ def header(*shape: int) -> bytes:
 
 
 def zipped(members: dict[str, bytes], declared: int | None = None) -> bytes:
-    """A packed .npz; the first member's size in the directory may be a lie."""
+    """Return a compressed .npz. ``declared`` replaces the first member's size in the directory."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, body in members.items():
@@ -333,7 +333,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_npz_files_that_are_damaged_or_lie_are_refused(prepare, tmp_path, name):
+def test_damaged_or_inconsistent_npz_files_are_refused(prepare, tmp_path, name):
     body, message = LIES[name]
     (tmp_path / "x.npz").write_bytes(body)
     with pytest.raises(DataError, match=message):

@@ -45,7 +45,7 @@ def deflate_bomb() -> bytes:
 
 
 def huge_tag() -> bytes:
-    """A private element that claims 2 GiB and is not there."""
+    """Append a private element that declares 2 GiB without content."""
     good = body(without="PixelData")
     return good + b"\x09\x00\x10\x10OB\0\0" + (2**31 - 2).to_bytes(4, "little") + b"xx"
 

@@ -32,7 +32,7 @@ def jpeg(size=(40, 50)) -> bytes:
 
 
 def png_of(width: int, height: int, rows: bytes = b"", depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG that says what it likes of its size."""
+    """Return a PNG whose header declares the given size."""
     ihdr = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", ihdr), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -84,7 +84,7 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize("case", SKIPPED)
-def test_skipped(case):
+def test_an_unusable_image_is_skipped_with_its_reason(case):
     make, reason = SKIPPED[case]
     with pytest.raises(SkipItem, match=reason):
         decode_image(make())
@@ -118,7 +118,7 @@ CLEAR = np.full((10, 10, 4), 255, np.uint8)
 CLEAR[5:, :, 3] = 0
 CONVERTED = {
     "16 bits keep their shades": (png(GREY_16 * 16), SHADES, "scaled by own maximum"),
-    # Pillow turns 8 bits over, but not 16.
+    # Pillow inverts 8 bits, but not 16.
     "16 bits with white as zero": (
         encode(Image.fromarray(GREY_16 * 10), "TIFF", tiffinfo={262: 0}),
         255 - SHADES,
@@ -162,7 +162,7 @@ def test_exif_orientation_is_applied_and_recorded():
 
 
 def test_16_bit_colour_is_flagged_since_low_bytes_are_lost():
-    """12-bit colour in 16 bits would keep 16 shades of 4,096 without a word."""
+    """12-bit color in 16 bits would keep only 16 of 4,096 shades, without a warning."""
     rows = b"".join(b"\0" + np.full(8 * 3, 4000, ">u2").tobytes() for _ in range(8))
     flags = decode_image(png_of(8, 8, rows, depth=16, colour=2)).flags
     assert flags == ("16-bit channels cut to their high byte",)
@@ -173,22 +173,22 @@ COLOUR = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("side", [16, 37, 64])
-def test_without_antialias_it_is_torchs_plain_bilinear(side):
+def test_resizing_without_antialias_equals_torchs_bilinear_interpolation(side):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(PICTURE).float()[None, None],
         (side, side),
         mode="bilinear",
         align_corners=False,
     )[0].numpy()
-    found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32", antialias=False)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    resized = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32", antialias=False)
+    np.testing.assert_allclose(resized, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("side", [16, 64])
-def test_with_antialias_it_is_torchvisions(side):
+def test_resizing_with_antialias_equals_torchvisions(side):
     expected = resize(torch.from_numpy(PICTURE).float()[None], [side, side], antialias=True).numpy()
-    found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32")
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    resized = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32")
+    np.testing.assert_allclose(resized, expected, atol=0.05)
 
 
 def test_channels():

@@ -1,4 +1,4 @@
-"""Packaged, derived and generated sets: labels and groups are those that their rows promise."""
+"""Packaged, derived and generated datasets have the labels and groups that their rows describe."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_a_patch_is_a_piece_of_the_picture_in_the_block_of_its_group(name, side)
 def test_stained_patches_are_those_that_scikit_image_calls_stained():
     """Oracle: ``rgb2hed``, its own colour deconvolution."""
     images = demo.histology()
-    amount = np.array([rgb2hed(pixels)[..., 2].mean() for pixels in images.pixels])
-    middle = np.median(amount)
-    assert ((amount > middle) == (images.labels == 1)).mean() > 0.95
+    stain_strength = np.array([rgb2hed(pixels)[..., 2].mean() for pixels in images.pixels])
+    middle = np.median(stain_strength)
+    assert ((stain_strength > middle) == (images.labels == 1)).mean() > 0.95
 
 
 def test_patches_labelled_white_matter_are_brighter():
-    """Oracle: T1 shows white matter brighter than grey, whatever the template's maps say."""
+    """White matter is brighter than gray matter in T1, independent of the template's maps."""
     images = demo.tissue()
     bright = images.pixels.mean((1, 2))
     assert bright[images.labels == 1].mean() > bright[images.labels == 0].mean() + 10
@@ -116,7 +116,7 @@ def test_patches_labelled_vessels_have_darker_places():
 
 
 @pytest.mark.parametrize("name", ["textures", "tissue"])
-def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkeypatch):
+def test_a_missing_package_is_reported_as_a_setup_error(name, monkeypatch):
     demo.SETS[name].cache_clear()
     demo.template.cache_clear()
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
@@ -128,10 +128,10 @@ def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkey
     assert importlib.util.find_spec("skimage") is not None
 
 
-def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of a world of two classes."""
+def pictures(**parameters: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels and labels of a generated dataset of two classes."""
     dataset = made_dataset_spec(
-        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": dials})
+        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": parameters})
     )
     request = RawRequest(
         dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)
@@ -144,17 +144,17 @@ def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_blend_moves_the_images_nearest_to_the_other_class_by_its_share():
     base, labels = pictures(set=0, first=3, second=8)
-    moved, same = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
-    assert same.tolist() == labels.tolist()
+    blended, blended_labels = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
+    assert blended_labels.tolist() == labels.tolist()
     assert np.bincount(labels).tolist() == [183, 174]
     distances = np.sqrt(np.square(base[:, None] - base[None]).sum(-1))
     distances[labels[:, None] == labels[None]] = np.inf
     nearest, distance = distances.argmin(1), distances.min(1)
-    chosen = np.flatnonzero((moved != base).any(axis=1))
+    chosen = np.flatnonzero((blended != base).any(axis=1))
     assert len(chosen) == round(0.1 * len(base))
     assert distance[chosen].max() <= np.delete(distance, chosen).min()
     expected = base[chosen] + 0.4 * (base[nearest[chosen]] - base[chosen])
-    np.testing.assert_allclose(moved[chosen], expected, atol=0.51)
+    np.testing.assert_allclose(blended[chosen], expected, atol=0.51)
 
 
 def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
@@ -181,15 +181,17 @@ def test_manifold_is_an_isometry_up_to_one_factor(dimension):
     rng = np.random.default_rng(0)
     steps = rng.normal(size=(200, dimension))
     steps *= 1e-4 / np.linalg.norm(steps, axis=1, keepdims=True)
-    moved = manifold_images(latents[:200] + steps, 16).astype(float)
-    lengths = np.linalg.norm((moved - images[:200]).reshape(200, -1), axis=1)
+    shifted_images = manifold_images(latents[:200] + steps, 16).astype(float)
+    lengths = np.linalg.norm((shifted_images - images[:200]).reshape(200, -1), axis=1)
     assert lengths.std() / lengths.mean() < 0.05
 
 
 def test_manifold_classes_keep_their_distance():
     latents, labels = manifold_points(4, 400)
     images = manifold_images(latents, 16).reshape(400, -1).astype(float)
-    apart = np.linalg.norm(images[labels == 0][:, None] - images[labels == 1][None], axis=2).min()
+    smallest_distance = np.linalg.norm(
+        images[labels == 0][:, None] - images[labels == 1][None], axis=2
+    ).min()
     step = (
         np.linalg.norm(
             manifold_images(np.full((1, 4), 0.5), 16)
@@ -198,7 +200,7 @@ def test_manifold_classes_keep_their_distance():
         / 2e-4
     )
     # f has slope at most 2 pi, and chords are at least 2 / pi of the arc they span.
-    assert apart >= 2 * MARGIN / (2 * np.pi) * step * 2 / np.pi
+    assert smallest_distance >= 2 * MARGIN / (2 * np.pi) * step * 2 / np.pi
 
 
 def test_manifold_needs_enough_pixels():
@@ -206,7 +208,7 @@ def test_manifold_needs_enough_pixels():
         manifold_images(np.full((1, 20), 0.5), 6)
 
 
-def test_only_the_lesion_tells_the_label():
+def test_only_the_lesion_predicts_the_label():
     with_lesion = render_slice(3, 1, lesion=True)
     without = render_slice(3, 1, lesion=False)
     assert 0 < (with_lesion != without).mean() < 0.25

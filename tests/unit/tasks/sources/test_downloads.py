@@ -1,4 +1,4 @@
-"""The study's downloads: each is read; what could give a wrong label is refused or counted."""
+"""The study's downloads: each is read, and data that could give a wrong label are refused or counted."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def test_a_raw_tree_is_prepared_with_the_counts_it_was_drawn_with(untouched, nam
 
 
 def brightness(data: PreparedDataset, label: int) -> float:
-    """How much brighter the centre's brightest pixel is than the whole, in the median image of a
-    class."""
+    """Return the ratio of the center's brightest pixel to the mean pixel, in a class's median image."""
     images = data.read(0, data.num_images)[data.classes == label, 0].astype(float)
     return float(np.median(images[:, 4:12, 4:12].max((1, 2)) / (images.mean((1, 2)) + 1)))
 
@@ -93,7 +92,7 @@ def test_labels_are_those_drawn(untouched, name):
 def test_brats_keeps_the_slices_of_the_stated_rule(untouched):
     data = untouched("brats")
     for group in np.unique(data.groups):
-        # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
+        # Scanning upward: negatives below, tumour, negatives above. Mixed windows are removed.
         assert (np.diff(data.classes[data.groups == group]) != 0).sum() <= 2
 
 
@@ -105,8 +104,12 @@ def test_oai_takes_given_centres_and_ready_crops(tree, official):
     crop = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
     save_image(raw / "crops" / "9000000_R.png", crop)
     conversions = official("oai", raw).record.conversions
-    ways = {name: count for name, count in conversions.items() if name.startswith("knee")}
-    assert ways == {"knee: cropped by content": 20, "knee: given centre": 2, "knee: ready crop": 1}
+    num_knees = {name: count for name, count in conversions.items() if name.startswith("knee")}
+    assert num_knees == {
+        "knee: cropped by content": 20,
+        "knee: given centre": 2,
+        "knee: ready crop": 1,
+    }
 
 
 def test_oai_finds_drawn_joints_by_their_content():
@@ -190,7 +193,7 @@ def test_a_doctored_cifar_batch_runs_no_code(official, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-# What is changed in a download, and what comes of it: words of a refusal, or counts by reason.
+# Changes of a download with their outcome: words of a refusal, or counts by reason.
 
 Change = Callable[[Path], object]
 
@@ -211,8 +214,8 @@ def lines_of(pattern: str, change: Callable[[list[str]], object]) -> Change:
     return changed
 
 
-def turn(lines: list[str], place: int) -> None:
-    """Say the other label of 0 and 1 in a line."""
+def swap_label(lines: list[str], place: int) -> None:
+    """Replace the label at the end of a line: 0 by 1, and 1 by 0."""
     lines[place] = lines[place][:-1] + str(1 - int(lines[place][-1]))
 
 
@@ -238,7 +241,7 @@ def only_other_views(raw: Path) -> None:
 
 
 def knee(patient: str, *view: str) -> Change:
-    """Another header in a radiograph of patient 9000007."""
+    """Write another header into a radiograph of patient 9000007."""
     return lambda raw: _save_radiograph(
         first(raw / "results", "001", "/9000007/"),
         _legs(np.random.default_rng(2), [1, 3]),
@@ -272,8 +275,8 @@ def without_patients(raw: Path) -> None:
         data.save_as(path)
 
 
-def moved(raw: Path) -> None:
-    """A segmentation that lies elsewhere in space than its volume."""
+def move_segmentation(raw: Path) -> None:
+    """Move a segmentation to another position in space than its volume."""
     path = first(raw, "*_seg.nii.gz")
     image = nibabel.load(path)
     affine = image.affine.copy()
@@ -294,9 +297,9 @@ def second_table(raw: Path) -> None:
 
 
 def second_year(raw: Path) -> None:
-    other = Path(shutil.copytree(raw, raw.parent / "other"))
-    year_2020(other)
-    shutil.move(other / "BraTS2020_TrainingData", raw)
+    copy_of_raw = Path(shutil.copytree(raw, raw.parent / "other"))
+    year_2020(copy_of_raw)
+    shutil.move(copy_of_raw / "BraTS2020_TrainingData", raw)
 
 
 def only_an_archive(raw: Path) -> None:
@@ -307,7 +310,7 @@ def only_an_archive(raw: Path) -> None:
 
 
 def labels_of_fashion(raw: Path) -> None:
-    """The first labels of the official files, as both sets' pages and torchvision show them."""
+    """The first labels of the official files equal those on both datasets' pages and in torchvision."""
     labels = np.tile(np.array([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], np.uint8), 6_000)
     shape = np.array([60_000, 1, 1], ">u4").tobytes()
     images = bytes((0, 0, 8, 3)) + shape + bytes(60_000)
@@ -395,7 +398,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         "rsna",
         lines_of(
             "stage_2_train.csv",
-            lambda lines: turn(
+            lambda lines: swap_label(
                 lines,
                 next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
             ),
@@ -404,7 +407,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     ),
     "tables that disagree": (
         "mura",
-        lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
+        lines_of("train_labeled_studies.csv", lambda lines: swap_label(lines, 0)),
         r"train_labeled_studies\.csv contradicts the names of the study folders: 0 lines cannot",
     ),
     "a file of another class": (
@@ -412,7 +415,11 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         in_another_class,
         "for 1 file, the class in the file name differs from the class of the folder",
     ),
-    "a segmentation elsewhere": ("brats", moved, "volumes at different positions in space: 1"),
+    "a segmentation elsewhere": (
+        "brats",
+        move_segmentation,
+        "volumes at different positions in space: 1",
+    ),
     "no volumes": (
         "brats",
         without_volumes,
@@ -476,12 +483,12 @@ def test_slices_in_any_of_two_boxes_are_positive():
 
 
 def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, untouched):
-    raw, straight = tree("dbc"), untouched("dbc")
+    raw, original = tree("dbc"), untouched("dbc")
     files = sorted(first(raw, "*.9", BOX).iterdir())
     for path in files:
         path.rename(path.with_suffix(".tmp"))
     for old, new in zip(files, files[::-1], strict=True):
         old.with_suffix(".tmp").rename(new)
-    turned = official("dbc", raw)
-    np.testing.assert_array_equal(turned.classes, straight.classes)
-    np.testing.assert_array_equal(turned.read(0, 50), straight.read(0, 50))
+    renumbered = official("dbc", raw)
+    np.testing.assert_array_equal(renumbered.classes, original.classes)
+    np.testing.assert_array_equal(renumbered.read(0, 50), original.read(0, 50))

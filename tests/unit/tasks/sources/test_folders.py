@@ -20,7 +20,7 @@ NOT_BOTH = "some top folders are splits"
 OTHER_NAME = "the top folders are neither classes nor splits called train, test and val:"
 NO_CLASSES = r"two classes are needed\..* "
 TABLE = r"If the table in this folder lists the images, set kind to table"
-NAMES_NOT_TOLD = ("Adams", "Brown", "Smith", "Jones")
+PATIENT_NAMES = ("Adams", "Brown", "Smith", "Jones")
 
 
 def case(*names: str, refused: str = "", files=None, layout=None, may_skip=0.0, **summary):
@@ -163,7 +163,7 @@ CASES = {
         "test/dog/p3/",
         refused="training and test share 1 group, for example the group of",
     ),
-    # A visit was a group of its own: a patient was on both sides, in silence.
+    # Visits were once separate groups: a patient was on both sides, without a warning.
     "visits of patients": case(
         *cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")),
         groups=3,
@@ -241,16 +241,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_verdict(prepare, tmp_path, name):
+def test_a_folder_is_prepared_or_refused_as_stated(prepare, tmp_path, name):
     names, options, files, verdict = CASES[name]
     raw = write_tree(tmp_path / "raw", *names, *files)
     for path, body in files.items():
         (raw / path).write_bytes(body)
     message = check_verdict(verdict, lambda: prepare("folder", raw, **options))
-    assert not any(patient in message for patient in NAMES_NOT_TOLD)
+    assert not any(patient in message for patient in PATIENT_NAMES)
 
 
-MISCHIEF = {
+LINKS_AND_FILES_ELSEWHERE = {
     "a link out": (lambda cat: os.symlink(__file__, cat / "x.png"), "out of the raw folder"),
     "a link to nothing": (lambda cat: os.symlink("nowhere", cat / "x.png"), "link to"),
     "a link to itself": (lambda cat: os.symlink("x.png", cat / "x.png"), "link to"),
@@ -263,9 +263,9 @@ MISCHIEF = {
 }
 
 
-@pytest.mark.parametrize("name", MISCHIEF)
-def test_what_leads_elsewhere_is_refused(prepare, class_folder, name):
-    change, message = MISCHIEF[name]
+@pytest.mark.parametrize("name", LINKS_AND_FILES_ELSEWHERE)
+def test_a_folder_that_leads_elsewhere_is_refused(prepare, class_folder, name):
+    change, message = LINKS_AND_FILES_ELSEWHERE[name]
     change(class_folder / "cat")
     with pytest.raises(DataError, match=message):
         prepare("folder", class_folder)
@@ -309,7 +309,7 @@ def test_a_missing_source_is_refused_with_the_nearest_name(prepare, tmp_path):
         prepare("folder", tmp_path / "none")
 
 
-def test_changed_files_are_noticed_and_a_mended_one_is_read_again(prepare, class_folder):
+def test_changed_files_are_noticed_and_a_repaired_one_is_read_again(prepare, class_folder):
     good = (class_folder / "cat" / "0.png").read_bytes()
     (class_folder / "cat" / "0.png").write_bytes(good[:40])
     with pytest.raises(DataError, match="not an image"):
@@ -358,7 +358,7 @@ def test_other_pixels_of_the_same_size_are_refused(prepare, class_folder):
     ],
     ids=["on top", "below", "neither"],
 )
-def test_headers_tell_which_folders_are_patients(prepare, tmp_path, patient, layout, classes):
+def test_headers_show_which_folders_are_patients(prepare, tmp_path, patient, layout, classes):
     for number in range(12):
         top, below = f"f{number % 2}", f"g{number // 2 % 2}"
         data = make_dicom(picture(number, (16, 16)), patient=patient(top, below, number), bits=8)

@@ -69,8 +69,8 @@ def test_a_few_patients_may_have_images_of_two_classes():
     assert "pid" in columns_like_groups(table)
 
 
-def test_few_values_are_not_asked_about():
-    # Nine sites with one class each are too few to tell patients from sites.
+def test_few_values_do_not_look_like_groups():
+    # Nine sites with one class each are too few to distinguish patients from sites.
     labels = [CLASSES[site % 3] for site in range(9) for _ in range(20)]
     sites = [f"site {site}" for site in range(9) for _ in range(20)]
     assert not look_like_groups(sites, labels)
@@ -81,7 +81,7 @@ def test_a_value_for_each_class_is_another_name_of_the_class():
     assert not look_like_groups([f"Klasse {label}" for label in labels], labels)
 
 
-def test_nearly_all_images_of_one_class_show_nothing():
+def test_values_do_not_look_like_groups_if_nearly_all_images_have_one_class():
     # 99 % of the images are benign, so nearly every value has one label by chance.
     generator = np.random.default_rng(1)
     labels = ["malignant"] * 2 + ["benign"] * 198
@@ -95,20 +95,20 @@ def test_measurements_with_decimals_are_no_ids():
     assert not look_like_groups(in_decimals, table["label"])
 
 
-def test_unknown_ids_and_single_images_show_nothing():
+def test_unknown_ids_and_single_images_do_not_look_like_groups():
     labels = [CLASSES[k % 2] for k in range(60)]
     assert not look_like_groups(["unknown", ""] * 30, labels)
     assert not look_like_groups([f"id {k}" for k in range(60)], labels)
 
 
 @pytest.mark.parametrize("name", ["age", "PatientAge", "patient_sex", "Weight"])
-def test_a_description_of_the_patient_is_never_asked_about(name):
+def test_a_description_of_the_patient_raises_no_question(name):
     flags = unused_flags([name], group_like=[name])
     assert flags == [f"columns not used: {name}"]
 
 
 @pytest.mark.parametrize("form", ["csv", "xlsx", "jsonl", "parquet", "webdataset", "npz", "hdf5"])
-def test_a_column_like_patients_is_asked_about_in_every_form_of_file(prepare, tmp_path, form):
+def test_a_column_like_patients_raises_a_question_in_every_format(prepare, tmp_path, form):
     kind, write = FORMS[form]
     scans = [f"scan{row // 4}" for row in range(60)]
     columns = {
@@ -122,7 +122,7 @@ def test_a_column_like_patients_is_asked_about_in_every_form_of_file(prepare, tm
     assert flags["columns not used: lens"] == 60
 
 
-def test_data_with_groups_are_not_asked_about_other_columns(prepare, tmp_path):
+def test_other_columns_of_data_with_groups_raise_no_question(prepare, tmp_path):
     kind, write = FORMS["csv"]
     columns = {
         "label": ["cat" if row // 4 % 2 else "dog" for row in range(60)],

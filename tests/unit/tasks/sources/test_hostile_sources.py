@@ -1,4 +1,4 @@
-"""No traceback, no hang and no gigabytes, whatever a source is or says it is."""
+"""No source causes a traceback, a hang or gigabytes of memory, whatever its content is."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.unit.tasks.sources.hostile import BODIES
 
 
 @pytest.mark.parametrize("kind", OWN_KINDS)
-@pytest.mark.parametrize("thing", ["fifo", "socket", "device", "nowhere", "\0"])
-def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, thing):
+@pytest.mark.parametrize("kind_of_path", ["fifo", "socket", "device", "nowhere", "\0"])
+def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, kind_of_path):
     path = tmp_path / "x"
-    if thing == "fifo":
+    if kind_of_path == "fifo":
         os.mkfifo(path)
-    elif thing == "socket":
+    elif kind_of_path == "socket":
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
-    path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(thing, path)
+    path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(kind_of_path, path)
     with pytest.raises(
         DataError, match=r"The raw download .*(is a FIFO|cannot be read|was not found)"
     ):
         prepare(kind, path)
-    if thing != "\0":
+    if kind_of_path != "\0":
         assert detect_own_kind(path) is None
 
 
@@ -161,17 +161,17 @@ READ = {
 
 
 @pytest.fixture(scope="module")
-def used() -> dict[str, tuple[float, str]]:
-    """Memory above idle in MiB, and what came of it, for every body, in a process of its own."""
-    done = subprocess.run(
+def memory_use() -> dict[str, tuple[float, str]]:
+    """Read every body in another process; return its memory above idle in MiB and its outcome."""
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).parents[4],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     return {
-        case: (mib, outcome) for case, mib, outcome in map(json.loads, done.stdout.splitlines())
+        case: (mib, outcome) for case, mib, outcome in map(json.loads, process.stdout.splitlines())
     }
 
 
@@ -180,8 +180,8 @@ def used() -> dict[str, tuple[float, str]]:
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of its memory"
 )
 @pytest.mark.parametrize("case", BODIES)
-def test_memory_stays_below_a_gib_above_idle(used, case):
-    mib, outcome = used[case]
+def test_memory_stays_below_a_gib_above_idle(memory_use, case):
+    mib, outcome = memory_use[case]
     assert mib <= LIMIT_MIB
     assert ("8, 8" in outcome or "(64, 64, 64)" in outcome or "(512, 500" in outcome) == (
         case in READ

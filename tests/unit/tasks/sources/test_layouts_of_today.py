@@ -21,7 +21,7 @@ Change = Callable[[Path], object]
 
 
 def move(folder: Path, archive: Path, prefix: str = "") -> None:
-    """Pack a folder, and leave the archive alone."""
+    """Replace a folder by its archive."""
     packed = pack(folder, folder.parent / f"packed {archive.name}", prefix)
     shutil.rmtree(folder)
     archive.parent.mkdir(exist_ok=True)
@@ -29,13 +29,12 @@ def move(folder: Path, archive: Path, prefix: str = "") -> None:
 
 
 def packed(name: str) -> Change:
-    """The whole download in one archive."""
+    """Pack the whole download into one archive."""
     return lambda raw: move(raw, raw / name)
 
 
 def by_batches(raw: Path) -> None:
-    """As AIMI ships CheXpert: table and validation in batch 1, the train split's patients in 2 to
-    4."""
+    """Arrange CheXpert like AIMI: table and validation in batch 1, training patients in 2 to 4."""
     old = raw / "CheXpert-v1.0-small"
     first = raw / "CheXpert-v1.0 batch 1 (validate & csv)"
     first.mkdir()
@@ -57,7 +56,7 @@ def zip_batches(raw: Path) -> None:
 
 
 def descriptive(raw: Path) -> None:
-    """All series of the prostate collection under descriptive names."""
+    """Give all series of the prostate collection descriptive names."""
     for study in sorted(raw.glob("manifest-1/*/*/*")):
         for series in sorted(study.iterdir()):
             series.rename(study / f"1.000000-TRUS-{series.name[-5:]}")
@@ -71,7 +70,7 @@ def idc_index(raw: Path) -> None:
 
 
 def renamed(raw: Path) -> None:
-    """No name of the archive is left."""
+    """Rename all folders, so that no name of the archive remains."""
     for number, path in enumerate(sorted(raw.rglob("*.dcm"))):
         target = raw / "data" / f"case{number % 7}" / f"{number}.dcm"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def renamed(raw: Path) -> None:
 
 
 def two_manifests(raw: Path) -> None:
-    """A download in two goes lies in two manifest folders side by side."""
+    """Split the download into two manifest folders, like two separate downloads."""
     (first,) = raw.glob("manifest-*")
     collection = next(first.iterdir())
     second = raw / "manifest-2222222222222" / collection.name
@@ -95,7 +94,7 @@ def rename_table(new: str) -> Change:
 
 
 def slips(raw: Path) -> None:
-    """``//``, backslashes and blanks in the mapping table's paths, all files under descriptive
+    """Write ``//``, backslashes and blanks into the mapping table's paths, and use descriptive
     names."""
 
     def change(sheet) -> None:
@@ -169,13 +168,13 @@ def matlab_7_3(raw: Path) -> None:
 
 
 def upper_case(raw: Path) -> None:
-    """As an old unzip tool leaves names, folders and endings too."""
+    """Change all names to upper case, like an old unzip tool."""
     for path in sorted(raw.rglob("*"), key=lambda path: -len(path.parts)):
         path.rename(path.with_name(path.name.upper()))
 
 
 def wrapped(raw: Path) -> None:
-    """In a folder of its own, called like the download a browser fetched a second time."""
+    """Move everything into a folder with the name that a browser gives a second download."""
     inner = raw / "my downloads" / "archive (1)"
     inner.mkdir(parents=True)
     for path in sorted(raw.iterdir()):
@@ -184,7 +183,7 @@ def wrapped(raw: Path) -> None:
 
 
 def copies(raw: Path) -> None:
-    """Every file under the name a browser gives a second download, beside the first."""
+    """Copy every file to the name that a browser gives a second download."""
     for path in sorted(path for path in raw.iterdir() if path.is_file()):
         stem, dot, endings = path.name.partition(".")
         shutil.copy(path, path.with_name(f"{stem} (1){dot}{endings}"))
@@ -205,7 +204,7 @@ def unpacked(folder: str) -> Change:
 
 
 def unpacked_by_a_browser(raw: Path) -> None:
-    """Unpacked on the way, the ending left as it was."""
+    """Unpack a file without a change of its ending, like some browsers."""
     for path in sorted(raw.glob("*.gz")):
         path.write_bytes(gzip.decompress(path.read_bytes()))
 
@@ -262,12 +261,12 @@ def test_another_layout_gives_the_same_images(tree, official, untouched, case):
     name, change = CHANGES[case]
     raw, expected = tree(name), untouched(name)
     change(raw)
-    found = official(name, raw)
+    actual = official(name, raw)
     if case == "brats: 2020":  # numbered otherwise, so in another order
-        assert found.record.num_images == expected.record.num_images
-        assert found.record.num_groups == expected.record.num_groups
+        assert actual.record.num_images == expected.record.num_images
+        assert actual.record.num_groups == expected.record.num_groups
     else:
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -301,13 +300,15 @@ def test_released_oai_is_the_half_that_the_study_read(tree, official, untouched)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_two_sets_with_files_of_one_name_are_told_apart_by_their_folders(official, tmp_path, name):
+def test_two_datasets_with_equal_file_names_are_distinguished_by_their_folders(
+    official, tmp_path, name
+):
     """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file
     names."""
     folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-    for seed, (one, folder) in enumerate(folders.items()):
-        made = write_raw_tree(one, tmp_path / str(seed), seed)
+    for seed, (set_name, folder) in enumerate(folders.items()):
+        raw_tree = write_raw_tree(set_name, tmp_path / str(seed), seed)
         (tmp_path / "both" / folder).mkdir(parents=True)
-        made.rename(tmp_path / "both" / folder / "raw")
+        raw_tree.rename(tmp_path / "both" / folder / "raw")
     expected = official(name, tmp_path / "both" / folders[name], out=tmp_path / "alone")
     assert_equal(official(name, tmp_path / "both"), expected)

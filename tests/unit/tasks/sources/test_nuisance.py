@@ -1,4 +1,4 @@
-"""Nuisance factors vary images and say nothing of the label."""
+"""Nuisance factors vary images and do not depend on the label."""
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ def some_images(count=60):
     return mnist5k().pixels[:: 5000 // count][:count]
 
 
-def made(dials):
-    """The images of a made dataset in stored order, and their labels."""
+def generated_images(parameters):
+    """Return the images of a generated dataset in stored order, and their labels."""
     dataset = made_dataset_spec(
-        "made", GeneratedDatasetSpec.model_validate({"from": "pictures", **dials})
+        "made", GeneratedDatasetSpec.model_validate({"from": "pictures", **parameters})
     )
     spec = PreparedSpec(dataset=dataset.name, task=dataset.task, image_size=28, channels=1)
     request = RawRequest(dataset, spec, None, key="k")
@@ -36,7 +36,7 @@ def made(dials):
 
 def of_pair(num_factors, first=3, second=8, set_number=1):
     pair = {"set": set_number, "first": first, "second": second}
-    return made({"dials": {**pair, "factors": num_factors}})
+    return generated_images({"dials": {**pair, "factors": num_factors}})
 
 
 def test_without_factors_images_are_the_packaged_ones_byte_for_byte():
@@ -66,18 +66,17 @@ def test_every_factor_changes_images_and_leaves_the_values_of_earlier_ones(numbe
     assert changed.mean() > 0.8, FACTORS[number - 1]
 
 
-def test_values_are_drawn_without_a_label_and_one_cannot_tell_it_from_them():
-    """A linear rule on all values, fitted on one half, guesses labels of the other half at
-    chance."""
+def test_values_of_factors_do_not_predict_the_label():
+    """A linear rule on all values, fitted on one half, is at chance level on the other half."""
     labels = np.sort(np.arange(4000) % 2)
     values = draw_factors(4000, seed=5)
     columns = np.column_stack([values.shift, values.turn, values.contrast, values.blur])
     columns = np.column_stack([columns, values.coarse, values.fine, np.ones(4000)])
     half = np.arange(4000) % 2 == 0
     weights = np.linalg.lstsq(columns[half], 2.0 * labels[half] - 1, rcond=None)[0]
-    right = ((columns[~half] @ weights > 0) == labels[~half]).mean()
+    accuracy = ((columns[~half] @ weights > 0) == labels[~half]).mean()
     # Four standard deviations of 2,000 coin tosses.
-    assert abs(right - 0.5) < 4 * 0.5 / np.sqrt(2000)
+    assert abs(accuracy - 0.5) < 4 * 0.5 / np.sqrt(2000)
     centred = columns[:, :-1] - columns[:, :-1].mean(axis=0)
     correlations = (centred / centred.std(axis=0)).T @ (labels - 0.5) / (4000 / 2)
     assert np.abs(correlations).max() < 4.5 / np.sqrt(4000)
@@ -85,8 +84,8 @@ def test_values_are_drawn_without_a_label_and_one_cannot_tell_it_from_them():
 
 def test_values_fill_their_ranges_evenly():
     values = draw_factors(3000, seed=1)
-    turns = values.turn / nuisance.MAX_TURN / 2 + 0.5
-    assert kstest(turns, "uniform").pvalue > 0.001
+    scaled_turns = values.turn / nuisance.MAX_TURN / 2 + 0.5
+    assert kstest(scaled_turns, "uniform").pvalue > 0.001
     widths = (values.blur - nuisance.MIN_BLUR) / (nuisance.MAX_BLUR - nuisance.MIN_BLUR)
     assert kstest(widths, "uniform").pvalue > 0.001
     assert values.coarse.std() == pytest.approx(nuisance.COARSE_WEIGHT, rel=0.02)
@@ -94,11 +93,11 @@ def test_values_fill_their_ranges_evenly():
     assert values.contrast.min() >= nuisance.MIN_CONTRAST
 
 
-def test_moving_is_what_scipy_does():
+def test_moved_images_equal_those_of_scipy():
     images = some_images(5).astype(float)
     turn, shift = np.array([0.3, -0.2, 0.0, 0.4, 0.1]), np.full((5, 2), (0.05, -0.08))
-    moved = move(images, turn, shift)
-    for image, angle, share, ours in zip(images, turn, shift, moved, strict=True):
+    moved_images = move(images, turn, shift)
+    for image, angle, share, ours in zip(images, turn, shift, moved_images, strict=True):
         matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         centre = np.array([13.5, 13.5])
         offset = centre - matrix @ (centre + 28 * share)
@@ -121,12 +120,12 @@ def test_a_background_lightens_what_is_dark_and_keeps_white_white():
     images = np.zeros((3, 28, 28))
     images[:, :14] = 255
     values = draw_factors(3, seed=0)
-    lit = add_background(images, values.coarse, values.fine)
-    np.testing.assert_allclose(lit[:, :14], 255)
-    assert (lit[:, 14:] >= 0).all()
-    assert lit.max() <= 255
-    assert lit[:, 14:].max() <= 255 * nuisance.BACKGROUND_LIGHT
-    assert lit[:, 14:].std() > 20
+    lightened = add_background(images, values.coarse, values.fine)
+    np.testing.assert_allclose(lightened[:, :14], 255)
+    assert (lightened[:, 14:] >= 0).all()
+    assert lightened.max() <= 255
+    assert lightened[:, 14:].max() <= 255 * nuisance.BACKGROUND_LIGHT
+    assert lightened[:, 14:].std() > 20
 
 
 def test_small_images_have_fewer_waves():
@@ -145,6 +144,6 @@ def test_factors_raise_the_dimension_threefold():
 
 
 @pytest.mark.parametrize("value", [-1, 7, 2.5])
-def test_a_number_of_factors_that_there_is_not_is_refused(value):
+def test_an_unknown_number_of_factors_is_refused(value):
     with pytest.raises(ValueError, match=r"dials.factors is .* must be a whole number from 0 to 6"):
         GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": {"factors": value}})

@@ -2,7 +2,7 @@
 
 A verdict is what a user sees: the classes, groups and splits of the prepared set and what is
 flagged, or the words of the refusal. Where a form cannot hold a content, or holds it otherwise, the
-row says why."""
+row contains the reason."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def each(width: int, stem: str = "p") -> list[object]:
 
 @dataclass(frozen=True)
 class Case:
-    """Columns, and what must come of them.
+    """Columns of own data, and the verdict that is expected for every form of file.
 
     Attributes:
-        refused: Words of the refusal, a regular expression; None when it is taken.
+        refused: Regular expression of the refusal; None if the data are accepted.
         classes: The names of the classes.
-        groups: How many.
-        splits: Codes of the images kept: 0 ours, 1 train, 2 test.
-        flags: Each must be there.
-        unlike: Form -> other classes, where the form itself cannot say the same.
-        lacking: Why forms are left out, and which.
-        only: The forms that can hold it.
+        groups: Number of groups.
+        splits: Split codes of the prepared images: 0 drawn by isweep, 1 train, 2 test.
+        flags: Flags that must be recorded.
+        unlike: Expected classes by form, if the form cannot represent the same classes.
+        lacking: Forms that are left out, with the reason.
+        only: Forms that can represent the content.
     """
 
     columns: Columns

@@ -1,5 +1,4 @@
-"""Canaries planted wherever a name can hide must never come out, also when loading fails on that
-file."""
+"""Names and ids of patients never leave the reading code, also if reading of a file fails."""
 
 from __future__ import annotations
 
@@ -105,7 +104,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
             text = record.model_dump_json()
         except DataError as error:
             assert broken
-            # What Ray ships is the pickled error and its formatted traceback.
+            # Ray sends the pickled error and its formatted traceback.
             frames = traceback.format_exception_only(error)
             text = str(error) + "".join(frames) + repr(pickle.loads(pickle.dumps(error)))
     assert CANARY not in printed.getvalue()
@@ -125,7 +124,7 @@ HEADERS = {
     "path;diagnosis;"
     + "x" * 40: "has no column label among path, diagnosis, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
     "class,a,b,c,d,e,f,g,h,i,j,k": ("has no column path, label among class, a, b, c, d, e, f, g,"),
-    # Without a header the first line is somebody's.
+    # Without a header, the first line is data of a patient.
     f"{CANARY}/a.png,well,{CANARY}": NO_HEADER,
     f"{CANARY},1": NO_HEADER,
     f"{CANARY} Hans,benign,left": NO_HEADER,

@@ -76,8 +76,8 @@ CASES: dict[
         )
         for form in ("{}/train/0000", "{}/train-00000-of-00001")
     },
-    # As pandas and Spark write partitions: dropped in silence at first, with the owner's split and
-    # patients.
+    # Partitions of pandas and Spark, which were once dropped without a warning: so were the user's
+    # split and patients.
     "folders of a column": (
         ("table",),
         named("year=2020/split={}/0"),
@@ -114,7 +114,7 @@ CASES: dict[
         {"group": PATIENTS},
         "training and test share 1 group, for example the group of",
     ),
-    # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
+    # A split in the .json of a sample: once dropped without a warning, so that a sweep trained on it.
     "the owner's test images": (
         BOTH,
         WHOLE,
@@ -143,7 +143,7 @@ CASES: dict[
 @pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name, (kinds, *_) in CASES.items() for kind in kinds]
 )
-def test_verdict(prepare, tmp_path, name, kind):
+def test_shards_are_prepared_or_refused_as_stated(prepare, tmp_path, name, kind):
     _, parts, columns, verdict = CASES[name]
     raw = write_parts(kind, tmp_path / "raw", parts, **columns)
     assert detect_own_kind(raw) == kind
@@ -197,7 +197,7 @@ PARQUET: dict[
         ("the label is a list or bytes, not one text or number, for 1 image: row"),
     ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
-    # datasets writes -1 where there is no label.
+    # datasets writes -1 for a missing label.
     "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1 for 1 image: row 0 of"),
     "-1 on purpose": (
         UNSURE,
@@ -231,7 +231,7 @@ def test_one_parquet_file(prepare, tmp_path, name):
 
 @pytest.mark.parametrize("names", [None, ["yes", "no"]])
 def test_files_with_other_class_names_are_refused(prepare, tmp_path, names):
-    """Else 0 and 1 of one file become classes beside the other's "no" and "yes"."""
+    """Otherwise, "no" and "yes" of one file and 0 and 1 of another would be four classes."""
     half = {name: values[:6] for name, values in ROWS.items()}
     save_parquet(tmp_path / "raw" / "train.parquet", half, ["no", "yes"])
     save_parquet(tmp_path / "raw" / "test.parquet", half, names)

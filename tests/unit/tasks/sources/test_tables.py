@@ -228,7 +228,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_verdict(prepare, tmp_path, name):
+def test_a_table_is_prepared_or_refused_as_stated(prepare, tmp_path, name):
     text, options, verdict = CASES[name]
     decomposed = ["cat/e\u0301.png"] if name == "in other letters" else []
     raw = write_tree(tmp_path / "raw", *NAMES, "cat/.x.png", ".DS_Store", *decomposed)
@@ -375,8 +375,8 @@ def test_tables_of_splits(prepare, tmp_path, name):
         assert locate(tmp_path / "raw", tmp_path, message) == "test/0.png"
 
 
-def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
-    """Of two values one would be lost."""
+def test_a_column_that_occurs_twice_is_refused_in_every_format(prepare, tmp_path):
+    """Otherwise, one of the two values would be lost."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -401,7 +401,7 @@ def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
     "line", ['[{"path": "a", "label": "b"}]', '[["path", "a"], ["label", "b"]]', "[]", '""']
 )
 def test_a_line_that_is_no_json_object_is_refused(prepare, tmp_path, line):
-    """A list of pairs could be taken for an object, and hold other names than are written."""
+    """A list of pairs could be read as an object with other names."""
     (tmp_path / "t.jsonl").write_text(f"{line}\n")
     with pytest.raises(DataError, match="has no JSON object in line 1"):
         prepare("table", tmp_path / "t.jsonl")
@@ -544,11 +544,11 @@ def test_what_headers_tell_of_the_label_is_flagged_and_kept_as_hashes_only(prepa
     ("form", "size", "name"),
     [("BMP", 12, "file format"), ("PNG", 14, "mode, size or conversion of the raw image")],
 )
-def test_what_files_tell_of_the_label_is_flagged(prepare, tmp_path, form, size, name):
+def test_a_file_format_that_predicts_the_label_is_flagged(prepare, tmp_path, form, size, name):
     for number in range(40):
-        (told_form, side), label = (((form, size), "cat"), (("PNG", 12), "dog"))[number % 2]
-        path = tmp_path / "raw" / label / f"{number}.{told_form.lower()}"
-        save_image(path, picture(number, (side, 12)), told_form)
+        (file_format, side), label = (((form, size), "cat"), (("PNG", 12), "dog"))[number % 2]
+        path = tmp_path / "raw" / label / f"{number}.{file_format.lower()}"
+        save_image(path, picture(number, (side, 12)), file_format)
     assert prepare("folder", tmp_path / "raw").record.flags == tells(name)
 
 

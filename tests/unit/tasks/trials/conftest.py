@@ -21,7 +21,7 @@ torch.set_num_threads(1)  # work this small is only slowed by threads that wait 
 
 
 def built(architecture, library="torchvision", **changes):
-    """A network for images of one channel and two classes."""
+    """Build a network for images of one channel and two classes."""
     spec = ModelSpec(name="any", library=library, architecture=architecture)
     usual = {"num_outputs": 2, "in_channels": 1, "input_scale": 1.0, "dropout": None, "seed": 0}
     return build_model(spec, **{"image_size": 32, **usual, **changes})
@@ -86,7 +86,7 @@ def data():
 
 
 def numbers(result):
-    """What may not depend on when and beside what a trial ran."""
+    """Return the numbers of a result that may not depend on when and beside what the trial ran."""
     history = [(row.epoch, row.train_loss, row.train_accuracy) for row in result.history]
     return (
         result.scores,
@@ -99,7 +99,7 @@ def numbers(result):
 
 
 class Shelf:
-    """Keeps the latest bytes it was given."""
+    """A store in memory for the latest bytes."""
 
     def __init__(self):
         self.data = None

@@ -68,10 +68,12 @@ NUM_STEPS, NUM_RESTARTS = 20, 5  # PGD's defaults
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd"])
 def test_on_a_linear_model_every_pixel_moves_along_the_weights_to_the_corner_of_the_cube(method):
-    moved = attacked(method, linear([0.5, -2.0, 0.0, 1.0]), GREY, torch.tensor([0, 1]), 3.0)
+    adversarial = attacked(method, linear([0.5, -2.0, 0.0, 1.0]), GREY, torch.tensor([0, 1]), 3.0)
     direction = torch.tensor([1.0, -1.0, 0.0, 1.0]).view(1, 2, 2)
-    assert torch.equal(moved[0], GREY[0] + 3 * direction)  # label 0 wants w x small: raise it
-    assert torch.equal(moved[1], GREY[1] - 3 * direction)
+    assert torch.equal(
+        adversarial[0], GREY[0] + 3 * direction
+    )  # the loss of label 0 rises with w x
+    assert torch.equal(adversarial[1], GREY[1] - 3 * direction)
 
 
 def test_the_loss_of_an_attacked_linear_model_is_known_in_closed_form():
@@ -94,18 +96,18 @@ def test_one_record_per_strength_equals_a_plain_loop_over_images():
     records = attack_all(model, images, labels, AttackSpec(epsilons=(0.5, 2.0)), batch_size=3)
     assert [record.name for record in records] == ["fgsm_0.5", "fgsm_2"]
     for record in records:
-        losses, clean_losses, hits, both = [], [], [], []
+        losses, clean_losses, correct, correct_twice = [], [], [], []
         for image, label in zip(images.split(1), labels.split(1), strict=True):
             perturbed = attacked("fgsm", model, image, label, record.epsilon)
-            clean, moved = model(image.float()), model(perturbed)
-            losses.append(F.cross_entropy(moved, label).item())
-            clean_losses.append(F.cross_entropy(clean, label).item())
-            hits.append(int(moved.argmax() == label))
-            both.append(int(moved.argmax() == label == clean.argmax()))
+            clean_logits, adversarial_logits = model(image.float()), model(perturbed)
+            losses.append(F.cross_entropy(adversarial_logits, label).item())
+            clean_losses.append(F.cross_entropy(clean_logits, label).item())
+            correct.append(int(adversarial_logits.argmax() == label))
+            correct_twice.append(int(adversarial_logits.argmax() == label == clean_logits.argmax()))
         assert record.loss == pytest.approx(sum(losses) / 7, rel=1e-5)
         assert record.loss_gain == pytest.approx((sum(losses) - sum(clean_losses)) / 7, rel=1e-3)
-        assert record.accuracy == sum(hits) / 7
-        assert record.robust_accuracy == sum(both) / 7
+        assert record.accuracy == sum(correct) / 7
+        assert record.robust_accuracy == sum(correct_twice) / 7
         assert record.num_unchanged == 0
 
 
@@ -134,14 +136,16 @@ def test_losses_can_be_averaged_as_in_the_released_code():
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
     model, images, labels = small_network().eval(), pixels(32).float(), torch.arange(32) % 3
-    found = [
+    image_sets = [
         images,
         *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm")),
     ]
     with torch.no_grad():
-        clean, moved, single = (logit_margins(model(pixels), labels) for pixels in found)
-    assert (moved <= clean).all()
-    assert moved.mean() <= single.mean() + 1e-4
+        clean_margins, pgd_margins, fgsm_margins = (
+            logit_margins(model(pixels), labels) for pixels in image_sets
+        )
+    assert (pgd_margins <= clean_margins).all()
+    assert pgd_margins.mean() <= fgsm_margins.mean() + 1e-4
 
 
 class FirstPixel(nn.Module):
@@ -163,7 +167,7 @@ def test_a_restart_leaves_a_plateau():
 
 
 def test_pgd_keeps_the_best_iterate_not_the_last():
-    """Another class lies in a narrow strip, which the descent steps over and back."""
+    """Another class occupies a narrow strip, which the descent crosses forth and back."""
     strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
     images, labels = GREY[:1], torch.tensor([0])
     seeds = [torch.Generator().manual_seed(restart) for restart in range(1, NUM_RESTARTS)]
@@ -177,8 +181,8 @@ def test_pgd_keeps_the_best_iterate_not_the_last():
         margins.append(path)
     best, last = min(min(path) for path in margins), min(path[-1] for path in margins)
     assert best < last
-    found = logit_margins(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
-    assert float(found) == pytest.approx(best, abs=1e-3)
+    pgd_margin = logit_margins(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
+    assert float(pgd_margin) == pytest.approx(best, abs=1e-3)
 
 
 class NoSlope(nn.Module):
@@ -200,8 +204,8 @@ class NoSlope(nn.Module):
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
 def test_a_pixel_without_a_gradient_is_not_moved_and_its_image_is_counted(method, gradient):
     model, images, labels = NoSlope(gradient), pixels(3, 2), torch.tensor([0, 1, 0])
-    probe = images.float().requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(model(probe), labels), probe)
+    float_images = images.float().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(float_images), labels), float_images)
     assert slope.isnan().all() == (gradient == "nan")
     (record,) = attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=(4.0,)))
     assert record.num_unchanged == 3
@@ -233,7 +237,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_the_reason_names_it(brightnes
     assert (record.loss is None) == (record.loss_gain is None) == bool(reason)
 
 
-def test_how_many_images_pass_at_once_changes_no_loss():
+def test_losses_do_not_depend_on_the_batch_size():
     model, images, labels = small_network().eval(), pixels(9).float(), torch.arange(9) % 3
     spec = AttackSpec(methods=("pgd",), epsilons=(4.0,))
     losses = [

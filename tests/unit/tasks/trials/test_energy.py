@@ -1,4 +1,4 @@
-"""Joules of a trial: the GPU's counter, or a word why there is none."""
+"""Joules of a trial: the GPU's counter, or the reason why they are missing."""
 
 import ctypes
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from tasks.trials.isolation import EnergyMeter, NvmlGpu
 
 
 class Nvml:
-    """Stands in for NVIDIA's library, which is on no machine without a GPU."""
+    """A replacement for NVIDIA's library, which is missing on machines without a GPU."""
 
     def __init__(self, counts, code=0):
         self.counts, self.code, self.asked = list(counts), code, None
@@ -26,8 +26,8 @@ class Nvml:
         count._obj.value = self.counts.pop(0)
         return self.code
 
-    def nvmlDeviceGetMemoryInfo(self, handle, found):
-        found[:] = 40 * 2**30, 37 * 2**30, 3 * 2**30  # total, free, used
+    def nvmlDeviceGetMemoryInfo(self, handle, memory_info):
+        memory_info[:] = 40 * 2**30, 37 * 2**30, 3 * 2**30  # total, free, used
         return self.code
 
 
@@ -52,7 +52,7 @@ none."""
 
 
 @pytest.mark.parametrize("name", METERS)
-def test_energy_is_the_gpus_counter_or_a_word_why_there_is_none(name, monkeypatch):
+def test_energy_is_the_gpus_counter_or_missing_with_a_reason(name, monkeypatch):
     device, counts, code, joules, note = METERS[name]
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-12")
@@ -66,7 +66,7 @@ def test_energy_is_the_gpus_counter_or_a_word_why_there_is_none(name, monkeypatc
     assert nvml.asked in (None, b"GPU-ab-12")
 
 
-def test_what_is_held_of_a_slice_is_asked_by_its_uuid(monkeypatch):
+def test_the_used_memory_of_a_mig_slice_is_read_by_its_uuid(monkeypatch):
     nvml = Nvml([])
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
     assert NvmlGpu("MIG-1").held_bytes() == 3 * 2**30

@@ -70,7 +70,7 @@ ONCE = ((1, "float32"), (3, "bfloat16"))
 """Each number of channels and each precision once."""
 LOOPS = [
     *product([("resnet18", 8, 1e-3)], (1, 3), ("float32", "bfloat16")),
-    *(pytest.param(("resnet50", 6, 1e-3), *how, marks=pytest.mark.long) for how in ONCE),
+    *(pytest.param(("resnet50", 6, 1e-3), *setting, marks=pytest.mark.long) for setting in ONCE),
     pytest.param(("vgg13", 6, 1e-4), 1, "float32", marks=pytest.mark.long),  # 129 million weights
     pytest.param(("vgg13", 6, 1e-4), 3, "bfloat16", marks=pytest.mark.long),
 ]
@@ -142,7 +142,7 @@ def test_features_are_those_of_torchvisions_extractor(architecture, node):
         library.features.__class__ = nn.Sequential  # ours pools before its ReLUs in training
     extractor = create_feature_extractor(library, {node: "features"})
     pixels = images.to(memory_format=torch.channels_last)
-    # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are
+    # The extractor returns the tensor itself, which VGG's ReLU then changes in place. Copies are
     # compared.
     for module in extractor.modules():
         if isinstance(module, nn.ReLU):

@@ -1,4 +1,4 @@
-"""Kept weights, checkpoints, and what is measured later: the numbers of an undisturbed trial."""
+"""Stored weights, checkpoints and later measurements give the numbers of an undisturbed trial."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tests.unit.tasks.trials.conftest import Killed, Shelf, equal, killed_at, nu
 
 
 @pytest.mark.parametrize("architecture", ["small_cnn", "small_mlp"])
-def test_a_killed_trial_goes_on_with_the_numbers_of_an_undisturbed_one(data, architecture):
+def test_a_resumed_trial_has_the_numbers_of_an_undisturbed_one(data, architecture):
     spec, shelf = trial_spec(architecture, epochs=12, dropout=0.2), Shelf()
 
     def every_epoch():
@@ -60,19 +60,17 @@ def test_a_training_goes_on_by_graphs_where_it_was_plain_and_begins_anew_on_anot
     )
 
 
-def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothing(
-    data, monkeypatch
-):
-    few = trial_spec(epochs=3).model_copy(update={"attacks": AttackSpec(epsilons=(1.0,))})
+def test_later_measurements_equal_those_after_training_and_train_nothing(data, monkeypatch):
+    spec = trial_spec(epochs=3).model_copy(update={"attacks": AttackSpec(epsilons=(1.0,))})
     attacks = AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0, 4.0))
-    more = {"attacks": attacks, "robustness": RobustnessSpec(num_images=5, num_steps=10)}
-    many = few.model_copy(update=more)
-    assert few.trial_id == many.trial_id
+    additions = {"attacks": attacks, "robustness": RobustnessSpec(num_images=5, num_steps=10)}
+    extended_spec = spec.model_copy(update=additions)
+    assert spec.trial_id == extended_spec.trial_id
     shelf = Shelf()
-    first = run_trial(few, data, store_weights=lambda content: shelf.save(content) or "kept here")
-    at_once = run_trial(many, data)
+    first = run_trial(spec, data, store_weights=lambda content: shelf.save(content) or "kept here")
+    at_once = run_trial(extended_spec, data)
     monkeypatch.setattr("tasks.trials.trial.train", None)
-    later = measure_trial(many, data, shelf.data, first, few.missing_for(many))
+    later = measure_trial(extended_spec, data, shelf.data, first, spec.missing_for(extended_spec))
     assert (later.scores, later.history, later.d_repr) == (
         first.scores,
         first.history,
@@ -81,10 +79,10 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
     assert [attack.name for attack in later.attacks] == ["fgsm_1", "fgsm_4", "pgd_1", "pgd_4"]
     assert later.attacks[0] == first.attacks[0]
     losses = {attack.name: attack.loss for attack in at_once.attacks}
-    # Weights lie elsewhere in memory, where kernels may round differently.
+    # The weights have another address in memory, so kernels may round differently.
     assert {attack.name: attack.loss for attack in later.attacks} == pytest.approx(losses, rel=1e-5)
     assert later.robustness.pred.mean == pytest.approx(at_once.robustness.pred.mean, rel=1e-3)
-    assert few.missing_for(few) == ()
+    assert spec.missing_for(spec) == ()
 
 
 def test_weights_of_another_network_are_refused(data):
@@ -92,15 +90,15 @@ def test_weights_of_another_network_are_refused(data):
     first = run_trial(
         trial_spec(epochs=0), data, store_weights=lambda content: shelf.save(content) or "in memory"
     )
-    other = trial_spec("small_mlp", epochs=0)
+    mlp_spec = trial_spec("small_mlp", epochs=0)
     with pytest.raises(
         CorruptStoreError,
         match=r"stored weights do not fit this network: Error\(s\) in loading state_dict for PixelModel:\.",
     ):
-        measure_trial(other, data, shelf.data, first, other.measurements)
+        measure_trial(mlp_spec, data, shelf.data, first, mlp_spec.measurements)
 
 
-def test_weights_come_back_to_the_last_bit_where_layers_share_them_too():
+def test_stored_weights_are_restored_bit_by_bit_even_if_layers_share_them():
     shared = nn.Linear(3, 3)
     first = nn.Sequential(shared, nn.BatchNorm1d(3), shared)
     second = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
@@ -120,12 +118,12 @@ def test_about_ten_epochs_are_tested_and_never_the_last():
     assert scored_epochs(0) == scored_epochs(1) == set()
 
 
-def test_looking_at_the_test_images_changes_no_weight(data, monkeypatch):
+def test_scores_of_test_images_during_training_change_no_weight(data, monkeypatch):
     spec = trial_spec(epochs=4, dropout=0.3)
-    looked = run_trial(spec, data)
+    scored = run_trial(spec, data)
     monkeypatch.setattr("tasks.trials.trial.scored_epochs", lambda num_epochs: frozenset())
-    blind = run_trial(spec, data)
-    assert (looked.scores, len(looked.test_history)) == (blind.scores, 3)
-    best = min(looked.test_history, key=lambda score: score.test_loss)
-    assert looked.best_epoch == best.epoch
+    unscored = run_trial(spec, data)
+    assert (scored.scores, len(scored.test_history)) == (unscored.scores, 3)
+    best = min(scored.test_history, key=lambda score: score.test_loss)
+    assert scored.best_epoch == best.epoch
     assert np.isfinite(best.test_loss)

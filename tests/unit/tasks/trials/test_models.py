@@ -12,7 +12,7 @@ from tests.unit.tasks.trials.conftest import built, equal
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(library):
-    """Of the published parameters for three and 1,000, to which test_costs holds every network."""
+    """The published number is for three channels and 1,000 outputs. test_costs checks all networks."""
     assert num_parameters(built("resnet18", library)) == 11_689_512 - 2 * 64 * 7 * 7 - 998 * (
         512 + 1
     )
@@ -90,26 +90,30 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
         ("isweep small_cn", {}, "Did you mean 'small_cnn'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(name, changes, message):
+def test_a_network_that_cannot_be_built_is_refused(name, changes, message):
     library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
         built(architecture, library, **changes)
 
 
-def test_the_small_network_trains_as_its_layers_one_by_one_do():
-    """To the last bit, with pools before ReLUs; whoever reads its stages finds them in the order of
-    names."""
-    mine, plain = (built("small_cnn", "isweep").network.train() for _ in range(2))
+def test_the_small_network_trains_like_its_plain_layers_bit_by_bit():
+    """Pools come before ReLUs, and all numbers are equal bit by bit."""
+    pools_first, plain = (built("small_cnn", "isweep").network.train() for _ in range(2))
     images = torch.randn(6, 1, 32, 32)
     images[0] = 0  # ties, and nothing above zero
-    for network, logits in ((mine, mine(images)), (plain, nn.Sequential.forward(plain, images))):
+    for network, logits in (
+        (pools_first, pools_first(images)),
+        (plain, nn.Sequential.forward(plain, images)),
+    ):
         logits.square().sum().backward()
         network.logits = logits
-    assert torch.equal(mine.logits, plain.logits)
-    for (name, ours), theirs in zip(mine.named_parameters(), plain.parameters(), strict=True):
+    assert torch.equal(pools_first.logits, plain.logits)
+    for (name, ours), theirs in zip(
+        pools_first.named_parameters(), plain.parameters(), strict=True
+    ):
         assert torch.equal(ours.grad, theirs.grad), name
-    assert equal(mine.state_dict(), plain.state_dict())
-    assert torch.equal(mine.eval()(images), nn.Sequential.forward(plain.eval(), images))
+    assert equal(pools_first.state_dict(), plain.state_dict())
+    assert torch.equal(pools_first.eval()(images), nn.Sequential.forward(plain.eval(), images))
 
 
 @pytest.mark.parametrize(
@@ -119,20 +123,24 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
         pytest.param("timm", "vgg11", "bfloat16", marks=pytest.mark.long),
     ],
 )
-def test_a_vgg_trains_as_its_library_s_to_the_last_bit(library, name, precision):
-    """Its convolutions' part, which pools a quarter of the values before each ReLU."""
-    mine, theirs = (built(name, library).network.features.train() for _ in range(2))
-    theirs.__class__ = nn.Sequential
-    assert type(mine) is PoolsFirst
+def test_a_vgg_trains_like_its_librarys_bit_by_bit(library, name, precision):
+    """Only the convolutional part is compared. It pools a quarter of the values before each ReLU."""
+    pools_first, library_features = (
+        built(name, library).network.features.train() for _ in range(2)
+    )
+    library_features.__class__ = nn.Sequential
+    assert type(pools_first) is PoolsFirst
     images = torch.randint(0, 3, (2, 1, 32, 32)).float().to(memory_format=torch.channels_last)
     images[0] = 0  # ties, and nothing above zero
     gradients = []
-    for features in (mine, theirs):
+    for features in (pools_first, library_features):
         pixels = images.clone().requires_grad_()
         with deterministic(), autocast(precision, torch.device("cpu")):
             output = features(pixels)
             output.float().square().sum().backward()
-        gradients.append([output, pixels.grad, *(one.grad for one in features.parameters())])
+        gradients.append(
+            [output, pixels.grad, *(parameter.grad for parameter in features.parameters())]
+        )
     assert all(map(torch.equal, *gradients))
-    assert torch.equal(mine.eval()(images), theirs.eval()(images))
-    assert list(mine.state_dict()) == list(theirs.state_dict())
+    assert torch.equal(pools_first.eval()(images), library_features.eval()(images))
+    assert list(pools_first.state_dict()) == list(library_features.state_dict())

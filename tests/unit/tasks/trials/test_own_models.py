@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_network_of_ones_own_is_built_with_its_arguments(folder):
+def test_a_custom_network_is_built_with_its_arguments(folder):
     spec = model_spec(
         ModelChoice.model_validate({"from": "mynets:tiny", "arguments": {"hidden": 5}})
     )
@@ -80,8 +80,8 @@ def test_a_package_is_hashed_with_its_own_modules_only(tmp_path, monkeypatch):
     (package / "nets.py").write_text(NETWORK.format(package="."))
     (package / "layers.py").write_text("import numpy\nwidth = 3")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = source_files("ownpackage.nets:tiny")
-    assert set(found) == {"ownpackage", "ownpackage.nets", "ownpackage.layers"}
+    hashed_files = source_files("ownpackage.nets:tiny")
+    assert set(hashed_files) == {"ownpackage", "ownpackage.nets", "ownpackage.layers"}
 
 
 def test_source_sent_to_another_machine_builds_the_same_network(folder, monkeypatch):
@@ -130,7 +130,7 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
         ),
     ],
 )
-def test_a_function_that_gives_no_network_is_one_clear_message(folder, function, message):
+def test_a_function_that_returns_no_network_is_refused(folder, function, message):
     with pytest.raises(ConfigError, match=message):
         check_buildable(model_spec(f"mynets:{function}"), **OPTIONS)
 

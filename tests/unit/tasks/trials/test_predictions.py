@@ -1,4 +1,4 @@
-"""Kept predictions: the scores of the record can be computed from them, by scikit-learn."""
+"""Stored predictions: scikit-learn computes the scores of the record from them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from tasks.trials.trial import run_trial
 from tests.unit.tasks.trials.conftest import trial_spec
 
 
-def made_data(num_classes):
+def synthetic_data(num_classes):
     """Noise with a bright column by class, so weak that no network is right everywhere."""
     generator = np.random.default_rng(1)
     images = generator.integers(0, 120, (108, 1, 12, 12), dtype=np.uint8)
@@ -29,52 +29,60 @@ def made_data(num_classes):
     return TrialData(images[:48], labels[:48], images[48:], labels[48:], num_classes, "f")
 
 
-def guo_calibration_error(shares, labels):
+def guo_calibration_error(probabilities, labels):
     """Guo et al. (ICML 2017), equation 3, with their 15 bins, image by image."""
     bins = {}
-    for row, label in zip(shares, labels, strict=True):
+    for row, label in zip(probabilities, labels, strict=True):
         bins.setdefault(min(int(row.max() * 15), 14), []).append((row.max(), row.argmax() == label))
     gaps = [
-        abs(sum(sure for sure, _ in held) - sum(right for _, right in held)) / len(labels)
-        for held in bins.values()
+        abs(
+            sum(confidence for confidence, _ in bin_rows)
+            - sum(is_correct for _, is_correct in bin_rows)
+        )
+        / len(labels)
+        for bin_rows in bins.values()
     ]
     return sum(gaps)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_all_scores_can_be_computed_from_the_predictions(num_classes):
-    data, files, kept = made_data(num_classes), [], TrialFile(sha256="0" * 64, num_bytes=1)
+    data, files, stored = synthetic_data(num_classes), [], TrialFile(sha256="0" * 64, num_bytes=1)
     spec = trial_spec(epochs=40)
-    for asked in (False, True):
-        asks = spec.model_copy(update={"predictions": asked})
+    for is_requested in (False, True):
+        requested_spec = spec.model_copy(update={"predictions": is_requested})
         result = run_trial(
-            asks, data, store_predictions=lambda content: files.append(content) or kept
+            requested_spec, data, store_predictions=lambda content: files.append(content) or stored
         )
-        assert (result.predictions, len(files)) == ((kept, 1) if asked else (None, 0))
+        assert (result.predictions, len(files)) == ((stored, 1) if is_requested else (None, 0))
     table = from_parquet(files[0])
     names = [f"logit_{place}" for place in range(num_classes)]
     assert list(table) == ["image", "label", *names]
     labels, logits = table["label"], table[names].to_numpy()
     assert logits.dtype == np.float32
-    answers = logits.argmax(axis=1)
-    scores, more = result.scores, result.scores.classification
-    assert 0.4 < scores.test_accuracy < 1.0  # or the scores below would tell nothing
-    assert scores.test_accuracy == pytest.approx(accuracy_score(labels, answers), abs=1e-12)
-    shares = softmax(logits.astype(float), axis=1)
-    assert scores.test_loss == pytest.approx(log_loss(labels, shares), rel=1e-6)
-    assert more.balanced_accuracy == pytest.approx(
-        balanced_accuracy_score(labels, answers), abs=1e-12
+    predicted_labels = logits.argmax(axis=1)
+    scores, classification = result.scores, result.scores.classification
+    assert 0.4 < scores.test_accuracy < 1.0  # otherwise the scores below would check nothing
+    assert scores.test_accuracy == pytest.approx(
+        accuracy_score(labels, predicted_labels), abs=1e-12
     )
-    assert more.per_class_accuracy == pytest.approx(
-        recall_score(labels, answers, average=None), abs=1e-12
+    probabilities = softmax(logits.astype(float), axis=1)
+    assert scores.test_loss == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
+    assert classification.balanced_accuracy == pytest.approx(
+        balanced_accuracy_score(labels, predicted_labels), abs=1e-12
+    )
+    assert classification.per_class_accuracy == pytest.approx(
+        recall_score(labels, predicted_labels, average=None), abs=1e-12
     )
     expected = (
         roc_auc_score(labels, logits[:, 1] - logits[:, 0])
         if num_classes == 2
-        else roc_auc_score(labels, shares, multi_class="ovr")
+        else roc_auc_score(labels, probabilities, multi_class="ovr")
     )
-    assert more.auc == pytest.approx(expected, abs=1e-9)
-    assert more.calibration_error == pytest.approx(guo_calibration_error(shares, labels), abs=1e-9)
+    assert classification.auc == pytest.approx(expected, abs=1e-9)
+    assert classification.calibration_error == pytest.approx(
+        guo_calibration_error(probabilities, labels), abs=1e-9
+    )
 
 
 def test_images_are_named_by_their_rows_where_these_are_known():

@@ -1,5 +1,4 @@
-"""Networks that start from a library's weights; downloads, which need a connection, are stood in
-for."""
+"""Networks that start from a library's weights. Downloads need a connection and are replaced."""
 
 import hashlib
 
@@ -39,27 +38,35 @@ def test_features_of_a_pretrained_network_are_those_of_the_librarys(resnet18):
     pixels = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64)).astype(np.float32)
     )
-    shown = torchvision.transforms.functional.normalize(
+    normalized = torchvision.transforms.functional.normalize(
         pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
     with torch.no_grad():
-        expected = resnet18.eval()(shown)
+        expected = resnet18.eval()(normalized)
         torch.testing.assert_close(model(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_classifier_is_random_where_its_outputs_are_others(resnet18):
-    given = resnet18.state_dict()
-    own = built(spec_of("resnet18"), save(given)).network.state_dict()
-    changed = {name for name, value in given.items() if not torch.equal(own[name], value)}
+def test_only_the_classifier_is_random_if_the_number_of_outputs_differs(resnet18):
+    library_weights = resnet18.state_dict()
+    loaded_weights = built(spec_of("resnet18"), save(library_weights)).network.state_dict()
+    changed = {
+        name
+        for name, value in library_weights.items()
+        if not torch.equal(loaded_weights[name], value)
+    }
     assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_one_channel_takes_the_sum_of_the_colours_as_timm_does():
-    theirs = timm.create_model("test_resnet", pretrained=False)
-    network = built(spec_of("resnet_tiny"), save(theirs.state_dict()), in_channels=1).network
-    first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
-    given = next(m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d))
-    expected = timm.models._manipulate.adapt_input_conv(1, given.weight)
+    library_network = timm.create_model("test_resnet", pretrained=False)
+    network = built(
+        spec_of("resnet_tiny"), save(library_network.state_dict()), in_channels=1
+    ).network
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    library_first = next(
+        module for module in library_network.modules() if isinstance(module, torch.nn.Conv2d)
+    )
+    expected = timm.models._manipulate.adapt_input_conv(1, library_first.weight)
     assert torch.allclose(first.weight, expected)
 
 
@@ -75,7 +82,7 @@ def test_weights_that_do_not_fit_are_refused(resnet18):
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "tests.nets:build"])
-def test_what_no_library_trained_is_refused(name, monkeypatch):
+def test_only_library_networks_have_pretrained_weights(name, monkeypatch):
     monkeypatch.setattr("search_spaces.models.code_hash", lambda reference: "h")
     with pytest.raises(
         ConfigError, match="but only networks of torchvision and timm have pretrained weights"
@@ -88,12 +95,12 @@ def test_an_architecture_without_weights_is_refused():
         download(spec_of("timm:test_vit9"))
 
 
-def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
-    theirs = timm.create_model("test_resnet", pretrained=False)
-    made = timm.create_model
+def test_a_trial_starts_from_pretrained_weights_and_records_their_checksum(data, monkeypatch):
+    library_network = timm.create_model("test_resnet", pretrained=False)
+    original_create = timm.create_model
 
     def create(*args, **options):
-        return theirs if options.get("pretrained") else made(*args, **options)
+        return library_network if options.get("pretrained") else original_create(*args, **options)
 
     monkeypatch.setattr("timm.create_model", create)
     plain = trial_spec("test_resnet", "timm", epochs=0)
@@ -101,16 +108,18 @@ def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
     spec = plain.model_copy(update={"network": plain.network.model_copy(update={"model": model})})
     assert spec.trial_id != plain.trial_id
     weights = download(model)
-    kept = []
+    stored_weights = []
     result = run_trial(
         spec,
         data,
         pretrained_weights=weights,
-        store_weights=lambda content: kept.append(content) or "here",
+        store_weights=lambda content: stored_weights.append(content) or "here",
     )
     assert result.pretrained == hashlib.sha256(weights).hexdigest()
     name = "layer4.0.conv1.weight"
-    assert torch.equal(load(kept[0])[f"network.{name}"], theirs.state_dict()[name])
+    assert torch.equal(
+        load(stored_weights[0])[f"network.{name}"], library_network.state_dict()[name]
+    )
     with pytest.raises(
         ConfigError,
         match="model test_resnet has `pretrained: true`, but the weights were not passed",

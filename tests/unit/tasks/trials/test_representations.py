@@ -38,7 +38,7 @@ def test_resnets_of_timm_give_layer4_before_pooling_flattened():
     ("library", "architecture", "side", "count"),
     [("torchvision", "resnet18", 224, 512 * 7 * 7), ("timm", "vgg11", 32, 4096)],
 )
-def test_how_many_features_there_are(library, architecture, side, count):
+def test_number_of_features(library, architecture, side, count):
     assert extract_features(scaled(architecture, library), pixels_of(1, side=side)).shape == (
         1,
         count,
@@ -75,13 +75,13 @@ def test_features_are_read_in_evaluation_mode_and_change_nothing():
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that says it is on a GPU."""
+    """A tensor that reports a GPU as its device."""
 
     device = property(lambda self: torch.device("cuda"))
 
 
 def test_features_of_a_gpu_need_no_pinned_memory(monkeypatch):
-    """WSL gives no gigabyte of it: "CUDA error: out of memory" until nothing is pinned."""
+    """WSL has less than 1 GiB of it: "CUDA error: out of memory" until nothing is pinned."""
     empty = torch.empty
 
     def in_wsl(*shape, pin_memory=False, **options):

@@ -39,23 +39,25 @@ class Linear(nn.Module):
 
 
 def exact_radius(image, weights, bias):
-    """The closest point of the half-space within the box is clip(x + lambda w); lambda by
-    bisection."""
+    """Return the distance to the closest point of the half-space within the box.
+
+    The point is clip(x + lambda w). Bisection determines lambda.
+    """
     image = image.flatten().double()
     margin = float(image @ weights + bias)
     sign = -1 if margin > 0 else 1
 
-    def moved(length):
+    def perturbed(length):
         return (image + sign * length * weights).clamp(0, 255)
 
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2
-        if float(moved(middle) @ weights + bias) * margin <= 0:
+        if float(perturbed(middle) @ weights + bias) * margin <= 0:
             high = middle
         else:
             low = middle
-    return float((moved(high) - image).norm())
+    return float((perturbed(high) - image).norm())
 
 
 @pytest.mark.parametrize("box", ["free", "binding"])
@@ -111,17 +113,18 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
         decisions = network(images).argmax(1)
     pairs = zip(images, decisions, strict=True)
     expected = [
-        (grid[classes != own] - image).flatten(1).norm(dim=1).min().item() for image, own in pairs
+        (grid[classes != decision] - image).flatten(1).norm(dim=1).min().item()
+        for image, decision in pairs
     ]
-    # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
+    # A grid point is within 0.36 of the true nearest point: the tolerance for small radii.
     assert np.mean(record.radii) == pytest.approx(np.mean(expected), rel=0.02, abs=0.36)
 
 
 def digits(classes):
     data = load_digits()
-    keep = np.isin(data.target, classes)
-    images = torch.tensor(data.images[keep] * 255 / 16).float()[:, None]
-    return images, torch.tensor(np.searchsorted(classes, data.target[keep]))
+    in_classes = np.isin(data.target, classes)
+    images = torch.tensor(data.images[in_classes] * 255 / 16).float()[:, None]
+    return images, torch.tensor(np.searchsorted(classes, data.target[in_classes]))
 
 
 @pytest.fixture(
@@ -159,11 +162,11 @@ def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(tra
     means = []
     for attack in attacks:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # foolbox speaks of its own future
+            warnings.simplefilter("ignore")  # foolbox warns of its future versions
             _, changed, _ = attack(wrapped, pixels, decisions, epsilons=None)
         with torch.no_grad():
-            found = model(changed).argmax(1) != decisions
-        if found.all():
+            is_adversarial = model(changed).argmax(1) != decisions
+        if is_adversarial.all():
             means.append(float((changed - pixels).flatten(1).norm(dim=1).mean()))
     assert record.num_not_found == 0
     assert record.pred.mean <= 1.03 * min(means)
@@ -181,12 +184,12 @@ def test_pgd_fools_as_many_images_as_foolboxs_from_as_many_starts(trained, epsil
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        *_, fooled = theirs(
+        *_, is_fooled = theirs(
             wrapped, pixels, foolbox.criteria.Misclassification(labels), epsilons=epsilon
         )
     with torch.no_grad():
         ours = model(attacked("pgd", model, pixels, labels, epsilon)).argmax(1) != labels
-    assert ours.sum() >= fooled.sum()
+    assert ours.sum() >= is_fooled.sum()
 
 
 def test_every_perturbed_image_has_another_decision_within_the_range(trained):
@@ -198,17 +201,17 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
         change = minimal_perturbations(
             model, pixels, decisions, starts, RobustnessSpec(num_steps=20)
         )
-        moved = pixels + change
-        assert (model(moved.clamp(0, 255)).argmax(1) != decisions).all()
-    assert -1e-3 <= moved.min() <= moved.max() <= 255 + 1e-3
+        perturbed = pixels + change
+        assert (model(perturbed.clamp(0, 255)).argmax(1) != decisions).all()
+    assert -1e-3 <= perturbed.min() <= perturbed.max() <= 255 + 1e-3
     assert (change.flatten(1).norm(dim=1) <= (starts - pixels).flatten(1).norm(dim=1)).all()
 
 
 def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
     model.train().zero_grad(set_to_none=True)
-    before, given = weights(model), (images[200:220], labels[200:220], images[:50])
-    first, again = (measure(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2))
+    before, arguments = weights(model), (images[200:220], labels[200:220], images[:50])
+    first, again = (measure(model, *arguments, num_images=8, seed=3, num_steps=5) for _ in range(2))
     assert first == again
     assert model.training
     assert equal(before, model.state_dict())
@@ -219,7 +222,7 @@ def test_the_network_is_left_as_it_was(trained):
 def test_a_wrong_decision_has_radius_zero_against_the_truth():
     weights = torch.full((4,), 1.0, dtype=torch.float64)
     model, images = Linear(weights, -400.0), torch.full((4, 1, 2, 2), 120.0)
-    labels = torch.tensor([1, 1, 0, 1])  # the network says 1: 480 - 400
+    labels = torch.tensor([1, 1, 0, 1])  # the network predicts 1: 480 - 400
     record = measure(model, images, labels, torch.zeros(1, 1, 2, 2), num_images=4, seed=0)
     assert record.wrong == (False, False, True, False)
     assert record.pred.mean == pytest.approx(40, rel=1e-3)  # 80 over the norm of the weights
@@ -228,7 +231,7 @@ def test_a_wrong_decision_has_radius_zero_against_the_truth():
     assert (record.true.mean, record.true.geometric_mean) == (pytest.approx(30, rel=1e-3), None)
 
 
-def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
+def test_a_network_that_predicts_one_class_has_no_radius_and_a_reason():
     model, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
     record = measure(model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0)
     assert (record.pred, record.true, record.box_share) == (None, None, None)
@@ -257,12 +260,12 @@ def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():
 def test_without_any_radius_there_is_no_mean_even_if_images_are_misclassified():
     """A mean over misclassified images alone would be 0, however robust the others are."""
     one_class, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
-    labels = torch.tensor([1, 0, 1])  # the network says 1
+    labels = torch.tensor([1, 0, 1])  # the network predicts 1
     record = measure(one_class, images, labels, images, num_images=3, seed=0)
     assert (record.pred, record.true, record.wrong) == (None, None, (False, True, False))
 
 
-def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
+def test_an_image_is_compared_with_the_class_it_had_when_its_start_was_chosen():
     """A network near a tie, whose decision depends on the batch size, as rounding may."""
 
     class NearTie(nn.Module):
@@ -276,8 +279,8 @@ def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
 
     image, pool = torch.full((1, 1, 1, 1), 100.0), torch.zeros(6, 1, 1, 1)
     record = measure(NearTie(), image, torch.tensor([1]), pool, num_images=1, seed=0, batch_size=7)
-    # In its own batch the image is of another class than before, without any change. Held against
-    # class 0, it would get the whole way to its start, 100, which changes no class.
+    # Alone in its batch, the unchanged image has another class than before. Compared with class 0,
+    # its radius would be the distance to its start, 100, which changes no class.
     assert record.radii == pytest.approx([0.0], abs=1e-3)
 
 
@@ -303,45 +306,45 @@ def test_a_vanishing_gradient_is_crossed_towards_the_start():
     assert record.radii == pytest.approx([100, 100], rel=1e-3)
 
 
-def test_the_nearest_is_found_in_whichever_block_of_the_pool_it_lies():
+def test_the_nearest_start_is_found_in_any_block_of_the_pool():
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(
         0, 256, (2 * POOL_BLOCK + 1, 1, 3, 3), generator=generator, dtype=torch.uint8
     )
     images, classes = pool[::100].float() + 0.5, torch.arange(len(pool)) % 3
-    own = classes[::100]
-    found = nearest_of_another_class(images, own, pool, classes)
-    for image, decision, start in zip(images, own, found, strict=True):
-        others = pool[classes != decision].double()
-        distances = ((others - image.double()) ** 2).flatten(1).sum(1)
+    decisions = classes[::100]
+    starts = nearest_of_another_class(images, decisions, pool, classes)
+    for image, decision, start in zip(images, decisions, starts, strict=True):
+        candidates = pool[classes != decision].double()
+        distances = ((candidates - image.double()) ** 2).flatten(1).sum(1)
         assert ((start.double() - image.double()) ** 2).sum() == pytest.approx(
             distances.min().item()
         )
 
 
-def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
+def test_radii_do_not_depend_on_the_batch_size():
     torch.manual_seed(0)
     model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
     labels = model(images).argmax(1)
-    whole, parts = (
+    in_one_batch, in_batches = (
         measure(model, images, labels, images, num_images=9, seed=0, batch_size=batch_size)
         for batch_size in (50, 4)
     )
-    assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
-    assert (parts.rows, parts.wrong) == (whole.rows, whole.wrong)
+    assert in_batches.radii == pytest.approx(in_one_batch.radii, rel=1e-4)
+    assert (in_batches.rows, in_batches.wrong) == (in_one_batch.rows, in_one_batch.wrong)
 
 
-def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
+def test_the_sample_depends_on_the_seed_alone_and_contains_all_images_if_it_can():
     model, images = Linear(torch.ones(4), -400.0), torch.full((30, 1, 2, 2), 120.0)
     labels, options = torch.ones(30, dtype=torch.int64), {"num_steps": 1, "num_bisections": 1}
-    first, again, other = (
+    first, again, with_another_seed = (
         measure(model, images, labels, images[:2], num_images=10, seed=seed, **options)
         for seed in (1, 1, 2)
     )
-    assert first.rows == again.rows != other.rows
+    assert first.rows == again.rows != with_another_seed.rows
     assert len(set(first.rows)) == 10
-    everything = measure(model, images, labels, images[:2], num_images=99, seed=0, **options)
-    assert everything.rows == tuple(range(30))
+    with_all_images = measure(model, images, labels, images[:2], num_images=99, seed=0, **options)
+    assert with_all_images.rows == tuple(range(30))
 
 
 def test_summaries_follow_from_the_radii():

@@ -1,5 +1,4 @@
-"""One trial of a search: judged on validation images after every epoch, stopped or diverged as a
-result."""
+"""One trial of a search: validation scores after every epoch, and stopped or diverged results."""
 
 import math
 from dataclasses import replace
@@ -21,15 +20,15 @@ def network(**changes):
 def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
     """Same network, same images: the search's validation loss is what a sweep would call test
     loss."""
-    told, images, labels = [], data.train_images[:48], data.train_labels[:48]
+    epochs, images, labels = [], data.train_images[:48], data.train_labels[:48]
     data = replace(data, train_images=images, train_labels=labels)
-    found = run_search_trial(network(), data, on_epoch=lambda record: told.append(record.epoch))
-    swept = run_trial(TrialSpec(network=network()), data)
-    assert found.status == SearchStatus.COMPLETE
-    assert found.loss == pytest.approx(swept.scores.test_loss, rel=1e-6)
-    assert [score.epoch for score in found.curve] == told == [1, 2, 3, 4]
-    assert (found.num_train, found.num_validation, found.epochs) == (48, 20, 4)
-    assert found.chance_loss == pytest.approx(math.log(2))
+    result = run_search_trial(network(), data, on_epoch=lambda record: epochs.append(record.epoch))
+    sweep_result = run_trial(TrialSpec(network=network()), data)
+    assert result.status == SearchStatus.COMPLETE
+    assert result.loss == pytest.approx(sweep_result.scores.test_loss, rel=1e-6)
+    assert [score.epoch for score in result.curve] == epochs == [1, 2, 3, 4]
+    assert (result.num_train, result.num_validation, result.epochs) == (48, 20, 4)
+    assert result.chance_loss == pytest.approx(math.log(2))
 
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
@@ -37,12 +36,12 @@ def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatc
     monkeypatch.setattr(
         "torch.nn.functional.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan")
     )
-    found = run_search_trial(network(), data)
-    assert found.status == SearchStatus.DIVERGED
-    assert "training loss was nan in epoch 1" in found.reason
-    assert found.loss is None
-    assert found.capped_loss == pytest.approx(2 * math.log(2))
-    assert found.epochs == 1
+    result = run_search_trial(network(), data)
+    assert result.status == SearchStatus.DIVERGED
+    assert "training loss was nan in epoch 1" in result.reason
+    assert result.loss is None
+    assert result.capped_loss == pytest.approx(2 * math.log(2))
+    assert result.epochs == 1
 
 
 @pytest.mark.parametrize(

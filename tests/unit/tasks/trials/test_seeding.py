@@ -1,5 +1,4 @@
-"""Somebody's own network shares its process with other trials: what it changes, draws and
-remembers."""
+"""A custom network shares its process with other trials: its changes, random numbers and state."""
 
 import random
 import sys
@@ -81,7 +80,7 @@ def settings():
         float(torch.full((), 1e-38, device="cpu") / 100),  # 0 where denormals are flushed
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002 (somebody's network draws from it)
+        np.random.get_state()[1].tolist(),  # noqa: NPY002 (a custom network draws from it)
     )
 
 
@@ -101,7 +100,7 @@ def test_a_network_that_changes_the_process_changes_no_later_trial(data, own_spe
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_network_that_draws_numbers_is_the_same_again_and_after_it_was_killed(data, own_spec):
+def test_a_network_that_draws_random_numbers_is_reproduced_also_after_a_kill(data, own_spec):
     spec, shelf = own_spec("Draws", epochs=6), Shelf()
 
     def checkpoints():
@@ -118,12 +117,12 @@ def test_a_network_that_draws_numbers_is_the_same_again_and_after_it_was_killed(
 
 def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, own_spec):
     spec, shelf = own_spec("Remembers"), Shelf()
-    known = run_trial(
+    result = run_trial(
         spec, data, store_weights=lambda content: shelf.save(content) or "kept in a test"
     )
-    more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
+    extended_spec = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
     with pytest.raises(
         CorruptStoreError,
         match=r"has the test loss 0\.688219, but after training it had 0\.691115",
     ):
-        measure_trial(spec, data, shelf.data, known, spec.missing_for(more))
+        measure_trial(spec, data, shelf.data, result, spec.missing_for(extended_spec))

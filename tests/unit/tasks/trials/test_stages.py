@@ -1,4 +1,4 @@
-"""d_repr after every stage: which stages there are, their activations, their dimension."""
+"""d_repr after every stage: the stages, their activations and their dimension."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     assert list(list_stages(model_of(name, size), images)) == expected
 
 
-def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they_are_read():
+def test_activations_equal_torchvisions_extractor_in_blocks_of_any_size():
     model = model_of("resnet18", 64)
     images = pixels_of(40, side=64)
     extractor = create_feature_extractor(model.network.eval(), ["layer1", "relu"])
@@ -48,25 +48,29 @@ def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they
         parts = [extractor(batch.float() / 255) for batch in images.split(32)]
     for name in ("relu", "layer1"):
         rows = StageRows(model, name, images)
-        whole = rows.read(0, 40)
+        activations = rows.read(0, 40)
         np.testing.assert_allclose(
-            whole, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5
+            activations, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5
         )
         assert np.array_equal(
-            np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), whole
+            np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), activations
         )
 
 
 def test_every_stage_is_measured_at_once_and_later_alike(data):
-    few = trial_spec(epochs=2)
-    many = few.model_copy(
-        update={"representation": few.representation.model_copy(update={"stages": True})}
+    spec = trial_spec(epochs=2)
+    extended_spec = spec.model_copy(
+        update={"representation": spec.representation.model_copy(update={"stages": True})}
     )
-    assert few.trial_id == many.trial_id
-    kept = []
-    first = run_trial(few, data, store_weights=lambda content: kept.append(content) or "here")
-    at_once = run_trial(many, data)
-    later = measure_trial(many, data, kept[0], first, few.missing_for(many))
+    assert spec.trial_id == extended_spec.trial_id
+    stored_weights = []
+    first = run_trial(
+        spec, data, store_weights=lambda content: stored_weights.append(content) or "here"
+    )
+    at_once = run_trial(extended_spec, data)
+    later = measure_trial(
+        extended_spec, data, stored_weights[0], first, spec.missing_for(extended_spec)
+    )
     assert [stage.module for stage in later.d_repr_stages] == ["2", "6", "10", "11"]
     assert [stage.num_features for stage in later.d_repr_stages] == [
         8 * 144,
@@ -75,18 +79,20 @@ def test_every_stage_is_measured_at_once_and_later_alike(data):
         32 * 16,
     ]
     assert (first.d_repr_stages, later.d_repr) == ((), first.d_repr)
-    for one, other in zip(at_once.d_repr_stages, later.d_repr_stages, strict=True):
+    for stage_at_once, stage_later in zip(at_once.d_repr_stages, later.d_repr_stages, strict=True):
         for name in ("mle", "twonn"):
-            assert one.d_repr[name].value == pytest.approx(other.d_repr[name].value, rel=1e-4)
+            assert stage_at_once.d_repr[name].value == pytest.approx(
+                stage_later.d_repr[name].value, rel=1e-4
+            )
 
 
 def test_blocks_change_no_dimension(monkeypatch):
     model, size = model_of("small_cnn"), 32
     images = pixels_of(120, side=size)
     rows = StageRows(model, "2", images)
-    whole = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
+    in_one_block = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
     monkeypatch.setattr("tasks.trials.representations.BLOCK_BYTES", 4 * 8 * size * size * 50)
     assert rows.block_rows == 50
-    parts = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
-    for name in whole:
-        assert parts[name].value == pytest.approx(whole[name].value, rel=1e-5)
+    in_blocks = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
+    for name in in_one_block:
+        assert in_blocks[name].value == pytest.approx(in_one_block[name].value, rel=1e-5)

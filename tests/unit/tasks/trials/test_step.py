@@ -39,17 +39,16 @@ def network(*, norm=True):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_captured_steps_and_eager_steps_give_the_same_weights_to_the_last_bit(precision, optimizer):
-    """A replay that runs what was captured stands for CUDA's: the buffers and counts around it are
-    ours."""
+    """A replay that runs the captured step replaces CUDA's. Buffers and counts are the product's."""
     settings, (pixels, labels) = recipe(precision=precision, optimizer=optimizer), images()
     captured_sizes, replays = [], []
 
-    def record(work):
+    def record(run_step):
         captured_sizes.append(1)
 
         def replay():
             replays.append(1)
-            work()
+            run_step()
 
         return replay
 
@@ -81,8 +80,8 @@ def test_a_cpu_has_no_graphs_and_takes_the_same_steps():
     assert all(parameter.grad is None for parameter in second.parameters())  # given back
 
 
-def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
-    """The current one is another where somebody names the second: a graph would hold nothing."""
+def test_graphs_are_captured_on_the_gpu_of_the_training(monkeypatch):
+    """The current GPU may be another than the one requested: a graph would capture nothing."""
     entered = []
 
     class Current:
@@ -93,16 +92,16 @@ def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", Current)
     train(network(), *images(), recipe(epochs=0), seed=0, graphs=True)
-    monkeypatch.setattr(nn.Module, "to", lambda model, *where, **how: model)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: tensor)
-    monkeypatch.setattr(training, "Step", lambda *words, **options: None)
+    monkeypatch.setattr(nn.Module, "to", lambda model, *arguments, **options: model)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *arguments, **options: tensor)
+    monkeypatch.setattr(training, "Step", lambda *arguments, **options: None)
     monkeypatch.setattr(training, "seeded", lambda seed, device: nullcontext())
     train(network(), *images(), recipe(epochs=0), seed=0, device="cuda:1", graphs=True)
     assert entered == [torch.device("cuda:1")]
 
 
-def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypatch):
-    """What was wrong is its cause: memory that ran out inside a capture is known by it."""
+def test_a_step_that_cannot_be_captured_raises_a_capture_error(monkeypatch):
+    """Its cause is the original error, which shows that memory ran out inside a capture."""
 
     class NoCapture:
         def __init__(self, graph):
@@ -127,15 +126,15 @@ def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypa
 
 def test_micro_batches_make_the_step_of_the_whole_batch():
     settings, (pixels, labels) = recipe(epochs=3, optimizer="sgd", learning_rate=1e-4), images()
-    whole, parts = network(norm=False), network(norm=False)
-    whole[4].p = parts[4].p = 0.0
-    first = train(whole, pixels, labels, settings, seed=0)
-    second = train(parts, pixels, labels, settings, seed=0, micro_batch=3)
-    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    for ours, theirs in zip(second, first, strict=True):
-        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
-        assert ours.train_accuracy == theirs.train_accuracy
+    plain_network, split_network = network(norm=False), network(norm=False)
+    plain_network[4].p = split_network[4].p = 0.0
+    first = train(plain_network, pixels, labels, settings, seed=0)
+    second = train(split_network, pixels, labels, settings, seed=0, micro_batch=3)
+    for split, plain in zip(split_network.parameters(), plain_network.parameters(), strict=True):
+        torch.testing.assert_close(split, plain, rtol=1e-4, atol=1e-6)
+    for split, plain in zip(second, first, strict=True):
+        assert split.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
+        assert split.train_accuracy == plain.train_accuracy
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batch"), [(7, 3), (6, None)])
@@ -152,9 +151,9 @@ def test_no_lone_image_is_left_to_batch_norm(batch_size, micro_batch):
 
 def test_pixels_are_a_float_copy_with_channels_last():
     pixels, _ = images()
-    made = as_pixels(pixels)
-    assert made.dtype == torch.float32
-    assert made.is_contiguous(memory_format=torch.channels_last)
+    converted = as_pixels(pixels)
+    assert converted.dtype == torch.float32
+    assert converted.is_contiguous(memory_format=torch.channels_last)
     floats = pixels.float()
     assert as_pixels(floats).data_ptr() != floats.data_ptr()
 

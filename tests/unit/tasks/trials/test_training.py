@@ -58,7 +58,7 @@ def test_sgd_training_equals_a_plain_loop_written_by_hand(decay):
     order = torch.Generator().manual_seed(derive_seed("batch order", 7))
     expected = []
     for _ in range(3):
-        total = hits = 0.0
+        total = num_correct = 0.0
         permutation = torch.randperm(10, generator=order).tolist()
         for start in range(0, 10, 4):
             rows = permutation[start : start + 4]
@@ -67,12 +67,12 @@ def test_sgd_training_equals_a_plain_loop_written_by_hand(decay):
             probabilities = torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
             onehot = F.one_hot(labels[rows], 2).double()
             total += -(probabilities.log() * onehot).sum().item()
-            hits += (logits.argmax(1) == labels[rows]).sum().item()
+            num_correct += (logits.argmax(1) == labels[rows]).sum().item()
             error = (probabilities - onehot) / len(rows)
             for index, gradient in enumerate((error.T @ x, error.sum(0))):
                 velocity[index] = 0.9 * velocity[index] + gradient + decay * weights[index]
                 weights[index] = weights[index] - 0.01 * velocity[index]
-        expected.append((total / 10, hits / 10))
+        expected.append((total / 10, num_correct / 10))
 
     history = train(model, images, labels, settings, seed=7)
     assert [record.epoch for record in history] == [1, 2, 3]
@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_ends_training_with_a_diverged_record():
     assert calls == []
 
 
-def test_evaluation_gives_every_module_its_own_mode_back():
+def test_evaluation_restores_the_mode_of_every_module():
     model = normed()
     model[1].eval()
     with evaluation_mode(model):

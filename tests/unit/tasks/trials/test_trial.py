@@ -28,7 +28,7 @@ def names(result):
     return [attack.name for attack in result.attacks]
 
 
-def test_a_trial_reports_everything_that_was_asked_for(outcome):
+def test_a_trial_reports_all_requested_measurements(outcome):
     assert outcome.status == "done"
     assert outcome.scores.num_parameters > 0
     assert names(outcome) == ATTACKS
@@ -55,7 +55,7 @@ def test_a_result_survives_json_and_pickling(outcome):
     assert pickle.loads(pickle.dumps(outcome)) == outcome
 
 
-def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcome):
+def test_results_of_a_spec_are_equal_bit_by_bit_whatever_ran_before(data, outcome):
     torch.manual_seed(12345)
     np.random.seed(7)  # noqa: NPY002 (other people's code does)
     torch.randn(100) @ torch.randn(100, 100)
@@ -125,7 +125,7 @@ def test_d_repr_of_a_network_that_maps_all_images_to_one_point_is_absent(data, m
     assert [attack.num_unchanged for attack in result.attacks] == [20] * 5
 
 
-def test_the_released_head_of_1000_logits_is_kept_when_the_recipe_says_so(data):
+def test_the_released_head_of_1000_logits_is_used_if_the_recipe_requests_it(data):
     result = run_trial(trial_spec("small_mlp", num_outputs=1000, epochs=0), data)
     assert result.scores.test_loss == pytest.approx(math.log(1000), rel=0.1)
 
@@ -177,58 +177,57 @@ def test_what_cannot_be_trained_is_refused(data, name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "size"),
+    ("kind", "message", "size"),
     [
         (torch.OutOfMemoryError, "CUDA out of memory", 0),
         (MemoryError, "DefaultCPUAllocator", 2**60),
     ],
 )
-def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, said, size):
+def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, message, size):
     def exhausted(*arguments, **options):
         torch.empty(size)
-        raise kind(said)
+        raise kind(message)
 
     monkeypatch.setattr(tasks.trials.trial, "train", exhausted)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         run_trial(trial_spec(), data)
 
 
 KINDS_OF_PASS = (True, False), (False, False), (False, True)
-"""Of training, an evaluation and an attack: whether the model trains, whether pixels have a
-gradient."""
+"""Passes of training, an evaluation and an attack: whether the model trains, and whether pixels
+have a gradient."""
 
 
-def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_short_training_takes(
-    data, monkeypatch
-):
-    """Of training's batch of 16, of an evaluation's 16 and of an attack's 8; then a quarter of
-    each."""
-    forward, passed = PixelModel.forward, []
+def test_no_pass_is_larger_than_predicted_or_than_the_micro_batch(data, monkeypatch):
+    """Training has batches of 16, an evaluation 16 and an attack 8. A micro-batch of 4 needs a
+    quarter of each."""
+    forward, passes = PixelModel.forward, []
 
     def count(model, pixels):
-        passed.append((model.training, pixels.requires_grad, len(pixels)))
+        passes.append((model.training, pixels.requires_grad, len(pixels)))
         return forward(model, pixels)
 
     monkeypatch.setattr(PixelModel, "forward", count)
     robustness = RobustnessSpec(num_images=20, num_steps=2, num_bisections=1)
-    asked = {
+    measurements = {
         "attacks": AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0,)),
         "robustness": robustness,
     }
     spec = trial_spec("small_mlp", epochs=4, test_loss="mean_of_batch_means").model_copy(
-        update=asked
+        update=measurements
     )
-    found = {}
+    runs = {}
     for micro_batch in (None, 4):
-        passed.clear()
+        passes.clear()
         result = run_trial(spec, data, ComputeOptions(micro_batch=micro_batch))
-        most = {
-            kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS
+        largest = {
+            kind: max(size for *modes, size in passes if tuple(modes) == kind)
+            for kind in KINDS_OF_PASS
         }
-        found[micro_batch] = (most, result)
+        runs[micro_batch] = (largest, result)
         assert (names(result), len(result.robustness.radii)) == (["fgsm_1", "pgd_1"], 20)
-    assert [list(most.values()) for most, _ in found.values()] == [[16, 16, 8], [4, 4, 2]]
-    whole, parts = (result.scores for _, result in found.values())
-    assert (parts.train_loss, parts.test_loss) == pytest.approx(
-        (whole.train_loss, whole.test_loss), rel=1e-4
+    assert [list(largest.values()) for largest, _ in runs.values()] == [[16, 16, 8], [4, 4, 2]]
+    scores, split_scores = (result.scores for _, result in runs.values())
+    assert (split_scores.train_loss, split_scores.test_loss) == pytest.approx(
+        (scores.train_loss, scores.test_loss), rel=1e-4
     )
