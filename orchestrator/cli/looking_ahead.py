@@ -134,16 +134,11 @@ def predict(
     goal = Goal(train_size, target_loss)
     question = _curve_question(alone, goal)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
+    _check_source(alone.curve, sweep, is_of_new_dataset or domain is not None)
     if alone.curve is not None:
-        _check_curve_alone(alone.curve, sweep, is_of_new_dataset or domain is not None)
         with waiting("fitting learning curves", slow=True):
             _print_curves(read_curve(alone.curve), question, str(alone.curve), model, work)
         return
-    if not sweep:
-        raise ConfigError(
-            "The prediction needs a sweep or a learning curve, but none is given",
-            hint="Give the name of a sweep, or a file of results with --curve results.csv",
-        )
     if is_of_new_dataset:
         _check_one_goal(goal)
         _check_no_curve_options(alone)
@@ -179,8 +174,15 @@ def predict(
         _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
-def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bool) -> None:
-    """Check that --curve is not given together with a sweep or options of sweeps."""
+def _check_source(curve: Path | None, sweep: str, has_options_of_sweeps: bool) -> None:
+    """Check that either a sweep or --curve is given, and no options of sweeps with --curve."""
+    if curve is None:
+        if not sweep:
+            raise ConfigError(
+                "The prediction needs a sweep or a learning curve, but none is given",
+                hint="Give the name of a sweep, or a file of results with --curve results.csv",
+            )
+        return
     if not sweep and not has_options_of_sweeps:
         return
     conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"

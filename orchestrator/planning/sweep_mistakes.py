@@ -88,9 +88,6 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
     kind = detail["type"]
     value = detail["input"]
     shown = repr(value)[:MAX_SHOWN]
-    name, _, last = dotted.rpartition(".")
-    if name and last.isdecimal():
-        dotted = f"value {int(last) + 1} of {name}"
     if isinstance(value, dict):
         shown = f"a mapping with the keys {', '.join(map(str, value))}"[:MAX_SHOWN]
     if kind == "too_short" and detail["ctx"]["min_length"] == 1:
@@ -112,10 +109,20 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
         return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}", hint=hint)
     rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
     for pydantic_words, words in COMPARISONS.items():
-        rule = rule.replace(pydantic_words, words)
+        if pydantic_words in rule:
+            rule = rule.replace(pydantic_words, words)
+            dotted = _numbered(dotted)
     if rule.startswith(("must ", "should ")):
         return ConfigError(f"{dotted} is {shown}, but {rule}")
     return ConfigError(f"{dotted} is {shown}: {rule[0].lower()}{rule[1:]}")
+
+
+def _numbered(dotted: str) -> str:
+    """Return a dotted key as words if it ends with an index: ``value 1 of seeds``."""
+    name, _, last = dotted.rpartition(".")
+    if not last.isdecimal():
+        return dotted
+    return f"value {int(last) + 1} of {name}"
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
