@@ -27,10 +27,10 @@ codes, another driver would end in the same way."""
 STOPPED = 130
 """Exit code after somebody stopped the job: that of a program that Ctrl-C ends."""
 MAX_SHORT_DRIVERS = 10
-"""Number of drivers in a row that may die young. Finished trials are kept, so each driver goes on
-where the last one ended."""
+"""Number of drivers in a row that may die within LONG_LIFE_S. Finished trials are kept, so each
+driver goes on where the last one ended."""
 LONG_LIFE_S = 3600.0
-"""A driver that lived for an hour does not count as one that died young."""
+"""Seconds. The death of a driver that lived longer starts a new count."""
 POLL_S = 5.0
 LONGEST_PAUSE_S = 300.0
 
@@ -47,22 +47,27 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     entrypoint = shlex.join(driver_command(arguments))
     num_short_drivers = 0
-    while num_short_drivers < MAX_SHORT_DRIVERS:
+    while True:
         start = time.monotonic()
         exit_code = follow(entrypoint)
         if exit_code is not None:
             return exit_code
         lived_long = time.monotonic() - start >= LONG_LIFE_S
         num_short_drivers = 1 if lived_long else num_short_drivers + 1
+        if num_short_drivers == MAX_SHORT_DRIVERS:
+            log(f"{MAX_SHORT_DRIVERS} drivers died one after another; read isweep.log in the root")
+            return 3
         pause = min(POLL_S * 2 ** (num_short_drivers - 1), LONGEST_PAUSE_S)
         log(f"the driver died; the sweep is submitted again in {pause:g} s")
         time.sleep(pause)
-    log(f"{MAX_SHORT_DRIVERS} drivers died one after another; read isweep.log in the root folder")
-    return 3
 
 
 def driver_command(arguments: list[str]) -> list[str]:
-    """Return the command of the driver, with absolute paths: Ray chooses the folder of a job."""
+    """Return the command of the driver.
+
+    Ray runs a job in a folder of its own. So the path of the sweep file becomes absolute; give
+    absolute paths in the options.
+    """
     sweep, *options = arguments
     file = Path(sweep).expanduser()
     if file.is_file():

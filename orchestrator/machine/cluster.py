@@ -101,7 +101,8 @@ class _HeadAddress:
                 hint="Use `--address auto` on the head node itself, or submit the command with "
                 "`ray job submit` from another machine",
             )
-        return cls(host, int(port))
+        # An IPv6 address may be in brackets, which a socket does not accept.
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def resolve_head(address: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,13 +315,20 @@ def _gpus_with_names(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | No
     """
     if names is None:
         return gpus
-    # CUDA ignores everything from the first number without a GPU.
-    names = list(takewhile(lambda name: not name.isdigit() or int(name) < len(gpus), names))
+    # CUDA ignores everything from the first number or UUID without a GPU.
+    names = list(takewhile(partial(_has_gpu, gpus), names))
     if not all(name.isdigit() for name in names):
         return [gpu for name in names for gpu in gpus if gpu.uuid.startswith(name)]
     if len({gpu.name for gpu in gpus}) == 1:
         return gpus[: len(names)]
     return None
+
+
+def _has_gpu(gpus: list[Gpu], name: str) -> bool:
+    """Return whether a number, or the beginning of a UUID, belongs to one of the GPUs."""
+    if name.isdigit():
+        return int(name) < len(gpus)
+    return any(gpu.uuid.startswith(name) for gpu in gpus)
 
 
 def slice_uuids() -> list[str]:

@@ -230,6 +230,9 @@ class Tracker:
         """Add the start or failure of a live run to its pending update."""
         at_ms = milliseconds(self._clock.time())
         live = self._pending.live_run(key)
+        if failed:
+            # The start may not be sent yet. Its tags name the network, the dataset and N.
+            tags = {**(live.tags or {}), **tags}
         self._put(key, replace(live, tags=tags, failed=failed, at_ms=at_ms))
 
     def _add_points(self, key: str, points: Sequence[CurvePoint]) -> None:

@@ -18,7 +18,7 @@ import mlflow
 import pytest
 import ray
 
-from orchestrator.machine import cluster
+from orchestrator.machine import ray_settings
 from orchestrator.results import mlflow_pages
 from orchestrator.results.mlflow_connection import connect
 
@@ -126,7 +126,7 @@ def test_rays_schema_of_launch_files_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "variable", sorted({**cluster._RAY_VARIABLES, **cluster._PRIVATE_CLUSTER_VARIABLES})
+    "variable", sorted({**ray_settings._RAY_VARIABLES, **ray_settings._PRIVATE_CLUSTER_VARIABLES})
 )
 def test_ray_reads_a_setting(variable: str) -> None:
     # Python code reads the variable by its name, C++ code without the prefix.

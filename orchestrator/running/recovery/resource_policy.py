@@ -17,8 +17,9 @@ other processes, whole GPU       the same; after 4 such failures of its network,
 no cuDNN kernel                  none: the verdict is final
 ===============================  =================================================================
 
-If level L + 1 requests the same as level L, the trial gets a final verdict. There is one exception:
-while other processes use the memory of the machine, no verdict is final.
+If level L + 1 requests the same as level L, the trial gets a final verdict. There are two
+exceptions for the memory of the machine: no verdict is final while other processes use this memory,
+or below level 4 (:data:`MIN_FINAL_LEVEL`).
 """
 
 from __future__ import annotations

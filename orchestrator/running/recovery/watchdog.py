@@ -93,7 +93,6 @@ class Watchdog:
 
     def add(self, trial_id: str, limit_s: float) -> None:
         """Add a starting trial, with its time limit ``limit_s`` in seconds between two messages."""
-        self._failures.pop(trial_id, None)
         self._watched[trial_id] = _WatchedTrial(self._clock.monotonic(), limit_s)
 
     def message_from(self, trial_id: str) -> None:
@@ -104,8 +103,9 @@ class Watchdog:
             watched.is_confirmed = True
 
     def remove(self, trial_id: str) -> None:
-        """Remove the time limit of a trial that has ended."""
+        """Forget the time limit and the failure of an attempt that has ended."""
         self._watched.pop(trial_id, None)
+        self._failures.pop(trial_id, None)
 
     def failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that the watchdog ended; None for any other trial."""

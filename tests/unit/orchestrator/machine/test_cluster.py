@@ -27,6 +27,7 @@ from orchestrator.machine.cluster import (
     RunOptions,
     _private_cluster,
     connect,
+    resolve_head,
     trial_resources,
 )
 from search_spaces.errors import ConfigError, SetupError
@@ -327,6 +328,11 @@ class TestAddress:
                 use()
             assert caught.value.exit_code == 2
         assert RunOptions(address="[::1]:6379").address == "[::1]:6379"  # contacted later
+
+    def test_an_ipv6_address_may_be_in_brackets(self):
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            address = f"[::1]:{server.getsockname()[1]}"
+            assert resolve_head(address) == address
 
     def test_an_address_that_does_not_answer_is_an_error(self):
         with socket.socket() as silent_socket:

@@ -474,6 +474,8 @@ def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     # CUDA uses the GPUs before the first number that does not exist.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7,0")
     assert len(gpus.gpus_here()) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2,GPU-9,GPU-1")
+    assert [gpu.uuid for gpu in gpus.gpus_here()] == ["GPU-2"]
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert gpus.gpu_models_here(()) == (None, 0)

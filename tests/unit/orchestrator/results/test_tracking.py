@@ -155,6 +155,14 @@ class TestRuns:
         finish_runs(open_tracker(client, sweep), finished_run("a", 0.5))
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
 
+    def test_a_failure_before_the_start_is_sent_keeps_the_tags_of_the_start(self, client, sweep):
+        tracker = open_tracker(client, sweep)
+        tracker.start_trial("a", {"model": "small_cnn"})
+        tracker.fail_trial(failure("a", "worker_crash", "gone", 1))
+        tracker.close("KILLED")
+        tags = active_runs(client, sweep)["a"].data.tags
+        assert (tags["model"], tags["failure_message"]) == ("small_cnn", "gone")
+
     def test_a_later_result_replaces_an_earlier_one_at_any_clock_time(self, tracker, client, sweep):
         for key in ("a", "b"):
             tracker.finish(finished_run(key, 0.5, modified_at=5000))

@@ -322,6 +322,32 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
     assert messages == ([f"cell: {reason}"] if "answer" in reason else [])
 
 
+def test_a_retry_after_a_hang_is_watched_before_tune_reports_its_start():
+    clock = SteadyClock()
+    killed = []
+    watch = Watchdog(
+        print,
+        lambda trial: lambda: killed.append(clock.now),
+        lambda: "",
+        is_private=False,
+        clock=clock,
+    )
+
+    def wait(seconds):
+        for _ in range(seconds // 10):
+            clock.now += 10
+            watch.check(RUNNING_TRIALS, {"cell"})
+
+    wait(80)  # the worker of the first attempt does not answer
+    assert len(killed) == 1
+    watch.remove("cell")
+    assert watch.failure("cell") is None
+
+    wait(80)  # neither does that of the retry
+
+    assert len(killed) == 2
+
+
 def second_of_end(cpu_seconds, *, is_private=True, seconds=4000):
     """Return the second at which a run without a started trial ends; None if it continues.
 
