@@ -156,7 +156,10 @@ def good_with_dataset(text):
             GOOD + "attacks: {models: 1}",
             r"attacks\.models is not a known key\. .*these keys: methods, epsilons, parameters\.",
         ),
-        (GOOD + "attacks: {epsilons: [0]}", r"value 1 of attacks\.epsilons is 0, but must be above 0"),
+        (
+            GOOD + "attacks: {epsilons: [0]}",
+            r"value 1 of attacks\.epsilons is 0, but must be above 0",
+        ),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks\.epsilons .* 1\.0 more than once"),
         (
             GOOD + "attacks: {epsilons: [0.03, 0.3]}",
