@@ -367,7 +367,8 @@ def _repeated_in_inner_archives(
             hashed_path = request.hashed(MARK.join(archive.members))
             raise request.error(
                 f"{len(repeats)} of the {len(names)} images in the inner archive {hashed_path} "
-                "have the file name of an image beside it, so it is unclear whether this archive repeats those images",
+                "have the file name of an image beside it, so it is unclear "
+                "whether this archive repeats those images",
                 hint="Remove the inner archive, or unpack the other images beside it and then "
                 "remove it",
             )
