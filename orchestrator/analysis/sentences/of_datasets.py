@@ -63,7 +63,8 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
     yield _dimension(fits)
     yield _sharpness(fits)
     fall = _fall(fits)
-    if fall is not None:
+    # Class pairs have a test of this question, which says more than a count of datasets.
+    if fall is not None and not fits.class_pairs:
         yield fall
     yield _exponent(fits)
     yield _attacks(fits)
