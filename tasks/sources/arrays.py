@@ -1,26 +1,27 @@
 """List and read the images of a user's ``.npz`` or HDF5 file.
 
-An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. The layout
-of both follows packages that are in wide use. An *array
+An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. An *array
 name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
 of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
 The *locator* of an image is the name of its array and its row.
 
 Other arrays with one entry per image are *columns*. The name of a column is its array name without
-the split. Its *role* is its use, see :mod:`tasks.sources.own.columns`. Example:
+the split. The *role* of a column is its use, see :mod:`tasks.sources.own.columns`. The array of
+labels is found by its array name. Its column is always called ``label``. Another column with this
+name is not read. Example:
 
 ==================  ==========  =====
 array name          column      role
 ==================  ==========  =====
 train_patient_id    patient_id  group
-train_labels        (labels)    label
+train_labels        label       label
 train_age           age         none
 ==================  ==========  =====
 
-
-``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height,
-width)``. Images of uint8 stay as stored. Each image of other integers is scaled by its own maximum.
-All images of floats are scaled in the same way, as :mod:`tasks.sources.pixel_range` decides.
+The shape of an array of images is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or
+``(n, 1 or 3, height, width)``. Images of uint8 stay as stored. Each image of other integers is
+scaled by its own maximum. All images of floats are scaled in the same way, as
+:mod:`tasks.sources.pixel_range` decides.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class ImageArray:
         images_name: Array name of the images.
         labels_name: Array name of the labels.
         split: Split of the images.
-        array_by_column: Name of a column -> its array name. An example is ``patient_id`` ->
-            ``train_patient_id``.
+        array_by_column: Name of a column -> its array name, for all arrays except those of images
+            and labels. An example is ``{"patient_id": "train_patient_id", "age": "train_age"}``.
     """
 
     images_name: str
@@ -125,7 +126,10 @@ class ImageArray:
     array_by_column: dict[str, str]
 
     def array_by_role(self, columns: Columns) -> dict[str, str]:
-        """Return the arrays to read: role -> array name."""
+        """Return the arrays to read: role -> array name.
+
+        An example is ``{"label": "train_labels", "group": "train_patient_id"}``.
+        """
         array_by_role = {"label": self.labels_name}
         for role, column in columns.name_by_role.items():
             if role != "label" and column in self.array_by_column:

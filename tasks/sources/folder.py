@@ -166,6 +166,34 @@ class ClassImage:
 
 
 @dataclass(frozen=True)
+class NestedArchive:
+    """The archive ``<raw>``, or an archive inside it.
+
+    Attributes:
+        members: The inner archives that lead to the archive, from the outermost one to the archive
+            itself. They are ``("a/copy.zip",)`` for ``raw.zip!/a/copy.zip``. For ``<raw>``, the
+            tuple is empty.
+    """
+
+    members: tuple[str, ...]
+
+    @property
+    def parent(self) -> NestedArchive:
+        """The archive that contains this inner archive."""
+        return NestedArchive(self.members[:-1])
+
+    @property
+    def folder(self) -> str:
+        """The folder of :attr:`parent` in which this inner archive lies; empty at its top."""
+        return self.members[-1].rpartition("/")[0]
+
+    @property
+    def is_at_top(self) -> bool:
+        """Whether the archive would lie at the top of ``<raw>`` if all archives were unpacked."""
+        return not any("/" in member for member in self.members)
+
+
+@dataclass(frozen=True)
 class FolderScan:
     """The images of a raw folder before their classes are known.
 
@@ -316,31 +344,31 @@ def _repeated_in_inner_archives(
     Raises:
         DataError: Only some images of an inner archive have the file name of an image beside it.
     """
-    # An archive is identified by the members that lead to it. In raw.zip!/a/copy.zip!/1.png, it is
-    # ("a/copy.zip",). The archive raw.zip itself is the empty tuple.
-    file_names: defaultdict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
-    images_by_archive: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    # Archive and folder in it -> file names of the images directly in this folder.
+    file_names: defaultdict[tuple[NestedArchive, str], set[str]] = defaultdict(set)
+    # Inner archive -> names of the images in it and in all archives inside it.
+    images_by_archive: defaultdict[NestedArchive, list[str]] = defaultdict(list)
     for name in image_names:
         _, *members = split_locator(tree.locator(name))
         if not members:  # the image is not in an archive
             continue
-        archive = tuple(members[:-1])
-        image_folder, _, file_name = members[-1].rpartition("/")
-        file_names[archive, image_folder].add(file_name)
-        for depth in range(1, len(members)):
-            images_by_archive[archive[:depth]].append(name)
+        *archives, image = members
+        image_folder, _, file_name = image.rpartition("/")
+        file_names[NestedArchive(tuple(archives)), image_folder].add(file_name)
+        for depth in range(1, len(archives) + 1):
+            images_by_archive[NestedArchive(tuple(archives[:depth]))].append(name)
     repeated: set[str] = set()
     for archive, names in images_by_archive.items():
-        folders = [member.rpartition("/")[0] for member in archive]
-        if not any(folders):  # the archive is at the top
+        if archive.is_at_top:
             continue
-        names_beside = file_names.get((archive[:-1], folders[-1]), set())
+        names_beside = file_names.get((archive.parent, archive.folder), set())
         repeats = {name for name in names if PurePath(tree.locator(name)).name in names_beside}
         if 0 < len(repeats) < len(names):
+            hashed_path = request.hashed(MARK.join(archive.members))
             raise request.error(
-                f"{len(repeats)} of the {len(names)} images in the inner archive "
-                f"{request.hashed(MARK.join(archive))} have the file name of an image beside it, "
-                "so it is unclear whether this archive repeats those images",
+                f"{len(repeats)} of the {len(names)} images in the inner archive {hashed_path} "
+                "have the file name of an image beside it, so it is unclear "
+                "whether this archive repeats those images",
                 hint="Remove the inner archive, or unpack the other images beside it and then "
                 "remove it",
             )
