@@ -39,6 +39,7 @@ class LearningCurves(Displayed):
         """Return a row per curve: the score at N and the needed images, with 90 % intervals."""
         rows = []
         for curve in self.answers:
+            needed_low, needed_high = curve.needed_interval
             rows.append(
                 {
                     "curve": curve.name,
@@ -48,8 +49,8 @@ class LearningCurves(Displayed):
                     "high": curve.score.high,
                     "probability_flat": curve.probability_flat,
                     "needed_train_size": curve.images.assured if curve.images else None,
-                    "needed_low": curve.images.low if curve.images else None,
-                    "needed_high": curve.images.high if curve.images else None,
+                    "needed_low": needed_low,
+                    "needed_high": needed_high,
                 }
             )
         return pd.DataFrame(rows)

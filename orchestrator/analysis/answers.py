@@ -186,6 +186,7 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
 
 def holm_adjusted(tests: Sequence[AnyTested], family: Family) -> tuple[AnyTested, ...]:
     """Return a family of tests with Holm-adjusted p-values; tests without p are not counted."""
+    # A question without a p makes no claim, so it does not make the others stricter.
     p_values = [tested.p_value for tested in tests]
     num_tests = len(p_values) - p_values.count(None)
     adjusted = []

@@ -36,6 +36,8 @@ slope."""
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
     """Return whether so many points are at chance level that losses have a ceiling there."""
+    # Losses far beyond the chance loss show that losses are not bounded there, so a few flat curves
+    # are no ceiling.
     rows_with_loss = rows[rows[LOG_LOSS].notna()]
     weights = rows_with_loss[WEIGHT]
     is_beyond = reaches(rows_with_loss[OF_CHANCE_LOSS], WELL_BEYOND)
@@ -112,6 +114,8 @@ def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     last_at_chance = points[TRAIN_SIZE].where(reaches(means)).groupby(keys).transform("max")
     curve = [MODEL, *SUBSET]
     diverged = full[full[STATUS] != DONE].groupby(curve)[TRAIN_SIZE].max()
-    last_diverged = diverged.reindex(pd.MultiIndex.from_frame(points[curve])).to_numpy(dtype=float)
+    curve_of_point = pd.MultiIndex.from_frame(points[curve])
+    last_diverged = diverged.reindex(curve_of_point).to_numpy(dtype=float)
+    # A comparison with a missing size is False, so curves without such a size remain whole.
     is_too_small = (points[TRAIN_SIZE] <= last_at_chance) | (points[TRAIN_SIZE] <= last_diverged)
     return points[~is_too_small]

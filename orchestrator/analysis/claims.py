@@ -61,8 +61,8 @@ from search_spaces.errors import plural
 
 FAMILIES = (
     "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted over the "
-    "tests of isweep fit, any other over all tests of this ledger. In each family the chance of "
-    "any false claim is at most 5 %, in both together at most 10 %."
+    "tests of isweep fit, any other over all tests of this ledger. If the tests' assumptions hold, "
+    "the chance of any false claim is at most 5 % in each family, and at most 10 % in both."
 )
 FAMILY_WORDS: dict[Family, str] = {
     "headline questions": "isweep fit",

@@ -171,7 +171,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=("delta", "inverse_d"),
-        factor="Pairs 10 % further apart lost {}",
+        factor="Pairs with 10 % larger δ lost {}",
         needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(
@@ -207,7 +207,11 @@ PAIR_QUESTIONS = {
     ),
 }
 """Estimand -> question, in the order of the answers. One finding has all slopes at equal δ."""
-AT_DELTA = {LOSS_AT_DELTA: "log loss", R_HAT_AT_DELTA: "log R̂", DROP_AT_DELTA: "accuracy lost"}
+AT_DELTA = {
+    LOSS_AT_DELTA: "log loss",
+    R_HAT_AT_DELTA: "log R̂",
+    DROP_AT_DELTA: "accuracy lost",
+}
 """Estimand at equal δ -> name of its response."""
 
 
@@ -266,6 +270,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
 def _columns(points: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of all questions, a row per point; unmeasured values are NaN."""
     # Centering within every curve gives the exponent an intercept per pair and network.
+    # The law's rate is a slope of 1 on x, so the slope of log loss − x on x is b − 1.
     x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")

@@ -44,7 +44,7 @@ from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
 """Probability that a curve has flattened: at least the first is "flattened", at most the second
-"still improves"."""
+"probably still improves"."""
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
 MAX_DECIMALS = 6
@@ -102,7 +102,7 @@ class CurveQuestion:
             )
         if not 0 < self.assurance < 1:
             raise ConfigError(
-                f"assurance is {self.assurance:g}, which is not between 0 and 1",
+                f"assurance is {self.assurance:g}, but it must be above 0 and below 1",
                 hint="Give a probability, such as 0.8",
             )
         if self.target is None:
@@ -114,8 +114,8 @@ class CurveQuestion:
             )
         if self.metric != "loss" and not 0 < self.target < 1:
             raise ConfigError(
-                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, which is not between "
-                "0 and 1",
+                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, but it must be above "
+                "0 and below 1",
                 hint="Give a share: write 90 % as 0.9",
             )
 
@@ -194,6 +194,11 @@ class CurveAnswer:
     prior_sources: tuple[str, ...]
 
     @property
+    def smallest_size(self) -> float:
+        """The smallest measured train size."""
+        return self.points[0].train_size
+
+    @property
     def largest_size(self) -> float:
         """The largest measured train size."""
         return self.points[-1].train_size
@@ -203,12 +208,21 @@ class CurveAnswer:
         """The largest train size of a prediction."""
         return self.largest_size * MAX_EXTRAPOLATION
 
+    @property
+    def needed_interval(self) -> tuple[float | None, float | None]:
+        """The 90 % interval of the needed number of images; None for an end without a bound.
+
+        The smallest measured train size is no lower bound, because fewer images may suffice.
+        """
+        images = self.images
+        if images is None:
+            return None, None
+        low = images.low if self._has_low(images) else None
+        return low, _finite(images.high)
+
     def to_json(self) -> dict[str, Any]:
         """Return the answer for JSON; a number of images beyond the range is None."""
         images = self.images
-        interval = None
-        if images is not None:
-            interval = [_finite(images.low), _finite(images.high)]
         return {
             "name": self.name,
             "metric": self.question.metric,
@@ -223,7 +237,8 @@ class CurveAnswer:
             "needed_train_size": _finite(images.assured) if images else None,
             "likely_train_size": _finite(images.middle) if images else None,
             "least_train_size": _finite(images.least) if images else None,
-            "needed_interval": interval,
+            "needed_interval": list(self.needed_interval) if images else None,
+            "smallest_train_size_may_suffice": images is not None and not self._has_low(images),
             "probability_reachable": images.probability_reachable if images else None,
             "extrapolated_up_to": self.limit,
             "sibling_curves": self.num_siblings,
@@ -312,14 +327,15 @@ class CurveAnswer:
         if self.probability_flat >= LIKELY:
             return f"The {score} has flattened: twice the images would hardly help ({share})."
         if self.probability_flat <= UNLIKELY:
-            return f"The {score} still improves with more images."
+            probability = _percent(1 - self.probability_flat)
+            return f"The {score} probably still improves with more images ({probability})."
         return f"It is undecided whether the {score} has flattened ({share})."
 
     def _images(self, images: NeededImages) -> str:
         question = self.question
         goal = f"{with_article(question.metric)} of {number(question.target)}"
         sure = f"with a probability of {_percent(question.assurance)}"
-        smallest = self.points[0].train_size
+        smallest = self.smallest_size
         if images.assured <= smallest:
             probability = _percent(images.probability_at_smallest)
             return (
@@ -349,17 +365,24 @@ class CurveAnswer:
         )
         if images.probability_reachable < LEAST_REACHABLE:
             return never
-        distance = ", far beyond your sizes" if images.middle > self.limit else ""
-        start = "The"
+        median = f"{number(images.middle)} images"
+        if images.middle <= self.smallest_size:
+            median = f"at most {number(self.smallest_size)} images, your smallest train size"
+        elif images.middle > self.limit:
+            median += ", far beyond your sizes"
+        estimate = f"median estimate is {median} ({self._bounds(images)})."
         if images.probability_reachable < 0.5:
-            start = "If the target is reached at all, the"
-        median = f"{number(images.middle)} images{distance}"
-        return f" {start} median estimate is {median} ({self._bounds(images)}).{never}"
+            return f"{never} If the target is reached at all, the {estimate}"
+        return f" The {estimate}{never}"
+
+    def _has_low(self, images: NeededImages) -> bool:
+        """Return whether more images are needed than the smallest measured train size."""
+        return images.low > self.smallest_size
 
     def _bounds(self, images: NeededImages) -> str:
         """Return the 90 % interval of the needed N in words, or its bound on one side."""
         interval = f"{INTERVAL_LEVEL:.0%} interval"
-        has_low = images.low > self.points[0].train_size
+        has_low = self._has_low(images)
         has_high = np.isfinite(images.high)
         if has_low and has_high:
             return f"{interval} {number(images.low)} to {number(images.high)}"
@@ -420,9 +443,10 @@ def answer(
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:
         raise ConfigError(
-            f"The learning curve of {name} can be extrapolated to {number(limit)} images "
-            f"({MAX_EXTRAPOLATION:g} times its largest train size), not to {number(asked_size)}",
-            hint=f"Train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
+            f"{name}: the requested train size of {number(asked_size)} is too far from your "
+            f"largest train size of {number(curve.largest_size)}",
+            hint=f"Give a train size of at most {number(limit)} ({MAX_EXTRAPOLATION:g} times your "
+            "largest train size)",
         )
     num_test_images = question.test_size or curve.points[-1].num_test_images
     score = curve.score_at(asked_size, num_test_images=num_test_images)
@@ -476,17 +500,26 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         model: Name of the only network to answer for. The others are still used as information.
 
     Raises:
-        ConfigError: If the table has no network of that name.
+        ConfigError: If the table has no network of that name, or no column of networks.
         DataError: If the table lacks these columns, a value is not a number or out of range, no
             training is finished, or no curve has two train sizes.
     """
+    if model is not None and MODEL_COLUMN not in table:
+        raise ConfigError(
+            f"The table has no column {MODEL_COLUMN}, so the model {model} cannot be selected",
+            hint=f"Add the column {MODEL_COLUMN} to the table, or select no model",
+        )
     models = sorted({str(name) for name in table.get(MODEL_COLUMN, ())})
     if model is not None and model not in models:
         raise unknown_name("model", model, models)
     checked = checked_table(table, question.metric, question.test_size)
     parts = _curves_of(checked.rows)
     curves, failures = [], []
-    remarks = [*_below_chance(checked.rows, question), *checked.remarks]
+    remarks = [
+        *_below_chance(checked.rows, question),
+        *_below_sizes(checked.rows, question),
+        *checked.remarks,
+    ]
     for part in parts:
         if model is not None and part.rows[MODEL_COLUMN].iloc[0] != model:
             continue
@@ -592,6 +625,19 @@ def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     return [
         f"A network that guesses reaches the target {word} of {number(target)}, because chance "
         f"level is {chance}. Choose a target {better} {number(level)}."
+    ]
+
+
+def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
+    """Return a remark on a requested train size below all measured ones; else empty."""
+    smallest = float(rows["size"].min())
+    if question.train_size is None or question.train_size >= smallest:
+        return []
+    requested = number(question.train_size)
+    return [
+        f"The requested train size of {requested} is below your smallest train size of "
+        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} images "
+        "to measure the score."
     ]
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,8 @@ SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
 """Pattern of a number such as 1.000, which means 1000 in some countries and 1 in others."""
+THOUSANDS_COMMA = re.compile(r"\s*[1-9]\d{0,2}(,\d{3})+\s*")
+"""Pattern of a number such as 1,000, whose comma separates thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,10 @@ def read_curve(path: Path) -> pd.DataFrame:
         )
     try:
         separator = separator_of(path)
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, skipinitialspace=True, encoding="utf-8-sig"
-        )
+        layout: Any = {"sep": separator, "skipinitialspace": True, "encoding": "utf-8-sig"}
+        # pandas renames the second of two equal names, so the first line is also read as cells.
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str, **layout)
+        table = pd.read_csv(path, dtype=str, **layout)
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not in UTF-8", hint=hint) from None
     except OSError as error:
@@ -109,7 +113,8 @@ def read_curve(path: Path) -> pd.DataFrame:
             hint=hint,
         ) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    typed = [name.strip().lower() for name in header.iloc[0].dropna()]
+    repeated = sorted({name for name in typed if typed.count(name) > 1})
     if repeated:
         raise ConfigError(
             f"{path} has more than one column with the name {', '.join(repeated)}",
@@ -303,9 +308,12 @@ def _numbers(
             raise _thousands_error(cell, line, column)
         if pd.isna(number) or not is_allowed(float(number)):
             value = repr(cell) if pd.isna(number) else str(cell).strip()
+            hint = "Correct the cell"
+            if counts_images and isinstance(cell, str) and THOUSANDS_COMMA.fullmatch(cell):
+                hint = f"Write {cell.strip().replace(',', '')}, without commas"
             raise DataError(
                 f"Line {line + 2} of the table has {column} {value}, which is not {rule}",
-                hint="Correct the cell",
+                hint=hint,
             )
     return numbers.astype(float)
 

@@ -15,7 +15,7 @@ from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.number_formats import per_cent_of
+from orchestrator.analysis.number_formats import listing, per_cent_of
 from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
 from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
@@ -73,10 +73,13 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     if decided:
         return trained, f"Found: {decided[0].claim}", _of_the_rest(decided[1:], num_undecided)
     if num_undecided:
-        of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
+        of_fall = []
+        # A count of datasets in which the loss fell says nothing of one dataset.
+        if len(fits.datasets) > 1:
+            of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
         return trained, *of_fall, _nothing_decided(num_undecided)
     if described:
-        return trained, described[0].sentences[0], "These numbers are not tested."
+        return trained, described[0].sentences[0], "No verdict follows from these numbers."
     return trained, "No question could be tested.", "Each answer says what to add to the sweep."
 
 
@@ -136,8 +139,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         needed = datasets_needed_for_sharpness(fits)
         if needed is not None:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, at least {needed:,} "
-                "datasets would show it in 80 of 100 studies. A weaker effect needs more."
+                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
+                "would show it in 80 of 100 studies. A weaker effect needs more."
             )
         steps.append("`isweep power` estimates how often a larger sweep would decide.")
     if fits.one_dataset is not None:
@@ -171,16 +174,31 @@ def family(fits: ScalingFits) -> str:
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
-    return f"{_of_holm(tests)} Intervals are over datasets. Everything else here is exploratory."
+    return (
+        f"{_of_holm(tests)}{_dependent(fits)} Intervals are over datasets. Everything else here is "
+        "exploratory."
+    )
 
 
 def _of_holm(tests: int) -> str:
     """Return a sentence on the chance of a false verdict among adjusted tests."""
     return (
-        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If the tests' "
+        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If their "
         'assumptions hold, the chance of any false "supported" or "contradicted" is at most '
         f"{per_cent_of(LEVEL)}."
     )
+
+
+def _dependent(fits: ScalingFits) -> str:
+    """Return a sentence, after a blank, on datasets that are not independent; empty without any."""
+    groups = [listing(names) for names in fits.dependent_datasets]
+    if not groups:
+        return ""
+    first, *others = groups
+    text = f" It can be higher here: {first} are not independent"
+    if others:
+        text += f", nor are {', nor '.join(others)}"
+    return f"{text}."
 
 
 def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:

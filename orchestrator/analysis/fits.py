@@ -39,7 +39,12 @@ from orchestrator.analysis.law_fits.records import (
     RepresentationFit,
 )
 from orchestrator.analysis.law_fits.representations import fit_representation
-from orchestrator.analysis.limits import SweepFacts, limits_of, limits_of_origins
+from orchestrator.analysis.limits import (
+    SweepFacts,
+    limits_of,
+    limits_of_origins,
+    shared_collections,
+)
 from orchestrator.analysis.one_dataset import OneDataset, one_dataset
 from orchestrator.analysis.results_tables.checks import Exclusion, normalise
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary, summaries_of
@@ -86,6 +91,7 @@ class ScalingFits:
         one_dataset: Answers of a table of one dataset; None with several.
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
         sharpness_with_delta: r of log K_F with log δ over class pairs; None without class pairs.
+        dependent_datasets: Names of datasets that show the same things, one group each.
     """
 
     schema_version: int = 6
@@ -105,6 +111,7 @@ class ScalingFits:
     one_dataset: OneDataset | None = None
     asked_after_seeing: tuple[str, ...] = ()
     sharpness_with_delta: float | None = None
+    dependent_datasets: tuple[tuple[str, ...], ...] = ()
 
     def headline(self, model: str = POOLED) -> HeightFit:
         """Return the fit of heights on 1/d, log K_F and the domain."""
@@ -305,6 +312,7 @@ def fit_scaling_laws(
         one_dataset=single,
         caveats=(*limits_of_origins(facts.origins, fits.datasets), *fits.caveats),
         asked_after_seeing=facts.asked_after_seeing,
+        dependent_datasets=tuple(shared_collections(facts.origins, fits.datasets).values()),
     )
     if arms:
         fits = replace(fits, interventions=fit_interventions(table, arms))

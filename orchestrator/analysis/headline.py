@@ -44,16 +44,18 @@ SHARPNESS = Question(
     source="Eq. 2",
     published="1 by the law; K_F and domain not told apart",
 )
+FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law says, N^(−1/d)?"
+"""Question that has two tests: the exponent against no fall, and against the law's bound."""
 EXPONENT = Question(
     key="exponent",
-    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
+    text=FASTER_THAN_BOUND,
     claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
-    text="Does the loss fall with N at least as fast as the law says, N^(−b/d) with b ≥ 1?",
+    text=FASTER_THAN_BOUND,
     claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,
@@ -150,7 +152,11 @@ def answer_of(
         return Answer(question=question, reason=few_ways(estimate))
     test = None
     if estimate.std_error:
-        test = TTest(std_error=estimate.std_error, degrees=degrees, smallest_p=estimate.smallest_p)
+        test = TTest(
+            std_error=estimate.std_error,
+            degrees=degrees,
+            smallest_p=estimate.smallest_p,
+        )
     return Answer(
         question=question,
         value=estimate.value,
@@ -253,6 +259,7 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         return answer
     test = LargestCorrelation(
         num_correlations=sum(fit.status == "ok" for fit in fits),
+        # The indicators of domains count as given variables: num_domains − 1, and 3 for Fisher's z.
         degrees=best.num_datasets - num_domains - 2,
         interval_critical=best.interval_critical,
         criticals=best.criticals,
@@ -267,10 +274,9 @@ def num_tests(answers: Iterable[Answer]) -> int:
 
 
 def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) -> int | None:
-    """Return the smallest number of datasets with which 80 of 100 t tests detect an effect.
+    """Return the smallest number of datasets with which 80 of 100 studies detect an effect.
 
-    The level is Holm's strictest. Returns None if no practical number detects the effect. The
-    verdict needs a permutation test too, so it needs at least this number.
+    The level is Holm's strictest. Returns None if no practical number detects the effect.
     """
     estimate = fit.estimate(name)
     if estimate is None or not np.isfinite(effect):

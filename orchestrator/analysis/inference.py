@@ -171,6 +171,8 @@ def dataset_effects(
     weight_of = np.bincount(pair, weights, num_cells * num_groups).reshape(num_cells, num_groups)
     if not _is_connected(weight_of @ weight_of.T > 0):
         return None
+    # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Only one equation
+    # per cell remains to be solved.
     group_weights = weight_of.sum(axis=0)
     share = weight_of / group_weights
     laplacian = np.diag(weight_of.sum(axis=1)) - weight_of @ share.T
@@ -220,6 +222,7 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
+    # Columns of equal size make the condition number independent of units.
     scale = np.sqrt((design**2).mean(axis=0))
     if degrees < 1 or (scale == 0).any():
         return None
@@ -251,6 +254,7 @@ def permutation_test(
     Returns:
         The result; None if x or y is a linear combination of the covariates.
     """
+    # With the covariates partialled out of y and x, the slope on x stays the same.
     reduced = np.column_stack([np.ones(len(y)), covariates])
     basis, _ = np.linalg.qr(reduced)
     y_residual = y - basis @ (basis.T @ y)
@@ -277,12 +281,15 @@ def permutation_test(
             smallest_p=num_extreme / len(sums),
         )
     orders, is_complete = rearrangements(tuple(blocks))
+    # |t| grows with the share of variation that x explains, so the shares are compared instead.
     # Permuted residuals are projected again: they need not be orthogonal to the covariates.
     projections = np.square(y_residual[orders] @ np.column_stack([basis, x_residual]))
     lengths = y_residual @ y_residual - projections[:, :-1].sum(axis=1)
     x_length = float(x_residual @ x_residual)
     explained = projections[:, -1] / x_length / np.maximum(lengths, 1e-300)
-    observed = float((y_residual @ x_residual) ** 2 / x_length / float(y_residual @ y_residual))
+    y_length = float(y_residual @ y_residual)
+    observed = float((y_residual @ x_residual) ** 2 / x_length / y_length)
+    # The observed order itself must count, whatever the rounding.
     is_extreme = explained >= observed * (1 - 1e-9)
     return Permutation(float(np.mean(is_extreme)), len(orders), is_complete, 1 / len(orders))
 
@@ -311,10 +318,12 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     if x_residual @ x_residual <= 1e-20 * (x @ x) or not y_residual.any():
         return None
     num_classes = int(classes.max()) + 1
-    by_classes = np.zeros((num_classes, num_classes))  # 0, the mean residual, for missing pairs
+    # A missing pair gets 0, the mean of the residuals.
+    by_classes = np.zeros((num_classes, num_classes))
     first, second = classes.T
     by_classes[first, second] = x_residual
     by_classes[second, first] = x_residual
+    # Rows and columns are permuted together: pairs with a common class keep a common class.
     orders, _ = rearrangements(("",) * num_classes)
     permuted = by_classes[orders[:, first], orders[:, second]]
     permuted -= (permuted @ held_equal) @ held_equal.T
@@ -345,7 +354,10 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
         permuted = np.hstack(columns)
     else:
         rng = np.random.default_rng([0, len(blocks)])
-        random_orders = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
+        random_orders = []
+        for block in places:
+            copies = np.tile(block, (NUM_DRAWN, 1))
+            random_orders.append(rng.permuted(copies, axis=1))
         permuted = np.vstack([np.concatenate(places), np.hstack(random_orders)])
     orders = np.empty(permuted.shape, dtype=np.int16)
     orders[:, np.concatenate(places)] = permuted
@@ -413,14 +425,16 @@ def max_correlation_test(
             lengths_of_x = np.linalg.norm(residual_x, axis=0)
             permuted_x[key] = residual_x / np.maximum(lengths_of_x, 1e-300)
         permuted_r = y_unit @ permuted_x[key]
-        num_blocks = len(set(known_blocks))
+        # The maximum over responses of one permutation contains the dependence between them.
+        permuted_z = _standard_z(permuted_r, len(known_blocks), len(set(known_blocks)))
         largest_r = np.maximum(largest_r, permuted_r)
-        largest_z = np.maximum(largest_z, _standard_z(permuted_r, len(known_blocks), num_blocks))
+        largest_z = np.maximum(largest_z, permuted_z)
         num_tested += 1
     adjusted_p = np.full(len(correlations), np.nan)
     for k, r in enumerate(correlations):
         if k in tested and not np.isnan(r):
             adjusted_p[k] = np.mean(largest_r >= r - 1e-9)
+    # An interval has two sides, so each side gets half of the level. The test has one side.
     critical = float(special.ndtri(1 - LEVEL / 2))
     if num_tested > 1:
         critical = max(critical, float(np.quantile(largest_z, 1 - LEVEL / 2)))
@@ -446,6 +460,8 @@ def jackknife_error(value: float, left_out: Array) -> float:
         value: The estimate.
         left_out: The estimate without each dataset, ``(G,)``.
     """
+    # Differences from the estimate, not from the mean of the refits, make the error larger. That
+    # keeps the level of a test with few datasets.
     num = len(left_out)
     return float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum()))
 
@@ -476,6 +492,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
         sums: Σx² and Σxy of each dataset.
         null: Slope under the null hypothesis.
     """
+    # The errors are imposed under the null hypothesis. Then a draw multiplies the score Σx(y − βx)
+    # of each dataset by its weight, and no refit of the points is needed.
     _, xx, xy = sums
     scores = xy - null * xx
     shares = xx / xx.sum()
@@ -488,7 +506,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     observed_residuals = scores - scores.sum() * shares
     observed_total = abs(float(scores.sum()))
     spread = float(np.sqrt((observed_residuals**2).sum()))
-    if spread <= 0:  # No scatter: as for t, p is 1 for a total of 0, and 0 for any other total.
+    if spread <= 0:
+        # Without scatter, p is 1 for a total of 0, and 0 for any other total, as for t.
         return float(observed_total <= 0)
     return float(np.mean(t_values >= observed_total / spread * (1 - 1e-9)))
 

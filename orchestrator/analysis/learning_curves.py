@@ -85,9 +85,15 @@ class Grid:
     scale_steps: Array
 
 
-FINE_GRID = Grid(np.linspace(-2.6, 2.6, 27), np.linspace(-2.6, 2.6, 23), np.linspace(-2.4, 1.6, 6))
+FINE_GRID = Grid(
+    rate_steps=np.linspace(-2.6, 2.6, 27),
+    floor_steps=np.linspace(-2.6, 2.6, 23),
+    scale_steps=np.linspace(-2.4, 1.6, 6),
+)
 COARSE_GRID = Grid(
-    np.linspace(-2.4, 2.4, 13), np.linspace(-2.4, 2.4, 11), np.linspace(-2.4, 1.6, 6)
+    rate_steps=np.linspace(-2.4, 2.4, 13),
+    floor_steps=np.linspace(-2.4, 2.4, 11),
+    scale_steps=np.linspace(-2.4, 1.6, 6),
 )
 """The grid for fits of priors. It has about a quarter of the points of :data:`FINE_GRID`, and gives
 nearly the same posterior."""
@@ -187,7 +193,8 @@ class Estimate:
 @cache
 def shipped_prior(metric: Metric) -> CurvePrior:
     """Return the prior that ships with the package: one for losses, and one for error rates."""
-    text = resources.files(__package__).joinpath("learning_curve_prior.json").read_text("utf-8")
+    file = resources.files(__package__).joinpath("learning_curve_prior.json")
+    text = file.read_text("utf-8")
     key = "loss" if metric == "loss" else "error"
     fields = json.loads(text)[key]
     for name in ("sources", "widening"):
@@ -269,14 +276,16 @@ class GridFit:
             + prior.misfit_variance(curves.log_ratios)
             + curves.test_variances * (1 - prior.test_sharing)
         )
+        # Given rate and floor, a log loss is the log level plus the log shape plus errors. The best
+        # log level is therefore a weighted mean.
         precisions = curves.is_measured / variances
         total_precisions = precisions.sum(axis=1)
         self.level_variances = 1 / total_precisions
         # Compute one train size after the other: all at once would need much more memory.
-        residuals = [
-            curves.log_losses[:, column, None, None] - self.log_shapes(curves.log_ratios[:, column])
-            for column in range(curves.log_ratios.shape[1])
-        ]
+        residuals = []
+        for column in range(curves.log_ratios.shape[1]):
+            log_shapes = self.log_shapes(curves.log_ratios[:, column])
+            residuals.append(curves.log_losses[:, column, None, None] - log_shapes)
         weighted = sum(
             precisions[:, column, None, None] * residual
             for column, residual in enumerate(residuals)
@@ -286,9 +295,11 @@ class GridFit:
             precisions[:, column, None, None] * (residual - self.log_levels) ** 2
             for column, residual in enumerate(residuals)
         )
+        # The integral over the level under its flat prior uses up one of the points.
         degrees = (curves.num_sizes - 1)[:, None, None, None]
+        variance_factors = np.exp(2 * grid.scale_steps)
         self.log_likelihood = (
-            -misfits[..., None] / (2 * np.exp(2 * grid.scale_steps)) - degrees * grid.scale_steps
+            -misfits[..., None] / (2 * variance_factors) - degrees * grid.scale_steps
         )
         log_scales = -0.5 * (grid.scale_steps / prior.log_scale_sd) ** 2
         self.log_scale_weights = log_scales - np.log(np.exp(log_scales).sum())

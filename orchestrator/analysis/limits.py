@@ -14,6 +14,7 @@ from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, r
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import AT_CHANCE_LEVEL, LOG_LOSS, OF_CHANCE_LOSS
 from orchestrator.results.columns import (
+    CODE_VERSION,
     DATA_MODE,
     DATASET,
     DOMAIN,
@@ -67,6 +68,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         *_without_error(points),
         *_of_domains(full, points),
         *_of_modes(full),
+        *_of_versions(full),
         *_of_conflicts(full),
     )
 
@@ -133,6 +135,30 @@ def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
             yield f"There is no {domain} dataset, so domains cannot be compared."
 
 
+def shared_collections(
+    origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
+) -> dict[str, tuple[str, ...]]:
+    """Return the datasets of each collection of images that more than one dataset shows.
+
+    Args:
+        origins: Origin of the images, by dataset.
+        datasets: The fitted datasets.
+
+    Returns:
+        Name of a collection -> names of its datasets, at least two.
+    """
+    names_of: dict[str, list[str]] = defaultdict(list)
+    for dataset in datasets:
+        origin = origins.get(dataset.dataset)
+        if origin is not None and origin.collection:
+            names_of[origin.collection].append(dataset.dataset)
+    shared = {}
+    for collection, names in names_of.items():
+        if len(names) > 1:
+            shared[collection] = tuple(names)
+    return shared
+
+
 def limits_of_origins(
     origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
 ) -> tuple[str, ...]:
@@ -142,13 +168,10 @@ def limits_of_origins(
         origins: Origin of the images, by dataset.
         datasets: The fitted datasets.
     """
-    names_of: dict[str, list[str]] = defaultdict(list)
     cut = []
     for dataset in datasets:
-        origin = origins.get(dataset.dataset, ImageOrigin())
-        if origin.collection:
-            names_of[origin.collection].append(dataset.dataset)
-        if origin.cut_from:
+        origin = origins.get(dataset.dataset)
+        if origin is not None and origin.cut_from:
             cut.append(dataset)
     texts = []
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
@@ -162,16 +185,16 @@ def limits_of_origins(
             "from the same few pictures. Losses on new pictures are probably higher."
         )
     dependent = []
-    for collection, names in names_of.items():
-        if len(names) > 1:
-            dependent.append(f"{listing(names)} are not independent: both show {collection}.")
+    for collection, names in shared_collections(origins, datasets).items():
+        shared_by = "both" if len(names) == 2 else "all"
+        dependent.append(f"{listing(names)} are not independent: {shared_by} show {collection}.")
     if dependent:
         num_datasets = plural(len(datasets), "dataset")
         dependent.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
     texts += dependent
     if cut:
-        names = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
-        texts.append(f"Images are cut from these pictures: {listing(names)}.")
+        pictures = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
+        texts.append(f"Images are cut from these pictures: {listing(pictures)}.")
     return tuple(texts)
 
 
@@ -180,6 +203,13 @@ def _of_modes(full: pd.DataFrame) -> Iterator[str]:
     modes = sorted(full[DATA_MODE].unique())
     if len(modes) > 1:
         yield f"Trials of several data modes ({listing(modes)}) are fitted together."
+
+
+def _of_versions(full: pd.DataFrame) -> Iterator[str]:
+    """Warn if the trials ran with several versions of the code; an empty version is unknown."""
+    num_versions = full.loc[full[CODE_VERSION] != "", CODE_VERSION].nunique()
+    if num_versions > 1:
+        yield f"The trials come from {num_versions} versions of the code."
 
 
 def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:

@@ -291,7 +291,14 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
     if reason:
         return reason
     # Class pairs of one dataset are averaged, because they are not independent datasets.
-    columns = [LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE, *HEIGHT_TERMS, D_DATA_MLE, LABEL_SHARPNESS]
+    columns = [
+        LOG_LOSS,
+        D_REFERENCE,
+        LOG_TRAIN_SIZE,
+        *HEIGHT_TERMS,
+        D_DATA_MLE,
+        LABEL_SHARPNESS,
+    ]
     means = rows.groupby([MODEL, DATASET, DATA_MODE, TRAIN_SIZE])[columns].mean().reset_index()
     num_datasets = means[DATASET].nunique()
     fitted: Growth | None = None
@@ -303,9 +310,10 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
     if fitted is None:
         return "models and train sizes change only together, so their effects cannot be separated"
     datasets = means[DATASET]
-    refits = {
-        str(name): _fit_both(means[datasets != name], height, scale) for name in datasets.unique()
-    }
+    # The informed prior must prove itself on datasets that it was not fitted to.
+    refits = {}
+    for name in datasets.unique():
+        refits[str(name)] = _fit_both(means[datasets != name], height, scale)
     trials = _left_out_trials(rows, refits)
     growth = replace(
         fitted,
@@ -407,6 +415,7 @@ def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], center: float) -> Pri
     y = rows[LOG_LOSS].to_numpy(dtype=float)
     z = np.column_stack([np.ones(len(rows)), log_sizes])
     estimates = restricted_likelihood(x, y, z, groups)
+    # The height is estimated between datasets, so its degrees of freedom are those of datasets.
     num_effects = 1 + len(terms)
     num_free = int(groups.max()) - sum(name in HEIGHT_TERMS for name in terms)
     height_variance, slope_variance = (estimates.ratios * estimates.residual_variance).tolist()
@@ -465,6 +474,8 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
 
         These are −2 log likelihood, fixed effects, (X'WX)⁻¹ and the residual variance.
         """
+        # The covariance of a dataset is I + z R z'. By Woodbury's identity, its inverse needs only
+        # the 2 × 2 matrix I + √R z'z √R. R may be singular, so its root is used and not R⁻¹.
         root = np.exp(log_ratios / 2)[:, None, :]
         inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
         middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
@@ -474,6 +485,7 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
         inverse = np.linalg.pinv(xx, hermitian=True)
         values = (inverse @ xy[:, :, None])[:, :, 0]
         residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest_residual)
+        # log |X'WX| makes the likelihood restricted: it corrects variances for the fixed effects.
         determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
         return spare * np.log(residual) + determinants, values, inverse, residual
 
@@ -514,7 +526,8 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
         curves = [part for _, part in of_dataset.groupby(CURVE) if len(part) > 1]
         step = max(1, -(-len(curves) // MAX_CURVES))
         for curve in curves[::step]:
-            ordered = curve.sort_values(TRAIN_SIZE, kind="stable")[columns].to_numpy(dtype=float)
+            by_size = curve.sort_values(TRAIN_SIZE, kind="stable")
+            ordered = by_size[columns].to_numpy(dtype=float)
             *earlier, (last_size, last_log_loss, d_data, sharpness) = ordered
             points = [PilotPoint(row[0], float(np.exp(row[1]))) for row in earlier]
             for size in range(min(MAX_PILOT_POINTS, len(points)) + 1):
@@ -543,4 +556,8 @@ def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
     stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
     log_density = -np.log(stretch) - by_size["log_variance"] / 2
     log_density -= by_size["square"] / (2 * stretch**2)
-    return replace(prior, stretch=tuple(stretch.tolist()), log_scores=tuple(log_density.tolist()))
+    return replace(
+        prior,
+        stretch=tuple(stretch.tolist()),
+        log_scores=tuple(log_density.tolist()),
+    )

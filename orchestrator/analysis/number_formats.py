@@ -35,7 +35,9 @@ def number(value: float | None, figures: int = 3) -> str:
     """Return a number with ``figures`` significant figures; empty for None and NaN."""
     if value is None or pd.isna(value):
         return ""
-    if LARGE <= abs(value) < EXACT:
+    # With two figures, 110 would be written as 1.1e+02, and 99.6 as 1e+02.
+    has_no_decimals = abs(value) + 0.5 >= min(LARGE, 10.0**figures)
+    if has_no_decimals and abs(value) < EXACT:
         text = f"{value:,.0f}"
     elif EXACT <= abs(value) < HUGE:
         text = f"{float(f'{value:.{figures - 1}e}'):,.0f}"

@@ -213,6 +213,7 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
         """Return normal errors that are equal for points with the same code."""
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
+    # The order of the draws is part of the seed: another order gives other tables.
     d_of_datasets = rng.uniform(truth.lowest_d, truth.highest_d, len(design.domains))
     d = d_of_datasets[design.dataset] * np.exp(shared(truth.pair_d_std, design.subset))
     log_sharpness = (
@@ -232,6 +233,7 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
         + shared(truth.subset_std, design.subset * num_sizes + design.size)
         + rng.normal(0, truth.trial_std, len(d))
     )
+    # Estimates of d grow with N. Only the d at the largest N enters the analysis.
     growth = truth.d_growth * (design.log_size.max() - np.log(GROWTH_REFERENCE))
     d_errors = growth + rng.normal(0, truth.d_error, design.num_subsets)
     sharpness_errors = rng.normal(0, truth.sharpness_error, design.num_subsets)
@@ -581,7 +583,10 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. In an experiment, only base datasets count.
     """
-    copies = {arm.dataset_name for arm in plan.sweep.experiment_datasets() if arm.target != "base"}
+    copies = set()
+    for arm in plan.sweep.experiment_datasets():
+        if arm.target != "base":
+            copies.add(arm.dataset_name)
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset

@@ -26,6 +26,7 @@ from cyclopts import (
     Group,
     Parameter,
     UnknownCommandError,
+    UnknownOptionError,
     UnusedCliTokensError,
 )
 from rich.markup import escape
@@ -46,6 +47,8 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C or another signal to stop, as shells use it."""
 EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
+MAX_COMPLETED = 3
+"""Largest number of options in a message on an abbreviated option."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -87,7 +90,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     },
     "Ahead": {
         looking_ahead.predict: (
-            "measuring and fitting",
+            "",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
         ),
         looking_ahead.power: ("simulating sweeps", "isweep power paper"),
@@ -122,7 +125,6 @@ SLOW = {
     results.report,
     results.compare,
     results.claims,
-    looking_ahead.predict,
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
@@ -219,9 +221,22 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = f"{error.argument.name} {message}"
     hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message, did_you_mean, name = message.partition(". Did you mean ")
-    if did_you_mean:
+    completed = _completed_options(error)
+    if completed:
+        hint = f"Did you mean {' or '.join(completed)}? {hint}"
+    elif did_you_mean:
         hint = f"Did you mean {name} {hint}"
     return ConfigError(message, hint=hint)
+
+
+def _completed_options(error: CycloptsError) -> list[str]:
+    """Return the options that begin with an unknown option; empty if there are many or none."""
+    if not isinstance(error, UnknownOptionError):
+        return []
+    typed = (error.token.keyword or error.token.value).partition("=")[0]
+    names = {name for argument in error.argument_collection for name in argument.names}
+    completed = sorted(name for name in names if name.startswith(typed))
+    return completed if len(completed) <= MAX_COMPLETED else []
 
 
 def application() -> App:

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 Side = whole(4, 1025)
 DRAFT = Group("Sweep file", sort_key=1)
 METHOD = Group("Method", sort_key=1)
+SWEEP_SUFFIXES = (".yaml", ".yml")
+"""Extensions of sweep files."""
+LEAST_PER_NEIGHBOR = 3
+"""Smallest number of images per neighbor for a usable d_data. With fewer, the neighbors of an image
+are a large part of the set, and their distances say little about its surroundings."""
 
 
 def init(
@@ -78,6 +83,11 @@ def init(
     """
     from orchestrator.planning.draft import draft_sweep
 
+    if source is not None and source.suffix.lower() in SWEEP_SUFFIXES:
+        raise ConfigError(
+            f"{source} is a sweep file, but isweep init needs images",
+            hint="Give a folder, a table or a file of arrays. To run a sweep, use `isweep run`",
+        )
     sweep_file = out
     if sweep_file is None:
         sweep_file = writable(Path(f"{_stem(source)}.yaml"))
@@ -394,6 +404,13 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     yield from measured.image_lines
     record = measured.record
     yield _measures_table(record)
+    num_neighbors = max(estimate.num_neighbors for estimate in record.d_data.values())
+    num_images = record.sizes[-1].train_size
+    if num_images < LEAST_PER_NEIGHBOR * num_neighbors:
+        yield (
+            f"Estimates from only {num_images} images are not reliable. Measure at least "
+            f"{LEAST_PER_NEIGHBOR * num_neighbors} images."
+        )
     sharpness = record.label_sharpness
     if sharpness is None:
         yield (

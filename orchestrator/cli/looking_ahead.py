@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +22,7 @@ from orchestrator.cli.options import (
     real,
     whole,
 )
-from orchestrator.cli.printing import emit, progress, report_tables
+from orchestrator.cli.printing import emit, progress, report_tables, waiting
 from orchestrator.cli.stored_results import read_table
 from search_spaces.errors import ConfigError
 
@@ -132,24 +132,24 @@ def predict(
     from orchestrator.analysis.curve_tables import read_curve
 
     goal = Goal(train_size, target_loss)
+    question = _curve_question(alone, goal)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
+    _check_source(alone.curve, sweep, is_of_new_dataset or domain is not None)
     if alone.curve is not None:
-        _check_curve_alone(alone.curve, sweep, is_of_new_dataset or domain is not None)
-        _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
+        with waiting("fitting learning curves", slow=True):
+            _print_curves(read_curve(alone.curve), question, str(alone.curve), model, work)
         return
-    if not sweep:
-        raise ConfigError(
-            "The prediction needs a sweep or a learning curve, but none is given",
-            hint="Give the name of a sweep, or a file of results with --curve results.csv",
-        )
-    if not is_of_new_dataset:
-        table, _ = read_table(sweep, work, from_store=from_store)
-        if table["dataset"].nunique() == 1:
-            _print_curves(table, alone, goal, f"sweep {sweep}", model, work)
-            return
-    else:
+    if is_of_new_dataset:
         _check_one_goal(goal)
-    _check_no_curve_options(alone)
+        _check_no_curve_options(alone)
+    _check_measured(measured, d_data, label_sharpness)
+    pilot = _pilot(sweep, trained, model, domain, work)
+    numbers = {
+        "d_data": d_data,
+        "label_sharpness": label_sharpness,
+        "train_size": train_size,
+        "target_loss": target_loss,
+    }
 
     @cache
     def growth() -> Growth:
@@ -158,24 +158,31 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
-    record: Mapping[str, Any] = {}
-    if measured is not None:
-        if not measured.endswith(".json"):
-            growth()  # raises an error for a wrong name before images are measured
-        record = _record(measured, (d_data, label_sharpness), sweep, work)
-    pilot = _pilot(sweep, trained, model, domain, work)
-    numbers = {
-        "d_data": d_data,
-        "label_sharpness": label_sharpness,
-        "train_size": train_size,
-        "target_loss": target_loss,
-    }
-    basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
-    _print_prediction(record, growth, pilot, numbers, basis, work)
+    with waiting("measuring and fitting", slow=True):
+        if not is_of_new_dataset:
+            table, _ = read_table(sweep, work, from_store=from_store)
+            if table["dataset"].nunique() == 1:
+                _print_curves(table, question, f"sweep {sweep}", model, work)
+                return
+            _check_no_curve_options(alone)
+        record: Mapping[str, Any] = {}
+        if measured is not None:
+            if not measured.endswith(".json"):
+                growth()  # raises an error for a wrong name before images are measured
+            record = _record(measured, sweep, work)
+        basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
+        _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
-def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bool) -> None:
-    """Check that --curve is not given together with a sweep or options of sweeps."""
+def _check_source(curve: Path | None, sweep: str, has_options_of_sweeps: bool) -> None:
+    """Check that either a sweep or --curve is given, and no options of sweeps with --curve."""
+    if curve is None:
+        if not sweep:
+            raise ConfigError(
+                "The prediction needs a sweep or a learning curve, but none is given",
+                hint="Give the name of a sweep, or a file of results with --curve results.csv",
+            )
+        return
     if not sweep and not has_options_of_sweeps:
         return
     conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
@@ -240,10 +247,9 @@ def _pilot_lines(pilot: Pilot | None) -> list[str]:
     return [f"Pilot: test loss {', '.join(losses)} images."]
 
 
-def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> CurveQuestion:
-    """Return the question to learning curves; its metric is that of the given target."""
+def _curve_question(options: CurveOptions, goal: Goal) -> CurveQuestion:
+    """Return the question to learning curves; its metric is that of the given target, or loss."""
     from orchestrator.analysis.curve_answers import CurveQuestion
-    from orchestrator.analysis.curve_tables import metric_of
 
     targets: dict[Metric, float | None] = {
         "loss": goal.target_loss,
@@ -260,23 +266,25 @@ def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> C
         )
     for metric, target in chosen.items():
         return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
-    return CurveQuestion(
-        metric_of(table), goal.train_size, None, options.assurance, options.test_size
-    )
+    return CurveQuestion("loss", goal.train_size, None, options.assurance, options.test_size)
 
 
 def _print_curves(
     table: pd.DataFrame,
-    options: CurveOptions,
-    goal: Goal,
+    question: CurveQuestion,
     source: str,
     model: str,
     work: Work,
 ) -> None:
-    """Print the answers of the learning curves of one dataset, one per network."""
-    from orchestrator.analysis.curve_answers import answers
+    """Print the answers of the learning curves of one dataset, one per network.
 
-    question = _curve_question(options, goal, table)
+    Without a target, the question is about the first score of the table.
+    """
+    from orchestrator.analysis.curve_answers import answers
+    from orchestrator.analysis.curve_tables import metric_of
+
+    if question.target is None:
+        question = replace(question, metric=metric_of(table))
     network: str | None = model
     if model == "pooled":
         network = None
@@ -337,15 +345,23 @@ def _pilot(
     return train
 
 
-def _record(
-    source: str, numbers: tuple[float | None, float | None], sweep: str, work: Work
-) -> Mapping[str, Any]:
+def _check_measured(
+    measured: str | None, d_data: float | None, label_sharpness: float | None
+) -> None:
+    """Check that --measured is not given together with both numbers that it replaces."""
+    if None not in (measured, d_data, label_sharpness):
+        raise ConfigError(
+            f"--d-data, --label-sharpness and --measured {measured} cannot be used together",
+            hint="Remove --measured, or remove the two numbers",
+        )
+
+
+def _record(source: str, sweep: str, work: Work) -> Mapping[str, Any]:
     """Return the measures of a dataset.
 
     Args:
         source: A record that ``isweep measure --json`` wrote, or images to measure now, at the
             image size and channels of the sweep.
-        numbers: d_data and K_F from the command line; None for each that was not given.
         sweep: Name of the sweep.
         work: Options of the command.
     """
@@ -354,11 +370,6 @@ def _record(
     from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor
 
-    if None not in numbers:
-        raise ConfigError(
-            f"--d-data, --label-sharpness and --measured {source} cannot be used together",
-            hint="Remove --measured, or remove the two numbers",
-        )
     if source.endswith(".json"):
         return read_record(Path(source))
     spec = work.open(sweep).plan.sweep

@@ -163,7 +163,7 @@ def rate(bench: Bench, model: str, ready: str) -> Measurements:
     Args:
         bench: the device.
         model: name of the network.
-        ready: path of the file that this process makes when it is ready, without its suffix.
+        ready: path, without suffix, of the file that this process creates when it is ready.
     """
     ready_file = Path(ready).with_suffix(".ready")
 

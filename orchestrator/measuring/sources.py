@@ -30,7 +30,7 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.scratch import scratch_folder
 from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, SetupError, invalid, nearest_path
+from search_spaces.errors import ConfigError, DataError, SetupError, invalid, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.products import check_device
@@ -40,7 +40,12 @@ from tasks.sources import check_raw_folder, own_kinds_text
 from tasks.sources.array_files import ARRAY_FILES
 from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind
+from tasks.sources.pictures import is_image_name
 
+OWN_NAME = "own"
+"""Name of the dataset that is measured from a path."""
+MAX_FOLDERS_BELOW = 2
+"""Number of folders between the typed folder and the class folders that a message finds."""
 DEFAULT_SIDE = 224
 """Default side of resized images, pixels: the same as in the study."""
 
@@ -62,6 +67,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     try:
         check_device(request.settings.device)
     except SetupError as error:
+        if request.settings.device == "gpu":
+            raise ConfigError(
+                "torch has no device gpu", hint="Did you mean `--device cuda`?"
+            ) from None
         raise ConfigError(
             error.problem, hint="Choose another device, for example with `--device cpu`"
         ) from None
@@ -96,7 +105,44 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             hint="Save images and labels together as .npz, or remove --image-size",
         )
     own_data = own_source(known_kind(path), path, request)
-    return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
+    dataset = own_dataset_spec(OWN_NAME, own_data)
+    try:
+        return _prepare_and_measure(request, dataset, path, executor, paths)
+    except DataError as error:
+        # The user typed a path, and does not know the name of the dataset.
+        problem = error.problem.removeprefix(f"{OWN_NAME}: ")
+        hint = error.hint
+        inner = _folder_of_classes(path)
+        if inner is not None:
+            hint = f"Try the folder {inner}, which has a subfolder per class"
+        raise DataError(f"{request.source}: {problem}", hint=hint) from error
+
+
+def _folder_of_classes(folder: Path) -> Path | None:
+    """Return the folder with the class folders if it is the only one below; else None.
+
+    It is searched at most two folders below, and has at least two subfolders with images.
+    """
+    for _ in range(MAX_FOLDERS_BELOW):
+        subfolders = _subfolders(folder)
+        if len(subfolders) != 1:
+            return None
+        folder = subfolders[0]
+        with_images = [
+            subfolder
+            for subfolder in _subfolders(folder)
+            if any(is_image_name(path.name) for path in subfolder.iterdir())
+        ]
+        if len(with_images) >= 2:
+            return folder
+    return None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder; empty for a file."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_dir()]
 
 
 def _check_exists(path: Path, source: str) -> None:

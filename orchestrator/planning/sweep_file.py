@@ -38,6 +38,8 @@ from tasks.sources.base import RawRequest
 
 SEE = "Write a sweep file with `isweep init`, or copy one from 'Your own images' in the README"
 """Hint for a file without keys."""
+TABLE_SUFFIXES = (".csv", ".tsv")
+"""Extensions of tables, which cannot be sweep files."""
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
 """Name of a preset, path of a sweep file, content of a sweep file, or a :class:`SweepSpec`."""
@@ -99,6 +101,12 @@ def _read(source: SweepSource) -> _Document:
                 f"{path} is a folder, not a sweep file",
                 hint="Give the path of a sweep file. If the folder contains your images, write a "
                 f"sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
+            )
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+            raise ConfigError(
+                f"{path} is a table, not a sweep file",
+                hint=f"For a table of results, use `isweep predict --curve {path}`. For a table of "
+                f"images, write a sweep file with `isweep init {path}`",
             )
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
@@ -165,10 +173,13 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         _refuse_changes_of_searched(named_recipe)
     if recipe is not None:
         content["recipe"] = recipe
+    origin = document.origin
+    if changes:
+        origin = f"{origin} with the changed {', '.join(map(str, changes))}"
     try:
         spec = SweepSpec.model_validate_json(_plain_json(content, document.origin))
     except ValidationError as error:
-        raise_problems(_problems_of(error.errors(), content, document.origin))
+        raise_problems(_problems_of(error.errors(), content, origin))
         raise
     raise_problems(unknown_names(spec.model_dump(by_alias=True)))
     if tuned is not None:

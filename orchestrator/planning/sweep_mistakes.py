@@ -33,12 +33,19 @@ RECIPE = (
     "recipes"
 )
 EXPECTED_KINDS = {
-    "tuple_type": "a list, for example [a, b]",
-    "list_type": "a list, for example [a, b]",
+    "tuple_type": "a list",
+    "list_type": "a list",
     "dict_type": "keys with values, for example {key: value}",
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
+COMPARISONS = {
+    "should be greater than or equal to": "must be at least",
+    "should be less than or equal to": "must be at most",
+    "should be greater than": "must be above",
+    "should be less than": "must be below",
+}
+"""Shorter words for pydantic's rules on numbers."""
 PYDANTIC_SUBJECT = "Input "
 """First word of pydantic's messages. Our messages have the key in its place."""
 
@@ -95,13 +102,27 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
         )
     if kind in EXPECTED_KINDS:
         hint = ""
-        if type(value) in (int, float) and EXPECTED_KINDS[kind].startswith("a list"):
-            hint = f"Write [{shown}]"
+        if EXPECTED_KINDS[kind] == "a list":
+            hint = "Write the values in brackets, for example [a, b]"
+            if isinstance(value, (int, float)):
+                hint = f"Write [{shown}]"
         return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}", hint=hint)
     rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
+    for pydantic_words, words in COMPARISONS.items():
+        if pydantic_words in rule:
+            rule = rule.replace(pydantic_words, words)
+            dotted = _numbered(dotted)
     if rule.startswith(("must ", "should ")):
         return ConfigError(f"{dotted} is {shown}, but {rule}")
     return ConfigError(f"{dotted} is {shown}: {rule[0].lower()}{rule[1:]}")
+
+
+def _numbered(dotted: str) -> str:
+    """Return a dotted key as words if it ends with an index: ``value 1 of seeds``."""
+    name, _, last = dotted.rpartition(".")
+    if not last.isdecimal():
+        return dotted
+    return f"value {int(last) + 1} of {name}"
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:

@@ -79,8 +79,9 @@ def prepare_dataset(
         max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0, one
             unusable item is always allowed. If corrected data are prepared for training, it is also
             the largest share of images that may equal an image with another label.
-        for_training: True to raise an error if the data have no fair split. Measuring needs no
-            split.
+        for_training: True to raise an error if the images cannot be split into training and test
+            images. For example, one group (patient) has most images, each class has only one group,
+            or too many equal images have different labels. Measuring needs no split.
         on_progress: Function that is called after every block of items.
         readers: Runs reading tasks on more nodes, on which ``destination`` need not exist; see
             :func:`~tasks.prepared.blocks.read_blocks`.

@@ -196,8 +196,9 @@ class PreparedDataset:
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptStoreError(
-                f"{MARKER} of prepared dataset {folder.name} is damaged ({type(error).__name__})",
-                hint=REMAKE_HINT,
+                f"The file {MARKER} of the prepared dataset {folder.name} is damaged "
+                f"({type(error).__name__})",
+                hint=f"Delete the folder {folder}, and prepare the dataset again",
             ) from error
         for name, digest in files.items():
             _check_size(folder, name, digest.size)

@@ -245,8 +245,8 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     if largest > 1:
         hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
-        f"Train size {train_size} is too large: with {len(subset.test_rows)} test images, at most "
-        f"{largest} images are left for training ({images_of_class})",
+        f"the train size {train_size} is too large: with {len(subset.test_rows)} test images, at "
+        f"most {largest} images are left for training ({images_of_class})",
         hint=hint,
         largest_train_size=largest,
     )

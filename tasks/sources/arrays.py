@@ -54,7 +54,7 @@ from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
 from tasks.sources.pictures import negative_flags, scale_by_image_maximum
 from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
-from tasks.sources.tables import MAX_NAMED, label_text, unused_flags
+from tasks.sources.tables import MAX_NAMED, column_key, label_text, unused_flags
 
 SHORT_NAMES = (("x", "y"), ("X", "y"), ("X", "Y"))
 """Short array names of images and labels."""
@@ -309,7 +309,15 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
             arrays_by_naming.append(arrays)
     _check_labels_exist(names, request, found_images=bool(arrays_by_naming))
     if len(arrays_by_naming) > 1:
-        listed = ", ".join(array.images_name for array in chain(*arrays_by_naming))
+        # The keys are the array names. A dict keeps their order.
+        images_names = dict.fromkeys(array.images_name for array in chain(*arrays_by_naming))
+        labels_names = dict.fromkeys(array.labels_name for array in chain(*arrays_by_naming))
+        listed = ", ".join(images_names)
+        if len(images_names) == 1:
+            raise request.error(
+                f"the images in {listed} have several arrays of labels: {', '.join(labels_names)}",
+                hint="Remove all of these arrays from the file except the right one",
+            )
         raise request.error(
             f"the file has several sets of images: {listed}",
             hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
@@ -412,12 +420,16 @@ def _unused_cells(
 def _other_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     """Return flags for the arrays that are neither images, labels nor columns; empty without them.
 
-    A flag is a warning in the record of the prepared dataset.
+    A column called ``label`` is flagged here: the labels of the images are another array. A flag is
+    a warning in the record of the prepared dataset.
     """
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
-        used |= {array.images_name, array.labels_name, *array.array_by_column.values()}
+        used |= {array.images_name, array.labels_name}
+        for column, array_name in array.array_by_column.items():
+            if column_key(column) != "label":
+                used.add(array_name)
     # All arrays of a validation split are left out on purpose. They need no flag.
     for naming in SPLIT_NAMINGS:
         for split_name in VALIDATION_NAMES:

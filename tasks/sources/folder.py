@@ -22,7 +22,7 @@ archive.
   group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
 - Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
   Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or a
-  file in a class of masks (``cats_mask`` beside ``cats``).
+  file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
@@ -45,7 +45,6 @@ from tasks.sources.dicom import (
     INTENSITY,
     SIGNATURE_BYTES,
     is_dicom,
-    is_dicom_name,
     is_single_image_name,
     read_header,
     single_reader,
@@ -61,6 +60,7 @@ from tasks.sources.own.splits import (
     parse_splits,
 )
 from tasks.sources.own.words import PLACEHOLDERS
+from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, RawTree, is_archive_name, split_locator
 
 LAYOUT_HINT = (
@@ -74,7 +74,7 @@ MAX_HEADERS = 200
 """Number of DICOM headers that are read to choose the layout. Each subfolder has an equal share of
 them, but at least one header is read in each."""
 MAX_NAMED_FOLDERS = 20
-"""Largest number of empty class folders that are flagged by name."""
+"""Largest number of empty class folders that are flagged by name. The others are counted."""
 SPLIT_WORD_IN_NAME = re.compile(
     r"""
     (?<![A-Za-z])                                     # no letter before the word
@@ -488,7 +488,8 @@ def _layout_by_headers(
     num_per_folder = max(MAX_HEADERS // num_folders, 1)
     for image in image_paths:
         folders = (image.top, image.first_subfolder)
-        if num_read[folders] == num_per_folder or not is_dicom_name(image.name):
+        # All images except pictures are DICOM files, also those without an extension.
+        if num_read[folders] == num_per_folder or is_image_name(image.name):
             continue
         num_read[folders] += 1
         header = read_header(request.base(), tree.locator(image.name))
@@ -525,19 +526,29 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
 
 
 def _find_masks(image_names: Sequence[str]) -> set[str]:
-    """Return the images that are masks of other images, by the name of the file or its folder."""
+    """Return the images that are masks of other images, by the name of the file or a folder."""
     stems = set()
     folders = set()
     for name in image_names:
         stems.add(name.rpartition(".")[0].casefold())
-        folders.add(name.rpartition("/")[0].casefold())
+        folders.update(_folders_above(name.casefold()))
     masks = set()
     for name in image_names:
         stem = name.rpartition(".")[0]
-        parent = name.rpartition("/")[0]
-        if _is_mask(stem, stems) or _is_mask(parent, folders):
+        is_in_mask_folder = any(_is_mask(folder, folders) for folder in _folders_above(name))
+        if is_in_mask_folder or _is_mask(stem, stems):
             masks.add(name)
     return masks
+
+
+def _folders_above(name: str) -> list[str]:
+    """Return the paths of all folders that contain a file, from the innermost one."""
+    folders = []
+    folder = name.rpartition("/")[0]
+    while folder:
+        folders.append(folder)
+        folder = folder.rpartition("/")[0]
+    return folders
 
 
 def _is_mask(path: str, paths: set[str]) -> bool:
@@ -550,7 +561,7 @@ def _image_of_mask(path: str) -> str | None:
     """Return the path of a mask's image, or None if the path does not have the name of a mask.
 
     Args:
-        path: Path of a file without its extension, or of the folder of a class.
+        path: Path of a file without its extension, or of a folder.
     """
     parent, _, last = path.rpartition("/")
     match = MASK_NAME.fullmatch(last)
@@ -620,26 +631,31 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
 def _flag_empty_folders(
     tree: RawTree, images: Iterable[ClassImage], scan: FolderScan, layout: Layout
 ) -> dict[str, int]:
-    """Return flags for top folders without an image.
+    """Return flags for top folders without an image: flag -> number of folders.
 
-    A class is flagged by name. Groups are only counted, because a group's name may be a patient's.
+    At most :data:`MAX_NAMED_FOLDERS` classes are flagged by name. Groups are only counted, because
+    a group's name may be a patient's. Folders of masks need no images, so they get no flag.
     """
     depth = 2 if scan.has_splits else 1
     with_images = set()
     for image in images:
         parts = image.path.name.removeprefix(scan.wrapper).split("/")
         with_images.add("/".join(parts[:depth]))
+    all_folders = set(map(str.casefold, tree.folders))
     empty_folders = []
     for folder in tree.folders:
         name = folder.removeprefix(scan.wrapper)
         parts = name.split("/")
         is_read = not scan.has_splits or parse_split(parts[0]) in TRAIN_AND_TEST
         is_in_wrapper = folder.startswith(scan.wrapper)
-        if is_in_wrapper and len(parts) == depth and is_read and name not in with_images:
+        is_top = is_in_wrapper and len(parts) == depth
+        if is_top and is_read and name not in with_images and not _is_mask(folder, all_folders):
             empty_folders.append(folder)
-    if layout == "class/group":
-        named = empty_folders[:MAX_NAMED_FOLDERS]
-        return {f"class folder without an image: {name}": 1 for name in named}
-    if not empty_folders:
-        return {}
-    return {"folder without an image": len(empty_folders)}
+    if layout == "group/class":
+        return {"folder without an image": len(empty_folders)} if empty_folders else {}
+    flags = {}
+    for folder in empty_folders[:MAX_NAMED_FOLDERS]:
+        flags[f"class folder without an image: {folder}"] = 1
+    if len(empty_folders) > MAX_NAMED_FOLDERS:
+        flags["other class folder without an image"] = len(empty_folders) - MAX_NAMED_FOLDERS
+    return flags

@@ -85,7 +85,10 @@ DAMAGE = (
 
 
 class RefusedArchive(SkipItem):
-    """An archive that must not be read. The ``reason`` contains no name of a member."""
+    """An archive that is damaged, encrypted, or not safe to unpack.
+
+    The ``reason`` contains no name of a member.
+    """
 
 
 class DamagedArchive(RefusedArchive):
@@ -340,7 +343,7 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         max_members: Largest number of members.
 
     Raises:
-        RefusedArchive: The zip is damaged, or a member must not be read.
+        RefusedArchive: The zip is damaged or encrypted, or a member is not safe to unpack.
     """
     try:
         archive = zipfile.ZipFile(file)

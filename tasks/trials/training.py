@@ -307,8 +307,8 @@ def train(
         device: device of the training.
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: see :class:`Step`.
-        checkpoints: restores a state at the start, and saves states between epochs; None for
-            neither.
+        checkpoints: restores a state at the start, and saves states between epochs. With None,
+            nothing is restored or saved.
         graphs: True to capture the steps as CUDA graphs and replay them. It has no effect on a CPU.
 
     Returns:

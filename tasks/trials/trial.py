@@ -90,7 +90,7 @@ def run_trial(
         store_weights: stores the weights of the trained network.
         store_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
         checkpoints: restores the state of an interrupted training, and saves the state after some
-            epochs; None for neither.
+            epochs. With None, nothing is restored or saved.
         pretrained_weights: content of the file of initial weights, for a pretrained network; None
             for random initial weights.
 

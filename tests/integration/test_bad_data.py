@@ -35,7 +35,8 @@ def test_a_train_size_larger_than_the_data_is_refused(root, tmp_path):
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert (
-        "Train size 2000 is too large: with 20 test images, at most 336 images are left" in message
+        "the train size 2000 is too large: with 20 test images, at most 336 images are left"
+        in message
     )
     assert "Lower train_sizes to at most" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 2

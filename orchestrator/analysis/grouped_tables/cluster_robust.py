@@ -114,6 +114,8 @@ def _rows_by_cluster(clusters: Codes) -> list[Codes]:
 
 def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
     """Return ``(I − columns inverse columns')^(−1/2) weights``, in the span of the columns."""
+    # In the basis of the cluster's columns, the hat block is a small matrix. Its eigenvectors with
+    # no residual left get the factor 0 (a generalized inverse; Pustejovsky & Tipton 2018).
     basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
     scaled = singular_values[:, None] * axes
     hat_block = scaled @ inverse @ scaled.T

@@ -130,6 +130,8 @@ def _with_permutation(
     blocks: Sequence[str],
 ) -> Estimate:
     """Add the p-value of a permutation test, within domains if the domain is a regressor."""
+    # K_F and log loss both differ between domains. If the domain is a covariate, datasets are
+    # exchangeable only within their domain.
     covariates = set(terms) - {estimate.name}
     places = blocks if IS_MEDICAL in covariates else [""] * len(y)
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
@@ -160,6 +162,7 @@ def correlation_interval(
         The interval. None for fewer than six datasets, for which Fisher's z is not accurate, and
         for fewer than ``num_given`` + 4.
     """
+    # Fisher's z of a partial correlation has the variance 1 / (n − given variables − 3).
     degrees = num_datasets - num_given - 3
     if degrees < 1 or num_datasets < MIN_DATASETS_OF_A_CORRELATION:
         return None

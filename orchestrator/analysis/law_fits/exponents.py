@@ -123,8 +123,8 @@ def _too_few(unfitted: ExponentFit, dimension: str) -> str:
     if unfitted.variant in OTHER_D:
         name += f" by {unfitted.variant}"
     clear = " whose losses are clear of chance level" if unfitted.num_at_chance else ""
-    counted = f"{plural(unfitted.num_datasets, 'dataset')} with two train sizes and {name}{clear}"
-    return f"{counted}, at least {MIN_DATASETS} needed"
+    counted = plural(unfitted.num_datasets, "dataset")
+    return f"{counted} with two train sizes and {name}{clear}, at least {MIN_DATASETS} needed"
 
 
 def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
@@ -137,6 +137,8 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     value = float(xy.sum() / xx.sum())
     degrees = len(names) - 1
     # The slope is a ratio of sums over datasets, so a refit only subtracts one dataset's sums.
+    # A jackknife is used because one dataset of low d can have half of the weight 1/d². A plain
+    # cluster-robust error would then be much too small.
     without_each = (xy.sum() - xy) / (xx.sum() - xx)
     error = jackknife_error(value, without_each)
     p_of_zero, p_of_bound = t_p_values(value - np.array([0.0, 1.0]), error, degrees).tolist()
@@ -161,5 +163,6 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
         status="ok",
         estimates=(estimate,),
         by_dataset=by_dataset,
+        # The bootstrap imposes its null hypothesis, so the bound needs a bootstrap of its own.
         bound_p=max(p_of_bound, wild_cluster_p(sums, null=1.0)),
     )

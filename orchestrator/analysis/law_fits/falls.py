@@ -34,6 +34,8 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
     rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
     if rows.empty:
         return FallFit(reason="no curve has two train sizes")
+    # The mean and the sign test give every dataset the same weight, whatever its d and number of
+    # curves are. The pooled exponent b does not.
     slopes = _slopes(rows, by=DATASET)
     values = np.array([*slopes.values()])
     value, error, interval = mean_interval(values)

@@ -89,6 +89,8 @@ def fit_height(
     reason = why_flattened(rows)
     if reason:
         return replace(unfitted, status="refused", reason=reason)
+    # Loss and properties are reduced to effects at the same cells. A dataset that lacks a large N
+    # then gets neither a higher loss nor a lower d_data than the others for that reason.
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (

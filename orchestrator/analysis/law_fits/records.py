@@ -85,6 +85,11 @@ class ExponentFit(Fit):
     bound_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def num_above_bound(self) -> int:
+        """Number of datasets whose loss falls faster than the law's bound: exponents above 1."""
+        return sum(exponent > 1 for exponent in self.by_dataset.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallFit(Fit):
@@ -137,12 +142,14 @@ class RepresentationFit(Fit):
     Attributes:
         kind: ``representation``.
         num_held: Number of points at which d_repr is at most d_data.
+        median_ratio: Median of d_repr / d_data over points.
         by_dataset: Share of the points with d_repr above d_data, for each dataset with such points.
     """
 
     kind: Literal["representation"] = "representation"
     response: str = D_REPR_MLE
     num_held: int = 0
+    median_ratio: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
 
 

@@ -39,6 +39,7 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
         unfitted,
         status="ok",
         num_held=int(is_below.sum()),
+        median_ratio=float((rows[D_REPR_MLE] / rows[D_DATA_MLE]).median()),
         by_dataset=shares_above,
         estimates=(estimate,),
     )

@@ -18,7 +18,17 @@ from orchestrator.analysis.results_tables.points import (
 )
 from orchestrator.results.columns import DATASET, DOMAIN, MODEL, TRAIN_SIZE
 
-KEYS = (MODEL, DATASET, DOMAIN, TRAIN_SIZE, CELL, CURVE, WEIGHT, OF_CHANCE_LOSS, AT_CHANCE_LEVEL)
+KEYS = (
+    MODEL,
+    DATASET,
+    DOMAIN,
+    TRAIN_SIZE,
+    CELL,
+    CURVE,
+    WEIGHT,
+    OF_CHANCE_LOSS,
+    AT_CHANCE_LEVEL,
+)
 """Columns that every fit needs in addition to its own."""
 
 

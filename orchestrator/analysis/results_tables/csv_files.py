@@ -12,11 +12,17 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.results.columns import TEXT_COLUMNS
+from orchestrator.results.columns import COLUMNS, NUM_CLASSES, TEXT_COLUMNS
 from search_spaces.errors import DataError
 
 RISKY_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters of cells that get an apostrophe."""
+
+INTEGER_COLUMNS = {column.name for column in COLUMNS if column.kind == "integer"} | {NUM_CLASSES}
+"""Columns of whole numbers, such as the train size. MLflow stores the number of classes as a
+float."""
+LARGEST_EXACT = 2**53
+"""Numbers below this bound are exact as floats."""
 
 
 def escape_cell(value: object) -> object:
@@ -39,11 +45,23 @@ def unescape_cell(value: object) -> object:
 def csv_text(table: pd.DataFrame) -> str:
     """Return a table as CSV, with numbers in full precision and escaped texts."""
     safe = table.rename(columns=escape_cell)
-    for position, dtype in enumerate(safe.dtypes):
-        if not pd.api.types.is_numeric_dtype(dtype):
+    for position, (name, dtype) in enumerate(zip(table.columns, safe.dtypes, strict=True)):
+        if name in INTEGER_COLUMNS and pd.api.types.is_float_dtype(dtype):
+            safe.isetitem(position, _whole_numbers(safe.iloc[:, position]).array)
+        elif not pd.api.types.is_numeric_dtype(dtype):
             cells = safe.iloc[:, position]
             safe.isetitem(position, [escape_cell(value) for value in cells])
     return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def _whole_numbers(cells: pd.Series) -> pd.Series:
+    """Return a column of floats as whole numbers; unchanged if one of them is not whole.
+
+    Columns with missing values are floats in pandas, which would write a train size as 220.0.
+    """
+    values = cells.dropna()
+    are_whole = (values % 1 == 0).all() and (values.abs() < LARGEST_EXACT).all()
+    return cells.astype("Int64") if are_whole else cells
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:

@@ -27,15 +27,19 @@ from orchestrator.analysis.sentences.of_power import (
 from search_spaces.errors import plural
 
 FindingVerdict = Verdict | Literal["described"]
-"""A verdict, or ``described``: numbers that are shown and not tested."""
+"""A verdict, or ``described``: numbers of no family of tests, so that no verdict follows."""
 ASKED_AFTER_SEEING = (
     "This question was asked after seeing these images, so the answer confirms nothing."
 )
 """Sentence on an answer whose question came after the data."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
-SHARPER_LABELS = "Labels are sharper if images with different labels lie closer together."
-"""Sentence that explains sharper labels, in the first answer on K_F."""
+LABEL_SHARPNESS_MEANS = (
+    "K_F (label sharpness) is the largest ratio of label difference to distance of two images."
+)
+"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides it."""
+DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
+"""Sentence that explains δ, in the first answer on δ: all images count, unlike in K_F."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
@@ -278,9 +282,10 @@ def changes_of_sign(answer: Answer) -> tuple[str, ...]:
     """Return a sentence on the datasets without which the sign changes; empty if there is none."""
     if answer.value is None:
         return ()
-    opposite = [
-        dataset for dataset, value in sorted(answer.left_out.items()) if value * answer.value < 0
-    ]
+    opposite = []
+    for dataset, value in sorted(answer.left_out.items()):
+        if value * answer.value < 0:
+            opposite.append(dataset)
     if not opposite:
         return ()
     if len(opposite) == 1:

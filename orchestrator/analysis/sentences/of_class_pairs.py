@@ -9,6 +9,7 @@ import numpy as np
 from orchestrator.analysis.answers import Answer, Verdict
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
+    DROP_ON_DELTA,
     LOSS,
     PAIR_QUESTIONS,
     R_HAT,
@@ -22,8 +23,9 @@ from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.number_formats import interval, number, p_value
 from orchestrator.analysis.sentences.finding import (
     ASKED_AFTER_SEEING,
+    DELTA_MEANS,
+    LABEL_SHARPNESS_MEANS,
     NO_RELATION,
-    SHARPER_LABELS,
     Finding,
     details_of_test,
     multiplied,
@@ -53,11 +55,13 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             in_pixels = slopes.get(R_HAT)
         if PAIR_QUESTIONS[slope.on].question.text:
             finding = _of_pair_slope(slope, d_data, in_pixels, attack)
+            if slope.on == LOSS:
+                finding = finding.with_sentence(LABEL_SHARPNESS_MEANS)
+            if slope.on == DROP_ON_DELTA:
+                finding = finding.with_sentence(DELTA_MEANS)
             is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
             if is_late and finding.verdict != "not testable":
                 finding = finding.with_sentence(ASKED_AFTER_SEEING)
-            if slope.on == LOSS:
-                finding = finding.with_sentence(SHARPER_LABELS)
             if finding.verdict == "not testable":
                 untested.append(finding)
             else:
@@ -69,8 +73,13 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
 
 
 def attack_in_words(fits: ScalingFits) -> str:
-    """Return the attack that lowers accuracy, or the number of attacks if there are several."""
+    """Return the attack that lowers accuracy, or the number of attacks if there are several.
+
+    The names come from the losses under attack. A table without these losses names no attack.
+    """
     columns = attack_columns(dict.fromkeys(fit.response for fit in fits.attacks))
+    if not columns:
+        return "attacks"
     if len(columns) == 1:
         return columns[0].words
     return f"attacks (mean of {len(columns)})"
@@ -91,8 +100,10 @@ def _of_pair_slope(
     answer = pair_answer(slope)
     notes = []
     if in_pixels is not None and in_pixels.value is not None:
-        in_pixel_units = f"{number(in_pixels.value)} (95 % interval {interval(in_pixels.interval)})"
-        notes.append(f"In pixel units the {in_pixels.on} is {in_pixel_units}, but {UNITS_ALONE}.")
+        notes.append(
+            f"In pixel units the {in_pixels.on} is {number(in_pixels.value)} (95 % interval "
+            f"{interval(in_pixels.interval)}), but {UNITS_ALONE}."
+        )
     if answer.value is None or answer.verdict == "not testable":
         return not_testable(pair_question.question.text, slope.reason, notes=notes)
     estimate = f"the {answer.question.estimand} is {number(slope.value)}"
@@ -127,6 +138,7 @@ def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tupl
     if pair_question.response == "drop":
         size, bounds_text = _accuracy_lost(slope.value, slope.interval, attack)
         return pair_question.factor.format(size), bounds_text
+    # The columns are natural logarithms, so a step of 10 % is a change of ln 1.1.
     change = float(np.log(STEP))
     if pair_question.response == "fall":
         if d_data is None:

@@ -21,7 +21,13 @@ from orchestrator.analysis.headline import (
 )
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import Estimate
-from orchestrator.analysis.law_fits.records import FallFit, HeightFit
+from orchestrator.analysis.law_fits.falls import sign_test_p
+from orchestrator.analysis.law_fits.records import (
+    ExponentFit,
+    FallFit,
+    HeightFit,
+    RepresentationFit,
+)
 from orchestrator.analysis.number_formats import interval, listing, number, p_equals, percent
 from orchestrator.analysis.results_tables.points import (
     INVERSE_D,
@@ -31,7 +37,7 @@ from orchestrator.analysis.results_tables.points import (
     given,
 )
 from orchestrator.analysis.sentences.finding import (
-    SHARPER_LABELS,
+    LABEL_SHARPNESS_MEANS,
     Finding,
     changes_of_sign,
     details_of_test,
@@ -46,7 +52,8 @@ from search_spaces.errors import plural
 
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
-"""Datasets that a sentence names, of those in which d_repr is above d_data."""
+"""Number of datasets that a sentence names, of those in which d_repr is most often above d_data.
+Equal shares can make it more."""
 MAX_NAMED_NETWORKS = 4
 """Largest number of networks that a sentence on d_repr lists; the tables list all of them."""
 
@@ -100,7 +107,10 @@ def _of_height(
         f"(95 % interval {interval(answer.interval)}).",
     ]
     if column == INVERSE_D:
-        details.append("A negative slope means that the loss rises with d_data.")
+        details += [
+            "The factor compares the highest d_data with the lowest.",
+            "A negative slope means that the loss rises with d_data.",
+        ]
     claim = ""
     if answer.is_decided:
         claim = _claim(answer.value, dataset_property)
@@ -135,7 +145,7 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
         return "No practical number of such datasets would make it 80 of 100."
-    return f"At least {needed:,} such datasets would make it 80 of 100."
+    return f"About {needed:,} such datasets would make it 80 of 100."
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -147,10 +157,7 @@ def _dimension(fits: ScalingFits) -> Finding:
     intrinsic_dimension = Property(
         name="d_data",
         column=INVERSE_D,
-        step=(
-            f"From the lowest to the highest d_data ({number(low)} to {number(high)}) the "
-            "loss is {} times as high"
-        ),
+        step=f"From d_data = {number(low)} to {number(high)} the loss is {{}} times as high",
         change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
     )
@@ -196,7 +203,7 @@ def _sharpness(fits: ScalingFits) -> Finding:
     if fits.sharpness_scale.note:
         notes.append(fits.sharpness_scale.note)
     finding = _of_height(fits, fits.answer(SHARPNESS), label_sharpness, notes)
-    return finding.with_sentence(SHARPER_LABELS)
+    return finding.with_sentence(LABEL_SHARPNESS_MEANS)
 
 
 def _fall(fits: ScalingFits) -> Finding | None:
@@ -206,9 +213,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
         return None
     (slope,) = fit.estimates
     smallest, largest = fit.train_sizes
-    share = f"{fit.num_falling} of {plural(fit.num_datasets, 'dataset')}"
-    if fit.num_falling == fit.num_datasets > 1:
-        share = f"all {fit.num_datasets} datasets"
+    share = _of_all_datasets(fit.num_falling, fit.num_datasets)
     details = []
     if fit.sign_p is not None and fit.num_datasets > 1:
         details.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
@@ -234,6 +239,13 @@ def _fall(fits: ScalingFits) -> Finding | None:
     )
 
 
+def _of_all_datasets(count: int, total: int) -> str:
+    """Return ``3 of 8 datasets``, or ``all 8 datasets``."""
+    if count == total > 1:
+        return f"all {total} datasets"
+    return f"{count} of {plural(total, 'dataset')}"
+
+
 def _exponent(fits: ScalingFits) -> Finding:
     """Return the finding on the exponent of the fall with N: against no fall, and the bound."""
     question = EXPONENT.text
@@ -254,19 +266,20 @@ def _exponent(fits: ScalingFits) -> Finding:
     verdict, claim = _verdict_on_fall(falls, against_bound)
     short = short_answer(
         falls,
-        f"b is {number(falls.value)}",
+        f"In N^(−b/d), b is {number(falls.value)}",
         interval(falls.interval),
         name_of_value="b",
         if_undecided="",
         against=" against b = 0",
     )
     if against_bound.adjusted_p is not None:
-        short = (*short, _against_the_law(against_bound))
+        short = (*short, _against_the_law(against_bound), _above_the_law(fit))
     if claim:
         claim = f"{claim}."
         short = (claim, *short)
     details = [
         f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
+        _range_of_exponents(fit),
         f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
         f"the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
@@ -301,7 +314,33 @@ def _against_the_law(against_bound: Answer) -> str:
         conclusion = "b differs from the law's rate"
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
+        if low <= EXPONENT.null <= high:
+            conclusion += ", but also with no fall (b = 0)"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
+
+
+def _above_the_law(fit: ExponentFit) -> str:
+    """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
+
+    The sign test gives every dataset the same weight, as the pooled exponent does not. It belongs
+    to no family of tests, so no verdict uses it.
+    """
+    counted = _of_all_datasets(fit.num_above_bound, len(fit.by_dataset))
+    exponents = np.array([*fit.by_dataset.values()])
+    p = sign_test_p(exponents - LAW_SLOPE)
+    if p is None:
+        return f"b is above 1 in {counted}."
+    return f"b is above 1 in {counted} (exact sign test: {p_equals(p)}, not adjusted)."
+
+
+def _range_of_exponents(fit: ExponentFit) -> str:
+    """Return a sentence on the smallest and the largest exponent of a dataset."""
+    names = sorted(fit.by_dataset, key=fit.by_dataset.__getitem__)
+    lowest, highest = names[0], names[-1]
+    return (
+        f"The b of single datasets ranges from {number(fit.by_dataset[lowest])} ({lowest}) to "
+        f"{number(fit.by_dataset[highest])} ({highest})."
+    )
 
 
 def _difference_of_factors(fall: FallFit, exponent: Estimate) -> Iterator[str]:
@@ -409,7 +448,7 @@ def of_representations(fits: ScalingFits) -> Finding:
         f"At {fit.num_held} of {plural(fit.num_points, 'point')}, the dimension of the network's "
         "last hidden layer (d_repr) is at most d_data."
     )
-    sentences = [counted, *_by_network(fits)]
+    sentences = [counted, *_by_network(fits), *_of_ratio(fit)]
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"
@@ -420,10 +459,17 @@ def of_representations(fits: ScalingFits) -> Finding:
     num_lacking = fits.num_points - fit.num_points
     if num_lacking:
         details.append(f"{num_lacking} more lack one of the two.")
-    details.append("This is exploratory.")
+    details += [
+        "The bound states no largest ratio d_repr / d_data, so a count of ratios above 1 does not "
+        "test it.",
+        "This is exploratory.",
+    ]
     notes = []
-    worst = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_WORST]
-    if worst:
+    by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
+    if by_share:
+        # Datasets with the share of the last named one are named too: their order means nothing.
+        _, smallest_named = by_share[:MAX_WORST][-1]
+        worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
         notes.append(f"d_repr is most often above d_data in {named}.")
     notes.append(
@@ -432,10 +478,25 @@ def of_representations(fits: ScalingFits) -> Finding:
     return Finding(
         question=question,
         verdict="described",
-        sentences=(*sentences, "The approximate bound d_repr ≲ d_data expects nearly all."),
+        sentences=tuple(sentences),
         details=tuple(details),
         notes=tuple(notes),
     )
+
+
+def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
+    """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
+
+    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore no
+    test of it.
+    """
+    if fit.median_ratio is None:
+        return
+    yield f"The median d_repr / d_data is {number(fit.median_ratio)}."
+    if fit.num_held == fit.num_points:
+        yield "This agrees with the bound d_repr ≲ d_data."
+    else:
+        yield "The bound d_repr ≲ d_data is approximate."
 
 
 def _by_network(fits: ScalingFits) -> Iterator[str]:

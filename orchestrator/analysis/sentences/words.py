@@ -36,14 +36,15 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "K_F",
-        "Label sharpness: the largest 1/distance over pairs of images with different labels. It "
-        "depends on the pixel range, the image size and the number of channels.",
+        "Label sharpness: the largest ratio of label difference to distance of two images, so the "
+        "closest images with different labels decide it. It depends on the pixel range, the image "
+        "size and the number of channels.",
     )
     if fits.class_pairs:
         yield (
             "δ",
-            "The mean distance of a training image to the nearest image of the other class (L2, in "
-            "1/255 of the pixel range).",
+            "The mean distance from a training image to the nearest image with another label (L2, "
+            "in 1/255 of the pixel range). Every image counts, not only the closest pair.",
         )
     if any("R̂" in slope.on for slope in fits.class_pairs):
         yield (
@@ -84,7 +85,11 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         "The effect is neither shown nor excluded. The adjusted p is above 0.05, or the interval "
         "includes the null value.",
     )
-    yield "described", "The numbers are shown and not tested."
+    yield (
+        "described",
+        "The numbers belong to no family of tests, so no verdict follows from them. A p beside "
+        "them is not adjusted.",
+    )
     yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (
         "tested against 0, against 1",

@@ -105,6 +105,12 @@ def _curves(row: FitRow) -> str:
     return f"{row.fit.num_curves - row.fit.num_at_chance} of {row.fit.num_curves}"
 
 
+def _num_above_bound(row: FitRow) -> str:
+    if not isinstance(row.fit, ExponentFit):
+        return ""
+    return f"{row.fit.num_above_bound} of {len(row.fit.by_dataset)}"
+
+
 def _terms(row: FitRow) -> str:
     if not isinstance(row.fit, HeightFit):
         return ""
@@ -127,6 +133,12 @@ def _num_held(row: FitRow) -> str:
     if not isinstance(row.fit, RepresentationFit):
         return ""
     return f"{row.fit.num_held} of {row.fit.num_points}"
+
+
+def _median_ratio(row: FitRow) -> str:
+    if not isinstance(row.fit, RepresentationFit):
+        return ""
+    return number(row.fit.median_ratio)
 
 
 def _num_falling(row: FitRow) -> str:
@@ -174,7 +186,8 @@ FIT_TABLES = (
             "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
             "dataset and class pair has one d, measured at its largest N. The law's bound is 1. No "
             "dependence on N is 0. Curves: number of fitted curves, of all curves. If losses reach "
-            "chance level, only curves clear of chance level are fitted."
+            "chance level, only curves clear of chance level are fitted. Above 1: number of "
+            "datasets whose own exponent · d is above 1."
         ),
         columns={
             "model": _model,
@@ -185,6 +198,7 @@ FIT_TABLES = (
             "interval": _interval,
             "p (t)": _p_by_t,
             "wild p": _resampled_p,
+            "above 1": _num_above_bound,
             "without": _without,
         },
         numeric_from=3,
@@ -255,11 +269,15 @@ FIT_TABLES = (
         key="representations",
         kinds=("representation",),
         title="d_repr against d_data",
-        note="Both are maximum likelihood estimates. The bound d_repr ≲ d_data is approximate.",
+        note=(
+            "Both are maximum likelihood estimates. The ratio is d_repr / d_data. The bound d_repr "
+            "≲ d_data is approximate."
+        ),
         columns={
             "model": _model,
             "datasets": _datasets,
             "at or below": _num_held,
+            "median ratio": _median_ratio,
             "mean of datasets": _share,
             "interval": _interval_of_share,
             "share above": _shares_above,
@@ -314,9 +332,8 @@ def answer_table(fits: ScalingFits) -> Table:
     )
     if fits.class_pairs:
         note = (
-            "Intervals are from a jackknife over classes, with a t distribution of classes − 1 "
-            "degrees of freedom. Between pairs, p is the larger p of this t test and of a "
-            "permutation of classes. All tests are two-sided. The adjusted p is Holm's."
+            "Intervals and p are from a jackknife over classes, with a t distribution of classes "
+            "− 1 degrees of freedom. All tests are two-sided. The adjusted p is Holm's."
         )
     return laid_out(
         "answers",

@@ -91,8 +91,8 @@ def find_columns(
 
     Args:
         header: Names of the columns in the data.
-        roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`. All
-            columns of :data:`TRAITS` are chosen in addition.
+        roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`.
+            Columns with a role in :data:`TRAITS` are always chosen too.
         request: The request. If its dataset has ``label_columns``, these are the labels.
         more: Names of further columns that the kind reads itself. These columns get no flag.
 

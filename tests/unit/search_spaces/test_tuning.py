@@ -51,7 +51,7 @@ def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_
         ({"learning_rate": [1e-3, 1e-3]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
         (
             {"learning_rate": [0, 1e-3]},
-            r"tune\.learning_rate\.0 is 0, but should be greater than 0",
+            r"value 1 of tune\.learning_rate is 0, but must be above 0",
         ),
         ({"learning_rate": [1e-3]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
         ({"weight_decay": []}, r"tune\.weight_decay is \[\], but must be two rising numbers"),
@@ -64,15 +64,15 @@ def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_
         ({"batch_size": [8, 8]}, r"tune\.batch_size is .* lists 8 more than once"),
         (
             {"budget": 0.03},
-            r"tune\.budget is 0\.03, but should be greater than or equal to 0\.04",
+            r"tune\.budget is 0\.03, but must be at least 0\.04",
         ),
-        ({"budget": -1}, r"tune\.budget is -1, but should be greater than or equal to 0\.04"),
+        ({"budget": -1}, r"tune\.budget is -1, but must be at least 0\.04"),
         (
             {"validation_share": 0.9},
-            r"tune\.validation_share is 0\.9, but should be less than or equal to 0\.5",
+            r"tune\.validation_share is 0\.9, but must be at most 0\.5",
         ),
         ({"sampler": "tbe"}, r"tune\.sampler is 'tbe', but should be 'tpe', 'gp' or 'random'"),
-        ({"seed": -1}, r"tune\.seed is -1, but should be greater than or equal to 0"),
+        ({"seed": -1}, r"tune\.seed is -1, but must be at least 0"),
         ({"bugdet": 0.2}, r"tune\.bugdet is not a known key\. Did you mean 'budget'\?"),
     ],
 )

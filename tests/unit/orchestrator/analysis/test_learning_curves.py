@@ -180,10 +180,11 @@ def test_an_example_of_a_target_is_better_than_every_measured_score(metric):
     assert answers(falling, CurveQuestion(metric)).example_target() is None
 
 
-def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
+def test_a_size_beyond_the_range_is_refused_with_the_largest_possible_size():
     points = curve_points([100, 200, 400], [0.9, 0.8, 0.7])
     with pytest.raises(
-        ConfigError, match=r"12,800 images .*, not to 100,000\. Train with 6,250 images"
+        ConfigError,
+        match=r"train size of 100,000 is too far from .* 400\. Give a train size of at most 12,800",
     ):
         answer(points, "net", CurveQuestion(train_size=100_000))
 
@@ -191,7 +192,7 @@ def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"assurance": 1.0}, "assurance is 1, which is not between 0 and 1"),
+        ({"assurance": 1.0}, "assurance is 1, but it must be above 0 and below 1"),
         ({"target": 0.0}, "The target loss is 0"),
         (
             {"metric": "accuracy", "target": 80.0},
@@ -281,6 +282,8 @@ def answers_of_file(file):
         ("train_size,accuracy,dataset\n50,.7,a\n100,.8,b\n", "more than one dataset: a, b. Keep"),
         ("train_size,accuracy\n50,\n100,\n", "None of the 2 rows of the table has an accuracy"),
         ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column with the name accuracy"),
+        ("train_size,auc,auc\n50,.7,.8\n", "more than one column with the name auc"),
+        ('train_size,auc\n"1,000",.7\n', "Write 1000, without commas"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_with_its_line(text, reason, tmp_path):
@@ -519,6 +522,10 @@ def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
 @pytest.mark.parametrize(
     ("target", "interval"),
     [
+        (
+            0.605,
+            r"estimate is at most 100 images, your smallest train size \(90% interval up to [\d,]+\)",
+        ),
         (0.55, r"\(90% interval up to [\d,]+\)"),
         (0.2, r"\(90% interval [\d,]+ to [\d,]+\)"),
         (0.15, r"\(90% interval from [\d,]+, without an upper bound\)"),
@@ -529,6 +536,41 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
     measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
     curve_answer = answer(measured, "net", CurveQuestion(target=target))
     assert re.search(interval, curve_answer.lines()[-1])
+
+
+def test_the_smallest_train_size_is_no_lower_bound_of_the_needed_images():
+    measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    document = answer(measured, "net", CurveQuestion(target=0.55)).to_json()
+    assert document["needed_interval"][0] is None
+    assert document["smallest_train_size_may_suffice"]
+    far = answer(measured, "net", CurveQuestion(target=0.15)).to_json()
+    assert far["needed_interval"][0] > 100
+    assert not far["smallest_train_size_may_suffice"]
+
+
+def test_a_curve_that_improves_has_the_probability_of_a_gain():
+    measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    curve_answer = answer(measured, "net", CurveQuestion())
+    gain = 1 - curve_answer.probability_flat
+    assert gain >= 0.9
+    percent = "over 99%" if gain > 0.995 else f"{gain:.0%}"
+    conclusion = f"The test loss probably still improves with more images ({percent})."
+    assert conclusion in curve_answer.expected_line
+
+
+def test_a_prediction_below_the_measured_sizes_gets_a_remark():
+    table = pd.DataFrame({"train_size": [100, 200, 400], "test_loss": [0.6, 0.42, 0.29]})
+    (remark,) = answers(table, CurveQuestion(train_size=50)).remarks
+    assert remark.startswith("The requested train size of 50 is below your smallest train size of")
+    assert answers(table, CurveQuestion(train_size=100)).remarks == ()
+
+
+def test_a_model_cannot_be_selected_in_a_table_without_the_column():
+    table = pd.DataFrame({"train_size": [100, 200], "test_loss": [0.6, 0.42]})
+    with pytest.raises(
+        ConfigError, match=r"no column model, so the model vgg13 cannot be selected"
+    ):
+        answers(table, CurveQuestion(), "vgg13")
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,8 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     assert finding.verdict == "supported"
     assert drop_in_points == pytest.approx(100 * 0.6 * np.log(1.1), rel=0.05)
     size = f"{number(drop_in_points, 2)} percentage points less accuracy to PGD at 32/255"
-    sentence = f"Pairs 10 % further apart lost {size} (95 % interval {number(low, 2)} to"
+    assert finding.line.endswith("δ is the mean distance to the nearest image with another label.")
+    sentence = f"Pairs with 10 % larger δ lost {size} (95 % interval {number(low, 2)} to"
     assert sentence in finding.line
     assert number(high, 2) in finding.line
     late_question = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))

@@ -24,6 +24,13 @@ def test_numbers_keep_every_digit_and_signs_are_not_escaped(tmp_path):
     assert read_csv(path)["test_loss"].isna().tolist() == [False, False, False, True]
 
 
+def test_whole_numbers_have_no_decimals_also_beside_missing_values(tmp_path):
+    table = pd.DataFrame({"train_size": [220.0, float("nan")], "seed": [0.0, 1.0]})
+    path = write_csv(table.assign(test_loss=[1.0, 2.0]), tmp_path / "results.csv")
+    assert path.read_text(encoding="utf-8").splitlines()[1:] == ["220,0,1.0", ",1,2.0"]
+    assert read_csv(path)["train_size"].isna().tolist() == [False, True]
+
+
 def test_text_that_looks_like_a_number_or_a_missing_value_stays_text(tmp_path):
     table = pd.DataFrame({"class_pair": ["", "3-8"], "code_version": ["0012345", "nan"]})
     read_back = read_csv(write_csv(table, tmp_path / "results.csv"))

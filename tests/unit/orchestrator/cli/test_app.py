@@ -221,7 +221,7 @@ def test_a_slow_command_prints_its_step_at_once_also_into_a_pipe(root, capsys):
 
 def test_a_step_is_shown_on_a_terminal_and_not_in_a_file(root):
     """A command without its own display prints its step, and erases this text before the answer."""
-    without_wait_text = {"rm", "models", "recipes", "gpu_check"}
+    without_wait_text = {"rm", "models", "recipes", "gpu_check", "predict"}
     wait_texts = {}
     for group in COMMANDS.values():
         for function, (wait_text, *_) in group.items():

@@ -460,3 +460,18 @@ def test_the_table_shows_how_many_neighbors_each_estimator_uses(measure, write_n
     assert code == 0
     num_neighbors = re.findall(r"^.*\b(mle|twonn|gride) +(\d+) ", out, re.MULTILINE)
     assert num_neighbors == [("mle", "9"), ("twonn", "2"), ("gride", "8")]
+
+
+def test_few_images_get_a_line_with_the_number_that_suffices(measure, write_npz):
+    _, out, err = measure(write_npz(np.arange(6) % 2))
+    line = "Estimates from only 6 images are not reliable. Measure at least 60 images."
+    assert line in " ".join(out.split()), err
+
+
+def test_a_folder_above_the_class_folders_gets_the_right_folder_as_a_hint(measure, write_pictures):
+    source = write_pictures(["set/inner/a", "set/inner/b"] * 10)
+    for typed in (source, f"{source}/set"):
+        code, _, err = measure(typed, "--image-size", "12")
+        assert code == 2
+        assert f"{typed}: the folder has 1 class folder with images" in err
+        assert f"Try the folder {source}/set/inner, which has a subfolder per class." in err

@@ -55,7 +55,14 @@ predict smoke --measured absent.json --train-size 100 | The record absent.json c
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
-plan smoke --set seeds=0 | seeds is 0, but should be a list, for example [a, b]. Write [0].
+plan smoke --set seeds=0 | seeds is 0, but should be a list. Write [0].
+predict smoke --target-acc 0.9 | Unknown option: --target-acc. Did you mean --target-accuracy? See
+predict smoke --target-accuracy 95 | The target accuracy is 95, but it must be above 0 and below 1
+predict smoke --target-accuracy 1 | The target accuracy is 1, but it must be above 0 and below 1
+measure digits --device gpu | torch has no device gpu. Did you mean `--device cuda`?
+plan smoke --set train_sizes=[-220] | value 1 of train_sizes is -220, but must be at least 2
+plan smoke --set seeds=[0,0] | preset smoke with the changed seeds: seeds lists 0 more than once
+init ./mine.yaml | mine.yaml is a sweep file, but isweep init needs images. Give a folder
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
@@ -150,6 +157,16 @@ def test_a_wrong_word_about_data_is_in_the_message_as_it_was_typed(run, words):
     assert (code, out) == (2, "")
     assert words.split()[-1] in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["plan", "predict"])
+def test_a_table_in_place_of_a_sweep_gets_the_commands_for_tables(run, tmp_path, command):
+    table = tmp_path / "t.csv"
+    table.write_text("train_size,auc\n50,0.7\n", encoding="utf-8")
+    code, _, err = run(command, str(table))
+    assert code == 2
+    assert f"{table} is a table, not a sweep file" in err
+    assert f"use `isweep predict --curve {table}`" in err
 
 
 def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkeypatch):

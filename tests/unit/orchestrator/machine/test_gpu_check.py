@@ -99,7 +99,7 @@ def test_every_gpu_and_slice_is_checked_by_processes_that_see_only_this_one(monk
 
     def run_part(*_):
         visible_in_parts.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return {"ok": True, "seconds": 1.0, "error": ""}
+        return {"ok": True, "seconds": 1.0, "error": "", "values": {}}
 
     monkeypatch.setattr(gpu_check_parts, "describe", describe)
     monkeypatch.setattr(gpus, "slice_uuids", lambda: [gpu.uuid for gpu in slices])

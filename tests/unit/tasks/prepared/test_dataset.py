@@ -186,7 +186,7 @@ def test_files_of_another_size_are_refused_on_opening(store, change):
     [
         (None, "is incomplete: it has no complete"),
         *(
-            (text, r"complete\.json of prepared dataset digits is damaged")
+            (text, r"complete\.json of the prepared dataset digits is damaged")
             for text in ("", "{", "[]", '{"schema": 1}')
         ),
         ('{"schema": 99, "sha256": "x"}', "schema 99"),
@@ -194,7 +194,10 @@ def test_files_of_another_size_are_refused_on_opening(store, change):
             '{"schema": 1, "record": {}, "files": {}, "sha256": "x"}',
             r"complete\.json of prepared dataset digits has changed since it was written",
         ),
-        ("[" * 100_000, r"complete\.json of prepared dataset digits is damaged \(RecursionError\)"),
+        (
+            "[" * 100_000,
+            r"complete\.json of the prepared dataset digits is damaged \(RecursionError\)",
+        ),
     ],
 )
 def test_a_damaged_marker_is_refused(store, text, message):

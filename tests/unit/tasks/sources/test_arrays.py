@@ -87,6 +87,29 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         "the file has test_images, but no test_labels",
     ),
     "two sets": (of(x=IMAGES, y=LABELS), {}, "the file has several sets of images: images, x"),
+    "two sets, one with two arrays of labels": (
+        of(data=IMAGES, target=LABELS),
+        {},
+        r"the file has several sets of images: images, data\.",
+    ),
+    **{
+        f"{images} with {first} and {second}": (
+            {images: IMAGES, first: LABELS, second: LABELS},
+            {},
+            f"the images in {images} have several arrays of labels: {first}, {second}",
+        )
+        for images, first, second in (("data", "target", "labels"), ("X", "y", "Y"))
+    },
+    "an array label beside the labels": (
+        of(label=LABELS[::-1]),
+        {},
+        {"labels": LABELS.tolist(), "flags": {"columns not used: label": 12}},
+    ),
+    "an array label beside the labels of a split": (
+        parts(**TRAIN_TEST) | {"train_Label": LABELS[:6]},
+        {},
+        {"labels": LABELS.tolist(), "flags": {"columns not used: train_Label": 12}},
+    ),
     "a group on both sides": (
         {**parts(train=slice(6), test=slice(6, 12)), **GROUPED},
         {},

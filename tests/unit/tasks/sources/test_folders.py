@@ -65,6 +65,14 @@ CASES = {
     "an empty class": case(
         *CATS, "horse/notes.txt", flags={("class folder without an image: horse"): 1}
     ),
+    "more empty classes than are flagged by name": case(
+        *CATS,
+        *(f"empty{number:02}/notes.txt" for number in range(31)),
+        flags={
+            **{f"class folder without an image: empty{number:02}": 1 for number in range(20)},
+            "other class folder without an image": 11,
+        },
+    ),
     "an empty class in a split": case(
         *SPLIT, "train/horse/notes.txt", flags={("class folder without an image: train/horse"): 1}
     ),
@@ -193,9 +201,26 @@ CASES = {
     ),  # COVID-19 Radiography Database
     "folders called images": case("cat/images/", "dog/images/", groups=6),  # Tiny ImageNet
     **{
-        f"mask {mask}": case(*CATS, mask, excluded={"a mask beside its image": 1}, **TWO)
-        for mask in ("cat/0_mask.png", "cat/0-mask_1.PNG", "cat_masks/0.png", "cat/0 seg.png")
+        f"mask {mask}": case(*CATS, mask, excluded={"a mask beside its image": 1}, flags={}, **TWO)
+        for mask in (
+            "cat/0_mask.png",
+            "cat/0-mask_1.PNG",
+            "cat/0 seg.png",
+            "cat_masks/0.png",
+            "cat_masks/images/0.png",
+            "Cat_Masks/p1/visit/0.png",
+        )
     },
+    "a class of masks in a split": case(
+        *SPLIT,
+        "train/cat_masks/p1/0.png",
+        excluded={"a mask beside its image": 1},
+        flags={},
+        **TWO,
+    ),
+    "a class with the name of a mask": case(
+        "cat_masks/images/", "dog/images/", classes=("cat_masks", "dog"), excluded={}
+    ),
     # patients on top
     **{
         f"{tops} on top": case(*cross(tops), refused=f"{ASKED}.*--layout")
@@ -349,6 +374,7 @@ def test_other_pixels_of_the_same_size_are_refused(prepare, class_folder):
         prepare("folder", class_folder)
 
 
+@pytest.mark.parametrize("extension", [".dcm", ""])
 @pytest.mark.parametrize(
     ("patient", "layout", "classes"),
     [
@@ -358,11 +384,13 @@ def test_other_pixels_of_the_same_size_are_refused(prepare, class_folder):
     ],
     ids=["on top", "below", "neither"],
 )
-def test_headers_show_which_folders_are_patients(prepare, tmp_path, patient, layout, classes):
+def test_headers_show_which_folders_are_patients(
+    prepare, tmp_path, patient, layout, classes, extension
+):
     for number in range(12):
         top, below = f"f{number % 2}", f"g{number // 2 % 2}"
         data = make_dicom(picture(number, (16, 16)), patient=patient(top, below, number), bits=8)
-        save_dicom(tmp_path / "raw" / top / below / f"{number}.dcm", data)
+        save_dicom(tmp_path / "raw" / top / below / f"{number}{extension}", data)
     verdict = {
         "classes": classes,
         "flags": {f"layout {layout}, by the patient ids in DICOM headers": 12},
