@@ -203,7 +203,7 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Check correctness, time and memory of this machine's GPUs. Each GPU takes some minutes.
+    """Check correctness, time and memory of this machine's GPUs. Each GPU takes about 20 minutes.
 
     The command writes one file per GPU, without names of machines or users. Plans of this root use
     these files. The exit code is 1 if a part fails.

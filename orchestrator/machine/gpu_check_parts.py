@@ -91,8 +91,11 @@ FIELDS_UNDER_LOAD = (
 )
 """Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
-FLOAT32_ERROR = 1e-5
-"""Largest relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
+FLOAT32_ERROR = 2e-5
+"""Largest relative error of a product or convolution in float32. On a CPU, we measured 5e-6 for
+Winograd's algorithm, which cuDNN may choose for a convolution, and 4e-7 for the direct sum. The
+limit is almost four times Winograd's error, because cuDNN may round in another order.
+TensorFloat-32 has 3e-4."""
 NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
 """Parts with a result for each network. If such a part is ended early, some results are missing."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
@@ -229,7 +232,8 @@ def correctness(bench: Bench) -> Measurements:
         for name, error in errors.items():
             if not error < FLOAT32_ERROR:
                 words = f"a {name} in float32 has an error of {error:.0e}"
-                fails.append(f"{words}, because TensorFloat-32 is on")
+                limit = f"the limit is {FLOAT32_ERROR:.0e}"
+                fails.append(f"{words}; {limit}, and TensorFloat-32 has 3e-04")
         signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", signs
         yield "features_error", features_error
@@ -504,7 +508,10 @@ def faults(bench: Bench) -> Measurements:
         kinds["capture"] = bench.failure_kind(lambda: capture_graph(allocate))
     fails = []
     for name, kind in kinds.items():
-        if kind != "out_of_memory":
+        if name in works and not kind:
+            # cuDNN uses a smaller workspace if memory is short.
+            yield f"{name}_note", "half of the peak memory was enough, so no error was tested"
+        elif kind != "out_of_memory":
             fails.append(f"an out-of-memory error in {name} is recorded as {kind or 'no failure'}")
     yield "fails", fails
 
@@ -556,7 +563,9 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     yield "pair_gain", gains["without_mps"]
     yield "pair_gain_mps", gains["with_mps"]
     runs_mps = bool(pairs.get("mps"))
-    gain = gains["with_mps"] if runs_mps else gains["without_mps"]
+    # If no MPS runs, a run starts MPS where MPS gains enough.
+    usable = [gains["with_mps"]] if runs_mps else gains.values()
+    gain = max((gain for gain in usable if gain is not None), default=None)
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
     shares = runs_mps if gain is None else gain >= PACKING_PAYS
     yield "num_gpus", "left out: trials share a GPU" if shares else 1

@@ -199,13 +199,14 @@ def breaks_mps(failure: TrialFailure) -> bool:
 
     After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new ones
     meanwhile. If a process dies while the GPU computes for it, MPS and the other processes can
-    hang.
+    hang. A GPU that a self-test refuses for its wrong numbers does not end any process, so the
+    other GPUs continue to use MPS.
     """
     if failure.capture_failed:
         return False
     # Ray kills a process to free the machine's memory.
     was_killed = failure.memory == "machine"
-    return was_killed or failure.unfit_node or failure.kind in BREAKING_KINDS
+    return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS
 
 
 def leave_ended_mps() -> None:

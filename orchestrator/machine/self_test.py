@@ -666,7 +666,7 @@ def main() -> None:
         print(COMPARED_LINE, flush=True)  # noqa: T201
 
     verdict = run(Case.from_json(case_text), torch.device(device_name), print_compared)
-    print(json.dumps(verdict.as_fields()))  # noqa: T201
+    print(json.dumps(verdict.as_fields()), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ TIMEOUT_S = 300.0
 """Seconds that a test may take. A trial counts as hung after 600 s or more, and it may first wait
 for the test of another process."""
 UNFINISHED_FOR_S = 600.0
-"""Seconds for which a verdict is valid if an error or other load on the GPU caused the verdict.
+"""Seconds for which a verdict is valid at first if an error or other load on the GPU caused it.
 Trials use no CUDA graphs in this time, so they take about a fifth longer. A test takes less than a
-minute."""
+minute, or :data:`TIMEOUT_S` if it never ends. So each further test without a final verdict doubles
+the validity."""
+MAX_UNFINISHED_FOR_S = 86_400.0
+"""Longest validity of such a verdict: a day. A test of five minutes then costs little time."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class KeptVerdict:
         file: file of the verdict.
         unchecked: why the GPU was not compared with the CPU, so that no trial may use the GPU
             before a further test; empty if it was compared.
+        valid_for_s: seconds for which the verdict is valid if it is not final.
     """
 
     wrong: str
@@ -57,13 +61,14 @@ class KeptVerdict:
     tested_at: float
     file: Path
     unchecked: str = ""
+    valid_for_s: float = UNFINISHED_FOR_S
 
     @property
     def is_valid(self) -> bool:
         """True if the verdict can be used without a new test."""
         if self.unchecked:
             return False
-        return self.is_final or time.time() - self.tested_at < UNFINISHED_FOR_S
+        return self.is_final or time.time() - self.tested_at < self.valid_for_s
 
 
 _verdicts_of_this_process: dict[Path, KeptVerdict] = {}
@@ -84,7 +89,12 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
         # A test that ended while this process waited is not repeated, whatever its verdict.
         if verdict is not None and (verdict.is_valid or verdict.tested_at >= requested_at):
             return verdict
+        earlier = verdict
         verdict = _tested(case, file)
+        if earlier is not None and not earlier.unchecked:
+            # Only a verdict that was not final is followed by a second test.
+            valid_for_s = min(2 * earlier.valid_for_s, MAX_UNFINISHED_FOR_S)
+            verdict = replace(verdict, valid_for_s=valid_for_s)
         _verdicts_of_this_process[file] = verdict
         fields = {
             "wrong": verdict.wrong,
@@ -92,6 +102,7 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
             "is_final": verdict.is_final,
             "unchecked": verdict.unchecked,
             "tested_at": verdict.tested_at,
+            "valid_for_s": verdict.valid_for_s,
             "versions": versions,
         }
         with suppress(OSError):
@@ -134,6 +145,7 @@ def _read(file: Path) -> KeptVerdict | None:
             tested_at=float(fields["tested_at"]),
             file=file,
             unchecked=str(fields["unchecked"]),
+            valid_for_s=float(fields["valid_for_s"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -168,9 +180,12 @@ def run_test(case: Case) -> dict[str, Any]:
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         timeout_s=TIMEOUT_S,
     )
+    # CUDA can end the process with an error at its exit, after the verdict was printed.
+    output = program.output or program.partial_output
     with suppress(ValueError, IndexError):
-        fields: dict[str, Any] = json.loads(program.output.splitlines()[-1])
-        return fields
+        fields = json.loads(output.splitlines()[-1])
+        if isinstance(fields, dict):
+            return fields
     name = case.model.name
     reason = program.error or "the process printed no verdict"
     if COMPARED_LINE in program.partial_output:

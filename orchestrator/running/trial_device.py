@@ -32,15 +32,23 @@ sweep."""
 
 
 class UnusableGpuError(SetupError):
-    """Raised if a trial cannot compute on its GPU; ``gpu`` is the text for the GPU and its node."""
+    """Raised if a trial cannot compute on its GPU.
+
+    Attributes:
+        gpu: text for the GPU and its node.
+        device_lost: False if the GPU works, but computes wrong numbers or lacks bfloat16. True if
+            the GPU or the process that tested it failed.
+    """
 
     gpu = ""
+    device_lost = True
 
     @classmethod
-    def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
+    def of(cls, gpu: str, reason: str, hint: str, *, device_lost: bool = True) -> UnusableGpuError:
         """Return the error for a GPU, with the reason and the fix."""
         error = cls(f"A trial cannot compute on {gpu}: {reason}", hint=hint)
         error.gpu = gpu
+        error.device_lost = device_lost
         return error
 
 
@@ -132,6 +140,7 @@ def check_numbers(network: NetworkSpec) -> str:
             f"{gpu.name} computes wrongly: {verdict.wrong}",
             "Use another GPU, driver or torch version, or hide this GPU with "
             f"CUDA_VISIBLE_DEVICES. To test the GPU again, delete {verdict.file}",
+            device_lost=False,
         )
     if verdict.unchecked:
         raise UnusableGpuError.of(
@@ -206,6 +215,7 @@ def check_gpu(precision: str) -> None:
             "does not have",
             "Remove nodes with such GPUs from the cluster, or choose a recipe with `precision: "
             "float32`",
+            device_lost=False,
         )
 
 

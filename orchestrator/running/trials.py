@@ -253,7 +253,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             SetupError: no node can run trials.
         """
         eligible = self._backend.eligible_nodes(failure)
-        self._node_health.count_node_failure(self._attempt(trial_id).node, failure, eligible)
+        attempt = self._attempt(trial_id)
+        gpus = "" if attempt.location is None else attempt.location.gpus
+        self._node_health.count_node_failure(attempt.node, failure, eligible, gpus)
 
     def _finished(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""

@@ -66,6 +66,7 @@ def classify(error: BaseException) -> TrialFailure:
     if isinstance(error, UnusableGpuError):
         facts["unfit_node"] = True
         facts["gpu"] = error.gpu
+        facts["device_lost"] = error.device_lost
     if isinstance(error, SweepError):
         return TrialFailure(kind=kind, message=str(error)[:MAX_USER_MESSAGE], **facts)
     name = type(error).__name__

@@ -11,10 +11,12 @@ from orchestrator.running.trial_device import FIRST_QUARANTINE_S
 from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4
-"""Lowest score at which a node is unfit. Each trial that fails because of the node adds 1."""
+"""Lowest score at which a node is unfit. Each trial that fails because of the node adds 1. Trials
+that cannot compute on a GPU are counted for each GPU: the first self-tests of eight GPUs may all
+take too long at once, and each GPU needs a second self-test."""
 DEVICE_ERROR_WEIGHT = 0.1
-"""Amount that a device error adds to a node's score. It is less than 1, because the trial itself
-may have caused the error."""
+"""Amount that a device error adds to the score of all GPUs of a node. It is less than 1, because
+the trial itself may have caused the error."""
 MAX_QUARANTINE_DOUBLINGS = 3
 """Largest number of times that the quarantine of a GPU is doubled."""
 
@@ -26,14 +28,16 @@ class NodeHealth:
     Attributes:
         gpu_failures: failures since the last result on the GPU, by node and
             ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
-        gpu_scores: score of each node without a usable GPU, by the node's address, since the last
-            epoch on the node.
+        unfit_counts: trials that could not compute on each GPU since the last epoch on the node,
+            by the node's address and then by ``CUDA_VISIBLE_DEVICES``.
+        device_errors: device errors since the last epoch on each node, by the node's address.
         code_scores: score of each node with different source code, by the node's address, since the
             last result of the node.
     """
 
     gpu_failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    gpu_scores: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    unfit_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    device_errors: Counter[str] = field(default_factory=Counter)
     code_scores: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def finished(self, node: str, gpus: str) -> None:
@@ -44,7 +48,8 @@ class NodeHealth:
 
     def epoch_ended(self, node: str) -> None:
         """Process the end of an epoch, which shows that a GPU of the node works."""
-        self.gpu_scores[node] = 0
+        self.unfit_counts[node].clear()
+        self.device_errors[node] = 0
 
     def count_gpu_failure(self, node: str, gpus: str) -> float:
         """Count a failure of a GPU, and return the seconds of its quarantine.
@@ -56,7 +61,7 @@ class NodeHealth:
         return FIRST_QUARANTINE_S * 2.0**num_doublings
 
     def count_node_failure(
-        self, node: str, failure: TrialFailure, eligible: Collection[str]
+        self, node: str, failure: TrialFailure, eligible: Collection[str], gpus: str = ""
     ) -> None:
         """Count a failure if the node caused it; end the run if all nodes are unfit.
 
@@ -64,18 +69,22 @@ class NodeHealth:
             node: address of the node on which the trial failed.
             failure: why the trial failed.
             eligible: addresses of all nodes that could run the trial.
+            gpus: the trial's ``CUDA_VISIBLE_DEVICES``; empty if it is unknown.
 
         Raises:
             SetupError: the last trials on each eligible node failed because of the node.
         """
         if failure.kind == FailureKind.OTHER_CODE:
-            scores = self.code_scores
-            scores[node] += 1
+            self.code_scores[node] += 1
+            scores = {address: self.code_scores[address] for address in eligible}
             problem = "No node has the same source code as the driver"
             hint = ""  # The failure's message has the hint.
         elif failure.unfit_node or failure.device_lost:
-            scores = self.gpu_scores
-            scores[node] += 1 if failure.unfit_node else DEVICE_ERROR_WEIGHT
+            if failure.unfit_node:
+                self.unfit_counts[node][gpus] += 1
+            else:
+                self.device_errors[node] += 1
+            scores = {address: self._gpu_score(address) for address in eligible}
             problem = "No node has a GPU on which trials can compute"
             hint = "Repair a node, or use --device cpu. "
         else:
@@ -88,3 +97,8 @@ class NodeHealth:
             hint=f"{hint}Then run the same command again. Finished trials are kept. Check "
             "every node with `isweep doctor --address ADDRESS`",
         )
+
+    def _gpu_score(self, node: str) -> float:
+        """Return a node's score for its GPUs: that of its worst GPU, plus all device errors."""
+        worst = max(self.unfit_counts[node].values(), default=0)
+        return worst + DEVICE_ERROR_WEIGHT * self.device_errors[node]

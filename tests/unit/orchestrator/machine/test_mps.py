@@ -371,7 +371,9 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
         (FailureKind.DEVICE_ERROR, {"capture_failed": True}, False),
         (FailureKind.HUNG, {}, True),
         (FailureKind.WORKER_CRASH, {}, True),
-        (FailureKind.SETUP, {"unfit_node": True}, True),
+        (FailureKind.SETUP, {"unfit_node": True, "device_lost": True}, True),
+        # A self-test refused the GPU, and no process died.
+        (FailureKind.SETUP, {"unfit_node": True}, False),
         (FailureKind.OUT_OF_MEMORY, {"memory": "machine"}, True),
         (FailureKind.OUT_OF_MEMORY, {"memory": "gpu"}, False),
         (FailureKind.CODE_ERROR, {}, False),

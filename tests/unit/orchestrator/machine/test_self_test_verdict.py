@@ -66,8 +66,24 @@ def test_a_verdict_that_is_not_final_is_valid_for_ten_minutes(simulated_tests, m
         assert verdict_of("GPU-1", RESNET).plain_because == "they take 2 s"
         assert len(tested_cases) == num_tests
     outcome |= {"plain_because": "", "is_final": True}
-    monkeypatch.setattr(time, "time", lambda: now + 1300)
+    monkeypatch.setattr(time, "time", lambda: now + 1900)
     assert verdict_of("GPU-1", RESNET).plain_because == ""  # in the same process
+
+
+def test_the_validity_of_verdicts_that_are_not_final_doubles_up_to_a_day(
+    simulated_tests, monkeypatch
+):
+    tested_cases, outcome = simulated_tests
+    outcome |= {"plain_because": "they take 2 s", "is_final": False}
+    tested_at = time.time()
+    for number, minutes in enumerate((10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440), start=1):
+        for age_s in (0, 60 * minutes - 1):
+            now = tested_at + age_s
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            start_new_process(monkeypatch)  # the validity is stored in the file
+            assert verdict_of("GPU-1", RESNET).is_valid
+            assert len(tested_cases) == number
+        tested_at += 60 * minutes + 1
 
 
 def test_the_verdict_of_a_wrong_gpu_is_valid_until_its_file_is_deleted(
@@ -141,6 +157,16 @@ ENDINGS = [
     ("echo Segmentation fault >&2; exit 139", "Segmentation fault"),
     ("exit 0", "the process printed no verdict"),
 ]
+
+
+@pytest.mark.parametrize("ends", ["kill -ABRT $$", "exec sleep 600"])
+def test_a_printed_verdict_counts_although_the_process_fails_at_its_exit(
+    self_test_program, tmp_path, ends
+):
+    fields = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    self_test_program(json.dumps(fields), ends)
+    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    assert (verdict.plain_because, verdict.unchecked, verdict.is_final) == ("", "", True)
 
 
 @pytest.mark.parametrize(("ends", "reason"), ENDINGS)

@@ -117,6 +117,40 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
         health.count_node_failure("b", failure, {"a", "b"})
 
 
+def test_each_of_eight_gpus_has_its_chances_before_the_sweep_ends():
+    """The first self-tests of VGG-19 on eight GPUs of a node may all take too long at once."""
+    health = NodeHealth()
+    failure = classify(NO_DRIVER)
+    for _ in range(NODE_UNFIT_AFTER - 1):
+        for gpu in range(8):
+            health.count_node_failure("a", failure, {"a"}, str(gpu))
+    with pytest.raises(SetupError, match="No node has a GPU on which trials"):
+        health.count_node_failure("a", failure, {"a"}, "5")
+
+
+def test_device_errors_on_several_gpus_of_a_node_are_counted_together():
+    health = NodeHealth()
+    lost_device = TrialFailure(kind="device_error", message="", device_lost=True)
+    num_allowed = round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT)
+    for number in range(num_allowed - 1):
+        health.count_node_failure("a", lost_device, {"a"}, str(number % 8))
+    with pytest.raises(SetupError, match="No node has a GPU on which trials"):
+        health.count_node_failure("a", lost_device, {"a"}, "7")
+
+
+def test_the_gpu_of_a_failed_trial_is_counted_and_not_only_its_node():
+    counted = []
+    location = WorkerLocation("t", "actor", "10.0.0.1", gpus="3")
+    loop = SimpleNamespace(
+        _attempt=lambda trial_id: Attempt(1, location, "10.0.0.1"),
+        _backend=SimpleNamespace(eligible_nodes=lambda failure: {"10.0.0.1"}),
+        _node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
+    )
+    failure = classify(NO_DRIVER)
+    TrialLoop._count_for_node(loop, "t", failure)
+    assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3")]
+
+
 def test_a_sweep_continues_if_a_node_gave_a_result_or_has_not_been_tried():
     health = NodeHealth()
     failure = classify(NO_DRIVER)
