@@ -47,8 +47,8 @@ def predict(
         d_data: Intrinsic dimension, in place of the measured value.
         label_sharpness: K_F per unit of pixel distance on the scale of the sweep, in place of the
             measured value.
-        train_size: Number of training images; predicts the test loss.
-        target_loss: Test loss to reach (nat); predicts the number of images.
+        train_size: Number of training images, to predict the test loss at this number.
+        target_loss: Test loss (nat), to predict the number of images that reach it.
         pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test loss,
             or the path of a CSV file with these columns.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.

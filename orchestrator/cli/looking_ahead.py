@@ -352,7 +352,7 @@ def _check_measured(
     if None not in (measured, d_data, label_sharpness):
         raise ConfigError(
             f"--d-data, --label-sharpness and --measured {measured} cannot be used together",
-            hint="Remove --measured, or remove the two numbers",
+            hint="Remove --measured, or remove --d-data and --label-sharpness",
         )
 
 

@@ -495,7 +495,9 @@ def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 
 def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparison]:
-    """Compare graphs with plain steps, without dropout and with the network's own dropout.
+    """Train a network with CUDA graphs and with plain steps, and compare the two.
+
+    If the network has dropout, do this twice: first without dropout, then with it.
 
     Graphs and plain steps draw different random numbers, which is no error. So weights are compared
     only without dropout; with dropout only losses are compared.

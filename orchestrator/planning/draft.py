@@ -305,7 +305,7 @@ def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
     raise DataError(
         f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried can be "
         f"read ({counts})",
-        hint="Repair or convert the images",
+        hint="Repair the images, or convert them to PNG",
     )
 
 

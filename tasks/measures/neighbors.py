@@ -159,7 +159,8 @@ def nested_neighbors(
         precision: Precision of the products of floats; None for float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
         source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
-            indices in the result are positions: indices of this array.
+            indices in the result are positions, that is, indices into this array (into the rows if
+            it is None).
         samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample. The
             nearest row with another label is also searched inside each sample.
 

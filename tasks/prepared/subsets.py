@@ -389,8 +389,8 @@ def load_validation(
         raise DataError(
             f"A search needs unchanged images, but the condition of {spec.dataset} changes "
             "training images",
-            hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and use "
-            "its recipe here",
+            hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and write the "
+            "recipe that it chooses to this sweep file",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)

@@ -457,7 +457,8 @@ def list_lesions(request: RawRequest) -> Listing:
     ellipse inside the brain with a random position, size and contrast. The images resemble those of
     a brain MRI task, but the difficulty does not.
 
-    The first detail of an item is 1 if its slice has a lesion. The label may be flipped.
+    The first detail of an item is 1 if its slice has a lesion. The label can differ from it,
+    because a parameter flips a share of the labels.
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []

@@ -193,8 +193,9 @@ def low_frequency_patterns(count: int, side: int) -> Floats:
     """
     if count >= side * side:
         raise ConfigError(
-            f"image_size is {side}, but the dataset needs images of more than {count} pixels",
-            hint="Choose a larger image_size, or fewer coordinates",
+            f"image_size is {side}, which gives {side * side} pixels, but the dataset needs images "
+            f"of more than {count} pixels",
+            hint="Choose a larger image_size, or data with a smaller dimension",
         )
     frequencies = np.arange(side)
     centers = (np.arange(side) + 0.5) / side

@@ -404,7 +404,7 @@ def _number_text(value: object) -> str:
 def read_table(
     path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts: column -> text without blanks around it.
+    """Return the rows of a table as dicts from column name to text without blanks at its ends.
 
     The arguments and errors are those of :func:`read_columns` and :func:`read_table_rows`.
     """

@@ -208,7 +208,7 @@ def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
     Args:
         axis: The axis.
-        values: The drawn values; if they span less than a decade, more ticks are set.
+        values: The plotted values. The fewer decades they span, the more ticks a decade has.
     """
     positive = values[values > 0]
     decades = 1.0

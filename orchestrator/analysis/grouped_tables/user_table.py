@@ -191,8 +191,8 @@ def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigEr
     share = 1 - is_fitted.mean()
     if share > MAX_SHARE_LEFT_OUT:
         yield ConfigError(
-            f"{share:.0%} of the rows would be left out, but at most {MAX_SHARE_LEFT_OUT:.0%} may "
-            f"be left out: {'; '.join(reasons)}",
+            f"The fit would leave out {share:.0%} of the rows (at most {MAX_SHARE_LEFT_OUT:.0%} "
+            f"are allowed): {'; '.join(reasons)}",
             hint="If these rows are wrong, remove them from the table. If equal rows are "
             "correct, add a column in which they differ. If the name of a group counts as "
             "missing, rename the group",

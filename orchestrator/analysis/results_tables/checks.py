@@ -109,8 +109,8 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     wrong = sizes[is_fraction | _is_boolean(sizes)]
     if len(wrong):
         raise DataError(
-            f"The results table has the train size {wrong.iloc[0]}, which is not a whole number "
-            f"of images ({plural(len(wrong), 'row')} in all)",
+            f"In {plural(len(wrong), 'row')} of the results table, the train size is not a whole "
+            f"number of images, for example {wrong.iloc[0]}",
             hint="Give train sizes as numbers of images",
         )
 

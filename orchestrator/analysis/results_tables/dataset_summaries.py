@@ -44,7 +44,7 @@ class DatasetSummary:
         loss: Geometric mean of the test loss over models at the largest N, in nat.
         accuracy: Mean test accuracy at the largest N, a share.
         auc: Mean AUROC at the largest N.
-        loss_gain: Mean loss gained by ``attack`` at the largest N, in nat.
+        loss_gain: Mean increase of the test loss under ``attack`` at the largest N, in nat.
         attack: The strongest attack up to 8/255.
     """
 

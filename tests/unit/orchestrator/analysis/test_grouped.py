@@ -461,7 +461,7 @@ def write_table(tmp_path, table, name="t.csv"):
         ),
         (
             lambda t: pd.concat([t, t]),
-            ["50% of the rows would be left out", "116 rows equal to an earlier row"],
+            ["The fit would leave out 50% of the rows", "116 rows equal to an earlier row"],
         ),
         (
             lambda t: t.assign(loss=t["loss"].where(t.index > 20)),

@@ -77,7 +77,7 @@ def test_numbers_that_stand_for_a_missing_value_are_left_out_as_in_the_fits():
         ({"test_loss": np.nan}, "The pilot t has no training with a finite loss above 0"),
         (
             {"train_size": 60.5},
-            r"train size 60.5, which is not a whole number of images \(4 rows in all",
+            r"In 4 rows of the results table, .* for example 60.5",
         ),
         ({"status": "banana"}, "unknown status 'banana'. Write done or diverged"),
         ({"model": "other"}, "model of the pilot t.*'m'"),

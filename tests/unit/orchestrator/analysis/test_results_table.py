@@ -81,8 +81,8 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
         ("model", None, "has 2 rows without a model"),
         ("trial_id", np.nan, "has 2 rows without a trial_id"),
         ("status", "banana", "unknown status 'banana'. Write done or diverged"),
-        ("train_size", 500.5, r"train size 500.5, .* \(2 rows in all"),
-        ("train_size", True, r"train size True, .* \(2 rows in all"),
+        ("train_size", 500.5, r"In 2 rows .* for example 500.5"),
+        ("train_size", True, r"In 2 rows .* for example True"),
     ],
 )
 @pytest.mark.parametrize("check", [normalise, finished_trials])

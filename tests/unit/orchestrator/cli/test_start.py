@@ -162,7 +162,7 @@ class TestInit:
                 ("cut",),
                 (
                     "cut: none of the 2 images that were tried can be read (not an image: 2). "
-                    "Repair or convert"
+                    "Repair the images, or convert"
                 ),
             ),
             (("few.npz",), "few has 8 images. Only 6 of them can be used for training"),
