@@ -67,11 +67,14 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     for finding in findings(fits):
         by_verdict[finding.verdict].append(finding)
     decided = by_verdict["supported"] + by_verdict["contradicted"]
+    decided.sort(key=lambda finding: finding.is_late)  # the others confirm something
     described = by_verdict["described"]
     num_undecided = len(by_verdict["undecided"])
     trained = _what_was_trained(fits)
     if decided:
-        return trained, f"Found: {decided[0].claim}", _of_the_rest(decided[1:], num_undecided)
+        prefix = "Suggested, not confirmed" if decided[0].is_late else "Found"
+        rest = _of_the_rest(decided[1:], num_undecided)
+        return trained, f"{prefix}: {decided[0].claim}", rest
     if num_undecided:
         of_fall = []
         # A count of datasets in which the loss fell says nothing of one dataset.
@@ -112,7 +115,8 @@ def _nothing_decided(num_undecided: int) -> str:
 def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
     """Return a sentence on the other decided findings, and on the undecided questions."""
     if other_decided:
-        return f"Also: {other_decided[0].claim}"
+        prefix = "Suggested, not confirmed" if other_decided[0].is_late else "Also"
+        return f"{prefix}: {other_decided[0].claim}"
     if num_undecided:
         verb = "is" if num_undecided == 1 else "are"
         return f"{plural(num_undecided, 'other question')} {verb} undecided."
@@ -129,7 +133,10 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
     """
     steps = []
     slopes = {slope.on: slope for slope in fits.class_pairs}
-    if DROP_ON_DELTA in slopes:
+    late = [finding for finding in findings(fits) if finding.is_late]
+    if late:
+        steps.append("Ask the suggested question again, on images that you have not seen yet.")
+    elif DROP_ON_DELTA in slopes:
         if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
             steps.append(
                 "Expect attacks to cost more accuracy between classes that lie close together."
@@ -170,7 +177,10 @@ def family(fits: ScalingFits) -> str:
         return "These answers describe one dataset. Nothing was tested on several datasets."
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
-        return f"{_of_holm(tests)} Intervals are over classes, which pairs share."
+        late = ""
+        if any(finding.is_late for finding in findings(fits)):
+            late = " This does not hold for a question asked after seeing these images."
+        return f"{_of_holm(tests)}{late} Intervals are over classes, which pairs share."
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."

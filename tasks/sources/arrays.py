@@ -1,6 +1,6 @@
 """List and read the images of a user's ``.npz`` or HDF5 file.
 
-An ``.npz`` is a file from ``np.savez``. An HDF5 file has all arrays in its root group. An *array
+An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its root group. An *array
 name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
 of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
 The *locator* of an image is the name of its array and its row.

@@ -60,6 +60,8 @@ class Finding:
         to_add: What to add to a sweep that cannot answer.
         claim: The supported statement, or the statement that contradicts the expected one. Empty
             if nothing is decided.
+        is_late: True if the question was asked after somebody had seen the data, so that the answer
+            confirms nothing.
     """
 
     question: str
@@ -69,6 +71,7 @@ class Finding:
     notes: tuple[str, ...] = ()
     to_add: str = ""
     claim: str = ""
+    is_late: bool = False
 
     def with_sentence(self, sentence: str) -> Finding:
         """Return the finding with one more sentence in its short answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                 finding = finding.with_sentence(DELTA_MEANS)
             is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
             if is_late and finding.verdict != "not testable":
-                finding = finding.with_sentence(ASKED_AFTER_SEEING)
+                finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
             if finding.verdict == "not testable":
                 untested.append(finding)
             else:

@@ -316,7 +316,9 @@ def _against_the_law(against_bound: Answer) -> str:
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
         if low <= EXPONENT.null <= high:
-            conclusion += ", but also with no fall (b = 0)"
+            # An interval that contains 0 and 1 says nothing about the rate, and nothing about the
+            # fall either: single datasets of low d have most of the weight in this b.
+            conclusion = "this b is too uncertain to compare with the law's rate"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
 
