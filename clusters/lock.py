@@ -91,7 +91,7 @@ def resolve(lock: Lock) -> str:
 
 
 def main(name: str) -> None:
-    """Write the lock file of a name in :data:`LOCKS`."""
+    """Write ``constraints-NAME.txt`` for a name in :data:`LOCKS`."""
     lock, target = LOCKS[name], f"constraints-{name}.txt"
     head = (
         f"# Every package of {lock.machines}. Made with: make lock-{name}\n"

@@ -7,7 +7,7 @@ other answer shows the estimate with its interval, and the power of its test.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from orchestrator.analysis.answers import Answer
@@ -18,7 +18,7 @@ from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.number_formats import listing, per_cent_of
 from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
 from orchestrator.analysis.sentences.finding import Finding
-from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
+from orchestrator.analysis.sentences.of_class_pairs import is_late, of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
     FALL_QUESTION,
     datasets_needed_for_sharpness,
@@ -133,8 +133,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
     """
     steps = []
     slopes = {slope.on: slope for slope in fits.class_pairs}
-    late = [finding for finding in findings(fits) if finding.is_late]
-    if late:
+    late_answers = [pair_answer(slope) for slope in fits.class_pairs if is_late(slope, fits)]
+    if any(answer.is_decided for answer in late_answers):
         steps.append("Ask the suggested question again, on images that you have not seen yet.")
     elif DROP_ON_DELTA in slopes:
         if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
@@ -177,16 +177,16 @@ def family(fits: ScalingFits) -> str:
         return "These answers describe one dataset. Nothing was tested on several datasets."
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
-        late = ""
-        if any(finding.is_late for finding in findings(fits)):
-            late = " This does not hold for a question asked after seeing these images."
-        return f"{_of_holm(tests)}{late} Intervals are over classes, which pairs share."
+        sentences = [_of_holm(tests)]
+        if any(slope.adjusted_p is not None and is_late(slope, fits) for slope in fits.class_pairs):
+            sentences.append("This does not hold for a question asked after seeing these images.")
+        return " ".join([*sentences, "Intervals are over classes, which pairs share."])
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
-    return (
-        f"{_of_holm(tests)}{_dependent(fits)} Intervals are over datasets. Everything else here is "
-        "exploratory."
+    sentences = [_of_holm(tests), *_of_dependent_datasets(fits)]
+    return " ".join(
+        [*sentences, "Intervals are over datasets. Everything else here is exploratory."]
     )
 
 
@@ -199,16 +199,15 @@ def _of_holm(tests: int) -> str:
     )
 
 
-def _dependent(fits: ScalingFits) -> str:
-    """Return a sentence, after a blank, on datasets that are not independent; empty without any."""
-    groups = [listing(names) for names in fits.dependent_datasets]
-    if not groups:
-        return ""
-    first, *others = groups
-    text = f" It can be higher here: {first} are not independent"
+def _of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
+    """Yield a sentence that names the datasets that are not independent, if there are any."""
+    if not fits.dependent_datasets:
+        return
+    first, *others = map(listing, fits.dependent_datasets)
+    text = f"It can be higher here: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
-    return f"{text}."
+    yield f"{text}."
 
 
 def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:

@@ -264,8 +264,7 @@ class Walkthrough:
 
 
 EPOCHS = {"attached": 40, "submitted": 100, "kept": 60}
-"""Epochs of each sweep's trials: enough that trials are left at each fault, also on a busy machine.
-"""
+"""Number of epochs of the trials of each sweep. When a fault comes, some trials must still run."""
 CHECKED: list[str] = []
 """Descriptions of the checks that passed."""
 

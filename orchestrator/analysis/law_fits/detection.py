@@ -21,8 +21,8 @@ MAX_SHIFT = 1e9
 TARGET_POWER = 0.8
 """Power for which detectable effects and numbers of datasets are computed: 80 of 100 studies."""
 NUM_SPREADS = 64
-"""Number of equally likely spreads of a regressor over which the power of a new study is averaged.
-With 64, the power is exact to 0.001."""
+"""New datasets have another spread of K_F or 1/d than the present ones. The power of a new study is
+the average over this number of equally likely spreads. With 64, it is exact to 0.001."""
 NORMAL_NODES, NORMAL_WEIGHTS = special.roots_hermitenorm(100)
 """Gauss–Hermite nodes and weights of an average over a standard normal variable."""
 

@@ -41,6 +41,11 @@ STEP = 1.1
 """Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
 
 
+def is_late(slope: Slope, fits: ScalingFits) -> bool:
+    """Return whether the question of a slope was asked after somebody had seen the data."""
+    return PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
+
+
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     """Yield a finding per question to class pairs, and one on all slopes at equal δ."""
     d_data = None
@@ -60,8 +65,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                 finding = finding.with_sentence(LABEL_SHARPNESS_MEANS)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
-            is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
-            if is_late and finding.verdict != "not testable":
+            if is_late(slope, fits) and finding.verdict != "not testable":
                 finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
             if finding.verdict == "not testable":
                 untested.append(finding)

@@ -79,7 +79,7 @@ class TrialMemory:
         return self.num_failures_by_others <= MAX_SAME_REQUESTS
 
     def raise_level(self) -> None:
-        """Let the next attempt start at the level after the last attempt's."""
+        """Let the next attempt start one level above the last attempt."""
         self.min_level = self.attempt_level + 1
 
 

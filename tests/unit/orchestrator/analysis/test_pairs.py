@@ -26,7 +26,7 @@ from orchestrator.analysis.class_pairs import (
     fit_pairs,
     pair_answer,
 )
-from orchestrator.analysis.findings import family, findings, summary
+from orchestrator.analysis.findings import family, findings, next_steps, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
@@ -259,6 +259,12 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
         if "closer together" in candidate.question
     ]
     assert late_finding.line == f"{finding.line} {ASKED_AFTER_SEEING}"
+    exception = "This does not hold for a question asked after seeing these images."
+    assert exception in family(fits_of_late_question)
+    assert exception not in family(fits)
+    steps = next_steps(fits_of_late_question)
+    assert "Ask the suggested question again, on images that you have not seen yet." in steps
+    assert not [step for step in steps if step.startswith("Expect")]
 
 
 def test_a_page_of_pairs_shows_its_finding_first_in_a_figure_and_a_table(tmp_path):

@@ -131,7 +131,7 @@ SITUATIONS = {
 """Situations by name; of two GPU models the smaller decides."""
 
 
-# Other processes use 3.1 or 0.2 of 23.6 GiB.
+# Of 23.6 GiB, other processes use 3.1 GiB in the first failure and 0.2 GiB in the second.
 MEMORY_USED_BY_OTHERS, MEMORY_USED_BY_TRIAL = (
     classify(torch.OutOfMemoryError("CUDA out of memory.")).model_copy(
         update={"held_by_others": used_gib / 23.6}

@@ -76,7 +76,8 @@ def test_the_ray_job_needs_a_token_scales_from_zero_and_continues_after_a_crash(
     assert spec["backoffLimit"] >= 1
     assert command[0].startswith("/")
     assert command[command.index("--root") + 1].startswith(volume_mount["mountPath"] + "/")
-    # From the source code: KubeRay calls the head's service; Kueue scales only elastic jobs.
+    # KubeRay opens the dashboard through a service of the head, so no host may be set. Kueue changes
+    # the size only of jobs with this annotation. Both facts are from their source code.
     assert "dashboard-host" not in cluster["headGroupSpec"]["rayStartParams"]
     assert (cluster["enableInTreeAutoscaling"], spec["shutdownAfterJobFinishes"]) == (True, True)
     assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}

@@ -58,7 +58,7 @@ def test_weights_are_downloaded_once_per_root_and_belong_to_one_architecture(roo
 
 
 def with_imagenet_classifier(weights: dict[str, object]) -> dict[str, object]:
-    """Replace the classifier by one of the size for ImageNet, as downloads have."""
+    """Give a network the classifier for 1,000 classes that downloaded weights have."""
     classifier = {
         name: values
         for name, values in torchvision.models.resnet18().state_dict().items()
