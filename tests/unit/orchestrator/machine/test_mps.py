@@ -401,6 +401,9 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 
+WAITING_WORKER = "import time; print('started', flush=True); time.sleep(600)"
+
+
 class SimulatedRay:
     """Ray without processes, except one worker that outlives Ray's shutdown."""
 
@@ -413,8 +416,10 @@ class SimulatedRay:
         self.folder = Path(os.environ[PIPES]).parent
         session = str(settings["_temp_dir"])
         # As in Ray, the worker's command line contains the folder.
-        code = "import time; time.sleep(600)"
-        self.worker = subprocess.Popen([sys.executable, "-c", code, f"{session}/session"])
+        command = [sys.executable, "-c", WAITING_WORKER, f"{session}/session"]
+        self.worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+        # The kernel shows an empty command line until the program has started.
+        self.worker.stdout.readline()
         return SimpleNamespace(dashboard_url="")
 
     def shutdown(self) -> None:
