@@ -270,7 +270,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         file_split=images.split,
         details=images.details,
     )
-    listing_fields = Listing(
+    base_listing = Listing(
         dtype="uint8" if scale.pixel_range is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
@@ -284,7 +284,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         dataset_flags=_other_array_flags(file, arrays),
         class_names=class_names,
         sort_classes=sort_classes,
-        listing_fields=listing_fields,
+        base_listing=base_listing,
     )
 
 
