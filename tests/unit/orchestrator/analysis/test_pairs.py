@@ -147,9 +147,10 @@ def p_of_all_permutations_of_classes(height, column, given, pairs):
     return np.mean(np.array(t_values) >= t_values[0] * (1 - 1e-9))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+# The jackknife has the larger p with seed 0, the permutation with seeds 9 and 27.
+@pytest.mark.parametrize("seed", [0, 9, 27])
 def test_p_of_a_slope_between_pairs_is_the_larger_of_jackknife_and_permutation_of_classes(seed):
-    rows = trial_table(noise=0.2, class_noise=0.5, seed=seed, classes=range(5))
+    rows = trial_table(noise=0.1, class_noise=0.5, seed=seed, classes=range(5))
     slope = slopes_by_estimand(rows)[LOSS]
     by_pair = (
         rows.assign(loss=np.log(rows["test_loss"])).groupby("class_pair").mean(numeric_only=True)
