@@ -53,6 +53,17 @@ def test_settings_that_differ_between_trials_are_left_to_the_sweep_file():
     assert "learning rate" not in paragraph
 
 
+@pytest.mark.parametrize(
+    ("preset", "images"),
+    [
+        ("demo", "two training images."),
+        ("paper", "two images, as a mean over 10 samples of at most 1,000 training images."),
+    ],
+)
+def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larger(preset, images):
+    assert f"ratio of label difference to distance of {images}" in paragraph_of(preset)
+
+
 def test_each_version_of_the_code_and_each_device_is_named():
     stored = [record("1.0+a", "cpu"), record("1.0+b", "NVIDIA A100"), record("1.0+a", "cpu")]
     paragraph = paragraph_of("digits-demo", stored)
