@@ -34,7 +34,7 @@ def record(code_version: str, device: str) -> SimpleNamespace:
         "The images have 8 × 8 pixels.",
         "Each task has two classes. There are 45 pairs of classes.",
         "The networks were trained on 240 images.",
-        "The test set has 100 other images.",
+        "The test set has 100 other images, the same for all train sizes.",
         "1 network architecture: small_cnn.",
         "Each network was trained for 30 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
