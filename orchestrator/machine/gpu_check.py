@@ -366,8 +366,8 @@ def devices(number: str | None) -> list[Gpu | None]:
     if not by_number:
         raise SetupError(
             "torch cannot use a GPU on this machine",
-            hint="Run `isweep doctor` to see why. To try out only the check itself, use --device "
-            "cpu",
+            hint="Run `isweep doctor` to see why. To see how the check works without a GPU, "
+            "use --device cpu",
         )
     if number is None:
         return list(by_number.values())
