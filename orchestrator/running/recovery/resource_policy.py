@@ -174,7 +174,7 @@ class ResourcePolicy:
         self.trials[trial.trial_id].attempt_level = level
         return self._levels.request(trial, level)
 
-    def leave_mps(self) -> str:
+    def use_shares_without_mps(self) -> str:
         """Request the shares that pay without NVIDIA's MPS, for all attempts that start later.
 
         Returns:
