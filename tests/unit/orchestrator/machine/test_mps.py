@@ -474,7 +474,7 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
     loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
-    TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
+    TrialLoop._process_failure(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
     end_calls = loop._run.cluster.mps.stop_using.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
@@ -512,7 +512,7 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     loop._run.cluster.mps.folder = Path("/nowhere")
     loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
-    TrialLoop._tune_failed(loop, RuntimeError("a bug in Tune"))
+    TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (
         "New trials of this run do not use NVIDIA's MPS any more: after an error, Ray Tune killed "
         "trials while they computed. With MPS, this can also end other trials on the same GPU. "
