@@ -51,6 +51,7 @@ WATCHDOG = "orchestrator/running/recovery/watchdog.py"
 WORK = "orchestrator/running/trial_source.py"
 START_WAIT = "orchestrator/running/recovery/start_wait.py"
 TRACKING = "orchestrator/results/tracking.py"
+SENDER = "orchestrator/results/update_sender.py"
 PENDING = "orchestrator/results/pending_updates.py"
 SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
 RUNS = "orchestrator/results/mlflow_runs.py"
@@ -366,6 +367,23 @@ MUTATIONS = tuple(
                 "        for run in []:\n",
             ),
             (
+                "points that MLflow did not take are sent later",
+                "points=(*live.points, *points)",
+                "points=tuple(points)",
+            ),
+            (
+                "a sweep that is stopped closes its runs",
+                "        self._forget_running_trials()\n        self._put(END_KEY, EndSweep(ending))",
+                "        self._put(END_KEY, EndSweep(ending))",
+            ),
+            (
+                "a stop waits 8 s for MLflow",
+                "self._sender.wait_until_sent(STOPPED_SWEEP)",
+                "self._sender.wait_until_sent(FINISHED_SWEEP)",
+            ),
+        ),
+        SENDER: (
+            (
                 "an older server is looked at anew",
                 "error_code(error) == MISSING_CODE",
                 'error_code(error) == "NEVER"',
@@ -374,21 +392,6 @@ MUTATIONS = tuple(
                 "the end closes what nobody works on",
                 "            closed, duplicates = runs.end_running(open_keys)\n",
                 "            closed, duplicates = 0, 0\n",
-            ),
-            (
-                "points that MLflow did not take are sent later",
-                "points=(*live.points, *points)",
-                "points=tuple(points)",
-            ),
-            (
-                "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._put(END_KEY, EndSweep(ending))",
-                "        self._put(END_KEY, EndSweep(ending))",
-            ),
-            (
-                "a stop waits 8 s for MLflow",
-                "return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)",
-                "return self.flush(FLUSH_S)",
             ),
         ),
         SWEEP_TRACKING: (

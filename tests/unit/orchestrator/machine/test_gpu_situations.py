@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpu_problems import refuse, survey
-from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here
+from orchestrator.machine.gpus import torch_gpus
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
+from orchestrator.machine.gpus.this_machine import smallest_gpu_here
+from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.planning.costs.gpu_checks import packing_pays
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
 from orchestrator.planning.costs.memory import peak_bytes
@@ -169,10 +171,10 @@ def test_the_plan_of_each_situation(plan, tmp_path, monkeypatch, name):
         for gpu in situation.node.gpus
     ]
     simulate_nvidia_smi(tmp_path, monkeypatch, rows)
-    monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
-    model, number = gpu_models_here(())
+    model, number = smallest_gpu_here(())
     assert (model.name, number) == (situation.model, len(situation.node.gpus))
     text = estimate(plan.trials, (), gpu=model, num_gpus=number)["text"]
     assert re.search(situation.plan, text)
@@ -491,7 +493,7 @@ def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(pla
 
 def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials, monkeypatch):
     """The failure goes from the worker through its report to the decision of the driver."""
-    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (73 * GIB, 79 * GIB))
     error = RuntimeError("FIND was unable to find an engine to execute this computation")
@@ -657,7 +659,7 @@ def worker_with(num_gpus, *, has_run):
 def test_a_worker_reports_how_much_memory_other_processes_use(monkeypatch):
     worker = worker_with(1.0, has_run=True)
     worker_of_half_gpu = worker_with(0.5, has_run=True)
-    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
     error = torch.OutOfMemoryError("CUDA out of memory.")
