@@ -392,9 +392,9 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     loop._attempt.return_value = Attempt(1)
     loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
-    loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
+    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
-    TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
+    TrialLoop._process_failure(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
     end_calls = loop._run.cluster.mps.end_use.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
