@@ -40,7 +40,7 @@ def methods_paragraph(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> li
         *_images(plan),
         *_subsets(plan),
         *_training(plan.trials),
-        *_measures(plan.measures),
+        *_measures(plan.measures, plan.largest_size),
         *_attacks(plan.trials),
         *_computation(len(plan.trials), done),
     ]
@@ -117,7 +117,7 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
     yield "Images were not augmented. All results are those after the last epoch."
 
 
-def _measures(measures: Sequence[MeasureSpec]) -> Iterator[str]:
+def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[str]:
     """Yield sentences on intrinsic dimension and label sharpness."""
     for num_neighbors in _distinct(measures, "num_neighbors"):
         yield (
@@ -127,7 +127,8 @@ def _measures(measures: Sequence[MeasureSpec]) -> Iterator[str]:
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
         images = "two training images"
-        if sample_size is not None:
+        # A smaller training set is measured as a whole.
+        if sample_size is not None and sample_size < largest_size:
             images = (
                 f"two images, as a mean over {plural(len(seeds[0]), 'sample')} of at most "
                 f"{sample_size:,} training images"

@@ -34,7 +34,7 @@ def record(code_version: str, device: str) -> SimpleNamespace:
         "The images have 8 × 8 pixels.",
         "Each task has two classes. There are 45 pairs of classes.",
         "The networks were trained on 240 images.",
-        "The test set has 100 other images.",
+        "The test set has 100 other images, the same for all train sizes.",
         "1 network architecture: small_cnn.",
         "Each network was trained for 30 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
@@ -51,6 +51,17 @@ def test_settings_that_differ_between_trials_are_left_to_the_sweep_file():
     paragraph = paragraph_of("demo")
     assert "The settings of the training differ between trials." in paragraph
     assert "learning rate" not in paragraph
+
+
+@pytest.mark.parametrize(
+    ("preset", "images"),
+    [
+        ("demo", "two training images."),
+        ("paper", "two images, as a mean over 10 samples of at most 1,000 training images."),
+    ],
+)
+def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larger(preset, images):
+    assert f"ratio of label difference to distance of {images}" in paragraph_of(preset)
 
 
 def test_each_version_of_the_code_and_each_device_is_named():
