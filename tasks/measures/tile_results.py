@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import IntArray
+from tasks.array_types import IntArray
 from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.other_label import mask_equal_labels, update_inside_sample, update_nearest

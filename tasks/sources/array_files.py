@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
+from tasks.array_types import AnyArray
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 
@@ -52,7 +52,7 @@ class ArrayHeader:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-ReadRow = Callable[[int], NDArray[np.generic]]
+ReadRow = Callable[[int], AnyArray]
 """A function that reads one row of an array by its index. For a damaged row, the function raises
 :class:`SkipItem`."""
 
@@ -124,7 +124,7 @@ class NpzFile:
         self._headers[name] = header
         return header
 
-    def load(self, name: str) -> NDArray[np.generic]:
+    def load(self, name: str) -> AnyArray:
         """Return a whole array.
 
         Raises:
@@ -192,7 +192,7 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
     row_shape = header.shape[1:]
     row_bytes = int(np.prod(row_shape)) * header.dtype.itemsize
 
-    def read_row(index: int) -> NDArray[np.generic]:
+    def read_row(index: int) -> AnyArray:
         """Return one row of the array."""
         try:
             file.seek(start + index * row_bytes)
@@ -306,7 +306,7 @@ class Hdf5File:
             )
         return header
 
-    def load(self, name: str) -> NDArray[np.generic]:
+    def load(self, name: str) -> AnyArray:
         """Return a whole dataset. Text of variable length is returned as bytes.
 
         Raises:
@@ -324,7 +324,7 @@ class Hdf5File:
         return partial(_hdf5_values, self._file[name])
 
 
-def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
+def _hdf5_values(data: Any, index: Any) -> AnyArray:
     try:
         return np.asarray(data[index])
     except (OSError, RuntimeError, ValueError, TypeError, MemoryError):

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
+from tasks.array_types import AnyArray
 from tasks.sources.array_files import (
     COPY_AGAIN,
     ArrayFile,
@@ -295,7 +295,7 @@ def _text_cells(
     return [texts.setdefault(value, label_text(value)) for value in values]
 
 
-def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> NDArray[np.generic]:
+def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> AnyArray:
     """Return all values of an array.
 
     Raises:
@@ -351,7 +351,7 @@ def array_reader(file: ArrayFile) -> Reader:
     return read
 
 
-def _scale_by_range(pixels: NDArray[np.generic], pixel_range: Limits) -> Sample:
+def _scale_by_range(pixels: AnyArray, pixel_range: Limits) -> Sample:
     """Return an image after scaling ``pixel_range`` to [0, 255].
 
     Raises:
@@ -365,7 +365,7 @@ def _scale_by_range(pixels: NDArray[np.generic], pixel_range: Limits) -> Sample:
     return Sample(scaled)
 
 
-def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+def _channels_last(pixels: AnyArray) -> AnyArray:
     """Return an image as ``(height, width)`` or ``(height, width, 3)``."""
     if pixels.ndim == 2:
         return pixels
@@ -376,7 +376,7 @@ def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     return pixels
 
 
-def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
+def load_images(file: ArrayFile, listing: Listing) -> AnyArray:
     """Return the images of a listing's items as one array, as stored.
 
     Raises:
@@ -441,7 +441,7 @@ def _choose_scale(
 
 def _images_by_array(
     file: ArrayFile, arrays: Sequence[ImageArray], headers: Sequence[ArrayHeader]
-) -> Iterator[Iterator[NDArray[np.generic]]]:
+) -> Iterator[Iterator[AnyArray]]:
     """Yield for each array an iterator that reads its images one by one.
 
     Raises:
