@@ -23,6 +23,8 @@ PAIRS = {"digit_pairs": "UCI digits", "mnist_pairs": "MNIST", "fashion_pairs": "
 TRAINING_SWEEPS = ("interventions_training", "interventions_digits_training")
 SMOOTHNESS = 4.5
 CHANCE = float(np.log(2))
+NUM_PERMUTATIONS = 10_000
+"""Orders of the classes in a permutation test: the observed order and 9,999 random ones."""
 Rows = list[dict[str, str]]
 
 
@@ -71,6 +73,11 @@ def share_no_class(classes: np.ndarray) -> np.ndarray:
     """
     equal = classes[:, None, :, None] == classes[None, :, None, :]
     return ~equal.any((2, 3))
+
+
+def free_of(given: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the residuals of values, ``(pairs, …)``, on given columns, ``(pairs, columns)``."""
+    return values - given @ np.linalg.lstsq(given, values, rcond=None)[0]
 
 
 def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[str, float]:
@@ -191,19 +198,6 @@ class PairTable:
 
         return self.jackknifed(slope)
 
-    def on_distance(self, response: np.ndarray) -> dict[str, float]:
-        """Return the slope of a mean response on log δ, given 1/d.
-
-        The response is averaged over networks and N.
-        """
-        height = response.mean((1, 2))
-        columns = np.column_stack([self.log_delta, 1 / self.d, np.ones(len(self.d))])
-
-        def slope(at):
-            return float(np.linalg.lstsq(columns[at], height[at], rcond=None)[0][0])
-
-        return self.jackknifed(slope)
-
     def num_classes(self, width: float) -> dict[str, float]:
         """Return the number of classes for which the interval of the exponent has a given width.
 
@@ -257,25 +251,75 @@ class PairTable:
 
         return self.jackknifed(slope)
 
+    def slope_of_fit(self, height: np.ndarray, *columns: np.ndarray) -> dict[str, float]:
+        """Return the slope of ``isweep fit`` on the first column, given the other columns.
+
+        The interval is that of the jackknife over classes. p is the larger one of two: that of the
+        jackknife, and that of a permutation of classes.
+
+        Args:
+            height: Response of each pair, ``(pairs,)``.
+            columns: Regressors, each ``(pairs,)``.
+        """
+        with_intercept = np.column_stack([*columns, np.ones(len(height))])
+
+        def slope(at):
+            return float(np.linalg.lstsq(with_intercept[at], height[at], rcond=None)[0][0])
+
+        result = self.jackknifed(slope)
+        given = with_intercept[:, 1:]
+        result["p"] = max(result["p"], self.permutation_p(height, columns[0], given))
+        return result
+
+    def permutation_p(self, height: np.ndarray, column: np.ndarray, given: np.ndarray) -> float:
+        """Return the p-value of a slope by permuting the classes of the regressor's residuals.
+
+        This is the double semi-partialing of Dekker, Krackhardt & Snijders (2007).
+
+        Args:
+            height: Response of each pair, ``(pairs,)``.
+            column: Regressor of each pair, ``(pairs,)``.
+            given: Intercept and other regressors, ``(pairs, columns)``.
+        """
+        names, codes = np.unique(self.classes, return_inverse=True)
+        codes = codes.reshape(self.classes.shape)
+        of_pair = np.zeros((len(names), len(names)))
+        of_pair[codes[:, 0], codes[:, 1]] = free_of(given, column)
+        of_pair += of_pair.T
+        response = free_of(given, height)
+        # The seed is that of the product, so that both have the same p.
+        rng = np.random.default_rng([0, len(names)])
+        drawn = rng.permuted(np.tile(np.arange(len(names)), (NUM_PERMUTATIONS - 1, 1)), axis=1)
+        orders = np.vstack([np.arange(len(names)), drawn])
+        permuted = of_pair[orders[:, codes[:, 0]], orders[:, codes[:, 1]]]
+        residuals = free_of(given, permuted.T)
+        sizes = np.abs(response @ residuals) / np.linalg.norm(residuals, axis=0)
+        # Equal orders of classes give equal sizes up to rounding.
+        return float(np.mean(sizes >= sizes[0] * (1 - 1e-9)))
+
     def fitted(self) -> dict[str, dict[str, float]]:
         """Return the numbers of ``isweep fit``.
 
         δ, like d and K_F, is that of the training images at the largest N. The slope of log R̂ in
         pixel units is not tested, because the units alone make it −1.
         """
-        beside = {"beside": self.log_delta[:, None]}
+        loss, r_hat, drop = (part.mean((1, 2)) for part in (self.loss, self.r_hat, self.drop))
+        log_k, log_delta, inverse_d = self.log_k, self.log_delta, 1 / self.d
+        slope = self.slope_of_fit
         tested = {
             "exponent": self.exponent(self.d),
             "exponent against 1": self.exponent(self.d, null=1.0),
-            "log loss on log K_F": self.on_sharpness(self.loss, self.d),
-            "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat, self.log_delta),
-            "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
-            "accuracy lost to the attack on log δ": self.on_distance(self.drop),
-            "log loss on log K_F, at equal δ": self.on_sharpness(self.loss, self.d, **beside),
-            "log R̂ on log K_F, at equal δ": self.on_sharpness(self.r_hat, self.d, **beside),
-            "accuracy lost on log K_F, at equal δ": self.on_sharpness(self.drop, self.d, **beside),
+            "log loss on log K_F": slope(loss, log_k, inverse_d),
+            "log R̂ on log K_F, free of scale": slope(
+                r_hat - log_delta, log_k + log_delta, inverse_d
+            ),
+            "accuracy lost to the attack on log K_F": slope(drop, log_k, inverse_d),
+            "accuracy lost to the attack on log δ": slope(drop, log_delta, inverse_d),
+            "log loss on log K_F, at equal δ": slope(loss, log_k, inverse_d, log_delta),
+            "log R̂ on log K_F, at equal δ": slope(r_hat, log_k, inverse_d, log_delta),
+            "accuracy lost on log K_F, at equal δ": slope(drop, log_k, inverse_d, log_delta),
         }
-        return adjusted(tested) | {"log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d)}
+        return adjusted(tested) | {"log R̂ on log K_F": slope(r_hat, log_k, inverse_d)}
 
     def explained(self, log_response: np.ndarray) -> dict[str, float]:
         """Return the share R² of the variance between pairs that 1/d explains with other columns.

@@ -15,7 +15,7 @@ committed table. Prepare the set first: ``isweep prepare digits --sweep digit-pa
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from blind_tables import share
 from harness import Result, run, source
 from scipy.spatial.distance import cdist
 
+from orchestrator.analysis.answers import holm_adjusted
 from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.experiments.interventions import fit_interventions
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
+from orchestrator.analysis.inference import t_p_values
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.planning.workspace import Workspace
@@ -331,7 +333,7 @@ LEVEL_DESIGNS = {
 
 
 def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Result:
-    """Count claims of ``isweep fit TABLE`` on tables of class pairs without an effect.
+    """Count claims of ``isweep fit`` on tables of class pairs without an effect.
 
     The groups are the two classes of a pair. Response and columns are independent sums of class
     effects. ``theirs`` is the jackknife over classes alone, on the same tables.
@@ -358,10 +360,18 @@ def _claimed(
     places = {"first": pairs[:, 0].astype(str), "second": pairs[:, 1].astype(str)}
     rows = pd.DataFrame({**columns, **places})
     design = Design("y", tuple(name for name in columns if name != "y"), ("first", "second"))
-    today, jackknife = (
-        any(slope.is_significant for slope in fit_groups(rows, design, pairs=alone).slopes)
-        for alone in (False, True)
-    )
+    fit = fit_groups(rows, design)
+    scatter_p = {part.on: part.p_value for part in fit.scatter if part.p_value is not None}
+    by_jackknife = []
+    for slope in fit.slopes:
+        if slope.test is None:
+            continue
+        p = float(t_p_values(slope.value, slope.test.std_error, slope.test.degrees))
+        if slope.level == "between":
+            p = max(p, scatter_p.get(slope.on, 0.0))
+        by_jackknife.append(replace(slope, p_value=p))
+    today = any(slope.is_significant for slope in fit.slopes)
+    jackknife = any(slope.is_significant for slope in holm_adjusted(by_jackknife, "table"))
     return today, jackknife
 
 

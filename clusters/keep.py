@@ -1,11 +1,11 @@
-"""Run a sweep on the head of a cluster as a Ray job, and submit the job again if its driver dies.
+"""The supervisor of a sweep: run the sweep as a Ray job, and submit it again if its driver dies.
 
     python keep.py SWEEP [options of isweep run]
 
-The script ends when the sweep ends, with the exit code of the sweep, or when somebody stops the
-job. You may kill the script and start it again at any time, because it looks for a job that already
-runs. While the head does not answer, the script waits. Run it in tmux on the head, or as a service
-(``isweep@.service``). docs/cluster.md describes both.
+Run this script on the head of the cluster, in tmux or as a service (``isweep@.service``).
+docs/cluster.md describes both. The script ends with the exit code of the sweep, or when somebody
+stops the job. While the head does not answer, the script waits. You may kill the script and start
+it again at any time: it then waits for the job that already runs.
 """
 
 from __future__ import annotations
@@ -15,24 +15,39 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 DASHBOARD = "http://127.0.0.1:8265"
 FINAL_EXIT_CODES = (0, 1, 2, 3, 4)
-"""The sweep is done (0), done with failed trials (1), or it was refused (2 to 4). After these exit
-codes, another driver would end in the same way."""
+"""Exit codes after which the sweep is not submitted again: it is done (0), it is done but trials
+failed (1), or it was refused (2 to 4)."""
 STOPPED = 130
 """Exit code after somebody stopped the job: that of a program that Ctrl-C ends."""
-MAX_SHORT_DRIVERS = 10
-"""Number of drivers in a row that may die within LONG_LIFE_S. Finished trials are kept, so each
-driver goes on where the last one ended."""
-LONG_LIFE_S = 3600.0
-"""Seconds. The death of a driver that lived longer starts a new count."""
+MAX_QUICK_FAILURES = 10
+"""Number of quick failures in a row after which the script ends. A failure is quick if the driver
+dies within MIN_RUN_S."""
+MIN_RUN_S = 3600.0
+"""Seconds. If a driver that ran for longer dies, the quick failures are counted from 1 again."""
 POLL_S = 5.0
-LONGEST_PAUSE_S = 300.0
+"""Seconds between two requests to the head, and of the pause after the first quick failure."""
+MAX_PAUSE_S = 300.0
+"""Seconds of the longest pause before the sweep is submitted again. Each quick failure doubles the
+pause."""
+
+
+class JobEnd(NamedTuple):
+    """The end of a job.
+
+    Attributes:
+        exit_code: Exit code of this script. None if the driver died, or if the head was lost.
+        run_s: Seconds during which this script saw the job run.
+    """
+
+    exit_code: int | None
+    run_s: float
 
 
 def main(arguments: list[str]) -> int:
@@ -46,27 +61,27 @@ def main(arguments: list[str]) -> int:
         return 2
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     entrypoint = shlex.join(driver_command(arguments))
-    num_short_drivers = 0
+    num_quick_failures = 0
     while True:
-        start = time.monotonic()
-        exit_code = follow(entrypoint)
-        if exit_code is not None:
-            return exit_code
-        lived_long = time.monotonic() - start >= LONG_LIFE_S
-        num_short_drivers = 1 if lived_long else num_short_drivers + 1
-        if num_short_drivers == MAX_SHORT_DRIVERS:
-            log(f"{MAX_SHORT_DRIVERS} drivers died one after another; read isweep.log in the root")
+        end = wait_for_job(entrypoint)
+        if end.exit_code is not None:
+            return end.exit_code
+        if end.run_s >= MIN_RUN_S:
+            num_quick_failures = 0
+        num_quick_failures += 1
+        if num_quick_failures == MAX_QUICK_FAILURES:
+            log(f"{MAX_QUICK_FAILURES} drivers died one after another; read isweep.log in the root")
             return 3
-        pause = min(POLL_S * 2 ** (num_short_drivers - 1), LONGEST_PAUSE_S)
-        log(f"the driver died; the sweep is submitted again in {pause:g} s")
-        time.sleep(pause)
+        pause_s = min(POLL_S * 2 ** (num_quick_failures - 1), MAX_PAUSE_S)
+        log(f"the driver died; the sweep is submitted again in {pause_s:g} s")
+        time.sleep(pause_s)
 
 
 def driver_command(arguments: list[str]) -> list[str]:
     """Return the command of the driver.
 
-    Ray runs a job in a folder of its own. So the path of the sweep file becomes absolute; give
-    absolute paths in the options.
+    Ray runs a job in a folder of its own, so the path of the sweep file becomes absolute. Paths in
+    the options are not changed: the user must type absolute paths there.
     """
     sweep, *options = arguments
     file = Path(sweep).expanduser()
@@ -81,17 +96,16 @@ def driver_command(arguments: list[str]) -> list[str]:
     return command
 
 
-def follow(entrypoint: str) -> int | None:
-    """Find or submit the job, and wait until it ends.
+def wait_for_job(entrypoint: str) -> JobEnd:
+    """Submit the job, unless it already runs, and wait until it ends.
 
     Args:
         entrypoint: Command of the driver, as Ray's list of jobs shows it.
-
-    Returns:
-        The exit code of this script, or None if the driver died, alone or with the head.
     """
     submission_id = ""
-    last_reason = ""
+    first_seen_at = 0.0
+    last_seen_at = 0.0
+    last_problem = ""
     while True:
         try:
             client = connect()
@@ -102,20 +116,32 @@ def follow(entrypoint: str) -> int | None:
             ]
             if not submission_id:
                 submission_id = running_job(jobs) or submit(client, entrypoint)
+                first_seen_at = time.monotonic()
+                last_seen_at = first_seen_at
             else:
                 job = next((job for job in jobs if job.submission_id == submission_id), None)
                 if job is None:
                     log("the head was lost: the cluster that answers now does not know the job")
-                    return None
+                    # The time in which the head did not answer does not count.
+                    return JobEnd(None, last_seen_at - first_seen_at)
+                last_seen_at = time.monotonic()
                 if job.status.is_terminal():
-                    return exit_code_after(job)
-            last_reason = ""
+                    return JobEnd(exit_code_after(job), last_seen_at - first_seen_at)
+            last_problem = ""
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if reason != last_reason:
-                log(f"the head does not answer; start it with `ray up` if it is down: {reason}")
-                last_reason = reason
+            problem = describe_problem(error)
+            if problem != last_problem:
+                log(problem)
+                last_problem = problem
         time.sleep(POLL_S)
+
+
+def describe_problem(error: OSError | RuntimeError) -> str:
+    """Return a message about a request to the head that failed and is repeated."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, OSError):
+        return f"the head does not answer; start it with `ray up` if it is down: {reason}"
+    return f"the head refused a request, which is repeated every {POLL_S:g} s: {reason}"
 
 
 def connect() -> JobSubmissionClient:

@@ -161,11 +161,14 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     fitting = tuple(size for size in family.batch_size if size <= num_train)
     batch_sizes = tune.batch_size or fitting
     if not batch_sizes or max(batch_sizes) > num_train:
-        too_large = max(tune.batch_size or family.batch_size[:1])
+        if tune.batch_size:
+            problem = f"The list tune.batch_size contains {max(tune.batch_size)}"
+        else:
+            problem = f"The smallest batch size of the search is {min(family.batch_size)}"
         raise ConfigError(
-            f"tune.batch_size contains {too_large}, but a trial of the search has only "
-            f"{num_train} training images",
-            hint="Lower tune.batch_size, raise tune.train_size, or lower tune.validation_share",
+            f"{problem}, but a trial of the search has only {num_train} training images",
+            hint="Set tune.batch_size to smaller values, raise tune.train_size, or lower "
+            "tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

@@ -96,7 +96,7 @@ def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file. If ``path`` is a pipe, return an empty content at once."""
+    """Return the content of a file. If ``path`` is an empty pipe, return no bytes at once."""
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 

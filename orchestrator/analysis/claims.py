@@ -527,7 +527,8 @@ def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
         if not answer.question.source:
             continue
         question = replace(
-            answer.question, estimand=f"{slope.on}; jackknife over {slope.num_groups} classes"
+            answer.question,
+            estimand=f"{slope.on}; jackknife over {slope.num_groups} classes, and permutation",
         )
         yield replace(answer, question=question)
 

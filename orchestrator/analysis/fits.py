@@ -166,7 +166,7 @@ class ScalingFits:
 
     @property
     def d_data_range(self) -> Interval:
-        """The lowest and the highest d_data of a dataset with losses."""
+        """The lowest and the highest d_data among the datasets that have a loss."""
         return d_data_range(self.datasets)
 
     def answer(self, question: Question) -> Answer:
@@ -199,7 +199,7 @@ def _no_trial(model: str) -> str:
 
 
 def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
-    """Return the lowest and the highest d_data of datasets with losses; 1 and 1 without any."""
+    """Return the lowest and the highest d_data among datasets with a loss; 1 and 1 if none has."""
     values = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
     return min(values, default=1.0), max(values, default=1.0)
 

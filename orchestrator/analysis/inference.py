@@ -326,9 +326,15 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     # Rows and columns are permuted together: pairs with a common class keep a common class.
     orders, _ = rearrangements(("",) * num_classes)
     permuted = by_classes[orders[:, first], orders[:, second]]
-    permuted -= (permuted @ held_equal) @ held_equal.T
-    lengths = np.sqrt((permuted**2).sum(axis=1))
-    correlations = np.abs(permuted @ y_residual) / np.maximum(lengths, 1e-300)
+    # The correlation is that of residuals on the covariates. The residuals of y are orthogonal to
+    # the covariates, so the products need no residuals of x. Their lengths follow from Pythagoras.
+    products = np.abs(permuted @ y_residual)
+    explained = permuted @ held_equal
+    squares = np.einsum("ij,ij->i", permuted, permuted)
+    residual_squares = squares - np.einsum("ij,ij->i", explained, explained)
+    # An order of classes that the covariates explain has no residuals but rounding.
+    smallest = np.maximum(MIN_RCOND * squares, np.finfo(float).tiny)
+    correlations = products / np.sqrt(np.maximum(residual_squares, smallest))
     return float(np.mean(correlations >= correlations[0] * (1 - 1e-9)))
 
 

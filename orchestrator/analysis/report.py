@@ -31,6 +31,7 @@ from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.results_tables.csv_files import csv_text
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.sentences.methods import methods_paragraph
 from orchestrator.analysis.sentences.words import words_of
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
@@ -218,6 +219,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": datasets,
         "preset": sweep_text(sweep),
+        "methods": methods_paragraph(workspace.plan, state.trials),
         "runs": pages.runs,
         "run_pages": pages.prefix,
     }

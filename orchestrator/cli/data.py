@@ -520,7 +520,7 @@ def locate(
     from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError(f"The path {raw} of --raw does not exist", hint=nearest_path(raw))
+        raise ConfigError(f"--raw {raw} does not exist", hint=nearest_path(raw))
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestrator.machine import processes, ray_folders, signals
-from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
+from orchestrator.machine.gpus.nvidia_smi import has_devices
+from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
+from orchestrator.machine.gpus.visible import is_logical, visible_gpus
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.ray_settings import (
     apply_settings,

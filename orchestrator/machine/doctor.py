@@ -18,7 +18,9 @@ from typing import Any, NotRequired, TypedDict
 
 from orchestrator.machine.cluster import connect
 from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
-from orchestrator.machine.gpus import NodeGpus, check_driver, describe, gpus_here
+from orchestrator.machine.gpus.records import NodeGpus
+from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
+from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.launch.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.mlflow_connection import check_tracker

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpu_check_parts, gpus, self_test_verdict
+from orchestrator.machine import gpu_check_parts, self_test_verdict
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
@@ -32,8 +32,10 @@ from orchestrator.machine.gpu_check_parts import (
     visible_gpu_list,
     wait_for_file,
 )
-from orchestrator.machine.gpus import Gpu
-from orchestrator.machine.mps import PrivateMps
+from orchestrator.machine.gpus import torch_gpus
+from orchestrator.machine.gpus.records import Gpu
+from orchestrator.machine.gpus.visible import is_logical
+from orchestrator.machine.mps import PrivateMps, mps_runs
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.processes import environment, kill_process
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
@@ -58,11 +60,11 @@ def pairs(bench: Bench) -> Measurements:
     If MPS does not run, it is started for this measurement. The measurement with MPS is the first,
     because processes without MPS fail on a GPU in exclusive mode.
     """
-    runs_mps = gpus.mps_runs()
-    yield "mps", runs_mps
+    already_runs = mps_runs()
+    yield "mps", already_runs
     with contextlib.ExitStack() as stack:
         problem = ""
-        if not runs_mps:
+        if not already_runs:
             problem = _start_mps(bench, stack)
             yield "mps_note", problem or "MPS was started for this measurement"
         ways: dict[str, dict[str, str]] = {"without_mps": NO_MPS}
@@ -79,7 +81,7 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
     """
     if not bench.on_gpu:
         return "this is not a GPU"
-    there = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    there = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     # With a share below 1, the gain is not asked for. It is measured here.
     reason = why_no_mps([there], ResourceSpec(num_gpus=0.5), bench.trials, {})
     if reason:
@@ -359,13 +361,13 @@ def devices(number: str | None) -> list[Gpu | None]:
     """
     if number == "cpu":
         return [None]
-    reached = () if gpus.is_logical() else visible_gpu_list()
+    reached = () if is_logical() else visible_gpu_list()
     by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
     if not by_number:
         raise SetupError(
             "torch cannot use a GPU on this machine",
-            hint="Run `isweep doctor` to see why. To try out only the check itself, use --device "
-            "cpu",
+            hint="Run `isweep doctor` to see why. To see how the check works without a GPU, "
+            "use --device cpu",
         )
     if number is None:
         return list(by_number.values())
@@ -380,7 +382,7 @@ def devices(number: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part, or measure a network's images per second; print the values as JSON."""
     part, device, graphs, *arguments = sys.argv[1:]
-    half = device == "cpu" or gpus.compute_capability() >= BFLOAT16_FROM
+    half = device == "cpu" or torch_gpus.compute_capability() >= BFLOAT16_FROM
     bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))
     measure = rate if part == "rate" else PARTS[part]
     print_measurements(measure(bench, *arguments))

@@ -27,11 +27,15 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from orchestrator.machine import gpus, self_test, self_test_verdict
+from orchestrator.machine import self_test, self_test_verdict
 from orchestrator.machine.cluster import connect, cpu_cluster_here
 from orchestrator.machine.gpu_bench import Bench
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
-from orchestrator.machine.gpus import Gpu, describe, nvidia_smi
+from orchestrator.machine.gpus import nvidia_smi
+from orchestrator.machine.gpus.records import Gpu
+from orchestrator.machine.gpus.torch_gpus import describe
+from orchestrator.machine.gpus.visible import visible_gpus
+from orchestrator.machine.mps import mps_runs
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
@@ -135,14 +139,14 @@ def _core_gflops() -> float:
 def visible_gpu_list() -> tuple[Gpu, ...]:
     """Return the GPUs and slices that torch can use, each described by a separate process."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if value is not None and not gpus.visible_gpus():
+    if value is not None and not visible_gpus():
         return ()
     if value is not None:
         return describe(value).gpus
-    slices = gpus.slice_uuids()
+    slices = nvidia_smi.slice_uuids()
     if not slices:
         return describe("").gpus
-    rows = nvidia_smi("uuid,mig.mode.current")
+    rows = nvidia_smi.query("uuid,mig.mode.current")
     uncut = [uuid for uuid, mig in rows if mig != "Enabled"]
     return describe(",".join(slices + uncut)).gpus
 
@@ -154,7 +158,7 @@ def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
     """
     values = {}
     for field in fields:
-        rows = nvidia_smi(field, f"--id={uuid}")
+        rows = nvidia_smi.query(field, f"--id={uuid}")
         if rows:
             values[field] = rows[0][0]
     return values
@@ -165,9 +169,9 @@ def gpu(bench: Bench) -> Measurements:
     (described,) = visible_gpu_list()
     yield from asdict(described).items()
     yield "nvidia_smi", smi_values(FIELDS_AT_REST + FIELDS_UNDER_LOAD, described.uuid)
-    apps = gpus.ask_nvidia_smi("--query-compute-apps=pid", "--format=csv,noheader")
+    apps = nvidia_smi.run("--query-compute-apps=pid", "--format=csv,noheader")
     yield "other_processes", len(apps.output.splitlines())
-    yield "mps", gpus.mps_runs()
+    yield "mps", mps_runs()
     yield "planned_as", asdict(described.model())
 
 

@@ -13,19 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpus
-from orchestrator.machine.gpus import Gpu, NodeGpus
+from orchestrator.machine.gpus import torch_gpus
+from orchestrator.machine.gpus.driver_hints import driver_hint, torch_hint
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
+from orchestrator.machine.gpus.visible import is_logical
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import MEMORY_MARGIN
 from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
-FIRST_CAPABILITY_OF_CU126 = 5.0
-"""Lowest compute capability for which PyTorch's cu126 wheels have kernels (PyTorch's RELEASE.md):
-Maxwell."""
-FIRST_CAPABILITY_OF_CUDA13 = 7.5
-"""Lowest compute capability for which CUDA 13, and so the newest torch, has kernels: Turing."""
 MAX_SHARE_OF_OTHERS_ON_GPU = 0.1
 """Share of a GPU's memory. If other processes use more, they are the cause of a memory failure."""
 NODE_TIMEOUT_S = 120.0
@@ -52,17 +49,17 @@ def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
         is_private: whether the cluster is private, so that this machine is its only node.
     """
-    if gpus.is_logical():
+    if is_logical():
         return []
     if is_private:
         if not num_gpus:
             return []
-        this_node = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        this_node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return [replace(this_node, num_ray_gpus=num_gpus)]
     import ray
 
     nodes = []
-    for reference, node in ask_nodes(gpus.describe, _offers_gpus).items():
+    for reference, node in ask_nodes(torch_gpus.describe, _offers_gpus).items():
         with suppress(ray.exceptions.RayError):  # `isweep doctor` reports nodes without an answer
             described = ray.get(reference, timeout=NODE_TIMEOUT_S)
             nodes.append(replace(described, num_ray_gpus=node["Resources"]["GPU"]))
@@ -208,19 +205,10 @@ def _unreached(node: NodeGpus) -> Problem:
     )
     if node.torch_message:
         text += f": {node.torch_message}"
-    hint = gpus.driver_hint(node.driver, node.cuda, node.torch_message)
+    hint = driver_hint(node.driver, node.cuda, node.torch_message)
     if node.gpus:
         hint = f"Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
     return Problem(text, hint)
-
-
-def _torch_hint(capability: float) -> str:
-    """Return a hint on which torch has kernels for a GPU of this compute capability."""
-    if capability >= FIRST_CAPABILITY_OF_CUDA13:
-        return "Install the newest torch"
-    if capability >= FIRST_CAPABILITY_OF_CU126:
-        return f"Install torch {gpus.LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
-    return "Use a newer GPU"
 
 
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
@@ -232,7 +220,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         yield Problem(
             f" has the compute capability {gpu.capability}, which torch {node.torch} does not "
             "support",
-            f"{_torch_hint(gpu.capability)}, or {hide}",
+            f"{torch_hint(gpu.capability)}, or {hide}",
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":

@@ -15,8 +15,10 @@ Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvi
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -32,6 +34,8 @@ CONTROL = "nvidia-cuda-mps-control"
 """The program that starts the daemon, and that sends commands to a running daemon."""
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 """Environment variable with the folder of the daemon's socket."""
+DEFAULT_PIPES = "/tmp/nvidia-mps"
+"""Folder of the socket if this variable is not set."""
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 """Environment variable with the folder of the log files of the daemon and the server."""
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
@@ -45,6 +49,8 @@ START_TIMEOUT_S = 30.0
 """Seconds that the daemon may take to start."""
 ATTACH_TIMEOUT_S = 120.0
 """Seconds that a process may take to import torch and to compute on every GPU through MPS."""
+CONNECT_TIMEOUT_S = 5.0
+"""Seconds that the daemon may take to accept a connection."""
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 QUIT_TIMEOUT_S = 20.0
@@ -192,6 +198,22 @@ class PrivateMps:
         except _NoAnswerError as error:
             return f"no process uses it: {error}"
         return "" if has_server else "no process uses it: no server runs"
+
+
+def mps_runs() -> bool:
+    """Return whether NVIDIA's multi-process service (MPS) answers on its socket.
+
+    The file of the socket does not suffice, because it stays after the service has died.
+    """
+    folder = Path(os.environ.get(PIPES, DEFAULT_PIPES))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            client.connect(str(folder / "control"))
+        except OSError as error:
+            # EPROTOTYPE: the service listens on another type of socket.
+            return error.errno == errno.EPROTOTYPE
+    return True
 
 
 def breaks_mps(failure: TrialFailure) -> bool:

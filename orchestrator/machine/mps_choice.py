@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from orchestrator.machine import gpus
-from orchestrator.machine.gpus import Gpu, NodeGpus
+from orchestrator.machine.gpus import nvidia_smi
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from orchestrator.machine.mps import CONTROL
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
@@ -64,7 +64,7 @@ def why_no_mps(
         return "each trial can have a whole GPU"
     if shutil.which(CONTROL) is None:
         return f"no folder on PATH contains {CONTROL}"
-    if (gpus.WSL / "libcuda.so.1").exists():
+    if nvidia_smi.is_wsl_with_gpu():
         return "Linux runs inside Windows (WSL)"
     for node in nodes:
         if node.mps:

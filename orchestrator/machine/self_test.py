@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.machine.gpu_errors import library_error
-from orchestrator.machine.gpus import compute_capability
+from orchestrator.machine.gpus.torch_gpus import compute_capability
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.results.records import FailureKind

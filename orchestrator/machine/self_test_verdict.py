@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpus
+from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.paths import user_cache
@@ -78,7 +78,12 @@ _verdicts_of_this_process: dict[Path, KeptVerdict] = {}
 def verdict_of(uuid: str, case: Case) -> KeptVerdict:
     """Return the stored verdict for a GPU and a network, or the verdict of a new test."""
     about = provenance()
-    versions = [uuid, gpus.driver_version(), about.packages.get("torch", ""), about.code_version]
+    versions = [
+        uuid,
+        nvidia_smi.driver_version(),
+        about.packages.get("torch", ""),
+        about.code_version,
+    ]
     # The batch size is not part of the key: a search tries many batch sizes with one network.
     network = [case.model, case.image_size, case.channels, case.precision]
     key = fingerprint([*versions, *network])[:12]

@@ -106,9 +106,9 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
         )
     searched = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
     if searched:
-        hint += f", or choose a searched recipe of this root: {searched}"
+        hint += f", or choose a recipe that a search has written into this root: {searched}"
     raise ConfigError(
-        f"The recipe {name} is the result of a search, but its file {path} does not exist",
+        f"`isweep tune` writes the recipe {name}, but its file {path} does not exist",
         hint=hint,
     )
 

@@ -56,12 +56,12 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class EndTrials:
-    """The end of all runs in MLflow whose trials are not running any more."""
+    """The request to end all runs in MLflow whose trials are not running any more."""
 
 
 @dataclass(frozen=True)
 class EndSweep:
-    """The end of all runs in MLflow, also of the sweep's run.
+    """The request to end all runs in MLflow, also the sweep's run.
 
     Attributes:
         status: Status of the sweep's run.
@@ -79,7 +79,7 @@ class PendingUpdates:
     MLflow may refuse an update. The update then stays in the table, because MLflow still lacks it,
     but it is not sent again. A newer update of the same run replaces it and is sent.
 
-    The table is not thread-safe, so its user needs a lock. Only ``is_sendable`` is safe without it.
+    The table is not thread-safe, so the caller must hold a lock.
     """
 
     def __init__(self) -> None:

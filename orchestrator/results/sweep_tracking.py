@@ -67,7 +67,7 @@ def make_tracker(
         return runs
 
     is_new = resolved == f"{SQLITE}{database}" and not database.exists()
-    return Tracker(open_runs, print_note, connect_late=is_new)
+    return Tracker(open_runs, print_note, connect_at_first_update=is_new)
 
 
 @contextmanager

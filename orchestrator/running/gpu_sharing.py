@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine.gpus import NodeGpus
+from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.runtimes import MeasuredTrial, RuntimeModel, corrections_for
 from search_spaces.sweeps import ResourceSpec

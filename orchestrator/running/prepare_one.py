@@ -43,7 +43,8 @@ def prepare_one(
         own_options: Options of your own data that replace those of the sweep file.
 
     Raises:
-        SweepError: The name is unknown, the download cannot be used, or the root is in use.
+        SweepError: The name is unknown, the raw files cannot be used, or another command works
+            on the root.
     """
     sweep = load_sweep(preset)
     # The recipe's overrides may refer to other datasets, and preparing needs no recipe.

@@ -18,13 +18,15 @@ from orchestrator.machine.cluster import (
     trial_resources,
 )
 from orchestrator.machine.gpu_problems import refuse, survey
-from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
+from orchestrator.machine.gpus.records import NodeGpus
+from orchestrator.machine.gpus.this_machine import gpus_here
+from orchestrator.machine.gpus.visible import is_logical
 from orchestrator.machine.locks import locked
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.machine.silent_end import explained_silent_end
-from orchestrator.planning.costs.gpu_checks import read_checks
+from orchestrator.planning.costs.gpu_checks import gpu_check_folders, read_checks
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.workspace import Workspace

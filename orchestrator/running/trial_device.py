@@ -13,9 +13,12 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine import self_test_verdict
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_errors import library_error
+from orchestrator.machine.gpus import nvidia_smi, torch_gpus
+from orchestrator.machine.gpus.driver_hints import driver_hint
+from orchestrator.machine.gpus.visible import is_logical
 from orchestrator.machine.mps import leave_ended_mps
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
@@ -97,7 +100,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
         UnusableGpuError: the trial cannot compute on the GPU that Ray assigned.
     """
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
-    if not resources.num_gpus or gpus.is_logical():
+    if not resources.num_gpus or is_logical():
         return device
     leave_ended_mps()
     check_gpu(network.recipe.precision)
@@ -132,7 +135,7 @@ def check_numbers(network: NetworkSpec) -> str:
         UnusableGpuError: the GPU computes wrong numbers, or the self-test could not find out
             whether it does. So no trial may use the GPU.
     """
-    gpu = gpus.gpu_in_use()
+    gpu = torch_gpus.gpu_in_use()
     verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
     if verdict.wrong:
         raise UnusableGpuError.of(
@@ -175,7 +178,7 @@ def check_computes() -> None:
         if library_row is not None and library_row.memory == "gpu":
             raise
         raise UnusableGpuError.of(
-            gpu_and_node(gpus.gpu_in_use().uuid),
+            gpu_and_node(torch_gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
             "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it with "
             "CUDA_VISIBLE_DEVICES",
@@ -193,10 +196,10 @@ def check_gpu(precision: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        driver = gpus.driver_version()
-        reason = gpus.why_no_gpu()
+        driver = nvidia_smi.driver_version()
+        reason = torch_gpus.why_no_gpu()
         cuda = torch.version.cuda
-        hint = gpus.driver_hint(driver, cuda, reason)
+        hint = driver_hint(driver, cuda, reason)
         explanation = f" ({reason})" if reason else ""
         raise UnusableGpuError.of(
             gpu_and_node(),
@@ -206,9 +209,9 @@ def check_gpu(precision: str) -> None:
         )
     if precision != "bfloat16":
         return
-    capability = gpus.compute_capability()
+    capability = torch_gpus.compute_capability()
     if capability < BFLOAT16_FROM:
-        gpu = gpus.gpu_in_use()
+        gpu = torch_gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
             f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
@@ -223,7 +226,7 @@ def held_by_others() -> HeldMemory | None:
     """Return the memory that other processes use on this process's GPU; None if it is unknown."""
     import torch
 
-    if gpus.is_logical():
+    if is_logical():
         return None
     reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
     with suppress(RuntimeError, AssertionError):

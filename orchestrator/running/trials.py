@@ -45,8 +45,8 @@ from tasks.trials.records import TrialResult
 log = logging.getLogger(__name__)
 
 MAX_TUNE_FAILURES = 5
-"""Number of failures of Tune's loop, without a finished trial in between, that do not end the
-run."""
+"""Largest number of failures of Tune's loop, without a finished trial in between, after which the
+loop is started again. The next failure ends the run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
@@ -118,21 +118,22 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             SweepError: results cannot be stored, or no trial can run.
         """
         arrays = self._backend.arrays
+        # A forced end of the process skips the end of `with` blocks, so it needs its own call.
         with at_forced_end(arrays.close), closing(arrays):
             while not self._queue.is_empty:
-                generator = TrialGenerator(self._queue, self._assign, self._clock)
+                generator = TrialGenerator(self._queue, self._start_attempt, self._clock)
                 try:
                     self._backend.fit(self, generator)
                 except Exception as error:
                     # For the trials that ran, this counts as a failed attempt.
-                    self._tune_failed(error)
+                    self._process_tune_failure(error)
                 self._queue.raise_if_stopped()
                 # These trials did not report before Tune ended.
                 for trial_id in sorted(self._queue.submitted):
-                    self._ended_without_report(trial_id, NO_RESULT)
+                    self._process_missing_report(trial_id, NO_RESULT)
 
-    def _assign(self, trial_id: str) -> TrialAssignment:
-        """Count an attempt at a trial, and return the assignment for its worker."""
+    def _start_attempt(self, trial_id: str) -> TrialAssignment:
+        """Start an attempt at a trial: count it, and return the assignment for its worker."""
         self._attempts[trial_id] = Attempt(self._attempt(trial_id).number + 1)
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._resources.start_attempt(trial))
@@ -145,7 +146,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         spec = self._source.trials[trial_id]
         self._queue.running.add(trial_id)
         with self._stop_run_on_error():
-            self._backend.arrays.add_trial(trial_id, self._array(trial_id))
+            self._backend.arrays.add_trial(trial_id, self._array_key(trial_id))
         if self._queue.is_stopped:
             return
         domain = self._source.domain_of(spec)
@@ -177,7 +178,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     ) -> None:
         """Process a worker's report. Tune calls this method if the worker raised no exception."""
         report = TrialReport.model_validate_json(result[REPORT])
-        self._reported(trial_id_of(trial), report)
+        self._process_report(trial_id_of(trial), report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the failure of a trial or of its process, such as a crash or a lost node.
@@ -190,9 +191,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._attempt(trial_id).location
         outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
-            self._reported(trial_id, outcome)
+            self._process_report(trial_id, outcome)
         else:
-            self._ended_without_report(trial_id, outcome)
+            self._process_missing_report(trial_id, outcome)
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -201,12 +202,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Tune calls this method after the last ``on_trial_result``. A trial that has reported is not
         submitted any more, so this call changes nothing.
         """
-        self._ended_without_report(trial_id_of(trial), NO_RESULT)
+        self._process_missing_report(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
 
     # Outcomes of attempts.
 
-    def _reported(self, trial_id: str, report: TrialReport) -> None:
+    def _process_report(self, trial_id: str, report: TrialReport) -> None:
         """Process a worker's report; a repeated report has no effect."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
@@ -214,7 +215,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         outcome = report.outcome
         with self._stop_run_on_error():
             if isinstance(outcome, TrialFailure):
-                self._failed(
+                self._process_failure(
                     trial_id,
                     outcome,
                     process_ended=outcome.ends_process,
@@ -223,11 +224,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 )
                 # Only reported failures count for the node: a crash has no report, and it does not
                 # show that its node is unfit.
-                self._count_for_node(trial_id, outcome)
+                self._report_to_node_health(trial_id, outcome)
             else:
-                self._finished(trial_id, report)
+                self._process_result(trial_id, report)
 
-    def _ended_without_report(self, trial_id: str, failure: TrialFailure) -> None:
+    def _process_missing_report(self, trial_id: str, failure: TrialFailure) -> None:
         """Process an attempt that ended without a report: crashed, hung, or stopped with Tune.
 
         It has no effect if the trial has already reported.
@@ -235,7 +236,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         with self._stop_run_on_error():
-            self._failed(trial_id, failure, process_ended=True)
+            self._process_failure(trial_id, failure, process_ended=True)
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU, which may be the cause."""
@@ -246,8 +247,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
-    def _count_for_node(self, trial_id: str, failure: TrialFailure) -> None:
-        """Count a failure for the node of its trial, if the node caused the failure.
+    def _report_to_node_health(self, trial_id: str, failure: TrialFailure) -> None:
+        """Report a failure to the node health, which counts it if the node caused it.
 
         Raises:
             SetupError: no node can run trials.
@@ -257,7 +258,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpus = "" if attempt.location is None else attempt.location.gpus
         self._node_health.count_node_failure(attempt.node, failure, eligible, gpus)
 
-    def _finished(self, trial_id: str, report: TrialReport) -> None:
+    def _process_result(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""
         trial = self._source.trials[trial_id]
         status = cast("TrialResult", report.outcome).status
@@ -277,7 +278,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._shown_gpu_notes.add(report.gpu_note)
             self._run.monitor.note(report.gpu_note)
 
-    def _failed(
+    def _process_failure(
         self,
         trial_id: str,
         failure: TrialFailure,
@@ -336,23 +337,24 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._backend.quarantine(location, seconds)
         mps = self._run.cluster.mps
         if mps is not None and breaks_mps(failure):
-            mps.end_use(f"{trial_id} failed ({failure.kind})", self._resources.leave_mps())
+            consequence = self._resources.use_shares_without_mps()
+            mps.end_use(f"{trial_id} failed ({failure.kind})", consequence)
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
         self._queue.remove(trial_id)
         self._watchdog.remove(trial_id)
-        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=True)
+        self._backend.arrays.remove_trial(trial_id, self._array_key(trial_id), for_good=True)
 
     def _retry_later(self, trial_id: str, pause_s: float) -> None:
         """Let a trial start again after a pause."""
         self._queue.retry(trial_id, self._clock.monotonic() + pause_s)
         self._watchdog.remove(trial_id)
-        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=False)
+        self._backend.arrays.remove_trial(trial_id, self._array_key(trial_id), for_good=False)
 
     # Failures of Tune's loop, and messages.
 
-    def _tune_failed(self, error: Exception) -> None:
+    def _process_tune_failure(self, error: Exception) -> None:
         """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.
 
         If Ray killed workers because memory ran out, only their trials count as failed.
@@ -369,7 +371,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         failed_ids = killed if killed else self._queue.running
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
-                self._ended_without_report(trial_id, failure)
+                self._process_missing_report(trial_id, failure)
             else:
                 self._requeue_uncounted(trial_id, failure, killed)
         if not self._backend.is_up() or self._num_tune_failures > MAX_TUNE_FAILURES:
@@ -392,6 +394,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _requeue_uncounted(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
         """Queue a trial again that stopped because Tune failed, without counting the attempt.
+
+        Only the number of attempts is changed back. The policies for memory and for retries have no
+        failure of this attempt to forget.
 
         Args:
             trial_id: id of a trial that had no worker yet, or that did not cause the failure.
@@ -438,7 +443,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):
             trial_id = message.trial_id
-            self._watchdog.message_from(trial_id)
+            self._watchdog.note_message(trial_id)
             if isinstance(message, WorkerLocation):
                 attempt = self._attempt(trial_id)
                 attempt.location = message
@@ -484,7 +489,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._attempts[trial_id] = Attempt(self._source.earlier_attempts.get(trial_id, 0))
         return self._attempts[trial_id]
 
-    def _array(self, trial_id: str) -> str:
+    def _array_key(self, trial_id: str) -> str:
         """Return the key of a trial's images."""
         return self._source.array_of(self._source.trials[trial_id])
 

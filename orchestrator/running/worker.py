@@ -14,7 +14,7 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from orchestrator.machine import gpus
+from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.mps import breaks_mps, end_use_of_all
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
@@ -142,7 +142,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         device = trial_device.device_for(resources, network)
         if device.device == "cuda":
             # Read before the training, because a failed GPU no longer answers.
-            gpu = gpus.gpu_in_use()
+            gpu = torch_gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid
         task = TrialTask(assignment, data, device, self._files, self._messages, self._pretrained)

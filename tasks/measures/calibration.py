@@ -38,7 +38,8 @@ from tasks.measures.distances import (
     squared_distances,
 )
 from tasks.measures.estimators import inverse_dimensions
-from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.neighbor_tables import NeighborTable
+from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.plain_json import plain_json
 from tasks.remote import Executor, InlineExecutor
 

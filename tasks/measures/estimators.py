@@ -21,7 +21,7 @@ import numpy as np
 
 from search_spaces.errors import plural, unknown_name
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from tasks.measures.neighbors import NeighborTable
+from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5

@@ -1,23 +1,27 @@
-"""Splits with the faults of the released code that a spec switches on.
+"""Choose training and test images with the faults of the study's released code.
 
-The faults F3 to F7 (see ``docs/faults.md``) change the choice of images:
+The code that was published with the study chooses images wrongly in some cases. To reproduce the
+study's results, a subset spec can switch on these faults. ``docs/faults.md`` lists all faults by
+number. This module repeats F3 to F7:
 
-- ``misaligned_labels`` (F3, natural datasets that the released code reads into memory): If a class
-  has more images than needed, the code removes the surplus from the list of labels, but not from
-  the list of images. After the first removed label, every label is combined with the image of an
-  earlier label.
+- ``misaligned_labels`` (F3, natural-image datasets that the code reads into memory): If a class has
+  more images than needed, the code deletes the labels of the surplus images, but not these images.
+  The next labels then belong to the wrong images.
 - ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair from 0. It
   then uses these numbers as indices into the list of all images. So it always reads the first
-  files, for every class pair.
-- ``image_level_split`` (F5): Groups are ignored. F3 and F4 also ignore groups.
-- ``first_k_selection`` (F6): Images are chosen in stored order, instead of a seeded order.
+  images of ImageNet, for every class pair.
+- ``image_level_split`` (F5): Images of one group may be in the training set and in the test set.
+- ``first_k_selection`` (F6): Images are chosen in stored order, instead of a random order.
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-F5, F6 and F7 together are the *released split*.
+With F3, F4, or F5 to F7 together, images are chosen only from a *pool*: the first images of each
+class, N + ``test_size`` in total. Example of F3 with a pool of two images per class::
 
-With F3, F4 or the released split, images are chosen only from a *pool*. The pool consists of the
-first (N + ``test_size``) / ``num_classes`` images of each class. This must be a whole number.
+    images of the class pair    1  2  3  4  5
+    true labels                 0  0  0  1  1
+    labels in the code          0  0  1  1        the label of image 3 was deleted
+    pool                        1  2  3  4        so image 3 has the wrong label 1
 """
 
 from __future__ import annotations
@@ -35,12 +39,13 @@ Integers = NDArray[np.int64]
 READ_BY_FILE_NAME = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
 datasets. Fault F3 occurs only in the other natural-image datasets."""
-MISMATCH_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""Faults F3 and F4. With both, the labels belong to other images than those that are read."""
+WRONG_LABEL_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
+"""Faults F3 and F4. A dataset has at most one of them. With either fault, some images have labels
+of other images."""
 RELEASED_SPLIT_FAULTS = frozenset(
     {"image_level_split", "first_k_selection", "test_set_depends_on_size"}
 )
-"""Faults F5, F6 and F7. Together they are the split of the released code."""
+"""Faults F5, F6 and F7. With all three, the split is the random split of the released code."""
 
 
 def split_with_faults(
@@ -58,17 +63,17 @@ def split_with_faults(
             are too few images.
     """
     faults = _relevant_faults(spec)
-    has_mismatch = not faults.isdisjoint(MISMATCH_FAULTS)
-    is_released_split = faults >= RELEASED_SPLIT_FAULTS  # all three, so also F7
-    depends_on_train_size = has_mismatch or "test_set_depends_on_size" in faults
-    if depends_on_train_size and max_train_size is None:
+    has_wrong_labels = not faults.isdisjoint(WRONG_LABEL_FAULTS)
+    if not has_wrong_labels and "test_set_depends_on_size" not in faults:
+        return _split_by_spec(candidates, spec, faults, train_size=None)
+    if max_train_size is None:
         raise DataError(
             f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
             "on the train size",
             hint="Call make_subset with max_train_size, once for every train size",
         )
-    uses_pool = has_mismatch or is_released_split
-    if uses_pool and max_train_size is not None:  # None is ruled out above
+    is_released_split = faults >= RELEASED_SPLIT_FAULTS
+    if has_wrong_labels or is_released_split:
         candidates = _pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
@@ -92,22 +97,28 @@ def _relevant_faults(spec: SubsetSpec) -> set[str]:
 def _pool(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int
 ) -> Candidates:
-    """Return the pool of the released code: the first candidates of each class.
+    """Return the pool as the released code reads it.
 
-    The labels are always those of the pool. With F3 or F4, the rows belong to other images.
+    The labels are those of the pool. With F3 or F4, the rows are those of other images. The groups
+    of the result always belong to its rows.
     """
     pool_indices = _first_of_each_class(candidates, spec, train_size)
     if "misaligned_labels" in faults:
         rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        rows = pool_indices  # F4 confuses indices of candidates with rows of the prepared dataset
+        rows = pool_indices  # F4 uses indices of candidates as rows of the prepared dataset
     else:
         rows = candidates.rows[pool_indices]
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
 def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Integers:
-    """Return the indices of the pool's candidates, in ascending order."""
+    """Return the indices of the pool's candidates, in ascending order.
+
+    Raises:
+        DataError: N + ``test_size`` is not a multiple of the number of classes, or a class has too
+            few images.
+    """
     num_classes = len(candidates.class_names)
     num_images = train_size + spec.test_size
     if num_images % num_classes:
@@ -133,30 +144,33 @@ def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: i
 
 
 def _split_by_spec(
-    candidates: Candidates, spec: SubsetSpec, faults: set[str], max_train_size: int | None
+    candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int | None
 ) -> GroupSplit:
-    """Split with :func:`split_by_group` and with the faults F3 to F7 that are switched on."""
-    rng = None
+    """Split with :func:`split_by_group`, changed by the faults that are switched on.
+
+    ``train_size`` has an effect only with F7.
+    """
+    rng = None  # F6: stored order
     if "first_k_selection" not in faults:
         seed_parts = ["subset", spec.split_seed, spec.class_pair]
         if "test_set_depends_on_size" in faults:
-            seed_parts.append(max_train_size)
+            seed_parts.append(train_size)
         rng = np.random.default_rng(derive_seed(*seed_parts))
-    # The pool of F3 and F4 has exactly N + test_size images, so all others than the test images
-    # must be training images. A split by groups would leave out images of the test groups. With an
-    # odd test_size, balanced classes would leave out one image of the larger class.
-    has_mismatch = not faults.isdisjoint(MISMATCH_FAULTS)
+    # With F3 or F4 the pool has no spare image, so every image must be used:
+    # - Groups are ignored, because a split by groups leaves out images of the test groups.
+    # - Classes are not balanced, because that leaves out an image if test_size is odd.
+    uses_all_images = not faults.isdisjoint(WRONG_LABEL_FAULTS)
     groups = candidates.groups
-    if has_mismatch or "image_level_split" in faults:
+    if uses_all_images or "image_level_split" in faults:
         groups = np.arange(len(candidates.rows))  # each image is a group
-    balanced = len(candidates.class_names) == 2 and not has_mismatch
+    balanced = len(candidates.class_names) == 2 and not uses_all_images
     return split_by_group(candidates, spec.test_size, rng, groups=groups, balanced=balanced)
 
 
 def _released_split(candidates: Candidates, test_size: int) -> GroupSplit:
     """Split like torch's ``random_split``: permute the images, and use the last ones for testing.
 
-    The seed is :data:`RELEASED_SEED`, as in the released code. The seed of the spec has no effect.
+    The seed is :data:`RELEASED_SEED`, as in the released code, and not the seed of the spec.
     """
     import torch
 

@@ -1,22 +1,8 @@
 """List and read the images of a user's ``.npz`` or HDF5 file.
 
-An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its root group. An *array
-name* is the name of an array in the file. For images and labels, the array names of PatchCamelyon,
-of MedMNIST (``medmnist/dataset.py``), of Keras (``mnist.npz``) and of scikit-learn are recognized.
-The *locator* of an image is the name of its array and its row.
-
-Other arrays with one entry per image are *columns*. The name of a column is its array name without
-the split. The *role* of a column is its use, see :mod:`tasks.sources.own.columns`. The array of
-labels is found by its array name. Its column is always called ``label``. Another column with this
-name is not read. Example:
-
-==================  ==========  =====
-array name          column      role
-==================  ==========  =====
-train_patient_id    patient_id  group
-train_labels        label       label
-train_age           age         none
-==================  ==========  =====
+An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its root group.
+:mod:`tasks.sources.array_names` finds the arrays of images, labels and columns by their names. The
+*locator* of an image is the name of its array and its row.
 
 The shape of an array of images is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or
 ``(n, 1 or 3, height, width)``. Images of uint8 stay as stored. Each image of other integers is
@@ -29,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -47,57 +32,26 @@ from tasks.sources.array_files import (
     row_locator,
     row_of_locator,
 )
+from tasks.sources.array_names import (
+    LABEL_COLUMN,
+    LABEL_NAMES,
+    ImageArray,
+    find_arrays,
+    unused_array_flags,
+)
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.own.listing import own_listing
 from tasks.sources.own.rows import Rows
-from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
+from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit
 from tasks.sources.pictures import negative_flags, scale_by_image_maximum
 from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
-from tasks.sources.tables import MAX_NAMED, column_key, label_text, unused_flags
+from tasks.sources.tables import label_text
 
-SHORT_NAMES = (("x", "y"), ("X", "y"), ("X", "Y"))
-"""Short array names of images and labels."""
-NAMES_WITHOUT_SPLIT = (("images", "labels"), *SHORT_NAMES, ("data", "target"), ("data", "labels"))
-"""Array names of images and labels in a file without splits."""
-
-
-@dataclass(frozen=True)
-class SplitNaming:
-    """The array names in a file with splits. In each text, ``{}`` stands for the split.
-
-    Attributes:
-        images: Array name of the images.
-        labels: Array name of the labels.
-        prefix: Text before the name of a column in an array name.
-        suffix: Text after the name of a column in an array name.
-    """
-
-    images: str
-    labels: str
-    prefix: str = ""
-    suffix: str = ""
-
-
-SPLIT_NAMINGS = (
-    SplitNaming("{}_images", "{}_labels", prefix="{}_"),
-    SplitNaming("x_{}", "y_{}", suffix="_{}"),
-    SplitNaming("X_{}", "y_{}", suffix="_{}"),
-)
-"""Array names with splits: those of MedMNIST, those of Keras, and those of Keras with a capital
-X."""
-VALIDATION_NAMES = ("val", "valid")
-"""Names of the validation split in array names."""
-SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""Names of all splits in array names. TRAIN and Test, for example, are not recognized."""
-LABEL_NAMES = "label_names"
-"""Array name of the class names."""
-SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
-"""Python code in hints: the simplest way to write a file that can be read."""
 CHANNELS = (1, 3)
-"""Possible numbers of channels. The channels are the last axis of an image. If the last axis has
-another length, they are the first axis."""
+"""Possible numbers of channels. The channels are the last axis of an image, unless its length is
+neither 1 nor 3. Then they are the first axis."""
 MAX_IMAGES = 10_000_000
 """Largest number of images in a file. All labels are in memory at once. A damaged header could
 declare many gigabytes of labels."""
@@ -106,47 +60,20 @@ MAX_SMALL_ARRAY_BYTES = 1 << 28
 BLOCK_IMAGES = 4096
 """Number of images that one reading task reads. The number is large, because reading rows in order
 is cheap."""
-
-
-@dataclass(frozen=True)
-class ImageArray:
-    """An array of images, and the arrays of their labels and columns.
-
-    Attributes:
-        images_name: Array name of the images.
-        labels_name: Array name of the labels.
-        split: Split of the images.
-        array_by_column: Name of a column -> its array name, for all arrays except those of images
-            and labels. An example is ``{"patient_id": "train_patient_id", "age": "train_age"}``.
-    """
-
-    images_name: str
-    labels_name: str
-    split: GivenSplit
-    array_by_column: dict[str, str]
-
-    def array_by_role(self, columns: Columns) -> dict[str, str]:
-        """Return the arrays to read: role -> array name.
-
-        An example is ``{"label": "train_labels", "group": "train_patient_id"}``.
-        """
-        array_by_role = {"label": self.labels_name}
-        for role, column in columns.name_by_role.items():
-            if role != "label" and column in self.array_by_column:
-                array_by_role[role] = self.array_by_column[column]
-        return array_by_role
+PixelRange = Limits | None
+"""The stored values that become 0 and 255. None means no range: uint8 stays as stored, and each
+image of other integers is scaled by its own maximum."""
 
 
 class Scale(NamedTuple):
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        pixel_range: The values that become 0 and 255; None without such a range. Without a range,
-            uint8 stays as stored, and each image of other integers is scaled by its own maximum.
+        pixel_range: The stored values that become 0 and 255, or None.
         rule: The rule in words, for the record of the prepared dataset.
     """
 
-    pixel_range: Limits | None
+    pixel_range: PixelRange
     rule: str
 
 
@@ -156,13 +83,13 @@ class ArrayDetails:
 
     Attributes:
         images_name: Array name of the image's array.
-        pixel_range: The values that become 0 and 255, or None, as in :class:`Scale`.
+        pixel_range: The stored values that become 0 and 255, or None.
         file_name: Name of the array file if the raw path is a folder; else empty. If the user puts
             another array file into the folder, the items change, so the images are read again.
     """
 
     images_name: str
-    pixel_range: Limits | None
+    pixel_range: PixelRange
     file_name: str = ""
 
     @classmethod
@@ -192,13 +119,13 @@ class _ArrayRows:
     Attributes:
         arrays: The arrays of images.
         tables: Labels, groups, splits and traits of the images; one table per array.
-        pixel_range: The values that become 0 and 255, or None, as in :class:`Scale`.
+        pixel_range: The stored values that become 0 and 255, or None.
         file_name: Name of the array file, as in :class:`ArrayDetails`.
     """
 
     arrays: Sequence[ImageArray]
     tables: JoinedTables
-    pixel_range: Limits | None
+    pixel_range: PixelRange
     file_name: str
 
     def array_of(self, row: int) -> ImageArray:
@@ -230,7 +157,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
             unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    arrays, num_validation = _find_arrays(file, request)
+    image_arrays = find_arrays(file, request)
+    arrays = image_arrays.arrays
     headers = [_image_header(file, array.images_name, request) for array in arrays]
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
@@ -242,19 +170,15 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     column_names: dict[str, None] = {}
     for array in arrays:
         column_names |= dict.fromkeys(array.array_by_column)
-    # Every array of images was found with its array of labels, which is the column label.
-    columns = find_columns(["label", *column_names], ("label", "group", "split"), request)
+    columns = find_columns(list(column_names), (LABEL_COLUMN, "group", "split"), request)
     tables = []
     unused_tables = []
     for array, header in zip(arrays, headers, strict=True):
         num_rows = header.shape[0]
-        cells = {}
-        for role, array_name in array.array_by_role(columns).items():
-            cells[role] = _text_cells(file, array_name, num_rows, request)
-        tables.append(cells)
+        tables.append(_used_cells(file, array, columns, num_rows, request))
         unused_tables.append(_unused_cells(file, array, columns, num_rows, request))
     joined = JoinedTables(tables)
-    class_names = _class_names(file, joined.cells["label"], request)
+    class_names = _class_names(file, joined.cells[LABEL_COLUMN], request)
     scale = _choose_scale(file, arrays, headers, request)
     file_name = array_path(request).name if request.root().is_dir() else ""
     images = _ArrayRows(arrays, joined, scale.pixel_range, file_name)
@@ -270,140 +194,38 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         file_split=images.split,
         details=images.details,
     )
-    listing_fields = Listing(
+    base_listing = Listing(
         dtype="uint8" if scale.pixel_range is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
-        excluded={VALIDATION_LEFT_OUT: num_validation},
+        excluded={VALIDATION_LEFT_OUT: image_arrays.num_validation},
     )
     return own_listing(
         rows,
         request,
         columns=columns,
         unused_cells=joined.join(unused_tables),
-        dataset_flags=_other_array_flags(file, arrays),
+        dataset_flags=unused_array_flags(file, arrays),
         class_names=class_names,
         sort_classes=sort_classes,
-        listing_fields=listing_fields,
+        base_listing=base_listing,
     )
 
 
-def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray], int]:
-    """Find the arrays of images to read.
-
-    Returns:
-        The arrays, and the number of images in validation splits, which are left out.
-
-    Raises:
-        DataError: There are no arrays of images, or several sets of them, or images without labels.
-    """
-    names = set(file.names())
-    arrays_by_naming = []
-    for images_name, labels_name in NAMES_WITHOUT_SPLIT:
-        if {images_name, labels_name} <= names:
-            other_names = sorted(names - {images_name, labels_name, LABEL_NAMES})
-            array_by_column = {name: name for name in other_names}
-            array = ImageArray(images_name, labels_name, GivenSplit.NONE, array_by_column)
-            arrays_by_naming.append([array])
-    num_validation = 0
-    for naming in SPLIT_NAMINGS:
-        arrays, num_validation_of_naming = _arrays_of_splits(file, naming)
-        num_validation += num_validation_of_naming
-        if arrays:
-            arrays_by_naming.append(arrays)
-    _check_labels_exist(names, request, found_images=bool(arrays_by_naming))
-    if len(arrays_by_naming) > 1:
-        # The keys are the array names. A dict keeps their order.
-        images_names = dict.fromkeys(array.images_name for array in chain(*arrays_by_naming))
-        labels_names = dict.fromkeys(array.labels_name for array in chain(*arrays_by_naming))
-        listed = ", ".join(images_names)
-        if len(images_names) == 1:
-            raise request.error(
-                f"the images in {listed} have several arrays of labels: {', '.join(labels_names)}",
-                hint="Remove all of these arrays from the file except the right one",
-            )
-        raise request.error(
-            f"the file has several sets of images: {listed}",
-            hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
-        )
-    if not arrays_by_naming:
-        missing = "labels" if "images" in names else "images"
-        listed = ", ".join(sorted(names)[:MAX_NAMED])
-        only = f", only {listed}" if listed else ""
-        raise request.error(
-            f"the file has no array {missing}{only}",
-            hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
-        )
-    return arrays_by_naming[0], num_validation
-
-
-def _arrays_of_splits(file: ArrayFile, naming: SplitNaming) -> tuple[list[ImageArray], int]:
-    """Find the training and test images whose array names follow one naming.
-
-    Returns:
-        The arrays, and the number of images in validation splits.
-    """
-    names = set(file.names())
-    arrays = []
-    num_validation = 0
-    for split_name in SPLIT_NAMES:
-        images_name = naming.images.format(split_name)
-        labels_name = naming.labels.format(split_name)
-        if not {images_name, labels_name} <= names:
-            continue
-        split = parse_split(split_name)
-        if split is GivenSplit.VALIDATION:
-            num_validation += file.header(images_name).shape[0]
-        else:
-            other_names = names - {images_name, labels_name}
-            array_by_column = _split_columns(other_names, naming, split_name)
-            arrays.append(ImageArray(images_name, labels_name, split, array_by_column))
-    return arrays, num_validation
-
-
-def _check_labels_exist(names: set[str], request: RawRequest, *, found_images: bool) -> None:
-    """Check that all arrays of images have labels. Others would be left out silently.
-
-    Args:
-        names: Names of all arrays in the file.
-        request: For errors.
-        found_images: Whether images with labels were found. If none were found, arrays with short
-            names, such as ``x``, count as images too.
+def _used_cells(
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int, request: RawRequest
+) -> dict[str, list[str]]:
+    """Return the columns that are read, as text: role -> cells.
 
     Raises:
-        DataError: An array of images has no labels.
+        DataError: A column has another shape or dtype, or cannot be read.
     """
-    pairs = []
-    for naming in SPLIT_NAMINGS:
-        for split_name in SPLIT_NAMES:
-            pairs.append((naming.images.format(split_name), naming.labels.format(split_name)))
-    if not found_images:
-        pairs += SHORT_NAMES
-    for images_name, labels_name in pairs:
-        if images_name in names and labels_name not in names:
-            raise request.error(
-                f"the file has {images_name}, but no {labels_name}",
-                hint=f"Remove the array {images_name} from the file, or add {labels_name}",
-            )
-
-
-def _split_columns(names: set[str], naming: SplitNaming, split_name: str) -> dict[str, str]:
-    """Return the columns of a split: name of the column -> array name.
-
-    Args:
-        names: Array names that are not those of images and labels.
-        naming: The naming of the arrays.
-        split_name: Name of the split in array names.
-    """
-    prefix = naming.prefix.format(split_name)
-    suffix = naming.suffix.format(split_name)
-    columns = {}
-    for name in sorted(names):
-        if name.startswith(prefix) and name.endswith(suffix):
-            column = name.removeprefix(prefix).removesuffix(suffix)
-            if column:
-                columns[column] = name
-    return columns
+    cells = {}
+    for role, column in columns.name_by_role.items():
+        if column in array.array_by_column:
+            array_name = array.array_by_column[column]
+            cells[role] = _text_cells(file, array_name, num_images, request)
+    return cells
 
 
 def _unused_cells(
@@ -419,26 +241,6 @@ def _unused_cells(
         with suppress(DataError):
             cells[column] = _text_cells(file, array_name, num_images, request)
     return cells
-
-
-def _other_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags for the arrays that are neither images, labels nor columns; empty without them.
-
-    A column called ``label`` is flagged here: the labels of the images are another array. A flag is
-    a warning in the record of the prepared dataset.
-    """
-    names = set(file.names())
-    used = {LABEL_NAMES}
-    for array in arrays:
-        used |= {array.images_name, array.labels_name}
-        for column, array_name in array.array_by_column.items():
-            if column_key(column) != "label":
-                used.add(array_name)
-    # All arrays of a validation split are left out on purpose. They need no flag.
-    for naming in SPLIT_NAMINGS:
-        for split_name in VALIDATION_NAMES:
-            used.update(_split_columns(names, naming, split_name).values())
-    return unused_flags(sorted(names - used))
 
 
 def _image_header(file: ArrayFile, images_name: str, request: RawRequest) -> ArrayHeader:

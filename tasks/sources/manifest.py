@@ -139,28 +139,28 @@ def list_table(request: RawRequest) -> Listing:
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     dataset_flags = []
-    listing_fields = Listing(flags=counts, intensity=INTENSITY)
+    base_listing = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
         rows = replace(rows, default_group=paths.__getitem__)
         slices = _slices(rows, request)
         rows = replace(rows, details=lambda row: (slices[row],))
-        listing_fields = replace(
-            listing_fields,
+        base_listing = replace(
+            base_listing,
             intensity=VOLUME_INTENSITY,
             block_size=VOLUMES_AT_ONCE,
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
         dataset_flags.append("columns not used: slice")
-    listing_fields = replace(listing_fields, excluded=_check_files(rows, has_volumes, request))
+    base_listing = replace(base_listing, excluded=_check_files(rows, has_volumes, request))
     listing = own_listing(
         rows,
         request,
         columns=columns,
         unused_cells=joined.join([table.unused_cells for table in tables]),
         dataset_flags=dataset_flags,
-        listing_fields=listing_fields,
+        base_listing=base_listing,
     )
     _check_named_once(rows, slices, request)
     return listing

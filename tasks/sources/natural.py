@@ -239,7 +239,7 @@ class ArrayFiles:
         locators = find_together(request, self.file_names)
         if locators is None:
             raise DataError(
-                f"{request.dataset.name} needs {self.description}, which was not found",
+                f"{request.dataset.name}: not all of these files were found: {self.description}",
                 hint=f"Arrange the files in this layout: {request.dataset.raw_layout}. Or "
                 "leave out --raw: with an internet connection, torchvision downloads the "
                 "files",

@@ -135,14 +135,14 @@ def list_parquet(request: RawRequest) -> Listing:
     )
     excluded = count_hidden(hidden, is_parquet_name)
     excluded["not a .parquet by its extension"] = len(all_names) - len(names)
-    listing_fields = Listing(excluded=excluded, intensity=INTENSITY)
+    base_listing = Listing(excluded=excluded, intensity=INTENSITY)
     return own_listing(
         rows,
         request,
         columns=columns,
         unused_cells=files.join([content.unused_cells for content in contents]),
         class_names=label_names,
-        listing_fields=listing_fields,
+        base_listing=base_listing,
     )
 
 

@@ -143,9 +143,9 @@ def choose_pixel_range(
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
-            f"{name}: training and test images seem to have different scales: the values of one of "
-            f"them lie in [0, 1], but those of both lie in {values.text}",
-            hint="Save both on the same scale. If they already are, set "
+            f"{name}: training and test images seem to have different scales. In one of the two "
+            f"sets, no value is above 1. In both together, the values are in {values.text}",
+            hint="Save both sets on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
     if is_8_bit:

@@ -136,7 +136,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def read_dbc(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Yield the slice of an item.
+    """Yield the image, a slice of a volume, in the file of an item.
 
     Raises:
         SkipItem: The header contradicts the table, or the pixels are not square.

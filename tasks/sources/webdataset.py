@@ -105,13 +105,13 @@ def list_samples(request: RawRequest) -> Listing:
         numbering=lambda _: "",
         file_split=lambda row: splits[samples[row].shard],
     )
-    listing_fields = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    base_listing = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
     return own_listing(
         rows,
         request,
         columns=columns,
         unused_cells=unused_cells,
-        listing_fields=listing_fields,
+        base_listing=base_listing,
     )
 
 

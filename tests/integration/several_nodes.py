@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
 from orchestrator.machine.cluster import Cluster, Resources, connect
-from orchestrator.machine.gpus import LOGICAL_GPUS
+from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.stored_results import StoredResults

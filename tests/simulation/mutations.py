@@ -51,6 +51,7 @@ WATCHDOG = "orchestrator/running/recovery/watchdog.py"
 WORK = "orchestrator/running/trial_source.py"
 START_WAIT = "orchestrator/running/recovery/start_wait.py"
 TRACKING = "orchestrator/results/tracking.py"
+SENDER = "orchestrator/results/update_sender.py"
 PENDING = "orchestrator/results/pending_updates.py"
 SWEEP_TRACKING = "orchestrator/results/sweep_tracking.py"
 RUNS = "orchestrator/results/mlflow_runs.py"
@@ -100,9 +101,9 @@ MUTATIONS = tuple(
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
                 "        with self._stop_run_on_error():\n"
-                "            self._failed(trial_id, failure, process_ended=True)",
+                "            self._process_failure(trial_id, failure, process_ended=True)",
                 "        with self._stop_run_on_error():\n"
-                "            self._failed(trial_id, failure, process_ended=True)",
+                "            self._process_failure(trial_id, failure, process_ended=True)",
             ),
             (
                 "failures are stored",
@@ -127,13 +128,13 @@ MUTATIONS = tuple(
             ),
             (
                 "what Tune raises does not end a sweep",
-                "                    self._tune_failed(error)\n",
+                "                    self._process_tune_failure(error)\n",
                 "                    raise\n",
             ),
             (
                 "what a worker says of its failure counts",
-                "            self._reported(trial_id, outcome)\n        else:\n",
-                "            self._ended_without_report(trial_id, NO_RESULT)\n        else:\n",
+                "            self._process_report(trial_id, outcome)\n        else:\n",
+                "            self._process_missing_report(trial_id, NO_RESULT)\n        else:\n",
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
@@ -187,7 +188,7 @@ MUTATIONS = tuple(
                 "arrays go with the last trial that needs them",
                 (
                     "        self._backend.arrays.remove_trial(trial_id, "
-                    "self._array(trial_id), "
+                    "self._array_key(trial_id), "
                     "for_good=True)\n"
                 ),
                 "",
@@ -366,6 +367,23 @@ MUTATIONS = tuple(
                 "        for run in []:\n",
             ),
             (
+                "points that MLflow did not take are sent later",
+                "points=(*live.points, *points)",
+                "points=tuple(points)",
+            ),
+            (
+                "a sweep that is stopped closes its runs",
+                "        self._forget_running_trials()\n        self._put(END_KEY, EndSweep(ending))",
+                "        self._put(END_KEY, EndSweep(ending))",
+            ),
+            (
+                "a stop waits 8 s for MLflow",
+                "self._sender.wait_until_sent(STOPPED_SWEEP)",
+                "self._sender.wait_until_sent(FINISHED_SWEEP)",
+            ),
+        ),
+        SENDER: (
+            (
                 "an older server is looked at anew",
                 "error_code(error) == MISSING_CODE",
                 'error_code(error) == "NEVER"',
@@ -374,21 +392,6 @@ MUTATIONS = tuple(
                 "the end closes what nobody works on",
                 "            closed, duplicates = runs.end_running(open_keys)\n",
                 "            closed, duplicates = 0, 0\n",
-            ),
-            (
-                "points that MLflow did not take are sent later",
-                "points=(*live.points, *points)",
-                "points=tuple(points)",
-            ),
-            (
-                "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._put(END_KEY, EndSweep(ending))",
-                "        self._put(END_KEY, EndSweep(ending))",
-            ),
-            (
-                "a stop waits 8 s for MLflow",
-                "return self.flush(STOP_FLUSH_S, STOP_LIMIT_S)",
-                "return self.flush(FLUSH_S)",
             ),
         ),
         SWEEP_TRACKING: (
@@ -579,13 +582,13 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        return self._levels.request(trial, level)\n",
-                "        return self._levels.request(trial, 0)\n",
+                "        request = self._levels.request(trial, level)\n",
+                "        request = self._levels.request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "if is_by_others or self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
-                "if self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
+                "if is_by_others or has_next or level < MIN_FINAL_LEVEL:\n",
+                "if has_next or level < MIN_FINAL_LEVEL:\n",
             ),
         ),
     }.items()

@@ -31,6 +31,7 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/cli/",
     "orchestrator/analysis/law_fits/",
     "orchestrator/machine/",
+    "orchestrator/machine/gpus/",
     "orchestrator/measuring/",
     "orchestrator/planning/",
     "orchestrator/results/",

@@ -60,8 +60,8 @@ class Groups:
         unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
         crossed: Whether units are combinations of several columns.
-        classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the values of two
-            columns show that they are the places of a pair; else None.
+        classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the two columns of
+            groups are the places of a pair; else None.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Groups:
         for kind in dict.fromkeys(kind_of.values()):
             places_of_kind = [name for name in columns if kind_of[name] == kind]
             self._kinds.append(_Kind.of(labels[places_of_kind], self.names))
-        are_places = len(columns) == 2 and len(self._kinds) == 1 and not pairs
+        are_places = len(columns) == 2 and len(self._kinds) == 1
         self.classes_of_pairs: Codes | None = places if are_places else None
 
     def _with_distinct_names(

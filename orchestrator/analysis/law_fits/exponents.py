@@ -54,8 +54,8 @@ def fit_exponents(
 ) -> tuple[ExponentFit, ExponentFit]:
     """Fit the exponent to all train sizes, and again to train sizes above chance level.
 
-    At chance level every curve is flat, whatever its law. A fall slower than the bound is therefore
-    claimed only if it is also found above chance level.
+    At chance level every curve is flat, so a flat curve there does not contradict a law. A fall
+    slower than the bound is therefore claimed only if it is also found above chance level.
 
     Args:
         points: The points of the fit.

@@ -332,8 +332,9 @@ def answer_table(fits: ScalingFits) -> Table:
     )
     if fits.class_pairs:
         note = (
-            "Intervals and p are from a jackknife over classes, with a t distribution of classes "
-            "− 1 degrees of freedom. All tests are two-sided. The adjusted p is Holm's."
+            "Intervals are from a jackknife over classes, with a t distribution of classes − 1 "
+            "degrees of freedom. For a slope between pairs, p is the larger p of two tests: this t "
+            "test and a permutation of classes. All tests are two-sided. The adjusted p is Holm's."
         )
     return laid_out(
         "answers",

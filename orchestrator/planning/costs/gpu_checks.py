@@ -19,6 +19,15 @@ GAINS = ("pair_gain", "pair_gain_mps")
 """Keys of the measured gain by sharing a GPU, without and with MPS."""
 
 
+def gpu_check_folders(root: Path) -> tuple[Path, ...]:
+    """Return the folders with files of ``isweep gpu-check``.
+
+    If both folders contain a file for a model of GPU, the file in the root counts, because later
+    folders have priority.
+    """
+    return Path(__file__).parents[3] / "benchmarks" / "results" / "gpu", root / "gpu"
+
+
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Return the summaries of all GPU checks in folders, by the driver's name of the GPU.
 

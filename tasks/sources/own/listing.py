@@ -56,6 +56,14 @@ def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> di
     return {HIDDEN: count}
 
 
+def named_flags(doubt: str, names: Sequence[str], max_named: int) -> dict[str, int]:
+    """Return one flag for each of the first ``max_named`` names, and one that counts the others."""
+    flags = {f"{doubt}: {name}": 1 for name in names[:max_named]}
+    if len(names) > max_named:
+        flags[f"other {doubt}"] = len(names) - max_named
+    return flags
+
+
 def own_listing(
     rows: Rows,
     request: RawRequest,
@@ -65,7 +73,7 @@ def own_listing(
     dataset_flags: Iterable[str] = (),
     class_names: Sequence[str] = (),
     sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
-    listing_fields: Listing,
+    base_listing: Listing,
 ) -> Listing:
     """Return the listing of a user's data, with an item for every row outside a validation split.
 
@@ -78,8 +86,8 @@ def own_listing(
         dataset_flags: Further doubts about the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
-        listing_fields: A listing without items and classes. The result has its other fields. Counts
-            of excluded rows and flags are added to it.
+        base_listing: A listing without items and classes. The result is this listing with the
+            items and classes, and with further counts of excluded rows and flags.
 
     Raises:
         DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
@@ -106,23 +114,22 @@ def own_listing(
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
-    excluded = Counter(listing_fields.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    excluded = Counter(base_listing.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     if columns is not None:
         group_like = []
         if unused_cells is not None and "group" not in rows.cells:
             group_like = find_group_like(unused_cells, class_of_row)
         dataset_flags = (*columns.flags(group_like), *dataset_flags)
-    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | listing_fields.flags
+    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | base_listing.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     flag_counts |= similar_id_flags(rows, kept_rows)
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
-    for name in absent[:MAX_NAMED]:
-        flag_counts[f"class without an image: {name}"] = 1
+    flag_counts |= named_flags("class without an image", absent, MAX_NAMED)
     labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
     items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
     return replace(
-        listing_fields,
+        base_listing,
         items=items,
         label_names=classes,
         excluded=dict(excluded),

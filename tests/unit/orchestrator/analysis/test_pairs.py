@@ -3,11 +3,12 @@
 import json
 import re
 from html import unescape
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats
 
@@ -125,6 +126,62 @@ def test_a_slope_is_that_of_least_squares_with_dummies_refitted_without_each_cla
     value, bounds = fit_with_dummies(rows, formula, name)
     assert slope.value == pytest.approx(value, rel=1e-9)
     assert slope.interval == pytest.approx(bounds, rel=1e-9)
+
+
+def p_of_all_permutations_of_classes(height, column, given, pairs):
+    """Return the p of a slope if the residuals of its column belonged to other classes.
+
+    Args:
+        height: Response of each pair, ``(pairs,)``.
+        column: Regressor of each pair, ``(pairs,)``.
+        given: Intercept and other regressors, ``(pairs, columns)``.
+        pairs: The two classes of each pair, each a class number.
+    """
+    residuals = sm.OLS(column, given).fit().resid
+    residual_of = {frozenset(pair): value for pair, value in zip(pairs, residuals, strict=True)}
+    t_values = []
+    for order in permutations(range(1 + max(map(max, pairs)))):
+        permuted = [residual_of[frozenset((order[a], order[b]))] for a, b in pairs]
+        fit = sm.OLS(height, np.column_stack([permuted, given])).fit()
+        t_values.append(abs(fit.tvalues[0]))
+    return np.mean(np.array(t_values) >= t_values[0] * (1 - 1e-9))
+
+
+# The jackknife has the larger p with seed 0, the permutation with seeds 9 and 27.
+@pytest.mark.parametrize("seed", [0, 9, 27])
+def test_p_of_a_slope_between_pairs_is_the_larger_of_jackknife_and_permutation_of_classes(seed):
+    rows = trial_table(noise=0.1, class_noise=0.5, seed=seed, classes=range(5))
+    slope = slopes_by_estimand(rows)[LOSS]
+    by_pair = (
+        rows.assign(loss=np.log(rows["test_loss"])).groupby("class_pair").mean(numeric_only=True)
+    )
+    given = np.column_stack([np.ones(10), 1 / by_pair["d_data_mle"]])
+    pairs = [tuple(map(int, name.split("-"))) for name in by_pair.index]
+    log_sharpness = np.log(by_pair["label_sharpness"].to_numpy())
+    p_permuted = p_of_all_permutations_of_classes(
+        by_pair["loss"].to_numpy(), log_sharpness, given, pairs
+    )
+    std_error = (slope.interval[1] - slope.value) / stats.t.ppf(0.975, 4)
+    p_jackknife = 2 * stats.t.sf(abs(slope.value) / std_error, 4)
+    assert slope.p_value == pytest.approx(max(p_permuted, p_jackknife), rel=1e-9)
+    assert slope.smallest_p == pytest.approx(1 / 120)
+
+
+def test_a_sweep_and_a_table_of_the_same_pairs_have_the_same_p():
+    rows = trial_table(noise=0.2, class_noise=0.5)
+    classes_of_row = rows["class_pair"].str.split("-", expand=True)
+    table = rows.assign(
+        loss=np.log(rows["test_loss"]),
+        k=np.log(rows["label_sharpness"]),
+        inverse_d=1 / rows["d_data_mle"],
+        a=classes_of_row[0],
+        b=classes_of_row[1],
+    )
+    design = Design("loss", ("k", "inverse_d"), ("a", "b"), ("model", "train_size"))
+    of_table = fit_groups(table, design).find("between", "k")
+    of_sweep = slopes_by_estimand(rows)[LOSS]
+    assert of_sweep.p_value == pytest.approx(of_table.p_value, rel=1e-9)
+    assert of_sweep.interval == pytest.approx(of_table.interval, rel=1e-9)
 
 
 def test_a_table_with_two_columns_of_groups_is_refitted_without_each_group():

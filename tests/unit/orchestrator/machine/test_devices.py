@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
+from orchestrator.machine import doctor, gpu_problems, mps, processes, self_test_verdict
 from orchestrator.machine.cluster import Resources, cpu_cluster_here, trial_resources
-from orchestrator.machine.gpus import GpuInUse
+from orchestrator.machine.gpus import driver_hints, nvidia_smi, this_machine, torch_gpus
+from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
+from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -61,10 +63,10 @@ def simulate_nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
 @pytest.fixture
 def without_cuda(monkeypatch):
     """Simulate a node on which PyTorch can use no GPU."""
-    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(gpus, "driver_version", lambda: "570.82.01")
+    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "570.82.01")
 
 
 @pytest.mark.usefixtures("without_cuda")
@@ -101,13 +103,13 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
     ],
 )
 def test_the_hint_makes_driver_and_torch_compatible(driver, cuda, hint):
-    assert re.search(hint, gpus.driver_hint(driver, cuda))
+    assert re.search(hint, driver_hints.driver_hint(driver, cuda))
 
 
 @pytest.mark.usefixtures("without_cuda")
 def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
     assert device_for(0) == TrialDevice("cpu")
-    monkeypatch.setenv(gpus.LOGICAL_GPUS, "1")
+    monkeypatch.setenv(LOGICAL_GPUS, "1")
     assert device_for(0.5) == TrialDevice("cpu", num_threads=1, gpu_fraction=None, graphs=False)
 
 
@@ -143,7 +145,7 @@ def test_steps_are_captured_if_that_is_faster_or_requested(
 def verdict(without_cuda, monkeypatch):
     """Return the fields of the stored verdict on a GPU that PyTorch can use."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("RTX 4090", "GPU-3f"))
+    monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("RTX 4090", "GPU-3f"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     fields = {"wrong": "", "plain_because": "", "is_final": True, "tested_at": 0.0}
 
@@ -200,7 +202,7 @@ def test_plain_steps_are_explained_in_one_line(verdict, caplog):
 
 def test_a_dead_gpu_is_distinguished_from_a_gpu_without_free_memory(monkeypatch):
     """A dead GPU must be repaired, and a sweep without another GPU ends."""
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("A100", "GPU-1"))
+    monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("A100", "GPU-1"))
     ecc_error = "CUDA error: uncorrectable ECC error encountered"
     for text, error, words in (
         (
@@ -257,9 +259,11 @@ def unkillable(tmp_path, monkeypatch, a_device):
     monkeypatch.setattr(Popen, "kill", lambda process: stuck_processes.append(process))
     monkeypatch.setattr(processes, "KILLED_WITHIN_S", 0.1)
     monkeypatch.setattr(processes, "STUCK_PROGRAMS", stuck_programs)
-    monkeypatch.setattr(gpus, "STUCK_PROGRAMS", stuck_programs)
-    monkeypatch.setattr(gpus, "run_program", run_with_short_timeout)
-    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # torch hangs as well
+    monkeypatch.setattr(nvidia_smi, "STUCK_PROGRAMS", stuck_programs)
+    monkeypatch.setattr(nvidia_smi, "run_program", run_with_short_timeout)
+    monkeypatch.setattr(
+        torch_gpus, "describe", lambda visible: NodeGpus("a")
+    )  # torch hangs as well
     yield stuck_processes
     for process in stuck_processes:
         kill(process)
@@ -267,8 +271,8 @@ def unkillable(tmp_path, monkeypatch, a_device):
 
 
 def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_running_and_called_once(unkillable):
-    assert gpus.nvidia_smi("name") == []
-    assert (gpus.gpus_here(), gpus.driver_version()) == ([], "580.95.05")
+    assert nvidia_smi.query("name") == []
+    assert (this_machine.gpus_here(), nvidia_smi.driver_version()) == ([], "580.95.05")
     with pytest.raises(
         SetupError, match=r"This machine has a GPU, but .* nvidia-smi: the program does not answer"
     ):
@@ -286,8 +290,8 @@ def test_a_slow_nvidia_smi_is_called_once_with_a_message_also_by_child_processes
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 999\n")
     stuck_programs: set[str] = set()
     monkeypatch.setattr(processes, "STUCK_PROGRAMS", stuck_programs)
-    monkeypatch.setattr(gpus, "STUCK_PROGRAMS", stuck_programs)
-    monkeypatch.setattr(gpus, "WARN_AFTER_S", 0.1)
+    monkeypatch.setattr(nvidia_smi, "STUCK_PROGRAMS", stuck_programs)
+    monkeypatch.setattr(nvidia_smi, "WARN_AFTER_S", 0.1)
     run_program = processes.run_program
     communicate = Popen.communicate
 
@@ -300,9 +304,9 @@ def test_a_slow_nvidia_smi_is_called_once_with_a_message_also_by_child_processes
         return run_program(*command, **{"timeout_s": 0.5} | options)
 
     monkeypatch.setattr(Popen, "communicate", communicate_after_start)
-    monkeypatch.setattr(gpus, "run_program", run_with_short_timeout)
+    monkeypatch.setattr(nvidia_smi, "run_program", run_with_short_timeout)
     with pytest.raises(SetupError, match=r"driver 580\.95.* nvidia-smi: the program does not ans"):
-        gpus.check_driver()  # also starts PyTorch in another process
+        this_machine.check_driver()  # also starts PyTorch in another process
     assert (tmp_path / "asked").read_text() == "\n"
     assert capfd.readouterr().err == "Waiting for nvidia-smi\n"
 
@@ -314,14 +318,14 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_silently(tmp_path, monkeypat
     simulate_nvidia_smi(
         tmp_path, monkeypatch, rows=["NVIDIA L4, GPU-1, 23034, Disabled"], listed=listed
     )
-    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: NodeGpus("a"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     message = f"CUDA_VISIBLE_DEVICES={visible} contains a GPU .* GPU 0: NVIDIA L4"
     with pytest.raises(ConfigError, match=message):
-        gpus.check_driver()
+        this_machine.check_driver()
     for hides in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hides)
-        gpus.check_driver()
+        this_machine.check_driver()
 
 
 def mps_daemon(folder):
@@ -336,36 +340,36 @@ def test_mps_runs_while_its_daemon_listens_and_not_if_only_the_socket_file_is_le
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    assert not gpus.mps_runs()
+    assert not mps.mps_runs()
     with mps_daemon(tmp_path):
-        assert gpus.mps_runs()
+        assert mps.mps_runs()
     assert (tmp_path / "control").is_socket()
-    assert not gpus.mps_runs()
+    assert not mps.mps_runs()
     (tmp_path / "control").unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as seqpacket_daemon:
         seqpacket_daemon.bind(str(tmp_path / "control"))
         seqpacket_daemon.listen()
-        assert gpus.mps_runs()
+        assert mps.mps_runs()
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / ("far" * 50)))
-    assert not gpus.mps_runs()
+    assert not mps.mps_runs()
 
 
 def test_gpus_in_wsl_are_detected_without_path_and_device_files(tmp_path, monkeypatch):
     """WSL has no /dev/nvidia*, and only a login shell has the tools on PATH."""
-    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
-    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    monkeypatch.setattr(nvidia_smi, "DEVICES", tmp_path)
+    monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GeForce RTX 4090, GPU-1, 24564, [N/A]"])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert gpus.gpu_models_here(())[0].name == "rtx4090"
+    assert this_machine.smallest_gpu_here(())[0].name == "rtx4090"
     (tmp_path / "nvidia-smi").unlink()
-    gpus.check_driver()  # no GPU, no driver
+    this_machine.check_driver()  # no GPU, no driver
     (tmp_path / "libcuda.so.1").touch()
-    usable_gpus = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA GeForce RTX 4090", "GPU-1", 2**34),))
-    monkeypatch.setattr(gpus, "describe", lambda visible: usable_gpus)
-    assert gpus.gpus_here() == list(usable_gpus.gpus)
-    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
+    usable_gpus = NodeGpus("a", (Gpu("NVIDIA GeForce RTX 4090", "GPU-1", 2**34),))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: usable_gpus)
+    assert this_machine.gpus_here() == list(usable_gpus.gpus)
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: NodeGpus("a"))
     with pytest.raises(SetupError, match="nvidia-smi: the program is not installed"):
-        gpus.check_driver()
+        this_machine.check_driver()
 
 
 @pytest.mark.parametrize(
@@ -384,11 +388,17 @@ def test_the_error_of_torch_explains_why_it_can_use_no_gpu(without_cuda, monkeyp
         raise RuntimeError(f"Unexpected error from cudaGetDeviceCount(). {error}\nmore")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{error}.* {hint}"):
         trial_device.check_gpu("float32")
-    node = gpus.NodeGpus(
-        "a", (), "580.65.06", "2.13.0", "13.0", num_ray_gpus=8.0, torch_message=gpus.why_no_gpu()
+    node = NodeGpus(
+        "a",
+        (),
+        "580.65.06",
+        "2.13.0",
+        "13.0",
+        num_ray_gpus=8.0,
+        torch_message=torch_gpus.why_no_gpu(),
     )
     (problem,) = gpu_problems.gpu_problems(node)
     assert problem.text.endswith(
@@ -428,13 +438,13 @@ def simulate_torch_gpu(monkeypatch):
 def test_a_gpu_that_nvml_lists_and_cuda_cannot_use_costs_no_other_gpu(simulate_torch_gpu, capsys):
     """torch.cuda.device_count asks NVML before CUDA is initialized, and CUDA after."""
     simulate_torch_gpu("NVIDIA H100 80GB HBM3", total_memory=2**36, major=9)
-    gpus.print_gpus()
+    torch_gpus.print_gpus()
     report = json.loads(capsys.readouterr().out)
     assert [entry["uuid"] for entry in report["gpus"]] == ["GPU-1"]
     assert report["torch_message"] == ""
-    gpu = gpus.Gpu(**report["gpus"][0])
+    gpu = Gpu(**report["gpus"][0])
     assert (gpu.capability, gpu.processors, gpu.has_kernels) == (9.0, 132, True)
-    node = gpus.NodeGpus("a", (gpu,), "580.65.06", "2.13.0", "13.0", num_ray_gpus=2.0)
+    node = NodeGpus("a", (gpu,), "580.65.06", "2.13.0", "13.0", num_ray_gpus=2.0)
     (problem,) = gpu_problems.gpu_problems(node)
     assert "Ray offers 2 GPUs, but torch 2.13.0, built for CUDA 13.0, can use 1" in problem.text
     assert problem.hint == "Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES=GPU-1"
@@ -445,7 +455,7 @@ def test_a_gpu_that_fails_while_torch_starts_is_reported_with_the_error(monkeypa
         raise torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization\nmore")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    gpus.print_gpus()
+    torch_gpus.print_gpus()
     report = json.loads(capsys.readouterr().out)
     assert report["gpus"] == []
     assert report["torch_message"] == "CUDA call failed lazily at initialization"
@@ -462,37 +472,37 @@ def test_a_gpu_that_fails_while_torch_starts_is_reported_with_the_error(monkeypa
     ],
 )
 def test_torch_has_kernels_for_gpus_of_its_architectures(capability, built_for, expected):
-    assert gpus._has_kernels(capability, built_for) is expected
+    assert torch_gpus._has_kernels(capability, built_for) is expected
 
 
 def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     simulate_nvidia_smi(
         tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"]
     )
-    gpu, number = gpus.gpu_models_here(())
+    gpu, number = this_machine.smallest_gpu_here(())
     assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert len(gpus.gpus_here()) == 1
+    assert len(this_machine.gpus_here()) == 1
     # CUDA uses the GPUs before the first number that does not exist.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7,0")
-    assert len(gpus.gpus_here()) == 1
+    assert len(this_machine.gpus_here()) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2,GPU-9,GPU-1")
-    assert [gpu.uuid for gpu in gpus.gpus_here()] == ["GPU-2"]
+    assert [gpu.uuid for gpu in this_machine.gpus_here()] == ["GPU-2"]
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert gpus.gpu_models_here(()) == (None, 0)
+        assert this_machine.smallest_gpu_here(()) == (None, 0)
 
 
 def test_a_plan_uses_the_visible_one_of_two_gpu_models(tmp_path, monkeypatch):
     """CUDA numbers GPUs by speed, nvidia-smi by PCI bus, so PyTorch resolves a number."""
     rows = ["Tesla T4, GPU-1, 15360, [N/A]", "NVIDIA H100 PCIe, GPU-2, 81559, [N/A]"]
     simulate_nvidia_smi(tmp_path, monkeypatch, rows)
-    described = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA H100 PCIe", "GPU-2", 80 * 2**30),))
-    monkeypatch.setattr(gpus, "describe", lambda visible: {"0": described}[visible])
+    described = NodeGpus("a", (Gpu("NVIDIA H100 PCIe", "GPU-2", 80 * 2**30),))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: {"0": described}[visible])
     for visible, model, number in ((None, "t4", 2), ("0", "h100-pcie", 1), ("GPU-1", "t4", 1)):
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        gpu_model, num_gpus = gpus.gpu_models_here(())
+        gpu_model, num_gpus = this_machine.smallest_gpu_here(())
         assert (gpu_model.name, num_gpus) == (model, number)
 
 
@@ -526,15 +536,17 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
             major=8,
             multi_processor_count=num_processors,
         )
-        gpus.print_gpus()
+        torch_gpus.print_gpus()
         return ProgramOutput(capsys.readouterr().out)
 
-    monkeypatch.setattr(gpus, "ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map)))
+    monkeypatch.setattr(
+        torch_gpus, "ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map))
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(gpus, "nvidia_smi", lambda fields: [])
-        patch.setattr(gpus, "driver_version", lambda: "580.65")
-        patch.setattr(gpus, "run_program", describe_slice)
-        node = replace(gpus.describe("MIG-1,MIG-2"), node="a", num_ray_gpus=2.0)
+        patch.setattr(nvidia_smi, "query", lambda fields: [])
+        patch.setattr(nvidia_smi, "driver_version", lambda: "580.65")
+        patch.setattr(torch_gpus, "run_program", describe_slice)
+        node = replace(torch_gpus.describe("MIG-1,MIG-2"), node="a", num_ray_gpus=2.0)
     described = [
         (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in node.gpus
     ]
@@ -544,9 +556,9 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
         "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes use 3.0 of "
         "9.5 GiB, but the largest trial needs up to 8.0 GiB"
     )
-    assert gpus.slice_uuids() == ["MIG-1", "MIG-2"]
-    monkeypatch.setattr(gpus, "describe", lambda visible: node)
-    model, num_gpus = gpus.gpu_models_here(())
+    assert nvidia_smi.slice_uuids() == ["MIG-1", "MIG-2"]
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
+    model, num_gpus = this_machine.smallest_gpu_here(())
     assert model.name == "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
     assert (model.memory_gib, model.timed) == (9.5, False)
     assert num_gpus == 2
@@ -555,17 +567,17 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
 def test_a_gpu_that_shares_the_memory_of_the_machine_is_described_by_torch(tmp_path, monkeypatch):
     """nvidia-smi prints no memory for a GB10."""
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GB10, GPU-1, [N/A], [N/A]"])
-    node = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
-    monkeypatch.setattr(gpus, "describe", lambda visible: node)
-    assert gpus.gpu_models_here(())[0].memory_gib == 119
+    node = NodeGpus("a", (Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
+    assert this_machine.smallest_gpu_here(())[0].memory_gib == 119
 
 
 def test_a_warning_of_nvidia_smi_is_not_a_gpu(tmp_path, monkeypatch):
     rows = ["NVIDIA L4, GPU-1, 23034, [N/A]", "WARNING: infoROM is corrupted at gpu 0000:0B:00.0"]
     simulate_nvidia_smi(tmp_path, monkeypatch, rows)
-    assert len(gpus.gpus_here()) == 1
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "absent")
-    assert gpus.driver_version() == ""
+    assert len(this_machine.gpus_here()) == 1
+    monkeypatch.setattr(nvidia_smi, "DRIVER", tmp_path / "absent")
+    assert nvidia_smi.driver_version() == ""
 
 
 @pytest.fixture
@@ -577,18 +589,18 @@ def a_device(tmp_path, monkeypatch):
         "(dvs-builder)\n"
         "GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)\n"
     )
-    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(nvidia_smi, "DEVICES", tmp_path)
+    monkeypatch.setattr(nvidia_smi, "DRIVER", tmp_path / "version")
 
 
 def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monkeypatch, a_device):
     error = "Failed to initialize NVML: Driver/library version mismatch"
     simulate_nvidia_smi(tmp_path, monkeypatch, fails=error)
     # PyTorch can use no GPU either.
-    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: NodeGpus("a"))
     unanswered = r"NVIDIA's driver 580\.95\.05 does not answer"
     with pytest.raises(SetupError, match=rf"{unanswered}: nvidia-smi: {error}\. Restart the mach"):
-        gpus.check_driver()
+        this_machine.check_driver()
     with pytest.raises(SetupError, match=unanswered):
         trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
     assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
@@ -596,20 +608,20 @@ def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monke
     assert not problem["ok"]
     assert error in problem["detail"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    gpus.check_driver()
+    this_machine.check_driver()
 
 
 def test_gpus_that_torch_can_use_need_no_nvidia_smi(tmp_path, monkeypatch, a_device):
     simulate_nvidia_smi(tmp_path, monkeypatch, fails="not found")
-    node = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA L4", "GPU-1", 2**34),))
-    monkeypatch.setattr(gpus, "describe", lambda visible: node)
-    gpus.check_driver()
-    assert gpus.gpu_models_here(())[1] == 1
+    node = NodeGpus("a", (Gpu("NVIDIA L4", "GPU-1", 2**34),))
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
+    this_machine.check_driver()
+    assert this_machine.smallest_gpu_here(())[1] == 1
 
 
 def test_a_node_whose_torch_does_not_start_has_a_problem(monkeypatch):
-    monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
-    node = gpus.describe("")
+    monkeypatch.setattr(torch_gpus.sys, "executable", "/bin/false")
+    node = torch_gpus.describe("")
     problem, *further_problems = gpu_problems.gpu_problems(replace(node, num_ray_gpus=8.0))
     assert problem.text.partition(": ")[2] == "torch did not list the GPUs: exit code 1"
     assert further_problems == []
@@ -621,7 +633,7 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
+    monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
     assert device_for(1.0, "off").device == "cuda"
@@ -636,5 +648,5 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
 
 
 def test_a_node_is_described_by_another_process():
-    node = gpus.describe("")
+    node = torch_gpus.describe("")
     assert (node.gpus, node.torch) == ((), torch.__version__)

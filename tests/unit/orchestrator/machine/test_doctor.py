@@ -9,7 +9,7 @@ import ray
 
 from orchestrator.machine import doctor
 from orchestrator.machine.doctor import NodeAnswer, check_nodes
-from orchestrator.machine.gpus import Gpu, NodeGpus
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from tests.object_store import object_store
 
 GIB = 2**30

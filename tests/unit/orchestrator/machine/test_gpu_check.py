@@ -20,7 +20,7 @@ from orchestrator.machine import (
     gpu_bench,
     gpu_check,
     gpu_check_parts,
-    gpus,
+    mps,
     self_test,
     self_test_verdict,
 )
@@ -28,10 +28,12 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_bench import Bench, bench_of
 from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
-from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
+from orchestrator.machine.gpus import nvidia_smi, torch_gpus
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
+from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput, environment
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
-from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_checks import gpu_check_folders, packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import cost_of
@@ -102,7 +104,7 @@ def test_every_gpu_and_slice_is_checked_by_processes_that_see_only_this_one(monk
         return {"ok": True, "seconds": 1.0, "error": "", "values": {}}
 
     monkeypatch.setattr(gpu_check_parts, "describe", describe)
-    monkeypatch.setattr(gpus, "slice_uuids", lambda: [gpu.uuid for gpu in slices])
+    monkeypatch.setattr(nvidia_smi, "slice_uuids", lambda: [gpu.uuid for gpu in slices])
     monkeypatch.setattr(gpu_check, "run_part", run_part)
     monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -125,8 +127,8 @@ def test_hidden_gpus_are_not_checked_but_an_undivided_gpu_besides_slices_is(monk
         return NodeGpus("a")
 
     monkeypatch.setattr(gpu_check_parts, "describe", describe)
-    monkeypatch.setattr(gpus, "slice_uuids", lambda: ["MIG-1", "MIG-2"])
-    monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda fields: rows)
+    monkeypatch.setattr(nvidia_smi, "slice_uuids", lambda: ["MIG-1", "MIG-2"])
+    monkeypatch.setattr(nvidia_smi, "query", lambda fields: rows)
     for visible in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with pytest.raises(SetupError, match="torch cannot use a GPU"):
@@ -244,7 +246,7 @@ def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs
     monkeypatch.setattr(
         gpu_check,
         "measured_gain",
-        lambda bench, model: {"1": 9.0, "gain": 1.5 if gpus.mps_runs() else 1},
+        lambda bench, model: {"1": 9.0, "gain": 1.5 if mps.mps_runs() else 1},
     )
     expected = {"mps": mps_runs, "without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
     if mps_runs:
@@ -272,11 +274,11 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
     gpu = Gpu("NVIDIA H100 80GB HBM3", "GPU-1", 80 << 30, capability=9.0)
     node = NodeGpus("here", (gpu,), "580.82", "2.13.0", "13.0")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/nowhere")
-    monkeypatch.setattr(gpus, "describe", lambda visible: node)
-    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
+    monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     monkeypatch.setattr("orchestrator.machine.mps_choice.shutil.which", lambda name: name)
     monkeypatch.setattr(gpu_check, "PrivateMps", SimulatedMps)
-    monkeypatch.setattr(gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": gpus.mps_runs()})
+    monkeypatch.setattr(gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": mps.mps_runs()})
     bench = replace(bench_of("cpu"), device=torch.device("cuda"))
     with mps_daemon(tmp_path):
         values = dict(gpu_check.pairs(bench))
@@ -291,7 +293,7 @@ def exclusive_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
 
     def rates(bench, model, number):
-        if gpus.mps_runs():
+        if mps.mps_runs():
             return [50.0] * number, ""
         return [], "AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
 
@@ -441,7 +443,7 @@ def timed_steps(cpu_as_gpu, monkeypatch):
     gpu = Gpu("NVIDIA L4", "GPU-1", 2**34)
     monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
     monkeypatch.setattr(gpu_check_parts, "STEP_SECONDS", 0.0)
-    monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda field, gpu: [[f"{field} of {gpu}"]])
+    monkeypatch.setattr(nvidia_smi, "query", lambda field, gpu: [[f"{field} of {gpu}"]])
 
     def step_seconds(bench, model, duration_s, *, graphs):
         order.append((model, graphs, torch.backends.cudnn.deterministic))

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpu_problems import refuse, survey
-from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here
+from orchestrator.machine.gpus import torch_gpus
+from orchestrator.machine.gpus.records import Gpu, NodeGpus
+from orchestrator.machine.gpus.this_machine import smallest_gpu_here
+from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.planning.costs.gpu_checks import packing_pays
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
 from orchestrator.planning.costs.memory import peak_bytes
@@ -169,10 +171,10 @@ def test_the_plan_of_each_situation(plan, tmp_path, monkeypatch, name):
         for gpu in situation.node.gpus
     ]
     simulate_nvidia_smi(tmp_path, monkeypatch, rows)
-    monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
+    monkeypatch.setattr(torch_gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
-    model, number = gpu_models_here(())
+    model, number = smallest_gpu_here(())
     assert (model.name, number) == (situation.model, len(situation.node.gpus))
     text = estimate(plan.trials, (), gpu=model, num_gpus=number)["text"]
     assert re.search(situation.plan, text)
@@ -482,6 +484,7 @@ NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute t
 def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(plan, trials):
     policy = policy_for([node(H100)], plan)
     on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    policy.start_attempt(trials["resnet50"])
     decision = policy.failed(trials["resnet50"], on_free_gpu)
     assert decision.is_final
     hint = decision.hint
@@ -491,7 +494,7 @@ def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(pla
 
 def test_a_missing_cudnn_kernel_ends_its_trial_at_the_first_attempt(plan, trials, monkeypatch):
     """The failure goes from the worker through its report to the decision of the driver."""
-    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (73 * GIB, 79 * GIB))
     error = RuntimeError("FIND was unable to find an engine to execute this computation")
@@ -513,6 +516,7 @@ def test_a_trial_without_a_cudnn_engine_waits_for_memory_of_other_processes(
 ):
     policy = policy_for([node(H100)], plan)
     failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
+    policy.start_attempt(trials["resnet50"])
     assert policy.failed(trials["resnet50"], failure) == MAY_RETRY
 
 
@@ -520,6 +524,7 @@ def test_a_trial_without_a_cudnn_engine_on_a_small_gpu_uses_plain_steps(plan, tr
     small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
     policy = policy_for([node(small)], plan)
     on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    policy.start_attempt(trials["vgg19"])
     assert policy.failed(trials["vgg19"], on_free_gpu) == MAY_RETRY
     assert policy.start_attempt(trials["vgg19"]).fast == "off"
 
@@ -533,6 +538,7 @@ def test_lack_of_memory_on_a_small_gpu_changes_no_other_trial_of_its_network(pla
         small_gpus=names_of_small_gpus(nodes),
     )
     first, second, third = trials_of_model(plan, "vgg19")[:3]
+    policy.start_attempt(first)
     assert policy.failed(first, MEMORY_USED_BY_TRIAL, small.name) == MAY_RETRY
     assert policy.start_attempt(first).fast == "off"
     assert policy.start_attempt(second).fast == "auto"
@@ -640,7 +646,6 @@ def test_other_trials_change_only_after_a_failure_that_shows_the_size_of_the_net
     assert policy.start_attempt(resnet18).fast == "auto"
     assert policy.start_attempt(last).fast == "off"
     # The first trial started earlier, and finished with graphs.
-    policy.trials[first.trial_id].level_in_use = 0
     policy.finished(first)
     assert policy.start_attempt(last).fast == "auto"
 
@@ -657,7 +662,7 @@ def worker_with(num_gpus, *, has_run):
 def test_a_worker_reports_how_much_memory_other_processes_use(monkeypatch):
     worker = worker_with(1.0, has_run=True)
     worker_of_half_gpu = worker_with(0.5, has_run=True)
-    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
     error = torch.OutOfMemoryError("CUDA out of memory.")

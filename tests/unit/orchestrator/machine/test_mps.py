@@ -15,7 +15,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from orchestrator.machine import cluster, gpus, mps, mps_choice
+from orchestrator.machine import cluster, mps, mps_choice
+from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.mps import (
     PIPES,
     PRIVATE_FOLDER,
@@ -324,7 +325,7 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
         leave_ended_mps()
         # CUDA computes without MPS if this folder contains no socket. gpu-check relies on it too.
         assert not Path(os.environ[PIPES]).exists()
-        assert not gpus.mps_runs()
+        assert not mps.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
     assert notes[1].endswith("isweep retries these trials. New trials have a whole GPU each")
@@ -334,7 +335,7 @@ def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
     with PrivateMps(UUIDS, print).running(mps_folder):
         end_use_of_all()
         leave_ended_mps()
-        assert not gpus.mps_runs()
+        assert not mps.mps_runs()
     assert PRIVATE_FOLDER not in os.environ
     end_use_of_all()  # without MPS of the run this changes nothing
 
@@ -357,7 +358,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 
     monkeypatch.setattr(trial_device, "leave_ended_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
-    monkeypatch.setattr(gpus, "is_logical", lambda: False)
+    monkeypatch.setattr(trial_device, "is_logical", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
     with pytest.raises(RuntimeError, match="no more"):
         trial_device.device_for(cluster.Resources(1, 0.5), network)
@@ -391,9 +392,9 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     loop._attempt.return_value = Attempt(1)
     loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
-    loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
+    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
-    TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
+    TrialLoop._process_failure(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
     end_calls = loop._run.cluster.mps.end_use.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
@@ -515,7 +516,7 @@ A100_CHECK = {A100.name: {"row": {}, "pair_gain_mps": 1.3}}
 def test_mps_is_started_where_it_is_possible_and_saves_time(
     paper, tmp_path, monkeypatch, simulated_node, resources, checks, reason
 ):
-    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     why_not = why_no_mps([simulated_node], ResourceSpec(**resources), paper, checks)
     assert bool(why_not) == bool(reason)
     assert reason in why_not
@@ -523,7 +524,7 @@ def test_mps_is_started_where_it_is_possible_and_saves_time(
 
 @pytest.mark.usefixtures("program_installed")
 def test_mps_is_not_started_in_wsl_or_for_few_trials(paper, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     nodes = [node(H100, H100)]
     checks = {H100.name: {"row": {}, "pair_gain_mps": 1.12}}
     reason = why_no_mps(nodes, ResourceSpec(), paper[:2], checks)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine import self_test_verdict
+from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.machine.self_test_verdict import KeptVerdict, verdict_of
@@ -30,7 +31,7 @@ def simulated_tests(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(self_test_verdict, "_tested", simulate_test)
     monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
-    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
+    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "580.65")
     return tested_cases, outcome
 
 
@@ -51,7 +52,7 @@ def test_each_network_is_tested_once_per_gpu_and_driver(simulated_tests, monkeyp
         start_new_process(monkeypatch)
         verdict_of(uuid, case)
     assert tested_cases == [RESNET, VGG, RESNET]
-    monkeypatch.setattr(gpus, "driver_version", lambda: "590.1")
+    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "590.1")
     start_new_process(monkeypatch)
     verdict_of("GPU-1", RESNET)
     assert len(tested_cases) == 4

@@ -427,7 +427,7 @@ def test_a_model_or_dataset_without_a_tuned_recipe_is_named(recipes):
     assert "to the sweep mine and run `isweep tune mine` again" in str(caught.value)
 
 
-SEARCHED = r"is the result of a search, but .* does not exist\. {}.* of this root: tuned-mine"
+SEARCHED = r"writes the recipe .*, but .* does not exist\. {}.* into this root: tuned-mine"
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ SEARCHED = r"is the result of a search, but .* does not exist\. {}.* of this roo
     [
         ("tuned", SEARCHED.format("Run `isweep tune other --set recipe=NAME` first")),
         ("tuned-absent", SEARCHED.format("Run `isweep tune absent` first")),
-        (f"tuned-{'a' * 300}", "is the result of a search"),
+        (f"tuned-{'a' * 300}", "`isweep tune` writes the recipe"),
         ("a" * 300, "Unknown recipe"),
         ("~nobody-is-called-so/recipe.yaml", "The recipe file ~nobody.* does not exist"),
     ],

@@ -19,6 +19,7 @@ from orchestrator.results.state import compare_with_plan, read_state
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
+from orchestrator.results.update_sender import WaitLimit
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
     diverged,
@@ -297,7 +298,7 @@ def test_stored_results_need_less_than_a_fifth_of_the_memory_of_their_records(tm
 
 
 def test_runs_that_wait_for_mlflow_need_less_than_a_fifth_of_their_memory(monkeypatch):
-    monkeypatch.setattr("orchestrator.results.tracking.STOP_FLUSH_S", 0.0)
+    monkeypatch.setattr("orchestrator.results.tracking.STOPPED_SWEEP", WaitLimit(idle_s=0.0))
 
     def fail_to_connect():
         raise ConnectionError("no route")

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import tracking
+from orchestrator.results import retry_pauses, tracking
 from orchestrator.results.flat_runs import CurvePoint, FlatRun, curve_runs
 from orchestrator.results.mlflow_connection import check_tracker, connect, mlflow_uri
 from orchestrator.results.mlflow_differences import differences, tracked_rows
@@ -25,6 +25,7 @@ from orchestrator.results.records import FailureKind, FailureRecord, TrialFailur
 from orchestrator.results.store import ResultStore
 from orchestrator.results.sweep_tracking import make_tracker
 from orchestrator.results.tracking import Tracker
+from orchestrator.results.update_sender import WaitLimit
 from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.unit.orchestrator.results.examples import trial_spec
@@ -405,8 +406,8 @@ class TestRunOfTheSweep:
 
 @pytest.fixture
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(tracking, "MAX_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry_pauses, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry_pauses, "MAX_PAUSE_S", 0.01)
 
 
 def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
@@ -414,9 +415,9 @@ def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
 ):
     client = SimulatedClient()
     messages = []
-    for name in ("FLUSH_S", "STOP_FLUSH_S"):
-        monkeypatch.setattr(tracking, name, 0.3)
-    monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
+    for name in ("FINISHED_SWEEP", "STOPPED_SWEEP"):
+        monkeypatch.setattr(tracking, name, WaitLimit(idle_s=0.3))
+    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
     tracker = open_tracker(client, sweep, say=messages.append)
     tracker.flush()
 
@@ -440,7 +441,7 @@ def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
 def test_a_server_that_is_down_at_the_start_gets_all_updates_later(
     sweep, monkeypatch, short_pauses
 ):
-    monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
     client = SimulatedClient()
     up = threading.Event()
     messages = []
@@ -489,8 +490,8 @@ def test_a_late_tracker_connects_with_its_first_update(sweep, short_pauses):
         connections.append(1)
         return SweepRuns(client, Page(sweep), None, None)
 
-    idle = Tracker(connect_once, connect_late=True)
-    busy = Tracker(connect_once, connect_late=True)
+    idle = Tracker(connect_once, connect_at_first_update=True)
+    busy = Tracker(connect_once, connect_at_first_update=True)
     for tracker in (idle, busy):
         tracker.check()
         tracker.reconcile([], wait=False)
@@ -500,7 +501,7 @@ def test_a_late_tracker_connects_with_its_first_update(sweep, short_pauses):
     busy.close("KILLED")
     assert connections == [1]
     assert statuses(client, sweep) == {"a": "KILLED", "sweep": "KILLED"}
-    late_tracker = Tracker(connect_once, connect_late=True)
+    late_tracker = Tracker(connect_once, connect_at_first_update=True)
     assert late_tracker.reconcile([finished_run("b", 0.5)])["replayed"] == 1
 
 
@@ -539,7 +540,7 @@ def test_check_reports_a_refused_experiment_as_a_setup_error():
 def test_an_update_that_always_fails_does_not_keep_runs_open(
     sweep, monkeypatch, short_pauses, tmp_path
 ):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
+    monkeypatch.setattr(tracking, "FINISHED_SWEEP", WaitLimit(idle_s=0.3))
     (tmp_path / "report.html").write_text("report")
     client = SimulatedClient()
 
@@ -559,7 +560,7 @@ def test_an_update_that_always_fails_does_not_keep_runs_open(
 def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(
     sweep, monkeypatch, short_pauses
 ):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.3)
+    monkeypatch.setattr(tracking, "FINISHED_SWEEP", WaitLimit(idle_s=0.3))
     client = SimulatedClient()
     send = client.log_batch
     tracker = open_tracker(client, sweep)
@@ -643,8 +644,8 @@ def test_a_root_whose_path_changes_in_a_url_cannot_have_the_database(sign, tmp_p
 
 
 def test_a_server_that_hangs_delays_neither_start_nor_end(sweep, monkeypatch):
-    for name in ("FIRST_ANSWER_S", "STOP_FLUSH_S"):
-        monkeypatch.setattr(tracking, name, 0.2)
+    monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.2)
+    monkeypatch.setattr(tracking, "STOPPED_SWEEP", WaitLimit(idle_s=0.2))
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         tracker = Tracker(lambda: SweepRuns(connect(uri), Page(sweep), None, None))

@@ -95,7 +95,58 @@ def test_keep_waits_for_a_lost_head_and_submits_again(keep, monkeypatch, capsys)
     assert "keep: the head was lost: the cluster that answers now does not know the job" in output
 
 
-def test_a_second_keep_follows_the_running_job(keep, monkeypatch):
+def test_a_request_that_the_head_refuses_is_repeated_with_its_reason(keep, monkeypatch, capsys):
+    head = Head([0])
+    answers = iter([RuntimeError("Request failed with status code 500: no agent\ntraceback")])
+    submit_job = head.submit_job
+
+    def refuse_once(entrypoint: str) -> str:
+        error = next(answers, None)
+        if error is not None:
+            raise error
+        return submit_job(entrypoint)
+
+    monkeypatch.setattr(head, "submit_job", refuse_once)
+    assert exit_code_with(keep, monkeypatch, head) == 0
+    assert (
+        "keep: the head refused a request, which is repeated every 5 s: "
+        "Request failed with status code 500: no agent\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run_s", "down_s", "num_submitted"),
+    [
+        (7200.0, 0.0, 15),  # each driver runs for long, so the failures are not counted together
+        (0.0, 7200.0, 10),  # the head is down for long, but each driver dies at once
+    ],
+)
+def test_only_the_time_in_which_a_driver_runs_makes_its_failure_slow(
+    keep, monkeypatch, run_s, down_s, num_submitted
+):
+    seconds = 0.0
+    head = Head([None] * 14 + [0])
+    list_jobs = head.list_jobs
+    is_down = False
+
+    def list_jobs_on_a_clock() -> list[JobDetails]:
+        nonlocal seconds, is_down
+        if not any(job.status == JobStatus.RUNNING for job in head.jobs.values()):
+            is_down = not is_down and down_s > 0
+            if is_down:
+                seconds += down_s
+                raise ConnectionError("Failed to connect")
+        else:
+            seconds += run_s
+        return list_jobs()
+
+    monkeypatch.setattr(keep.time, "monotonic", lambda: seconds)
+    monkeypatch.setattr(head, "list_jobs", list_jobs_on_a_clock)
+    assert exit_code_with(keep, monkeypatch, head) == (0 if run_s else 3)
+    assert len(head.submitted) == num_submitted
+
+
+def test_a_second_keep_waits_for_the_running_job(keep, monkeypatch):
     head = Head([0])
     head.run(keep.shlex.join(keep.driver_command(["paper", "--device", "gpu"])))
     first_listings = iter([list(head.jobs.values())])  # in the first listing the job runs

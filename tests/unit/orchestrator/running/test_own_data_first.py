@@ -15,8 +15,8 @@ from orchestrator.running.run import run_sweep
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import DataError, SetupError, SweepError
 from tasks.remote import InlineExecutor
-from tasks.sources import folder
 from tasks.sources.base import Listing, RawRequest
+from tasks.sources.class_folders import listing
 from tasks.sources.own.listing import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
@@ -85,14 +85,14 @@ def test_problems_of_your_files_are_reported_before_ray_and_mlflow_start(
 
 
 def test_a_command_lists_your_files_once(sweep, start_sweep, monkeypatch):
-    source = folder.folder
+    source = listing.folder
     requests: list[RawRequest] = []
 
     def list_items(request: RawRequest) -> Listing:
         requests.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
+    monkeypatch.setattr(listing, "folder", replace(source, list_items=list_items))
     sweep["datasets"][0]["class_pairs"] = [["a", "b"]]  # the sweep file needs the class names
     for num_commands in (1, 2):  # the second command checks whether prepared files changed
         with pytest.raises(AssertionError, match="Ray or MLflow starts"):

@@ -147,7 +147,7 @@ def test_the_gpu_of_a_failed_trial_is_counted_and_not_only_its_node():
         _node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
     )
     failure = classify(NO_DRIVER)
-    TrialLoop._count_for_node(loop, "t", failure)
+    TrialLoop._report_to_node_health(loop, "t", failure)
     assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3")]
 
 
@@ -322,7 +322,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
                 1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")
             ),
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
-            _ended_without_report=lambda trial_id, failure: failures.append(failure),
+            _process_missing_report=lambda trial_id, failure: failures.append(failure),
         )
         loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
@@ -365,7 +365,7 @@ def test_a_new_attempt_has_no_location_from_the_attempt_before():
         _resources=SimpleNamespace(start_attempt=lambda trial: "resources"),
     )
     loop._attempt = partial(TrialLoop._attempt, loop)
-    assert TrialLoop._assign(loop, "t") == ("spec", "resources")
+    assert TrialLoop._start_attempt(loop, "t") == ("spec", "resources")
     assert loop._attempts == {"t": Attempt(2)}
 
 

@@ -311,7 +311,7 @@ def test_batch_sizes_are_limited_to_the_smallest_training_set():
     assert limited.trial(limited.sweep_point) == combination.trial(combination.sweep_point)
     with pytest.raises(
         ConfigError,
-        match=r"tune.batch_size contains 8, but a trial of the search has only 5 training",
+        match=r"The smallest batch size of the search is 8, but a trial of the search has only 5 training",
     ):
         combinations_to_tune(plan, dict.fromkeys(num_train, 5))
     sweep = smoke_sweep(models=["small_mlp"], tune={"batch_size": [8, 32]})

@@ -17,7 +17,8 @@ from tasks.measures.estimators import (
     table_width,
 )
 from tasks.measures.measure import intrinsic_dimension, measure_array
-from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.neighbor_tables import NeighborTable
+from tasks.measures.neighbors import nested_neighbors
 from tests import reference
 
 hypersphere = MANIFOLDS["hypersphere"]

@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.prepared.listings import Listings, are_like_patients
-from tasks.sources import folder
+from tasks.sources.class_folders import listing
 from tests.unit.tasks.sources.conftest import request_for, write_tree
 
 
@@ -16,13 +16,13 @@ from tests.unit.tasks.sources.conftest import request_for, write_tree
 def listing_requests(monkeypatch) -> list[object]:
     """Record the requests for which the source of class folders makes a listing."""
     requests: list[object] = []
-    source = folder.folder
+    source = listing.folder
 
     def list_items(request):
         requests.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
+    monkeypatch.setattr(listing, "folder", replace(source, list_items=list_items))
     return requests
 
 

@@ -191,7 +191,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     ("train in [0, 1], test in [0, 255]"): (
         parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST),
         {},
-        r"test images seem to have different scales: .* both lie in \[0\.00274714758,",
+        r"test images seem to have different scales\. .* In both together, the values are in \[0\.00274714758,",
     ),
     "what was proposed": (
         of(SIGNED / 7),

@@ -212,6 +212,17 @@ PARQUET: dict[
         {},
         {"flags": {("class without an image: x"): 1}},
     ),
+    "more classes without an image than are flagged by name": (
+        ROWS,
+        ["no", "yes", *(f"x{number:02}" for number in range(13))],
+        {},
+        {
+            "flags": {
+                **{f"class without an image: x{number:02}": 1 for number in range(10)},
+                "other class without an image": 3,
+            }
+        },
+    ),
     "images beside file names": (
         ROWS | {"filename": [f"{i}.png" for i in range(12)]},
         None,

@@ -1,0 +1,183 @@
+"""A paragraph for the methods section of a paper, from the facts of a sweep.
+
+Each sentence states a setting of the sweep or a fact of its stored results. A setting that differs
+between trials is not in the paragraph. The sweep file contains all settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.results.records import TrialRecord
+from search_spaces.datasets import DATASETS
+from search_spaces.errors import plural
+from search_spaces.specs import AttackSpec, DatasetSpec, MeasureSpec, TrialSpec
+
+OPTIMIZERS = {
+    "adam": "Adam with coupled weight decay",
+    "adamw": "AdamW",
+    "sgd": "stochastic gradient descent",
+}
+"""Name of an optimizer in a recipe -> its name in a paper."""
+MAX_LISTED = 12
+"""Most values that a sentence lists. Of more values, the sentence has only their number."""
+NO_GROUPS = "none"
+"""Beginning of the description of a dataset's groups if every image is its own group."""
+
+
+def methods_paragraph(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> list[str]:
+    """Return the sentences of the paragraph.
+
+    Args:
+        plan: The plan of the sweep.
+        records: Stored results by trial id. Results of trials that the plan lacks are not counted.
+    """
+    done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
+    return [
+        *_images(plan),
+        *_subsets(plan),
+        *_training(plan.trials),
+        *_measures(plan.measures, plan.largest_size),
+        *_attacks(plan.trials),
+        *_computation(len(plan.trials), done),
+    ]
+
+
+def _images(plan: SweepPlan) -> Iterator[str]:
+    """Yield sentences on the datasets and the preparation of their images."""
+    subsets = _distinct(plan.trials, "network.subset")
+    titles = []
+    for name in _distinct(subsets, "dataset"):
+        titles.append(_title(name, plan.datasets.get(name)))
+    yield f"The networks learned to classify the images of {_listed(titles, 'dataset')}."
+    sides = _distinct(subsets, "prepared.image_size")
+    if len(sides) == 1:
+        yield f"The images have {sides[0]} × {sides[0]} pixels."
+    if "as_released" in _distinct(subsets, "prepared.data_mode"):
+        yield "The data were prepared with the known faults of the study's released code."
+
+
+def _title(name: str, spec: DatasetSpec | None) -> str:
+    """Return the title of a bundled dataset, or the name of a user's dataset."""
+    if spec is not None and name in DATASETS and spec.description == DATASETS[name].description:
+        return spec.title
+    return name
+
+
+def _subsets(plan: SweepPlan) -> Iterator[str]:
+    """Yield sentences on the training images and the test images."""
+    subsets = _distinct(plan.trials, "network.subset")
+    if None not in _distinct(subsets, "class_pair"):
+        pairs = plural(len(subsets), "pair")
+        yield f"Each task has two classes. There are {pairs} of classes."
+    train_sizes = []
+    for train_size in sorted(_distinct(plan.trials, "network.train_size")):
+        train_sizes.append(f"{train_size:,}")
+    yield f"The networks were trained on {', '.join(train_sizes)} images."
+    if "as_released" in _distinct(subsets, "prepared.data_mode"):
+        # Each of the following sentences is wrong for some fault of the released code.
+        return
+    yield (
+        "Training sets are stratified by class and nested: a larger training set contains the "
+        "smaller ones."
+    )
+    test_sizes = _distinct(subsets, "test_size")
+    if len(test_sizes) == 1:
+        yield f"The test set has {test_sizes[0]:,} other images, the same for all train sizes."
+    if any(not spec.groups.startswith(NO_GROUPS) for spec in plan.datasets.values()):
+        yield "Images of one group, such as a patient, are never in both training and test set."
+
+
+def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
+    """Yield sentences on the networks and their training."""
+    models = _distinct(trials, "network.model")
+    names = _distinct(models, "name")
+    yield f"The study has {_listed(names, 'network architecture')}."
+    are_pretrained = _distinct(models, "pretrained")
+    if len(are_pretrained) == 1:
+        start = "pretrained" if are_pretrained[0] else "random"
+        seeds = plural(len(_distinct(trials, "network.seed")), "random seed")
+        yield f"Training started from {start} weights, with {seeds} for each training set."
+    settings = set()
+    for recipe in _distinct(trials, "network.recipe"):
+        # The name of a recipe does not change the training.
+        settings.add(recipe.model_copy(update={"name": "recipe"}))
+    if len(settings) == 1:
+        recipe = settings.pop()
+        yield (
+            f"Each network was trained for {plural(recipe.epochs, 'epoch')} with "
+            f"{OPTIMIZERS[recipe.optimizer]} (learning rate {recipe.learning_rate:g}, weight decay "
+            f"{recipe.weight_decay:g}, batch size {recipe.batch_size})."
+        )
+    else:
+        yield "The settings of the training differ between trials. The sweep file lists them."
+    yield "Images were not augmented. All results are those after the last epoch."
+
+
+def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[str]:
+    """Yield sentences on intrinsic dimension and label sharpness."""
+    for num_neighbors in _distinct(measures, "num_neighbors"):
+        yield (
+            "The intrinsic dimension of the training images is the maximum likelihood estimate "
+            f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004)."
+        )
+    seeds = _distinct(measures, "sharpness_seeds")
+    for sample_size in _distinct(measures, "sharpness_sample"):
+        images = "two training images"
+        # A smaller training set is measured as a whole.
+        if sample_size is not None and sample_size < largest_size:
+            images = (
+                f"two images, as a mean over {plural(len(seeds[0]), 'sample')} of at most "
+                f"{sample_size:,} training images"
+            )
+        yield f"Label sharpness is the largest ratio of label difference to distance of {images}."
+
+
+def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:
+    """Yield a sentence for each attack."""
+    for attacks in _distinct(trials, "attacks"):
+        epsilons = []
+        for epsilon in attacks.epsilons:
+            epsilons.append(f"{epsilon:g}")
+        for method in attacks.methods:
+            yield (
+                f"On the test images, {method.upper()}{_parameters(attacks, method)} changed each "
+                f"pixel by at most {', '.join(epsilons)} (in 1/255 of the pixel range)."
+            )
+
+
+def _parameters(attacks: AttackSpec, method: str) -> str:
+    """Return the parameters of an attack in parentheses; empty if the attack has none."""
+    values = []
+    for name, value in attacks.all_parameters(method).items():
+        values.append(f"{name.removeprefix('num_').replace('_', ' ')} {value:g}")
+    return f" ({', '.join(values)})" if values else ""
+
+
+def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]:
+    """Yield sentences on the number of results, and on the software and devices."""
+    yield f"Of {num_planned:,} planned trainings, {len(done):,} have a result."
+    if done:
+        versions = ", ".join(sorted(_distinct(done, "provenance.code_version")))
+        torch_versions = set()
+        for record in done:
+            torch_versions.add(record.provenance.packages.get("torch", "of unknown version"))
+        devices = ", ".join(sorted(_distinct(done, "result.device")))
+        yield (
+            f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "
+            f"on {devices}."
+        )
+
+
+def _distinct(specs: Iterable[Any], field: str) -> list[Any]:
+    """Return the distinct values of a field, such as ``network.seed``, in order of occurrence."""
+    return list(dict.fromkeys(map(attrgetter(field), specs)))
+
+
+def _listed(names: Sequence[str], noun: str) -> str:
+    """Return the number of names with their noun, and the names if they are few."""
+    count = plural(len(names), noun)
+    return f"{count}: {', '.join(names)}" if len(names) <= MAX_LISTED else count

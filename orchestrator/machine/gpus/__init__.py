@@ -1,0 +1,1 @@
+"""The GPUs of this machine, as NVIDIA's driver and torch describe them, and hints about both."""

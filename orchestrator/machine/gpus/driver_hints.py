@@ -1,0 +1,69 @@
+"""Hints about an NVIDIA driver, a torch and a GPU that do not work together."""
+
+from __future__ import annotations
+
+OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
+"""Oldest branch of NVIDIA's driver for each major version of CUDA, valid for all its minor versions
+(NVIDIA, "CUDA Compatibility", table 1)."""
+LAST_CU126_TORCH = "2.14"
+"""Last torch with wheels for CUDA 12.6 (pytorch#190385)."""
+FIRST_CAPABILITY_BEYOND_CU126 = 10.0
+"""Lowest compute capability that is too new for CUDA 12.6 (PyTorch's RELEASE.md): Blackwell."""
+FIRST_CAPABILITY_OF_CU126 = 5.0
+"""Lowest compute capability for which PyTorch's cu126 wheels have kernels (PyTorch's RELEASE.md):
+Maxwell."""
+FIRST_CAPABILITY_OF_CUDA13 = 7.5
+"""Lowest compute capability for which CUDA 13, and so the newest torch, has kernels: Turing."""
+HINTS_BY_WORDS = {
+    "stub library": "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
+    "MPS client": (
+        "Start MPS again (`nvidia-cuda-mps-control -d`), or unset CUDA_MPS_PIPE_DIRECTORY"
+    ),
+    "system not yet initialized": "Start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
+}
+"""Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
+cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
+
+
+def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: float = 0.0) -> str:
+    """Return a hint for a driver and a torch that do not work together.
+
+    Args:
+        driver: version of the driver; empty if there is no driver.
+        cuda: CUDA version that torch was built for; None or empty for a torch without CUDA.
+        reason: torch's message about why it can use no GPU.
+        capability: compute capability of the GPU; 0 if unknown.
+    """
+    for words, hint in HINTS_BY_WORDS.items():
+        if words in reason:
+            return hint
+    if not driver:
+        return "Install NVIDIA's driver"
+    if not cuda:
+        return "Install a torch with CUDA (`pip install torch`)"
+    branch = int(driver.partition(".")[0])
+    cuda_major = int(cuda.partition(".")[0])
+    needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
+    if branch >= needed_branch:
+        return "Run `nvidia-smi`, and correct the error that it prints. The driver is new enough"
+    hint = (
+        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
+        f"{driver})"
+    )
+    if branch >= OLDEST_DRIVER_BRANCH[12] and capability < FIRST_CAPABILITY_BEYOND_CU126:
+        hint += (
+            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
+            "work with the present driver"
+        )
+        if not capability:
+            hint += ". These wheels do not support RTX 50 and B200"
+    return hint
+
+
+def torch_hint(capability: float) -> str:
+    """Return a hint on which torch has kernels for a GPU of this compute capability."""
+    if capability >= FIRST_CAPABILITY_OF_CUDA13:
+        return "Install the newest torch"
+    if capability >= FIRST_CAPABILITY_OF_CU126:
+        return f"Install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
+    return "Use a newer GPU"

@@ -1,0 +1,170 @@
+"""The GPUs of this machine on which a sweep can run, and the GPU for which plans are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.machine.gpus import nvidia_smi, torch_gpus
+from orchestrator.machine.gpus.records import Gpu
+from orchestrator.machine.gpus.visible import hides_all_gpus, is_logical, visible_gpus
+from orchestrator.planning.costs.gpu_checks import read_checks
+from orchestrator.planning.costs.gpu_models import GpuModel, listed_gpu_model
+from search_spaces.errors import ConfigError, SetupError
+
+
+class GpusForPlans(NamedTuple):
+    """The GPUs of a machine, as plans count them.
+
+    Attributes:
+        model: kind of GPU, for which hours and memory are predicted; None without a GPU.
+        number: number of GPUs.
+    """
+
+    model: GpuModel | None
+    number: int
+
+
+class _ListedGpu(NamedTuple):
+    """A row of ``nvidia-smi``.
+
+    Attributes:
+        name: the driver's name of the GPU.
+        uuid: GPU-...
+        memory_mib: total memory in MiB. A GPU that shares the machine's memory (GB10) has no
+            number.
+        mig_mode: ``Enabled`` if the GPU has slices (MIG).
+    """
+
+    name: str
+    uuid: str
+    memory_mib: str
+    mig_mode: str
+
+    def suffices(self) -> bool:
+        """Return whether the row describes the GPU for plans; otherwise only torch can do so."""
+        if not self.memory_mib.isdigit():
+            return False
+        if self.mig_mode == "Enabled":
+            return False  # nvidia-smi describes the whole GPU, not its slices
+        # A plan needs the compute capability and the processors of a GPU that no table lists.
+        return listed_gpu_model(self.name) is not None
+
+
+def gpus_here() -> list[Gpu]:
+    """Return this machine's visible GPUs and slices (MIG).
+
+    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice.
+
+    If ``CUDA_VISIBLE_DEVICES`` has numbers, the number of GPUs and their model are right, but their
+    UUIDs may belong to hidden GPUs.
+    """
+    names = visible_gpus()
+    if is_logical() or names == []:
+        return []
+    rows = nvidia_smi.query("name,uuid,memory.total,mig.mode.current")
+    if not rows and not nvidia_smi.has_devices():
+        return []
+    gpus = []
+    suffices = True
+    for values in rows:
+        row = _ListedGpu(*values)
+        suffices = suffices and row.suffices()
+        if row.memory_mib.isdigit():
+            gpus.append(Gpu(row.name, row.uuid, int(row.memory_mib) * nvidia_smi.MIB))
+    if suffices and gpus:
+        chosen = _gpus_with_names(gpus, names)
+        if chosen is not None:
+            return chosen
+    described = torch_gpus.describe(",".join(names or ())).gpus
+    # If torch can use no GPU, return the GPUs of nvidia-smi: the caller must see that there are
+    # GPUs. Each trial then reports why torch cannot use them.
+    return list(described) or gpus
+
+
+def _gpus_with_names(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
+    """Return as many GPUs as CUDA uses for these numbers or UUIDs, each of the right model.
+
+    For UUIDs, these are the same GPUs. For numbers, the UUIDs may belong to other GPUs of the same
+    model, because CUDA may number the GPUs in another order than ``nvidia-smi``.
+
+    Args:
+        gpus: all GPUs of the machine.
+        names: numbers or UUIDs; None stands for all GPUs.
+
+    Returns:
+        The GPUs. None for numbers on a machine with several models of GPU.
+    """
+    if names is None:
+        return gpus
+    num_models = len({gpu.name for gpu in gpus})
+    chosen = []
+    for name in names:
+        if name.isdigit() and num_models > 1:
+            return None
+        gpu = _gpu_with_name(gpus, name)
+        if gpu is None:
+            break  # CUDA ignores everything from the first number or UUID without a GPU
+        chosen.append(gpu)
+    return chosen
+
+
+def _gpu_with_name(gpus: list[Gpu], name: str) -> Gpu | None:
+    """Return the GPU with a number, or with a UUID that begins with ``name``; None without one."""
+    if name.isdigit():
+        number = int(name)
+        return gpus[number] if number < len(gpus) else None
+    return next((gpu for gpu in gpus if gpu.uuid.startswith(name)), None)
+
+
+def check_driver() -> None:
+    """Check that NVIDIA's driver answers if the kernel has GPUs.
+
+    Without this check, trials would run on CPUs without a message.
+
+    Raises:
+        ConfigError: ``CUDA_VISIBLE_DEVICES`` lists no GPU of this machine.
+        SetupError: the driver does not answer.
+    """
+    if is_logical() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
+        return
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listing = nvidia_smi.run("-L")
+    if listing.output and value:
+        gpus = ", ".join(listing.output.splitlines())
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
+            "contains the same GPU twice",
+            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all GPUs, "
+            "unset the variable. To run on CPUs, set the variable to an empty value",
+        )
+    version = nvidia_smi.driver_version()
+    driver = f"driver {version}" if version else "driver"
+    raise SetupError(
+        f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
+        f"{listing.error or 'no GPU is listed'}",
+        hint="Restart the machine if the driver was updated since the last start. In a container, "
+        "request the driver capabilities compute,utility. To run on CPUs, set "
+        "CUDA_VISIBLE_DEVICES=",
+    )
+
+
+def smallest_gpu_here(check_folders: Iterable[Path]) -> GpusForPlans:
+    """Return the kind of GPU for plans on this machine, and the number of GPUs.
+
+    If the machine has several kinds of GPU, the returned kind combines them: it has the speed and
+    the memory of the kind with the least memory, and the lowest compute capability of all kinds.
+
+    Args:
+        check_folders: folders with files of ``isweep gpu-check``.
+    """
+    checks = read_checks(check_folders)
+    models = [gpu.model(checks) for gpu in gpus_here()]
+    if not models:
+        return GpusForPlans(None, 0)
+    smallest = min(models, key=lambda model: (model.memory_gib, model.half_tflops))
+    oldest = min(models, key=lambda model: model.capability)
+    return GpusForPlans(replace(smallest, capability=oldest.capability), len(models))

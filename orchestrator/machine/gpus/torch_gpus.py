@@ -1,0 +1,198 @@
+"""What torch reports about this node's GPUs.
+
+Torch shows which GPUs a trial can use. :func:`describe` runs torch in a separate process, so that
+this process uses no GPU memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+from orchestrator.machine.gpus import nvidia_smi
+from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
+from orchestrator.machine.gpus.visible import is_logical, visible_at_start_of_parent, visible_gpus
+from orchestrator.machine.mps import mps_runs
+from orchestrator.machine.processes import run_program
+
+IMPORT_TIMEOUT_S = 300.0
+"""Seconds that a process may take to import torch, which is slow on a network file system."""
+
+
+class _GpuState(NamedTuple):
+    """A row of ``nvidia-smi``, with values for a GPU that ``nvidia-smi`` does not list.
+
+    Attributes:
+        uuid: GPU-...
+        compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
+        mig_mode: ``Enabled`` if the GPU has slices (MIG).
+        used_mib: memory that all processes use, in MiB; no number if unknown.
+    """
+
+    uuid: str
+    compute_mode: str = "Default"
+    mig_mode: str = ""
+    used_mib: str = ""
+
+
+def describe(visible: str | None = None) -> NodeGpus:
+    """Return this node's GPUs, as torch describes them in a separate process.
+
+    Args:
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None uses the value with which
+            this process's parent was started. In a task of Ray the parent is the raylet, whose
+            value contains all GPUs: Ray hides GPUs from a task without a share of a GPU.
+    """
+    if visible is None:
+        visible = visible_at_start_of_parent()
+    if "," in visible and "MIG-" in visible:
+        return _describe_slices(visible)
+    program = run_program(
+        sys.executable,
+        "-c",
+        "from orchestrator.machine.gpus.torch_gpus import print_gpus; print_gpus()",
+        visible=visible,
+        timeout_s=IMPORT_TIMEOUT_S,
+    )
+    node = NodeGpus(
+        socket.gethostname(), mps=mps_runs(), visible=visible, logical=is_logical(), error=""
+    )
+    if not program.output:
+        return replace(node, error=program.error or "the process printed nothing")
+    fields: dict[str, Any] = json.loads(program.output.splitlines()[-1])
+    gpus = tuple(Gpu(**gpu) for gpu in fields.pop("gpus"))
+    return replace(node, gpus=gpus, **fields)
+
+
+def _describe_slices(visible: str) -> NodeGpus:
+    """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
+    with ThreadPoolExecutor() as pool:
+        # Each of these describes one slice.
+        nodes = list(pool.map(describe, visible.replace(" ", "").split(",")))
+    failing = (node for node in nodes if node.error or node.torch_message)
+    reported = next(failing, nodes[0])
+    gpus: list[Gpu] = []
+    for node in nodes:
+        gpus += node.gpus
+    return replace(reported, gpus=tuple(gpus), visible=visible)
+
+
+def print_gpus() -> None:
+    """Print what torch, NVML and ``nvidia-smi`` report about this node's GPUs, as JSON.
+
+    :func:`describe` runs this function in a separate process.
+    """
+    rows = nvidia_smi.query("uuid,compute_mode,mig.mode.current,memory.used")
+    rows_by_uuid = {row[0]: _GpuState(*row) for row in rows}
+    # Measured now, before this process itself uses GPU memory.
+    bytes_held_in_slice = _held_in_slice()
+    import torch
+
+    torch_message = why_no_gpu()
+    # why_no_gpu() has started CUDA, so torch counts the GPUs that CUDA can use. Before that, torch
+    # counts the GPUs that NVML lists.
+    num_gpus = 0 if torch_message else torch.cuda.device_count()
+    gpus = []
+    for index in range(num_gpus):
+        properties = torch.cuda.get_device_properties(index)
+        uuid = _uuid(properties)
+        state = rows_by_uuid.get(uuid, _GpuState(uuid))
+        is_slice = "MIG" in properties.name or state.mig_mode == "Enabled"
+        held_bytes = bytes_held_in_slice
+        if state.used_mib.isdigit() and not is_slice:
+            held_bytes = int(state.used_mib) * nvidia_smi.MIB
+        capability = (10 * properties.major + properties.minor) / 10
+        gpu = Gpu(
+            name=properties.name,
+            uuid=uuid,
+            memory_bytes=properties.total_memory,
+            held_bytes=held_bytes,
+            capability=capability,
+            processors=properties.multi_processor_count,
+            compute_mode=state.compute_mode,
+            mig=is_slice,
+            has_kernels=_has_kernels(capability, torch.cuda.get_arch_list()),
+        )
+        gpus.append(asdict(gpu))
+    fields = {
+        "gpus": gpus,
+        "driver": nvidia_smi.driver_version(),
+        "torch_message": torch_message,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+    }
+    print(json.dumps(fields))  # noqa: T201
+
+
+def _held_in_slice() -> int:
+    """Return the bytes of memory that are used in this process's slice (MIG); 0 if unknown."""
+    from tasks.trials.isolation import NvmlGpu
+
+    first = (visible_gpus() or [""])[0]
+    if first.startswith("MIG-"):
+        # These errors mean that NVML is missing or too old.
+        with suppress(OSError, AttributeError):
+            return NvmlGpu(first).held_bytes()
+    return 0
+
+
+def why_no_gpu() -> str:
+    """Return torch's message if torch can use no GPU; otherwise return an empty text."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        return (str(error).strip().splitlines() or [""])[0][:300]
+    return ""
+
+
+def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
+    """Return whether torch has kernels for a GPU.
+
+    Args:
+        capability: compute capability of the GPU.
+        built_for: architectures of torch's kernels, such as ``sm_90`` and ``compute_90``. ``sm``
+            kernels run on GPUs of the same major version that are not older. The driver compiles
+            ``compute`` kernels for all newer GPUs.
+    """
+    for name in built_for:
+        kind, _, number = name.partition("_")
+        digits = "".join(filter(str.isdigit, number)) or "0"
+        built_capability = int(digits) / 10
+        is_same_major = int(built_capability) == int(capability)
+        if built_capability <= capability and (kind == "compute" or is_same_major):
+            return True
+    return not built_for
+
+
+def compute_capability() -> float:
+    """Return the compute capability of this process's GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return (10 * major + minor) / 10
+
+
+def gpu_in_use() -> GpuInUse:
+    """Return the GPU that this process computes on."""
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    return GpuInUse(str(properties.name), _uuid(properties))
+
+
+def _uuid(properties: Any) -> str:
+    """Return the UUID of a GPU or slice, in the form for ``CUDA_VISIBLE_DEVICES``."""
+    # Torch does not report the UUID of a slice in the form that CUDA needs.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    if first.startswith("MIG-"):
+        return first
+    return f"GPU-{str(properties.uuid).removeprefix('GPU-')}"

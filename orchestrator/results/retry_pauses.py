@@ -1,0 +1,63 @@
+"""The pauses between rounds of updates to MLflow. They grow while MLflow fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GATHER_S = 1.0
+"""Seconds during which updates are collected, so that many trials need few requests."""
+FIRST_PAUSE_S = 0.05
+"""Seconds before the first retry. If only one reply was lost, the retry succeeds."""
+MAX_PAUSE_S = 15.0
+"""Seconds of the longest pause between two retries."""
+PAUSE_GROWTH = 1.6
+"""Factor between the lengths of two pauses, so that a server that is down gets fewer requests."""
+WARN_AFTER_S = 2.0
+"""Seconds without an answer after which a warning is printed."""
+
+
+@dataclass
+class RetryPauses:
+    """The pause before the next round of updates, and whether the user was warned.
+
+    Attributes:
+        next_pause_s: Seconds of the pause before the next round.
+        is_skipped: True if the next round starts at once, because another thread waits for it.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds. None
+            if MLflow answers.
+        is_warned: True if the user was warned that MLflow does not answer.
+    """
+
+    next_pause_s: float = 0.0
+    is_skipped: bool = False
+    failing_since: float | None = None
+    is_warned: bool = False
+
+    def skip(self) -> None:
+        """Let the next round start at once, and make the pause after its first failure short."""
+        self.is_skipped = True
+        self.next_pause_s = FIRST_PAUSE_S
+
+    def start_round(self) -> None:
+        """Start a round, and plan the usual pause after it if MLflow answers."""
+        self.is_skipped = False
+        if self.failing_since is None:
+            self.next_pause_s = GATHER_S
+
+    def note_failure(self, now: float) -> None:
+        """Plan a longer pause, because an update failed at the monotonic time ``now``."""
+        if self.failing_since is None:
+            self.failing_since = now
+            self.next_pause_s = FIRST_PAUSE_S
+        else:
+            self.next_pause_s = min(PAUSE_GROWTH * self.next_pause_s, MAX_PAUSE_S)
+
+    def note_progress(self) -> None:
+        """Note that MLflow answers."""
+        self.failing_since = None
+
+    def must_warn(self, now: float) -> bool:
+        """Return whether the user must be warned now that MLflow does not answer."""
+        if self.is_warned or self.failing_since is None:
+            return False
+        return now - self.failing_since >= WARN_AFTER_S

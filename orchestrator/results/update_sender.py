@@ -1,0 +1,293 @@
+"""The thread that sends updates to MLflow, and the waits of other threads for it.
+
+The thread works in rounds. A round sends each update of the table once and removes it from the
+table. If an update fails, the round ends. The next round starts after a pause, and sends the failed
+update last. An update that MLflow refuses stays in the table, but is not sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrator.results.flat_runs import LiveRun
+from orchestrator.results.mlflow_errors import (
+    MISSING_CODE,
+    error_code,
+    first_line,
+    is_final,
+    no_answer_error,
+)
+from orchestrator.results.pending_updates import (
+    EndSweep,
+    FinishedRun,
+    PendingUpdates,
+    SweepReport,
+    Update,
+)
+from orchestrator.results.retry_pauses import RetryPauses
+from tasks.clock import Clock
+
+if TYPE_CHECKING:
+    from orchestrator.results.mlflow_runs import SweepRuns
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 1.0
+"""Seconds of the longest wait for the end of the thread, which may still wait for a server."""
+
+
+@dataclass(frozen=True)
+class WaitLimit:
+    """The limits of a wait for the thread.
+
+    Attributes:
+        idle_s: Seconds without progress after which the wait ends.
+        total_s: Seconds after which the wait ends, even if MLflow makes progress.
+    """
+
+    idle_s: float
+    total_s: float = math.inf
+
+
+class UpdateSender:
+    """A thread that sends the updates of a table to MLflow.
+
+    Args:
+        open_runs: Function that connects to MLflow and returns the sweep's runs. The thread calls
+            this function until it succeeds. None to send nothing: no thread is started then.
+        print_note: Function that prints a message for the user.
+        clock: Clock for pauses and times.
+
+    Attributes:
+        changed: Condition that is notified of new updates and of progress. Its reentrant lock
+            protects this object, also the table and the set of running trials.
+        pending: Table of the updates that MLflow lacks.
+        running: Keys of the trials that run. Their runs in MLflow stay open.
+        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes them.
+        counts: Number of runs in MLflow by the change that was made to them. ``replayed`` counts
+            results that were sent, ``closed`` runs that were ended, and ``duplicates`` runs that
+            were deleted.
+        last_error: The last error of the thread. None if there was no error.
+    """
+
+    def __init__(
+        self,
+        open_runs: Callable[[], SweepRuns] | None,
+        print_note: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        self.changed = clock.condition()
+        self.pending = PendingUpdates()
+        self.running = set[str]()
+        self.runs: SweepRuns | None = None
+        self.counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
+        self.last_error: Exception | None = None
+        self._open_runs = open_runs
+        self._print_note = print_note
+        self._clock = clock
+        self._thread: threading.Thread | None = None
+        self._pauses = RetryPauses()
+        # Updates that were sent or refused, and files of a report that were sent.
+        self._num_steps_done = 0
+        self._is_last_round = False
+        self._is_stopped = False
+
+    # Methods for other threads.
+
+    @property
+    def is_started(self) -> bool:
+        """True if the thread was started."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread at the first call."""
+        with self.changed:
+            if self._thread is None and self._open_runs is not None:
+                self._thread = self._clock.thread(partial(self._work, self._open_runs), "mlflow")
+                self._thread.start()
+
+    def put(self, key: str, update: Update) -> None:
+        """Add an update to the table, in place of an older update with the same key."""
+        if self._open_runs is None:
+            return
+        with self.changed:
+            self.pending.put(key, update)
+            self.changed.notify_all()
+
+    def refused_connection(self, timeout_s: float) -> Exception | None:
+        """Wait for MLflow's first answer.
+
+        Args:
+            timeout_s: Seconds of the longest wait.
+
+        Returns:
+            The error with which MLflow refused the connection. None if MLflow did not refuse it.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self._num_steps_done or self.last_error, timeout_s)
+            if self.runs is None and self.pending.has_refused:
+                return self.last_error
+            return None
+
+    def wait_until_sent(self, limit: WaitLimit) -> bool:
+        """Wait until all updates are sent or refused.
+
+        Args:
+            limit: Limits of the wait.
+
+        Returns:
+            True if no update is left that could be sent.
+        """
+        end = self._clock.monotonic() + limit.total_s
+        self.start()
+        with self.changed:
+            self._pauses.skip()
+            self.changed.notify_all()
+            while self.pending.has_sendable and self._thread is not None:
+                wait_s = min(limit.idle_s, end - self._clock.monotonic())
+                if not self._thread.is_alive() or not self._wait_for_progress(wait_s):
+                    break
+            return not self.pending.has_sendable
+
+    def _wait_for_progress(self, timeout_s: float) -> bool:
+        """Wait until MLflow makes progress; return False if it makes none in time."""
+        if timeout_s <= 0:
+            return False
+        num_before = self._num_steps_done
+        return self.changed.wait_for(lambda: self._num_steps_done > num_before, timeout_s)
+
+    def start_last_round(self) -> None:
+        """Let each update have one last attempt. An update that fails in it is not sent again."""
+        with self.changed:
+            self._is_last_round = True
+
+    def give_up_all(self) -> None:
+        """Let no update of the table be sent any more. MLflow still lacks them."""
+        with self.changed:
+            self.pending.refuse_all()
+
+    def stop(self) -> None:
+        """Stop the thread. Wait for its end, but not for a server that does not answer."""
+        with self.changed:
+            self._is_stopped = True
+            self.changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(JOIN_S)
+
+    # Methods for the thread.
+
+    def _work(self, open_runs: Callable[[], SweepRuns]) -> None:
+        """Send updates in rounds until the thread is stopped; the thread runs this function."""
+        while self._wait_for_updates():
+            self._send_round(open_runs)
+
+    def _wait_for_updates(self) -> bool:
+        """Wait for updates and for the pause; return False if the thread is stopped."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
+            self.changed.wait_for(
+                lambda: self._is_stopped or self._pauses.is_skipped, self._pauses.next_pause_s
+            )
+            self._pauses.start_round()
+            return not self._is_stopped
+
+    def _send_round(self, open_runs: Callable[[], SweepRuns]) -> None:
+        """Send all updates of the table.
+
+        A failure ends the round, except in the last round.
+        """
+        with self.changed:
+            updates = self.pending.in_sending_order()
+        for key, update in updates:
+            if not self._must_send(key, update):
+                continue
+            try:
+                if self.runs is None:
+                    self.runs = open_runs()
+                self._send(self.runs, key, update)
+            except Exception as error:
+                log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
+                # Without a connection, the update itself had no attempt.
+                was_last_attempt = self._is_last_round and self.runs is not None
+                if was_last_attempt or is_final(error):
+                    self._note_refusal(error, key, update)
+                else:
+                    self._note_failure(error, key, update)
+                    return
+            else:
+                self._note_success(key, update)
+
+    def _must_send(self, key: str, update: Update) -> bool:
+        """Return whether the thread works and an update was neither replaced nor refused."""
+        with self.changed:
+            return not self._is_stopped and self.pending.is_sendable(key, update)
+
+    def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
+        """Send an update; a call may be repeated after an attempt that succeeded in part."""
+        if isinstance(update, LiveRun):
+            runs.show_live(key, update)
+        elif isinstance(update, FinishedRun):
+            if runs.show(update.run()):
+                self.counts["replayed"] += 1
+            else:
+                self.counts["up_to_date"] += 1
+        elif isinstance(update, SweepReport):
+            runs.show_report(update.numbers, update.folder, self._note_progress)
+        else:
+            with self.changed:
+                open_keys = self.running | self.pending.sendable_keys
+            closed, duplicates = runs.end_running(open_keys)
+            self.counts.update(closed=closed, duplicates=duplicates)
+            if isinstance(update, EndSweep):
+                runs.end_sweep(update.status)
+
+    def _note_success(self, key: str, update: Update) -> None:
+        """Remove an update that was sent from the table."""
+        if self._pauses.is_warned and not self._is_last_round:
+            self._pauses.is_warned = False
+            self._print_note("MLflow answers again")
+        with self.changed:
+            self.pending.remove(key, update)
+            self._note_progress()
+
+    def _note_refusal(self, error: Exception, key: str, update: Update) -> None:
+        """Mark an update as refused; mark all updates if MLflow refuses the connection."""
+        with self.changed:
+            self.last_error = error
+            if self.runs is None:
+                self.pending.refuse_all()
+            else:
+                self.pending.refuse(key, update)
+            self._note_progress()
+
+    def _note_failure(self, error: Exception, key: str, update: Update) -> None:
+        """Send an update last in the next round, and warn the user if MLflow fails for long."""
+        now = self._clock.monotonic()
+        with self.changed:
+            self.last_error = error
+            if error_code(error) == MISSING_CODE:
+                # MLflow was restored to an older state, so the runs must be read again.
+                self.runs = None
+            self.pending.postpone(key, update)
+            self._pauses.note_failure(now)
+            self.changed.notify_all()
+        if self._pauses.must_warn(now):
+            self._pauses.is_warned = True
+            problem = no_answer_error(error).problem
+            self._print_note(
+                f"{problem}. Results are stored without MLflow, and isweep tries again"
+            )
+
+    def _note_progress(self) -> None:
+        """Count a step that is done, for the threads that wait for progress."""
+        with self.changed:
+            self._num_steps_done += 1
+            self._pauses.note_progress()
+            self.changed.notify_all()

@@ -1,0 +1,235 @@
+"""Find the arrays of images, labels and columns in a user's array file, by their names.
+
+An *array name* is the name of an array in the file. The array names of PatchCamelyon, MedMNIST
+(``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
+
+All arrays except those of images are *columns*, with one value per image. The name of a column is
+its array name without the split. An exception is the array of labels: its column is always called
+``label``. Another column with this name is not read. The *role* of a column is its use, see
+:mod:`tasks.sources.own.columns`. Example:
+
+==================  ==========  =====
+array name          column      role
+==================  ==========  =====
+train_patient_id    patient_id  group
+train_labels        label       label
+train_age           age         none
+==================  ==========  =====
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NoReturn
+
+from tasks.sources.array_files import ArrayFile
+from tasks.sources.base import RawRequest
+from tasks.sources.own.splits import GivenSplit, parse_split
+from tasks.sources.tables import MAX_NAMED, column_key, unused_flags
+
+LABEL_COLUMN = "label"
+"""Name of the column of labels, and of its role."""
+LABEL_NAMES = "label_names"
+"""Array name of the class names."""
+SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
+"""Python code in hints: the simplest way to write a file that can be read."""
+VALIDATION_NAMES = ("val", "valid")
+"""Names of the validation split in array names."""
+SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
+"""Names of all splits in array names. TRAIN and Test, for example, are not recognized."""
+
+
+@dataclass(frozen=True)
+class NameScheme:
+    """The array names that belong together. In each text, ``{}`` stands for the name of the split.
+
+    Attributes:
+        images: Array name of the images.
+        labels: Array name of the labels.
+        prefix: Text before the name of a column in an array name.
+        suffix: Text after the name of a column in an array name.
+    """
+
+    images: str
+    labels: str
+    prefix: str = ""
+    suffix: str = ""
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits that may occur; one empty name if the scheme has no splits."""
+        return SPLIT_NAMES if "{}" in self.images else ("",)
+
+    def columns(self, names: Iterable[str], split_name: str) -> dict[str, str]:
+        """Return the columns of a split among array names: name of the column -> array name."""
+        prefix = self.prefix.format(split_name)
+        suffix = self.suffix.format(split_name)
+        columns = {}
+        for name in sorted(names):
+            if name.startswith(prefix) and name.endswith(suffix):
+                column = name.removeprefix(prefix).removesuffix(suffix)
+                if column:
+                    columns[column] = name
+        return columns
+
+
+SHORT_SCHEMES = (NameScheme("x", "y"), NameScheme("X", "y"), NameScheme("X", "Y"))
+"""Short array names in a file without splits."""
+SPLIT_SCHEMES = (
+    NameScheme("{}_images", "{}_labels", prefix="{}_"),  # MedMNIST
+    NameScheme("x_{}", "y_{}", suffix="_{}"),  # Keras
+    NameScheme("X_{}", "y_{}", suffix="_{}"),  # Keras, with a capital X
+)
+"""Array names in a file with splits."""
+SCHEMES = (
+    NameScheme("images", "labels"),
+    *SHORT_SCHEMES,
+    NameScheme("data", "target"),
+    NameScheme("data", "labels"),
+    *SPLIT_SCHEMES,
+)
+"""All schemes of array names."""
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """An array of images, and the arrays of their columns.
+
+    Attributes:
+        images_name: Array name of the images.
+        split: Split of the images.
+        array_by_column: Name of a column -> its array name, for example ``{"label":
+            "train_labels", "age": "train_age"}``. The column of labels is the first one.
+    """
+
+    images_name: str
+    split: GivenSplit
+    array_by_column: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """The arrays of images that one scheme finds in a file.
+
+    Attributes:
+        arrays: The arrays of training and test images, or of all images without splits.
+        num_validation: Number of images in validation splits, which are left out.
+    """
+
+    arrays: list[ImageArray]
+    num_validation: int
+
+
+def find_arrays(file: ArrayFile, request: RawRequest) -> ImageArrays:
+    """Find the arrays of images to read, and their columns.
+
+    Raises:
+        DataError: There are no arrays of images, or several sets of them, or images without labels.
+    """
+    names = set(file.names())
+    by_scheme = [_arrays_of_scheme(file, scheme) for scheme in SCHEMES]
+    sets_of_arrays = [result.arrays for result in by_scheme if result.arrays]
+    _check_labels_exist(names, request, has_images=bool(sets_of_arrays))
+    if len(sets_of_arrays) > 1:
+        _refuse_several_sets(sets_of_arrays, request)
+    if not sets_of_arrays:
+        missing = "labels" if "images" in names else "images"
+        listed = ", ".join(sorted(names)[:MAX_NAMED])
+        only = f", only {listed}" if listed else ""
+        raise request.error(
+            f"the file has no array {missing}{only}",
+            hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
+        )
+    num_validation = sum(result.num_validation for result in by_scheme)
+    return ImageArrays(sets_of_arrays[0], num_validation)
+
+
+def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> ImageArrays:
+    """Find the arrays of images whose names follow one scheme."""
+    names = set(file.names())
+    arrays = []
+    num_validation = 0
+    for split_name in scheme.split_names:
+        images_name = scheme.images.format(split_name)
+        labels_name = scheme.labels.format(split_name)
+        if not {images_name, labels_name} <= names:
+            continue
+        split = parse_split(split_name)
+        if split is GivenSplit.VALIDATION:
+            num_validation += file.header(images_name).shape[0]
+            continue
+        array_by_column = {LABEL_COLUMN: labels_name}
+        other_names = names - {images_name, labels_name, LABEL_NAMES}
+        for column, name in scheme.columns(other_names, split_name).items():
+            if column_key(column) != LABEL_COLUMN:
+                array_by_column[column] = name
+        arrays.append(ImageArray(images_name, split, array_by_column))
+    return ImageArrays(arrays, num_validation)
+
+
+def _check_labels_exist(names: set[str], request: RawRequest, *, has_images: bool) -> None:
+    """Check that all arrays of images have labels. Others would be left out silently.
+
+    Args:
+        names: Names of all arrays in the file.
+        request: For errors.
+        has_images: Whether the file has images with labels. Otherwise an array with a short name,
+            such as ``x``, must be an array of images too.
+
+    Raises:
+        DataError: An array of images has no labels.
+    """
+    schemes = SPLIT_SCHEMES if has_images else (*SPLIT_SCHEMES, *SHORT_SCHEMES)
+    for scheme in schemes:
+        for split_name in scheme.split_names:
+            images_name = scheme.images.format(split_name)
+            labels_name = scheme.labels.format(split_name)
+            if images_name in names and labels_name not in names:
+                raise request.error(
+                    f"the file has {images_name}, but no {labels_name}",
+                    hint=f"Remove the array {images_name} from the file, or add {labels_name}",
+                )
+
+
+def _refuse_several_sets(
+    sets_of_arrays: Sequence[Sequence[ImageArray]], request: RawRequest
+) -> NoReturn:
+    """Raise the error for arrays of images or labels of which only one may be in the file.
+
+    Raises:
+        DataError: Always.
+    """
+    # The keys are array names. A dict keeps their order.
+    images_names: dict[str, None] = {}
+    labels_names: dict[str, None] = {}
+    for array in chain(*sets_of_arrays):
+        images_names[array.images_name] = None
+        labels_names[array.array_by_column[LABEL_COLUMN]] = None
+    listed = ", ".join(images_names)
+    if len(images_names) == 1:
+        raise request.error(
+            f"the images in {listed} have several arrays of labels: {', '.join(labels_names)}",
+            hint="Remove all of these arrays from the file except the right one",
+        )
+    raise request.error(
+        f"the file has several sets of images: {listed}",
+        hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
+    )
+
+
+def unused_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
+    """Return flags for the arrays that are neither images nor columns; empty without such arrays.
+
+    A flag is a warning in the record of the prepared dataset. All arrays of a validation split are
+    left out on purpose, so they need no flag.
+    """
+    names = set(file.names())
+    expected = {LABEL_NAMES}
+    for array in arrays:
+        expected |= {array.images_name, *array.array_by_column.values()}
+    for scheme in SPLIT_SCHEMES:
+        for split_name in VALIDATION_NAMES:
+            expected.update(scheme.columns(names, split_name).values())
+    return unused_flags(sorted(names - expected))

@@ -1,0 +1,204 @@
+"""List a user's images that lie in one folder per class.
+
+:mod:`tasks.sources.class_folders` describes the folders and the terms.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from search_spaces.errors import plural
+from search_spaces.specs import Layout
+from tasks.sources.base import Listing, RawRequest, Source
+from tasks.sources.class_folders.layout import choose_layout
+from tasks.sources.class_folders.masks import is_mask_of
+from tasks.sources.class_folders.paths import (
+    LAYOUT_HINT,
+    TRAIN_AND_TEST,
+    ImagePath,
+    UpperFolders,
+    check_no_other_splits,
+)
+from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, scan_folder
+from tasks.sources.dicom import INTENSITY, single_reader
+from tasks.sources.own.listing import named_flags, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.raw import MARK, RawTree, is_archive_name
+
+MAX_NAMED_FOLDERS = 20
+"""Largest number of empty class folders that are flagged by name. The others are counted."""
+TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
+"""Extensions of files that may be the table of labels."""
+TABLE_HINT = (
+    "If the table in this folder lists the images, set kind to table and use the path of the table"
+)
+ARCHIVE_HINT = (
+    "The folder contains archives: use the path of one archive, or unpack the archives here"
+)
+ARRAY_HINT = "The folder contains a file of arrays: use its path"
+NIFTI_HINT = (
+    "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
+)
+HINT_BY_EXTENSION = {
+    **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
+    ".zip": ARCHIVE_HINT,
+    ".tar": ARCHIVE_HINT,
+    ".arrow": "Convert the output of `datasets.save_to_disk` with `to_parquet`",
+    ".npz": ARRAY_HINT,
+    ".h5": ARRAY_HINT,
+    ".hdf5": ARRAY_HINT,
+    ".nii": NIFTI_HINT,
+    ".gz": NIFTI_HINT,
+    "": "Add an extension to the files: only DICOM files outside archives may have none",
+}
+"""Extension of files in a folder without class folders -> hint for the user."""
+
+
+@dataclass(frozen=True)
+class ClassImage:
+    """An image with its class and group.
+
+    Attributes:
+        path: Path of the image.
+        class_name: Name of the class folder.
+        group: Name of the group folder; empty without one.
+    """
+
+    path: ImagePath
+    class_name: str
+    group: str
+
+
+def list_folder(request: RawRequest) -> Listing:
+    """List the images of all class folders. Classes are in the order of their names.
+
+    Raises:
+        DataError: There are fewer than two class folders, it is unclear which folders are the
+            classes, or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+    """
+    root = request.root()
+    if root.is_file() and not is_archive_name(root.name):
+        raise request.error(
+            "the source is a file, not a folder", hint="Use the path of a folder, a .zip or a .tar"
+        )
+    tree = RawTree(request)
+    scan = scan_folder(tree, request)
+    check_no_other_splits(scan.image_paths, request)
+    _check_distinct_names(scan.image_paths, request)
+    layout, layout_flags = choose_layout(scan.image_paths, tree, request)
+    images = _images_of_classes(scan.image_paths, layout)
+    num_without_class = len(scan.image_paths) - len(images)
+    excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
+    _check_two_classes(images, excluded[OUTSIDE_CLASSES], tree, request)
+    # Flag -> number of images or folders that it concerns.
+    flags = _flag_empty_folders(tree, images, scan.upper_folders, layout)
+    num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
+    if num_nested_deeper:
+        flags["in a deeper folder, counted to its group"] = num_nested_deeper
+    if scan.upper_folders.wrapper:
+        flags["a wrapper folder was skipped"] = 1
+    locators = [tree.locator(image.path.name) for image in images]
+    rows = Rows(
+        cells={"label": [image.class_name for image in images]},
+        locator=lambda row: locators[row],
+        name=lambda row: request.hashed(locators[row]),
+        # Messages identify an image by its hash. So there are no row numbers to explain.
+        numbering=lambda _: "",
+        default_group=lambda row: images[row].group,
+        file_split=lambda row: images[row].path.split,
+    )
+    return own_listing(
+        rows,
+        request,
+        dataset_flags=layout_flags,
+        # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
+        sort_classes=sorted,
+        base_listing=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
+    )
+
+
+folder = Source(list_folder, single_reader)
+
+
+def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list[ClassImage]:
+    """Return the images that lie in a class folder."""
+    images = []
+    for path in image_paths:
+        if layout == "class/group":
+            images.append(ClassImage(path, path.top, path.first_subfolder or ""))
+        elif path.first_subfolder is not None:
+            images.append(ClassImage(path, path.first_subfolder, path.top))
+    return images
+
+
+def _check_two_classes(
+    images: Sequence[ClassImage], num_outside: int, tree: RawTree, request: RawRequest
+) -> None:
+    """Check that there are two class folders.
+
+    Raises:
+        DataError: There are fewer than two. The hint depends on the files in the folder.
+    """
+    classes = {image.class_name for image in images}
+    if len(classes) >= 2:
+        return
+    is_archive = request.root().is_file()
+    extensions = {PurePath(name).suffix.lower() for name in tree}
+    hints = []
+    if not classes and num_outside:
+        hints.append("If this folder contains only one class, use the folder above it")
+    hints.append(LAYOUT_HINT)
+    for extension, hint in HINT_BY_EXTENSION.items():
+        if extension not in extensions:
+            continue
+        if is_archive and extension in TABLE_EXTENSIONS:
+            hints.append(f"{hint}, after you have unpacked the archive")
+        else:
+            hints.append(hint)
+    raise request.error(
+        f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
+        "images outside class folders, but two classes are needed",
+        hint=". ".join(dict.fromkeys(hints)),
+    )
+
+
+def _check_distinct_names(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+    """Check that no two files of an archive, or of archives inside it, have the same name.
+
+    Raises:
+        DataError: Two files have the same name.
+    """
+    # RawTree lists the second file with the same name under its locator, which contains MARK.
+    if request.root().is_file() and any(MARK in image.name for image in image_paths):
+        raise request.error(
+            "two files in the archive, or in archives inside it, have the same path",
+            hint="Unpack the archives into one folder so that every file has its own path. "
+            "Then use this folder",
+        )
+
+
+def _flag_empty_folders(
+    tree: RawTree, images: Iterable[ClassImage], upper_folders: UpperFolders, layout: Layout
+) -> dict[str, int]:
+    """Return flags for top folders without an image: flag -> number of folders.
+
+    Classes are flagged by name. Groups are only counted, because a group's name may be a patient's.
+    Folders of masks need no images, so they get no flag.
+    """
+    with_images = {image.path.top_path for image in images}
+    all_folders = set(map(str.casefold, tree.folders))
+    empty_folders = []
+    for folder_path in tree.folders:
+        path = upper_folders.divide(f"{folder_path}/")  # as for a file in this folder
+        if path is None or path.top_path != folder_path:
+            continue  # not a top folder
+        is_used = not upper_folders.has_splits or path.split in TRAIN_AND_TEST
+        if not is_used or folder_path in with_images or is_mask_of(folder_path, all_folders):
+            continue
+        empty_folders.append(folder_path)
+    if layout == "class/group":
+        return named_flags("class folder without an image", empty_folders, MAX_NAMED_FOLDERS)
+    return {"folder without an image": len(empty_folders)} if empty_folders else {}

@@ -1,0 +1,92 @@
+"""Find the images to use in a raw folder, and count the files that are left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from tasks.sources.base import RawRequest
+from tasks.sources.class_folders.inner_archives import find_repeated
+from tasks.sources.class_folders.masks import find_masks, has_mask_folder
+from tasks.sources.class_folders.paths import ImagePath, UpperFolders, find_upper_folders
+from tasks.sources.dicom import SIGNATURE_BYTES, is_dicom, is_single_image_name
+from tasks.sources.own.listing import count_hidden
+from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit
+from tasks.sources.raw import MARK, RawTree
+
+OUTSIDE_CLASSES = "outside the class folders"
+"""Reason for leaving out an image."""
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The images of a raw folder before their classes are known.
+
+    Attributes:
+        image_paths: The images that are not left out.
+        excluded: Reason -> number of files that are left out.
+        upper_folders: The wrapper and the splits.
+    """
+
+    image_paths: list[ImagePath]
+    excluded: Counter[str]
+    upper_folders: UpperFolders
+
+
+def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
+    """Choose the images to use, and divide their paths into folders.
+
+    Raises:
+        DataError: Some folders are splits, and others are probably splits with unusual names. Or
+            it is unclear whether an inner archive repeats images.
+    """
+    # Only images, without repeated ones, decide about the wrapper and the splits. So other files
+    # and repeated images are removed first.
+    image_names = []
+    for name in tree:
+        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
+            image_names.append(name)
+    repeated = find_repeated(tree, image_names, request)
+    distinct_names = [name for name in image_names if name not in repeated]
+    upper_folders = find_upper_folders(distinct_names, request)
+    masks = find_masks(distinct_names)
+    used_names = set(distinct_names)
+    excluded: Counter[str] = Counter()
+    image_paths = []
+    for name in tree:
+        path = upper_folders.divide(name)
+        # If several conditions apply to a file, the first one is the reason that is counted.
+        if name in repeated:
+            excluded["in an archive beside images"] += 1
+        elif name not in used_names:
+            excluded["not an image by its extension"] += 1
+        elif path is None:
+            excluded[OUTSIDE_CLASSES] += 1
+        elif path.split is GivenSplit.VALIDATION:
+            excluded[VALIDATION_LEFT_OUT] += 1
+        elif name in masks:
+            # Masks in a class of masks are counted here too.
+            excluded["a mask beside its image"] += 1
+        elif has_mask_folder(path.subfolders):
+            excluded["in a folder of masks"] += 1
+        else:
+            image_paths.append(path)
+    excluded.update(count_hidden(tree.hidden, is_single_image_name))
+    return FolderScan(image_paths, excluded, upper_folders)
+
+
+def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
+    """Return whether a file that is not in an archive is DICOM although it has no extension.
+
+    Digits after a dot are not an extension: scanners use numbers as file names.
+    """
+    extension = PurePath(name).suffix[1:]
+    locator = tree.locator(name)
+    if (extension and not extension.isdigit()) or MARK in locator:
+        return False
+    try:
+        with (request.base() / locator).open("rb") as file:
+            return is_dicom(file.read(SIGNATURE_BYTES))
+    except OSError:
+        return False
