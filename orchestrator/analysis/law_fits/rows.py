@@ -83,8 +83,9 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
 
 def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
     """Return columns, cells, datasets and weights, as the arguments of ``dataset_effects``."""
+    values = np.array([rows[name].to_numpy(dtype=float) for name in columns])
     return (
-        rows[[*columns]].to_numpy(dtype=float),
+        values.T,
         pd.factorize(rows[CELL], sort=True)[0],
         rows[DATASET].to_numpy(dtype=str),
         rows[WEIGHT].to_numpy(dtype=float),
