@@ -124,6 +124,8 @@ Fault = Literal[
 other faults by number, F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed of random numbers. It must fit into a signed integer of 64 bits."""
 RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
@@ -494,7 +496,7 @@ class SubsetSpec(Spec):
     prepared: PreparedSpec
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = RELEASED_SEED
+    split_seed: Seed = RELEASED_SEED
     condition: TrainingCondition | None = None
 
     @property
@@ -586,7 +588,7 @@ class NetworkSpec(Spec):
     subset: SubsetSpec
     train_size: Annotated[int, Field(ge=2)]
     recipe: RecipeSpec
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
     @property
     def network_id(self) -> str:

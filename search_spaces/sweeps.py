@@ -367,8 +367,8 @@ class SweepSpec(specs.Spec):
     test_size: Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = specs.RELEASED_SEED
+    seeds: Annotated[tuple[specs.Seed, ...], Field(min_length=1)] = (0,)
+    split_seed: specs.Seed = specs.RELEASED_SEED
     recipe: RecipeChoice
     data_mode: specs.DataMode = "corrected"
     faults: tuple[specs.Fault, ...] = ()

@@ -24,7 +24,9 @@ from cyclopts import (
     CoercionError,
     CycloptsError,
     Group,
+    MissingArgumentError,
     Parameter,
+    RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -213,6 +215,11 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = (
             f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not accept {unknown}"
         )
+    elif isinstance(error, MissingArgumentError):
+        message = _missing_values(error)
+    elif isinstance(error, RepeatArgumentError):
+        message = f"The option {error.token.keyword} is given more than once"
+        return ConfigError(message, hint="Remove all but one of them")
     elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
         message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
@@ -227,6 +234,21 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif did_you_mean:
         hint = f"Did you mean {name} {hint}"
     return ConfigError(message, hint=hint)
+
+
+def _missing_values(error: MissingArgumentError) -> str:
+    """Return a message on an argument or an option that has no value or too few values."""
+    if error.argument is None:
+        return str(error)
+    command = f"`{' '.join(['isweep', *(error.command_chain or ())])}`"
+    num_values, _ = error.argument.token_count()
+    name = error.keyword or error.argument.name
+    if num_values > 1:
+        num_given = len(error.tokens_so_far) % num_values
+        return f"{name} needs {num_values} values, but has {num_given}"
+    if name.startswith("-"):
+        return f"{name} needs a value, which is missing"
+    return f"{command} needs {name}, which is missing"
 
 
 def _completed_options(error: CycloptsError) -> list[str]:
@@ -246,7 +268,7 @@ def application() -> App:
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
         help_format="plaintext",
         version=lambda: f"isweep {metadata.version('isweep')}",
-        default_parameter=Parameter(negative=(), show_default=False, allow_repeating=True),
+        default_parameter=Parameter(negative=(), show_default=False),
     )
     for order, (name, functions) in enumerate(COMMANDS.items()):
         group = Group(name, sort_key=order)

@@ -59,7 +59,10 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
         if not math.isfinite(value):
             raise ValueError(f"is {text}, which is not a finite number")
         if not least <= value <= most:
-            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}")
+            percent = ""
+            if share and 1 < value <= 100:
+                percent = f". Write {value:g}% for {value:g} percent"
+            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}{percent}")
         return value
 
     return _each(check)

@@ -456,6 +456,14 @@ def test_a_wide_interval_names_a_pilot_that_shortens_it_as_promised():
     assert "a pilot at" not in prediction_with_pilot.warning
 
 
+@pytest.fixture(scope="module")
+def fits_of_low_losses():
+    """Return the fits of losses far below chance level, of two and of ten classes."""
+    table = synthetic_table(trial_std=0.1)
+    table["test_loss"] /= 1000
+    return fit_growth(table), fit_growth(table.assign(num_classes=10))
+
+
 @pytest.mark.parametrize(
     ("pilot", "warning"),
     [
@@ -467,15 +475,12 @@ def test_a_wide_interval_names_a_pilot_that_shortens_it_as_promised():
         ),
     ],
 )
-def test_an_implausible_pilot_gives_a_warning(pilot, warning):
-    table = synthetic_table(trial_std=0.1)
-    table["test_loss"] /= 1000  # far below chance level
-    fits = fit_growth(table)
+def test_an_implausible_pilot_gives_a_warning(fits_of_low_losses, pilot, warning):
+    fits, fits_of_ten_classes = fits_of_low_losses
     options = {"d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
     assert warning in predict(fits, **options, pilot=pilot).warning
     plausible_pilot = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **options, pilot=plausible_pilot).warning
-    fits_of_ten_classes = fit_growth(table.assign(num_classes=10))
     prediction = predict(fits_of_ten_classes, **options, pilot=[PilotPoint(500, 1.5)])
     assert "chance level" not in prediction.warning
 

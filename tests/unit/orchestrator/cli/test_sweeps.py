@@ -229,7 +229,7 @@ def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_pat
     document = json.loads(run("status", "mine", "--json")[1])
     assert document["planned"] == 10  # two train sizes of five class pairs
     _, _, err = run("status", "mne")
-    assert f"Unknown preset or sweep of {root} 'mne'. Did you mean 'mine'?" in err
+    assert f"no sweep of the root {root}, has the name 'mne'. Did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ from orchestrator.cli.app import main
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | part of its message.
 MISTAKES = r"""
-run dmo | 'dmo'. Did you mean 'demo'?
+run dmo | does not exist. Did you mean 'demo'? `isweep presets` lists the presets
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
-plan | Command "plan" parameter SWEEP requires an argument
+plan | `isweep plan` needs SWEEP, which is missing. See `isweep plan --help`
+plan smoke --gpus | --gpus needs a value, which is missing
+measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Remove all
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
@@ -44,7 +46,7 @@ status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI
 run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the host:port of the head node of a Ray cluster
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
-measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
+measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
@@ -68,11 +70,11 @@ run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
-plan '' | ''. Known presets or sweeps of
+plan '' | has the name '', and the root
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
 plan / | / is a folder, not a sweep file. Give the path of a sweep file. If the folder contains your images, write a
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
-run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
+run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1. Write 2% for 2 percent
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
 run smoke --raw =x | --raw =x does not have the form NAME=DIR
 PREDICT | The prediction for a new dataset needs a train size or a target loss. Give --train-size N, or
@@ -193,7 +195,13 @@ def test_options_before_the_command_are_refused(capsys):
     assert "The option --root is before the command. Write options after the command" in message
 
 
-def test_the_last_value_of_a_repeated_option_counts(run, root):
-    code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
+def test_results_below_a_missing_root_are_refused_with_the_command_that_makes_them(run, root):
+    code, _, err = run("results", "smoke", "--from-store")
     assert code == 2
     assert f"and the root {root} does not exist. Run `isweep run smoke --root {root}`" in err
+
+
+def test_an_unknown_sweep_below_a_missing_root_is_explained_by_the_root(run, root):
+    code, _, err = run("results", "mine", "--from-store")
+    assert code == 2
+    assert f"No preset has the name 'mine', and the root {root} does not exist" in err
