@@ -165,13 +165,24 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         raise_if_asked()
         with self._stop_run_on_error():
             self._watchdog.check(trials, self._queue.submitted)
-        self._queue.raise_if_stopped()
+        self._raise_if_stopped()
         self._backend.arrays.check_actor()
         self._take_messages()
         requests = (
             assignment_of(trial).resources.as_ray() for trial in trials if trial.status == "RUNNING"
         )
         self._backend.publish(self._run.monitor, requests)
+
+    def _raise_if_stopped(self) -> None:
+        """Raise the error that stops the run, if there is one.
+
+        After an error, Tune kills the trials' processes. With NVIDIA's MPS, their GPU work must end
+        first.
+        """
+        mps = self._run.cluster.mps
+        if self._queue.is_stopped and mps is not None:
+            mps.end_clients()
+        self._queue.raise_if_stopped()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -335,10 +346,15 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if failure.gpu and location is not None:
             seconds = self._node_health.count_gpu_failure(location.node, location.gpus)
             self._backend.quarantine(location, seconds)
+        if breaks_mps(failure):
+            self._stop_using_mps(f"{trial_id} failed ({failure.kind})")
+
+    def _stop_using_mps(self, reason: str) -> None:
+        """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
         mps = self._run.cluster.mps
-        if mps is not None and breaks_mps(failure):
+        if mps is not None and mps.is_used:
             consequence = self._resources.use_shares_without_mps()
-            mps.end_use(f"{trial_id} failed ({failure.kind})", consequence)
+            mps.stop_using(reason, consequence)
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
@@ -369,6 +385,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             killed = self._killed_for_memory()
         # If Ray killed no worker, all trials with a worker count as failed.
         failed_ids = killed if killed else self._queue.running
+        if self._queue.running:
+            # Tune calls nothing of isweep before it kills the processes.
+            self._stop_using_mps("after an error, Ray Tune killed trials while they computed")
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
                 self._process_missing_report(trial_id, failure)
