@@ -142,7 +142,10 @@ class RowOptions:
                 auc=row.get("auc"),
             )
         if num_at_chance:
-            yield f"At chance level: {num_at_chance} of {plural(len(with_loss), 'loss')}."
+            yield (
+                "Number of losses at chance level: "
+                f"{num_at_chance} of {plural(len(with_loss), 'loss')}."
+            )
 
 
 def _column(name: str, table: pd.DataFrame) -> str:
@@ -177,7 +180,7 @@ def results(
         csv: Write all columns into this CSV file, and do not print them.
         parquet: Write all columns into this Parquet file, and do not print them.
         predictions: Write the logits of all networks on the test images into this Parquet file
-            instead, one row per trial and image. The sweep file needs predictions: true.
+            instead, one row per trial and image. The sweep file must contain `predictions: true`.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -239,8 +242,8 @@ class TableOptions:
     """Options for fitting a table of your own.
 
     Attributes:
-        response: Column of the response, a number.
-        on: Column of a regressor, a number. Repeat the option for more columns.
+        response: Column with the values of the response.
+        on: Column with the values of a regressor. Repeat the option for more columns.
         groups: Column of the group of each row, e.g. dataset. Give the option twice for crossed
             groups, such as the two classes of a pair.
         within: Compare only rows with equal values in this column, e.g. model. Repeat the option
@@ -348,7 +351,8 @@ def compare(
     """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The second sweep. A ratio is its value divided by the value of the first sweep.
+        second: The second sweep. Each ratio is a value of this sweep divided by the same value of
+            the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
@@ -389,10 +393,10 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        problem = "The claims need a sweep or --published, but none is given"
+        problem = "The command needs a sweep or --published, but you gave neither"
         if sweep is not None:
-            problem = f"The sweep {sweep} and --published are given together"
-        raise ConfigError(problem, hint="Give the name of a sweep, or --published")
+            problem = f"The sweep {sweep} cannot be used together with --published"
+        raise ConfigError(problem, hint="Give either the name of a sweep or --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -141,7 +141,10 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # Calls from Tune.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Make a trial's images available to its worker, and show that it runs."""
+        """Make a trial's images available to its worker, and show that it runs.
+
+        For the first trial with these images, this call may read the images for seconds.
+        """
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
         self._queue.running.add(trial_id)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import skdim
 from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError
@@ -115,6 +114,8 @@ class TestGride:
 
 @pytest.mark.parametrize("name", ["hypersphere", "hypercube", "swiss_roll", "curled", "beta_cloud"])
 def test_estimators_agree_with_scikit_dimension(name):
+    import skdim  # imports numba, which takes a second of every process that collects tests
+
     points = MANIFOLDS[name](500, 4, np.random.default_rng(0))
     records = estimate(table_of(points), estimators=["mle", "twonn"])
     mle = skdim.id.MLE(neighborhood_based=True).fit(points, n_neighbors=20, comb="mle")
