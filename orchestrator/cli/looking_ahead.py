@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from search_spaces.specs import Domain
 
 Finite = Annotated[float, real()]
+Share = Annotated[float, real(share=True)]
 GOAL = Group("Goal", sort_key=1)
 PILOT = Group("Pilot", sort_key=2)
 CURVES = Group("One dataset alone", sort_key=3)
@@ -77,10 +78,10 @@ class CurveOptions:
     """
 
     curve: Annotated[File, Parameter(group=CURVES)] = None
-    target_error: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    target_accuracy: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    target_auroc: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    assurance: Annotated[Finite, Parameter(group=CURVES)] = 0.8
+    target_error: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_accuracy: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_auroc: Annotated[Share | None, Parameter(group=CURVES)] = None
+    assurance: Annotated[Share, Parameter(group=CURVES)] = 0.8
     test_size: Annotated[int | None, whole(2), Parameter(group=CURVES, metavar="N")] = None
 
 
@@ -281,14 +282,15 @@ def _print_curves(
     Without a target, the question is about the first score of the table.
     """
     from orchestrator.analysis.curve_answers import answers
-    from orchestrator.analysis.curve_tables import metric_of
+    from orchestrator.analysis.curve_tables import errors_with_source, metric_of
 
-    if question.target is None:
-        question = replace(question, metric=metric_of(table))
     network: str | None = model
     if model == "pooled":
         network = None
-    report = answers(table, question, network)
+    with errors_with_source(source):
+        if question.target is None:
+            question = replace(question, metric=metric_of(table))
+        report = answers(table, question, network)
     lines = [f"Learning curves of {source}:"]
     for curve in report.curves:
         lines += curve.lines()
