@@ -96,14 +96,21 @@ class RowOptions:
     best: Annotated[bool, ONE_VIEW] = False
     search: Annotated[bool, ONE_VIEW] = False
 
+    def wanted(self) -> dict[str, str]:
+        """Return the value of --where for each name of a column.
+
+        Raises:
+            ConfigError: If a word is not COLUMN=VALUE.
+        """
+        return pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
+
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the selected rows of a table, sorted."""
         from orchestrator.analysis.result_rows import average_over_seeds, select_rows
         from orchestrator.analysis.tables.of_trials import best_models
 
         value_by_column = {}
-        words = pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
-        for name, value in words.items():
+        for name, value in self.wanted().items():
             value_by_column[_column(name, table)] = value
         table = select_rows(table, value_by_column)
         if self.best:
@@ -188,6 +195,8 @@ def results(
     if predictions is not None:
         _write_predictions(sweep, predictions, place)
         return
+    # A mistake in --where is reported before the results are read, which can take a while.
+    chosen.wanted()
     if chosen.search:
         table = _search_table(sweep, place)
     else:

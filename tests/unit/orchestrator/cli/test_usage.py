@@ -46,6 +46,7 @@ status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI
 run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the host:port of the head node of a Ray cluster
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
+results smoke --from-store --where model | --where model does not have the form COLUMN=VALUE
 measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
