@@ -67,11 +67,11 @@ class CurveOptions:
 
     Attributes:
         curve: A CSV file of your results, with one row per training, instead of a sweep. Columns:
-            train_size and a score (test_loss, test_error, test_accuracy or auc), optionally model,
-            seed and test_size.
-        target_error: Error rate to reach, between 0 and 1.
-        target_accuracy: Accuracy to reach, between 0 and 1.
-        target_auroc: AUROC to reach, between 0 and 1.
+            train_size (or N) and a score (test_loss, test_error, test_accuracy or auc), optionally
+            model, seed, test_size and num_classes.
+        target_error: Error rate to reach, such as 0.1 or 10%.
+        target_accuracy: Accuracy to reach, such as 0.9 or 90%.
+        target_auroc: AUROC to reach, such as 0.9.
         assurance: Probability with which the predicted number of images reaches the target
             (default 0.8).
         test_size: Number of images of your test set, which determines the noise of its scores.
