@@ -130,7 +130,7 @@ SLOW = {
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""Commands that take seconds: they print a line on the wait in a pipe or file too."""
+"""Commands that take seconds: in a pipe or file too, they print a line when they start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``isweep``; if None, those of this process.
 
     Returns:
-        The exit code: 0 without an error, 1 after failed trials, 2 after a mistake in the command
-        or its files, 3 after a problem of the machine or a server, 4 after a bug in isweep, and 130
-        after a stop.
+        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the command
+        or a file of the user has a mistake. 3 means that the machine or a server has a problem, 4
+        that isweep has a bug, and 130 that the user stopped the command.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def place_of(command: partial[int | None]) -> Place:
-    """Return the options of a command on the root, the result store and MLflow."""
+    """Return a command's options for the root, the result store and MLflow."""
     for value in (*command.args, *command.keywords.values()):
         if isinstance(value, Place):
             return value
@@ -171,7 +171,7 @@ def place_of(command: partial[int | None]) -> Place:
 
 
 def parse(arguments: Sequence[str]) -> partial[int | None]:
-    """Return the command of a command line with its options, ready to be called.
+    """Return the command that a command line names, with its options, as a function to call.
 
     Raises:
         ConfigError: If the words are not a valid command.
@@ -301,7 +301,7 @@ class _App(App):
     """The parser, with completion of file names in bash."""
 
     def generate_completion(self, **options: Any) -> str:
-        """Return the script with which a shell completes the commands."""
+        """Return the script that lets a shell complete isweep commands."""
         script = super().generate_completion(**options)
         return script.replace("complete -F ", "complete -o default -F ")
 
@@ -349,8 +349,8 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in isweep.log below the root. Finished trials "
-                "are kept",
+                hint="Report the traceback, which is in the file isweep.log of the root. Finished "
+                "trials are kept",
             )
         )
         return EXIT_BUG
@@ -362,13 +362,13 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
         return SetupError(
-            f"The disk of {disk} is full ({reason})",
+            f"The disk with {disk} is full ({reason})",
             hint="Free some space and run the same command again. Finished trials are kept",
         )
     subject = error.filename or "an operation"
     return SetupError(
-        f"The operating system refused {subject}: {reason}",
-        hint="Remove the cause and run the same command again. Finished trials are kept",
+        f"The operating system reports an error for {subject}: {reason}",
+        hint="Solve this problem, and run the same command again. Finished trials are kept",
     )
 
 

@@ -167,8 +167,8 @@ def read_plain(text: str, origin: str) -> object:
         origin: Name of the document in messages.
 
     Raises:
-        ConfigError: The text is not YAML, or has more than plain values. The message has the line
-            and column.
+        ConfigError: The text is not YAML, or has a part that is not a plain value. The message has
+            the line and column.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Parser = partial(_PlainParser, origin=origin)

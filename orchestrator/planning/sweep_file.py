@@ -201,8 +201,8 @@ def _refuse_changes_of_searched(recipe: object) -> None:
     replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
-            f"The sweep sets {', '.join(replaced)} for all models and datasets, but its recipe "
-            "comes from a search and has separate values for each model and dataset",
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep tune` "
+            "chose separate values for each model and dataset in the sweep's recipe",
             hint="Set the value for some models or datasets in recipe.overrides, or start from "
             "another recipe",
         )

@@ -89,7 +89,8 @@ class Workspace:
         """Create the root, see :meth:`RootPaths.make`.
 
         Raises:
-            SweepError: The root or the result store cannot be used, or Ray would delete it.
+            SweepError: The root or the result store cannot be used, or Ray would delete one of
+                them.
         """
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:

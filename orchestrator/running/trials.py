@@ -8,6 +8,7 @@ checkpoints through an actor.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -61,11 +62,13 @@ class Attempt:
         number: number of attempts at the trial so far, in all runs.
         location: where the attempt runs; None until its worker has sent this.
         node: address of the attempt's node; empty if unknown.
+        started_s: monotonic time at which Tune started the attempt, in seconds; infinite before.
     """
 
     number: int
     location: WorkerLocation | None = None
     node: str = ""
+    started_s: float = math.inf
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
@@ -91,7 +94,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._backend = backend or TuneBackend(run, source)
         self._clock = clock
         self._retries = Retries()
-        self._node_health = NodeHealth()
+        self._node_health = NodeHealth(monotonic=clock.monotonic)
         self._resources = ResourcePolicy(
             run.resources, run.runtime_model, self._backend.node_memory_bytes, run.small_gpus
         )
@@ -141,10 +144,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # Calls from Tune.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Make a trial's images available to its worker, and show that it runs."""
+        """Make a trial's images available to its worker, and show that it runs.
+
+        For the first trial with these images, this call may read the images for seconds.
+        """
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
         self._queue.running.add(trial_id)
+        self._attempt(trial_id).started_s = self._clock.monotonic()
         with self._stop_run_on_error():
             self._backend.arrays.add_trial(trial_id, self._array_key(trial_id))
         if self._queue.is_stopped:
@@ -267,7 +274,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         eligible = self._backend.eligible_nodes(failure)
         attempt = self._attempt(trial_id)
         gpus = "" if attempt.location is None else attempt.location.gpus
-        self._node_health.count_node_failure(attempt.node, failure, eligible, gpus)
+        self._node_health.count_node_failure(
+            attempt.node, failure, eligible, gpus, attempt.started_s
+        )
 
     def _process_result(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""
@@ -342,9 +351,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _protect_other_trials(self, trial_id: str, failure: TrialFailure) -> None:
         """Quarantine the GPU and stop using MPS, if the failure shows that they are broken."""
-        location = self._attempt(trial_id).location
+        attempt = self._attempt(trial_id)
+        location = attempt.location
         if failure.gpu and location is not None:
-            seconds = self._node_health.count_gpu_failure(location.node, location.gpus)
+            seconds = self._node_health.count_gpu_failure(
+                location.node, location.gpus, attempt.started_s
+            )
             self._backend.quarantine(location, seconds)
         if breaks_mps(failure):
             self._stop_using_mps(f"{trial_id} failed ({failure.kind})")

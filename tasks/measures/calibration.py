@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import FloatArray, IntArray
+from tasks.array_types import FloatArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     Precision,

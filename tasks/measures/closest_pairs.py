@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.measures.arrays import AnyArray
+from tasks.array_types import AnyArray
 from tasks.measures.tile_blocks import SquaredDistances, is_at_most, no_pair_value
 
 PAIR_DTYPE = np.dtype(

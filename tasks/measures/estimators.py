@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import plural, unknown_name
-from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
 

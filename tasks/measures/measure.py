@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import AnyArray, IntArray
+from tasks.array_types import AnyArray, IntArray
 from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
     BlockSource,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import BoolArray, FloatArray, IntArray
+from tasks.array_types import BoolArray, FloatArray, IntArray
 from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 MANY_CANDIDATES = 4

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import FloatArray, IntArray
+from tasks.array_types import FloatArray, IntArray
 from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.distances import ByteRows
 from tasks.measures.tile_blocks import SearchJob

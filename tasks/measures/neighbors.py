@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import BoolArray, IntArray
+from tasks.array_types import BoolArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     Precision,

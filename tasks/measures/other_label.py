@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.measures.arrays import BoolArray, IntArray
+from tasks.array_types import BoolArray, IntArray
 from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 

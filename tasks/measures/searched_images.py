@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.distances import BlockSource, Precision, direct_squared_distances, flatten
 from tasks.measures.duplicates import RowCheck
 from tasks.measures.estimators import table_width

@@ -27,11 +27,10 @@ sub-blocks. The numbers are the size indices of the pairs::
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import IntArray
+from tasks.array_types import IntArray
 from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.other_label import mask_equal_labels, update_inside_sample, update_nearest
@@ -84,49 +83,25 @@ class SpanResult:
         return [*self.neighbors, *self.other_label_by_size, *self.other_label_by_sample]
 
 
-class TileResults(NamedTuple):
-    """The results of one tile.
-
-    Attributes:
-        rows: The result of the tile's rows.
-        columns: The result of the tile's columns; the same object as ``rows`` for a tile on the
-            diagonal.
-    """
-
-    rows: SpanResult
-    columns: SpanResult
-
-    @classmethod
-    def empty(cls, job: SearchJob, row_span: Span, column_span: Span) -> TileResults:
-        """Return the results of a tile before its first block."""
-        row_result = SpanResult(job, row_span)
-        if row_span == column_span:
-            return cls(row_result, row_result)
-        return cls(row_result, SpanResult(job, column_span))
-
-    def as_list(self) -> list[SpanResult]:
-        """Return the result of the rows and, if it is another object, that of the columns."""
-        return [self.rows] if self.columns is self.rows else [self.rows, self.columns]
-
-
 def add_block(
-    job: SearchJob,
-    results: TileResults,
-    block: TileBlock,
+    job: SearchJob, row_result: SpanResult, column_result: SpanResult, block: TileBlock
 ) -> None:
-    """Add the distances of a block to the results of its rows and of its columns."""
-    sides = [(results.rows, block)]
+    """Add the distances of a block to the results of its rows and of its columns.
+
+    Args:
+        job: The search.
+        row_result: The result of the tile's rows.
+        column_result: The result of the tile's columns; the same object as ``row_result`` for a
+            tile on the diagonal.
+        block: A block of the tile.
+    """
+    sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
-        sides.append((results.columns, block.transposed()))
-
-    def add_side(side: tuple[SpanResult, TileBlock]) -> None:
-        result, side_block = side
-        _add_rows(job, result, side_block)
-
+        sides.append((column_result, block.transposed()))
     # Both sides can be added at the same time. They change different positions. The transposed
     # block does not change the closest pairs, because it lies below the diagonal. The threads are
     # those of the matrix products, which are idle now.
-    in_threads(add_side, sides)
+    in_threads(lambda side: _add_rows(job, *side), sides)
 
 
 def _add_rows(

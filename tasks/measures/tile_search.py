@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks.measures.products import check_device
 from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair_value
-from tasks.measures.tile_results import SpanResult, TileResults, add_block
+from tasks.measures.tile_results import SpanResult, add_block
 from tasks.remote import Executor
 
 TILE_ROWS = 16384
@@ -65,14 +65,17 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
         result.
     """
     check_device(job.precision.device)
-    results = TileResults.empty(job, row_span, column_span)
-    precision = results.rows.precision
+    row_result = column_result = SpanResult(job, row_span)
+    span_results = [row_result]
+    if row_span != column_span:
+        column_result = SpanResult(job, column_span)
+        span_results.append(column_result)
+    precision = row_result.precision
     for block in blocks_of_tile(job, row_span, column_span):
         precision = block.precision
         if block.rows == block.columns:
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
-        add_block(job, results, block)
-    span_results = results.as_list()
+        add_block(job, row_result, column_result, block)
     for result in span_results:
         # The last block has the widest precision, because precision never narrows within a tile.
         result.precision = precision

@@ -2,7 +2,8 @@
 
 They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness, predictions
 on the test images, and scores on *further test sets*. A further test set consists of the test
-images of a base dataset. A condition blended some of them with a training image of another class.
+images of a base dataset. A condition has blended some of these images with a training image of
+another class.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def store_if_requested(
 class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
-    The fields are fields of :class:`~tasks.trials.records.TrialResult`, where they are described. A
-    field is empty or None if its measurement was not requested. Then an earlier result keeps its
-    value, see :meth:`added_to`.
+    :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes them. A
+    field is empty or None if its measurement was not requested. :meth:`added_to` then does not
+    change this field of the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]

@@ -130,7 +130,7 @@ def test_a_domain_without_a_fit_uses_all_datasets_with_a_warning():
         (
             exact_table(num_natural=6),
             50.0,
-            "at or below 50 at every train size in this fit; the smallest fitted is 500",
+            "at or below 50 at every train size in this fit; the smallest fitted train size is 500",
         ),
         (synthetic_table(size_slope=-1.0), 0.1, "does not fall with N"),
     ],
@@ -198,7 +198,7 @@ def test_d_data_of_a_pilot_measured_at_far_fewer_images_is_not_used(noisy):
         train_size=1000,
         target_loss=None,
     )
-    assert "measured at far fewer images than the sweep's" in prediction.warning
+    assert "comes from far fewer images than the sweep's" in prediction.warning
     curve_without_measures = GrowthCurve(noisy, 4.0, 1e-4, pilot.points, informed=False)
     assert prediction.value == pytest.approx(np.exp(curve_without_measures.moments(1000)[0]))
 
@@ -237,8 +237,8 @@ def test_a_loss_with_too_wide_an_interval_is_not_predicted():
     prediction = predict(fits, train_size=1000, **NEW_DATASET)
     assert (prediction.value, prediction.interval, prediction.shorter) == (None, None, None)
     number = r"[\d.,^-]+"
-    reason = f"no prediction: the loss could lie between {number} and {number}, more than a factor"
-    assert re.match(f"{reason} 10,", prediction.warning)
+    reason = f"no prediction: the loss could lie between {number} and {number}, which differ"
+    assert re.match(f"{reason} by more than a factor of 10,", prediction.warning)
     # One sentence about a pilot: it would help, or it would not.
     assert prediction.warning.count("a pilot") == 1
 

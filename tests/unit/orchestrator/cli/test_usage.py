@@ -46,6 +46,7 @@ status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI
 run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the host:port of the head node of a Ray cluster
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
+results smoke --from-store --where model | --where model does not have the form COLUMN=VALUE
 measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
@@ -82,9 +83,9 @@ PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss cannot b
 PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
-measure digits --sharpness-sample 1 | --sharpness-sample is 1, but a single image has no neighbor
+measure digits --sharpness-sample 1 | --sharpness-sample is 1, but label sharpness compares pairs of images
 measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
-locate 0000000000000000 --raw . | does not exist, but isweep needs the key in this file to find the file of a hash
+locate 0000000000000000 --raw . | does not exist, but isweep needs the key in this file to find the file that belongs to a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not accept brats
 plan smoke --storage s3:/bucket | `--storage s3:/bucket` has no bucket or host. Write, for example, s3
@@ -97,7 +98,7 @@ PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and 
 plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
-claims | The claims need a sweep or --published, but none is given
+claims | The command needs a sweep or --published, but you gave neither
 ui | MLflow has no runs, because
 ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
