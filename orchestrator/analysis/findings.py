@@ -154,7 +154,7 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
             option = fits.one_dataset.target.option
-            steps.append(f"Predict for a target of your own: `{command} {option}`.")
+            steps.append(f"Replace TARGET by your own target: `{command} {option}`.")
         if fits.one_dataset.num_seeds < MIN_SEEDS_FOR_INTERVAL:
             seeds = ",".join(map(str, range(MIN_SEEDS_FOR_INTERVAL)))
             steps.append(
