@@ -32,9 +32,10 @@ class Comparison(Displayed):
     record: SweepComparison
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per quantity: the second sweep over the first.
+        """Return one row per quantity, with the change from the first to the second sweep.
 
-        ``ratio`` is a ratio of geometric means; for accuracies it is a difference of means.
+        ``ratio`` is the geometric mean of the second sweep divided by that of the first. For
+        accuracies, it is the mean of the second sweep minus that of the first.
         """
         rows = []
         for change in self.record.changes:
@@ -58,7 +59,7 @@ def compare(
 
     Args:
         first: A sweep, or its name or path, as in :func:`isweep.open`.
-        second: The other sweep. Ratios are of this sweep over the first.
+        second: The other sweep. Each ratio is a value of this sweep divided by that of the first.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
@@ -146,7 +147,10 @@ class Power(Displayed):
     record: PowerRecord
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per question: the share of answers, alone and after Holm's correction."""
+        """Return one row per question, with the share of simulated sweeps that answer the question.
+
+        ``alone`` is this share without Holm's correction, and ``adjusted`` is the share with it.
+        """
         rows = []
         for question, alone in self.record.alone.items():
             adjusted = self.record.adjusted[question]

@@ -36,7 +36,7 @@ class LearningCurves(Displayed):
         return "\n".join([*lines, *self.remarks])
 
     def displayed(self) -> pd.DataFrame:
-        """Return a row per curve: the score at N and the needed images, with 90 % intervals."""
+        """Return one row per curve: the score at N with its interval, and the needed train size."""
         rows = []
         for curve in self.answers:
             needed_low, needed_high = curve.needed_interval
@@ -76,9 +76,10 @@ def learning_curves(
         model: Name of one network of the results; None for an answer per network. The curves of
             other networks on the same images are used in both cases.
         train_size: N at which the score is predicted; None for twice the largest train size.
-        target: Score to reach; None predicts no number of images.
+        target: Score to reach. If None, no number of images is predicted.
         assurance: Probability of reaching the target, between 0 and 1.
-        test_size: Number of test images. It determines the noise of scores; None for the prior's.
+        test_size: Number of test images, which determines the noise of scores. If None, the prior
+            determines the noise.
 
     Returns:
         One answer per network and class pair.

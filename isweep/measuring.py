@@ -92,7 +92,7 @@ class Measurement(Measured, Displayed):
     def plot_pair(self) -> Figure:
         """Draw the two closest images with different labels, which determine K_F.
 
-        The figure shows two of your images.
+        The figure shows two of your images, so do not share it if your images are confidential.
         """
         with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
@@ -149,25 +149,25 @@ def measure(
     """Measure intrinsic dimension and label sharpness of images in this process.
 
     Args:
-        images: Arrays of shape ``(num_images, channels, height, width)``, ``(num_images, height,
-            width[, channels])`` or ``(num_images, num_features)``. Floats must be in [0, 1] or [0,
-            255], or need the setting ``pixel_range``. Or a path or the name of a dataset, as for
-            ``isweep measure``.
-        labels: One number or text per image, ``(num_images,)``. None measures d_data only. For a
-            ``.npy`` file, the path of a file of labels.
-        train_sizes: Sizes of nested, stratified subsets to measure too, in images.
+        images: An array, a path, or the name of a dataset, as for ``isweep measure``. The shape of
+            an array is ``(num_images, channels, height, width)``, ``(num_images, height, width[,
+            channels])`` or ``(num_images, num_features)``. If floats are neither in [0, 1] nor in
+            [0, 255], set ``pixel_range``.
+        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy`` file,
+            the path of a file of labels. If None, only d_data is measured.
+        train_sizes: Numbers of images of nested, stratified subsets. They are measured too.
         class_pair: Names of two classes; only their images are measured.
         image_size: Side in pixels to which image files are resized; None for 224.
         channels: 1 (gray) or 3 (color), for image files.
-        own: Options on the labels and folders of your images, as in a sweep file: ``label_map``,
+        own: Options for the labels and folders of your images, as in a sweep file: ``label_map``,
             ``label_columns``, ``layout``.
         root: Folder of prepared datasets; see :func:`isweep.run`.
         **settings: Fields of :class:`tasks.measures.records.MeasureSettings`, such as
             ``num_neighbors`` or ``seed``.
 
     Returns:
-        The measurement. ``d_data`` is a number of directions. ``label_sharpness`` is 1 / distance,
-        an L2 distance of pixels in [0, 255].
+        The measurement. ``d_data`` is a number of directions. ``label_sharpness`` is 1 divided by
+        an L2 distance between two images with pixels in [0, 255].
 
     Raises:
         SweepError: If the images or labels cannot be read or measured, or a setting is unknown.

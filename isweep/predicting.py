@@ -39,7 +39,7 @@ def predict(
 
     Args:
         measured: A measurement of images with the image size and channels of the sweep, its JSON
-            record, or the path of that record. None with ``d_data`` and ``label_sharpness``.
+            record, or the path of that record. None if you give ``d_data`` and ``label_sharpness``.
         sweep: The sweep with the results: a sweep, its fits, its table, or its name or path, as in
             :func:`isweep.open`. It needs at least two datasets and five points.
         model: A model of the sweep; ``pooled`` for all models together.
@@ -54,7 +54,7 @@ def predict(
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The prediction with its 90 % interval, for one training. If the interval is too wide to be
+        The prediction for one training, with its 90 % interval. If the interval is too wide to be
         useful, ``value`` is None and ``warning`` has the reason.
 
     Raises:

@@ -30,7 +30,7 @@ def run(
     progress: bool = True,
     **options: Any,
 ) -> Sweep:
-    """Run the trials of a sweep without a result, then write the report.
+    """Run the trials of a sweep that have no result yet, then write the report.
 
     The same call resumes a stopped run, extends a changed sweep and repairs a damaged one.
 
@@ -66,7 +66,7 @@ def run(
 
 @dataclass(frozen=True, repr=False)
 class Tuned(Displayed):
-    """The result of a search of learning rates: the chosen recipe.
+    """The result of a search for learning rates: the chosen recipe.
 
     Use the recipe in a sweep with ``changes={"recipe": tuned.recipe}``.
 
@@ -84,7 +84,10 @@ class Tuned(Displayed):
 
     def __repr__(self) -> str:
         num_tuned = int(self.table["learning_rate"].notna().sum())
-        return f"Recipe of {num_tuned} of {len(self.table)} models on datasets: {self.recipe}"
+        return (
+            f"Recipe for {num_tuned} of {len(self.table)} combinations of model and dataset: "
+            f"{self.recipe}"
+        )
 
     def displayed(self) -> pd.DataFrame:
         """Return the chosen values."""
@@ -100,7 +103,7 @@ def tune(
     progress: bool = True,
     **options: Any,
 ) -> Tuned:
-    """Search learning rate, weight decay and batch size for each model and dataset of a sweep.
+    """Search for a good learning rate, weight decay and batch size of each model and dataset.
 
     The search uses a validation split of the training images, and no test images. The same call
     resumes a stopped search, or extends a search with a larger budget.

@@ -94,10 +94,10 @@ class Sweep(Displayed):
         Args:
             dataset: Use only this dataset.
             train_size: Use only this number of training images.
-            model: Use only this model, which is then the best model.
+            model: Use only this model. The result then has no runner-up.
             metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or another
-                score of the table. The best loss or calibration error is the lowest; the best of
-                any other score is the highest.
+                score of the table. For a loss or a calibration error, the lowest value is the best.
+                For any other score, the highest value is the best.
 
         Returns:
             One row per dataset and train size. ``runner_up`` is the second best model.
@@ -138,7 +138,7 @@ class Sweep(Displayed):
 
     @property
     def report(self) -> Path:
-        """Path of ``report.html``, which each access writes again, with its figures and fits."""
+        """Path of ``report.html``. Each access writes the report, its figures and fits again."""
         from orchestrator.analysis.report import write_sweep_report
 
         self.results()
@@ -298,7 +298,7 @@ def plan(
     storage: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Plan a sweep without running it: its grid, done trials, and the cost of the others.
+    """Return the grid of a sweep, its done trials and the cost of the others, without a run.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.

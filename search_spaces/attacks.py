@@ -42,7 +42,7 @@ class AttackParameter:
         is_number = isinstance(value, allowed_types) and not isinstance(value, bool)
         if is_number and self.low <= value <= self.high:  # type: ignore[operator]
             return ""
-        return f"must be {kind} from {self.low:g} to {self.high:g}, got {value!r}"
+        return f"must be {kind} from {self.low:g} to {self.high:g}, but is {value!r}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row describes a dataset. It contains the name of the source that reads the download.
+A row describes a dataset, and contains the name of the source that reads the download.
 """
 
 from __future__ import annotations

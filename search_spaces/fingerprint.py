@@ -6,7 +6,7 @@ not converted to a string.
 
 The JSON of a spec leaves out fields that have their default. So a new field with a default changes
 no id. If a default changes, the same id would mean something else. Then the ``schema_version`` of
-this kind of spec must be increased. The JSON always contains it. See
+this kind of spec must be increased. The JSON always contains the ``schema_version``. See
 ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -72,7 +72,8 @@ def _slug(part: str) -> str:
 def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed that depends only on ``parts`` and their order.
 
-    All seeds of a trial are derived in this way. So its result does not depend on other trials.
+    All seeds of a trial are derived in this way, so that its result does not depend on other
+    trials.
     """
     return int(fingerprint(list(parts))[:16], 16) >> 1
 

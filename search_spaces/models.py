@@ -118,7 +118,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         raise ConfigError(
             f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
             "pretrained weights",
-            hint="Remove `pretrained`. Your own function can load its weights itself",
+            hint="Remove `pretrained`. If this is your own function, it can load weights itself",
         )
     # A name has at most 64 characters. The name before the suffix has at most 52.
     name = choice.name or f"{spec.name[:52]}_pretrained"
@@ -177,7 +177,8 @@ def as_name(text: str) -> str:
 # The source code of users' networks.
 
 _HOW_TO_NAME = (
-    "Write package.module:function. The module must be installed or next to the sweep file"
+    "Write package.module:function. The module must be installed, or be in the folder of the sweep "
+    "file"
 )
 
 

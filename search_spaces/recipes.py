@@ -115,8 +115,8 @@ def _overridden_fields(
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    If the fields of a grid point do not differ from the recipe in the table, the recipe has the
-    table's name, and trials have the same ids.
+    If the fields of a grid point are those of the recipe in the table, the result has the name of
+    that recipe. Trials then have the same ids as without a grid.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes

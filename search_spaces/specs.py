@@ -124,6 +124,8 @@ Fault = Literal[
 other faults by number, F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed of random numbers. It must fit into a signed integer of 64 bits."""
 RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
@@ -213,7 +215,7 @@ class DatasetSpec(Spec):
         pixel_range: pixel values of black and white in a user's data; None if the files contain
             them.
         dials: parameters of a generated or changed dataset. Ids and stored records contain the name
-            ``dials``, so the field keeps it.
+            ``dials``, so this field cannot be renamed.
     """
 
     name: Name
@@ -408,8 +410,8 @@ class RepresentationSpec(Spec):
     Attributes:
         estimators: names of estimators.
         num_neighbors: number of nearest neighbors of each image.
-        stages: True to measure the activations after every stage of the network, and not only of
-            the last hidden layer.
+        stages: True to measure the activations after every stage of the network, and not only those
+            of the last hidden layer.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -494,7 +496,7 @@ class SubsetSpec(Spec):
     prepared: PreparedSpec
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = RELEASED_SEED
+    split_seed: Seed = RELEASED_SEED
     condition: TrainingCondition | None = None
 
     @property
@@ -515,7 +517,7 @@ class SubsetSpec(Spec):
     def depends_on_size(self) -> bool:
         """True if a fault makes the images depend on the train size.
 
-        Only the faults F3, F4 and F7 of ``docs/faults.md`` do so.
+        Only the faults F3, F4 and F7 of ``docs/faults.md`` have this effect.
         """
         size_dependent = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not size_dependent.isdisjoint(self.prepared.faults)
@@ -543,7 +545,7 @@ class MeasureSpec(Spec):
         estimators: names of estimators of intrinsic dimension.
         sharpness_sample: number of images in a sample for label sharpness; None for all images.
         sharpness_seeds: seeds of the samples, one sample for each seed.
-        calibrate: True to correct the bias of the intrinsic dimension by simulation as well.
+        calibrate: True to also compute intrinsic dimensions with a bias corrected by simulation.
     """
 
     schema_version: int = MEASURE_VERSION
@@ -565,7 +567,7 @@ class MeasureSpec(Spec):
     def derived_seed(self) -> int:
         """The seed of the estimators and of the calibration. The train sizes do not change it.
 
-        Samples for label sharpness have seeds of their own (``sharpness_seeds``). The permutations
+        Samples for label sharpness have separate seeds (``sharpness_seeds``). The permutations
         of the labels always have the seed 0.
         """
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
@@ -586,7 +588,7 @@ class NetworkSpec(Spec):
     subset: SubsetSpec
     train_size: Annotated[int, Field(ge=2)]
     recipe: RecipeSpec
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
     @property
     def network_id(self) -> str:

@@ -246,8 +246,8 @@ class UserSourceSpec(specs.Spec):
         class_names: names of the classes by index. If they are empty and class pairs have names,
             the names are read from the data.
         label_map: name of the class by label in the data, if a class has several spellings.
-        label_columns: the label column of a table, or one column of 0 and 1 for each class. The
-            usual names of such columns are recognized without it.
+        label_columns: the label column of a table, or one column of 0 and 1 for each class. It is
+            needed only if the columns do not have one of the usual names.
         layout: order of the folder levels for classes and patients. It is needed only if the
             folders do not show the order.
         pixel_range: pixel values of black and white, for floating-point or signed images. It is
@@ -346,8 +346,8 @@ class SweepSpec(specs.Spec):
         num_neighbors: number of nearest neighbors for intrinsic dimensions.
         estimators: estimators of d_data.
         sharpness_sample: number of images in a sample for label sharpness; None for all images.
-        calibrate: True to correct the bias of d_data by simulation as well, for the report. It
-            takes about a minute for each subset.
+        calibrate: True to also compute d_data with a bias corrected by simulation, for the report.
+            This takes about a minute for each subset.
         resources: resources of each trial.
         tune: settings of ``isweep tune``. They do not change the sweep.
     """
@@ -367,8 +367,8 @@ class SweepSpec(specs.Spec):
     test_size: Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = specs.RELEASED_SEED
+    seeds: Annotated[tuple[specs.Seed, ...], Field(min_length=1)] = (0,)
+    split_seed: specs.Seed = specs.RELEASED_SEED
     recipe: RecipeChoice
     data_mode: specs.DataMode = "corrected"
     faults: tuple[specs.Fault, ...] = ()
@@ -502,7 +502,7 @@ class SweepSpec(specs.Spec):
         """The further test sets by the name of a dataset.
 
         A base dataset has a further test set for each of its conditions. The dataset of a condition
-        has one, for this condition.
+        has only the further test set of this condition.
         """
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         if not self.further_test_sets:

@@ -66,8 +66,8 @@ class TuneSpec(Spec):
         finalists: number of best trials that are trained again before the choice. The recipe of the
             sweep is trained again too.
         seeds: number of trainings of each finalist, including the one in the search. Each training
-            has another seed, another split and the next class pair of the dataset. A finalist is
-            compared by the trainings after the first, if there are any.
+            has another seed, another split and the next class pair of the dataset. If a finalist
+            has several trainings, only those after the first are compared.
         sampler: algorithm that proposes points of the search space.
         seed: seed of the sampler.
     """
@@ -102,7 +102,7 @@ class ValidationSpec(Spec):
 
     Attributes:
         share: share of the training images that are validation images. A trial is trained on the
-            others.
+            other images.
         split: index of the random split, which seeds it.
     """
 
@@ -155,7 +155,8 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
             out.
 
     Raises:
-        ConfigError: every batch size is too large, or a batch size in the sweep file is.
+        ConfigError: every batch size of the family is too large, or a batch size in the sweep file
+            is too large.
     """
     family = _family(model, optimizer)
     fitting = tuple(size for size in family.batch_size if size <= num_train)

@@ -1,6 +1,6 @@
 """Single computations of a study: data preparation, measures, training and attacks.
 
-Sweeps are not known here. The names in ``__init__.pyi`` are imported when they are used, so that
+No module here knows sweeps. The names in ``__init__.pyi`` are imported when they are used, so that
 ``import tasks`` is fast.
 """
 

@@ -2,7 +2,7 @@
 
 A temporary file is written in the same folder, flushed to the disk and renamed. Then the folder is
 flushed too, because a power failure undoes a rename that is only in memory. Temporary files have
-random names. So two processes can write the same file; the content of the later one remains.
+random names, so two processes can write the same file. The content that is renamed last remains.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file. If ``path`` is an empty pipe, return no bytes at once."""
+    """Return the content of a file. For an empty pipe, return ``b""`` without waiting."""
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 
@@ -111,7 +111,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file for :func:`open`, of which it is the ``opener``. Do not wait if it is a pipe."""
+    """Open a file without waiting, even if it is a pipe. This is an ``opener`` for :func:`open`."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

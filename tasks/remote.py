@@ -33,7 +33,8 @@ class InlineExecutor:
         before_call: called before each call. It may raise an exception to stop.
 
     Attributes:
-        num_workers: number of calls that run at the same time. Callers divide their work by it.
+        num_workers: number of calls that run at the same time. Callers divide their work by this
+            number.
     """
 
     num_workers = 1
@@ -77,9 +78,9 @@ class RayExecutor(InlineExecutor):
     """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
-        driver_node_only: True to run every task on the node of this process. It is for tasks that
-            read or write files if the nodes do not share a file system. If Ray was started without
-            CPUs on this node, tasks use the CPUs of the machine.
+        driver_node_only: True to run every task on the node of this process. Tasks that read or
+            write files need this if the nodes do not share a file system. If Ray was started
+            without CPUs on this node, tasks use the CPUs of the machine.
         nodes: ids of the nodes on which tasks may run; None for all nodes.
         note: called with a message if tasks wait for CPUs that other work uses, at most once for
             each map. Ray itself prints nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -110,6 +111,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, start in enumerate(FIRST, 1) if item.nodeid.startswith(start)), 99)
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let each test format what it logs, so that a message that cannot be formatted fails it.
+
+    pytest's option ``log_level`` would set the level six times per test. Each time, Python clears
+    the caches of a thousand loggers.
+    """
+    if logging.root.level != logging.INFO:
+        logging.root.setLevel(logging.INFO)
 
 
 def pytest_collection_finish() -> None:

@@ -14,7 +14,7 @@ so the fit of each curve also uses its siblings. The posterior is a sum over a f
 random draws, so the same points always give the same answer.
 
 The expected score is a weighted mean of three fits: this posterior, a power law, and a power law
-with a floor. The errors of the three differ, so the mean is more accurate than each of them.
+with a floor. The errors of these fits differ, so the mean is more accurate than each single fit.
 
 Scores that rise (accuracy, AUROC) are extrapolated as 1 − score.
 """
@@ -130,8 +130,8 @@ class CurvePrior:
         log_noise, noise_by_level: Coefficients of the standard deviation of log loss between seeds:
             exp(log_noise + noise_by_level · log loss).
         log_misfit: Logarithm of the standard deviation of true curves around the formula.
-        log_drift: Logarithm of the standard deviation of true curves around the formula that is
-            added for each factor of e between N and N₀.
+        log_drift: Logarithm of the standard deviation that is added to the misfit for each factor
+            of e between N and N₀.
         log_scale_sd: Standard deviation of the logarithm of a factor on all errors of one curve.
         rate_by_level, floor_by_level: Slopes of log(rate) and logit(floor) on the mean log loss of
             the measured points.
@@ -175,7 +175,7 @@ class CurvePrior:
         return self.widening[min(place, len(self.widening) - 1)]
 
     def misfit_variance(self, log_ratios: Array) -> Array:
-        """Return the variance of log loss by which curves leave the formula at log(N / N₀)."""
+        """Return the variance of log loss of true curves around the formula, at log(N / N₀)."""
         return np.asarray(
             np.exp(2 * self.log_misfit) + np.exp(2 * self.log_drift) * np.abs(log_ratios)
         )
@@ -483,7 +483,7 @@ class LearningCurve:
     def test_variance_at(self, log_loss: float, num_test_images: int | None) -> float:
         """Return the variance of log loss from a finite test set at a given log loss.
 
-        Returns 0 for a loss, or if the size of the test set is unknown.
+        The variance is 0 if the score is a loss, or if the size of the test set is unknown.
         """
         if num_test_images is None or self.metric == "loss":
             return 0.0
@@ -739,7 +739,7 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
 
 
 def test_variance(point: CurvePoint, metric: Metric) -> float:
-    """Return the variance of the log error rate from a finite test set.
+    """Return the variance of the log error rate that comes from a finite test set.
 
     All trainings share the test set, so more seeds do not reduce this variance. For an error rate e
     on n images, the variance is (1 − e) / (n e), the binomial variance of log e. For an AUROC, it

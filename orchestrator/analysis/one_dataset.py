@@ -246,8 +246,8 @@ class OneDataset:
         if last.paired is not None:
             return f"{lead}, with both networks tested on the same images."
         return (
-            f"{lead}. Fewer suffice if both networks err on the same images. To compare them image "
-            "by image, run the sweep again with --set predictions=true."
+            f"{lead}. Fewer test images suffice if both networks err on the same images. To "
+            "compare the networks image by image, run the sweep again with --set predictions=true."
         )
 
     @property
@@ -274,9 +274,9 @@ class OneDataset:
         num_below = sum(value < self.d_data for value in published)
         return (
             f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
-            f"{len(published)} published datasets. By the study's law, datasets of higher "
-            "dimension need more images for the same loss. isweep measure also compares K_F with "
-            "published values."
+            f"{len(published)} published datasets. According to the study's law, datasets of "
+            "higher dimension need more images for the same loss. isweep measure also compares "
+            "K_F with published values."
         )
 
 
@@ -287,9 +287,10 @@ def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
     is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
     verdict = "accuracies differ" if is_detected else "no difference of accuracy is detected"
     return (
-        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}): only "
-        f"{best.model} is right on {number(paired.only_first_right)}, only {best.runner_up} on "
-        f"{number(paired.only_second_right)}. The loss of {best.runner_up} is {low} to {high} nat "
+        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}). Only "
+        f"{best.model} is right on {number(paired.only_first_right)} of them, and only "
+        f"{best.runner_up} is right on {number(paired.only_second_right)} of them. "
+        f"The loss of {best.runner_up} is {low} to {high} nat "
         "higher (95 % interval, for these trainings)."
     )
 
@@ -366,8 +367,9 @@ def best_score(rows: pd.DataFrame) -> BestScore:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best curve is expected to reach with four times the images.
 
-    If no better score than the best one so far is expected, the target is half its errors, or half
-    its loss. Accuracies are used if all rows have one and no network is perfect.
+    If no score better than the best score so far is expected, the target is half of the errors, or
+    half of the loss, of the best score. Accuracies are used if all rows have an accuracy and no
+    network is perfect.
 
     Args:
         rows: Trainings of networks with at least two train sizes.

@@ -247,8 +247,8 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
 def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[AnyFit]:
     """Draw one table, and make all fits of the headline questions except the one on attacks.
 
-    If the p-value of a t test is above 0.05, its permutation test is skipped. The larger p-value of
-    the two counts, so the decision stays the same.
+    If the p-value of a t test is above 0.05, its permutation test is skipped. A question is decided
+    by the larger of the two p-values, so this changes no decision.
     """
     table = draw_table(design, truth, rng)
     num_sizes = len(design.train_sizes)
@@ -301,7 +301,7 @@ def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tup
 class ExperimentPower:
     """Power of an experiment to distinguish the slope of log loss on log K_F from 0 and from 1.
 
-    A slope of 1 is that of the law.
+    The law predicts a slope of 1.
 
     Attributes:
         slope: The true slope.
@@ -485,7 +485,7 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> ExperimentPower:
-    """Return the power of an experiment if each condition changes K_F by the smallest factor.
+    """Return the power of an experiment whose conditions double K_F: the least change that counts.
 
     As in ``isweep fit``, the interval is the wider one of two: the t interval over base datasets,
     and a jackknife over the classes that base datasets share.

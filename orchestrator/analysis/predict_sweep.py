@@ -36,11 +36,12 @@ def predict_sweep(
         pilot: Function that reads or trains the pilot: small trainings on the new dataset.
         d_data: Intrinsic dimension of the dataset.
         label_sharpness: K_F of the dataset, on the scale of the sweep.
-        train_size: N of the predicted loss; None for a target loss.
+        train_size: N at which the loss is predicted; None for a target loss.
         target_loss: Test loss in nat for which N is predicted; None for a train size.
 
     Returns:
-        The prediction, with warnings on trainings left out of the pilot, and the pilot.
+        The prediction and the pilot. The prediction has warnings on trainings that were left out of
+        the pilot.
 
     Raises:
         SweepError: If a number is missing or out of range, or if the sweep has too few results for

@@ -1,8 +1,8 @@
 """Prediction for a new dataset from a sweep of other datasets: loss at N, or N for a target loss.
 
 Predictions come from the fits of :mod:`orchestrator.analysis.loss_growth`, and from a pilot: a few
-small trainings on the new dataset. An uncertain prediction is reported with its interval. Only if
-the interval of a loss spans more than a factor of 10,000, no value is reported.
+small trainings on the new dataset. An uncertain prediction is reported with its interval. If the
+interval of a loss spans more than a factor of 10,000, no value is reported.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Prediction:
     Attributes:
         quantity: ``loss`` or ``train_size``.
         value: The prediction; None if no prediction is possible.
-        interval: 90 % interval, with None for an end without a bound; None without an interval.
+        interval: 90 % interval, in which None is an end without a bound. The whole field is None if
+            no interval is known.
         extrapolating: Whether N, d_data or K_F lies outside the range of the sweep.
         warning: Warnings, separated by semicolons and without a final period.
         shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss; None
@@ -125,7 +126,7 @@ def predict(
         d_data: Intrinsic dimension of the dataset (maximum likelihood).
         label_sharpness: K_F of the dataset, on the scale of the fit. If d_data or K_F is None,
             neither is used.
-        train_size: N of the predicted loss.
+        train_size: N at which the loss is predicted.
         target_loss: Test loss in nat for which N is predicted.
         pilot: Small trainings on the new dataset.
         measures_are_comparable: False if d_data was measured at a much smaller N than in the sweep.
@@ -214,7 +215,7 @@ def _loss_text(log_loss: float) -> str:
 def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | None]:
     """Return the train size at which the loss reaches a target, and its interval.
 
-    If a bound of the loss reaches the target at no train size, that end of the interval is None.
+    An end of the interval is None if the bound of the loss reaches the target at no train size.
 
     Raises:
         NoPredictionError: If the loss does not fall with N, if it does not reach the target, or if
@@ -228,7 +229,7 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
     if log_size > np.log(LARGEST_TRAIN_SIZE):
         raise NoPredictionError(f"more than {LARGEST_TRAIN_SIZE:,.0f} images would be needed")
     if log_size <= 0:
-        smallest = f"the smallest fitted is {curve.growth.ranges[TRAIN_SIZE][0]:.0f} images"
+        smallest = f"the smallest fitted train size is {curve.growth.ranges[TRAIN_SIZE][0]:.0f}"
         raise NoPredictionError(
             f"the loss is at or below {number(target)} at every train size in this fit; {smallest}"
         )
@@ -265,9 +266,9 @@ def _first_below(
 def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     """Return a sentence on the smallest pilot that would shorten the interval enough.
 
-    The sentence may also be that no pilot would. It is missing if there is a pilot already, or if
-    the interval is short enough. The width of an interval depends on the pilot's train sizes, and
-    not on its losses.
+    If even the largest pilot would not, return a sentence with this fact. Return no sentence if
+    there is already a pilot, or if the interval is short enough. The width of an interval depends
+    on the pilot's train sizes, not on its losses.
     """
     shorter = curve.shorter(train_size)
     if curve.num_pilot or shorter is None or shorter >= WORTHWHILE_GAIN:
@@ -293,13 +294,13 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
 
 
 def _too_wide(curve: GrowthCurve, train_size: float) -> str:
-    reason = f"more than a factor {WIDEST_ANSWER:,.0f}"
+    reason = f"which differ by more than a factor of {WIDEST_ANSWER:,.0f}"
     if advice(curve, train_size):
         return reason
     pilot = "a pilot of small trainings on the dataset itself"
     if curve.num_pilot:
         pilot = "a larger pilot"
-    return f"{reason}; {pilot} may narrow it"
+    return f"{reason}; {pilot} may narrow this interval"
 
 
 def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) -> list[str]:
@@ -310,8 +311,8 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
         return ["d_data and K_F are not both known, so they are not used"]
     if not are_comparable:
         return [
-            "the pilot's d_data was measured at far fewer images than the sweep's, and estimates "
-            "rise with N, so d_data and K_F are not used"
+            "the pilot's d_data comes from far fewer images than the sweep's d_data and is "
+            "therefore too low, so d_data and K_F are not used"
         ]
     if not growth.plain.log_scores:
         return [
@@ -356,7 +357,7 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if far_sizes:
         sizes = ", ".join(far_sizes)
         doubts.append(
-            f"the pilot's train size {sizes} is far from the sweep's {number(low)} to "
+            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} to "
             f"{number(high)}"
         )
     if at_chance:

@@ -65,8 +65,8 @@ class Pilot:
     def measures_suit(self, largest_size: float) -> bool:
         """Return whether d_data was measured at half the sweep's largest train size or more.
 
-        Estimates of d rise with N. An estimate from far fewer images would therefore predict too
-        steep a fall of the loss.
+        Estimates of d rise with N. An estimate from far fewer images would therefore predict that
+        the loss falls too steeply.
 
         Args:
             largest_size: Largest N of the sweep. The sweep's d_data is measured at this N.
@@ -137,7 +137,10 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     """
     missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
     if missing:
-        raise ConfigError(f"The pilot {where} has no column {listing(missing)}", hint=PILOT_HINT)
+        raise ConfigError(
+            f"The pilot {where} lacks {plural(len(missing), 'column')}: {listing(missing)}",
+            hint=PILOT_HINT,
+        )
     check_values(table)
     rows, notes = table, []
     if MODEL in table and model != POOLED:
@@ -213,7 +216,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the usable ones of ``d_data`` (maximum likelihood) and ``label_sharpness``."""
+    """Return ``d_data`` (maximum likelihood) and ``label_sharpness``, each only if it is usable."""
     d_data = record.get("d_data")
     sharpness = record.get("label_sharpness")
     numbers = {
@@ -255,7 +258,7 @@ def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
         return
     side, channels = re.findall(r"(?:^|, )(\d+)", of_sweep)[:2]
     raise ConfigError(
-        f"K_F was measured on another scale ({of_record}) than that of the sweep ({of_sweep})",
+        f"K_F of the record has another scale ({of_record}) than K_F of the sweep ({of_sweep})",
         hint=f"Measure again with `isweep measure SOURCE --image-size {side} --channels {channels} "
         "--json > record.json`",
     )
@@ -278,7 +281,7 @@ def check_numbers(
         problem = "The prediction has both a train size and a target loss"
         if train_size is None:
             problem = "The prediction has neither a train size nor a target loss"
-        raise ConfigError(problem, hint="Give a train size or a target loss")
+        raise ConfigError(problem, hint="Give either a train size or a target loss")
     for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
         if measure is not None:
             _check_number(name, measure, "Measure the dataset with `isweep measure SOURCE`")

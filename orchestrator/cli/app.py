@@ -24,7 +24,9 @@ from cyclopts import (
     CoercionError,
     CycloptsError,
     Group,
+    MissingArgumentError,
     Parameter,
+    RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -128,7 +130,7 @@ SLOW = {
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""Commands that take seconds: they print a line on the wait in a pipe or file too."""
+"""Commands that take seconds: in a pipe or file too, they print a line when they start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``isweep``; if None, those of this process.
 
     Returns:
-        The exit code: 0 without an error, 1 after failed trials, 2 after a mistake in the command
-        or its files, 3 after a problem of the machine or a server, 4 after a bug in isweep, and 130
-        after a stop.
+        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the command
+        or a file of the user has a mistake. 3 means that the machine or a server has a problem, 4
+        that isweep has a bug, and 130 that the user stopped the command.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -161,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def place_of(command: partial[int | None]) -> Place:
-    """Return the options of a command on the root, the result store and MLflow."""
+    """Return a command's options for the root, the result store and MLflow."""
     for value in (*command.args, *command.keywords.values()):
         if isinstance(value, Place):
             return value
@@ -169,7 +171,7 @@ def place_of(command: partial[int | None]) -> Place:
 
 
 def parse(arguments: Sequence[str]) -> partial[int | None]:
-    """Return the command of a command line with its options, ready to be called.
+    """Return the command that a command line names, with its options, as a function to call.
 
     Raises:
         ConfigError: If the words are not a valid command.
@@ -213,6 +215,11 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = (
             f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not accept {unknown}"
         )
+    elif isinstance(error, MissingArgumentError):
+        message = _missing_values(error)
+    elif isinstance(error, RepeatArgumentError):
+        message = f"The option {error.token.keyword} is given more than once"
+        return ConfigError(message, hint="Remove all but one of them")
     elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
         message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
@@ -227,6 +234,21 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif did_you_mean:
         hint = f"Did you mean {name} {hint}"
     return ConfigError(message, hint=hint)
+
+
+def _missing_values(error: MissingArgumentError) -> str:
+    """Return a message on an argument or an option that has no value or too few values."""
+    if error.argument is None:
+        return str(error)
+    command = f"`{' '.join(['isweep', *(error.command_chain or ())])}`"
+    num_values, _ = error.argument.token_count()
+    name = error.keyword or error.argument.name
+    if num_values > 1:
+        num_given = len(error.tokens_so_far) % num_values
+        return f"{name} needs {num_values} values, but has {num_given}"
+    if name.startswith("-"):
+        return f"{name} needs a value, which is missing"
+    return f"{command} needs {name}, which is missing"
 
 
 def _completed_options(error: CycloptsError) -> list[str]:
@@ -246,7 +268,7 @@ def application() -> App:
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
         help_format="plaintext",
         version=lambda: f"isweep {metadata.version('isweep')}",
-        default_parameter=Parameter(negative=(), show_default=False, allow_repeating=True),
+        default_parameter=Parameter(negative=(), show_default=False),
     )
     for order, (name, functions) in enumerate(COMMANDS.items()):
         group = Group(name, sort_key=order)
@@ -278,7 +300,7 @@ class _App(App):
     """The parser, with completion of file names in bash."""
 
     def generate_completion(self, **options: Any) -> str:
-        """Return the script with which a shell completes the commands."""
+        """Return the script that lets a shell complete isweep commands."""
         script = super().generate_completion(**options)
         return script.replace("complete -F ", "complete -o default -F ")
 
@@ -326,8 +348,8 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in isweep.log below the root. Finished trials "
-                "are kept",
+                hint="Report the traceback, which is in the file isweep.log of the root. Finished "
+                "trials are kept",
             )
         )
         return EXIT_BUG
@@ -339,13 +361,13 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
         return SetupError(
-            f"The disk of {disk} is full ({reason})",
+            f"The disk with {disk} is full ({reason})",
             hint="Free some space and run the same command again. Finished trials are kept",
         )
     subject = error.filename or "an operation"
     return SetupError(
-        f"The operating system refused {subject}: {reason}",
-        hint="Remove the cause and run the same command again. Finished trials are kept",
+        f"The operating system reports an error for {subject}: {reason}",
+        hint="Solve this problem, and run the same command again. Finished trials are kept",
     )
 
 

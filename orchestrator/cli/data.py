@@ -79,7 +79,7 @@ def init(
         out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
-        own: Options on labels and folders.
+        own: Options for labels and folders.
     """
     from orchestrator.planning.draft import draft_sweep
 
@@ -93,7 +93,7 @@ def init(
         sweep_file = writable(Path(f"{_stem(source)}.yaml"))
     if sweep_file.exists():
         raise ConfigError(
-            f"{sweep_file} exists already",
+            f"{sweep_file} already exists",
             hint=f"Choose another file with --out, or remove {sweep_file}",
         )
     has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
@@ -129,7 +129,7 @@ def _stem(source: Path | None) -> str:
 
 
 def models(*, place: Place = Place()) -> None:
-    """List the networks for a sweep file."""
+    """List the networks that you can use in a sweep file."""
     from search_spaces.models import ABOUT, MODELS
 
     rows = [
@@ -146,7 +146,7 @@ def models(*, place: Place = Place()) -> None:
 
 
 def recipes(*, place: Place = Place()) -> None:
-    """List the training recipes for a sweep file, also those that isweep tune has written."""
+    """List the training recipes that you can use in a sweep file, also those of isweep tune."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
@@ -199,7 +199,7 @@ def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) 
 
 
 def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
-    """Print the task, terms and files of each dataset, and whether it is prepared.
+    """Print the task, terms of use and files of each dataset, and whether it is prepared.
 
     Args:
         name: Print this dataset only.
@@ -234,7 +234,8 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset that isweep datasets lists, or your own dataset in the sweep of --sweep.
+        name: A dataset from the list of `isweep datasets`, or one of your own datasets in the sweep
+            that you give with --sweep.
         raw: Folder of the raw download.
         montage: Draw example images of each label into this file.
         sweep: Use the image size, channels and data mode of this sweep (default paper).
@@ -262,18 +263,18 @@ class MethodOptions:
     """Options of the measures.
 
     Attributes:
-        num_neighbors: Number of neighbors of mle. gride uses the largest power of two up to this
-            number, twonn always uses 2 (default 20; gride then uses 16).
+        num_neighbors: Number of neighbors for mle (default 20). gride uses the largest power of two
+            up to this number, by default 16. twonn always uses 2 neighbors.
         estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle twonn
             gride). docs/measures.md explains them.
-        sharpness_sample: Number of images per sample for the column K_F of samples (default 1000; 0
-            uses all images instead of samples).
+        sharpness_sample: Number of images per sample for the column K_F of samples (default 1000).
+            With 0, isweep uses all images and draws no samples.
         pixel_range: Lowest and highest possible pixel value of float arrays.
         dtype: Floating-point type of matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
         seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
-            samples of K_F do not depend on it.
+            samples of K_F do not depend on this seed.
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
@@ -292,7 +293,7 @@ class MethodOptions:
 
         if self.sharpness_sample == 1:
             raise ConfigError(
-                "--sharpness-sample is 1, but a single image has no neighbor",
+                "--sharpness-sample is 1, but label sharpness compares pairs of images",
                 hint="Set the option to at least 2, or to 0 for all images",
             )
         values = {
@@ -344,7 +345,7 @@ def measure(
 
     Args:
         source: Folder with a folder per class, table of paths, file of arrays, shards, prepared
-            folder, or name of a dataset. All kinds are in docs/datasets.md.
+            folder, or name of a dataset. docs/datasets.md describes all these inputs.
         show_pair: Draw the two images that determine K_F into this file.
         address: Address of a running Ray cluster.
         num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.
@@ -487,8 +488,8 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
     sample_size = f"{sharpness.num_images:,} images"
     definition = (
         "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
-        f"samples is the mean of the maxima in samples of {sample_size}; the study and sweeps use "
-        f"it. For at most {sample_size}, both columns are equal."
+        f"samples is the mean of the maxima in samples of {sample_size}. The study and sweeps use "
+        f"K_F of samples. For at most {sample_size}, both columns are equal."
     )
     if not maxima:
         return definition
@@ -525,7 +526,7 @@ def locate(
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
             f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file to "
-            "find the file of a hash",
+            "find the file that belongs to a hash",
             hint="Set --root or ISWEEP_ROOT to the root of the command that printed the hash",
         )
     name = locate_file(raw, key_folder, message)

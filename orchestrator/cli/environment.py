@@ -42,11 +42,11 @@ def ls(*, place: Place = Place()) -> None:
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
-    """Remove a sweep with its results, or prepared data, from the root, after a question.
+    """Ask for confirmation, then remove a sweep with its results, or prepared data.
 
     Args:
         name: Name of a sweep or of prepared data, as isweep ls prints it.
-        yes: Remove without a question.
+        yes: Do not ask for confirmation.
     """
     from orchestrator.machine.root_contents import list_root, remove_from_root
 
@@ -70,8 +70,9 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"isweep cannot ask before it removes {name}, because there is no terminal",
-                hint=f"Add --yes to remove {name} without a question",
+                f"isweep cannot ask you to confirm that it may remove {name}, because the command "
+                "does not run in a terminal",
+                hint=f"Add --yes to remove {name} without confirmation",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
@@ -94,7 +95,7 @@ def ui(
 
     Args:
         sweep: Name of a sweep of the root (default: all).
-        port: Port of 127.0.0.1 (default: 5000, or a free port).
+        port: Port of 127.0.0.1 (default: 5000, or another port if 5000 is in use).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
     from orchestrator.results.mlflow_server import PORT, find_sweep_pages, free_port, serve_pages
@@ -148,7 +149,7 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
     The exit code is 3 if a check fails, and 2 if only the launch file is wrong.
 
     Args:
-        address: Also check this Ray cluster. A task checks each node.
+        address: Also check this Ray cluster, with a Ray task on each node.
         launch: Also check this launch file before you run `ray up` with it.
     """
     from orchestrator.machine.doctor import LAUNCH_FILE, run_checks
@@ -203,10 +204,10 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Check correctness, time and memory of this machine's GPUs. Each GPU takes about 20 minutes.
+    """Check correctness, time and memory of this machine's GPUs, in about 20 minutes per GPU.
 
-    The command writes one file per GPU, without names of machines or users. Plans of this root use
-    these files. The exit code is 1 if a part fails.
+    The command writes one file per GPU, without names of machines or users. `isweep plan` uses the
+    files in the root's gpu folder. The exit code is 1 if a part of the check fails.
 
     Args:
         device: Number of one GPU to check (default: all GPUs), or cpu to try the command.

@@ -28,7 +28,7 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
         place: Options of the command on the root, which contains the key.
 
     Returns:
-        The message; unchanged if the key or the file is not on this machine.
+        The message. It is unchanged if the key or the file is not on this machine.
     """
     from tasks.sources.base import HASH_PATTERN
 

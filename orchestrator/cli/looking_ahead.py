@@ -44,13 +44,13 @@ CURVES = Group("One dataset alone", sort_key=3)
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PilotOptions:
-    """Options on a pilot: a few small trainings on the data of the prediction.
+    """Options for a pilot: a few small trainings on the images that the prediction is for.
 
     Attributes:
-        pilot: Your images (a folder, a file or a dataset's name). isweep trains --model on them
-            with the sweep's recipe. Or a CSV file of finished trainings (columns train_size and
-            test_loss).
-        pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
+        pilot: Your images (a folder, a file or a dataset's name), or a CSV file of finished
+            trainings with the columns train_size and test_loss. On images, isweep trains --model
+            with the sweep's recipe.
+        pilot_sizes: Train sizes of the pilot (default: the sweep's three smallest).
         pilot_test_size: Number of test images of the pilot (default: as in the sweep).
     """
 
@@ -62,12 +62,12 @@ class PilotOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
-    """Options on the learning curves of one dataset.
+    """Options for the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your results, one row per training: train_size and a score
-            (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size. No
-            sweep is needed.
+        curve: A CSV file of your results, with one row per training, instead of a sweep. Columns:
+            train_size and a score (test_loss, test_error, test_accuracy or auc), optionally model,
+            seed and test_size.
         target_error: Error rate to reach, between 0 and 1.
         target_accuracy: Accuracy to reach, between 0 and 1.
         target_auroc: AUROC to reach, between 0 and 1.
@@ -124,8 +124,8 @@ def predict(
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: A record that isweep measure --json wrote, or images to measure now. It replaces
-            --d-data and --label-sharpness.
+        measured: A record that `isweep measure --json` wrote, or images to measure now. This option
+            replaces --d-data and --label-sharpness.
         train_size: Number of training images.
         target_loss: Test loss to reach (nat).
     """
@@ -386,12 +386,12 @@ def power(
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
 ) -> None:
-    """Simulate how often the analysis of a sweep would answer its questions, without training.
+    """Simulate sweeps without training, to see how often the analysis answers its questions.
 
     Args:
         effect: The effect that exists in the simulation: the law (default), or one part of it.
-        num_tables: Number N of simulated sweeps (default 200). The standard error of a share is at
-            most 0.5 / √N.
+        num_tables: Number N of simulated sweeps (default 200). The standard error of each printed
+            share is at most 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
     from orchestrator.analysis.power import planned_power

@@ -45,7 +45,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
     """Return a parser of finite numbers from ``least`` to ``most``.
 
-    If it is a ``share``, the number may be written in percent, such as ``1%``.
+    With ``share``, users may also write the number in percent, such as ``1%``.
     """
 
     def check(text: str) -> float:
@@ -59,7 +59,10 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
         if not math.isfinite(value):
             raise ValueError(f"is {text}, which is not a finite number")
         if not least <= value <= most:
-            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}")
+            percent = ""
+            if share and 1 < value <= 100:
+                percent = f". Write {value:g}% for {value:g} percent"
+            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}{percent}")
         return value
 
     return _each(check)
@@ -151,7 +154,7 @@ Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
 _SWEEP = "Name of a preset, name of a sweep of the root (as it last ran), or path of a sweep file."
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
-FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
+FromStore = Annotated[bool, Parameter(help="Do not compare the results with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
 _CHANGE = (
     "Change one value for this command, such as recipe.epochs=3. Repeat the option for several "
@@ -163,12 +166,13 @@ Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE"
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Options of every command on the root, the result store, MLflow and the output.
+    """Options that every command has, for the root, the result store, MLflow and the output.
 
     Attributes:
         root: Folder of all data and results (default: $ISWEEP_ROOT or ./isweep-root).
         storage: Folder or URL of the result store (default: below the root).
-        mlflow_uri: MLflow store (default: $MLFLOW_TRACKING_URI, then SQLite below the root).
+        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not set, an
+            SQLite file below the root).
         json: Print data as JSON on stdout.
     """
 
@@ -240,7 +244,7 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class OwnOptions:
-    """Options on the labels and folders of your images.
+    """Options for the labels and folders of your images.
 
     Attributes:
         label_map: Class of each label in your files, e.g. CAT=cat. Write a negative number as
@@ -266,9 +270,9 @@ class ReadingOptions:
     """Options of commands that read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, or copies with
-            another label, such as 0.01 or 1% (default 0.1%). One unusable file is always allowed,
-            except with 0.
+        max_skipped_share: Largest share of a dataset's files that isweep may leave out, such as
+            0.01 or 1% (default 0.1%). isweep leaves out unusable files and copies with another
+            label. Unless the share is 0, one unusable file is always allowed.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -283,8 +287,8 @@ class Work(ReadingOptions, Place):
         address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a private
             cluster on this machine).
         num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this machine).
-        device: auto (default) trains on GPUs if the cluster has some now, or else on CPUs. gpu
-            waits until the cluster adds a GPU. cpu trains on CPUs.
+        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now, else on
+            CPUs. gpu waits until the cluster has a GPU.
         dashboard: Serve the Ray dashboard of the private cluster (default: yes).
         tracking: Send results to MLflow (default: yes).
         quiet: Do not show the progress.

@@ -171,7 +171,7 @@ _waits: list[Progress] = []
 
 @contextmanager
 def waiting(text: str, *, slow: bool) -> Iterator[None]:
-    """Show a text and the elapsed time on a terminal, until the block or :func:`emit`.
+    """Show a text and the elapsed time on a terminal until the block ends or prints output.
 
     In a pipe or file, print one line if the command is ``slow``.
     """

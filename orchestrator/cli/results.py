@@ -96,14 +96,21 @@ class RowOptions:
     best: Annotated[bool, ONE_VIEW] = False
     search: Annotated[bool, ONE_VIEW] = False
 
+    def wanted(self) -> dict[str, str]:
+        """Return the value of --where for each name of a column.
+
+        Raises:
+            ConfigError: If a word is not COLUMN=VALUE.
+        """
+        return pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
+
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the selected rows of a table, sorted."""
         from orchestrator.analysis.result_rows import average_over_seeds, select_rows
         from orchestrator.analysis.tables.of_trials import best_models
 
         value_by_column = {}
-        words = pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
-        for name, value in words.items():
+        for name, value in self.wanted().items():
             value_by_column[_column(name, table)] = value
         table = select_rows(table, value_by_column)
         if self.best:
@@ -142,7 +149,10 @@ class RowOptions:
                 auc=row.get("auc"),
             )
         if num_at_chance:
-            yield f"At chance level: {num_at_chance} of {plural(len(with_loss), 'loss')}."
+            yield (
+                "Number of losses at chance level: "
+                f"{num_at_chance} of {plural(len(with_loss), 'loss')}."
+            )
 
 
 def _column(name: str, table: pd.DataFrame) -> str:
@@ -177,7 +187,7 @@ def results(
         csv: Write all columns into this CSV file, and do not print them.
         parquet: Write all columns into this Parquet file, and do not print them.
         predictions: Write the logits of all networks on the test images into this Parquet file
-            instead, one row per trial and image. The sweep file needs predictions: true.
+            instead, one row per trial and image. The sweep file must contain `predictions: true`.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -185,6 +195,8 @@ def results(
     if predictions is not None:
         _write_predictions(sweep, predictions, place)
         return
+    # A mistake in --where is reported before the results are read, which can take a while.
+    chosen.wanted()
     if chosen.search:
         table = _search_table(sweep, place)
     else:
@@ -239,8 +251,8 @@ class TableOptions:
     """Options for fitting a table of your own.
 
     Attributes:
-        response: Column of the response, a number.
-        on: Column of a regressor, a number. Repeat the option for more columns.
+        response: Column with the values of the response.
+        on: Column with the values of a regressor. Repeat the option for more columns.
         groups: Column of the group of each row, e.g. dataset. Give the option twice for crossed
             groups, such as the two classes of a pair.
         within: Compare only rows with equal values in this column, e.g. model. Repeat the option
@@ -348,7 +360,8 @@ def compare(
     """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The second sweep. A ratio is its value divided by the value of the first sweep.
+        second: The second sweep. Each ratio is a value of this sweep divided by the same value of
+            the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
@@ -389,10 +402,10 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        problem = "The claims need a sweep or --published, but none is given"
+        problem = "The command needs a sweep or --published, but you gave neither"
         if sweep is not None:
-            problem = f"The sweep {sweep} and --published are given together"
-        raise ConfigError(problem, hint="Give the name of a sweep, or --published")
+            problem = f"The sweep {sweep} cannot be used together with --published"
+        raise ConfigError(problem, hint="Give either the name of a sweep or --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -130,7 +130,7 @@ def _print_all(place: Place) -> None:
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield a line per kind and message of failures, with its trials, the most frequent first."""
+    """Yield one line per kind and message of failure, with its trials, most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for failure in failures:
         key = (failure["kind"], failure["message"])
@@ -181,7 +181,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def run_display(document: Mapping[str, Any]) -> Text:
-    """Return the display of a run, with wrapped lines: the remaining time is at their end."""
+    """Return the display of a run. Lines are wrapped, so that the remaining time is not cut off."""
     return Text("\n".join([_counts_text(document, COUNTS), *running_lines(document)]))
 
 

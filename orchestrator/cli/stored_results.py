@@ -38,7 +38,7 @@ class FitInputs:
     Attributes:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
-        facts: Facts about the sweep that limit its answers.
+        facts: Facts about the sweep that limit what its fits can answer.
         predictions: Stored predictions for each test image; None without any.
     """
 
@@ -49,7 +49,7 @@ class FitInputs:
 
 
 def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
-    """Return the inputs of a sweep's fits; the results table has a row.
+    """Return the inputs of a sweep's fits. The results table has at least one row.
 
     The arguments and errors are those of :func:`read_results`.
     """
@@ -111,7 +111,7 @@ def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place:
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
-    """Print differences between MLflow and the result store, whose numbers are used."""
+    """Print differences between MLflow and the result store. Commands use the store's numbers."""
     from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Run the trials without a result, and print the path of the report."""
+    """Run the trials that have no result yet, and print the path of the report."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
@@ -72,7 +72,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Search learning rates, weight decays and batch sizes, and print the recipe's path."""
+    """Search for a good learning rate, weight decay and batch size, and write them as a recipe."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.tuning.search_report import BRIEF, outcome_table
     from orchestrator.tuning.tune_sweep import tune_sweep
@@ -106,8 +106,8 @@ def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
             print_message(
-                f"{sweep} means the sweep as it last ran, but ./{file} is different. To use the "
-                f"file, run `{hint}`."
+                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To use "
+                f"the file, run `{hint}`."
             )
 
 
@@ -120,7 +120,7 @@ def _print_missing_updates(num_updates: int, command: str) -> None:
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send results that MLflow lacks to MLflow, and close runs that have ended."""
+    """Send to MLflow the results that it lacks, and close its runs that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
@@ -149,7 +149,7 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the trials of a sweep, those that are done, and the cost of the others.
+    """Show the trials of a sweep, which of them are done, and the cost of the others.
 
     Args:
         all_: Print one line per trial instead of one per dataset.
@@ -265,7 +265,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         num_files = f"{item['unopened']:,}"
         yield (
             f"{item['dataset']} is not prepared in this root: `isweep run` opens its {num_files} "
-            f"files. To check the files before, run `{measure}`."
+            f"files. To check the files before the run, use `{measure}`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:

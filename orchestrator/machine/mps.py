@@ -9,6 +9,10 @@ A process that uses MPS is a *client*. If a client is killed while the GPU compu
 the other clients may hang (section "Client Early Termination" of the source). So isweep first ends
 the GPU work of this client with MPS's command ``terminate_client``, and then kills the process.
 
+Others kill clients too, without a call to isweep before: Ray if the memory of the machine runs out,
+and Ray Tune after an error of its own. After such an event, the run *stops using* MPS: processes
+that use MPS continue, and new processes compute without MPS.
+
 Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvidia.com/deploy/mps.
 """
 
@@ -40,8 +44,8 @@ LOGS = "CUDA_MPS_LOG_DIRECTORY"
 """Environment variable with the folder of the log files of the daemon and the server."""
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
 """Environment variable of a run's processes with the folder of MPS that the run started."""
-END_MARK = "isweep-mps-ended"
-"""File in this folder. If it exists, new processes must compute without MPS."""
+STOP_MARK = "isweep-mps-stopped"
+"""File in this folder. If it exists, the run has stopped using MPS."""
 MAX_PIPES_LENGTH = 80
 """Most characters in the path of the socket's folder. The path of a socket has at most 107
 characters, and the daemon ends without a message if it is longer."""
@@ -55,6 +59,8 @@ COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 QUIT_TIMEOUT_S = 20.0
 """Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
+SUCCESS = "CUDA_SUCCESS"
+"""Text that the daemon's program prints if ``terminate_client`` has ended a client's GPU work."""
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)
 """Failures of trials after which MPS may be unusable. isweep kills the process of a trial that
 hung."""
@@ -82,13 +88,13 @@ class PrivateMps:
             mean another GPU; a UUID always means the same one.
         note: shows a message to the user.
         folder: folder of the socket and the logs while MPS runs; None if MPS does not run.
-        has_ended_use: whether no further process uses MPS.
+        has_stopped: True if the run has stopped using MPS: new processes compute without it.
     """
 
     uuids: tuple[str, ...]
     note: Callable[[str], None]
     folder: Path | None = field(default=None, init=False)
-    has_ended_use: bool = field(default=False, init=False)
+    has_stopped: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
@@ -112,7 +118,7 @@ class PrivateMps:
                 )
             else:
                 self.folder = folder
-                self.has_ended_use = False
+                self.has_stopped = False
                 self.note(
                     "Started NVIDIA's MPS for this sweep, so that several trials share each GPU"
                 )
@@ -121,8 +127,13 @@ class PrivateMps:
             finally:
                 self.folder = None
 
-    def end_use(self, reason: str, consequence: str) -> None:
-        """Let no further process use MPS; processes that use it already continue.
+    @property
+    def is_used(self) -> bool:
+        """True if new processes use MPS."""
+        return self.folder is not None and not self.has_stopped
+
+    def stop_using(self, reason: str, consequence: str) -> None:
+        """Stop using MPS: new processes compute without it, others continue.
 
         A fatal error of one process also ends the other processes that use MPS on the same GPU. So
         a run stops using MPS after the first such error.
@@ -131,14 +142,14 @@ class PrivateMps:
             reason: why, for the message.
             consequence: sentence about the shares of new trials, for the message.
         """
-        if self.folder is None or self.has_ended_use:
+        if self.folder is None or self.has_stopped:
             return
-        self.has_ended_use = True
-        _mark_ended(self.folder)
+        self.has_stopped = True
+        _mark_stopped(self.folder)
         self.note(
-            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, an "
-            "error of one trial also ends other trials on the same GPU. isweep retries these "
-            f"trials. {consequence}"
+            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, this "
+            "can also end other trials on the same GPU. isweep retries these trials. "
+            f"{consequence}"
         )
 
     def end_clients(self, pids: Collection[int] | None = None) -> None:
@@ -147,17 +158,11 @@ class PrivateMps:
         If the daemon does not do it, a warning is logged, and the clients can be killed anyway.
 
         Args:
-            pids: process ids of the clients; None ends the GPU work of all clients.
+            pids: ids of processes. Their children are clients too: a self-test runs in a child of
+                a worker. None ends the GPU work of all clients.
         """
-        if self.folder is None:
-            return
-        try:
-            for server in _process_ids("get_server_list"):
-                for client in _process_ids(f"get_client_list {server}"):
-                    if pids is None or client in pids:
-                        _end_client(server, client)
-        except _NoAnswerError as error:
-            log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
+        if self.folder is not None:
+            _end_clients(pids)
 
     def _start(self, folder: Path, stack: contextlib.ExitStack) -> str:
         """Start the daemon, and check that processes can compute through it.
@@ -169,15 +174,15 @@ class PrivateMps:
         Returns:
             Why MPS does not work; empty if it works.
         """
-        pipes = folder / "pipe"
+        pipes = _pipes(folder)
         logs = folder / "log"
-        if len(str(pipes)) > MAX_PIPES_LENGTH:
+        if len(pipes) > MAX_PIPES_LENGTH:
             return f"the path {pipes} is too long for a socket; set TMPDIR to a shorter path"
-        pipes.mkdir(parents=True)
+        Path(pipes).mkdir(parents=True)
         logs.mkdir()
         visible = ",".join(self.uuids)
         variables = {
-            PIPES: str(pipes),
+            PIPES: pipes,
             LOGS: str(logs),
             PRIVATE_FOLDER: str(folder),
             "CUDA_VISIBLE_DEVICES": visible,
@@ -231,26 +236,39 @@ def breaks_mps(failure: TrialFailure) -> bool:
     return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS
 
 
-def leave_ended_mps() -> None:
+def avoid_stopped_mps() -> None:
     """Make this process compute without MPS if its run has stopped using MPS.
 
     This has an effect only before the process uses CUDA.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
-    if folder and Path(folder, END_MARK).exists():
+    if folder and Path(folder, STOP_MARK).exists():
         # CUDA computes without MPS if it finds no socket in this folder.
         os.environ[PIPES] = str(Path(folder, "no-socket"))
 
 
-def end_use_of_all() -> None:
-    """Let no further process of this run use the MPS that the run started.
+def stop_using_from_worker() -> None:
+    """Stop using MPS in the whole run, if the run started it.
 
     A worker calls this before it waits with a broken GPU. Until the driver learns of the failure,
     MPS would refuse new processes on every GPU.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if folder:
-        _mark_ended(Path(folder))
+        _mark_stopped(Path(folder))
+
+
+def end_work_of_child(pid: int) -> None:
+    """End the GPU work of a child of a worker, if it uses the MPS of the run.
+
+    The child must be killed afterwards. If the daemon does not end the work, the run stops using
+    MPS.
+    """
+    folder = os.environ.get(PRIVATE_FOLDER)
+    # After avoid_stopped_mps(), this process and its children compute without MPS.
+    uses_mps = bool(folder) and os.environ.get(PIPES) == _pipes(Path(str(folder)))
+    if uses_mps and not _end_clients({pid}):
+        stop_using_from_worker()
 
 
 class _NoAnswerError(Exception):
@@ -269,12 +287,51 @@ def _ask_daemon(command: str) -> str:
     return answer.output
 
 
-def _end_client(server: int, client: int) -> None:
-    """End the GPU work of a client; log a warning if this fails, for example if it has ended."""
+def _end_clients(pids: Collection[int] | None) -> bool:
+    """End the GPU work of clients; return whether it has ended, and log a warning if not.
+
+    Args:
+        pids: ids of the clients or of their parents; None ends the GPU work of all clients.
+    """
     try:
-        _ask_daemon(f"terminate_client {server} {client}")
+        all_ended = True
+        for server in _process_ids("get_server_list"):
+            for client in _process_ids(f"get_client_list {server}"):
+                if pids is None or client in pids or _parent(client) in pids:
+                    all_ended = _end_client(server, client) and all_ended
+        return all_ended
     except _NoAnswerError as error:
-        log.warning("NVIDIA's MPS did not end the GPU work of process %d: %s", client, error)
+        log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
+        return False
+
+
+def _end_client(server: int, client: int) -> bool:
+    """End the GPU work of a client; return whether it has ended, and log a warning if not.
+
+    The daemon's program can print an error and exit with code 0. So the work has ended only if the
+    program prints CUDA_SUCCESS, or if the daemon does not list the client any more.
+    """
+    try:
+        reply = _ask_daemon(f"terminate_client {server} {client}")
+    except _NoAnswerError as error:
+        reply = str(error)
+    if SUCCESS in reply or client not in _process_ids(f"get_client_list {server}"):
+        return True
+    log.warning(
+        "NVIDIA's MPS did not end the GPU work of process %d: %s",
+        client,
+        reply or "the process is still a client",
+    )
+    return False
+
+
+def _parent(pid: int) -> int | None:
+    """Return the id of a process's parent; None if the process has ended."""
+    with contextlib.suppress(OSError):
+        # The name of the program is in parentheses, and may contain spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return int(fields[1])
+    return None
 
 
 def _process_ids(command: str) -> list[int]:
@@ -287,9 +344,14 @@ def _process_ids(command: str) -> list[int]:
     return [int(line) for line in lines if line.isdigit()]
 
 
-def _mark_ended(folder: Path) -> None:
+def _pipes(folder: Path) -> str:
+    """Return the folder of the socket in a private folder of MPS."""
+    return str(folder / "pipe")
+
+
+def _mark_stopped(folder: Path) -> None:
     with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
-        (folder / END_MARK).touch()
+        (folder / STOP_MARK).touch()
 
 
 def _start_daemon(output_file: Path) -> str:

@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,11 @@ class ProgramOutput:
 
 
 def run_program(
-    *command: str, visible: str = "", timeout_s: float = ANSWER_TIMEOUT_S, input_text: str = ""
+    *command: str,
+    visible: str = "",
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    input_text: str = "",
+    before_kill: Callable[[int], object] = lambda pid: None,
 ) -> ProgramOutput:
     """Run a program, and return its output or the reason why it failed.
 
@@ -56,13 +60,15 @@ def run_program(
         timeout_s: seconds after which the program is killed.
         input_text: text for the program's standard input. If empty, the program has the standard
             input of this process.
+        before_kill: called with the program's process id before the program is killed, because it
+            took too long or because this process is interrupted.
     """
     program = command[0]
     if program in STUCK_PROGRAMS:
         return ProgramOutput("", "the program does not answer")
     try:
         with exit_codes_kept():
-            return _run(command, _child_environment(visible), timeout_s, input_text)
+            return _run(command, _child_environment(visible), timeout_s, input_text, before_kill)
     except FileNotFoundError:
         return ProgramOutput("", "the program is not installed")
     except OSError as error:
@@ -79,7 +85,11 @@ def _child_environment(visible: str) -> dict[str, str]:
 
 
 def _run(
-    command: tuple[str, ...], variables: dict[str, str], timeout_s: float, input_text: str
+    command: tuple[str, ...],
+    variables: dict[str, str],
+    timeout_s: float,
+    input_text: str,
+    before_kill: Callable[[int], object],
 ) -> ProgramOutput:
     process = subprocess.Popen(
         command,
@@ -92,6 +102,7 @@ def _run(
     try:
         output, error_output = process.communicate(input_text or None, timeout=timeout_s)
     except subprocess.TimeoutExpired as late:
+        before_kill(process.pid)
         if not kill_process(process):
             STUCK_PROGRAMS.add(command[0])
         # These are bytes, although the pipe is opened as text.
@@ -99,6 +110,7 @@ def _run(
         error = f"no answer in {timeout_s:g} s"
         return ProgramOutput("", error, timed_out=True, partial_output=partial_output)
     except BaseException:  # after Ctrl-C the process must not stay
+        before_kill(process.pid)
         kill_process(process)
         raise
     if process.returncode == 0:

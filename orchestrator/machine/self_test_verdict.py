@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.gpus import nvidia_smi
+from orchestrator.machine.mps import end_work_of_child
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.paths import user_cache
@@ -184,6 +185,7 @@ def run_test(case: Case) -> dict[str, Any]:
         case.to_json(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         timeout_s=TIMEOUT_S,
+        before_kill=end_work_of_child,
     )
     # CUDA can end the process with an error at its exit, after the verdict was printed.
     output = program.output or program.partial_output

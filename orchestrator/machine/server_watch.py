@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,14 @@ from search_spaces.errors import SetupError
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 2.0
-"""Seconds between two checks whether Ray's servers answer."""
-HEAD_ANSWER_TIMEOUT_S = 2.0
+CHECK_INTERVAL_S = 2.0
+"""Seconds between the end of a check whether Ray's servers answer, and the next check."""
+CONNECT_TIMEOUT_S = 2.0
 """Seconds that a server may take to accept a connection during such a check."""
+MAX_SECONDS_PER_CHECK = 10.0
+"""Most seconds from the start of a check to the start of the next one. With two servers that do not
+answer, they are 2 s + 2 * 2 s; the rest is for a busy machine. After a longer time, this process
+itself was suspended."""
 PRIVATE_LOST_AFTER_S = 4.0
 """Seconds without an answer after which a private cluster counts as lost. The time can be short:
 nothing restarts dead processes, and a busy process still accepts connections."""
@@ -40,7 +45,7 @@ DISCONNECT_S = 10.0
 def accepts_connections(host: str, port: int) -> bool:
     """Return whether a server accepts connections at a host and port."""
     try:
-        with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
+        with socket.create_connection((host.strip("[]"), port), timeout=CONNECT_TIMEOUT_S):
             return True
     except OSError:
         return False
@@ -64,28 +69,39 @@ class _Server:
 class _ServerCheck:
     """Repeated check whether Ray's servers answer.
 
-    The seconds without an answer are counted in checks, because the driver itself may be suspended
-    for a while.
+    Args:
+        servers: the servers, by the names of their processes.
+        lost_after_s: seconds without an answer after which the cluster counts as lost.
+        is_private: True if this process started the cluster.
+        monotonic: returns the seconds of a clock that nobody can set.
     """
 
     def __init__(
-        self, servers: Mapping[str, _Server], lost_after_s: float, *, is_private: bool
+        self,
+        servers: Mapping[str, _Server],
+        lost_after_s: float,
+        *,
+        is_private: bool,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._servers = servers
         self._is_private = is_private
         self._lost_after_s = lost_after_s
+        self._monotonic = monotonic
+        self._checked_at_s = monotonic()
         self._silent_s = 0.0
         self._has_warned = False
 
-    def __call__(self) -> SetupError | None:
+    def check(self) -> SetupError | None:
         """Check the servers once, and return an error if the cluster is lost."""
-        # A stopped process still accepts connections, so the state of the process is read.
+        since_last_check_s = self._since_last_check_s()
+        # A process that SIGSTOP suspended still accepts connections, so its state is read.
         child = processes.stopped_child()
-        stopped = "" if child is None else child.name
+        suspended = "" if child is None else child.name
         silent = [
             server
             for name, server in self._servers.items()
-            if name == stopped or not accepts_connections(server.host, server.port)
+            if name == suspended or not accepts_connections(server.host, server.port)
         ]
         if not silent:
             if self._has_warned:
@@ -93,10 +109,10 @@ class _ServerCheck:
             self._silent_s = 0.0
             self._has_warned = False
             return None
-        self._silent_s += LOOK_EVERY_S
+        self._silent_s += since_last_check_s
         server = silent[0]
         if self._silent_s >= self._lost_after_s:
-            self._kill_stopped_servers()
+            self._kill_suspended_servers()
             hint = f"Finished trials are kept. {signals.run_again_hint()}"
             if not self._is_private:
                 hint = f"Repair or restart the cluster. {hint}"
@@ -115,8 +131,16 @@ class _ServerCheck:
             )
         return None
 
-    def _kill_stopped_servers(self) -> None:
-        """Kill stopped processes of Ray, because a shutdown would wait for them."""
+    def _since_last_check_s(self) -> float:
+        """Return the seconds since the start of the last check, during which Ray could answer."""
+        now_s = self._monotonic()
+        seconds = now_s - self._checked_at_s
+        self._checked_at_s = now_s
+        # While this process was suspended, the servers had no chance to answer.
+        return seconds if seconds <= MAX_SECONDS_PER_CHECK else CHECK_INTERVAL_S
+
+    def _kill_suspended_servers(self) -> None:
+        """Kill suspended processes of Ray, because a shutdown would wait for them."""
         child = processes.stopped_child()
         while child is not None and child.name in self._servers:
             os.kill(child.pid, signal.SIGKILL)
@@ -142,8 +166,8 @@ def watch_servers(ray: Any, *, is_private: bool) -> Iterator[None]:
         ),
     }
     lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
-    check = _ServerCheck(servers, lost_after_s, is_private=is_private)
-    watch = signals.Watch("head-watch", LOOK_EVERY_S, check)
+    server_check = _ServerCheck(servers, lost_after_s, is_private=is_private)
+    watch = signals.Watch("server-watch", CHECK_INTERVAL_S, server_check.check)
     try:
         with watch:
             yield

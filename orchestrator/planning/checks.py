@@ -78,7 +78,7 @@ def check_feasible(
 
     Args:
         workspace: The sweep.
-        raw: Folders of your own data by dataset. For other datasets, the path of the sweep is used.
+        raw: Folders of your own data by dataset. Your other datasets have their paths in the sweep.
 
     Returns:
         The new listings, by prepared id.
@@ -139,8 +139,8 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     return [
         DataError(
             f"{key} lists {named}, but the data have the classes {in_data}",
-            hint="Remove class_names, or write into class_names the classes of the data in the "
-            "order of this message",
+            hint="Remove class_names, or set it to the classes of the data, in the order of this "
+            "message",
         )
     ]
 
@@ -212,9 +212,10 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
 
 
 def names_key(root: Path | None) -> str:
-    """Return the key with which file names are hashed in messages.
+    """Return the key for the hashes of file names in messages.
 
-    ``isweep locate`` uses the key to find the files. Without a writable root there is no key.
+    ``isweep locate`` needs the same key to find the files. Without a writable root, the result is
+    :data:`UNKEYED`.
     """
     if root is None or not os.access(root, os.W_OK):
         return UNKEYED
@@ -224,7 +225,7 @@ def names_key(root: Path | None) -> str:
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Add the dataset and the classes to the message of a :class:`TooFewImagesError`.
 
-    Other errors have them already, and are returned as they are.
+    Other errors are returned unchanged, because their messages have the dataset and classes.
     """
     if not isinstance(error, TooFewImagesError):
         return error

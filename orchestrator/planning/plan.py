@@ -83,8 +83,8 @@ class SweepPlan:
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
         """Return the number of training images to load for a trial.
 
-        Trials of all train sizes share their images. The exception is a sweep that repeats a fault
-        of the published study, which drew other images for each train size.
+        Trials of all train sizes share their images. The exception is a sweep that repeats one
+        fault of the published study: for each train size, the study drew other images.
         """
         if subset.depends_on_size:
             return train_size
@@ -98,7 +98,7 @@ class SweepPlan:
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network: at least 2, also for unknown classes."""
+        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset
@@ -205,7 +205,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ConfigError(
-            f"models uses these names more than once: {', '.join(twice)}",
+            f"The list `models` has these names more than once: {', '.join(twice)}",
             hint="Set a different `name` for each model",
         )
     dataset_names = [choice.name for choice in sweep.list_datasets()]

@@ -1,7 +1,7 @@
-"""Read recipe files, and recipes that a search wrote below the root.
+"""Read recipe files, and recipes that ``isweep tune`` wrote below the root.
 
-A searched recipe has one row per model and dataset. Rows for models or datasets that a sweep does
-not have are left out.
+A recipe that ``isweep tune`` wrote is called a searched recipe here. It has one row per model and
+dataset. Rows for models or datasets that a sweep does not have are left out.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     if missing:
         searched_sweep = tuned.get("sweep")
         raise ConfigError(
-            f"The searched recipe has no values for {', '.join(missing[:MAX_NAMED])}",
+            "The recipe that `isweep tune` wrote has no values for "
+            f"{', '.join(missing[:MAX_NAMED])}",
             hint=f"Add these models and datasets to the sweep {searched_sweep} and run "
             f"`isweep tune {searched_sweep}` again, or remove them from this sweep",
         )

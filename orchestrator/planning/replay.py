@@ -36,8 +36,8 @@ class Replay:
 
     Attributes:
         makespan: Seconds until the last job has ended.
-        lower_bound: Seconds that every order of the jobs needs at least: the seconds of the longest
-            job, or of all work spread evenly over the GPUs.
+        lower_bound: Seconds below which no order of the jobs can end. They are the larger of two
+            numbers: the longest job, and all work spread evenly over the GPUs.
         utilisation: Fraction of the GPUs' time that jobs use.
         starts: Seconds at which each job starts, by the name of the job.
     """

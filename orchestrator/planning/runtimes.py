@@ -37,7 +37,7 @@ class MeasuredTrial:
         on_gpu: True if the trial ran on a GPU.
         share: Share of GPUs of the trial, or its number of CPU threads.
         seconds: Wall time, seconds.
-        gpu: The driver's name of the GPU.
+        gpu: Name of the GPU, as the driver reports it.
         peak_bytes: Peak memory besides the CUDA context, bytes. 0 if it is unknown.
     """
 
@@ -98,7 +98,7 @@ class RuntimeModel:
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
         share: Share of a GPU that every trial gets. None for the share that each trial is
             predicted to need.
-        share_without_mps: The same after a run has stopped using NVIDIA's MPS.
+        share_without_mps: The value of ``share`` after a run has stopped using NVIDIA's MPS.
     """
 
     gpu: GpuModel | None = None
@@ -129,12 +129,13 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` is a duration of the whole
-    trial, from its expected duration (:class:`RuntimeModel`) and the duration of the slowest
-    finished trial of the same model, scaled to this trial:
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two durations
+    of the whole trial. The expected duration comes from :class:`RuntimeModel`. The scaled duration
+    is that of the slowest finished trial of the same model, scaled to the size of this trial.
 
-    - On a GPU: the larger one of both.
-    - On a CPU: the scaled one; the expected one if no trial has finished.
+    - On a GPU, ``seconds`` is the larger of the two durations.
+    - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it is the
+      expected duration.
 
     The limit is infinite for a network whose operations cannot be counted.
     """

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,14 @@ def _read(source: SweepSource) -> _Document:
         return document
     if source not in preset_names():
         raise unknown_name("preset", source, preset_names())
-    origin = f"preset {source}"
-    return _Document(_parse(preset_text(source), origin), origin)
+    return _preset(source)
+
+
+@cache
+def _preset(name: str) -> _Document:
+    """Return the content of a preset. Nothing changes it: :func:`with_changes` makes a copy."""
+    origin = f"preset {name}"
+    return _Document(_parse(preset_text(name), origin), origin)
 
 
 def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
@@ -194,8 +201,8 @@ def _refuse_changes_of_searched(recipe: object) -> None:
     replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
-            f"The sweep sets {', '.join(replaced)} for all models and datasets, but its recipe "
-            "comes from a search and has separate values for each model and dataset",
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep tune` "
+            "chose separate values for each model and dataset in the sweep's recipe",
             hint="Set the value for some models or datasets in recipe.overrides, or start from "
             "another recipe",
         )

@@ -15,7 +15,7 @@ from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ra
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
 from orchestrator.planning.written_files import preset_names
-from search_spaces.errors import ConfigError, CorruptStoreError, unknown_name
+from search_spaces.errors import ConfigError, CorruptStoreError, nearest
 from search_spaces.models import source_texts
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
@@ -89,7 +89,8 @@ class Workspace:
         """Create the root, see :meth:`RootPaths.make`.
 
         Raises:
-            SweepError: The root or the result store cannot be used, or Ray would delete it.
+            SweepError: The root or the result store cannot be used, or Ray would delete one of
+                them.
         """
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
@@ -216,7 +217,15 @@ def _find(
             hint=f"To use this file, write ./{source}.yaml",
         )
     names = {*presets, *paths.sweep_names()}
-    raise unknown_name(f"preset or sweep of {paths.root}", source, names)
+    if paths.root.exists():
+        problem = f"No preset, and no sweep of the root {paths.root}, has the name {source!r}"
+    else:
+        problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
+    raise ConfigError(
+        problem,
+        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` lists "
+        "the sweeps of a root",
+    )
 
 
 def _load_recorded(

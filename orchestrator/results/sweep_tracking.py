@@ -33,7 +33,7 @@ def make_tracker(
     store: ResultStore,
     uri: str | None,
     *,
-    used: bool = True,
+    is_enabled: bool = True,
     print_note: Callable[[str], None] = log.info,
 ) -> Tracker:
     """Return a sweep's tracker, which connects to MLflow in the background.
@@ -42,10 +42,10 @@ def make_tracker(
         workspace: The sweep.
         store: Result store of the sweep.
         uri: URI of the MLflow store. None for the default.
-        used: False returns a tracker that sends nothing.
+        is_enabled: False to return a tracker that sends nothing.
         print_note: Function that prints a message for the user.
     """
-    if not used:
+    if not is_enabled:
         return Tracker(None)
     resolved = mlflow_uri(workspace.paths, uri)
     store_id = store.store_id(create=True)
@@ -58,6 +58,7 @@ def make_tracker(
         if resolved.startswith("sqlite"):
             artifacts = workspace.paths.mlflow_artifacts
         runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
+        # An experiment has this suffix if another store has the usual name.
         if "@" in runs.name:
             usual = runs.name.partition("@")[0]
             print_note(
@@ -71,7 +72,7 @@ def make_tracker(
 
 
 @contextmanager
-def open_tracker(
+def tracking_session(
     tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
 ) -> Iterator[Tracker]:
     """Send stored results with a tracker, and close it at the end of the ``with`` block.

@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import CellStatus
-from orchestrator.results.columns import ATTEMPT, STATUS
-from orchestrator.results.flat_runs import CurvePoint, FlatRun, LiveRun, milliseconds
+from orchestrator.results.columns import DOMAIN
+from orchestrator.results.flat_runs import (
+    CurvePoint,
+    FlatRun,
+    LiveRun,
+    milliseconds,
+    trial_tags,
+)
 from orchestrator.results.mlflow_errors import no_answer_error, refused_error
 from orchestrator.results.mlflow_pages import SWEEP_KEY
 from orchestrator.results.pending_updates import (
@@ -120,12 +126,11 @@ class Tracker:
 
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show a trial as failed, with the kind and message of the failure."""
-        tags = {
-            STATUS: str(CellStatus.FAILED),
-            ATTEMPT: str(failure.attempt),
-            "failure_kind": str(failure.failure.kind),
-            "failure_message": failure.failure.message[:MAX_MESSAGE_LENGTH],
-        }
+        tags = trial_tags(failure.spec, None, CellStatus.FAILED, failure.attempt)
+        # The start of the trial sent the domain, which a failure does not contain.
+        del tags[DOMAIN]
+        tags["failure_kind"] = str(failure.failure.kind)
+        tags["failure_message"] = failure.failure.message[:MAX_MESSAGE_LENGTH]
         with self._sender.changed:
             self._sender.running.discard(failure.trial_id)
             self._change_state(failure.trial_id, tags, failed=True)
@@ -148,7 +153,7 @@ class Tracker:
         at_ms = milliseconds(self._clock.time())
         live = self._sender.pending.live_run(key)
         if failed:
-            # The start may not be sent yet. Its tags name the network, the dataset and N.
+            # The start may not be sent yet. Only its tags contain the domain of the dataset.
             tags = {**(live.tags or {}), **tags}
         self._put(key, replace(live, tags=tags, failed=failed, at_ms=at_ms))
 
@@ -179,7 +184,7 @@ class Tracker:
         """
         if not self._sender.is_started:
             return
-        error = self._sender.refused_connection(FIRST_ANSWER_S)
+        error = self._sender.wait_for_connection(FIRST_ANSWER_S)
         if error is not None:
             raise refused_error(error)
 

@@ -121,7 +121,7 @@ class UpdateSender:
             self.pending.put(key, update)
             self.changed.notify_all()
 
-    def refused_connection(self, timeout_s: float) -> Exception | None:
+    def wait_for_connection(self, timeout_s: float) -> Exception | None:
         """Wait for MLflow's first answer.
 
         Args:

@@ -35,7 +35,7 @@ from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.sweep_tracking import log_sweep, make_tracker, open_tracker
+from orchestrator.results.sweep_tracking import log_sweep, make_tracker, tracking_session
 from orchestrator.results.tracking import Tracker
 from orchestrator.running import preparation
 from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
@@ -121,10 +121,10 @@ def run_sweep(
             workspace,
             sweep.stored.store,
             options.mlflow_uri,
-            used=options.tracking,
+            is_enabled=options.tracking,
             print_note=monitor.note,
         )
-        with open_tracker(tracker, state.flat_runs(), state.failures.values()):
+        with tracking_session(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep.tracker = tracker
             try:

@@ -8,6 +8,7 @@ checkpoints through an actor.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ from tasks.trials.records import TrialResult
 log = logging.getLogger(__name__)
 
 MAX_TUNE_FAILURES = 5
-"""Number of failures of Tune's loop, without a finished trial in between, that do not end the
-run."""
+"""Largest number of failures of Tune's loop, without a finished trial in between, after which the
+loop is started again. The next failure ends the run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
@@ -61,11 +62,13 @@ class Attempt:
         number: number of attempts at the trial so far, in all runs.
         location: where the attempt runs; None until its worker has sent this.
         node: address of the attempt's node; empty if unknown.
+        started_s: monotonic time at which Tune started the attempt, in seconds; infinite before.
     """
 
     number: int
     location: WorkerLocation | None = None
     node: str = ""
+    started_s: float = math.inf
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
@@ -91,7 +94,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._backend = backend or TuneBackend(run, source)
         self._clock = clock
         self._retries = Retries()
-        self._node_health = NodeHealth()
+        self._node_health = NodeHealth(monotonic=clock.monotonic)
         self._resources = ResourcePolicy(
             run.resources, run.runtime_model, self._backend.node_memory_bytes, run.small_gpus
         )
@@ -118,21 +121,22 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             SweepError: results cannot be stored, or no trial can run.
         """
         arrays = self._backend.arrays
+        # A forced end of the process skips the end of `with` blocks, so it needs its own call.
         with at_forced_end(arrays.close), closing(arrays):
             while not self._queue.is_empty:
-                generator = TrialGenerator(self._queue, self._assign, self._clock)
+                generator = TrialGenerator(self._queue, self._start_attempt, self._clock)
                 try:
                     self._backend.fit(self, generator)
                 except Exception as error:
                     # For the trials that ran, this counts as a failed attempt.
-                    self._tune_failed(error)
+                    self._process_tune_failure(error)
                 self._queue.raise_if_stopped()
                 # These trials did not report before Tune ended.
                 for trial_id in sorted(self._queue.submitted):
-                    self._ended_without_report(trial_id, NO_RESULT)
+                    self._process_missing_report(trial_id, NO_RESULT)
 
-    def _assign(self, trial_id: str) -> TrialAssignment:
-        """Count an attempt at a trial, and return the assignment for its worker."""
+    def _start_attempt(self, trial_id: str) -> TrialAssignment:
+        """Start an attempt at a trial: count it, and return the assignment for its worker."""
         self._attempts[trial_id] = Attempt(self._attempt(trial_id).number + 1)
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._resources.start_attempt(trial))
@@ -140,12 +144,16 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # Calls from Tune.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Make a trial's images available to its worker, and show that it runs."""
+        """Make a trial's images available to its worker, and show that it runs.
+
+        For the first trial with these images, this call may read the images for seconds.
+        """
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
         self._queue.running.add(trial_id)
+        self._attempt(trial_id).started_s = self._clock.monotonic()
         with self._stop_run_on_error():
-            self._backend.arrays.add_trial(trial_id, self._array(trial_id))
+            self._backend.arrays.add_trial(trial_id, self._array_key(trial_id))
         if self._queue.is_stopped:
             return
         domain = self._source.domain_of(spec)
@@ -164,7 +172,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         raise_if_asked()
         with self._stop_run_on_error():
             self._watchdog.check(trials, self._queue.submitted)
-        self._queue.raise_if_stopped()
+        self._raise_if_stopped()
         self._backend.arrays.check_actor()
         self._take_messages()
         requests = (
@@ -172,12 +180,23 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         )
         self._backend.publish(self._run.monitor, requests)
 
+    def _raise_if_stopped(self) -> None:
+        """Raise the error that stops the run, if there is one.
+
+        After an error, Tune kills the trials' processes. With NVIDIA's MPS, their GPU work must end
+        first.
+        """
+        mps = self._run.cluster.mps
+        if self._queue.is_stopped and mps is not None:
+            mps.end_clients()
+        self._queue.raise_if_stopped()
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Process a worker's report. Tune calls this method if the worker raised no exception."""
         report = TrialReport.model_validate_json(result[REPORT])
-        self._reported(trial_id_of(trial), report)
+        self._process_report(trial_id_of(trial), report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the failure of a trial or of its process, such as a crash or a lost node.
@@ -190,9 +209,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._attempt(trial_id).location
         outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
-            self._reported(trial_id, outcome)
+            self._process_report(trial_id, outcome)
         else:
-            self._ended_without_report(trial_id, outcome)
+            self._process_missing_report(trial_id, outcome)
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -201,12 +220,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Tune calls this method after the last ``on_trial_result``. A trial that has reported is not
         submitted any more, so this call changes nothing.
         """
-        self._ended_without_report(trial_id_of(trial), NO_RESULT)
+        self._process_missing_report(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
 
     # Outcomes of attempts.
 
-    def _reported(self, trial_id: str, report: TrialReport) -> None:
+    def _process_report(self, trial_id: str, report: TrialReport) -> None:
         """Process a worker's report; a repeated report has no effect."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
@@ -214,7 +233,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         outcome = report.outcome
         with self._stop_run_on_error():
             if isinstance(outcome, TrialFailure):
-                self._failed(
+                self._process_failure(
                     trial_id,
                     outcome,
                     process_ended=outcome.ends_process,
@@ -223,11 +242,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 )
                 # Only reported failures count for the node: a crash has no report, and it does not
                 # show that its node is unfit.
-                self._count_for_node(trial_id, outcome)
+                self._report_to_node_health(trial_id, outcome)
             else:
-                self._finished(trial_id, report)
+                self._process_result(trial_id, report)
 
-    def _ended_without_report(self, trial_id: str, failure: TrialFailure) -> None:
+    def _process_missing_report(self, trial_id: str, failure: TrialFailure) -> None:
         """Process an attempt that ended without a report: crashed, hung, or stopped with Tune.
 
         It has no effect if the trial has already reported.
@@ -235,7 +254,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         with self._stop_run_on_error():
-            self._failed(trial_id, failure, process_ended=True)
+            self._process_failure(trial_id, failure, process_ended=True)
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU, which may be the cause."""
@@ -246,8 +265,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
-    def _count_for_node(self, trial_id: str, failure: TrialFailure) -> None:
-        """Count a failure for the node of its trial, if the node caused the failure.
+    def _report_to_node_health(self, trial_id: str, failure: TrialFailure) -> None:
+        """Report a failure to the node health, which counts it if the node caused it.
 
         Raises:
             SetupError: no node can run trials.
@@ -255,9 +274,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         eligible = self._backend.eligible_nodes(failure)
         attempt = self._attempt(trial_id)
         gpus = "" if attempt.location is None else attempt.location.gpus
-        self._node_health.count_node_failure(attempt.node, failure, eligible, gpus)
+        self._node_health.count_node_failure(
+            attempt.node, failure, eligible, gpus, attempt.started_s
+        )
 
-    def _finished(self, trial_id: str, report: TrialReport) -> None:
+    def _process_result(self, trial_id: str, report: TrialReport) -> None:
         """Store a result, and show it in MLflow and the terminal."""
         trial = self._source.trials[trial_id]
         status = cast("TrialResult", report.outcome).status
@@ -277,7 +298,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._shown_gpu_notes.add(report.gpu_note)
             self._run.monitor.note(report.gpu_note)
 
-    def _failed(
+    def _process_failure(
         self,
         trial_id: str,
         failure: TrialFailure,
@@ -330,29 +351,38 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _protect_other_trials(self, trial_id: str, failure: TrialFailure) -> None:
         """Quarantine the GPU and stop using MPS, if the failure shows that they are broken."""
-        location = self._attempt(trial_id).location
+        attempt = self._attempt(trial_id)
+        location = attempt.location
         if failure.gpu and location is not None:
-            seconds = self._node_health.count_gpu_failure(location.node, location.gpus)
+            seconds = self._node_health.count_gpu_failure(
+                location.node, location.gpus, attempt.started_s
+            )
             self._backend.quarantine(location, seconds)
+        if breaks_mps(failure):
+            self._stop_using_mps(f"{trial_id} failed ({failure.kind})")
+
+    def _stop_using_mps(self, reason: str) -> None:
+        """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
         mps = self._run.cluster.mps
-        if mps is not None and breaks_mps(failure):
-            mps.end_use(f"{trial_id} failed ({failure.kind})", self._resources.leave_mps())
+        if mps is not None and mps.is_used:
+            consequence = self._resources.use_shares_without_mps()
+            mps.stop_using(reason, consequence)
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""
         self._queue.remove(trial_id)
         self._watchdog.remove(trial_id)
-        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=True)
+        self._backend.arrays.remove_trial(trial_id, self._array_key(trial_id), for_good=True)
 
     def _retry_later(self, trial_id: str, pause_s: float) -> None:
         """Let a trial start again after a pause."""
         self._queue.retry(trial_id, self._clock.monotonic() + pause_s)
         self._watchdog.remove(trial_id)
-        self._backend.arrays.remove_trial(trial_id, self._array(trial_id), for_good=False)
+        self._backend.arrays.remove_trial(trial_id, self._array_key(trial_id), for_good=False)
 
     # Failures of Tune's loop, and messages.
 
-    def _tune_failed(self, error: Exception) -> None:
+    def _process_tune_failure(self, error: Exception) -> None:
         """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.
 
         If Ray killed workers because memory ran out, only their trials count as failed.
@@ -367,9 +397,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             killed = self._killed_for_memory()
         # If Ray killed no worker, all trials with a worker count as failed.
         failed_ids = killed if killed else self._queue.running
+        if self._queue.running:
+            # Tune calls nothing of isweep before it kills the processes.
+            self._stop_using_mps("after an error, Ray Tune killed trials while they computed")
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
-                self._ended_without_report(trial_id, failure)
+                self._process_missing_report(trial_id, failure)
             else:
                 self._requeue_uncounted(trial_id, failure, killed)
         if not self._backend.is_up() or self._num_tune_failures > MAX_TUNE_FAILURES:
@@ -392,6 +425,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _requeue_uncounted(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
         """Queue a trial again that stopped because Tune failed, without counting the attempt.
+
+        Only the number of attempts is changed back. The policies for memory and for retries have no
+        failure of this attempt to forget.
 
         Args:
             trial_id: id of a trial that had no worker yet, or that did not cause the failure.
@@ -438,7 +474,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):
             trial_id = message.trial_id
-            self._watchdog.message_from(trial_id)
+            self._watchdog.note_message(trial_id)
             if isinstance(message, WorkerLocation):
                 attempt = self._attempt(trial_id)
                 attempt.location = message
@@ -484,7 +520,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._attempts[trial_id] = Attempt(self._source.earlier_attempts.get(trial_id, 0))
         return self._attempts[trial_id]
 
-    def _array(self, trial_id: str) -> str:
+    def _array_key(self, trial_id: str) -> str:
         """Return the key of a trial's images."""
         return self._source.array_of(self._source.trials[trial_id])
 

@@ -47,8 +47,8 @@ class Combination:
 
     Attributes:
         model: The model.
-        subsets: One subset per class pair of the dataset. The search uses the first one. The runs
-            of finalists go through all of them.
+        subsets: One subset per class pair of the dataset. The search uses the first subset. The
+            further trainings of finalists use all subsets.
         train_size: Number of images, including the validation images.
         choice: The sweep's recipe. A point replaces three of its fields.
         space: The ranges to search.
@@ -142,8 +142,8 @@ def combinations_to_tune(
 
     Args:
         plan: Plan of the sweep.
-        num_train: Number of training images by subset id. It limits the batch size. None computes
-            the number from the validation share.
+        num_train: Number of training images by subset id. It limits the batch size. If None, the
+            number follows from the validation share.
 
     Raises:
         ConfigError: A combination cannot be searched. The message lists all problems.
@@ -206,13 +206,13 @@ def _check_searchable(plan: SweepPlan) -> None:
             f"A search needs corrected data, but the sweep has the faults "
             f"{', '.join(sweep.all_faults)}",
             hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
-            "Then use its recipe in this sweep",
+            "Then use the recipe that the search writes in this sweep",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            "A search cannot tune pretrained networks, but models contains "
+            "A search cannot tune pretrained networks, but the list `models` contains "
             f"{', '.join(pretrained)}",
             hint="Remove these models from the sweep",
         )

@@ -81,7 +81,7 @@ class CombinationOutcome(Finding):
 
     @property
     def keeps_sweep_recipe(self) -> bool:
-        """True if no point was better than the sweep's recipe by more than one error."""
+        """True if no point beat the sweep's recipe by more than one standard error."""
         return self.sweep_recipe is not None and self.chosen == self.sweep_recipe
 
     @property
@@ -96,8 +96,8 @@ class CombinationOutcome(Finding):
         again = "and tune again. Finished trials are kept."
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
-                "further trainings of every finalist failed or diverged, so there is no recipe. "
-                f"Correct the failures, {again}"
+                "every finalist has a further training that failed or diverged, so there is no "
+                f"recipe. Correct the failures, {again}"
             )
         if self.chosen is None:
             return (

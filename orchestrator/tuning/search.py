@@ -129,9 +129,9 @@ class RequestedTrial:
         combination: Model and dataset of the trial.
         spec: The trial.
         point: Point of the search space.
-        role: Reason for which the trial is run.
-        run: Repetition: 0 for the training during the search, 1 and up for further trainings of a
-            finalist with other seeds. Stored records use this name.
+        role: Reason why the search runs the trial.
+        run: 0 for the training during the search. 1 and up for further trainings of a finalist with
+            other seeds.
         study_index: Index of the point in the combination's study. None if the point is not in the
             study.
     """
@@ -213,7 +213,7 @@ class CombinationSearch:
 
     @property
     def needs_sweep_point(self) -> bool:
-        """True if the sweep's recipe was not trained yet, which the budget does not prevent."""
+        """True if the sweep's recipe was not trained yet, even if the budget is used up."""
         return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
@@ -282,9 +282,9 @@ class CombinationSearch:
             self.sample_point()
 
     def needs(self, point: Point, run: int) -> bool:
-        """Return whether the search, with its present settings, still needs an earlier request.
+        """Return whether the search still needs a trial that an earlier command requested.
 
-        The answer depends on the trials that were added before this call.
+        The result depends on the present settings, and on the trials that were added before.
         """
         if run:
             return self.is_over and (point, run) in self.remaining_finalist_runs()

@@ -28,7 +28,7 @@ VALIDATION_ACCURACY = "validation_accuracy"
 
 
 class Role(StrEnum):
-    """Reason for which a search runs a trial."""
+    """Reason why a search runs a trial."""
 
     OWN = "own"
     """Trial with the sweep's recipe, with which all points are compared."""
@@ -42,7 +42,7 @@ class _SearchTrialRecord(StoredRecord):
     """Base of the records about a trial of a search.
 
     Attributes:
-        role: Reason for which the trial is run.
+        role: Reason why the search runs the trial.
         run: 0 for the training during the search, 1 and up for further trainings of a finalist.
         spec: The trial.
         data_fingerprint: Content hash of the prepared dataset.
@@ -168,7 +168,7 @@ def _standing_text(standing: dict[str, Any]) -> str:
 
 
 def search_rows(workspace: Workspace) -> list[Row]:
-    """Return one row per trial of a search, in order of the end of the trials."""
+    """Return one row per trial of a search, in the order in which the trials ended."""
     records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
     rows: list[Row] = []
     for record in sorted(records, key=lambda record: record.finished_at):

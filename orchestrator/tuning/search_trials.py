@@ -46,7 +46,7 @@ class SearchQueue(TrialQueue):
 
     Args:
         search: The search, which chooses the next trial.
-        trials: Trials by id. New trials are added to it.
+        trials: Trials by id. The queue adds new trials to this mapping.
         store_request: Function that stores a trial before it starts. An error ends the search.
     """
 
@@ -95,7 +95,7 @@ class SearchTrials(TrialSource):
     Args:
         run: Context that all trials share.
         search: The search, which chooses the next trial.
-        earlier: Stored trials of the search. New requests and results are added to it.
+        earlier: Stored trials of the search. New requests and results are added to them.
         load: Function that reads the arrays of a subset for a train size and a validation split.
         fingerprints: Content hashes of the datasets by prepared id.
     """

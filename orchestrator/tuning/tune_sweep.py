@@ -14,7 +14,7 @@ from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.results.sweep_tracking import make_tracker, open_tracker
+from orchestrator.results.sweep_tracking import make_tracker, tracking_session
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.networks import check_models
 from orchestrator.running.preparation import check_raw, prepare_own
@@ -88,10 +88,10 @@ class _Tuning(Stages):
             self._as_sweep,
             stored.store,
             options.mlflow_uri,
-            used=options.tracking,
+            is_enabled=options.tracking,
             print_note=self.monitor.note,
         )
-        with open_tracker(tracker, map(flat_search, earlier.records.values())):
+        with tracking_session(tracker, map(flat_search, earlier.records.values())):
             tracker.check()
             if not search.is_done:
                 self._run(search, stored, earlier, tracker)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import FloatArray, IntArray
+from tasks.array_types import FloatArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     Precision,
@@ -38,7 +38,8 @@ from tasks.measures.distances import (
     squared_distances,
 )
 from tasks.measures.estimators import inverse_dimensions
-from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.neighbor_tables import NeighborTable
+from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.plain_json import plain_json
 from tasks.remote import Executor, InlineExecutor
 

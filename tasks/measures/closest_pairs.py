@@ -1,4 +1,4 @@
-"""The closest pairs of images among the pairs that are new at one train size.
+"""The closest pairs of points among the pairs that are new at one train size.
 
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.measures.arrays import AnyArray
-from tasks.measures.tile_blocks import SquaredDistances, is_at_most
+from tasks.array_types import AnyArray
+from tasks.measures.tile_blocks import SquaredDistances, is_at_most, no_pair_value
 
 PAIR_DTYPE = np.dtype(
     [
@@ -17,23 +17,21 @@ PAIR_DTYPE = np.dtype(
         ("second", np.int32),
     ]
 )
-"""Dtype of a pair: the squared distance, and the positions of both rows, the smaller one first."""
+"""Dtype of a pair: squared distance, and the positions of both points, the smaller one first."""
 
 
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    The collection contains all added pairs that are closer than `exclusive_limit`. It may contain
-    some farther pairs until `prune` removes them. `prune` also lowers the limit to the distance of
-    the ``capacity + 1``-th closest pair, if there are so many pairs.
-
-    If several pairs have exactly the distance of the limit, all of them are removed. A choice among
-    them would depend on the order of the blocks. So fewer than ``capacity`` pairs may remain.
+    Every added pair that is closer than `exclusive_limit` is in the collection. Other pairs may be
+    missing. `prune` removes them, and lowers the limit to the distance of the ``capacity + 1``-th
+    closest pair. So at most ``capacity`` pairs remain. Fewer pairs remain if several have exactly
+    the distance of the limit: a choice among these would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
         exclusive_limit: Squared distance below which the collection is complete; infinite if no
-            pair was removed.
+            pair is missing.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -62,12 +60,11 @@ class ClosestPairs:
             first_row_position: Position of the block's first row.
             first_column_position: Position of the block's first column.
         """
-        limit = self.exclusive_limit
-        if np.isinf(limit):
-            limit = self._block_limit(squared_distances)
+        if np.isinf(self.exclusive_limit):
+            self.exclusive_limit = self._block_limit(squared_distances)
         # Pairs at exactly the limit are added too. One of them may be the (capacity + 1)-th closest
         # pair, from which `prune` computes the next limit.
-        is_close = is_at_most(squared_distances, limit)
+        is_close = is_at_most(squared_distances, self.exclusive_limit)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
         pairs["squared"] = squared_distances[rows, columns]
@@ -79,21 +76,21 @@ class ClosestPairs:
             self.prune()
 
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
-        """Return the (2 * capacity + 1)-th smallest entry of a block; infinity if there are fewer.
+        """Return a squared distance that at least ``capacity + 1`` pairs of a block do not exceed.
 
-        A block contains each pair at most twice. So at least ``capacity`` pairs of the block are no
-        farther apart, and a pair that is farther apart cannot be among the closest pairs.
+        The block contains each pair at most twice. So the result is the distance of the
+        ``2 * capacity + 1``-th closest entry. If the block has fewer pairs, it is infinite.
         """
-        num_entries = 2 * self.capacity
-        if squared_distances.size <= num_entries:
+        num_closer = 2 * self.capacity
+        if squared_distances.size <= num_closer:
             return np.inf
-        return float(np.partition(squared_distances, num_entries, axis=None)[num_entries])
+        limit = np.partition(squared_distances, num_closer, axis=None)[num_closer]
+        if limit == no_pair_value(squared_distances.dtype):
+            return np.inf
+        return float(limit)
 
     def merge(self, other: ClosestPairs) -> None:
-        """Add the pairs of another collection, and prune.
-
-        The other collection must be pruned, because it must be complete below its own limit.
-        """
+        """Add the pairs of another collection, and prune."""
         self.exclusive_limit = min(self.exclusive_limit, other.exclusive_limit)
         self._chunks.append(other.pairs)
         self.prune()

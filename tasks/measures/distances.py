@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import AnyArray, Bytes, FloatArray, IntArray
+from tasks.array_types import AnyArray, Bytes, FloatArray, IntArray
 from tasks.measures.products import MAX_FEATURES, Product
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}

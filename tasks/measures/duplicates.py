@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.measures.arrays import AnyArray, IntArray
+from tasks.array_types import AnyArray, IntArray
 from tasks.measures.distances import (
     UNITS,
     BlockSource,

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import plural, unknown_name
-from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from tasks.measures.neighbors import NeighborTable
+from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5

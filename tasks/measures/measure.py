@@ -5,30 +5,31 @@ So all measures exclude each image that equals an earlier image, a *duplicate*. 
 counted. If a duplicate has another label than the earlier image, the two are a *conflict*, which is
 also listed.
 
-Two kinds of index occur, as in `tasks.measures.neighbors`. A source row is an index of all images.
-A position is an index of the distinct images only.
+The steps of a measure:
+
+1. `duplicates` checks the images and finds the duplicates.
+2. `searched_images` searches the nearest neighbors of all other images, for all train sizes.
+3. `estimators` and `sharpness` compute the measures of each train size from the distances.
+4. `calibration` estimates the error of the dimension, if the settings ask for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.array_types import AnyArray, IntArray
 from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
     BlockSource,
     Precision,
-    direct_squared_distances,
-    flatten,
 )
-from tasks.measures.duplicates import RowCheck, check_rows
-from tasks.measures.estimators import IntrinsicDimension, estimate, table_width
-from tasks.measures.neighbors import NeighborSearch, NeighborTable, nested_neighbors
+from tasks.measures.duplicates import check_rows
+from tasks.measures.estimators import IntrinsicDimension, estimate
 from tasks.measures.records import (
     MeasureResult,
     MeasureSettings,
@@ -39,24 +40,19 @@ from tasks.measures.records import (
     check_train_sizes,
     checked_source,
 )
+from tasks.measures.searched_images import SearchedImages, search_images
 from tasks.measures.sharpness import (
     LabelSharpness,
-    OtherLabelDistances,
     SharpnessScale,
     permuted_sharpness,
-    stratified_samples,
     summarize,
 )
-from tasks.measures.tile_blocks import EXACT, widest_precision
+from tasks.measures.tile_blocks import widest_precision
 from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
-NEAR_MINIMUM = 1 + 4e-5
-"""Distances up to this factor times the smallest one are computed again in float64, because one of
-them may be the true minimum. Each distance has a relative error of up to 1e-5. The factor leaves a
-margin of two for both."""
 
 
 def measure_nested(
@@ -86,12 +82,12 @@ def measure_nested(
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
-    codes = None if labels is None else check_labels(labels, source.num_rows)
+    image_labels = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    row_check = check_rows(source, codes, executor=executor)
+    row_check = check_rows(source, image_labels, executor=executor)
     precision = Precision(settings.dtype, settings.device, exact_bytes=row_check.is_exact)
-    searched = _find_neighbors(row_check, codes, sizes, precision, settings, executor)
-    scale = _scale(source, settings)
+    searched = search_images(row_check, image_labels, sizes, precision, settings, executor)
+    scale = _sharpness_scale(source, settings)
     records = []
     for size_index, size in enumerate(sizes):
         table = searched.neighbors.tables[size_index]
@@ -105,10 +101,10 @@ def measure_nested(
         records.append(
             SizeRecord(
                 train_size=size,
-                num_duplicates=size - table.num_positions,
+                num_duplicates=size - table.num_positions,  # positions are distinct images
                 num_conflicts=sum(row < size for row, _ in row_check.conflicts),
                 d_data=dimensions,
-                label_sharpness=searched.sharpness(size_index, scale),
+                label_sharpness=_label_sharpness(searched, size_index, scale),
             )
         )
     calibration = None
@@ -131,55 +127,20 @@ def measure_nested(
     )
 
 
-def _find_neighbors(
-    row_check: RowCheck,
-    row_labels: IntArray | None,
-    sizes: Sequence[int],
-    precision: Precision,
-    settings: MeasureSettings,
-    executor: Executor | None,
-) -> SearchedImages:
-    """Return the neighbors of all distinct images at each train size.
-
-    Args:
-        row_check: The distinct images.
-        row_labels: ``(num_source_rows,)`` label of each source row; None if there are no labels.
-        sizes: Train sizes, counted in source rows.
-        precision: Precision of the products of floats.
-        settings: Settings of the measure.
-        executor: Executor of the search; None computes in this process.
-
-    Returns:
-        The neighbors. All indices are positions, and all sizes are numbers of distinct images.
-    """
-    # Number of distinct images among the first n source rows, for each size n.
-    num_distinct = np.searchsorted(row_check.distinct_rows, sizes).tolist()
-    source_rows = row_check.distinct_rows[: num_distinct[-1]]
-    position_labels = None if row_labels is None else row_labels[source_rows]
-    samples, sample_slices = stratified_samples(
-        position_labels, num_distinct, settings.sharpness_sample, settings.sharpness_seeds
-    )
-    width = table_width(settings.estimators, settings.num_neighbors)
-    width = min(width, len(source_rows) - 1)
-    neighbors = nested_neighbors(
-        row_check.source,
-        row_labels,
-        num_distinct,
-        max(width, 1),
-        executor=executor,
-        precision=precision,
-        block_rows=settings.block_rows,
-        source_rows=source_rows,
-        samples=samples,
-    )
-    return SearchedImages(
-        source=row_check.source,
-        source_rows=source_rows,
-        labels=position_labels,
-        neighbors=neighbors,
-        samples=samples,
-        sample_slices=sample_slices,
-    )
+def _label_sharpness(
+    searched: SearchedImages, size_index: int, scale: SharpnessScale
+) -> LabelSharpness | None:
+    """Return the label sharpness at one train size, or None if there are no labels."""
+    if searched.labels is None:
+        return None
+    table = searched.neighbors.tables[size_index]
+    labels = searched.labels[: table.num_positions]
+    other_label = searched.other_label_distances(size_index)
+    sharpness = summarize(labels, other_label, scale)
+    if sharpness.value is None:
+        return sharpness
+    permuted = permuted_sharpness(table, labels, other_label.sample_masks)
+    return replace(sharpness, permuted=permuted)
 
 
 def measure_array(
@@ -219,19 +180,19 @@ def measure_array(
     """
     settings = settings or MeasureSettings()
     array = as_channels_first(as_array(images))
-    codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
+    image_labels = None if labels is None else check_labels(labels, num_images)
     smaller_sizes: list[int] = []
     if train_sizes is not None:
         sizes = check_train_sizes(train_sizes, num_images)
         smaller_sizes = [size for size in sizes if size < num_images]
-    result = measure_nested(array, codes, [num_images], executor=executor, settings=settings)
+    result = measure_nested(array, image_labels, [num_images], executor=executor, settings=settings)
     if not smaller_sizes:
         return result
     # The subsets are measured in a second pass, because their images must come first. The samples
     # for label sharpness and the blocks of the bootstrap depend on the order of the images, so one
     # pass would change the measures of all images.
-    subsets = _measure_subsets(array, codes, smaller_sizes, settings, executor)
+    subsets = _measure_subsets(array, image_labels, smaller_sizes, settings, executor)
     return result.model_copy(
         update={
             "sizes": (*subsets.sizes, *result.sizes),
@@ -242,7 +203,7 @@ def measure_array(
 
 def _measure_subsets(
     array: AnyArray,
-    codes: IntArray | None,
+    image_labels: IntArray | None,
     sizes: Sequence[int],
     settings: MeasureSettings,
     executor: Executor | None,
@@ -251,22 +212,21 @@ def _measure_subsets(
 
     Args:
         array: ``(num_images, ...)`` all images.
-        codes: ``(num_images,)`` labels; None if there are no labels.
+        image_labels: ``(num_images,)`` labels; None if there are no labels.
         sizes: Sizes of the subsets, ascending, below the number of images.
         settings: Settings of the measure. The seed determines the images of the subsets.
         executor: Executor of the search for neighbors; None computes in this process.
     """
     num_images = len(array)
-    classes = np.zeros(num_images, np.int64)
-    if codes is not None:
-        _, numbered = np.unique(codes, return_inverse=True)
-        classes = numbered.astype(np.int64)
+    class_indices = np.zeros(num_images, np.int64)  # without labels, all images are one class
+    if image_labels is not None:
+        class_indices = np.unique(image_labels, return_inverse=True)[1].astype(np.int64)
     rng = np.random.default_rng(settings.seed)
-    order = stratified_order(classes, np.arange(num_images), rng, balanced=False)
-    ordered_codes = None if codes is None else codes[order]
+    order = stratified_order(class_indices, np.arange(num_images), rng, balanced=False)
+    ordered_labels = None if image_labels is None else image_labels[order]
     uncalibrated = replace(settings, calibrate=False)  # only all images are calibrated
     subsets = measure_nested(
-        array[order], ordered_codes, sizes, executor=executor, settings=uncalibrated
+        array[order], ordered_labels, sizes, executor=executor, settings=uncalibrated
     )
     return subsets.renumbered(order)
 
@@ -307,8 +267,8 @@ def intrinsic_dimension(
     }
 
 
-def _scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
-    """Return the scale of the images: pixel range, side, channels and sample size.
+def _sharpness_scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
+    """Return the scale of label sharpness for these images and settings.
 
     If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and from 0
     to the largest number for unsigned integers. For other dtypes it is unknown.
@@ -320,100 +280,13 @@ def _scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
         pixel_range = (0.0, 1.0)
     elif pixel_range is None and dtype.kind == "u":
         pixel_range = (0.0, float(np.iinfo(dtype).max))
-    if len(shape) == 3:
-        return SharpnessScale(pixel_range, shape[1:], shape[0], settings.sharpness_sample)
-    return SharpnessScale(pixel_range, None, int(np.prod(shape)), settings.sharpness_sample)
-
-
-@dataclass(frozen=True)
-class SearchedImages:
-    """The distinct images of all sizes, and their nearest neighbors.
-
-    Attributes:
-        source: Source of the images.
-        source_rows: ``(num_distinct,)`` source row of each position.
-        labels: ``(num_distinct,)`` label of each position; None if there are no labels.
-        neighbors: Nearest neighbors of each position.
-        samples: ``(num_samples, num_distinct)`` masks of the samples of all train sizes.
-        sample_slices: Slice of ``samples`` for each train size.
-    """
-
-    source: BlockSource
-    source_rows: IntArray
-    labels: IntArray | None
-    neighbors: NeighborSearch
-    samples: BoolArray
-    sample_slices: list[slice]
-
-    def sharpness(self, size_index: int, scale: SharpnessScale) -> LabelSharpness | None:
-        """Return the label sharpness at one train size, or None if there are no labels."""
-        if self.labels is None:
-            return None
-        table = self.neighbors.tables[size_index]
-        labels = self.labels[: table.num_positions]
-        other_label = self._other_label_distances(table, self.sample_slices[size_index])
-        record = summarize(labels, other_label, scale)
-        if record.value is None:
-            return record
-        permuted = permuted_sharpness(table, labels, other_label.sample_masks)
-        return replace(record, permuted=permuted)
-
-    def _other_label_distances(
-        self, table: NeighborTable, sample_slice: slice
-    ) -> OtherLabelDistances:
-        """Return the distances to the nearest images with another label, at one train size.
-
-        The smallest distances are computed again in float64.
-        """
-        positions = slice(table.num_positions)
-        distances = table.other_label_distances.copy()
-        search = self.neighbors
-        sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
-        if search.precision != EXACT:
-            self._refine_minimum(distances, table.other_label_positions)
-            sample_partners = search.sample_other_label_positions[sample_slice, positions]
-            for of_sample, partners in zip(sample_distances, sample_partners, strict=True):
-                self._refine_minimum(of_sample, partners)
-        pair_distance = float(distances.min(initial=np.inf))
-        pair = None
-        if np.isfinite(pair_distance):
-            closest = int(distances.argmin())
-            first = int(self.source_rows[closest])
-            second = int(self.source_rows[table.other_label_positions[closest]])
-            pair = min(first, second), max(first, second)
-        return OtherLabelDistances(
-            distances=distances,
-            pair=pair,
-            pair_distance=pair_distance,
-            sample_distances=sample_distances,
-            sample_masks=self.samples[sample_slice, positions],
-        )
-
-    def _refine_minimum(self, distances: FloatArray, partners: AnyArray) -> None:
-        """Compute all distances that may be the smallest again in float64, in place.
-
-        Args:
-            distances: ``(num_positions,)``, infinite where there is no other image.
-            partners: ``(num_positions,)`` positions of the other images.
-        """
-        limit = distances.min(initial=np.inf) * NEAR_MINIMUM
-        candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
-        refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
-        for position in candidates.tolist():
-            partner = int(partners[position])
-            pair = min(position, partner), max(position, partner)
-            if pair not in refined:
-                first_image = self._read(pair[0])
-                second_image = self._read(pair[1])
-                only_row = np.zeros(1, np.intp)
-                squared = direct_squared_distances(first_image, second_image, only_row, only_row)
-                refined[pair] = float(np.sqrt(squared[0]))
-            distances[position] = refined[pair]
-
-    def _read(self, position: int) -> AnyArray:
-        """Return the image at a position, as ``(1, num_features)``."""
-        row = int(self.source_rows[position])
-        return flatten(self.source.read(row, row + 1))
+    is_image = len(shape) == 3
+    return SharpnessScale(
+        pixel_range=pixel_range,
+        side=(shape[1], shape[2]) if is_image else None,
+        channels=shape[0] if is_image else int(np.prod(shape)),
+        sample=settings.sharpness_sample,
+    )
 
 
 def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:

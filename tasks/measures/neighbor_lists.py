@@ -1,8 +1,8 @@
-"""The nearest rows of each position, among one set of pairs.
+"""The nearest points of each position, among one set of pairs.
 
 A set consists of the pairs that are new at one train size, or of the pairs inside one sample.
-:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two rows are
-equally near, the row at the smaller position comes first. So for rows of bytes, a list depends
+:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two points are
+equally near, the one at the smaller position comes first. So for points of bytes, a list depends
 neither on the order of the blocks nor on how the blocks were divided over workers. For floats,
 equal distances may be rounded differently in different blocks.
 """
@@ -13,17 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import BoolArray, FloatArray, IntArray
+from tasks.array_types import BoolArray, FloatArray, IntArray
 from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 MANY_CANDIDATES = 4
-"""Largest number of candidates per list entry that are merged at once. If a block has more, only
-the k nearest candidates of each row are kept first. With fewer candidates, this reduction takes
-longer than it saves."""
+"""If a block has on average more than this number times k candidates per row, only the k nearest
+candidates of each row are kept. With fewer candidates, this would take longer than it saves."""
 
 
 class NeighborLists:
-    """A list of the k nearest rows for each position in a span of positions.
+    """A list of the k nearest points for each position in a span of positions.
 
     Attributes:
         squared: ``(num_positions, k)`` squared distances, ascending, infinite where there are fewer
@@ -37,18 +36,18 @@ class NeighborLists:
         self.squared = np.full(shape, np.inf)
         self.positions = np.full(shape, -1, np.int64)
 
-    def merge(self, partial: NeighborLists, part: slice) -> None:
-        """Merge the lists of a part of the positions into these lists, in place.
+    def merge(self, other: NeighborLists, inner: slice) -> None:
+        """Merge the lists of some of the positions into these lists, in place.
 
         Args:
-            partial: Lists of a part of the positions.
-            part: The part of the positions of this object that ``partial`` has.
+            other: Lists of some positions of this object.
+            inner: These positions, as an index of the arrays of this object.
         """
-        nearest_new = partial.squared[:, 0]
-        kth_nearest = self.squared[part, -1]
+        nearest_new = other.squared[:, 0]
+        kth_nearest = self.squared[inner, -1]
         may_change = np.isfinite(nearest_new) & (nearest_new <= kth_nearest)
-        rows = np.arange(len(self.squared))[part][may_change]
-        self._merge_rows(rows, partial.squared[may_change], partial.positions[may_change])
+        rows = np.arange(len(self.squared))[inner][may_change]
+        self._merge_rows(rows, other.squared[may_change], other.positions[may_change])
 
     def update(
         self,
@@ -109,9 +108,9 @@ class PaddedEntries(NamedTuple):
     """Chosen entries of a block, row by row. All rows are padded to the length of the longest row.
 
     Attributes:
-        rows: ``(num_active,)`` the block's rows with at least one chosen entry, ascending.
-        positions: ``(num_active, longest)`` positions of the entries' columns, -1 for padding.
-        squared: ``(num_active, longest)`` the entries as float64, infinite for padding.
+        rows: ``(num_chosen_rows,)`` the block's rows with at least one chosen entry, ascending.
+        positions: ``(num_chosen_rows, longest)`` positions of the entries' columns, -1 for padding.
+        squared: ``(num_chosen_rows, longest)`` the entries as float64, infinite for padding.
     """
 
     rows: IntArray

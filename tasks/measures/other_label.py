@@ -1,17 +1,17 @@
-"""The nearest row with another label, for each position.
+"""The nearest point with another label, for each position.
 
 The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for each
 position. Entries between rows with equal labels are masked first: they are replaced by a number
 that is larger than all squared distances (:func:`~tasks.measures.tile_blocks.no_pair_value`).
 Entries outside a sample are masked in the same way. The smallest entry of a row then belongs to the
-nearest row with another label.
+nearest point with another label.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tasks.measures.arrays import BoolArray, IntArray
+from tasks.array_types import BoolArray, IntArray
 from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 

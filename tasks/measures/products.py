@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import SetupError
-from tasks.measures.arrays import Bytes, IntArray
+from tasks.array_types import Bytes, IntArray
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from pydantic import field_validator
 
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DEFAULT_ESTIMATORS
+from tasks.array_types import AnyArray, IntArray
 from tasks.finding import Finding
-from tasks.measures.arrays import AnyArray, IntArray
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension, table_width

@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 
 from search_spaces.errors import DataError, plural
-from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from tasks.measures.neighbors import NeighborTable, PairList
+from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.measures.neighbor_tables import NeighborTable, PairList
 from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import class_counts_for
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.measures.arrays import AnyArray, BoolArray, Bytes, FloatArray, IntArray
+from tasks.array_types import AnyArray, BoolArray, Bytes, FloatArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     Precision,

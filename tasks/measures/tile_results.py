@@ -3,23 +3,34 @@
 A search has three kinds of results:
 
 - the k nearest neighbors of each position (:mod:`tasks.measures.neighbor_lists`),
-- the nearest row with another label (:mod:`tasks.measures.other_label`),
+- the nearest point with another label (:mod:`tasks.measures.other_label`),
 - the closest pairs (:mod:`tasks.measures.closest_pairs`).
 
 Each is collected for the pairs that are new at one train size. So a block of distances is first cut
 into *sub-blocks*, whose pairs are all new at the same train size. Every sub-block updates the
 results of its train size. At the end, the results of all tiles are merged.
+
+Example: with the train sizes 2 and 4, the block of the positions 0 to 3 is cut into four
+sub-blocks. The numbers are the size indices of the pairs::
+
+                columns
+                0  1 | 2  3
+    rows   0    -  0 | 1  1
+           1    0  - | 1  1
+               ------+-----
+           2    1  1 | -  1
+           3    1  1 | 1  -
+
 :mod:`tasks.measures.neighbors` defines positions, size indices and *new* pairs.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
-from tasks.measures.arrays import IntArray
+from tasks.array_types import IntArray
 from tasks.measures.closest_pairs import ClosestPairs
 from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.other_label import mask_equal_labels, update_inside_sample, update_nearest
@@ -38,12 +49,12 @@ class SpanResult:
     """The result for a span of positions: the rows or the columns of a tile, or all positions.
 
     Attributes:
-        span: The positions whose nearest rows are searched.
+        span: The positions whose nearest points are searched.
         neighbors: Nearest neighbors in the new pairs of each train size.
-        other_label_by_size: Nearest row with another label in the new pairs of each train size, as
-            lists with one neighbor.
-        other_label_by_sample: Nearest row with another label inside each sample, as lists with one
-            neighbor.
+        other_label_by_size: Nearest point with another label in the new pairs of each train size,
+            as lists with one neighbor.
+        other_label_by_sample: Nearest point with another label inside each sample, as lists with
+            one neighbor.
         closest_pairs: The closest of the new pairs of each train size; empty if no closest pairs
             are requested.
         precision: The widest precision that a product has needed.
@@ -59,62 +70,38 @@ class SpanResult:
         self.closest_pairs = [ClosestPairs(max_pairs) for max_pairs in job.max_pairs_by_size]
         self.precision = EXACT if job.is_exact else job.precision.dtype
 
-    def merge(self, partial: SpanResult) -> None:
-        """Merge a result for a part of the positions into this result, in place."""
-        part = partial.span.relative_to(self.span)
-        for lists, partial_lists in zip(self._all_lists(), partial._all_lists(), strict=True):
-            lists.merge(partial_lists, part)
-        for pairs, partial_pairs in zip(self.closest_pairs, partial.closest_pairs, strict=True):
-            pairs.merge(partial_pairs)
-        self.precision = widest_precision(self.precision, partial.precision)
+    def merge(self, other: SpanResult) -> None:
+        """Merge the result of a part of this span into this result, in place."""
+        inner = other.span.relative_to(self.span)
+        for lists, other_lists in zip(self._all_lists(), other._all_lists(), strict=True):
+            lists.merge(other_lists, inner)
+        for pairs, other_pairs in zip(self.closest_pairs, other.closest_pairs, strict=True):
+            pairs.merge(other_pairs)
+        self.precision = widest_precision(self.precision, other.precision)
 
     def _all_lists(self) -> list[NeighborLists]:
         return [*self.neighbors, *self.other_label_by_size, *self.other_label_by_sample]
 
 
-class TileResults(NamedTuple):
-    """The results of one tile.
-
-    Attributes:
-        rows: The result of the tile's rows.
-        columns: The result of the tile's columns; the same object as ``rows`` for a tile on the
-            diagonal.
-    """
-
-    rows: SpanResult
-    columns: SpanResult
-
-    @classmethod
-    def empty(cls, job: SearchJob, row_span: Span, column_span: Span) -> TileResults:
-        """Return the results of a tile before its first block."""
-        row_result = SpanResult(job, row_span)
-        if row_span == column_span:
-            return cls(row_result, row_result)
-        return cls(row_result, SpanResult(job, column_span))
-
-    def as_list(self) -> list[SpanResult]:
-        """Return the result of the rows and, if it is another object, that of the columns."""
-        return [self.rows] if self.columns is self.rows else [self.rows, self.columns]
-
-
 def add_block(
-    job: SearchJob,
-    results: TileResults,
-    block: TileBlock,
+    job: SearchJob, row_result: SpanResult, column_result: SpanResult, block: TileBlock
 ) -> None:
-    """Add the distances of a block to the results of its rows and of its columns."""
-    sides = [(results.rows, block)]
+    """Add the distances of a block to the results of its rows and of its columns.
+
+    Args:
+        job: The search.
+        row_result: The result of the tile's rows.
+        column_result: The result of the tile's columns; the same object as ``row_result`` for a
+            tile on the diagonal.
+        block: A block of the tile.
+    """
+    sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
-        sides.append((results.columns, block.transposed()))
-
-    def add_side(side: tuple[SpanResult, TileBlock]) -> None:
-        result, side_block = side
-        _add_rows(job, result, side_block)
-
-    # Both sides can be added at the same time. They change different positions, and the transposed
-    # block does not change the closest pairs (see `_add_sub_block`). The threads are those of the
-    # matrix products, which are idle now.
-    in_threads(add_side, sides)
+        sides.append((column_result, block.transposed()))
+    # Both sides can be added at the same time. They change different positions. The transposed
+    # block does not change the closest pairs, because it lies below the diagonal. The threads are
+    # those of the matrix products, which are idle now.
+    in_threads(lambda side: _add_rows(job, *side), sides)
 
 
 def _add_rows(
@@ -158,8 +145,8 @@ def _add_sub_block(
     result_rows = rows.relative_to(result.span)
     squared = block.squared[sub_block]
     result.neighbors[size_index].update(result_rows, columns.start, squared)
-    # Every pair occurs twice: on both sides of the diagonal, in the block or in its transposed
-    # block. Skip the sub-blocks below the diagonal, so that the pair is added only once.
+    # A sub-block below the diagonal has the same pairs as the one above it, in the same block or in
+    # the transposed block. So only sub-blocks on and above the diagonal are added.
     if result.closest_pairs and rows.start <= columns.start:
         result.closest_pairs[size_index].update(squared, rows.start, columns.start)
     if masked_squared is not None:

@@ -16,15 +16,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.interventions import TRAINING_PARAMETERS
 from search_spaces.specs import DatasetParameters, FurtherTest, SubsetSpec
+from tasks.array_types import AnyArray, BoolArray, Float64Array, Int64Array
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
-Images = NDArray[np.generic]
-Labels = NDArray[np.int64]
+Images = AnyArray
+Labels = Int64Array
 DISTANCE_BLOCK_ROWS = 1024
 """Images per block of the distance matrix, which limits the memory for distances."""
 
@@ -50,7 +50,7 @@ class BlendedImages(NamedTuple):
     """
 
     images: Images
-    is_blended: NDArray[np.bool_]
+    is_blended: BoolArray
 
 
 def load_subset(
@@ -119,7 +119,7 @@ def blend_images(
 
 def find_nearest_of_other_class(
     originals: LabeledImages, training: LabeledImages
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[Int64Array, Float64Array]:
     """Return the nearest training image of another class for each image.
 
     Images of the same class are never neighbors. So a training image does not find itself.

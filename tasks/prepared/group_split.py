@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import TooFewImagesError, plural
+from tasks.array_types import BoolArray, Int8Array, Int64Array
 from tasks.prepared.table import class_counts_for, count_earlier, number_groups
 from tasks.sources.own.splits import GivenSplit
 
-Integers = NDArray[np.int64]
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn. With a smaller share, the test set
@@ -32,19 +31,19 @@ class Candidates(NamedTuple):
             :class:`GivenSplit`.
     """
 
-    rows: Integers
-    labels: Integers
+    rows: Int64Array
+    labels: Int64Array
     class_names: tuple[str, ...]
-    all_groups: Integers
-    all_splits: NDArray[np.int8]
+    all_groups: Int64Array
+    all_splits: Int8Array
 
     @property
-    def groups(self) -> Integers:
+    def groups(self) -> Int64Array:
         """``(num_candidates,)`` group ids of the candidates."""
         return self.all_groups[self.rows]
 
     @property
-    def splits(self) -> NDArray[np.int8]:
+    def splits(self) -> Int8Array:
         """``(num_candidates,)`` splits that the data state for the candidates."""
         return self.all_splits[self.rows]
 
@@ -60,8 +59,8 @@ class GroupSplit(NamedTuple):
     """
 
     candidates: Candidates
-    train: Integers
-    test: Integers
+    train: Int64Array
+    test: Int64Array
 
 
 def split_by_group(
@@ -69,7 +68,7 @@ def split_by_group(
     test_size: int,
     rng: Generator | None,
     *,
-    groups: Integers,
+    groups: Int64Array,
     balanced: bool,
 ) -> GroupSplit:
     """Split candidates by groups into training and test images.
@@ -96,13 +95,13 @@ def split_by_group(
 
 
 def draw_held_out(
-    labels: Integers,
-    group_numbers: Integers,
-    quotas: Integers,
-    splits: NDArray[np.int8],
+    labels: Int64Array,
+    group_numbers: Int64Array,
+    quotas: Int64Array,
+    splits: Int8Array,
     rng: Generator | None,
     class_names: Sequence[str],
-) -> Integers:
+) -> Int64Array:
     """Draw held-out images, for testing or validation, from the first groups of a random order.
 
     1. The groups are ordered at random.
@@ -151,7 +150,7 @@ def draw_held_out(
     return np.sort(np.concatenate(drawn))
 
 
-def _may_be_tested(group_numbers: Integers, splits: NDArray[np.int8]) -> NDArray[np.bool_]:
+def _may_be_tested(group_numbers: Int64Array, splits: Int8Array) -> BoolArray:
     """Return a mask of the images that may be test images, ``(num_images,)``.
 
     A group with an image of the data's training split is a training group. If the data have a test
@@ -166,8 +165,8 @@ def _may_be_tested(group_numbers: Integers, splits: NDArray[np.int8]) -> NDArray
 
 
 def _one_per_group_first(
-    class_images: Integers, ranks: Integers, min_groups: int, quota: int
-) -> Integers:
+    class_images: Int64Array, ranks: Int64Array, min_groups: int, quota: int
+) -> Int64Array:
     """Return ``quota`` images: one of each group, then a second one of each group, and so on.
 
     Args:
@@ -187,7 +186,7 @@ def _one_per_group_first(
 
 
 def _too_few_images(
-    class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
+    class_name: str, quota: int, num_allowed: int, splits: Int8Array
 ) -> TooFewImagesError:
     """Return the error for a class with too few images that may be test images."""
     hint = "Lower test_size, or add images"
@@ -204,8 +203,8 @@ def _too_few_images(
 
 
 def stratified_order(
-    labels: Integers, trainable: Integers, rng: Generator | None, *, balanced: bool
-) -> Integers:
+    labels: Int64Array, trainable: Int64Array, rng: Generator | None, *, balanced: bool
+) -> Int64Array:
     """Order images so that every prefix contains all classes in proportion.
 
     The weight of a class is its number of images. If ``balanced``, all weights are 1, so the

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.array_types import AnyArray
 from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
 from tasks.sources.base import (
@@ -34,7 +35,7 @@ from tasks.sources.base import (
 from tasks.sources.own.splits import ITEM_SPLITS, GivenSplit
 from tasks.sources.pictures import to_prepared
 
-Image = NDArray[np.generic]
+Image = AnyArray
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}

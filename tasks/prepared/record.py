@@ -8,17 +8,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
+from tasks.array_types import Int64Array
 from tasks.prepared.parts import FORM, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
 from tasks.sources.own.splits import GivenSplit
 
-Counts = NDArray[np.int64]
+Counts = Int64Array
 MAX_LISTED = 50
 """Largest number of skipped items, and of classes in only one given split, in a record."""
 MAX_SHOWN_SKIPS = 5

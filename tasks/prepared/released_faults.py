@@ -27,15 +27,14 @@ class, N + ``test_size`` in total. Example of F3 with a pool of two images per c
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RELEASED_SEED, SubsetSpec
+from tasks.array_types import Int64Array
 from tasks.prepared.group_split import Candidates, GroupSplit, split_by_group
 
-Integers = NDArray[np.int64]
 READ_BY_FILE_NAME = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
 datasets. Fault F3 occurs only in the other natural-image datasets."""
@@ -112,7 +111,7 @@ def _pool(
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
-def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Integers:
+def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Int64Array:
     """Return the indices of the pool's candidates, in ascending order.
 
     Raises:

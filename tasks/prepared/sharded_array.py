@@ -13,8 +13,9 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
-RowIndices = NDArray[np.int64] | range
+from tasks.array_types import AnyArray, Int64Array
+
+RowIndices = Int64Array | range
 """Indices of rows. A row is the data of one image in one array."""
 
 ABSENT = 2**64 - 1
@@ -56,7 +57,7 @@ class ShardedArrayReader:
     chunk_rows: int
     shard_rows: int
 
-    def read_rows(self, indices: RowIndices) -> Array:
+    def read_rows(self, indices: RowIndices) -> AnyArray:
         """Return rows in the order of ``indices``.
 
         Args:
@@ -80,7 +81,7 @@ class ShardedArrayReader:
             rows[order[request.part]] = chunk_rows[indices_in_chunk]
         return rows
 
-    def _read_range(self, indices: range) -> Array:
+    def _read_range(self, indices: range) -> AnyArray:
         """Read consecutive rows directly into the result."""
         if indices.step != 1:
             raise ValueError(
@@ -97,7 +98,7 @@ class ShardedArrayReader:
             request.read(scratch[:num_before], requested_rows, scratch[:num_after])
         return rows
 
-    def _allocate(self, num_rows: int) -> Array:
+    def _allocate(self, num_rows: int) -> AnyArray:
         """Return an uninitialized array for ``num_rows`` rows."""
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
@@ -175,7 +176,7 @@ class _ChunkRequest(NamedTuple):
     first_row: int
     part: slice
 
-    def read(self, *targets: Array) -> None:
+    def read(self, *targets: AnyArray) -> None:
         """Read the whole chunk into arrays, which are consecutive parts of the chunk.
 
         Raises:
@@ -192,7 +193,7 @@ class _ChunkRequest(NamedTuple):
         _fill_and_check(self.file, *targets)
 
 
-def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
+def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
     """Read bytes into arrays one after another, then check the checksum that follows them.
 
     Raises:

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import fingerprint
+from tasks.array_types import AnyArray, Int8Array, Int64Array
 from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
-from tasks.prepared.sharded_array import Array, RowIndices, ShardedArrayReader
+from tasks.prepared.sharded_array import RowIndices, ShardedArrayReader
 
 STORE_SCHEMA = 1
 MARKER = "complete.json"
@@ -108,7 +109,7 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     return shard_rows
 
 
-def write_rows(folder: Path, name: str, start: int, values: Array) -> None:
+def write_rows(folder: Path, name: str, start: int, values: AnyArray) -> None:
     """Write ``values`` to consecutive rows of the array ``name``, from row ``start`` on."""
     import zarr
 
@@ -231,12 +232,12 @@ class PreparedDataset:
         return self.record.shape[1:]
 
     @cached_property
-    def classes(self) -> NDArray[np.int64]:
+    def classes(self) -> Int64Array:
         """``(num_images,)`` class index of each image, from the stored array ``labels``."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
-    def groups(self) -> NDArray[np.int64]:
+    def groups(self) -> Int64Array:
         """``(num_images,)`` keyed hash of each image's group id. Equal hashes mean the same group.
 
         See :func:`tasks.sources.base.hash_key`.
@@ -244,15 +245,15 @@ class PreparedDataset:
         return self._array("groups").astype(np.int64)
 
     @cached_property
-    def splits(self) -> NDArray[np.int8]:
+    def splits(self) -> Int8Array:
         """``(num_images,)`` given splits, see :class:`~tasks.sources.own.splits.GivenSplit`."""
         return self._array("splits").astype(np.int8)
 
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return the images from ``start`` to before ``stop``; see :meth:`read_rows`."""
         return self.read_rows(range(start, stop))
 
-    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> Array:
+    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> AnyArray:
         """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
 
         Args:
@@ -311,7 +312,7 @@ class PreparedDataset:
             shard_rows=array.shards[0],
         )
 
-    def _array(self, name: str) -> Array:
+    def _array(self, name: str) -> AnyArray:
         """Return all values of a small array.
 
         Raises:
@@ -323,7 +324,7 @@ class PreparedDataset:
             for file in self._stored_files(name, all_rows):
                 if not (self.path / file).is_file():
                     raise FileNotFoundError(file)
-            values: Array = self._zarr_group[name][:]
+            values: AnyArray = self._zarr_group[name][:]
         return values
 
     @contextmanager

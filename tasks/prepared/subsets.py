@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, TooFewImagesError, plural
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
+from tasks.array_types import AnyArray, BoolArray, Int8Array, Int64Array
 from tasks.prepared.group_split import (
     Candidates,
     GroupSplit,
@@ -41,7 +41,6 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import class_counts_for, number_groups
 from tasks.sources.own.splits import GivenSplit
 
-Integers = NDArray[np.int64]
 MIN_IMAGES_PER_CLASS = 2
 """Smallest number of training images of each class that a validation split must leave. The number
 is a convention: no class is learned from a single image."""
@@ -59,8 +58,8 @@ class FurtherTestImages:
     """
 
     name: str
-    images: NDArray[np.generic]
-    is_blended: NDArray[np.bool_]
+    images: AnyArray
+    is_blended: BoolArray
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,14 @@ class TrialData:
         further_tests: The further test sets that the trial measures.
     """
 
-    train_images: NDArray[np.generic]
-    train_labels: Integers
-    test_images: NDArray[np.generic]
-    test_labels: Integers
+    train_images: AnyArray
+    train_labels: Int64Array
+    test_images: AnyArray
+    test_labels: Int64Array
     num_classes: int
     data_fingerprint: str
     shared_group_share: float = 0.0
-    test_rows: Integers | None = None
+    test_rows: Int64Array | None = None
     further_tests: tuple[FurtherTestImages, ...] = ()
 
 
@@ -110,10 +109,10 @@ class Subset:
             faults.
     """
 
-    train_rows: Integers
-    train_labels: Integers
-    test_rows: Integers
-    test_labels: Integers
+    train_rows: Int64Array
+    train_labels: Int64Array
+    test_rows: Int64Array
+    test_labels: Int64Array
     class_names: tuple[str, ...]
     shared_group_share: float = 0.0
 
@@ -154,10 +153,10 @@ class Subset:
 
 
 def make_subset(
-    classes: Integers,
-    groups: Integers,
+    classes: Int64Array,
+    groups: Int64Array,
     spec: SubsetSpec,
-    splits: NDArray[np.int8] | None = None,
+    splits: Int8Array | None = None,
     *,
     max_train_size: int | None = None,
     class_names: Sequence[str] = (),
@@ -214,7 +213,7 @@ def make_subset(
     return subset
 
 
-def _check_classes(classes: Integers, subset_classes: Sequence[int], spec: SubsetSpec) -> None:
+def _check_classes(classes: Int64Array, subset_classes: Sequence[int], spec: SubsetSpec) -> None:
     """Raise a DataError if a class of the subset has no images, or if there is only one class."""
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty:
@@ -364,7 +363,7 @@ def _too_few_groups_error(
     )
 
 
-def _check_no_shared_group(groups: Integers, parts: dict[str, Integers]) -> None:
+def _check_no_shared_group(groups: Int64Array, parts: dict[str, Int64Array]) -> None:
     """Raise an AssertionError if two sets of a search share a group.
 
     Args:

@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
+from tasks.array_types import AnyArray, Int8Array, Int64Array
 from tasks.prepared.parts import Part
 
-Values = NDArray[np.generic]
-Integers = NDArray[np.int64]
 Rows = NDArray[np.intp]
 """Indices of rows of an array."""
 CHUNK = 1 << 12
 """Number of values in a chunk. Millions of digests are never copied at once."""
 
 
-def distinct(values: Values) -> tuple[Rows, Rows]:
+def distinct(values: AnyArray) -> tuple[Rows, Rows]:
     """Number the distinct values in sorted order.
 
     The result is that of ``np.unique``, but the values are not copied.
@@ -45,19 +44,19 @@ def distinct(values: Values) -> tuple[Rows, Rows]:
     return order[is_new], numbers
 
 
-def number_groups(groups: Values) -> Integers:
+def number_groups(groups: AnyArray) -> Int64Array:
     """Number groups in the order of their first rows.
 
     Group ids are keyed hashes, and splits must not depend on the key.
     """
     first_rows, sorted_numbers = distinct(groups)
-    rank: Integers = np.empty(len(first_rows), dtype=np.int64)
+    rank: Int64Array = np.empty(len(first_rows), dtype=np.int64)
     rank[np.argsort(first_rows)] = np.arange(len(first_rows))
-    numbers: Integers = rank[sorted_numbers]
+    numbers: Int64Array = rank[sorted_numbers]
     return numbers
 
 
-def class_counts_for(available: Integers, size: int, *, balanced: bool) -> Integers:
+def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int64Array:
     """Return the number of images of each class in a set of ``size`` images.
 
     The numbers are rounded by the method of largest remainders. If remainders are equal, earlier
@@ -73,14 +72,14 @@ def class_counts_for(available: Integers, size: int, *, balanced: bool) -> Integ
     """
     weights = np.ones(len(available)) if balanced else available.astype(float)
     exact = size * weights / weights.sum()
-    quotas: Integers = np.floor(exact).astype(np.int64)
+    quotas: Int64Array = np.floor(exact).astype(np.int64)
     num_left = size - quotas.sum()
     largest_remainders = np.argsort(quotas - exact, kind="stable")[:num_left]
     quotas[largest_remainders] += 1
     return quotas
 
 
-def count_earlier(values: Integers) -> Integers:
+def count_earlier(values: Int64Array) -> Int64Array:
     """Return how often each value occurs at earlier positions, ``(num_values,)``."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -106,9 +105,9 @@ class ImageTable:
         num_conflicts: Number of images that equal an image with another label.
     """
 
-    labels: Integers
-    groups: Integers
-    splits: NDArray[np.int8]
+    labels: Int64Array
+    groups: Int64Array
+    splits: Int8Array
     digests: NDArray[np.void]
     part_rows: NDArray[np.int32]
     num_duplicates: int = 0
@@ -149,7 +148,7 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     )
 
 
-def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit: int) -> Rows:
+def keep_per_class(labels: Int64Array, groups: Int64Array, spec: PreparedSpec, limit: int) -> Rows:
     """Choose whole groups of images until each class has ``limit`` images.
 
     Groups are chosen in a seeded order. With the fault ``first_k_selection`` (F6 in
@@ -207,7 +206,7 @@ def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     )
 
 
-def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
+def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
     """Return group ids in which groups with equal images are joined.
 
     Args:
@@ -236,7 +235,7 @@ def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
     joined_ids = ids[first[number]]
     # Groups without repeated images are not in ids, so their ids do not change.
     nearest_id = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
-    joined: Integers = np.where(ids[nearest_id] == groups, joined_ids[nearest_id], groups)
+    joined: Int64Array = np.where(ids[nearest_id] == groups, joined_ids[nearest_id], groups)
     return joined
 
 

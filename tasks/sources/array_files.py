@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
+from tasks.array_types import AnyArray
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 
@@ -52,7 +52,7 @@ class ArrayHeader:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-ReadRow = Callable[[int], NDArray[np.generic]]
+ReadRow = Callable[[int], AnyArray]
 """A function that reads one row of an array by its index. For a damaged row, the function raises
 :class:`SkipItem`."""
 
@@ -77,16 +77,20 @@ def array_path(request: RawRequest) -> Path:
 
 
 class NpzFile:
-    """An ``.npz`` file of arrays."""
+    """An ``.npz`` file of arrays.
+
+    Attributes:
+        error: Makes an error whose message begins with the name of the dataset.
+    """
 
     def __init__(self, request: RawRequest) -> None:
-        self._error = request.error
+        self.error = request.error
         self._path = array_path(request)
         try:
             with open_zip(self._path, MAX_MEMBERS) as archive:
                 members = archive.infolist()
         except RefusedArchive as refused:
-            raise self._error(
+            raise self.error(
                 f"the .npz file cannot be read: {refused.reason}", hint=COPY_AGAIN
             ) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
@@ -109,22 +113,22 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = _npy_header(file)
         except DAMAGE:
-            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self.error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
-            raise self._error(
+            raise self.error(
                 f"the array {name} contains pickled Python objects, which isweep does not load "
                 "for reasons of security",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
-            raise self._error(
+            raise self.error(
                 f"the array {name} has fewer values than its header declares, shape {header.shape}",
                 hint=COPY_AGAIN,
             )
         self._headers[name] = header
         return header
 
-    def load(self, name: str) -> NDArray[np.generic]:
+    def load(self, name: str) -> AnyArray:
         """Return a whole array.
 
         Raises:
@@ -144,7 +148,7 @@ class NpzFile:
         """
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
-            raise self._error(
+            raise self.error(
                 f"the array {name} of shape {header.shape} is in Fortran order and too large to be "
                 "read as a whole",
                 hint="Save np.ascontiguousarray(array) instead",
@@ -170,7 +174,7 @@ class NpzFile:
         except DAMAGE:
             is_intact = False
         if not is_intact:
-            raise self._error(
+            raise self.error(
                 "an array of the .npz is damaged: its checksum differs", hint=COPY_AGAIN
             )
 
@@ -192,7 +196,7 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
     row_shape = header.shape[1:]
     row_bytes = int(np.prod(row_shape)) * header.dtype.itemsize
 
-    def read_row(index: int) -> NDArray[np.generic]:
+    def read_row(index: int) -> AnyArray:
         """Return one row of the array."""
         try:
             file.seek(start + index * row_bytes)
@@ -251,7 +255,7 @@ class Hdf5File:
     """An HDF5 file whose arrays are the datasets in its root group."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._error = request.error
+        self.error = request.error
         self._file = open_hdf5(array_path(request), request.dataset.name)
 
     def names(self) -> list[str]:
@@ -263,7 +267,7 @@ class Hdf5File:
         try:
             return list(self._file)
         except (OSError, RuntimeError, KeyError, ValueError):
-            raise self._error("the HDF5 file is damaged", hint=COPY_AGAIN) from None
+            raise self.error("the HDF5 file is damaged", hint=COPY_AGAIN) from None
 
     def header(self, name: str) -> ArrayHeader:
         """Return the shape and dtype of a dataset.
@@ -278,12 +282,12 @@ class Hdf5File:
             is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
-                raise self._error(
+                raise self.error(
                     f"the array {name} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",
                 )
             if not isinstance(data, h5py.Dataset):
-                raise self._error(
+                raise self.error(
                     f"{name} is a group, not an array",
                     hint="Copy the arrays of this group into the root group of a new file",
                 )
@@ -291,22 +295,22 @@ class Hdf5File:
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self._error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self.error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
         if chunk_bytes > MAX_CHUNK_BYTES:
-            raise self._error(
+            raise self.error(
                 f"the array {name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save the array with smaller chunks",
             )
         # HDF5 returns zeros for chunks that were never written, and a header may declare terabytes
         # of them.
         if 0 not in header.shape and not stored_bytes:
-            raise self._error(
+            raise self.error(
                 f"the array {name} is empty: no values were written into it",
                 hint="Write the values, and save the file again",
             )
         return header
 
-    def load(self, name: str) -> NDArray[np.generic]:
+    def load(self, name: str) -> AnyArray:
         """Return a whole dataset. Text of variable length is returned as bytes.
 
         Raises:
@@ -324,7 +328,7 @@ class Hdf5File:
         return partial(_hdf5_values, self._file[name])
 
 
-def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
+def _hdf5_values(data: Any, index: Any) -> AnyArray:
     try:
         return np.asarray(data[index])
     except (OSError, RuntimeError, ValueError, TypeError, MemoryError):

@@ -25,7 +25,6 @@ from itertools import chain
 from typing import NoReturn
 
 from tasks.sources.array_files import ArrayFile
-from tasks.sources.base import RawRequest
 from tasks.sources.own.splits import GivenSplit, parse_split
 from tasks.sources.tables import MAX_NAMED, column_key, unused_flags
 
@@ -122,7 +121,7 @@ class ImageArrays:
     num_validation: int
 
 
-def find_arrays(file: ArrayFile, request: RawRequest) -> ImageArrays:
+def find_arrays(file: ArrayFile) -> ImageArrays:
     """Find the arrays of images to read, and their columns.
 
     Raises:
@@ -131,14 +130,14 @@ def find_arrays(file: ArrayFile, request: RawRequest) -> ImageArrays:
     names = set(file.names())
     by_scheme = [_arrays_of_scheme(file, scheme) for scheme in SCHEMES]
     sets_of_arrays = [result.arrays for result in by_scheme if result.arrays]
-    _check_labels_exist(names, request, has_images=bool(sets_of_arrays))
+    _check_labels_exist(file, has_images=bool(sets_of_arrays))
     if len(sets_of_arrays) > 1:
-        _refuse_several_sets(sets_of_arrays, request)
+        _refuse_several_sets(file, sets_of_arrays)
     if not sets_of_arrays:
         missing = "labels" if "images" in names else "images"
         listed = ", ".join(sorted(names)[:MAX_NAMED])
         only = f", only {listed}" if listed else ""
-        raise request.error(
+        raise file.error(
             f"the file has no array {missing}{only}",
             hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
         )
@@ -169,32 +168,32 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> ImageArrays:
     return ImageArrays(arrays, num_validation)
 
 
-def _check_labels_exist(names: set[str], request: RawRequest, *, has_images: bool) -> None:
+def _check_labels_exist(file: ArrayFile, *, has_images: bool) -> None:
     """Check that all arrays of images have labels. Others would be left out silently.
 
     Args:
-        names: Names of all arrays in the file.
-        request: For errors.
+        file: The array file.
         has_images: Whether the file has images with labels. Otherwise an array with a short name,
             such as ``x``, must be an array of images too.
 
     Raises:
         DataError: An array of images has no labels.
     """
+    names = file.names()
     schemes = SPLIT_SCHEMES if has_images else (*SPLIT_SCHEMES, *SHORT_SCHEMES)
     for scheme in schemes:
         for split_name in scheme.split_names:
             images_name = scheme.images.format(split_name)
             labels_name = scheme.labels.format(split_name)
             if images_name in names and labels_name not in names:
-                raise request.error(
+                raise file.error(
                     f"the file has {images_name}, but no {labels_name}",
                     hint=f"Remove the array {images_name} from the file, or add {labels_name}",
                 )
 
 
 def _refuse_several_sets(
-    sets_of_arrays: Sequence[Sequence[ImageArray]], request: RawRequest
+    file: ArrayFile, sets_of_arrays: Sequence[Sequence[ImageArray]]
 ) -> NoReturn:
     """Raise the error for arrays of images or labels of which only one may be in the file.
 
@@ -209,11 +208,11 @@ def _refuse_several_sets(
         labels_names[array.array_by_column[LABEL_COLUMN]] = None
     listed = ", ".join(images_names)
     if len(images_names) == 1:
-        raise request.error(
+        raise file.error(
             f"the images in {listed} have several arrays of labels: {', '.join(labels_names)}",
             hint="Remove all of these arrays from the file except the right one",
         )
-    raise request.error(
+    raise file.error(
         f"the file has several sets of images: {listed}",
         hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
     )

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
+from tasks.array_types import AnyArray
 from tasks.sources.array_files import (
     COPY_AGAIN,
     ArrayFile,
@@ -157,9 +157,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
             unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    image_arrays = find_arrays(file, request)
+    image_arrays = find_arrays(file)
     arrays = image_arrays.arrays
-    headers = [_image_header(file, array.images_name, request) for array in arrays]
+    headers = [_image_header(file, array.images_name) for array in arrays]
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
         raise request.error(
@@ -175,8 +175,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     unused_tables = []
     for array, header in zip(arrays, headers, strict=True):
         num_rows = header.shape[0]
-        tables.append(_used_cells(file, array, columns, num_rows, request))
-        unused_tables.append(_unused_cells(file, array, columns, num_rows, request))
+        tables.append(_used_cells(file, array, columns, num_rows))
+        unused_tables.append(_unused_cells(file, array, columns, num_rows))
     joined = JoinedTables(tables)
     class_names = _class_names(file, joined.cells[LABEL_COLUMN], request)
     scale = _choose_scale(file, arrays, headers, request)
@@ -213,7 +213,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
 
 
 def _used_cells(
-    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int, request: RawRequest
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
     """Return the columns that are read, as text: role -> cells.
 
@@ -224,12 +224,12 @@ def _used_cells(
     for role, column in columns.name_by_role.items():
         if column in array.array_by_column:
             array_name = array.array_by_column[column]
-            cells[role] = _text_cells(file, array_name, num_images, request)
+            cells[role] = _text_cells(file, array_name, num_images)
     return cells
 
 
 def _unused_cells(
-    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int, request: RawRequest
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
     """Return the unused columns that have one value per image, as text: column -> cells."""
     cells = {}
@@ -239,11 +239,11 @@ def _unused_cells(
             continue
         # An array that is not used may be damaged, or have another shape or dtype.
         with suppress(DataError):
-            cells[column] = _text_cells(file, array_name, num_images, request)
+            cells[column] = _text_cells(file, array_name, num_images)
     return cells
 
 
-def _image_header(file: ArrayFile, images_name: str, request: RawRequest) -> ArrayHeader:
+def _image_header(file: ArrayFile, images_name: str) -> ArrayHeader:
     """Return the header of an array of images.
 
     Raises:
@@ -261,16 +261,14 @@ def _image_header(file: ArrayFile, images_name: str, request: RawRequest) -> Arr
     )
     if header.dtype.kind == "b":
         hint = 'Convert the values to numbers first: images.astype("uint8") * 255'
-    raise request.error(
+    raise file.error(
         f"the array {images_name} contains {header.dtype} values of shape {shape}, which are not "
         "images",
         hint=hint,
     )
 
 
-def _text_cells(
-    file: ArrayFile, array_name: str, num_images: int, request: RawRequest
-) -> list[str]:
+def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
     """Return an array with one entry per image as text.
 
     Raises:
@@ -284,18 +282,18 @@ def _text_cells(
         hint = "Save one value per image"
         if len(header.shape) == 2:
             hint += ". Images with several values each cannot be used"
-        raise request.error(
+        raise file.error(
             f"the array {array_name} contains {header.dtype} values of shape {header.shape}, not "
             f"one number or text for each of the {num_images} images",
             hint=hint,
         )
-    values = _small_array(file, array_name, request).reshape(-1).tolist()
+    values = _small_array(file, array_name).reshape(-1).tolist()
     # Equal values share one text in memory, because there may be millions of images.
     texts: dict[object, str] = {}
     return [texts.setdefault(value, label_text(value)) for value in values]
 
 
-def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> NDArray[np.generic]:
+def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
     """Return all values of an array.
 
     Raises:
@@ -303,7 +301,7 @@ def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> NDArr
     """
     header = file.header(array_name)
     if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
-        raise request.error(
+        raise file.error(
             f"the array {array_name} has {header.num_bytes:,} bytes ({header.dtype} "
             f"{header.shape}), more than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
             hint="Save shorter text or smaller numbers",
@@ -311,7 +309,7 @@ def _small_array(file: ArrayFile, array_name: str, request: RawRequest) -> NDArr
     try:
         return file.load(array_name)
     except SkipItem as skip:  # the array file raises this error for every damaged array
-        raise request.error(
+        raise file.error(
             f"the array {array_name} cannot be read: {skip.reason}", hint=COPY_AGAIN
         ) from None
 
@@ -323,7 +321,7 @@ def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) ->
     :data:`search_spaces.datasets.DATASETS`, if it has the dataset and all labels are numbers.
     """
     if LABEL_NAMES in file.names():
-        stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
+        stored = _small_array(file, LABEL_NAMES).reshape(-1)
         return tuple(map(label_text, stored.tolist()))
     row = DATASETS.get(request.dataset.name)
     if row is not None and all(map(str.isdecimal, labels)):
@@ -351,7 +349,7 @@ def array_reader(file: ArrayFile) -> Reader:
     return read
 
 
-def _scale_by_range(pixels: NDArray[np.generic], pixel_range: Limits) -> Sample:
+def _scale_by_range(pixels: AnyArray, pixel_range: Limits) -> Sample:
     """Return an image after scaling ``pixel_range`` to [0, 255].
 
     Raises:
@@ -365,7 +363,7 @@ def _scale_by_range(pixels: NDArray[np.generic], pixel_range: Limits) -> Sample:
     return Sample(scaled)
 
 
-def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+def _channels_last(pixels: AnyArray) -> AnyArray:
     """Return an image as ``(height, width)`` or ``(height, width, 3)``."""
     if pixels.ndim == 2:
         return pixels
@@ -376,7 +374,7 @@ def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     return pixels
 
 
-def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
+def load_images(file: ArrayFile, listing: Listing) -> AnyArray:
     """Return the images of a listing's items as one array, as stored.
 
     Raises:
@@ -441,7 +439,7 @@ def _choose_scale(
 
 def _images_by_array(
     file: ArrayFile, arrays: Sequence[ImageArray], headers: Sequence[ArrayHeader]
-) -> Iterator[Iterator[NDArray[np.generic]]]:
+) -> Iterator[Iterator[AnyArray]]:
     """Yield for each array an iterator that reads its images one by one.
 
     Raises:

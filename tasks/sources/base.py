@@ -21,11 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from search_spaces.errors import DataError, SetupError, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
+from tasks.array_types import AnyArray
 from tasks.atomic import write_once
 
 logger = logging.getLogger(__name__)
@@ -303,7 +301,7 @@ class Sample:
             flagged.
     """
 
-    pixels: NDArray[np.generic]
+    pixels: AnyArray
     label: int | None = None
     group: str = ""
     conversions: tuple[str, ...] = ()

@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tasks.array_types import BoolArray, Float32Array
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
 from tasks.sources.official import incomplete_download
@@ -206,9 +206,7 @@ def read_brats(request: RawRequest) -> Reader:
 brats = Source(list_brats, read_brats)
 
 
-def _slices(
-    flair: Volume, t2: NDArray[np.float32], has_tumor: NDArray[np.bool_]
-) -> Iterator[Sample]:
+def _slices(flair: Volume, t2: Float32Array, has_tumor: BoolArray) -> Iterator[Sample]:
     """Yield the slices of a case that are used, see the module's docstring.
 
     Args:
@@ -237,7 +235,7 @@ def _slices(
         )
 
 
-def _has_one_brain(t2: NDArray[np.float32], min_pixels: float) -> bool:
+def _has_one_brain(t2: Float32Array, min_pixels: float) -> bool:
     """Return whether the brain mask of a slice is one connected region of enough pixels.
 
     The steps are those of the study's code: erode, close, find edges (Roberts), fill, and count

@@ -33,6 +33,14 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
+from tasks.array_types import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    Uint8Array,
+)
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.generated import (
     flip_labels,
@@ -44,12 +52,10 @@ from tasks.sources.generated import (
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
-Pixels = NDArray[np.uint8]
-Plane = NDArray[np.float32]
-Values = NDArray[np.generic]
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+Pixels = Uint8Array
+Plane = Float32Array
+Labels = Int64Array
+Mask = BoolArray
 STAIN = np.array(
     [
         [0.65, 0.70, 0.29],
@@ -192,7 +198,7 @@ def tissue() -> Images:
     """
     levels = range(50, 140, 5)
 
-    def patches_of(kind: str) -> Values:
+    def patches_of(kind: str) -> AnyArray:
         volume = template(kind)
         planes = [volume[:, ::-1, level].T for level in levels]
         return np.stack([_patches(plane, 20) for plane in planes])
@@ -273,7 +279,7 @@ def _read_picture(package: str, name: str) -> Pixels:
         return np.asarray(image, dtype=np.uint8)
 
 
-def _patches(image: Values, side: int) -> Values:
+def _patches(image: AnyArray, side: int) -> AnyArray:
     """Cut an image into patches, row by row. Rests at the right and lower edge are left out.
 
     Args:
@@ -291,7 +297,7 @@ def _patches(image: Values, side: int) -> Values:
     return grid.swapaxes(1, 2).reshape(rows * columns, side, side, *channels)
 
 
-def _blocks(image: Values, side: int) -> list[str]:
+def _blocks(image: AnyArray, side: int) -> list[str]:
     """Return the group of each patch: the block of 2 x 2 patches that contains it."""
     rows = range(image.shape[0] // side)
     columns = range(image.shape[1] // side)
@@ -324,7 +330,7 @@ def _without_blank(images: Images) -> Images:
 
 
 def _by_amount(
-    patches: Values,
+    patches: AnyArray,
     groups: Sequence[str],
     amounts: NDArray[np.floating],
     is_usable: Mask,
@@ -568,13 +574,13 @@ def render_slice(
     return rendered.T[::-1]
 
 
-def _rotation(angle: float) -> Floats:
+def _rotation(angle: float) -> Float64Array:
     cosine = np.cos(angle)
     sine = np.sin(angle)
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
-def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ...]:
+def _target_box(plane: Plane, matrix: Float64Array, origin: Float64Array) -> tuple[slice, ...]:
     """Return the rows and columns that contain the mapped head. All other pixels are black.
 
     Pixel ``p`` of the mapped plane shows position ``matrix @ p + origin`` of the plane.
@@ -592,7 +598,7 @@ def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ..
     return tuple(map(slice, first, stop))
 
 
-def _interpolate(plane: Plane, rows: Floats, columns: Floats) -> Plane:
+def _interpolate(plane: Plane, rows: Float64Array, columns: Float64Array) -> Plane:
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
     Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in every

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
+from tasks.array_types import AnyArray
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.own.groups import plain_id
 from tasks.sources.own.words import PLACEHOLDERS
@@ -157,7 +158,7 @@ class Dicom(Header):
             none.
     """
 
-    values: NDArray[np.generic]
+    values: AnyArray
     spacing: tuple[float, float] | None
     inverted: bool
     rescale: tuple[float, float] | None
@@ -422,7 +423,7 @@ def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
     raise ValueError("no frame header")
 
 
-def _stored_values(data: FileDataset) -> NDArray[np.generic]:
+def _stored_values(data: FileDataset) -> AnyArray:
     """Decode the pixels.
 
     Returns:
@@ -441,7 +442,7 @@ def _stored_values(data: FileDataset) -> NDArray[np.generic]:
     if not is_decodable:
         raise SkipItem(f"no decoder for {syntax.name}: pip install 'isweep[medical]'")
     try:
-        values: NDArray[np.generic] = pixel_array(data)
+        values: AnyArray = pixel_array(data)
     except Exception:  # for damaged pixels, decoders may raise any type of exception
         raise SkipItem("damaged pixel data") from None
     is_color = int(data.SamplesPerPixel) == 3
@@ -454,9 +455,7 @@ def _stored_values(data: FileDataset) -> NDArray[np.generic]:
     return _without_overlays(values, int(data.BitsStored), signed=is_signed)
 
 
-def _without_overlays(
-    values: NDArray[np.generic], stored_bits: int, *, signed: bool
-) -> NDArray[np.generic]:
+def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> AnyArray:
     """Remove overlays, which old DICOM files store in the bits above the stored bits.
 
     Args:
@@ -477,7 +476,7 @@ def _without_overlays(
     return integers
 
 
-def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
+def _with_header_facts(data: FileDataset, values: AnyArray) -> Dicom:
     """Return the decoded file with the tags that sources need.
 
     Raises:
@@ -566,7 +565,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
     Raises:
         SkipItem: A frame is constant, or has no value above 0.
     """
-    values: NDArray[np.generic]
+    values: AnyArray
     for values in dicom.values[frames]:
         flags = list(dicom.flags)
         if dicom.modality != "CT":

@@ -63,14 +63,14 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.interventions import PARAMETERS
+from tasks.array_types import AnyArray, Float32Array, Float64Array, Int64Array
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import scale_by_image_maximum
 
-Floats = NDArray[np.float64]
-Images = NDArray[np.generic]
-Points = NDArray[np.float64]
+Images = AnyArray
+Points = Float64Array
 """Coordinates of points, ``(num_images, num_coordinates)``."""
-Labels = NDArray[np.int64]
+Labels = Int64Array
 """Class indices, ``(num_images,)``."""
 ITEMS_PER_BLOCK = 8_000
 """Number of items that one task reads. The number is large, because every worker process loads the
@@ -135,14 +135,14 @@ def manifold_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
     return points, labels.astype(np.int64)
 
 
-def _label_function(points: Points) -> Floats:
+def _label_function(points: Points) -> Float64Array:
     """Return the value of f for each point, ``(num_images,)``. The sign of f is the label."""
     dimension = points.shape[1]
-    values: Floats = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
+    values: Float64Array = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
     return values
 
 
-def manifold_images(points: Points, side: int) -> NDArray[np.float32]:
+def manifold_images(points: Points, side: int) -> Float32Array:
     """Return the images of points of ``manifold``.
 
     Args:
@@ -160,7 +160,9 @@ def manifold_images(points: Points, side: int) -> NDArray[np.float32]:
     return images.astype(np.float32)
 
 
-def _add_patterns(weights_a: Floats, weights_b: Floats, amplitude: float, side: int) -> Floats:
+def _add_patterns(
+    weights_a: Float64Array, weights_b: Float64Array, amplitude: float, side: int
+) -> Float64Array:
     """Return gray images to which weighted patterns are added.
 
     Args:
@@ -174,11 +176,11 @@ def _add_patterns(weights_a: Floats, weights_b: Floats, amplitude: float, side: 
     """
     weights = np.stack([weights_a, weights_b], axis=2).reshape(len(weights_a), -1)
     patterns = low_frequency_patterns(weights.shape[1], side)
-    images: Floats = GRAY + amplitude * np.tensordot(weights, patterns, axes=1)
+    images: Float64Array = GRAY + amplitude * np.tensordot(weights, patterns, axes=1)
     return images
 
 
-def low_frequency_patterns(count: int, side: int) -> Floats:
+def low_frequency_patterns(count: int, side: int) -> Float64Array:
     """Return the orthonormal cosine patterns of lowest frequency, without the constant pattern.
 
     Args:
@@ -204,7 +206,7 @@ def low_frequency_patterns(count: int, side: int) -> Floats:
     pairs = orders[1 : count + 1]  # the first pair is the constant pattern
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
     norms = np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
-    normed: Floats = patterns / norms
+    normed: Float64Array = patterns / norms
     return normed
 
 
@@ -277,7 +279,7 @@ def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     return points, number_sum % 2
 
 
-def generated_images(points: Points, side: int) -> NDArray[np.float32]:
+def generated_images(points: Points, side: int) -> Float32Array:
     """Return the images of points of ``generated``.
 
     Args:

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError, plural
+from tasks.array_types import AnyArray, Uint8Array
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.generated import list_rows, row_reader
@@ -115,7 +116,7 @@ class LabeledImages(NamedTuple):
         labels: ``(num_images,)`` class indices.
     """
 
-    images: NDArray[np.uint8]
+    images: Uint8Array
     labels: NDArray[np.integer[Any]]
 
 
@@ -438,7 +439,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
     return LabeledImages(images, labels)
 
 
-def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
+def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
     """Return the array of an IDX file of bytes.
 
     Args:
@@ -535,7 +536,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
     return LabeledImages(images.transpose(3, 0, 1, 2), digits)
 
 
-def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read_matlab(body: bytes) -> tuple[AnyArray, AnyArray]:
     """Return the variables X and y of a MATLAB file, after checking the declared size.
 
     Raises:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
+from tasks.array_types import Float32Array, Float64Array
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import scale_by_image_maximum
 from tasks.sources.raw import gunzipped, read_locator
@@ -58,8 +59,8 @@ class Volume:
         flags: Doubts about the file, in words.
     """
 
-    values: NDArray[np.float32]
-    affine: NDArray[np.float64]
+    values: Float32Array
+    affine: Float64Array
     conversions: tuple[str, ...]
     flags: tuple[str, ...]
 
@@ -165,7 +166,7 @@ def _doubts(header: Any) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def intensity_range(values: NDArray[np.float32]) -> NDArray[np.floating]:
+def intensity_range(values: Float32Array) -> NDArray[np.floating]:
     """Return the range to which a volume is clipped: its 0.1 and 99.9 percentiles.
 
     Raises:

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tasks.array_types import Float64Array, Uint8Array
 from tasks.sources.generated import low_frequency_patterns
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float64]
+Pixels = Uint8Array
 FACTORS = ("shift", "rotation", "contrast", "coarse background", "blur", "fine background")
 """The factors, in the order in which they are applied."""
 MAX_SHIFT = 0.09
@@ -57,12 +56,12 @@ class FactorValues:
         fine: Weights of the background's fine waves, ``(num_images, NUM_FINE)``.
     """
 
-    shift: Floats
-    turn: Floats
-    contrast: Floats
-    blur: Floats
-    coarse: Floats
-    fine: Floats
+    shift: Float64Array
+    turn: Float64Array
+    contrast: Float64Array
+    blur: Float64Array
+    coarse: Float64Array
+    fine: Float64Array
 
 
 def draw_factors(num_images: int, seed: int) -> FactorValues:
@@ -106,7 +105,7 @@ def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
     return np.rint(varied).astype(np.uint8)
 
 
-def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
+def move(images: Float64Array, turn: Float64Array, shift: Float64Array) -> Float64Array:
     """Rotate images about their center, then shift them, by linear interpolation.
 
     Pixels from outside an image are 0.
@@ -136,11 +135,11 @@ def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
     above += right_share * framed[image, upper, left + 1]
     below = (1 - right_share) * framed[image, upper + 1, left]
     below += right_share * framed[image, upper + 1, left + 1]
-    interpolated: Floats = (1 - down_share) * above + down_share * below
+    interpolated: Float64Array = (1 - down_share) * above + down_share * below
     return interpolated
 
 
-def blur(images: Floats, widths: Floats) -> Floats:
+def blur(images: Float64Array, widths: Float64Array) -> Float64Array:
     """Blur each image with a Gaussian. The weights sum to 1, also at the border.
 
     Args:
@@ -154,11 +153,13 @@ def blur(images: Floats, widths: Floats) -> Floats:
     variance = np.maximum(side * widths, 1e-3)[:, None, None] ** 2
     weights = np.exp(-squared_distance / (2 * variance))
     weights /= weights.sum(axis=2, keepdims=True)
-    blurred: Floats = weights @ images @ weights.transpose(0, 2, 1)
+    blurred: Float64Array = weights @ images @ weights.transpose(0, 2, 1)
     return blurred
 
 
-def add_background(images: Floats, coarse: Floats, fine: Floats | None = None) -> Floats:
+def add_background(
+    images: Float64Array, coarse: Float64Array, fine: Float64Array | None = None
+) -> Float64Array:
     """Add a smooth background to images, by the rule ``1 - (1 - a)(1 - b)`` for two lights.
 
     The rule clips no values. A change of any weight therefore changes the image.
@@ -177,5 +178,5 @@ def add_background(images: Floats, coarse: Floats, fine: Floats | None = None) -
         fine_waves = waves[FIRST_FINE:]
         height += np.tensordot(fine[:, : len(fine_waves)], fine_waves, axes=1)
     light = BACKGROUND_LIGHT * (1 + np.tanh(height)) / 2
-    lit: Floats = 255 - (255 - images) * (1 - light)
+    lit: Float64Array = 255 - (255 - images) * (1 - light)
     return lit

@@ -30,9 +30,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import plural
+from tasks.array_types import Float32Array, Uint8Array
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import IncompleteDownloadError, find_named, find_table, read_picture
@@ -451,7 +451,7 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
     return dicom.spacing
 
 
-def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
+def _crop(pixels: Uint8Array, center: Center) -> Uint8Array:
     """Return a square crop around a center. The crop is shifted if it would leave the image."""
     window = []
     for position, side in zip(center, pixels.shape, strict=True):
@@ -461,7 +461,7 @@ def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
     return pixels[tuple(window)]
 
 
-def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
+def find_centers(pixels: Uint8Array) -> tuple[Center, Center]:
     """Estimate the centers of both knees of a radiograph from its content.
 
     The column and the row of a center are estimated in each half of the image:
@@ -486,7 +486,7 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
     return left, Center(right.row, middle + right.column)
 
 
-def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
+def _leg_center(half: Float32Array, full_width: int) -> Center:
     """Return the center of the knee in one half of a radiograph, see :func:`find_centers`.
 
     Args:

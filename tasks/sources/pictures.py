@@ -12,15 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
+from tasks.array_types import AnyArray, Float32Array, Uint8Array
 from tasks.sources.base import Sample, SkipItem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Values = NDArray[np.generic]
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Formats that are read. Other formats of Pillow are unsafe: to read EPS, it starts Ghostscript."""
 EXTENSIONS = (
@@ -202,7 +201,7 @@ def _convert(image: Image) -> Sample:
     return Sample(pixels, conversions=tuple(conversions), flags=tuple(flags))
 
 
-def _blended_on_black(image: Image) -> NDArray[np.uint8]:
+def _blended_on_black(image: Image) -> Uint8Array:
     """Return the RGB pixels of a transparent image on black. Strips of rows save memory."""
     from PIL import Image as Pillow
 
@@ -217,14 +216,14 @@ def _blended_on_black(image: Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def negative_flags(values: Values) -> tuple[str, ...]:
+def negative_flags(values: AnyArray) -> tuple[str, ...]:
     """Return a flag if scaling by the maximum clips negative values to 0."""
     if values.dtype.kind in "if" and values.min() < 0:
         return ("negative values clipped to 0",)
     return ()
 
 
-def scale_by_image_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...]]:
     """Scale an image so that its maximum becomes 255. Negative values become 0.
 
     As in the study, values are rounded toward zero.
@@ -236,7 +235,7 @@ def scale_by_image_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str
         The uint8 pixels, and the conversion in words; no conversion if nothing changed.
 
     Raises:
-        SkipItem: Values are not finite, or no value is above 0.
+        SkipItem: AnyArray are not finite, or no value is above 0.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")
@@ -262,13 +261,13 @@ def scale_by_image_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str
 
 
 def to_prepared(
-    pixels: Values,
+    pixels: AnyArray,
     *,
     image_size: int,
     channels: int,
     dtype: Literal["uint8", "float32"] = "uint8",
     antialias: bool = True,
-) -> Values:
+) -> AnyArray:
     """Resize an image to a square. As in the study, its aspect ratio may change.
 
     For 3 channels, a gray image is repeated. For 1 channel, a color image becomes gray.
@@ -290,7 +289,7 @@ def to_prepared(
         planes = planes[..., None]
     resized = []
     for index in range(planes.shape[2]):  # one plane at a time saves memory
-        plane: NDArray[np.float32] = np.asarray(planes[..., index], np.float32)
+        plane: Float32Array = np.asarray(planes[..., index], np.float32)
         resized.append(_resized(plane, image_size, antialias=antialias))
     stacked = np.stack(resized * (channels // len(resized)))
     if dtype == "float32":
@@ -298,7 +297,7 @@ def to_prepared(
     return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8)
 
 
-def _luma(pixels: Values) -> Values:
+def _luma(pixels: AnyArray) -> AnyArray:
     """Return the gray values of an RGB image, computed in strips of rows."""
     step = max(1, STRIP_VALUES // pixels.shape[1])
     strips = []
@@ -307,7 +306,7 @@ def _luma(pixels: Values) -> Values:
     return np.concatenate(strips)
 
 
-def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
+def _resized(plane: Float32Array, side: int, *, antialias: bool) -> Float32Array:
     """Resize one channel to a square by bilinear interpolation."""
     from PIL import Image
 
@@ -320,7 +319,7 @@ def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArr
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
-def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _bilinear(plane: Float32Array, size: int) -> Float32Array:
     """Resize the first axis as torch does without antialias: interpolate at half-pixel centers."""
     half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
@@ -329,5 +328,5 @@ def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     low = np.minimum(coordinate.astype(np.int64), plane.shape[0] - 1)
     high = np.minimum(low + 1, plane.shape[0] - 1)
     weight = (coordinate - low.astype(np.float32))[:, None]
-    mixed: NDArray[np.float32] = plane[low] * (1 - weight) + plane[high] * weight
+    mixed: Float32Array = plane[low] * (1 - weight) + plane[high] * weight
     return mixed

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
+from tasks.array_types import AnyArray
 
 Limits = tuple[float, float]
 """The values of black and of white."""
@@ -27,9 +26,7 @@ MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 
 
-def rescale_to_255(
-    values: NDArray[np.generic], limits: Limits
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def rescale_to_255(values: AnyArray, limits: Limits) -> tuple[AnyArray, AnyArray]:
     """Scale values linearly so that ``limits`` become 0 and 255, and clip them to this range.
 
     Args:
@@ -91,9 +88,7 @@ class _ValueRange:
         )
 
 
-def _range_of(
-    arrays: Iterable[Iterable[NDArray[np.generic]]], pixel_range: Limits | None
-) -> _ValueRange:
+def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) -> _ValueRange:
     """Return the range of the values of all images, which are read one by one."""
     values = _ValueRange(np.inf, [], 0, 0)
     for images in arrays:
@@ -115,7 +110,7 @@ def _range_of(
 @np.errstate(over="ignore", invalid="ignore")  # for limits beyond float32
 def choose_pixel_range(
     name: str,
-    arrays: Iterable[Iterable[NDArray[np.generic]]],
+    arrays: Iterable[Iterable[AnyArray]],
     pixel_range: Limits | None,
 ) -> tuple[Limits, str]:
     """Choose the values of black and white for all images.

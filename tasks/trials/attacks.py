@@ -63,8 +63,8 @@ def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int
     """Return the batch size of an attack, which needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
-    the batch size is half of the training's batch size, and at least 8. With micro batches, it is
-    reduced by the same factor as the training batch.
+    the batch size is half of the training's batch size, and at least 8. With micro batches, the
+    batch size of an attack is reduced by the same factor as the training batch.
     """
     full_batch_size = max(8, recipe.batch_size // 2)
     return scaled_batch_size(full_batch_size, recipe, micro_batch)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.array_types import AnyArray
 
-def to_device(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
+
+def to_device(array: AnyArray, device: torch.device | str = "cpu") -> Tensor:
     """Return ``array`` as a tensor on ``device``.
 
     On a CPU, the tensor shares the memory of the array and must not be changed. The array may be

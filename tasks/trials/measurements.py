@@ -2,7 +2,8 @@
 
 They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness, predictions
 on the test images, and scores on *further test sets*. A further test set consists of the test
-images of a base dataset, of which a condition blended some with a training image of another class.
+images of a base dataset. A condition has blended some of these images with a training image of
+another class.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def store_if_requested(
 class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
-    The fields are fields of :class:`~tasks.trials.records.TrialResult`, where they are described. A
-    field is empty or None if its measurement was not requested. Then an earlier result keeps its
-    value, see :meth:`added_to`.
+    :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes them. A
+    field is empty or None if its measurement was not requested. :meth:`added_to` then does not
+    change this field of the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -110,7 +111,7 @@ class MeasurementResults:
         return earlier.model_copy(
             update={
                 "d_repr": {**earlier.d_repr, **self.d_repr},
-                "d_repr_stages": self.d_repr_stages or earlier.d_repr_stages,
+                "d_repr_stages": _merge_stages(earlier.d_repr_stages, self.d_repr_stages),
                 "attacks": tuple(attacks.values()),
                 "robustness": self.robustness or earlier.robustness,
                 "further_tests": tuple(further_tests.values()),
@@ -118,6 +119,22 @@ class MeasurementResults:
                 "predictions_note": predictions_note,
             }
         )
+
+
+def _merge_stages(
+    earlier: Sequence[StageRecord], new: Sequence[StageRecord]
+) -> tuple[StageRecord, ...]:
+    """Return the records of all stages, with the estimates of both arguments.
+
+    A new estimate replaces an earlier one of the same stage and estimator.
+    """
+    merged = {stage.module: stage for stage in earlier}
+    for stage in new:
+        d_repr = stage.d_repr
+        if stage.module in merged:
+            d_repr = {**merged[stage.module].d_repr, **d_repr}
+        merged[stage.module] = stage.model_copy(update={"d_repr": d_repr})
+    return tuple(merged.values())
 
 
 @dataclass

@@ -176,7 +176,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
         similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
         if similar:
             hint = f"Choose a name from timm.list_models(), for example {', '.join(similar)}"
-        raise ConfigError(f"Unknown timm architecture {spec.architecture!r}", hint=hint)
+        raise ConfigError(f"timm has no architecture {spec.architecture!r}", hint=hint)
     options: dict[str, object] = {}
     if shape.dropout is not None:
         options["drop_rate"] = shape.dropout
@@ -301,7 +301,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
             raise ConfigError(
                 f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
                 f"of shape {input_shape}",
-                hint="Correct its forward method",
+                hint="Correct the forward method of your network",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise

@@ -57,7 +57,7 @@ ON_ONE_THREAD = ComputeOptions()
 
 
 class SearchStatus(StrEnum):
-    """The way in which a trial of a search ended. Both ways are results, not failures."""
+    """The way in which a trial of a search ended. Divergence is a result, not a failure."""
 
     COMPLETE = "complete"
     DIVERGED = "diverged"
@@ -188,8 +188,8 @@ class ClassificationScores(Finding):
 
     Attributes:
         balanced_accuracy: mean over the classes of the accuracy on their images.
-        auc: area under the ROC curve. For more than two classes, the mean over the classes of one
-            class against the rest. None if fewer than two classes have images.
+        auc: area under the ROC curve. For more than two classes, it is the mean of the areas of
+            each class against the rest. None if fewer than two classes have images.
         per_class_accuracy: accuracy on the images of each class; None for a class without images.
         calibration_error: expected calibration error (ECE) of the largest probability, in 15 bins.
     """
@@ -230,7 +230,7 @@ class TrialFile(Finding):
 
 
 class TrialStatus(StrEnum):
-    """The way in which a trial ended. Both ways have a result."""
+    """The way in which a trial ended. A trial that diverged has a result, too."""
 
     DONE = "done"
     DIVERGED = "diverged"
@@ -390,7 +390,7 @@ class TrialResult(Finding):
             requested, or if the network has no stages.
         history: one record for each epoch of training.
         test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
-            ``scores`` contains those after the last epoch.
+            ``scores`` contains the scores after the last epoch.
         best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with the
             test images, so the loss of this epoch must not be reported as a result.
         robustness: adversarial robustness R; None if it was not requested.
@@ -402,9 +402,9 @@ class TrialResult(Finding):
         peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a CPU, the
             resident memory of the process, including libraries and arrays.
         pretrained: SHA-256 of the pretrained weights; empty for random initial weights.
-        energy_j: joules that the GPU used during the trial, from its own counter. Other processes
-            on the GPU are included, so it is an upper bound if the trial shared the GPU.
-        energy_note: reason why there is no ``energy_j``.
+        energy_j: joules that the GPU used during the trial, from the counter of the GPU. If the
+            trial shared the GPU, the number includes the other processes, so it is an upper bound.
+        energy_note: reason why ``energy_j`` is None.
         micro_batch: images per training pass if memory was short; None for whole batches.
         step_path: method of the training steps: ``eager`` (Python starts every kernel) or
             ``graph`` (captured CUDA graphs are replayed). Empty in old records without this field.

@@ -99,7 +99,7 @@ class Features:
 
 @contextmanager
 def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Collect the last hidden layer in all forward passes of ``model`` in the block.
+    """Collect the activations of the last hidden layer in all forward passes of the block.
 
     Args:
         model: the model that runs in the block.
@@ -203,8 +203,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the names of the modules whose outputs end the stages, from input to output.
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
-    consists of all modules whose outputs have the same spatial size, if it is above one pixel. It
-    ends with the last of these modules at the outermost level.
+    consists of all modules whose outputs have the same spatial size, if this size is above one
+    pixel. The stage ends with the last of these modules at the outermost level.
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())

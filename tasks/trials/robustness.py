@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.specs import RobustnessSpec
+from tasks.array_types import BoolArray, Float64Array, Int64Array
 from tasks.trials.attacks import PIXEL_MAX, expand_like, margin_gradient
 from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.records import RadiusSummary, RobustnessRecord
@@ -178,7 +178,7 @@ def nearest_of_another_class(
     return torch.where(expand_like(nearest.isinf(), images), math.nan, pool[rows].float())
 
 
-def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
+def summarize_radii(radii: Float64Array, num_values: int) -> RadiusSummary | None:
     """Return the distribution of radii over images.
 
     Args:
@@ -211,10 +211,10 @@ def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummar
 
 def _robustness_record(
     *,
-    radii: NDArray[np.float64],
-    at_pixel_limit: NDArray[np.bool_],
-    is_wrong: NDArray[np.bool_],
-    rows: NDArray[np.int64],
+    radii: Float64Array,
+    at_pixel_limit: BoolArray,
+    is_wrong: BoolArray,
+    rows: Int64Array,
     num_values: int,
     spec: RobustnessSpec,
 ) -> RobustnessRecord:

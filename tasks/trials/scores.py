@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search_spaces.errors import CorruptStoreError
+from tasks.array_types import BoolArray, Float32Array, Float64Array, Int64Array
 from tasks.trials.records import ClassificationScores
 
 NUM_BINS = 15
@@ -17,7 +18,7 @@ NUM_BINS = 15
 
 
 def classification_scores(
-    logits: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
+    logits: Float32Array | Float64Array, labels: Int64Array, num_classes: int
 ) -> ClassificationScores:
     """Return the classification scores of logits.
 
@@ -43,7 +44,7 @@ def classification_scores(
     )
 
 
-def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float | None:
     """Return the area under the ROC curve.
 
     It is the share of pairs of a positive and a negative image in which the positive image has the
@@ -69,7 +70,7 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
-def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.bool_]) -> float:
+def calibration_error(confidences: NDArray[np.floating], is_correct: BoolArray) -> float:
     """Return the expected calibration error (ECE).
 
     It is the mean difference between confidence and accuracy over bins of confidence, weighted by
@@ -88,7 +89,7 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.
     return error
 
 
-def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
+def _auc(logits: Float64Array, labels: Int64Array, num_classes: int) -> float | None:
     """Return the area under the ROC curve.
 
     For more than two classes, it is the mean of the areas of each class against the rest.
@@ -113,9 +114,7 @@ def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: in
     return math.fsum(areas) / len(areas)
 
 
-def to_parquet(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.int64] | None
-) -> bytes:
+def to_parquet(logits: Float32Array, labels: Int64Array, rows: Int64Array | None) -> bytes:
     """Return predictions as a Parquet file with one row per test image.
 
     The columns are ``image``, ``label``, and for each output one float32 column ``logit_0``,

@@ -148,9 +148,9 @@ def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
 
 
 class CaptureError(RuntimeError):
-    """Error if a training step could not be captured as a CUDA graph.
+    """A training step could not be captured as a CUDA graph.
 
-    The memory of the capture is not free again until the process ends (pytorch#190308).
+    The memory of the capture is free again only after the process has ended (pytorch#190308).
     """
 
 

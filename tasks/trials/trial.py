@@ -2,8 +2,8 @@
 
 Only callbacks of the caller read and write files. At the end, the random state, the thread counts
 and the determinism settings of the process are restored. On a CPU, the same spec, data and
-``num_threads`` have the same results to the last bit. They do not depend on what ran before in the
-process.
+``num_threads`` have the same results to the last bit. Earlier trials in the process do not change
+the results.
 """
 
 from __future__ import annotations
@@ -571,7 +571,7 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
     if num_outputs is not None and num_outputs < data.num_classes:
         raise ConfigError(
             f"num_outputs is {num_outputs}, but the data have {data.num_classes} classes",
-            hint="Remove num_outputs from the recipe; the network then has one output per class",
+            hint="Remove num_outputs from the recipe. The network then has one output per class",
         )
     rows = slice(network.train_size)
     _check_arrays("training", data.train_images[rows], data.train_labels[rows], data.num_classes)

@@ -60,7 +60,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
 
 
 def download(spec: ModelSpec) -> bytes:
-    """Return a library's pretrained weights of an architecture, as a safetensors file.
+    """Return the pretrained weights of a library's architecture, as a safetensors file.
 
     If the weights are in the cache of the library (``TORCH_HOME``, ``HF_HOME``), there is no
     download.
@@ -202,8 +202,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} are "
-            "missing or have another shape",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}, because these "
+            f"tensors are missing or have another shape: {names}",
             hint="Use the image_size and the arguments with which the weights were trained, "
             "or remove the key `pretrained` from the model",
         )

@@ -168,8 +168,14 @@ def test_a_record_has_the_changed_parameters_of_its_attack(model, batch):
             "{pgd: {steps: 3}}",
             "pgd has no parameter 'steps'. Choose from these parameters: num_steps, num_rest",
         ),
-        ("{pgd: {num_steps: 0}}", r"pgd\.num_steps must be a whole number from 1 to 10000, got 0"),
-        ("{pgd: {num_steps: 2.5}}", r"num_steps must be a whole number from 1 to 10000, got 2\.5"),
+        (
+            "{pgd: {num_steps: 0}}",
+            r"pgd\.num_steps must be a whole number from 1 to 10000, but is 0",
+        ),
+        (
+            "{pgd: {num_steps: 2.5}}",
+            r"num_steps must be a whole number from 1 to 10000, but is 2\.5",
+        ),
         ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'. Remove its parameters"),
         ("{pdg: {num_steps: 3}}", "no attack has this name. Did you mean 'pgd'"),
     ],

@@ -101,9 +101,9 @@ MUTATIONS = tuple(
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
                 "        with self._stop_run_on_error():\n"
-                "            self._failed(trial_id, failure, process_ended=True)",
+                "            self._process_failure(trial_id, failure, process_ended=True)",
                 "        with self._stop_run_on_error():\n"
-                "            self._failed(trial_id, failure, process_ended=True)",
+                "            self._process_failure(trial_id, failure, process_ended=True)",
             ),
             (
                 "failures are stored",
@@ -128,13 +128,13 @@ MUTATIONS = tuple(
             ),
             (
                 "what Tune raises does not end a sweep",
-                "                    self._tune_failed(error)\n",
+                "                    self._process_tune_failure(error)\n",
                 "                    raise\n",
             ),
             (
                 "what a worker says of its failure counts",
-                "            self._reported(trial_id, outcome)\n        else:\n",
-                "            self._ended_without_report(trial_id, NO_RESULT)\n        else:\n",
+                "            self._process_report(trial_id, outcome)\n        else:\n",
+                "            self._process_missing_report(trial_id, NO_RESULT)\n        else:\n",
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
@@ -188,7 +188,7 @@ MUTATIONS = tuple(
                 "arrays go with the last trial that needs them",
                 (
                     "        self._backend.arrays.remove_trial(trial_id, "
-                    "self._array(trial_id), "
+                    "self._array_key(trial_id), "
                     "for_good=True)\n"
                 ),
                 "",
@@ -582,13 +582,13 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        return self._levels.request(trial, level)\n",
-                "        return self._levels.request(trial, 0)\n",
+                "        request = self._levels.request(trial, level)\n",
+                "        request = self._levels.request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "if is_by_others or self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
-                "if self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:\n",
+                "if is_by_others or has_next or level < MIN_FINAL_LEVEL:\n",
+                "if has_next or level < MIN_FINAL_LEVEL:\n",
             ),
         ),
     }.items()

@@ -23,7 +23,7 @@ from orchestrator.results.records import StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
-from orchestrator.results.sweep_tracking import open_tracker
+from orchestrator.results.sweep_tracking import tracking_session
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
 from orchestrator.running.trial_source import RunContext
@@ -308,7 +308,7 @@ class World:
         # when MLflow is away.
         stopped_at = stopped_frozen_s = away_until = 0.0
         try:
-            with open_tracker(tracker, results, failures):
+            with tracking_session(tracker, results, failures):
                 run = RunContext(
                     sweep.plan, None, CLUSTER, self.resources, stored, tracker, monitor
                 )

@@ -108,7 +108,7 @@ def test_the_lab_sweeps_can_be_planned(tmp_path):
 
 ANY_PORT = {
     "ray::DashboardAgent": ("the agent's gRPC", "**metrics** of the agent"),
-    "ray::RuntimeEnvAgent": ("a free one for environments",),
+    "ray::RuntimeEnvAgent": ("any free port for environments",),
     "raylet": ("raylet and its objects, 2 ports",),
 }
 """Program that listens on any free port -> texts by which the table of ports names it."""
@@ -125,7 +125,7 @@ def test_every_port_of_the_lab_is_in_the_table_of_ports(lab):
         assert all(words in table for words in names), port
     open_ports = [port for port in ports_in_use if port["answer"] == "200"]
     assert len(open_ports) == 5
-    assert "five ports answer anybody" in table
+    assert "five ports answer without a token" in table
     programs = {port["program"] for port in open_ports}
     assert programs == {"ray::DashboardAgent", "monitor.py", "dashboard/dashboard"}
     (jobs,) = {port["address"] for port in ports_in_use if port["port"] == 8265}

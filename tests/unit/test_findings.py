@@ -246,8 +246,8 @@ def test_findings_give_the_effects_on_training_images_of_the_tables(numbers):
         f"{100 * share:.0f} %" for share in results["share of the loss on moved images"].values()
     ]
     assert (
-        f"have {shares[0]} of the test loss before they are moved, and {shares[1]} after they are "
-        "moved" in text
+        f"contribute {shares[0]} of the test loss before the move, and {shares[1]} after the move"
+        in text
     )
     third_slopes = [
         results[f"{primary}, loss, {third} losses"]["value"]

@@ -9,12 +9,13 @@ import pandas as pd
 
 from orchestrator.analysis.inference import Array, Codes, dataset_effects
 from orchestrator.analysis.results_tables.points import (
+    ALL,
     AT_CHANCE_LEVEL,
     CELL,
     CURVE,
     OF_CHANCE_LOSS,
+    POOLED,
     WEIGHT,
-    select,
 )
 from orchestrator.results.columns import DATASET, DOMAIN, MODEL, TRAIN_SIZE
 
@@ -36,8 +37,16 @@ def complete_rows(
     points: pd.DataFrame, model: str, subset: str, columns: Collection[str]
 ) -> pd.DataFrame:
     """Return the points of a model and domain without missing values in ``columns``."""
+    # One selection of rows and columns takes 60 % of the time of one selection after the other.
+    is_used = np.ones(len(points), dtype=bool)
+    for name in columns:
+        is_used &= points[name].notna().to_numpy()
+    if model != POOLED:
+        is_used &= (points[MODEL] == model).to_numpy()
+    if subset != ALL:
+        is_used &= (points[DOMAIN] == subset).to_numpy()
     names = list(dict.fromkeys([*KEYS, *columns]))
-    return select(points[names], model, subset).dropna(subset=[*columns])
+    return points.loc[is_used, names]
 
 
 def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | None:
@@ -74,8 +83,9 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
 
 def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
     """Return columns, cells, datasets and weights, as the arguments of ``dataset_effects``."""
+    values = np.array([rows[name].to_numpy(dtype=float) for name in columns])
     return (
-        rows[[*columns]].to_numpy(dtype=float),
+        values.T,
         pd.factorize(rows[CELL], sort=True)[0],
         rows[DATASET].to_numpy(dtype=str),
         rows[WEIGHT].to_numpy(dtype=float),

@@ -29,7 +29,7 @@ def gpu_check_folders(root: Path) -> tuple[Path, ...]:
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of all GPU checks in folders, by the driver's name of the GPU.
+    """Return the summaries of all GPU checks in folders, by the name that a GPU's driver reports.
 
     If a GPU was checked several times, the last file of the last folder is used. Damaged files and
     files with impossible numbers are ignored.

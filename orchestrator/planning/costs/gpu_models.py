@@ -1,8 +1,8 @@
-"""Table of GPUs: rates and memory of the data sheet, and the share of the rates in training.
+"""Table of GPUs: rates and memory from the data sheet, and the shares that training reaches.
 
-The shares are fitted to published training throughput with images of 224 x 224 pixels, or assumed:
-the column ``origin`` of ``gpu_models.csv`` states which. ``isweep gpu-check`` measures them on your
-own GPU.
+The shares of the rates are fitted to published training throughput with images of 224 x 224 pixels,
+or are assumed. The column ``origin`` of ``gpu_models.csv`` states the source of each row. ``isweep
+gpu-check`` measures the shares on your own GPU.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def gpu_model(name: str) -> GpuModel:
 
 
 def listed_gpu_model(name: str) -> GpuModel | None:
-    """Return the GPU of the table with this name of a driver or of Ray, or None.
+    """Return the GPU of the table that has the name from a driver or from Ray, or None.
 
     If several GPUs fit, return the one with the least memory. MIG slices and smaller variants of a
     GPU are not in the table.
@@ -144,15 +144,15 @@ def gpu_model_from_driver(
     """Return the kind of a GPU from the data that its driver reports.
 
     A GPU that is not in the table, for example a MIG slice, gets the rates per processor of the
-    slowest GPU with the same compute capability. If the table has no such GPU, the GPU gets the
-    rates of the next lower capability.
+    slowest GPU with the same compute capability. If no GPU in the table has this capability, the
+    rates are those of the next lower capability in the table.
 
     Args:
-        name: The driver's name of the GPU.
+        name: Name of the GPU, as the driver reports it.
         memory_gib: Memory that the driver reports, GiB.
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors. 0 if unknown.
-        checks: Measured rates by the driver's name, see
+        checks: Measured rates by the name that the driver reports, see
             :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
             the rates of the table.
     """

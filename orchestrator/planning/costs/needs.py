@@ -101,8 +101,8 @@ def need_of(
         trial: The trial.
         gpu: The kind of GPU.
         corrections: Ratios of measured to predicted values of finished trials.
-        given: The share of a GPU that the trial gets. If None or 0, the share is so small that
-            the trials on one GPU keep it busy, but large enough for the trial's memory.
+        given: The share of a GPU that the trial gets. If None or 0, the share is the smallest one
+            that suffices for the trial's memory and for as many trials as keep one GPU busy.
     """
     corrections = corrections or Corrections()
     passes = _timed_passes(trial, gpu)

@@ -140,9 +140,10 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     except (Exception, SystemExit) as error:  # code of the user's network may raise anything
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{network.model.library} {network.model.architecture} cannot be trained, evaluated "
-            f"and attacked on any image that was tried: {type(error).__name__}: {first_line}",
-            hint="Choose another model, or try the model alone in Python to find the error",
+            f"{network.model.library} {network.model.architecture} fails in training, evaluation "
+            "or an attack with every image that isweep tried: "
+            f"{type(error).__name__}: {first_line}",
+            hint="Choose another model. Or run the model alone in Python to find the error",
         ) from error
     if len(_REMEMBERED) >= MAX_REMEMBERED:
         _REMEMBERED.clear()
@@ -151,7 +152,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network with fixed values where a value changes no cost."""
+    """Return the recipe of a network, with a fixed value for every key that changes no cost."""
     # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
     has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
     return network.recipe.model_copy(
@@ -166,9 +167,9 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
 
 
 def was_built(network: NetworkSpec, num_outputs: int) -> bool:
-    """Return whether a network is one of a preset, so that it is known to build.
+    """Return whether a preset contains a network, so that the network can certainly be built.
 
-    Such a network was built when the costs in the package were counted.
+    The networks of all presets were built when the costs in the package were counted.
     """
     prepared = network.subset.prepared
     sizes = (prepared.channels, prepared.image_size, num_outputs)
@@ -186,7 +187,7 @@ def has_cost(network: NetworkSpec) -> bool:
 def has_batch_norm(network: NetworkSpec) -> bool:
     """Return whether a network may have batch norm.
 
-    If its operations could not be counted, batch norm may be among them.
+    If the operations of the network could not be counted, return True.
     """
     cost = cost_of(network)
     if cost.uncounted:

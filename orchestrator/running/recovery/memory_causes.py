@@ -54,7 +54,8 @@ def cause_on_gpu(
         return MemoryCause.OTHER_PROCESSES
     if num_gpus == 1 and _needs_less_than_half(trial, gpu):
         # The trial alone fits on the GPU. cuDNN reports a missing kernel and missing memory with
-        # the same error. If no other process used memory, the kernel is missing.
+        # the same error. If the share of other processes was measured and is small, the kernel is
+        # missing.
         if failure.no_engine and share_of_others is not None:
             return MemoryCause.NO_KERNEL
         # Other processes may have used the memory and freed it before it was measured.

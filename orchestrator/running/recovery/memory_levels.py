@@ -11,6 +11,9 @@ With a GPU:
 
 Without a GPU, level 2 and each further level halve the images of a forward pass. If the sweep
 requests an amount of the machine's memory, every level from 1 on requests twice this amount.
+
+A level keeps its number during a run. Two events make the requests of some levels equal: a network
+loses its CUDA graphs, or the run stops using NVIDIA's MPS. ``next_level`` skips such levels.
 """
 
 from __future__ import annotations
@@ -54,24 +57,36 @@ class MemoryLevels:
         node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
+        min_share: share of a GPU that every trial on a GPU requests at least.
     """
 
     resources: Resources
     runtime_model: RuntimeModel
     node_memory_bytes: Callable[[], float]
     without_graphs: Collection[Hashable]
+    min_share: float = 0.0
 
     def request(self, trial: TrialSpec, level: int) -> Resources:
         """Return the request of a trial at a memory level; the highest level repeats for ever."""
-        first = self._first_request(trial)
-        if level == 0:
-            return first
-        larger = self._larger_requests(trial, first)
-        return larger[min(level, len(larger)) - 1]
+        requests = self._requests(trial)
+        return requests[min(level, len(requests) - 1)]
 
-    def has_next(self, trial: TrialSpec, level: int) -> bool:
-        """Return whether the level after ``level`` changes the request of a trial."""
-        return self.request(trial, level + 1) != self.request(trial, level)
+    def next_level(self, trial: TrialSpec, level: int, tried: Resources) -> int | None:
+        """Return the next memory level of a trial that changes its request.
+
+        Args:
+            trial: the trial.
+            level: level of the trial's last attempt.
+            tried: request of the trial's last attempt.
+
+        Returns:
+            The lowest level above ``level`` whose request is not ``tried``. None if there is none.
+        """
+        requests = self._requests(trial)
+        for higher_level in range(level + 1, len(requests)):
+            if requests[higher_level] != tried:
+                return higher_level
+        return None
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
         """Return whether a trial's batches may be split; splitting changes batch norm's results."""
@@ -81,16 +96,27 @@ class MemoryLevels:
             return not has_batch_norm(trial.network)
         return False
 
-    def _first_request(self, trial: TrialSpec) -> Resources:
-        """Return the request of a trial at level 0."""
-        resources = self.resources
-        if resources.num_gpus and self.runtime_model.gpu is not None:
-            gpu = self.runtime_model.gpu
-            share = self._expected_share(trial, gpu)
-            resources = replace(resources, num_gpus=share, context_bytes=gpu.context_bytes)
+    def _requests(self, trial: TrialSpec) -> list[Resources]:
+        """Return the requests of a trial by level, which depend on the events so far."""
+        first = self._planned_request(trial)
+        planned = [first, *self._larger_requests(trial, first)]
+        return [self._after_events(trial, request) for request in planned]
+
+    def _after_events(self, trial: TrialSpec, request: Resources) -> Resources:
+        """Return a planned request without lost graphs, and with the least share of a GPU."""
         if network_key(trial) in self.without_graphs:
-            resources = replace(resources, fast="off")
-        return resources
+            request = replace(request, fast="off")
+        if request.num_gpus:
+            request = replace(request, num_gpus=max(request.num_gpus, self.min_share))
+        return request
+
+    def _planned_request(self, trial: TrialSpec) -> Resources:
+        """Return the request of a trial at level 0, as planned before the run."""
+        gpu = self.runtime_model.gpu
+        if not self.resources.num_gpus or gpu is None:
+            return self.resources
+        share = self._expected_share(trial, gpu)
+        return replace(self.resources, num_gpus=share, context_bytes=gpu.context_bytes)
 
     def _expected_share(self, trial: TrialSpec, gpu: GpuModel) -> float:
         """Return the share of a GPU that a trial is expected to need."""

@@ -29,11 +29,11 @@ class MemoryLimit:
     """The memory that is too little for a trial.
 
     Attributes:
-        name: text for the memory, which ends the clause "the trial needs more memory than".
+        clause_end: text after "the trial needs more memory than".
         fix: text about what the user can do.
     """
 
-    name: str
+    clause_end: str
     fix: str
 
 
@@ -57,7 +57,7 @@ def too_little_memory(
     recipe = trial.network.recipe
     hint = (
         f"{trial.network.model.name} at batch size {recipe.batch_size} needs more memory than "
-        f"{limit.name}. {limit.fix}, or lower recipe.batch_size"
+        f"{limit.clause_end}. {limit.fix}, or lower recipe.batch_size"
     )
     if suggest_splitting:
         hint = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orchestrator.results.records import FailureKind, TrialFailure
@@ -13,12 +15,39 @@ from search_spaces.errors import SetupError, plural
 NODE_UNFIT_AFTER = 4
 """Lowest score at which a node is unfit. Each trial that fails because of the node adds 1. Trials
 that cannot compute on a GPU are counted for each GPU: the first self-tests of eight GPUs may all
-take too long at once, and each GPU needs a second self-test."""
+take too long at once, and each GPU needs a second self-test. Trials that share the GPU and fail
+together count once, see :class:`GpuFailures`."""
 DEVICE_ERROR_WEIGHT = 0.1
 """Amount that a device error adds to the score of all GPUs of a node. It is less than 1, because
 the trial itself may have caused the error."""
 MAX_QUARANTINE_DOUBLINGS = 3
 """Largest number of times that the quarantine of a GPU is doubled."""
+
+
+@dataclass
+class GpuFailures:
+    """The failures of one GPU, of which those with one cause count once.
+
+    If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure does
+    not count if its attempt had started before the last failure that counted.
+
+    Attributes:
+        number: number of failures that count.
+        last_s: monotonic time of the last failure that counts, in seconds.
+    """
+
+    number: int = 0
+    last_s: float = -math.inf
+
+    def add(self, started_s: float, now_s: float) -> None:
+        """Add a failure at the time ``now_s``, of an attempt that started at ``started_s``."""
+        if started_s >= self.last_s:
+            self.number += 1
+            self.last_s = now_s
+
+
+def _no_failures() -> defaultdict[str, GpuFailures]:
+    return defaultdict(GpuFailures)
 
 
 @dataclass
@@ -28,40 +57,60 @@ class NodeHealth:
     Attributes:
         gpu_failures: failures since the last result on the GPU, by node and
             ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
-        unfit_counts: trials that could not compute on each GPU since the last epoch on the node,
-            by the node's address and then by ``CUDA_VISIBLE_DEVICES``.
-        device_errors: device errors since the last epoch on each node, by the node's address.
+        unfit_gpus: trials that could not compute on each GPU since the last epoch on the node, by
+            the node's address and then by ``CUDA_VISIBLE_DEVICES``.
+        device_errors: device errors since the last epoch on each node, by the same keys.
         code_scores: score of each node with different source code, by the node's address, since the
             last result of the node.
+        monotonic: returns the seconds of a clock that nobody can set.
     """
 
-    gpu_failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    unfit_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    device_errors: Counter[str] = field(default_factory=Counter)
+    gpu_failures: dict[tuple[str, str], GpuFailures] = field(
+        default_factory=lambda: defaultdict(GpuFailures)
+    )
+    unfit_gpus: dict[str, dict[str, GpuFailures]] = field(
+        default_factory=lambda: defaultdict(_no_failures)
+    )
+    device_errors: dict[str, dict[str, GpuFailures]] = field(
+        default_factory=lambda: defaultdict(_no_failures)
+    )
     code_scores: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    monotonic: Callable[[], float] = time.monotonic
 
     def finished(self, node: str, gpus: str) -> None:
         """Process a result, which shows that the node and its GPUs ``gpus`` work."""
         self.code_scores[node] = 0
-        self.gpu_failures[node, gpus] = 0
+        self.gpu_failures[node, gpus].number = 0
         self.epoch_ended(node)
 
     def epoch_ended(self, node: str) -> None:
         """Process the end of an epoch, which shows that a GPU of the node works."""
-        self.unfit_counts[node].clear()
-        self.device_errors[node] = 0
+        self.unfit_gpus[node].clear()
+        self.device_errors[node].clear()
 
-    def count_gpu_failure(self, node: str, gpus: str) -> float:
+    def count_gpu_failure(self, node: str, gpus: str, started_s: float = math.inf) -> float:
         """Count a failure of a GPU, and return the seconds of its quarantine.
 
         The quarantine lasts twice as long after each further failure without a result in between.
+
+        Args:
+            node: address of the GPU's node.
+            gpus: the trial's ``CUDA_VISIBLE_DEVICES``.
+            started_s: monotonic time of the attempt's start in seconds; infinite if unknown, so
+                that the failure counts.
         """
-        num_doublings = min(self.gpu_failures[node, gpus], MAX_QUARANTINE_DOUBLINGS)
-        self.gpu_failures[node, gpus] += 1
+        failures = self.gpu_failures[node, gpus]
+        failures.add(started_s, self.monotonic())
+        num_doublings = min(max(failures.number - 1, 0), MAX_QUARANTINE_DOUBLINGS)
         return FIRST_QUARANTINE_S * 2.0**num_doublings
 
     def count_node_failure(
-        self, node: str, failure: TrialFailure, eligible: Collection[str], gpus: str = ""
+        self,
+        node: str,
+        failure: TrialFailure,
+        eligible: Collection[str],
+        gpus: str = "",
+        started_s: float = math.inf,
     ) -> None:
         """Count a failure if the node caused it; end the run if all nodes are unfit.
 
@@ -70,6 +119,7 @@ class NodeHealth:
             failure: why the trial failed.
             eligible: addresses of all nodes that could run the trial.
             gpus: the trial's ``CUDA_VISIBLE_DEVICES``; empty if it is unknown.
+            started_s: monotonic time of the attempt's start in seconds; infinite if unknown.
 
         Raises:
             SetupError: the last trials on each eligible node failed because of the node.
@@ -80,10 +130,8 @@ class NodeHealth:
             problem = "No node has the same source code as the driver"
             hint = ""  # The failure's message has the hint.
         elif failure.unfit_node or failure.device_lost:
-            if failure.unfit_node:
-                self.unfit_counts[node][gpus] += 1
-            else:
-                self.device_errors[node] += 1
+            failures = self.unfit_gpus if failure.unfit_node else self.device_errors
+            failures[node][gpus].add(started_s, self.monotonic())
             scores = {address: self._gpu_score(address) for address in eligible}
             problem = "No node has a GPU on which trials can compute"
             hint = "Repair a node, or use --device cpu. "
@@ -100,5 +148,6 @@ class NodeHealth:
 
     def _gpu_score(self, node: str) -> float:
         """Return a node's score for its GPUs: that of its worst GPU, plus all device errors."""
-        worst = max(self.unfit_counts[node].values(), default=0)
-        return worst + DEVICE_ERROR_WEIGHT * self.device_errors[node]
+        worst = max((gpu.number for gpu in self.unfit_gpus[node].values()), default=0)
+        num_device_errors = sum(gpu.number for gpu in self.device_errors[node].values())
+        return worst + DEVICE_ERROR_WEIGHT * num_device_errors

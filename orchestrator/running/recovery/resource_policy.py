@@ -1,25 +1,32 @@
 """The resource policy: what each attempt at a trial requests, which changes after memory ran out.
 
-A request belongs to a memory level; :mod:`~orchestrator.running.recovery.memory_levels` explains
-the levels. After a memory failure at level L, its cause decides about the next requests:
+Requests are numbered by *memory levels*. Level 0 is the planned request. Each further level
+requests more memory, or trains in a way that needs less memory. The module
+:mod:`~orchestrator.running.recovery.memory_levels` explains the levels.
 
-===============================  =================================================================
-cause                            next requests
-===============================  =================================================================
-the trial, on a GPU              all trials of its network start at level L + 1; on a small GPU only
-                                 this trial
-the trial, on the machine        the trial starts at level L + 1
-unknown                          the trial starts at level L + 1
-other processes, part of a GPU   the trial starts at level L + 1
-other processes, on the machine  the trial repeats level L up to 4 times, then starts at level L + 1
-other processes, whole GPU       the same; after 4 such failures of its network, all trials of the
-                                 network start at level L + 1 until the other processes have ended
-no cuDNN kernel                  none: the verdict is final
-===============================  =================================================================
+An attempt starts at the *start level* of its trial or at that of its network, whichever is higher.
+If memory runs out at level L, the cause decides who starts at the next level, L + 1:
 
-If level L + 1 requests the same as level L, the trial gets a final verdict. There are two
-exceptions for the memory of the machine: no verdict is final while other processes use this memory,
-or below level 4 (:data:`MIN_FINAL_LEVEL`).
+===============  =============  ==================================================================
+cause            memory of      start at level L + 1
+===============  =============  ==================================================================
+the trial        a GPU          all trials of its network
+the trial        a small GPU    this trial
+the trial        the machine    this trial
+unknown          a whole GPU    this trial
+other processes  part of a GPU  this trial
+other processes  the machine    this trial, but not after its first 4 such failures
+other processes  a whole GPU    the same; also all trials of its network until these processes have
+                                ended, but not after the first 4 such failures of the network
+no cuDNN kernel  a GPU          nothing: the verdict is final
+===============  =============  ==================================================================
+
+The failures of a trial by other processes are counted for the whole run. Those of a network are
+counted since its last result at its own level. A higher level does not restart these counts.
+
+If no higher level changes the request, the trial gets a final verdict. There are two exceptions for
+the memory of the machine: no verdict is final while other processes use this memory, or below level
+4 (:data:`MIN_FINAL_LEVEL`).
 """
 
 from __future__ import annotations
@@ -50,13 +57,25 @@ from orchestrator.running.recovery.memory_verdicts import (
 )
 from search_spaces.specs import TrialSpec
 
-MAX_SAME_REQUESTS = 4
-"""Number of memory failures because of other processes after which the next request changes. Until
-then the request is repeated, because the other processes may end. The failures are counted for each
-trial, and for each network since its last result."""
+MAX_REPEATS_AFTER_OTHERS = 4
+"""Number of memory failures by other processes after which a request is repeated, because the other
+processes may end. Each later failure raises the level."""
 MIN_FINAL_LEVEL = 4
 """Lowest memory level at which a failure for lack of the machine's memory may be final. At a lower
 level an unchanged request may still succeed, when other trials of the machine need less."""
+
+
+@dataclass(frozen=True)
+class RequestedMemory:
+    """The memory that the last attempt at a trial requested.
+
+    Attributes:
+        level: memory level of the request.
+        request: the request. The same level may request something else later in the run.
+    """
+
+    level: int
+    request: Resources
 
 
 @dataclass
@@ -64,38 +83,33 @@ class TrialMemory:
     """The memory level of one trial.
 
     Attributes:
-        min_level: lowest level of the trial's next request.
-        attempt_level: level of the request of the trial's last attempt.
+        start_level: lowest level at which the trial's next attempt may start.
         num_failures_by_others: number of memory failures that other processes caused.
     """
 
-    min_level: int = 0
-    attempt_level: int = 0
+    start_level: int = 0
     num_failures_by_others: int = 0
 
+    @property
     def repeats_request(self) -> bool:
-        """Count a failure that other processes caused; return whether the request is repeated."""
-        self.num_failures_by_others += 1
-        return self.num_failures_by_others <= MAX_SAME_REQUESTS
-
-    def raise_level(self) -> None:
-        """Let the next attempt start one level above the last attempt."""
-        self.min_level = self.attempt_level + 1
+        """True if the last failure by other processes does not change the next request."""
+        return self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS
 
 
 @dataclass
 class NetworkMemory:
     """The memory level of all trials of one network.
 
-    While other processes use the memory of whole GPUs, the trials start at a raised level. After a
-    result at the raised level, the next trials recheck the network's own level. A result at the own
-    level shows that the other processes have ended. A failure because of them ends the recheck.
+    While other processes use the memory of whole GPUs, new attempts start at the raised level.
+    After a result at the raised level, new attempts try the own level again: this is a *recheck*. A
+    result at the own level shows that the other processes have ended, so it removes the raised
+    level. A failure by other processes ends the recheck.
 
     Attributes:
         own_level: level that one of the network's trials needed, without other processes.
-        raised_level: level at which trials start while other processes use the memory; 0 if they do
-            not, or if no higher level is known.
-        is_recheck: True if trials start at their own level although there is a raised level.
+        raised_level: level at which attempts start while other processes use the memory; 0 if they
+            do not, or if no higher level is known.
+        is_recheck: True if attempts start at the own level although there is a raised level.
         num_failures_by_others: number of memory failures that other processes caused since the last
             result at the own level.
     """
@@ -106,14 +120,15 @@ class NetworkMemory:
     num_failures_by_others: int = 0
 
     @property
-    def min_level(self) -> int:
-        """Lowest level of a request for a trial of this network."""
+    def start_level(self) -> int:
+        """Lowest level at which the next attempt at a trial of this network may start."""
         if self.is_recheck:
             return self.own_level
         return max(self.own_level, self.raised_level)
 
     def finished(self, level: int) -> None:
-        """Process a result of a trial that made a request of this level."""
+        """Process the result of an attempt that started at this level."""
+        # The level is below the own level if the attempt started before the own level was raised.
         self.own_level = min(self.own_level, level)
         if 0 < self.raised_level <= level:
             # The trial may have fitted only because it needed less memory.
@@ -127,10 +142,10 @@ class NetworkMemory:
         """Count a failure that other processes caused on a whole GPU.
 
         Args:
-            next_level: next level of the failed trial; None if this level changes no request.
+            next_level: next level of the failed trial; None if no level changes its request.
         """
         self.num_failures_by_others += 1
-        if self.num_failures_by_others <= MAX_SAME_REQUESTS:
+        if self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS:
             return
         self.is_recheck = False
         if next_level is not None:
@@ -148,6 +163,7 @@ class ResourcePolicy:
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest GPU.
             A failure on such a GPU changes no other trial, because Ray may run it on a larger one.
         trials: memory level of each trial, by trial id.
+        requested: request of each trial's last attempt, by trial id.
         networks: memory level of each network, by :func:`network_key`.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`.
@@ -158,6 +174,7 @@ class ResourcePolicy:
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     small_gpus: frozenset[str] = frozenset()
     trials: dict[str, TrialMemory] = field(default_factory=lambda: defaultdict(TrialMemory))
+    requested: dict[str, RequestedMemory] = field(default_factory=dict)
     networks: dict[Hashable, NetworkMemory] = field(
         default_factory=lambda: defaultdict(NetworkMemory)
     )
@@ -169,33 +186,34 @@ class ResourcePolicy:
         )
 
     def start_attempt(self, trial: TrialSpec) -> Resources:
-        """Return the resources of an attempt that starts now, and store its memory level."""
-        level = self._next_level(trial)
-        self.trials[trial.trial_id].attempt_level = level
-        return self._levels.request(trial, level)
+        """Return the resources of an attempt that starts now, and store them for its outcome."""
+        level = self._start_level(trial)
+        request = self._levels.request(trial, level)
+        self.requested[trial.trial_id] = RequestedMemory(level, request)
+        return request
 
-    def leave_mps(self) -> str:
-        """Request the shares that pay without NVIDIA's MPS, for all attempts that start later.
+    def use_shares_without_mps(self) -> str:
+        """Let all attempts that start later request the shares that pay without NVIDIA's MPS.
 
         Returns:
             A sentence for the user about the shares.
         """
-        model = self.runtime_model
-        self.runtime_model = replace(model, share=model.share_without_mps)
-        self._levels = replace(self._levels, runtime_model=self.runtime_model)
-        if self.runtime_model.share == 1:
+        share = self.runtime_model.share_without_mps
+        if share is not None:
+            self._levels = replace(self._levels, min_share=share)
+        if share == 1:
             return "New trials have a whole GPU each"
         return "Trials share a GPU as before, but they compute in turn"
 
     def mean_request(self, trials: Collection[TrialSpec]) -> Resources:
         """Return the mean of the next requests of ``trials``, which must not be empty."""
-        requests = [self._levels.request(trial, self._next_level(trial)) for trial in trials]
+        requests = [self._levels.request(trial, self._start_level(trial)) for trial in trials]
         mean_share = sum(request.num_gpus for request in requests) / len(requests)
         return replace(self.resources, num_gpus=mean_share)
 
     def finished(self, trial: TrialSpec) -> None:
         """Process a result, which shows that the trial's memory level suffices for its network."""
-        level = self.trials[trial.trial_id].attempt_level
+        level = self.requested[trial.trial_id].level
         self.networks[network_key(trial)].finished(level)
 
     def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> MemoryVerdict:
@@ -217,10 +235,15 @@ class ResourcePolicy:
             return self._machine_failed(trial, failure)
         return self._gpu_failed(trial, failure, gpu_name)
 
-    def _next_level(self, trial: TrialSpec) -> int:
-        """Return the memory level of the next attempt at a trial."""
+    def _start_level(self, trial: TrialSpec) -> int:
+        """Return the memory level at which the next attempt at a trial starts."""
         network_memory = self.networks[network_key(trial)]
-        return max(self.trials[trial.trial_id].min_level, network_memory.min_level)
+        return max(self.trials[trial.trial_id].start_level, network_memory.start_level)
+
+    def _next_level(self, trial: TrialSpec) -> int | None:
+        """Return the next level that changes a trial's last request; None if there is none."""
+        last = self.requested[trial.trial_id]
+        return self._levels.next_level(trial, last.level, last.request)
 
     def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> MemoryVerdict:
         """Process a failure for lack of the machine's memory.
@@ -229,12 +252,16 @@ class ResourcePolicy:
         end. ``Retries`` limits the number of attempts.
         """
         trial_memory = self.trials[trial.trial_id]
-        level = trial_memory.attempt_level
+        level = self.requested[trial.trial_id].level
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
-        if is_by_others and trial_memory.repeats_request():
-            return MAY_RETRY
-        trial_memory.raise_level()
-        if is_by_others or self._levels.has_next(trial, level) or level < MIN_FINAL_LEVEL:
+        if is_by_others:
+            trial_memory.num_failures_by_others += 1
+            if trial_memory.repeats_request:
+                return MAY_RETRY
+        # This may repeat a request, because the trial may fit when others need less memory.
+        trial_memory.start_level = level + 1
+        has_next = self._next_level(trial) is not None
+        if is_by_others or has_next or level < MIN_FINAL_LEVEL:
             return MAY_RETRY
         return self._too_little_memory(trial, MACHINE)
 
@@ -242,23 +269,23 @@ class ResourcePolicy:
         """Process a failure for lack of GPU memory."""
         trial_memory = self.trials[trial.trial_id]
         network_memory = self.networks[network_key(trial)]
-        level = trial_memory.attempt_level
-        has_next = self._levels.has_next(trial, level)
-        num_gpus = self._levels.request(trial, level).num_gpus
+        next_level = self._next_level(trial)
+        num_gpus = self.requested[trial.trial_id].request.num_gpus
         cause = cause_on_gpu(trial, failure, num_gpus, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
             return no_kernel(trial)
-        if cause == MemoryCause.OTHER_PROCESSES and num_gpus >= 1:
-            network_memory.failed_by_others(level + 1 if has_next else None)
-            if trial_memory.repeats_request():
-                return MAY_RETRY
-        trial_memory.raise_level()
-        # Trials that Ray runs on a larger GPU may fit there with an unchanged request.
-        if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
-            network_memory.own_level = max(network_memory.own_level, level + 1)
-        if has_next:
-            return MAY_RETRY
         is_by_others = cause == MemoryCause.OTHER_PROCESSES
+        if is_by_others and num_gpus >= 1:
+            network_memory.failed_by_others(next_level)
+            trial_memory.num_failures_by_others += 1
+            if trial_memory.repeats_request:
+                return MAY_RETRY
+        if next_level is not None:
+            trial_memory.start_level = next_level
+            # Trials that Ray runs on a larger GPU may fit there with an unchanged request.
+            if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
+                network_memory.own_level = max(network_memory.own_level, next_level)
+            return MAY_RETRY
         return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
 
     def _too_little_memory(self, trial: TrialSpec, limit: MemoryLimit) -> MemoryVerdict:

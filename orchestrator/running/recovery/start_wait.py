@@ -16,8 +16,8 @@ GIVE_UP_AFTER_S = 180.0
 """Seconds without a running trial and without progress of a worker before the run ends. The limit
 is for private clusters only, because a shared cluster may get free resources later."""
 MIN_STARTING_CPU_S = 1.0
-"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart. With
-80 busy processes on two cores, each process gets 1.5 s in a minute."""
+"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart. Even
+with 80 busy processes on two cores, each process gets 1.5 s in a minute."""
 MAX_STARTING_S = 1800.0
 """Seconds without a running trial before the run ends, even if workers use CPU time. No import
 takes half an hour."""
@@ -53,14 +53,14 @@ class StartWait:
         self._cpu_before: Mapping[int, float] = {}
         self._printed_shortage = ""
 
-    def trial_runs(self, now: float) -> None:
-        """End the wait because a trial runs; print how long it was if the user knows of it."""
+    def note_running_trial(self, now: float) -> None:
+        """End the wait because a trial runs; print its length if a shortage was printed."""
         if self._printed_shortage:
             waited_s = now - self._began_at
             self._note(f"A trial started after {waited_s:.0f} s without a running trial.")
-        self.nothing_waits(now)
+        self.note_empty_queue(now)
 
-    def nothing_waits(self, now: float) -> None:
+    def note_empty_queue(self, now: float) -> None:
         """End the wait because no trial is left to start."""
         self._printed_shortage = ""
         self.restart(now)
@@ -71,7 +71,7 @@ class StartWait:
         self._last_check_at = now
         self._last_progress_at = now
 
-    def trials_wait(self, now: float) -> None:
+    def check_waiting_trials(self, now: float) -> None:
         """Check once a minute why no trial starts.
 
         Raises:

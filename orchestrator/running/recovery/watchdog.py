@@ -33,7 +33,7 @@ class _WatchedTrial:
     is_confirmed: bool = False
 
     @property
-    def limit_s(self) -> float:
+    def present_limit_s(self) -> float:
         """Seconds without a message after which the process of the trial is killed."""
         if self.is_confirmed:
             return self.max_silence_s
@@ -45,13 +45,13 @@ class _WatchedTrial:
         if self.is_confirmed:
             return TrialFailure(
                 kind=FailureKind.HUNG,
-                message=f"the trial ended no epoch and sent no result for {self.limit_s:.0f} s, "
-                "which is far longer than expected",
+                message="the trial ended no epoch and sent no result for "
+                f"{self.present_limit_s:.0f} s, which is far longer than expected",
             )
         return TrialFailure(
             kind=FailureKind.WORKER_CRASH,
-            message=f"the worker did not answer for {self.limit_s:.0f} s, so its process was "
-            "killed",
+            message=f"the worker did not answer for {self.present_limit_s:.0f} s, so its process "
+            "was killed",
         )
 
 
@@ -91,11 +91,16 @@ class Watchdog:
             now=self._last_check_at,
         )
 
-    def add(self, trial_id: str, limit_s: float) -> None:
-        """Add a starting trial, with its time limit ``limit_s`` in seconds between two messages."""
-        self._watched[trial_id] = _WatchedTrial(self._clock.monotonic(), limit_s)
+    def add(self, trial_id: str, max_silence_s: float) -> None:
+        """Add a trial that starts now.
 
-    def message_from(self, trial_id: str) -> None:
+        Args:
+            trial_id: id of the trial.
+            max_silence_s: seconds without a message after which the trial counts as hung.
+        """
+        self._watched[trial_id] = _WatchedTrial(self._clock.monotonic(), max_silence_s)
+
+    def note_message(self, trial_id: str) -> None:
         """Restart the time limit of a trial whose worker sent a message."""
         if trial_id in self._watched:
             watched = self._watched[trial_id]
@@ -108,14 +113,17 @@ class Watchdog:
         self._failures.pop(trial_id, None)
 
     def failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that the watchdog ended; None for any other trial."""
+        """Return the failure of a trial's last attempt; None if the watchdog did not end it.
+
+        The failure is known until the trial is removed.
+        """
         return self._failures.get(trial_id)
 
     def check(self, trials: Collection[Any], submitted: Collection[str]) -> None:
         """End trials that hang, and print why no trial starts.
 
         Args:
-            trials: Tune's trials.
+            trials: Tune's trials, also those that have ended.
             submitted: ids of the trials that were passed to Tune and have not ended.
 
         Raises:
@@ -127,11 +135,11 @@ class Watchdog:
         if gap_s > MAX_CHECK_GAP_S:
             self._extend_limits(gap_s, now)
         if not submitted:
-            self._start_wait.nothing_waits(now)
+            self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):
-            self._start_wait.trial_runs(now)
+            self._start_wait.note_running_trial(now)
         else:
-            self._start_wait.trials_wait(now)
+            self._start_wait.check_waiting_trials(now)
         for trial in trials:
             trial_id = trial_id_of(trial)
             if trial_id in submitted and trial_id not in self._failures:
@@ -147,10 +155,10 @@ class Watchdog:
         """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # Tune reports the start of a trial only when its worker answers. Until then the trial has
-        # no entry here, if its worker ran another trial before.
+        # Tune reports the start of a trial when its worker answers, and a worker that ran another
+        # trial before may never answer. So a trial is watched from the first check that sees it.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
-        if now - watched.last_message_at <= watched.limit_s:
+        if now - watched.last_message_at <= watched.present_limit_s:
             return
         failure = watched.failure
         if not watched.is_confirmed:

@@ -32,29 +32,22 @@ MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that are flagged by name. The others are counted."""
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
-TABLE_HINT = (
-    "If the table in this folder lists the images, set kind to table and use the path of the table"
-)
-ARCHIVE_HINT = (
-    "The folder contains archives: use the path of one archive, or unpack the archives here"
-)
-ARRAY_HINT = "The folder contains a file of arrays: use its path"
-NIFTI_HINT = (
-    "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
-)
-HINT_BY_EXTENSION = {
-    **dict.fromkeys(TABLE_EXTENSIONS, TABLE_HINT),
-    ".zip": ARCHIVE_HINT,
-    ".tar": ARCHIVE_HINT,
-    ".arrow": "Convert the output of `datasets.save_to_disk` with `to_parquet`",
-    ".npz": ARRAY_HINT,
-    ".h5": ARRAY_HINT,
-    ".hdf5": ARRAY_HINT,
-    ".nii": NIFTI_HINT,
-    ".gz": NIFTI_HINT,
-    "": "Add an extension to the files: only DICOM files outside archives may have none",
+HINT_BY_EXTENSIONS = {
+    TABLE_EXTENSIONS: (
+        "If the table in this folder lists the images, set kind to table and use the path of the "
+        "table"
+    ),
+    (".zip", ".tar"): (
+        "The folder contains archives: use the path of one archive, or unpack the archives here"
+    ),
+    (".arrow",): "Convert the output of `datasets.save_to_disk` with `to_parquet`",
+    (".npz", ".h5", ".hdf5"): "The folder contains a file of arrays: use its path",
+    (".nii", ".gz"): (
+        "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
+    ),
+    ("",): "Add an extension to the files: only DICOM files outside archives may have none",
 }
-"""Extension of files in a folder without class folders -> hint for the user."""
+"""Extensions of files in a folder without class folders -> hint for the user."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +144,16 @@ def _check_two_classes(
     if not classes and num_outside:
         hints.append("If this folder contains only one class, use the folder above it")
     hints.append(LAYOUT_HINT)
-    for extension, hint in HINT_BY_EXTENSION.items():
-        if extension not in extensions:
+    for hint_extensions, hint in HINT_BY_EXTENSIONS.items():
+        if extensions.isdisjoint(hint_extensions):
             continue
-        if is_archive and extension in TABLE_EXTENSIONS:
-            hints.append(f"{hint}, after you have unpacked the archive")
-        else:
-            hints.append(hint)
+        if is_archive and hint_extensions == TABLE_EXTENSIONS:
+            hint += ", after you have unpacked the archive"
+        hints.append(hint)
     raise request.error(
         f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
         "images outside class folders, but two classes are needed",
-        hint=". ".join(dict.fromkeys(hints)),
+        hint=". ".join(hints),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.array_types import Int64Array
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import TRAITS, Cells, Columns
@@ -185,9 +186,6 @@ def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) 
     return flags
 
 
-Integers = np.ndarray[Any, np.dtype[np.int64]]
-
-
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
     """The items of the rows. An item is made when it is read, because a list of all would be large.
@@ -200,8 +198,8 @@ class RowItems(Sequence[Item]):
     """
 
     rows: Rows
-    kept_rows: Integers
-    labels: Integers
+    kept_rows: Int64Array
+    labels: Int64Array
     splits: Sequence[GivenSplit]
 
     def __len__(self) -> int:

@@ -256,7 +256,7 @@ def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
     larger = isweep.measure(larger_images, LABELS)
     with pytest.raises(
         SweepError,
-        match=r"another scale \(16×16 pixels, 1 channel, range 255\) than that of the sweep.*"
+        match=r"another scale \(16×16 pixels, 1 channel, range 255\) than K_F of the sweep.*"
         r"isweep measure SOURCE --image-size \d+ --channels \d",
     ):
         isweep.predict(larger, fits, train_size=500)

@@ -258,7 +258,10 @@ def test_stored_predictions_give_a_test_of_the_difference_between_networks():
     single = one_dataset(rows, predictions)
     sentences = " ".join(single.best_sentences)
     assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in sentences
-    assert "only small_cnn is right on 20, only resnet_tiny on 0" in sentences
+    assert (
+        "Only small_cnn is right on 20 of them, and only resnet_tiny is right on 0 of them."
+        in sentences
+    )
     assert single.test_set_line.endswith("with both networks tested on the same images.")
     assert "--set predictions=true" in one_dataset(rows).test_set_line
 

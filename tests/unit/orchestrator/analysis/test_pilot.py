@@ -120,7 +120,9 @@ def test_a_results_table_is_distinguished_from_a_table_of_images(tmp_path):
     assert not is_pilot_table(images)
     assert not is_pilot_table(tmp_path)
     assert len(read_pilot(results, "m").points) == 3
-    with pytest.raises(ConfigError, match=r"The pilot .*images\.csv has no column train_size"):
+    with pytest.raises(
+        ConfigError, match=r"The pilot .*images\.csv lacks 2 columns: train_size and"
+    ):
         read_pilot(images, "m")
 
 
@@ -132,7 +134,7 @@ def test_results_without_a_column_still_count_as_a_results_table(tmp_path, text,
     path = tmp_path / "pilot.csv"
     path.write_text(text, encoding="utf-8")
     assert is_pilot_table(path)
-    with pytest.raises(ConfigError, match=f"The pilot .* has no column {missing_column}"):
+    with pytest.raises(ConfigError, match=f"The pilot .* lacks 1 column: {missing_column}"):
         read_pilot(path, "m")
 
 

@@ -130,7 +130,7 @@ def test_a_domain_without_a_fit_uses_all_datasets_with_a_warning():
         (
             exact_table(num_natural=6),
             50.0,
-            "at or below 50 at every train size in this fit; the smallest fitted is 500",
+            "at or below 50 at every train size in this fit; the smallest fitted train size is 500",
         ),
         (synthetic_table(size_slope=-1.0), 0.1, "does not fall with N"),
     ],
@@ -198,7 +198,7 @@ def test_d_data_of_a_pilot_measured_at_far_fewer_images_is_not_used(noisy):
         train_size=1000,
         target_loss=None,
     )
-    assert "measured at far fewer images than the sweep's" in prediction.warning
+    assert "comes from far fewer images than the sweep's" in prediction.warning
     curve_without_measures = GrowthCurve(noisy, 4.0, 1e-4, pilot.points, informed=False)
     assert prediction.value == pytest.approx(np.exp(curve_without_measures.moments(1000)[0]))
 
@@ -237,8 +237,8 @@ def test_a_loss_with_too_wide_an_interval_is_not_predicted():
     prediction = predict(fits, train_size=1000, **NEW_DATASET)
     assert (prediction.value, prediction.interval, prediction.shorter) == (None, None, None)
     number = r"[\d.,^-]+"
-    reason = f"no prediction: the loss could lie between {number} and {number}, more than a factor"
-    assert re.match(f"{reason} 10,", prediction.warning)
+    reason = f"no prediction: the loss could lie between {number} and {number}, which differ"
+    assert re.match(f"{reason} by more than a factor of 10,", prediction.warning)
     # One sentence about a pilot: it would help, or it would not.
     assert prediction.warning.count("a pilot") == 1
 
@@ -456,6 +456,14 @@ def test_a_wide_interval_names_a_pilot_that_shortens_it_as_promised():
     assert "a pilot at" not in prediction_with_pilot.warning
 
 
+@pytest.fixture(scope="module")
+def fits_of_low_losses():
+    """Return the fits of losses far below chance level, of two and of ten classes."""
+    table = synthetic_table(trial_std=0.1)
+    table["test_loss"] /= 1000
+    return fit_growth(table), fit_growth(table.assign(num_classes=10))
+
+
 @pytest.mark.parametrize(
     ("pilot", "warning"),
     [
@@ -467,15 +475,12 @@ def test_a_wide_interval_names_a_pilot_that_shortens_it_as_promised():
         ),
     ],
 )
-def test_an_implausible_pilot_gives_a_warning(pilot, warning):
-    table = synthetic_table(trial_std=0.1)
-    table["test_loss"] /= 1000  # far below chance level
-    fits = fit_growth(table)
+def test_an_implausible_pilot_gives_a_warning(fits_of_low_losses, pilot, warning):
+    fits, fits_of_ten_classes = fits_of_low_losses
     options = {"d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
     assert warning in predict(fits, **options, pilot=pilot).warning
     plausible_pilot = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **options, pilot=plausible_pilot).warning
-    fits_of_ten_classes = fit_growth(table.assign(num_classes=10))
     prediction = predict(fits_of_ten_classes, **options, pilot=[PilotPoint(500, 1.5)])
     assert "chance level" not in prediction.warning
 

@@ -209,7 +209,7 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     (tmp_path / "tables").mkdir()
     claims_file = tmp_path / "tables" / "claims.tex"
     claims_file.write_text("of isweep claims --latex")
-    losses_only = synthetic_table()[
+    losses_only = synthetic_table(num_natural=2, num_medical=1)[
         ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
     ]
     write_report(

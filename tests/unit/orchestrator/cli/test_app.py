@@ -177,9 +177,13 @@ def test_a_stop_signal_is_handled_like_ctrl_c_and_an_error_after_it_is_not_a_bug
         (
             OSError(28, "No space left on device", "/full"),
             3,
-            "The disk of /full is full (No space left on device). Free some space",
+            "The disk with /full is full (No space left on device). Free some space",
         ),
-        (PermissionError(13, "Permission denied"), 3, "refused an operation: Permission denied"),
+        (
+            PermissionError(13, "Permission denied"),
+            3,
+            "an error for an operation: Permission denied",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -94,9 +94,9 @@ def test_left_out_losses_and_losses_at_chance_level_are_counted(output_for):
     remark = "Left out: diverged (loss stopped being a finite number): 1"
     assert remark in output_for(diverged, "claims")
     losses = {"test_loss": [0.1, 0.6, 3.0], "test_accuracy": [0.9, 0.5, 0.5]}
-    assert "At chance level: 2 of 3 losses." in output_for(one_dataset_table(**losses), "results")
+    assert "at chance level: 2 of 3 losses." in output_for(one_dataset_table(**losses), "results")
     ten_classes = one_dataset_table(**losses | {"test_accuracy": 0.1}, num_classes=10)
-    assert "At chance level: 1 of 3 losses." in output_for(ten_classes, "results")
+    assert "at chance level: 1 of 3 losses." in output_for(ten_classes, "results")
     assert "chance level" not in output_for(one_dataset_table(test_loss=0.1), "results")
     # Robustness has a column if it was measured.
     assert "R̂" not in output_for(one_dataset_table(r_hat_pred=float("nan")), "results")

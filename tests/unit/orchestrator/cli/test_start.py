@@ -46,7 +46,7 @@ class TestInit:
         assert Path(sweep.datasets[0].user_source.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         plan_text = " ".join(run("plan", "./mine.yaml")[1].split())
-        to_check = r"To check the files before, run `isweep measure \S+`"
+        to_check = r"To check the files before the run, use `isweep measure \S+`"
         assert re.search(rf"`isweep run` opens its \d+ files\. {to_check}", plan_text)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
@@ -142,7 +142,7 @@ class TestInit:
         (working_folder / "first.yaml").write_text("mine", encoding="utf-8")
         code, _, message = run("init")
         assert (code, (working_folder / "first.yaml").read_text()) == (2, "mine")
-        assert "first.yaml exists already" in message
+        assert "first.yaml already exists" in message
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -252,7 +252,7 @@ class TestRoot:
     ):
         code, _, message = run("rm", "mine")
         assert code == 2
-        reason = "isweep cannot ask before it removes mine, because there is no terminal. Add --yes"
+        reason = "because the command does not run in a terminal. Add --yes to remove mine without"
         assert reason in message
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, message = run("rm", name, "--yes")

@@ -191,7 +191,7 @@ def test_a_sweep_name_gives_a_warning_if_the_file_has_changed(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     hint = f"To use the file, run `isweep {command} ./mine.yaml --root {root}`"
-    warning = f"mine means the sweep as it last ran, but ./mine.yaml is different. {hint}"
+    warning = f"isweep uses the sweep mine as it last ran, but ./mine.yaml is different. {hint}"
     assert warning in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
@@ -229,7 +229,7 @@ def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_pat
     document = json.loads(run("status", "mine", "--json")[1])
     assert document["planned"] == 10  # two train sizes of five class pairs
     _, _, err = run("status", "mne")
-    assert f"Unknown preset or sweep of {root} 'mne'. Did you mean 'mine'?" in err
+    assert f"no sweep of the root {root}, has the name 'mne'. Did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):

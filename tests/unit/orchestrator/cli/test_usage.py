@@ -9,9 +9,11 @@ from orchestrator.cli.app import main
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | part of its message.
 MISTAKES = r"""
-run dmo | 'dmo'. Did you mean 'demo'?
+run dmo | does not exist. Did you mean 'demo'? `isweep presets` lists the presets
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
-plan | Command "plan" parameter SWEEP requires an argument
+plan | `isweep plan` needs SWEEP, which is missing. See `isweep plan --help`
+plan smoke --gpus | --gpus needs a value, which is missing
+measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Remove all
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
@@ -44,7 +46,8 @@ status smoke '--mlflow-uri=http://h/?password=pw' | variable MLFLOW_TRACKING_URI
 run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not the host:port of the head node of a Ray cluster
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
-measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
+results smoke --from-store --where model | --where model does not have the form COLUMN=VALUE
+measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
@@ -68,11 +71,11 @@ run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
-plan '' | ''. Known presets or sweeps of
+plan '' | has the name '', and the root
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
 plan / | / is a folder, not a sweep file. Give the path of a sweep file. If the folder contains your images, write a
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
-run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
+run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1. Write 2% for 2 percent
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
 run smoke --raw =x | --raw =x does not have the form NAME=DIR
 PREDICT | The prediction for a new dataset needs a train size or a target loss. Give --train-size N, or
@@ -80,9 +83,9 @@ PREDICT --train-size 3 --target-loss 2 | --train-size and --target-loss cannot b
 PREDICT --train-size 0 | --train-size is 0, but must be at least 1
 PREDICT --target-loss inf | --target-loss is inf, which is not a finite number
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
-measure digits --sharpness-sample 1 | --sharpness-sample is 1, but a single image has no neighbor
+measure digits --sharpness-sample 1 | --sharpness-sample is 1, but label sharpness compares pairs of images
 measure digits --estimators mle mle | The setting estimators is ('mle', 'mle'), which is not valid. Choose a list
-locate 0000000000000000 --raw . | does not exist, but isweep needs the key in this file to find the file of a hash
+locate 0000000000000000 --raw . | does not exist, but isweep needs the key in this file to find the file that belongs to a hash
 prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not accept brats
 plan smoke --storage s3:/bucket | `--storage s3:/bucket` has no bucket or host. Write, for example, s3
@@ -95,7 +98,7 @@ PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and 
 plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
-claims | The claims need a sweep or --published, but none is given
+claims | The command needs a sweep or --published, but you gave neither
 ui | MLflow has no runs, because
 ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
@@ -193,7 +196,13 @@ def test_options_before_the_command_are_refused(capsys):
     assert "The option --root is before the command. Write options after the command" in message
 
 
-def test_the_last_value_of_a_repeated_option_counts(run, root):
-    code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
+def test_results_below_a_missing_root_are_refused_with_the_command_that_makes_them(run, root):
+    code, _, err = run("results", "smoke", "--from-store")
     assert code == 2
     assert f"and the root {root} does not exist. Run `isweep run smoke --root {root}`" in err
+
+
+def test_an_unknown_sweep_below_a_missing_root_is_explained_by_the_root(run, root):
+    code, _, err = run("results", "mine", "--from-store")
+    assert code == 2
+    assert f"No preset has the name 'mine', and the root {root} does not exist" in err

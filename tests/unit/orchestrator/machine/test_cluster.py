@@ -420,7 +420,7 @@ def test_a_stopped_process_of_the_cluster_counts_as_lost_and_is_ended(
     program = tmp_path / victim
     lost = threading.Event()
     shutil.copy(shutil.which("sleep"), program)
-    monkeypatch.setattr(server_watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server_watch, "CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr(server_watch, "PRIVATE_LOST_AFTER_S", 0.2)
     monkeypatch.setattr(server_watch, "SHARED_LOST_AFTER_S", 0.2)
     monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
@@ -467,6 +467,28 @@ def test_a_stopped_process_of_the_cluster_counts_as_lost_and_is_ended(
             assert process.wait(300) == -signal.SIGKILL
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("check_s", "num_checks"),
+    [(2.0, 60), (6.0, 20), (3600.0, 60)],
+    ids=["refused connections", "dropped packets", "this process was suspended"],
+)
+def test_a_silent_cluster_is_lost_after_two_minutes_by_the_clock(monkeypatch, check_s, num_checks):
+    """A check of two servers that drop packets takes 4 s longer than one of servers that refuse."""
+    now_s = [0.0]
+    monkeypatch.setattr(server_watch, "accepts_connections", lambda host, port: False)
+    monkeypatch.setattr(processes, "stopped_child", lambda: None)
+    servers = {"gcs_server": server_watch._Server("The head", "10.0.0.1", 6379)}
+    watch = server_watch._ServerCheck(
+        servers, server_watch.SHARED_LOST_AFTER_S, is_private=False, monotonic=lambda: now_s[0]
+    )
+    errors = []
+    for _ in range(num_checks):
+        now_s[0] += check_s
+        errors.append(watch.check())
+    assert errors[:-1] == [None] * (num_checks - 1)
+    assert "The head at 10.0.0.1:6379 has not answered for 120 s" in str(errors[-1])
 
 
 def test_tune_logs_no_error_for_retried_trials(monkeypatch, tmp_path):

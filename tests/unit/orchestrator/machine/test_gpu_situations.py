@@ -484,6 +484,7 @@ NO_ENGINE = classify(RuntimeError("GET was unable to find an engine to execute t
 def test_cudnn_without_an_engine_on_a_free_gpu_lacks_a_kernel_and_not_memory(plan, trials):
     policy = policy_for([node(H100)], plan)
     on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    policy.start_attempt(trials["resnet50"])
     decision = policy.failed(trials["resnet50"], on_free_gpu)
     assert decision.is_final
     hint = decision.hint
@@ -515,6 +516,7 @@ def test_a_trial_without_a_cudnn_engine_waits_for_memory_of_other_processes(
 ):
     policy = policy_for([node(H100)], plan)
     failure = NO_ENGINE.model_copy(update={"held_by_others": held_by_others})
+    policy.start_attempt(trials["resnet50"])
     assert policy.failed(trials["resnet50"], failure) == MAY_RETRY
 
 
@@ -522,6 +524,7 @@ def test_a_trial_without_a_cudnn_engine_on_a_small_gpu_uses_plain_steps(plan, tr
     small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
     policy = policy_for([node(small)], plan)
     on_free_gpu = NO_ENGINE.model_copy(update={"held_by_others": 0.01})
+    policy.start_attempt(trials["vgg19"])
     assert policy.failed(trials["vgg19"], on_free_gpu) == MAY_RETRY
     assert policy.start_attempt(trials["vgg19"]).fast == "off"
 
@@ -535,6 +538,7 @@ def test_lack_of_memory_on_a_small_gpu_changes_no_other_trial_of_its_network(pla
         small_gpus=names_of_small_gpus(nodes),
     )
     first, second, third = trials_of_model(plan, "vgg19")[:3]
+    policy.start_attempt(first)
     assert policy.failed(first, MEMORY_USED_BY_TRIAL, small.name) == MAY_RETRY
     assert policy.start_attempt(first).fast == "off"
     assert policy.start_attempt(second).fast == "auto"
@@ -642,7 +646,6 @@ def test_other_trials_change_only_after_a_failure_that_shows_the_size_of_the_net
     assert policy.start_attempt(resnet18).fast == "auto"
     assert policy.start_attempt(last).fast == "off"
     # The first trial started earlier, and finished with graphs.
-    policy.trials[first.trial_id].level_in_use = 0
     policy.finished(first)
     assert policy.start_attempt(last).fast == "auto"
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,27 +16,31 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from orchestrator.machine import cluster, mps, mps_choice
+from orchestrator.machine import cluster, mps, mps_choice, self_test_verdict
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.mps import (
     PIPES,
     PRIVATE_FOLDER,
     PrivateMps,
+    avoid_stopped_mps,
     breaks_mps,
-    end_use_of_all,
-    leave_ended_mps,
+    end_work_of_child,
+    stop_using_from_worker,
 )
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
+from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
 from orchestrator.running.messages import WorkerLocation
-from orchestrator.running.queue import TRIAL_ID
+from orchestrator.running.queue import TRIAL_ID, TrialQueue
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
 from orchestrator.running.trials import Attempt, TrialLoop
+from search_spaces.errors import SetupError
+from search_spaces.models import model_spec
 from search_spaces.sweeps import ResourceSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import A100, H100, MIG, RTX4090, node
 
@@ -62,8 +67,15 @@ else:
     if command == "get_server_list":
         print(os.environ.get("FAKE_SERVERS", "4711"))
     elif command == "get_client_list 4711":
-        print("11")
-        print("12")
+        for client in os.environ.get("FAKE_CLIENTS", "11 12").split():
+            if not (pipes.parent / client).exists():
+                print(client)
+    elif command.startswith("terminate_client"):
+        reply = os.environ.get("FAKE_REPLY")
+        if reply:
+            print(reply)
+        else:
+            (pipes.parent / command.split()[-1]).touch()
     elif command == "quit -t 10":
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
         pid_file.unlink()
@@ -182,8 +194,14 @@ def commands_of(folder: Path) -> list[str]:
     return commands[1:]  # the first one checks at the start whether a server runs
 
 
-END_BOTH = ["get_server_list", "get_client_list 4711", "terminate_client 4711 11"]
-END_BOTH += ["terminate_client 4711 12"]
+LIST_CLIENTS = ["get_server_list", "get_client_list 4711"]
+END_BOTH = [
+    *LIST_CLIENTS,
+    "terminate_client 4711 11",
+    "get_client_list 4711",
+    "terminate_client 4711 12",
+    "get_client_list 4711",
+]
 
 
 @pytest.mark.parametrize(("pids", "ended"), [(None, [11, 12]), ({12, 99}, [12]), ({99}, [])])
@@ -192,15 +210,17 @@ def test_mps_ends_the_gpu_work_of_the_processes_that_are_killed_next(mps_folder,
     service.end_clients(pids)  # MPS does not run, so nothing is asked
     with service.running(mps_folder):
         service.end_clients(pids)
-        expected = [f"terminate_client 4711 {client}" for client in ended]
-        assert commands_of(mps_folder) == [*END_BOTH[:2], *expected]
+        expected = [*LIST_CLIENTS]
+        for client in ended:
+            expected += [f"terminate_client 4711 {client}", "get_client_list 4711"]
+        assert commands_of(mps_folder) == expected
 
 
 @pytest.mark.parametrize(
     ("refused", "num_commands", "message"),
     [
         ("get_server_list", 1, "cannot end the GPU work of processes: `get_server_list`"),
-        ("terminate_client 4711 11", 4, "did not end the GPU work of process 11"),
+        ("terminate_client 4711 11", 6, "did not end the GPU work of process 11"),
     ],
 )
 def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
@@ -213,6 +233,65 @@ def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
         assert len(commands_of(mps_folder)) == num_commands
     assert message in caplog.text
     assert f"Failed to {refused}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_logged"),
+    [("Failed to terminate client", True), ("", False), ("CUDA_SUCCESS", False)],
+    ids=["an error with exit code 0", "the client is gone", "the client is listed until it ends"],
+)
+def test_the_exit_code_of_mps_does_not_show_whether_the_gpu_work_has_ended(
+    mps_folder, monkeypatch, caplog, reply, is_logged
+):
+    monkeypatch.setenv("FAKE_REPLY", reply)
+    service = PrivateMps(UUIDS, print)
+    with service.running(mps_folder):
+        service.end_clients({11})
+    warning = "NVIDIA's MPS did not end the GPU work of process 11: Failed to terminate client"
+    assert (warning in caplog.text) is is_logged
+
+
+def test_the_gpu_work_of_a_self_test_ends_with_that_of_its_worker(mps_folder, monkeypatch):
+    """The self-test is a client of its own, and the raylet kills it together with the worker."""
+    child = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setenv("FAKE_CLIENTS", f"11 {child.pid}")
+    service = PrivateMps(UUIDS, print)
+    with service.running(mps_folder):
+        service.end_clients({os.getpid()})
+        commands = commands_of(mps_folder)
+    child.kill()
+    child.wait()
+    assert commands[2] == f"terminate_client 4711 {child.pid}"
+    assert "terminate_client 4711 11" not in commands
+
+
+@pytest.mark.parametrize("work_ends", [True, False])
+def test_a_run_stops_using_mps_if_the_gpu_work_of_a_killed_child_does_not_end(
+    mps_folder, monkeypatch, work_ends
+):
+    if not work_ends:
+        monkeypatch.setenv("FAKE_REPLY", "Failed to terminate client")
+    end_work_of_child(12)  # MPS does not run, so nothing is asked
+    with PrivateMps(UUIDS, print).running(mps_folder):
+        end_work_of_child(12)
+        assert commands_of(mps_folder)[2] == "terminate_client 4711 12"
+        avoid_stopped_mps()
+        assert (os.environ[PIPES] == str(mps_folder / "pipe")) is work_ends
+        num_commands = len(commands_of(mps_folder))
+        end_work_of_child(12)
+        # A process that avoids MPS has no children with GPU work in MPS.
+        assert (len(commands_of(mps_folder)) > num_commands) is work_ends
+
+
+def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monkeypatch):
+    states: list[bool] = []
+    monkeypatch.setattr(self_test_verdict, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(
+        self_test_verdict, "end_work_of_child", lambda pid: states.append(is_alive(pid))
+    )
+    fields = self_test_verdict.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
+    assert "no answer in 0.2 s" in fields["unchecked"]
+    assert states == [True]
 
 
 def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
@@ -316,13 +395,13 @@ def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
 def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    service.end_use("nothing runs", "")
+    service.stop_using("nothing runs", "")
     with service.running(mps_folder):
-        leave_ended_mps()
+        avoid_stopped_mps()
         assert os.environ[PIPES] == str(mps_folder / "pipe")
-        service.end_use("trial-1 failed (device_error)", "New trials have a whole GPU each")
-        service.end_use("trial-2 failed (device_error)", "New trials have a whole GPU each")
-        leave_ended_mps()
+        service.stop_using("trial-1 failed (device_error)", "New trials have a whole GPU each")
+        service.stop_using("trial-2 failed (device_error)", "New trials have a whole GPU each")
+        avoid_stopped_mps()
         # CUDA computes without MPS if this folder contains no socket. gpu-check relies on it too.
         assert not Path(os.environ[PIPES]).exists()
         assert not mps.mps_runs()
@@ -333,19 +412,19 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
     with PrivateMps(UUIDS, print).running(mps_folder):
-        end_use_of_all()
-        leave_ended_mps()
+        stop_using_from_worker()
+        avoid_stopped_mps()
         assert not mps.mps_runs()
     assert PRIVATE_FOLDER not in os.environ
-    end_use_of_all()  # without MPS of the run this changes nothing
+    stop_using_from_worker()  # without MPS of the run this changes nothing
 
 
 def test_leaving_ended_mps_changes_nothing_in_a_process_without_it(monkeypatch, tmp_path):
     monkeypatch.delenv(PIPES, raising=False)
-    leave_ended_mps()
+    avoid_stopped_mps()
     assert PIPES not in os.environ
     monkeypatch.setenv(PIPES, str(tmp_path))
-    leave_ended_mps()
+    avoid_stopped_mps()
     assert os.environ[PIPES] == str(tmp_path)
 
 
@@ -356,7 +435,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
         calls.append("cuda")
         raise RuntimeError("no more is needed here")
 
-    monkeypatch.setattr(trial_device, "leave_ended_mps", lambda: calls.append("left"))
+    monkeypatch.setattr(trial_device, "avoid_stopped_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
     monkeypatch.setattr(trial_device, "is_logical", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
@@ -392,14 +471,54 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     loop._attempt.return_value = Attempt(1)
     loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
     loop._resources.failed.return_value = MAY_RETRY
-    loop._resources.leave_mps.return_value = "New trials have a whole GPU each"
+    loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
+    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     loop._retries.failed.return_value = Decision(1.0, "retried")
-    TrialLoop._failed(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
-    end_calls = loop._run.cluster.mps.end_use.call_args_list
+    TrialLoop._process_failure(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
+    end_calls = loop._run.cluster.mps.stop_using.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
     assert arguments == (expected if kind == FailureKind.DEVICE_ERROR else [])
     loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
+
+
+def test_the_gpu_work_of_all_trials_ends_before_an_error_that_stops_the_run():
+    """After an error in a callback, Tune kills the processes of all trials."""
+    calls: list[str] = []
+    error = SetupError("The disk is full")
+    loop = MagicMock()
+    loop._queue = TrialQueue(deque(), stop_error=error)
+    loop._run.cluster.mps.end_clients = lambda: calls.append("GPU work ended")
+    loop._raise_if_stopped = partial(TrialLoop._raise_if_stopped, loop)
+    with pytest.raises(SetupError, match="The disk is full"):
+        TrialLoop.on_step_begin(loop, 1, [])
+    assert calls == ["GPU work ended"]
+    loop._queue = TrialQueue(deque())
+    TrialLoop.on_step_begin(loop, 1, [])
+    assert calls == ["GPU work ended"]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, is_running):
+    """Tune calls nothing before it kills processes, so their GPU work cannot be ended first."""
+    trial_id = paper[0].trial_id
+    notes: list[str] = []
+    loop = MagicMock()
+    loop._num_tune_failures = 0
+    loop._queue = TrialQueue(deque(), submitted={trial_id})
+    if is_running:
+        loop._queue.running.add(trial_id)
+    loop._run.cluster.mps = PrivateMps(UUIDS, notes.append)
+    loop._run.cluster.mps.folder = Path("/nowhere")
+    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
+    loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
+    TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
+    expected = (
+        "New trials of this run do not use NVIDIA's MPS any more: after an error, Ray Tune killed "
+        "trials while they computed. With MPS, this can also end other trials on the same GPU. "
+        "isweep retries these trials. New trials have a whole GPU each"
+    )
+    assert notes == ([expected] if is_running else [])
 
 
 WAITING_WORKER = "import time; print('started', flush=True); time.sleep(600)"

@@ -415,7 +415,9 @@ def test_a_model_or_dataset_without_a_tuned_recipe_is_named(recipes):
         "datasets": ["manifold_d4", "manifold_d12"],
         "models": ["small_mlp", "resnet_tiny"],
     }
-    with pytest.raises(ConfigError, match="The searched recipe has no values for") as caught:
+    with pytest.raises(
+        ConfigError, match="The recipe that `isweep tune` wrote has no values for"
+    ) as caught:
         load_sweep({**larger_sweep, "recipe": "tuned"}, recipes=recipes)
     for combination in (
         "small_mlp on manifold_d12",
@@ -519,7 +521,7 @@ def test_changes_do_not_modify_the_document():
     [
         ("datasets.1.name", "`--set datasets.1.name` has the index 1, but the list has the ind"),
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
-        ("name.first", "cannot set the key first of 'a', which has no keys"),
+        ("name.first", "cannot set the key first, because the value above this key is 'a', which"),
     ],
 )
 def test_keys_that_do_not_exist_are_refused(key, message):
@@ -703,7 +705,7 @@ def test_a_wrong_recipe_is_refused_with_one_message(recipe, message):
         ("[small_cnn, small_cnn]", "models lists small_cnn more than once"),
         (
             "[small_cnn, {from: small_mlp, name: small_cnn}]",
-            "models uses these names more than once: small_cnn",
+            "The list `models` has these names more than once: small_cnn",
         ),
         ("[{from: small_cnn, arguments: {width: 3}}]", "arguments"),
     ],

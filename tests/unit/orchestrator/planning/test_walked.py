@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -27,6 +28,7 @@ from search_spaces.recipes import recipe_spec
 PRESETS = ("demo", "interventions", "paper", "smoke")
 
 
+@cache
 def networks():
     """Return model, recipe and sizes of every network of the presets, by the key of its cost."""
     by_key = {}

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results import retry_pauses, tracking
-from orchestrator.results.flat_runs import CurvePoint, FlatRun, curve_runs
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, curve_runs, trial_tags
 from orchestrator.results.mlflow_connection import check_tracker, connect, mlflow_uri
 from orchestrator.results.mlflow_differences import differences, tracked_rows
 from orchestrator.results.mlflow_errors import Refused, first_line
@@ -158,11 +158,11 @@ class TestRuns:
 
     def test_a_failure_before_the_start_is_sent_keeps_the_tags_of_the_start(self, client, sweep):
         tracker = open_tracker(client, sweep)
-        tracker.start_trial("a", {"model": "small_cnn"})
+        tracker.start_trial("a", {"domain": "natural"})
         tracker.fail_trial(failure("a", "worker_crash", "gone", 1))
         tracker.close("KILLED")
         tags = active_runs(client, sweep)["a"].data.tags
-        assert (tags["model"], tags["failure_message"]) == ("small_cnn", "gone")
+        assert (tags["domain"], tags["failure_message"]) == ("natural", "gone")
 
     def test_a_later_result_replaces_an_earlier_one_at_any_clock_time(self, tracker, client, sweep):
         for key in ("a", "b"):
@@ -305,6 +305,16 @@ class TestReconcile:
             assert (run.info.status, run.data.tags["failure_message"]) == ("FAILED", message)
             end_times.append(run.info.end_time)
         assert end_times[0] == end_times[1]
+
+    def test_reconcile_shows_which_network_failed_even_if_mlflow_has_no_run_of_it(
+        self, client, sweep
+    ):
+        trial = trial_spec()
+        reconcile(client, sweep, [], [failure(trial.trial_id, "code_error", "boom", 2)], "KILLED")
+        tags = active_runs(client, sweep)[trial.trial_id].data.tags
+        expected = trial_tags(trial, None, "failed", 2)
+        del expected["domain"]
+        assert expected.items() <= tags.items()
 
     @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
     def test_a_refused_start_does_not_change_the_run_of_a_finished_sweep(

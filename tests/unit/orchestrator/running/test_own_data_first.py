@@ -48,7 +48,7 @@ def start_sweep(request, root, monkeypatch):
         raise AssertionError("Ray or MLflow starts")
 
     monkeypatch.setattr("orchestrator.running.stages.connect", fail)
-    monkeypatch.setattr(f"{module}.open_tracker", fail)
+    monkeypatch.setattr(f"{module}.tracking_session", fail)
     return lambda sweep, **options: start(sweep, RunOptions(root=root, **options))
 
 

@@ -267,7 +267,7 @@ def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root
     with pytest.raises(ConfigError, match="refused"):
         refuse()
     assert opened[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root} 'fresh'"):
+    with pytest.raises(ConfigError, match=rf"no sweep of the root {root}, has the name 'fresh'"):
         Workspace.open("fresh", root)
     with workspace.recorded_while_checked():
         pass

@@ -52,7 +52,7 @@ def test_attempts_after_the_end_of_mps_request_the_share_that_pays_without_it(
     predicted = need_of(trials[0], A100).share
     assert policy.start_attempt(trials[0]).num_gpus == predicted < 1
     for _ in range(2):
-        assert policy.leave_mps() == sentence
+        assert policy.use_shares_without_mps() == sentence
         assert policy.start_attempt(trials[0]).num_gpus == (share_without_mps or predicted)
 
 
@@ -119,7 +119,9 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     assert hints[:5] == [""] * 5  # the fifth attempt used plain steps
     reason = "needs more memory than other processes leave on the GPU. End the other processes"
     assert reason in hints[5]
-    decision = ResourcePolicy(Resources(1, 1.0, fast="off")).failed(trial, hardly_others)
+    policy = ResourcePolicy(Resources(1, 1.0, fast="off"))
+    policy.start_attempt(trial)
+    decision = policy.failed(trial, hardly_others)
     assert decision.is_final
     assert "than a whole GPU has" in decision.hint
 
@@ -127,7 +129,7 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
 @pytest.mark.parametrize(("node_memory", "requested_memory"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requested_memory):
     policy = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: node_memory)
-    policy.trials[trials[0].trial_id].min_level = 1
+    policy.trials[trials[0].trial_id].start_level = 1
     # Memory is doubled, full GPUs are not.
     expected = Resources(1, 2, requested_memory, fast="off")
     assert policy.start_attempt(trials[0]) == expected
@@ -162,6 +164,68 @@ def test_a_trial_that_uses_up_the_memory_of_its_machine_ends_after_smaller_batch
     assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]
 
 
+CAPTURE_FAILED = TrialFailure(kind="device_error", message="", capture_failed=True)
+
+
+def same_network_with_another_seed(trial):
+    network = trial.network.model_copy(update={"seed": trial.network.seed + 1})
+    return trial.model_copy(update={"network": network})
+
+
+def test_a_trial_that_ran_with_graphs_is_retried_without_them_after_its_network_lost_them(trials):
+    """Another trial of the network failed at its capture, while this one ran out of memory."""
+    first = trial_of(trials, "small_cnn")
+    second = same_network_with_another_seed(first)
+    policy = ResourcePolicy(Resources(1, 1.0, micro_batch_policy="off"))
+    assert policy.start_attempt(first).fast == "auto"
+    policy.start_attempt(second)
+    policy.failed(second, CAPTURE_FAILED)
+    assert policy.failed(first, OUT_OF_MEMORY) == MAY_RETRY
+    assert policy.start_attempt(first) == Resources(1, 1.0, fast="off", micro_batch_policy="off")
+    assert policy.failed(first, OUT_OF_MEMORY).is_final
+
+
+def test_a_network_that_lost_its_graphs_splits_no_batch_earlier(trials):
+    """Without graphs, the level that trains without them changes nothing, and is skipped."""
+    first = trial_of(trials, "small_mlp")
+    second = same_network_with_another_seed(first)
+    policy = ResourcePolicy(Resources(1, 0.5, micro_batch_policy="on"))
+    for _ in range(2):
+        policy.start_attempt(first)
+        policy.failed(first, OUT_OF_MEMORY)
+    plain_steps = policy.start_attempt(first)
+    assert (plain_steps.num_gpus, plain_steps.fast, plain_steps.micro_batch) == (1.0, "off", None)
+    policy.failed(second, CAPTURE_FAILED)
+    assert policy.start_attempt(first) == plain_steps
+    policy.failed(first, OUT_OF_MEMORY)
+    assert policy.start_attempt(first).micro_batch == 8
+
+
+def test_a_network_without_graphs_splits_its_batches_right_after_a_whole_gpu(trials):
+    trial = trial_of(trials, "small_mlp")
+    policy = ResourcePolicy(Resources(1, 0.5, micro_batch_policy="on"))
+    policy.failed(trial, CAPTURE_FAILED)
+    resources, hint = fail_repeatedly(policy, trial, 5)
+    assert resources == [(0.5, 0, None), (1.0, 0, None), (1.0, 0, 8), (1.0, 0, 4), (1.0, 0, 2)]
+    assert "needs more memory than a whole GPU has" in hint
+
+
+def test_the_end_of_mps_splits_no_batch_earlier(trials):
+    """With MPS, this network needed a whole GPU; without it, every trial has a whole GPU."""
+    trial = trial_of(trials, "small_mlp")
+    model = RuntimeModel(A100, share_without_mps=1.0)
+    policy = ResourcePolicy(Resources(1, 1.0, micro_batch_policy="on"), model)
+    while policy.start_attempt(trial).num_gpus < 1:
+        policy.failed(trial, OUT_OF_MEMORY)
+    whole_gpu = policy.start_attempt(trial)
+    policy.use_shares_without_mps()
+    assert policy.start_attempt(trial) == whole_gpu
+    for _ in range(5):  # this small network is not the cause, so it waits for other processes first
+        policy.failed(trial, OUT_OF_MEMORY)
+        request = policy.start_attempt(trial)
+    assert (request.fast, request.micro_batch) == ("off", None)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
     """Two passes need 2 images each, so a level with smaller passes would change no training."""
@@ -174,4 +238,4 @@ def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
     assert resources == [(1.0, 0, None)]
     assert f"small_cnn at batch size {batch_size} needs more memory than a whole GPU has" in hint
     unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
-    assert "micro_batches" not in unsplit.failed(trial, OUT_OF_MEMORY).hint
+    assert "micro_batches" not in hint_after_failure(unsplit, trial, OUT_OF_MEMORY)

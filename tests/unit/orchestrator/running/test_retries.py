@@ -4,6 +4,7 @@ import heapq
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,44 @@ def test_each_of_eight_gpus_has_its_chances_before_the_sweep_ends():
         health.count_node_failure("a", failure, {"a"}, "5")
 
 
+def test_trials_that_share_a_gpu_and_fail_together_count_once():
+    """Four trials wait for one self-test. If it takes too long, all four fail, one by one."""
+    now_s = [0.0]
+    health = NodeHealth(monotonic=lambda: now_s[0])
+    failure = classify(NO_DRIVER)
+    quarantines_s = []
+
+    def fail_together():
+        started_s = now_s[0]
+        for _ in range(4):
+            now_s[0] += 100.0
+            quarantines_s.append(health.count_gpu_failure("a", "0", started_s))
+            health.count_node_failure("a", failure, {"a"}, "0", started_s)
+
+    for _ in range(NODE_UNFIT_AFTER - 1):
+        fail_together()
+    assert quarantines_s == [120.0] * 4 + [240.0] * 4 + [480.0] * 4
+    with pytest.raises(SetupError, match="No node has a GPU on which trials"):
+        fail_together()
+
+
+def test_device_errors_of_trials_that_share_a_gpu_count_once():
+    """Under MPS, a fatal error of one trial ends the other trials on the GPU too."""
+    now_s = [0.0]
+    health = NodeHealth(monotonic=lambda: now_s[0])
+    lost_device = TrialFailure(kind="device_error", message="", device_lost=True)
+    num_allowed = round(NODE_UNFIT_AFTER / DEVICE_ERROR_WEIGHT)
+    for number in range(num_allowed):
+        started_s = now_s[0]
+        ending = nullcontext()
+        if number == num_allowed - 1:
+            ending = pytest.raises(SetupError, match="No node has a GPU on which trials")
+        with ending:
+            for _ in range(4):
+                now_s[0] += 1.0
+                health.count_node_failure("a", lost_device, {"a"}, "0", started_s)
+
+
 def test_device_errors_on_several_gpus_of_a_node_are_counted_together():
     health = NodeHealth()
     lost_device = TrialFailure(kind="device_error", message="", device_lost=True)
@@ -142,13 +181,13 @@ def test_the_gpu_of_a_failed_trial_is_counted_and_not_only_its_node():
     counted = []
     location = WorkerLocation("t", "actor", "10.0.0.1", gpus="3")
     loop = SimpleNamespace(
-        _attempt=lambda trial_id: Attempt(1, location, "10.0.0.1"),
+        _attempt=lambda trial_id: Attempt(1, location, "10.0.0.1", started_s=7.0),
         _backend=SimpleNamespace(eligible_nodes=lambda failure: {"10.0.0.1"}),
         _node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
     )
     failure = classify(NO_DRIVER)
-    TrialLoop._count_for_node(loop, "t", failure)
-    assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3")]
+    TrialLoop._report_to_node_health(loop, "t", failure)
+    assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3", 7.0)]
 
 
 def test_a_sweep_continues_if_a_node_gave_a_result_or_has_not_been_tried():
@@ -322,7 +361,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
                 1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")
             ),
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
-            _ended_without_report=lambda trial_id, failure: failures.append(failure),
+            _process_missing_report=lambda trial_id, failure: failures.append(failure),
         )
         loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
@@ -365,7 +404,7 @@ def test_a_new_attempt_has_no_location_from_the_attempt_before():
         _resources=SimpleNamespace(start_attempt=lambda trial: "resources"),
     )
     loop._attempt = partial(TrialLoop._attempt, loop)
-    assert TrialLoop._assign(loop, "t") == ("spec", "resources")
+    assert TrialLoop._start_attempt(loop, "t") == ("spec", "resources")
     assert loop._attempts == {"t": Attempt(2)}
 
 

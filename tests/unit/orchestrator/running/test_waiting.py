@@ -310,7 +310,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
         if event == STARTED:
             watch.add("cell", 100.0)
         elif event == MESSAGE:
-            watch.message_from("cell")
+            watch.note_message("cell")
         elif event < 0:
             clock.now -= event
         else:

@@ -259,8 +259,9 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
 
 
 def test_a_search_without_trials_has_no_page_and_one_that_diverged_has_a_page_with_counts(
-    sweep, tmp_path
+    tmp_path,
 ):
+    sweep = smoke_sweep(tune={"budget": 0.1, "seeds": 2})
     search = Search(combinations_to_tune(plan_sweep(sweep)), sweep.tune)
     workspace = Workspace.open(sweep, str(tmp_path))
     assert write_report(workspace, search, outcomes(search)) is None

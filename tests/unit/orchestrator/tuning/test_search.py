@@ -202,7 +202,7 @@ def fail_further_runs_of_the_sweeps_recipe(request):
         (
             fail_further_runs,
             None,
-            "further trainings of every finalist failed",
+            "every finalist has a further training that failed",
         ),
         (
             fail_further_runs_of_the_sweeps_recipe,

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import skdim
 from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError
@@ -18,7 +17,8 @@ from tasks.measures.estimators import (
     table_width,
 )
 from tasks.measures.measure import intrinsic_dimension, measure_array
-from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.neighbor_tables import NeighborTable
+from tasks.measures.neighbors import nested_neighbors
 from tests import reference
 
 hypersphere = MANIFOLDS["hypersphere"]
@@ -114,6 +114,8 @@ class TestGride:
 
 @pytest.mark.parametrize("name", ["hypersphere", "hypercube", "swiss_roll", "curled", "beta_cloud"])
 def test_estimators_agree_with_scikit_dimension(name):
+    import skdim  # imports numba, which takes a second of every process that collects tests
+
     points = MANIFOLDS[name](500, 4, np.random.default_rng(0))
     records = estimate(table_of(points), estimators=["mle", "twonn"])
     mle = skdim.id.MLE(neighborhood_based=True).fit(points, n_neighbors=20, comb="mle")

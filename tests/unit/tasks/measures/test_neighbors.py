@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import CorruptStoreError
-from tasks.measures import duplicates, neighbors, tile_blocks
+from tasks.measures import duplicates, tile_blocks, tile_search
 from tasks.measures.distances import ArraySource, Precision, estimate_center, squared_distances
 from tasks.measures.duplicates import check_rows
-from tasks.measures.neighbors import nested_neighbors, plan_tiles
+from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.tile_search import plan_tiles
 from tasks.remote import InlineExecutor
 from tests import reference
 
@@ -99,7 +100,7 @@ class Recorder(InlineExecutor):
 
 @pytest.mark.parametrize(("min_multiply_adds", "spread"), [(0, True), (1e11, False)])
 def test_long_searches_are_spread_over_the_nodes(monkeypatch, min_multiply_adds, spread):
-    monkeypatch.setattr(neighbors, "MIN_MULTIPLY_ADDS_TO_SPREAD", min_multiply_adds)
+    monkeypatch.setattr(tile_search, "MIN_MULTIPLY_ADDS_TO_SPREAD", min_multiply_adds)
     executor = Recorder()
     nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
     assert executor.spread == spread

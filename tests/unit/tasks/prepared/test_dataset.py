@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -79,6 +78,8 @@ def test_rows_are_those_of_the_source_in_the_order_of_the_indices(prepared_folde
 def test_the_reader_returns_the_rows_that_were_written(
     num_rows, chunk_rows, chunks_per_shard, zero_rows, positions, dtype
 ):
+    import zarr  # takes a second of every process that collects tests
+
     rows = np.random.default_rng(0).integers(1, 256, (num_rows, 3, 2, 2)).astype(dtype)
     rows[sorted(row for row in zero_rows if row < num_rows)] = 0
     # zarr writes no file for a shard of zeros. Prepared images are never constant.

@@ -85,7 +85,7 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
         (
             "timm resnet10x",
             {},
-            ("Unknown timm architecture 'resnet10x'"),
+            ("timm has no architecture 'resnet10x'"),
         ),
         ("isweep small_cn", {}, "Did you mean 'small_cnn'"),
     ],

@@ -86,6 +86,23 @@ def test_every_stage_is_measured_at_once_and_later_alike(data):
             )
 
 
+def test_the_stages_keep_the_estimates_of_an_earlier_measurement(data):
+    spec = trial_spec(epochs=1)
+    extended_spec = spec.model_copy(
+        update={"representation": spec.representation.model_copy(update={"stages": True})}
+    )
+    stored_weights = []
+    result = run_trial(
+        spec, data, store_weights=lambda content: stored_weights.append(content) or "here"
+    )
+    requested = spec.missing_for(extended_spec)
+    at_once = measure_trial(extended_spec, data, stored_weights[0], result, requested)
+    for measurement in requested:  # one estimator after the other
+        result = measure_trial(extended_spec, data, stored_weights[0], result, [measurement])
+    assert len(requested) > 1
+    assert result.d_repr_stages == at_once.d_repr_stages
+
+
 def test_blocks_change_no_dimension(monkeypatch):
     model, size = model_of("small_cnn"), 32
     images = pixels_of(120, side=size)

@@ -8,11 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 AnyArray = npt.NDArray[Any]
-"""An array of any dtype of real numbers."""
+"""An array of any dtype."""
 FloatArray = npt.NDArray[np.floating[Any]]
 """An array of floats; float64 if no other dtype is stated."""
 IntArray = npt.NDArray[np.integer[Any]]
 """An array of integers: positions, labels, or sums of bytes."""
+Int64Array = npt.NDArray[np.int64]
+"""An array of int64: labels, group ids, or row indices."""
+Int8Array = npt.NDArray[np.int8]
+"""An array of int8: the split of each image."""
+Uint8Array = npt.NDArray[np.uint8]
+"""An array of uint8: pixels or hashes."""
+Float32Array = npt.NDArray[np.float32]
+"""An array of float32."""
+Float64Array = npt.NDArray[np.float64]
+"""An array of float64."""
 BoolArray = npt.NDArray[np.bool_]
 """A mask: an array of booleans."""
 Bytes = npt.NDArray[np.integer[Any] | np.bool_]

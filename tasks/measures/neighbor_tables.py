@@ -1,0 +1,159 @@
+"""The tables of nearest neighbors of all train sizes, made from the result of a search.
+
+:mod:`tasks.measures.neighbors` defines positions, size indices and *new* pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.array_types import FloatArray, IntArray
+from tasks.measures.closest_pairs import ClosestPairs
+from tasks.measures.distances import ByteRows
+from tasks.measures.tile_blocks import SearchJob
+from tasks.measures.tile_results import SpanResult
+
+
+class PairList(NamedTuple):
+    """The closest pairs of a train size, closest first.
+
+    Every other pair of this train size is at least as far apart as the last pair in the list.
+
+    Attributes:
+        distances: ``(num_pairs,)`` distances, ascending.
+        first: ``(num_pairs,)`` position of one point of each pair.
+        second: ``(num_pairs,)`` position of the other point.
+    """
+
+    distances: FloatArray
+    first: IntArray
+    second: IntArray
+
+
+@dataclass(frozen=True)
+class NeighborTable:
+    """The neighbors of the first ``num_positions`` positions among themselves.
+
+    Attributes:
+        distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where there
+            are fewer neighbors.
+        neighbor_positions: Positions of the neighbors, -1 where there are fewer neighbors.
+        other_label_distances: ``(num_positions,)`` distances to the nearest point with another
+            label, infinite where there is no such point.
+        other_label_positions: ``(num_positions,)`` positions of the points at
+            ``other_label_distances``, -1 where there is no such point.
+        closest_pairs: The closest pairs; None if no samples were searched.
+    """
+
+    distances: FloatArray
+    neighbor_positions: IntArray
+    other_label_distances: FloatArray
+    other_label_positions: IntArray
+    closest_pairs: PairList | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions in the table."""
+        return len(self.distances)
+
+
+@dataclass(frozen=True)
+class NeighborSearch:
+    """The result of one pass over all pairs.
+
+    Attributes:
+        tables: One table per train size, ascending.
+        sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest
+            point of the same sample with another label, infinite for positions outside the sample.
+        sample_other_label_positions: Positions of these points, -1 outside the sample.
+        precision: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
+    """
+
+    tables: list[NeighborTable]
+    sample_other_label_distances: FloatArray
+    sample_other_label_positions: IntArray
+    precision: str
+
+
+def make_tables(
+    job: SearchJob,
+    result: SpanResult,
+    train_sizes: Sequence[int],
+) -> NeighborSearch:
+    """Return the tables of all train sizes, and the nearest points inside all samples.
+
+    Args:
+        job: The search.
+        result: The result for all positions. This function changes it, so use it only once.
+        train_sizes: Ascending train sizes, counted in positions.
+    """
+    # ByteRows stores each value divided by its unit. So distances are multiplied by the unit.
+    unit_length = job.source.unit if isinstance(job.source, ByteRows) else 1.0
+    # Without samples, these arrays have the shape (0, num_positions).
+    sample_squared = np.zeros(job.samples.shape)
+    sample_positions = np.zeros(job.samples.shape, np.int64)
+    for sample_index, nearest in enumerate(result.other_label_by_sample):
+        sample_squared[sample_index] = nearest.squared[:, 0]
+        sample_positions[sample_index] = nearest.positions[:, 0]
+    return NeighborSearch(
+        tables=_tables(result, train_sizes, unit_length),
+        sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
+        sample_other_label_positions=sample_positions,
+        precision=result.precision,
+    )
+
+
+def _tables(
+    result: SpanResult,
+    train_sizes: Sequence[int],
+    unit_length: float,
+) -> list[NeighborTable]:
+    """Return the table of each train size, from the pairs that are new up to this size.
+
+    Args:
+        result: The result for all positions. This function changes it.
+        train_sizes: Ascending train sizes, counted in positions.
+        unit_length: Factor from the distances of the search to those of the tables.
+    """
+    all_positions = slice(None)
+    # After the i-th train size, these lists have the nearest points in all pairs of this size.
+    neighbors = result.neighbors[0]
+    other_label = result.other_label_by_size[0]
+    tables = []
+    for size_index, size in enumerate(train_sizes):
+        if size_index > 0:
+            neighbors.merge(result.neighbors[size_index], all_positions)
+            other_label.merge(result.other_label_by_size[size_index], all_positions)
+        tables.append(
+            NeighborTable(
+                distances=np.sqrt(neighbors.squared[:size]) * unit_length,
+                # Later sizes change these positions in place.
+                neighbor_positions=neighbors.positions[:size].copy(),
+                other_label_distances=np.sqrt(other_label.squared[:size, 0]) * unit_length,
+                other_label_positions=other_label.positions[:size, 0].copy(),
+                closest_pairs=_pair_list(result.closest_pairs[: size_index + 1], unit_length),
+            )
+        )
+    return tables
+
+
+def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> PairList | None:
+    """Return the closest pairs of one train size; None if no closest pairs were collected.
+
+    Args:
+        pairs_by_size: The closest of the new pairs of this and all smaller train sizes.
+        unit_length: Factor from the distances of the search to those of the list.
+    """
+    if not pairs_by_size:
+        return None
+    closest = ClosestPairs(sum(new_pairs.capacity for new_pairs in pairs_by_size))
+    for new_pairs in pairs_by_size:
+        closest.merge(new_pairs)
+    order = np.argsort(closest.pairs["squared"])
+    pairs = closest.pairs[order]
+    distances = np.sqrt(pairs["squared"]) * unit_length
+    return PairList(distances, pairs["first"], pairs["second"])

@@ -1,0 +1,161 @@
+"""Search the neighbors of all distinct images, and the distances to images with another label.
+
+A source row is an index of all images. A position is an index of the distinct images only. Train
+sizes are counted in images by the caller, and in distinct images here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.measures.distances import BlockSource, Precision, direct_squared_distances, flatten
+from tasks.measures.duplicates import RowCheck
+from tasks.measures.estimators import table_width
+from tasks.measures.neighbor_tables import NeighborSearch, NeighborTable
+from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.records import MeasureSettings
+from tasks.measures.sharpness import OtherLabelDistances, stratified_samples
+from tasks.measures.tile_blocks import EXACT
+from tasks.remote import Executor
+
+NEAR_MINIMUM = 1 + 4e-5
+"""Distances up to this factor times the smallest one are computed again in float64, because one of
+them may be the true minimum. Each distance has a relative error of up to 1e-5. So two equal
+distances are computed as numbers that differ by at most 2e-5. The limit is twice that."""
+
+
+@dataclass(frozen=True)
+class SearchedImages:
+    """The distinct images of all sizes, and their nearest neighbors.
+
+    Attributes:
+        source: Source of the images.
+        source_rows: ``(num_distinct,)`` source row of each position.
+        labels: ``(num_distinct,)`` label of each position; None if there are no labels.
+        neighbors: Nearest neighbors of each position.
+        samples: ``(num_samples, num_distinct)`` masks of the samples of all train sizes.
+        sample_slices: Slice of ``samples`` for each train size.
+    """
+
+    source: BlockSource
+    source_rows: IntArray
+    labels: IntArray | None
+    neighbors: NeighborSearch
+    samples: BoolArray
+    sample_slices: list[slice]
+
+    def other_label_distances(self, size_index: int) -> OtherLabelDistances:
+        """Return the distances to the nearest images with another label, at one train size.
+
+        The smallest distances are computed again in float64, unless all distances are exact.
+        """
+        search = self.neighbors
+        table = search.tables[size_index]
+        positions = slice(table.num_positions)
+        sample_slice = self.sample_slices[size_index]
+        distances = table.other_label_distances.copy()
+        sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
+        if search.precision != EXACT:
+            self._refine_minimum(distances, table.other_label_positions)
+            partners = search.sample_other_label_positions[sample_slice, positions]
+            for sample_index in range(len(sample_distances)):
+                self._refine_minimum(sample_distances[sample_index], partners[sample_index])
+        return OtherLabelDistances(
+            distances=distances,
+            pair=self._closest_pair(distances, table),
+            pair_distance=float(distances.min(initial=np.inf)),
+            sample_distances=sample_distances,
+            sample_masks=self.samples[sample_slice, positions],
+        )
+
+    def _closest_pair(self, distances: FloatArray, table: NeighborTable) -> tuple[int, int] | None:
+        """Return the source rows of the closest pair with different labels; None without a pair.
+
+        Args:
+            distances: ``(num_positions,)`` distances to the nearest image with another label.
+            table: The neighbors, with the position of this image.
+        """
+        if not np.isfinite(distances).any():
+            return None
+        position = int(distances.argmin())
+        partner = table.other_label_positions[position]
+        first, second = sorted((int(self.source_rows[position]), int(self.source_rows[partner])))
+        return first, second
+
+    def _refine_minimum(self, distances: FloatArray, partners: AnyArray) -> None:
+        """Compute all distances that may be the smallest again in float64, in place.
+
+        Args:
+            distances: ``(num_positions,)``, infinite where there is no other image.
+            partners: ``(num_positions,)`` positions of the other images.
+        """
+        limit = distances.min(initial=np.inf) * NEAR_MINIMUM
+        candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
+        refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
+        for position in candidates.tolist():
+            partner = int(partners[position])
+            pair = min(position, partner), max(position, partner)
+            if pair not in refined:
+                first_image = self._read(pair[0])
+                second_image = self._read(pair[1])
+                only_row = np.zeros(1, np.intp)
+                squared = direct_squared_distances(first_image, second_image, only_row, only_row)
+                refined[pair] = float(np.sqrt(squared[0]))
+            distances[position] = refined[pair]
+
+    def _read(self, position: int) -> AnyArray:
+        """Return the image at a position, as ``(1, num_features)``."""
+        row = int(self.source_rows[position])
+        return flatten(self.source.read(row, row + 1))
+
+
+def search_images(
+    row_check: RowCheck,
+    image_labels: IntArray | None,
+    train_sizes: Sequence[int],
+    precision: Precision,
+    settings: MeasureSettings,
+    executor: Executor | None,
+) -> SearchedImages:
+    """Search the neighbors of all distinct images at each train size.
+
+    Args:
+        row_check: The distinct images.
+        image_labels: ``(num_source_rows,)`` label of each image; None if there are no labels.
+        train_sizes: Ascending train sizes, counted in images.
+        precision: Precision of the products of floats.
+        settings: Settings of the measure.
+        executor: Executor of the search; None computes in this process.
+    """
+    # Number of distinct images among the first n images, for each size n.
+    num_distinct = np.searchsorted(row_check.distinct_rows, train_sizes).tolist()
+    source_rows = row_check.distinct_rows[: num_distinct[-1]]
+    position_labels = None if image_labels is None else image_labels[source_rows]
+    samples, sample_slices = stratified_samples(
+        position_labels, num_distinct, settings.sharpness_sample, settings.sharpness_seeds
+    )
+    width = table_width(settings.estimators, settings.num_neighbors)
+    width = min(width, len(source_rows) - 1)
+    neighbors = nested_neighbors(
+        row_check.source,
+        image_labels,
+        num_distinct,
+        max(width, 1),
+        executor=executor,
+        precision=precision,
+        block_rows=settings.block_rows,
+        source_rows=source_rows,
+        samples=samples,
+    )
+    return SearchedImages(
+        source=row_check.source,
+        source_rows=source_rows,
+        labels=position_labels,
+        neighbors=neighbors,
+        samples=samples,
+        sample_slices=sample_slices,
+    )
