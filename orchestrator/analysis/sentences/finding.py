@@ -49,6 +49,13 @@ SIDES: dict[Alternative, str] = {
 """Side of the null value on which a result counts -> its words."""
 
 
+def badge_of(verdict: FindingVerdict, is_late: bool) -> str:
+    """Return the word for a verdict; ``suggested`` for an effect whose question is late."""
+    if is_late and verdict in ("supported", "contradicted"):
+        return SUGGESTED
+    return verdict
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A question with its verdict and the sentences that answer it.
@@ -93,9 +100,7 @@ class Finding:
     @property
     def badge(self) -> str:
         """The word before the question: the verdict, or ``suggested`` if the question is late."""
-        if self.is_late and self.verdict in ("supported", "contradicted"):
-            return SUGGESTED
-        return self.verdict
+        return badge_of(self.verdict, self.is_late)
 
     @property
     def answer(self) -> str:

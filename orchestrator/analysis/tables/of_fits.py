@@ -21,6 +21,7 @@ from orchestrator.analysis.law_fits.records import (
 )
 from orchestrator.analysis.number_formats import interval, number, p_value, percent
 from orchestrator.analysis.results_tables.points import WORDS
+from orchestrator.analysis.sentences.finding import badge_of
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
@@ -380,7 +381,9 @@ def answer_table(fits: ScalingFits) -> Table:
             "adjusted p": "adjusted_p",
             "over tests": "num_tests",
             "datasets or classes": "num_replicates",
-            "verdict": "verdict",
+            "verdict": lambda answer: badge_of(
+                answer.verdict, answer.question.key in fits.asked_after_seeing
+            ),
         },
     )
 
