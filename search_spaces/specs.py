@@ -49,7 +49,15 @@ FURTHER_TEST_VERSION = 1
 MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distances in Gride
 
 
-ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+ImageSize = Annotated[int, Field(ge=4, le=1024)]
+"""Height and width of the prepared images, in pixels."""
+SetSize = Annotated[int, Field(ge=2)]
+"""Number of images in a training set, a test set or a sample."""
+NumNeighbors = Annotated[int, Field(ge=3)]
+"""Number of neighbors that an estimator of intrinsic dimension uses."""
+ClassPair = tuple[Index, Index]
 """Indices of two classes, from 0. The first class has label 0, the second label 1."""
 Value = TypeVar("Value", bound=Hashable)
 
@@ -234,7 +242,7 @@ class DatasetSpec(Spec):
     task: str = "default"
     class_pairs: tuple[ClassPair, ...] = ()
     images_per_class: tuple[int, ...] = ()
-    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    max_images_per_class: Count | None = None
     label_map: tuple[tuple[str, str], ...] = ()
     label_columns: tuple[str, ...] = ()
     layout: Layout | None = None
@@ -396,9 +404,9 @@ class RobustnessSpec(Spec):
         num_bisections: number of bisections per image.
     """
 
-    num_images: Annotated[int, Field(ge=1)] = 250
-    num_steps: Annotated[int, Field(ge=1)] = 100
-    num_bisections: Annotated[int, Field(ge=1)] = 20
+    num_images: Count = 250
+    num_steps: Count = 100
+    num_bisections: Count = 20
 
 
 KeepWeights = Literal["all", "last", "none"]
@@ -415,7 +423,7 @@ class RepresentationSpec(Spec):
     """
 
     estimators: Estimators = ("mle", "twonn")
-    num_neighbors: Annotated[int, Field(ge=3)] = 20
+    num_neighbors: NumNeighbors = 20
     stages: bool = False
 
 
@@ -436,11 +444,11 @@ class PreparedSpec(Spec):
     schema_version: int = PREPARED_VERSION
     dataset: Name
     task: str = "default"
-    image_size: Annotated[int, Field(ge=4, le=1024)]
+    image_size: ImageSize
     channels: Literal[1, 3]
     data_mode: DataMode = "corrected"
     faults: tuple[Fault, ...] = ()
-    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    max_images_per_class: Count | None = None
     dials: DatasetParameters = ()
 
     @property
@@ -495,7 +503,7 @@ class SubsetSpec(Spec):
 
     prepared: PreparedSpec
     class_pair: ClassPair | None = None
-    test_size: Annotated[int, Field(ge=2)]
+    test_size: SetSize
     split_seed: Seed = RELEASED_SEED
     condition: TrainingCondition | None = None
 
@@ -550,10 +558,10 @@ class MeasureSpec(Spec):
 
     schema_version: int = MEASURE_VERSION
     subset: SubsetSpec
-    train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
-    num_neighbors: Annotated[int, Field(ge=3)] = 20
+    train_sizes: tuple[SetSize, ...]
+    num_neighbors: NumNeighbors = 20
     estimators: Estimators = DEFAULT_ESTIMATORS
-    sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    sharpness_sample: SetSize | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
     calibrate: bool = False
 
@@ -586,7 +594,7 @@ class NetworkSpec(Spec):
     schema_version: int = NETWORK_VERSION
     model: ModelSpec
     subset: SubsetSpec
-    train_size: Annotated[int, Field(ge=2)]
+    train_size: SetSize
     recipe: RecipeSpec
     seed: Seed = 0
 

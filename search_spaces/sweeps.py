@@ -365,7 +365,7 @@ class SweepSpec(specs.Spec):
         tuple[Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)], ...], Field(min_length=1)
     ]
     test_size: Annotated[int, Field(ge=2, le=MAX_SUBSET_SIZE)]
-    image_size: Annotated[int, Field(ge=4, le=1024)]
+    image_size: specs.ImageSize
     channels: Literal[1, 3] | None = 1
     seeds: Annotated[tuple[specs.Seed, ...], Field(min_length=1)] = (0,)
     split_seed: specs.Seed = specs.RELEASED_SEED
@@ -377,9 +377,9 @@ class SweepSpec(specs.Spec):
     keep_weights: specs.KeepWeights = "all"
     d_repr_stages: bool = False
     predictions: bool = False
-    num_neighbors: Annotated[int, Field(ge=3)] = 20
+    num_neighbors: specs.NumNeighbors = 20
     estimators: specs.Estimators = specs.DEFAULT_ESTIMATORS
-    sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    sharpness_sample: specs.SetSize | None = 1000
     calibrate: bool = False
     resources: ResourceSpec = ResourceSpec()
     tune: TuneSpec = TuneSpec()

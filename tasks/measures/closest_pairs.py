@@ -23,10 +23,13 @@ PAIR_DTYPE = np.dtype(
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    Every added pair that is closer than `exclusive_limit` is in the collection. Other pairs may be
-    missing. `prune` removes them, and lowers the limit to the distance of the ``capacity + 1``-th
-    closest pair. So at most ``capacity`` pairs remain. Fewer pairs remain if several have exactly
-    the distance of the limit: a choice among these would depend on the order of the blocks.
+    Every added pair that is closer than `exclusive_limit` is in the collection. Pairs at or beyond
+    the limit may be missing.
+
+    `prune` lowers the limit to the distance of the ``capacity + 1``-th closest pair, and removes
+    all pairs at or beyond the limit. So at most ``capacity`` pairs remain. If several pairs have
+    exactly this distance, fewer pairs remain: a choice among them would depend on the order of the
+    blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.

@@ -23,8 +23,6 @@ from tasks.array_types import AnyArray, BoolArray, Float64Array, Int64Array
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
-Images = AnyArray
-Labels = Int64Array
 DISTANCE_BLOCK_ROWS = 1024
 """Images per block of the distance matrix, which limits the memory for distances."""
 
@@ -37,8 +35,8 @@ class LabeledImages(NamedTuple):
         labels: ``(num_images,)`` labels.
     """
 
-    images: Images
-    labels: Labels
+    images: AnyArray
+    labels: Int64Array
 
 
 class BlendedImages(NamedTuple):
@@ -49,7 +47,7 @@ class BlendedImages(NamedTuple):
         is_blended: ``(num_images,)`` mask of the blended images.
     """
 
-    images: Images
+    images: AnyArray
     is_blended: BoolArray
 
 

@@ -18,7 +18,6 @@ from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
 from tasks.sources.own.splits import GivenSplit
 
-Counts = Int64Array
 MAX_LISTED = 50
 """Largest number of skipped items, and of classes in only one given split, in a record."""
 MAX_SHOWN_SKIPS = 5
@@ -201,7 +200,7 @@ def _count_doubts(
     listing: Listing,
     images: ImageTable,
     parts: Sequence[Part],
-    group_counts: Counts,
+    group_counts: Int64Array,
 ) -> Counter[str]:
     """Return possible problems of the data, with the number of affected images or items."""
     flags = Counter(listing.flags)
@@ -216,7 +215,7 @@ def _count_doubts(
     return flags
 
 
-def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
+def _groups_per_label(images: ImageTable, num_labels: int) -> Int64Array:
     """Return the number of groups with an image of each label, ``(num_labels,)``."""
     counts = np.zeros(num_labels, np.int64)
     for label in range(num_labels):
@@ -255,7 +254,9 @@ def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
     }
 
 
-def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts) -> dict[str, int]:
+def _class_doubts(
+    images: ImageTable, names: Sequence[str], group_counts: Int64Array
+) -> dict[str, int]:
     """Return possible problems of classes: only one group, no image, or only one given split.
 
     A class in only one split can mean that the labels of this split start at 1 instead of 0.
@@ -355,7 +356,7 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     return flags
 
 
-def _table(counts: Mapping[tuple[int, str], int]) -> Counts:
+def _table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
     """Return counts by (label, value) as an array ``(num_labels, num_values)``."""
     labels = sorted({label for label, _ in counts})
     values = sorted({value for _, value in counts})
@@ -365,7 +366,7 @@ def _table(counts: Mapping[tuple[int, str], int]) -> Counts:
     return np.array(rows)
 
 
-def _mutual_information(table: Counts) -> float:
+def _mutual_information(table: Int64Array) -> float:
     """Return the mutual information (nat) of the rows and columns of a table of counts."""
     from scipy.special import rel_entr
 
@@ -374,7 +375,7 @@ def _mutual_information(table: Counts) -> float:
     return float(rel_entr(shares, independent).sum())
 
 
-def _g_test(table: Counts) -> float:
+def _g_test(table: Int64Array) -> float:
     """Return the p value of the G-test of independence."""
     from scipy.special import chdtrc
 
@@ -384,7 +385,7 @@ def _g_test(table: Counts) -> float:
     return float(chdtrc(degrees, g))
 
 
-def _information(table: Counts) -> str:
+def _information(table: Int64Array) -> str:
     """Format the mutual information of a trait and the label, and the entropy of the label."""
     from scipy.special import entr
 

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import fingerprint
-from tasks.array_types import AnyArray, Int8Array, Int64Array
+from tasks.array_types import AnyArray, Int8Array, Int64Array, IntArray
 from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.sharded_array import RowIndices, ShardedArrayReader
@@ -253,7 +252,7 @@ class PreparedDataset:
         """Return the images from ``start`` to before ``stop``; see :meth:`read_rows`."""
         return self.read_rows(range(start, stop))
 
-    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> AnyArray:
+    def read_rows(self, indices: Sequence[int] | IntArray) -> AnyArray:
         """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
 
         Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
-from tasks.array_types import AnyArray, Int8Array, Int64Array
+from tasks.array_types import AnyArray, Int8Array, Int64Array, IntArray
 from tasks.prepared.parts import Part
 
 Rows = NDArray[np.intp]
@@ -113,7 +113,7 @@ class ImageTable:
     num_duplicates: int = 0
     num_conflicts: int = 0
 
-    def take(self, rows: NDArray[np.integer]) -> ImageTable:
+    def take(self, rows: IntArray) -> ImageTable:
         """Return a table of the images in ``rows``, in this order."""
         return ImageTable(
             self.labels[rows],

@@ -38,6 +38,7 @@ from tasks.array_types import (
     BoolArray,
     Float32Array,
     Float64Array,
+    FloatArray,
     Int64Array,
     Uint8Array,
 )
@@ -52,10 +53,6 @@ from tasks.sources.generated import (
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
-Pixels = Uint8Array
-Plane = Float32Array
-Labels = Int64Array
-Mask = BoolArray
 STAIN = np.array(
     [
         [0.65, 0.70, 0.29],
@@ -96,8 +93,8 @@ class Images:
         intensity: The rule by which stored values become pixels, in words.
     """
 
-    pixels: Pixels
-    labels: Labels
+    pixels: Uint8Array
+    labels: Int64Array
     groups: Sequence[str] | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     intensity: str = "as stored, 8 bits"
@@ -260,7 +257,7 @@ def _package_file(package: str, name: str) -> Path:
     return Path(spec.origin).parent / name
 
 
-def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
+def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
     """Return the images and labels of a table with one image per row. The last column is the label.
 
     The packages' own readers are not used, because they need seconds.
@@ -271,7 +268,7 @@ def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
     return pixels, values[:, -1].astype(np.int64)
 
 
-def _read_picture(package: str, name: str) -> Pixels:
+def _read_picture(package: str, name: str) -> Uint8Array:
     """Return the pixels of a picture in an installed package."""
     from PIL import Image
 
@@ -304,7 +301,7 @@ def _blocks(image: AnyArray, side: int) -> list[str]:
     return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
 
 
-def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
+def _one_class_each(pictures: Sequence[Uint8Array], side: int) -> Images:
     """Return the patches of several pictures. Each picture is a class."""
     patches = []
     labels: list[int] = []
@@ -332,8 +329,8 @@ def _without_blank(images: Images) -> Images:
 def _by_amount(
     patches: AnyArray,
     groups: Sequence[str],
-    amounts: NDArray[np.floating],
-    is_usable: Mask,
+    amounts: FloatArray,
+    is_usable: BoolArray,
     unusable_reason: str,
 ) -> Images:
     """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
@@ -420,7 +417,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if parameter_value(request, "pixel_scale") == 1 else "float32"
 
 
-def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
+def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) -> Uint8Array:
     """Blend images with their nearest image of the other label.
 
     Args:
@@ -504,7 +501,7 @@ lesions = Source(list_lesions, read_lesions)
 
 
 @cache
-def template(kind: str) -> Plane:
+def template(kind: str) -> Float32Array:
     """Return a volume of the template in [0, 1], one voxel per mm.
 
     Args:
@@ -512,20 +509,20 @@ def template(kind: str) -> Plane:
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values
-    in_unit_range: Plane = volume / volume.max()
+    in_unit_range: Float32Array = volume / volume.max()
     return in_unit_range
 
 
 @cache
-def brain_mask() -> Mask:
+def brain_mask() -> BoolArray:
     """Return which voxels of the template are brain."""
-    mask: Mask = template("gm") + template("wm") > 0.5
+    mask: BoolArray = template("gm") + template("wm") > 0.5
     return mask
 
 
 def render_slice(
     variation: int, index: int, *, lesion: bool, contrast: float = 1.0, size: float = 1.0
-) -> Pixels:
+) -> Uint8Array:
     """Render a slice of a variation of the head.
 
     Without the lesion, a slice is the same for ``lesion`` True and False. Only the lesion shows the
@@ -580,7 +577,9 @@ def _rotation(angle: float) -> Float64Array:
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
-def _target_box(plane: Plane, matrix: Float64Array, origin: Float64Array) -> tuple[slice, ...]:
+def _target_box(
+    plane: Float32Array, matrix: Float64Array, origin: Float64Array
+) -> tuple[slice, ...]:
     """Return the rows and columns that contain the mapped head. All other pixels are black.
 
     Pixel ``p`` of the mapped plane shows position ``matrix @ p + origin`` of the plane.
@@ -598,7 +597,7 @@ def _target_box(plane: Plane, matrix: Float64Array, origin: Float64Array) -> tup
     return tuple(map(slice, first, stop))
 
 
-def _interpolate(plane: Plane, rows: Float64Array, columns: Float64Array) -> Plane:
+def _interpolate(plane: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
     Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in every
@@ -623,12 +622,12 @@ def _interpolate(plane: Plane, rows: Float64Array, columns: Float64Array) -> Pla
 
 
 def _with_lesion(
-    plane: Plane,
-    brain: Mask,
+    plane: Float32Array,
+    brain: BoolArray,
     rng: np.random.Generator,
     contrast: float,
     size: float,
-) -> Plane:
+) -> Float32Array:
     """Return a plane with a bright or dark ellipse at a random position in the brain."""
     places = np.argwhere(brain)
     center = places[rng.integers(len(places))]

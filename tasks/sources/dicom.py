@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.array_types import AnyArray
+from tasks.array_types import AnyArray, IntArray
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.own.groups import plain_id
 from tasks.sources.own.words import PLACEHOLDERS
@@ -467,7 +466,7 @@ def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> An
     if stored_bits == width:
         return values
     kind = "i" if signed else "u"
-    integers: NDArray[np.integer] = values.view(f"{kind}{width // 8}")
+    integers: IntArray = values.view(f"{kind}{width // 8}")
     if not integers.flags.writeable:
         integers = integers.copy()
     # The left shift drops the higher bits. The right shift extends the sign.

@@ -58,12 +58,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.interventions import PARAMETERS
-from tasks.array_types import AnyArray, Float32Array, Float64Array, Int64Array
+from tasks.array_types import AnyArray, Float32Array, Float64Array, Int64Array, IntArray
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import scale_by_image_maximum
 
@@ -335,7 +334,7 @@ def scale_pixels(images: Images, request: RawRequest) -> Images:
 
 
 def list_rows(
-    labels: NDArray[np.integer],
+    labels: IntArray,
     request: RawRequest,
     groups: Sequence[str] | None = None,
     **fields: Any,

@@ -31,10 +31,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError, plural
-from tasks.array_types import AnyArray, Uint8Array
+from tasks.array_types import AnyArray, IntArray, Uint8Array
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.generated import list_rows, row_reader
@@ -117,7 +116,7 @@ class LabeledImages(NamedTuple):
     """
 
     images: Uint8Array
-    labels: NDArray[np.integer[Any]]
+    labels: IntArray
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:

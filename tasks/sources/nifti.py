@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.array_types import Float32Array, Float64Array
+from tasks.array_types import Float32Array, Float64Array, FloatArray
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import scale_by_image_maximum
 from tasks.sources.raw import gunzipped, read_locator
@@ -166,13 +165,13 @@ def _doubts(header: Any) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def intensity_range(values: Float32Array) -> NDArray[np.floating]:
+def intensity_range(values: Float32Array) -> FloatArray:
     """Return the range to which a volume is clipped: its 0.1 and 99.9 percentiles.
 
     Raises:
         SkipItem: The two percentiles are equal, so the volume shows nothing.
     """
-    limits: NDArray[np.floating] = np.percentile(values, CLIP_PERCENTILES)
+    limits: FloatArray = np.percentile(values, CLIP_PERCENTILES)
     if limits[1] <= limits[0]:
         raise SkipItem("constant volume")
     return limits

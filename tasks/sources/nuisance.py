@@ -16,7 +16,6 @@ import numpy as np
 from tasks.array_types import Float64Array, Uint8Array
 from tasks.sources.generated import low_frequency_patterns
 
-Pixels = Uint8Array
 FACTORS = ("shift", "rotation", "contrast", "coarse background", "blur", "fine background")
 """The factors, in the order in which they are applied."""
 MAX_SHIFT = 0.09
@@ -78,7 +77,7 @@ def draw_factors(num_images: int, seed: int) -> FactorValues:
     )
 
 
-def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
+def vary(images: Uint8Array, num_factors: int, seed: int) -> Uint8Array:
     """Apply the first ``num_factors`` factors to images.
 
     Args:

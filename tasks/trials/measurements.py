@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.errors import DataError
@@ -31,6 +29,7 @@ from search_spaces.specs import (
     RobustnessSpec,
     TrialSpec,
 )
+from tasks.array_types import Float32Array
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import FurtherTestImages, TrialData
@@ -159,7 +158,7 @@ class TrainedNetwork:
     test_images: Tensor
     test_labels: Tensor
     gradient_batch_size: int
-    features: NDArray[np.float32] | None = None
+    features: Float32Array | None = None
 
     @cached_property
     def clean_pass(self) -> CleanPass:
@@ -260,7 +259,7 @@ class TrainedNetwork:
 
     def _estimate_dimension(
         self,
-        features: NDArray[np.float32] | StageRows,
+        features: Float32Array | StageRows,
         estimators: Sequence[str],
         block_rows: int = BLOCK_ROWS,
     ) -> dict[str, IntrinsicDimension]:

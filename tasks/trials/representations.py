@@ -24,10 +24,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.errors import SweepError
+from tasks.array_types import Float32Array
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.measure import intrinsic_dimension
@@ -75,7 +75,7 @@ class Features:
         array: ``(num_images, num_features)`` float32, in the order of the forward passes.
     """
 
-    array: NDArray[np.float32]
+    array: Float32Array
 
     def __init__(self, num_images: int) -> None:
         self._num_images = num_images
@@ -128,7 +128,7 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
 
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
-) -> NDArray[np.float32]:
+) -> Float32Array:
     """Return the last hidden layer of every image, ``(num_images, num_features)`` float32.
 
     For images of 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50 has 100,352,
@@ -141,7 +141,7 @@ def extract_features(
 
 
 def estimate_dimension(
-    features: NDArray[np.float32] | BlockSource,
+    features: Float32Array | BlockSource,
     estimators: Sequence[str],
     *,
     num_neighbors: int,
@@ -293,7 +293,7 @@ class StageRows:
         row_bytes = 4 * math.prod(self.row_shape)
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+    def read(self, start: int, stop: int) -> Float32Array:
         """Return the activations of images ``start`` to ``stop``, float32."""
         rows = np.empty((stop - start, *self.row_shape), np.float32)
         for first in range(start - start % BATCH_SIZE, stop, BATCH_SIZE):
@@ -303,7 +303,7 @@ class StageRows:
             rows[low - start : high - start] = batch[low - first : high - first]
         return rows
 
-    def _activations(self, images: Tensor) -> NDArray[np.float32]:
+    def _activations(self, images: Tensor) -> Float32Array:
         """Return the activations of a batch of images after this stage."""
         outputs: list[Tensor] = []
 

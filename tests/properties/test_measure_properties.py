@@ -338,3 +338,26 @@ def test_record_is_always_finite_json(seed, num_images, dtype):
     settings = MeasureSettings(num_neighbors=3, sharpness_sample=10)
     record = measure_nested(images, rng.integers(0, 2, num_images), [num_images], settings=settings)
     json.dumps(record.to_json(), allow_nan=False)
+
+
+@few_examples
+@given(seeds, st.integers(1, 5), st.integers(1, 30))
+def test_closest_pairs_are_complete_below_their_limit_after_every_block(seed, step, capacity):
+    rng = np.random.default_rng(seed)
+    num_rows = 12
+    squared = rng.integers(1, 20, (num_rows, num_rows)).astype(np.int32)  # few values: many ties
+    squared = np.triu(squared, 1) + np.triu(squared, 1).T
+    np.fill_diagonal(squared, 2**31 - 1)  # "no pair", as in a search
+
+    collection = ClosestPairs(capacity)
+    is_added = np.zeros(squared.shape, bool)
+    for row in range(0, num_rows, step):
+        for column in range(row, num_rows, step):
+            block = slice(row, row + step), slice(column, column + step)
+            collection.update(squared[block], row, column)
+            is_added[block] = True
+            pairs = collection.pairs
+            is_close = np.triu(is_added & (squared < collection.exclusive_limit), 1)
+            assert set(zip(*np.nonzero(is_close), strict=True)) <= set(
+                zip(pairs["first"], pairs["second"], strict=True)
+            )

@@ -10,38 +10,42 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from tasks.sources.base import RawRequest
 from tasks.sources.raw import MARK, RawTree, split_locator
 
 
 @dataclass(frozen=True)
-class NestedArchive:
-    """The archive ``<raw>``, or an archive inside it.
+class ArchivePath:
+    """The path of an image or of an inner archive, divided at the archives that contain it.
 
     Attributes:
-        members: The inner archives that lead to the archive, from the outermost one to the archive
-            itself. They are ``("a/copy.zip",)`` for ``raw.zip!/a/copy.zip``. For ``<raw>``, the
-            tuple is empty.
+        parts: The archives, from ``<raw>`` to the innermost one, then the path of the file in it.
+            They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in ``copy.zip``, and
+            ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
     """
 
-    members: tuple[str, ...]
+    parts: tuple[str, ...]
 
     @property
-    def parent(self) -> NestedArchive:
-        """The archive that contains this inner archive."""
-        return NestedArchive(self.members[:-1])
+    def folder(self) -> tuple[str, ...]:
+        """The folder that contains the file, such as ``("raw.zip", "a")`` for ``copy.zip``."""
+        return *self.parts[:-1], self.parts[-1].rpartition("/")[0]
 
     @property
-    def folder(self) -> str:
-        """The folder of :attr:`parent` in which this inner archive lies; empty at its top."""
-        return self.members[-1].rpartition("/")[0]
+    def file_name(self) -> str:
+        """The name of the file in its folder."""
+        return self.parts[-1].rpartition("/")[2]
+
+    @property
+    def inner_archives(self) -> list[ArchivePath]:
+        """The inner archives that contain the file, from the outermost one."""
+        return [ArchivePath(self.parts[:length]) for length in range(2, len(self.parts))]
 
     @property
     def is_at_top(self) -> bool:
-        """Whether the archive would lie at the top of ``<raw>`` if all archives were unpacked."""
-        return not any("/" in member for member in self.members)
+        """Whether the file would lie at the top of ``<raw>`` if all archives were unpacked."""
+        return not any("/" in part for part in self.parts[1:])
 
 
 def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest) -> set[str]:
@@ -52,24 +56,25 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
-    # Archive and folder in it -> file names of the images directly in this folder.
-    file_names: defaultdict[tuple[NestedArchive, str], set[str]] = defaultdict(set)
-    # Inner archive -> names of the images in it and in all archives inside it.
-    images_by_archive: defaultdict[NestedArchive, list[str]] = defaultdict(list)
+    path_by_name = {}
     for name in image_names:
-        _, *archives, image = split_locator(tree.locator(name))
-        folder, _, file_name = image.rpartition("/")
-        file_names[NestedArchive(tuple(archives)), folder].add(file_name)
-        for depth in range(1, len(archives) + 1):
-            images_by_archive[NestedArchive(tuple(archives[:depth]))].append(name)
+        path_by_name[name] = ArchivePath(tuple(split_locator(tree.locator(name))))
+    # Folder -> file names of the images directly in it.
+    file_names: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
+    # Inner archive -> names of the images in it and in all archives inside it.
+    images_by_archive: defaultdict[ArchivePath, list[str]] = defaultdict(list)
+    for name, path in path_by_name.items():
+        file_names[path.folder].add(path.file_name)
+        for archive in path.inner_archives:
+            images_by_archive[archive].append(name)
     repeated: set[str] = set()
     for archive, names in images_by_archive.items():
         if archive.is_at_top:
             continue
-        names_beside = file_names.get((archive.parent, archive.folder), set())
-        repeats = {name for name in names if PurePath(tree.locator(name)).name in names_beside}
+        names_beside = file_names[archive.folder]
+        repeats = {name for name in names if path_by_name[name].file_name in names_beside}
         if 0 < len(repeats) < len(names):
-            hashed_path = request.hashed(MARK.join(archive.members))
+            hashed_path = request.hashed(MARK.join(archive.parts[1:]))
             raise request.error(
                 f"{len(repeats)} of the {len(names)} images in the inner archive {hashed_path} "
                 "have the file name of an image beside it, so it is unclear "
