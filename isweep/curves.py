@@ -10,7 +10,7 @@ import pandas as pd
 
 from isweep.display import Displayed
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
-from orchestrator.analysis.curve_tables import metric_of, read_curve
+from orchestrator.analysis.curve_tables import errors_with_source, metric_of, read_curve
 from orchestrator.analysis.learning_curves import DEFAULT_ASSURANCE, Metric
 
 if TYPE_CHECKING:
@@ -96,12 +96,16 @@ def learning_curves(
     """
     if isinstance(results, (str, Path)):
         table = read_curve(Path(results))
+        source = str(results)
     elif isinstance(results, pd.DataFrame):
         table = results
+        source = "results"
     else:
         table = results.table
-    if metric is None:
-        metric = metric_of(table)
-    question = CurveQuestion(metric, train_size, target, assurance, test_size)
-    report = answers(table, question, model)
+        source = f"sweep {results.name}"
+    with errors_with_source(source):
+        if metric is None:
+            metric = metric_of(table)
+        question = CurveQuestion(metric, train_size, target, assurance, test_size)
+        report = answers(table, question, model)
     return LearningCurves(report.curves, report.remarks)

@@ -9,7 +9,7 @@ the same images are used too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -39,7 +39,7 @@ from orchestrator.analysis.learning_curves import (
     LearningCurve,
     Metric,
 )
-from orchestrator.analysis.number_formats import number
+from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
@@ -514,10 +514,11 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         raise unknown_name("model", model, models)
     checked = checked_table(table, question.metric, question.test_size)
     parts = _curves_of(checked.rows)
-    curves, failures = [], []
+    curves, failures, undecided = [], [], []
     remarks = [
         *_below_chance(checked.rows, question),
         *_below_sizes(checked.rows, question),
+        *_exact_scores(checked.rows, question),
         *checked.remarks,
     ]
     for part in parts:
@@ -532,6 +533,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         if chance is not None and _has_learned(part.rows):
             remarks.append(_overconfident(part.name))
             chance = None
+        elif chance is None and _is_chance_unknown(part.rows, question.metric):
+            undecided.append(part.name)
         points = curve_points(part.rows)
         try:
             curves.append(answer(points, part.name, question, siblings=siblings, chance=chance))
@@ -544,6 +547,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             f"No training of {model} has {with_article(question.metric)}",
             hint="Fill in the scores of the trainings",
         )
+    if undecided:
+        remarks.append(_unknown_chance(undecided, question.metric))
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
 
@@ -584,14 +589,46 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     is_assumed = class_counts.empty and metric != "auroc"
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
+    for gain, margin in _gains_over_guessing(rows, metric, level):
+        if gain > margin or (is_assumed and abs(gain) > margin):
+            return None
+    return ChanceLevel(level, num_classes, is_assumed)
+
+
+def _gains_over_guessing(
+    rows: pd.DataFrame, metric: Metric, level: float
+) -> Iterator[tuple[float, float]]:
+    """Yield for each train size how much better than chance level its mean score is.
+
+    The second number is the margin: a larger gain is clearly better than chance level.
+    """
     for _, at_size in rows.groupby("size"):
         gain = float(at_size["score"].mean()) - level
         if metric not in RISING_METRICS:
             gain = -gain
-        margin = _chance_margin(level, metric, at_size["tested"])
-        if gain > margin or (is_assumed and abs(gain) > margin):
-            return None
-    return ChanceLevel(level, num_classes, is_assumed)
+        yield gain, _chance_margin(level, metric, at_size["tested"])
+
+
+def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
+    """Return whether only the number of classes shows if a curve is better than chance level.
+
+    A score that is clearly better than chance level of two classes is better than chance level of
+    every number of classes.
+    """
+    if metric == "auroc" or rows["classes"].notna().any():
+        return False
+    level = score_of_guessing(metric, 2)
+    gains = _gains_over_guessing(rows, metric, level)
+    return all(gain <= margin for gain, margin in gains)
+
+
+def _unknown_chance(names: Sequence[str], metric: Metric) -> str:
+    """Return the remark on curves for which :func:`_is_chance_unknown` is true."""
+    return (
+        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for two "
+        f"classes, {number(score_of_guessing(metric, 2))}. If your dataset has two classes, the "
+        "network has learned nothing yet. If it has more classes, add a column num_classes."
+    )
 
 
 def score_of_guessing(metric: Metric, num_classes: int) -> float:
@@ -638,6 +675,18 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
         f"The requested train size of {requested} is below your smallest train size of "
         f"{number(smallest)}. The prediction is less reliable there. Train with {requested} images "
         "to measure the score."
+    ]
+
+
+def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
+    """Return a remark on scores without a size of the test set; empty for test losses."""
+    num_unknown = int(rows["tested"].isna().sum())
+    if question.metric == "loss" or not num_unknown:
+        return []
+    return [
+        f"The size of the test set is unknown for {num_unknown} of {plural(len(rows), 'row')}. "
+        "isweep takes these scores as exact, so the intervals do not include the noise of the test "
+        "set. Give the number of test images with --test-size, or in a column test_size."
     ]
 
 

@@ -6,8 +6,10 @@ contains the line and the column of the wrong cell.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,19 @@ TRAINING_COLUMNS = (MODEL_COLUMN, "recipe", PAIR_COLUMN, SEED_COLUMN)
 """Columns that identify a training, together with the train size."""
 POSITIVES_COLUMN = "num_positives"
 """Column of the number of test images of the positive class of an AUROC."""
+OPTIONAL_COLUMNS = (
+    MODEL_COLUMN,
+    PAIR_COLUMN,
+    SEED_COLUMN,
+    CLASSES_COLUMN,
+    POSITIVES_COLUMN,
+    STATUS_COLUMN,
+    TEST_SIZE_COLUMNS[0],
+)
+"""Columns that a table may omit. isweep suggests them for unknown columns with a similar name."""
+SIMILAR_NAMES = 0.75
+"""Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names "classes"
+and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
 """Columns that must have a single value in a table of learning curves."""
 SWEEP_SUFFIXES = (".yaml", ".yml")
@@ -57,6 +72,8 @@ THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
 """Pattern of a number such as 1.000, which means 1000 in some countries and 1 in others."""
 THOUSANDS_COMMA = re.compile(r"\s*[1-9]\d{0,2}(,\d{3})+\s*")
 """Pattern of a number such as 1,000, whose comma separates thousands."""
+DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
+"""Pattern of a number such as 0,6, whose comma separates decimals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +85,27 @@ class CheckedTable:
             ``score``, ``tested`` (number of test images), ``positives`` (number of test images of
             the positive class of an AUROC) and ``classes`` (number of classes). The last three are
             NaN if unknown.
-        remarks: Sentences on rows that were left out.
+        remarks: Sentences on rows that were left out, and on the use of columns.
     """
 
     rows: pd.DataFrame
     remarks: tuple[str, ...]
+
+
+@contextmanager
+def errors_with_source(source: str) -> Iterator[None]:
+    """Add the name of a table to the messages of its errors.
+
+    Args:
+        source: Path of a file, or name of a sweep.
+
+    Raises:
+        DataError: If the body raises one.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error.problem}", hint=error.hint) from None
 
 
 def read_curve(path: Path) -> pd.DataFrame:
@@ -81,7 +114,8 @@ def read_curve(path: Path) -> pd.DataFrame:
     With semicolons, decimal commas (0,5) are accepted, as spreadsheets in many countries write.
 
     Returns:
-        The table as text, with column names in lower case and without outer spaces.
+        The table as text, with column names in lower case. Names and cells have no outer spaces:
+        "small_cnn " is the same model as "small_cnn".
 
     Raises:
         ConfigError: If the file cannot be read as a table.
@@ -120,7 +154,7 @@ def read_curve(path: Path) -> pd.DataFrame:
             f"{path} has more than one column with the name {', '.join(repeated)}",
             hint="Rename columns until all names differ",
         )
-    table = table.set_axis(names, axis=1)
+    table = table.set_axis(names, axis=1).apply(lambda cells: cells.str.strip())
     return table if separator != ";" else _with_decimal_points(table)
 
 
@@ -131,7 +165,7 @@ def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
         DataError: If a table with decimal commas contains a cell such as 1.000, whose point may
             separate thousands.
     """
-    has_comma = table.apply(lambda cells: cells.str.fullmatch(r"\s*-?\d+,\d+\s*").fillna(False))
+    has_comma = table.apply(lambda cells: cells.str.fullmatch(DECIMAL_COMMA).fillna(False))
     if has_comma.to_numpy().any():
         for column in table:
             for row, cell in table[column].dropna().items():
@@ -157,15 +191,18 @@ def checked_table(
     """
     if not pd.api.types.is_integer_dtype(table.index):
         table = table.reset_index(drop=True)  # Error messages compute line numbers from the index.
+    if table.empty:
+        raise DataError("The table has a header, but no rows", hint="Add one row for each training")
     size_column = _column(table, SIZE_COLUMNS, "train size")
     scores = _scores(table, metric)
     is_done = pd.Series(True, index=table.index)
     if STATUS_COLUMN in table:
         is_done = table[STATUS_COLUMN].fillna("done").eq("done")
     is_usable = is_done & scores.notna()
-    remarks = _left_out_remarks(is_done, is_usable, metric)
+    remarks = [*_left_out_remarks(is_done, is_usable, metric), *_column_remarks(table, size_column)]
     rows = table[is_usable].copy()
-    rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
+    size_rule = f"a whole number of images from 1 to {LARGEST_TRAIN_SIZE - 1:,.0f}"
+    rows["size"] = _numbers(rows[size_column], size_column, size_rule, _is_size)
     if rows["size"].isna().any():
         line = int(rows.index[rows["size"].isna()][0]) + 2
         raise DataError(
@@ -259,7 +296,7 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
             if name in table:
                 columns[name] = 1 - _checked_scores(table[name], name, complement)
     if not columns:
-        _column(table, SCORE_COLUMNS[metric], METRIC_WORDS[metric])
+        raise _missing_score(table, metric)
     (first_name, scores), *further = columns.items()
     for name, repeated in further:
         is_apart = (scores - repeated).abs() > LARGEST_DISAGREEMENT
@@ -309,10 +346,12 @@ def _numbers(
         if pd.isna(number) or not is_allowed(float(number)):
             value = repr(cell) if pd.isna(number) else str(cell).strip()
             hint = "Correct the cell"
+            if isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell):
+                hint = f"Write {cell.strip().replace(',', '.')}, with a decimal point"
             if counts_images and isinstance(cell, str) and THOUSANDS_COMMA.fullmatch(cell):
                 hint = f"Write {cell.strip().replace(',', '')}, without commas"
             raise DataError(
-                f"Line {line + 2} of the table has {column} {value}, which is not {rule}",
+                f"Line {line + 2} of the table has {column} {value}, but {column} must be {rule}",
                 hint=hint,
             )
     return numbers.astype(float)
@@ -398,13 +437,58 @@ def _left_out_remarks(is_done: pd.Series, is_usable: pd.Series, metric: Metric) 
     return [f"Left out: {num_left_out} of {num_rows} rows ({reasons})."]
 
 
+def _column_remarks(table: pd.DataFrame, size_column: str) -> list[str]:
+    """Return remarks on an alternative name of the train size, and on columns with typing errors.
+
+    Args:
+        table: A table of results.
+        size_column: Name of the column that contains the train sizes.
+    """
+    remarks = []
+    if size_column != SIZE_COLUMNS[0]:
+        remarks.append(f"isweep uses the column {size_column} as the train size.")
+    absent = [name for name in OPTIONAL_COLUMNS if name not in table]
+    known = {*OPTIONAL_COLUMNS, *TEST_SIZE_COLUMNS}
+    for column in map(str, table.columns):
+        similar = difflib.get_close_matches(column.lower(), absent, n=1, cutoff=SIMILAR_NAMES)
+        if similar and column not in known:
+            remarks.append(f"The column {column} is not used. Did you mean {similar[0]}?")
+    return remarks
+
+
 def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
+    """Return the first of some names that a table has as a column.
+
+    Raises:
+        DataError: If the table has none of these columns.
+    """
     for name in names:
         if name in table:
             return name
+    raise _missing_column(table, names[0], content)
+
+
+def _missing_column(table: pd.DataFrame, name: str, content: str) -> DataError:
     columns = [str(column) for column in table.columns]
     present = ", ".join(columns[:12])
-    raise DataError(
+    return DataError(
         f"The table has no column of the {content}. Its columns are {present}",
-        hint=f"{nearest(names[0], columns)}Rename the column to {names[0]}",
+        hint=f"{nearest(name, columns)}Rename the column to {name}",
     )
+
+
+def _missing_score(table: pd.DataFrame, metric: Metric) -> DataError:
+    """Return the error of a table without the score of a question.
+
+    If the table has another score, the hint is to predict this other score. A score must not be
+    renamed to a different one.
+    """
+    error = _missing_column(table, SCORE_COLUMNS[metric][0], METRIC_WORDS[metric])
+    for other in METRICS:
+        if any(name in table for name in SCORE_COLUMNS[other]):
+            return DataError(
+                error.problem,
+                hint=f"Use --target-{other} (in Python: metric={other!r}), or add a column "
+                f"{SCORE_COLUMNS[metric][0]}",
+            )
+    return error

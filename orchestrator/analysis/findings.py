@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from orchestrator.analysis.answers import Answer
-from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
+from orchestrator.analysis.class_pairs import AT_DELTA, DROP_ON_DELTA, pair_answer
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.headline import num_tests, with_p_values
+from orchestrator.analysis.headline import BELOW_BOUND, EXPONENT, num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.number_formats import listing, per_cent_of
 from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
-from orchestrator.analysis.sentences.finding import Finding
+from orchestrator.analysis.sentences.finding import SUGGESTED, Finding
 from orchestrator.analysis.sentences.of_class_pairs import is_late, of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
     FALL_QUESTION,
@@ -72,7 +72,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     num_undecided = len(by_verdict["undecided"])
     trained = _what_was_trained(fits)
     if decided:
-        prefix = "Suggested, not confirmed" if decided[0].is_late else "Found"
+        prefix = _opening(decided[0], "Found")
         rest = _of_the_rest(decided[1:], num_undecided)
         return trained, f"{prefix}: {decided[0].claim}", rest
     if num_undecided:
@@ -84,6 +84,11 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     if described:
         return trained, described[0].sentences[0], "No verdict follows from these numbers."
     return trained, "No question could be tested.", "Each answer says what to add to the sweep."
+
+
+def _opening(decided: Finding, if_asked_before: str) -> str:
+    """Return the words before a claim, or before a suggestion of the data."""
+    return "Suggested, not confirmed" if decided.badge == SUGGESTED else if_asked_before
 
 
 def _what_was_trained(fits: ScalingFits) -> str:
@@ -115,7 +120,7 @@ def _nothing_decided(num_undecided: int) -> str:
 def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
     """Return a sentence on the other decided findings, and on the undecided questions."""
     if other_decided:
-        prefix = "Suggested, not confirmed" if other_decided[0].is_late else "Also"
+        prefix = _opening(other_decided[0], "Also")
         return f"{prefix}: {other_decided[0].claim}"
     if num_undecided:
         verb = "is" if num_undecided == 1 else "are"
@@ -146,15 +151,16 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         needed = datasets_needed_for_sharpness(fits)
         if needed is not None:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
-                "would show it in 80 of 100 studies. A weaker effect needs more."
+                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} such "
+                "datasets would show it in 80 of 100 studies. A weaker effect or more similar K_F "
+                "needs more."
             )
         steps.append("`isweep power` estimates how often a larger sweep would decide.")
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
             option = fits.one_dataset.target.option
-            steps.append(f"Predict for a target of your own: `{command} {option}`.")
+            steps.append(f"Replace TARGET by your own target: `{command} {option}`.")
         if fits.one_dataset.num_seeds < MIN_SEEDS_FOR_INTERVAL:
             seeds = ",".join(map(str, range(MIN_SEEDS_FOR_INTERVAL)))
             steps.append(
@@ -177,25 +183,37 @@ def family(fits: ScalingFits) -> str:
         return "These answers describe one dataset. Nothing was tested on several datasets."
     if fits.class_pairs:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
-        sentences = [_of_holm(tests)]
-        if any(slope.adjusted_p is not None and is_late(slope, fits) for slope in fits.class_pairs):
-            sentences.append("This does not hold for a question asked after seeing these images.")
+        at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
+        num_at_delta = sum(slope.adjusted_p is not None for slope in at_delta)
+        sentences = [_of_holm(tests, num_at_delta, "at equal δ")]
         return " ".join([*sentences, "Intervals are over classes, which pairs share."])
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
-    sentences = [_of_holm(tests), *_of_dependent_datasets(fits)]
-    return " ".join(
-        [*sentences, "Intervals are over datasets. Everything else here is exploratory."]
-    )
+    of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
+    sentences = [
+        _of_holm(tests, num_tests(of_exponent), "on the law's rate"),
+        *_of_dependent_datasets(fits),
+    ]
+    return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
 
 
-def _of_holm(tests: int) -> str:
-    """Return a sentence on the chance of a false verdict among adjusted tests."""
+def _of_holm(tests: int, num_of_one_question: int, place: str) -> str:
+    """Return sentences on the number of tests, and on the chance of a false verdict among them.
+
+    Args:
+        tests: Number of tests that are adjusted together.
+        num_of_one_question: Number of these tests that belong to one question. If there are
+            several, there are more tests than questions, and the sentence says so.
+        place: Words for that question.
+    """
+    of_one_question = ""
+    if num_of_one_question > 1:
+        of_one_question = f"; {num_of_one_question} are {place}"
     return (
-        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm). If their "
-        'assumptions hold, the chance of any false "supported" or "contradicted" is at most '
-        f"{per_cent_of(LEVEL)}."
+        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm){of_one_question}. "
+        'If their assumptions hold, the chance of any false "supported" or "contradicted" is at '
+        f"most {per_cent_of(LEVEL)}."
     )
 
 
@@ -238,7 +256,7 @@ def summary(
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):
-        lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
+        lines += wrap(f"{finding.badge.upper()}: {finding.question}", width)
         paragraphs = [finding.line]
         if with_details:
             paragraphs += [" ".join(finding.details), *finding.notes]

@@ -43,6 +43,7 @@ from orchestrator.analysis.limits import (
     SweepFacts,
     limits_of,
     limits_of_origins,
+    num_without_error,
     shared_collections,
 )
 from orchestrator.analysis.one_dataset import OneDataset, one_dataset
@@ -85,6 +86,7 @@ class ScalingFits:
         fits: All fits, also those that could not be made.
         answers: Answers to the headline questions.
         num_at_chance_level: Number of points at chance level.
+        num_without_error: Number of points at which no test image is classified wrongly.
         caveats: Sentences on what cannot be concluded.
         class_pairs: Slopes over the class pairs of one dataset.
         interventions: Results of an experiment; None without one.
@@ -105,6 +107,7 @@ class ScalingFits:
     fits: tuple[AnyFit, ...]
     answers: tuple[Answer, ...]
     num_at_chance_level: int
+    num_without_error: int = 0
     caveats: tuple[str, ...] = ()
     class_pairs: tuple[Slope, ...] = ()
     interventions: Interventions | None = None
@@ -356,6 +359,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         fits=tuple(fits),
         answers=answers,
         num_at_chance_level=int(points[AT_CHANCE_LEVEL].sum()),
+        num_without_error=num_without_error(points),
         caveats=limits_of(prepared.full, points),
         class_pairs=class_pairs,
         sharpness_with_delta=sharpness_with_delta(points) if class_pairs else None,

@@ -101,13 +101,23 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
 
 def _without_error(points: pd.DataFrame) -> Iterator[str]:
     """Warn if most networks make no error: their loss measures confidence alone."""
-    accuracies = points[TEST_ACCURACY].dropna()
-    num_perfect = int((accuracies >= 1).sum())
-    if 2 * num_perfect > len(accuracies):
-        yield (
-            f"In {num_perfect} of {plural(len(accuracies), 'point')} no test image is wrong: there "
-            "the loss measures confidence, not errors."
-        )
+    num_points = int(points[TEST_ACCURACY].notna().sum())
+    num_perfect = num_without_error(points)
+    if 2 * num_perfect > num_points:
+        yield of_points_without_error(num_perfect, num_points)
+
+
+def num_without_error(points: pd.DataFrame) -> int:
+    """Return the number of points at which every test image is classified correctly."""
+    return int((points[TEST_ACCURACY] >= 1).sum())
+
+
+def of_points_without_error(num_perfect: int, num_points: int) -> str:
+    """Return the sentence on points at which no test image is classified wrongly."""
+    return (
+        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the loss "
+        "measures confidence, not errors."
+    )
 
 
 def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:

@@ -129,15 +129,30 @@ class Target:
     Attributes:
         metric: ``accuracy`` or ``loss``.
         value: The score: a share in [0, 1], or a loss in nat.
+        is_expected: Whether a network is expected to reach this score with four times the images.
+            Otherwise, the target is half the errors or half the loss of the best result.
     """
 
     metric: Metric
     value: float
+    is_expected: bool
 
     @property
     def option(self) -> str:
-        """The option of ``isweep predict`` for this target."""
-        return f"--target-{self.metric} {self.value:.10g}"
+        """The option of ``isweep predict`` for another target with the same metric."""
+        return f"--target-{self.metric} TARGET"
+
+    @property
+    def reason(self) -> str:
+        """A sentence on the choice of this target."""
+        chosen = f"isweep chose the target {number(self.value)}"
+        if self.is_expected:
+            return (
+                f"{chosen} because a network is expected to reach about this score with "
+                f"{TARGET_SIZE_FACTOR} times your largest train size."
+            )
+        errors = "loss" if self.metric == "loss" else "error rate"
+        return f"{chosen} because it has about half the {errors} of the best result so far."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,9 +393,12 @@ def next_target(rows: pd.DataFrame) -> Target:
     lowest_error_rate = float(1 - means[TEST_ACCURACY].max())
     if rows[TEST_ACCURACY].notna().all() and lowest_error_rate > 0:
         expected = min(1 - score for score in _expected_scores(rows, "accuracy"))
-        return Target("accuracy", round(1 - _below(lowest_error_rate, expected), 12))
+        rounded = _rounded_below(lowest_error_rate, expected)
+        errors = rounded or _half(lowest_error_rate)
+        return Target("accuracy", round(1 - errors, 12), is_expected=rounded is not None)
     lowest_loss = float(means[TEST_LOSS].min())
-    return Target("loss", _below(lowest_loss, min(_expected_scores(rows, "loss"))))
+    rounded = _rounded_below(lowest_loss, min(_expected_scores(rows, "loss")))
+    return Target("loss", rounded or _half(lowest_loss), is_expected=rounded is not None)
 
 
 def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
@@ -390,12 +408,17 @@ def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
     return [curve.score.value for curve in curves]
 
 
-def _below(lowest: float, expected: float) -> float:
-    """Return the expected errors with one or two digits, or half the lowest errors so far."""
+def _rounded_below(lowest: float, expected: float) -> float | None:
+    """Return the expected errors with one or two digits; None if they are not the lowest."""
     for digits in (1, 2):
         rounded = float(f"{expected:.{digits - 1}e}")
         if 0 < rounded < lowest:
             return rounded
+    return None
+
+
+def _half(lowest: float) -> float:
+    """Return half the lowest errors so far, with one digit."""
     return float(f"{lowest / 2:.0e}")
 
 

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from inspect import signature
 from io import TextIOWrapper
@@ -261,8 +261,9 @@ def _completed_options(error: CycloptsError) -> list[str]:
     return completed if len(completed) <= MAX_COMPLETED else []
 
 
+@cache
 def application() -> App:
-    """Return the parser of all commands."""
+    """Return the parser of all commands, which is made once."""
     app = _App(
         name="isweep",
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from search_spaces.specs import Domain
 
 Finite = Annotated[float, real()]
+Share = Annotated[float, real(share=True)]
 GOAL = Group("Goal", sort_key=1)
 PILOT = Group("Pilot", sort_key=2)
 CURVES = Group("One dataset alone", sort_key=3)
@@ -66,21 +67,21 @@ class CurveOptions:
 
     Attributes:
         curve: A CSV file of your results, with one row per training, instead of a sweep. Columns:
-            train_size and a score (test_loss, test_error, test_accuracy or auc), optionally model,
-            seed and test_size.
-        target_error: Error rate to reach, between 0 and 1.
-        target_accuracy: Accuracy to reach, between 0 and 1.
-        target_auroc: AUROC to reach, between 0 and 1.
+            train_size (or N) and a score (test_loss, test_error, test_accuracy or auc), optionally
+            model, seed, test_size and num_classes.
+        target_error: Error rate to reach, such as 0.1 or 10%.
+        target_accuracy: Accuracy to reach, such as 0.9 or 90%.
+        target_auroc: AUROC to reach, such as 0.9.
         assurance: Probability with which the predicted number of images reaches the target
             (default 0.8).
         test_size: Number of images of your test set, which determines the noise of its scores.
     """
 
     curve: Annotated[File, Parameter(group=CURVES)] = None
-    target_error: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    target_accuracy: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    target_auroc: Annotated[Finite | None, Parameter(group=CURVES)] = None
-    assurance: Annotated[Finite, Parameter(group=CURVES)] = 0.8
+    target_error: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_accuracy: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_auroc: Annotated[Share | None, Parameter(group=CURVES)] = None
+    assurance: Annotated[Share, Parameter(group=CURVES)] = 0.8
     test_size: Annotated[int | None, whole(2), Parameter(group=CURVES, metavar="N")] = None
 
 
@@ -281,14 +282,15 @@ def _print_curves(
     Without a target, the question is about the first score of the table.
     """
     from orchestrator.analysis.curve_answers import answers
-    from orchestrator.analysis.curve_tables import metric_of
+    from orchestrator.analysis.curve_tables import errors_with_source, metric_of
 
-    if question.target is None:
-        question = replace(question, metric=metric_of(table))
     network: str | None = model
     if model == "pooled":
         network = None
-    report = answers(table, question, network)
+    with errors_with_source(source):
+        if question.target is None:
+            question = replace(question, metric=metric_of(table))
+        report = answers(table, question, network)
     lines = [f"Learning curves of {source}:"]
     for curve in report.curves:
         lines += curve.lines()

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.cli.options import Place, Sweep
 from orchestrator.cli.printing import cell, emit, end_waiting, grid, print_message, stderr, stdout
-from search_spaces.errors import ConfigError, SweepError, collect, nearest
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
@@ -87,13 +87,13 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
         trial_id = document["failures"][0]["trial_id"]
         yield f"Traceback and log of one trial: {command} --trial {trial_id}"
     if document["stale"]:
-        yield f"Results of outdated data, which the next run replaces: {document['stale']}"
+        yield f"The next run replaces {plural(document['stale'], 'result')} of outdated data."
     for item in document["unreadable"]:
         yield f"Not used: {item['path']} ({item['reason']})"
     if document["foreign"]:
         yield (
-            "Results of trials that are not in the plan, kept but not used: "
-            f"{len(document['foreign'])}"
+            f"isweep keeps {plural(len(document['foreign']), 'result')} of trials that are not in "
+            "the plan, but does not use them."
         )
     if document["done"]:
         yield document["cost"]["text"]

@@ -73,6 +73,7 @@ CLASS_PAIR = _text(
     "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
 )
 TRAIN_SIZE = _choice("train_size", "number of training images N", "images")
+TEST_SIZE = _choice("test_size", "number of test images", "images")
 SEED = _choice(
     "seed", "number of the repetition; it decides the initial weights and the batch order"
 )

@@ -99,8 +99,8 @@ TABLE_NOTE = (
     "The validation loss is the mean ± standard error over the runs of one finalist, in nat. The "
     "gain is the loss of the sweep's recipe minus this loss, in the same runs. If no recipe was "
     "better than the sweep's recipe by more than one standard error, the sweep's recipe is kept. "
-    "Trainings of 7 of 10 + 3 mean: the search used 7 of at most 10 trainings, and finalists were "
-    "trained 3 more times."
+    "In the column of trainings, for example, 7 of 10 + 3 means that the search used 7 of at most "
+    "10 trainings, and that finalists were trained 3 more times."
 )
 CAPTION = (
     "The figure shows the validation loss against the learning rate. Weight decay and batch size "

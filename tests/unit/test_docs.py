@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import isweep
@@ -241,6 +242,23 @@ def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark()
             assert f"{row['ours']:.2f}" in page, row["population"]
             assert f"{row[row['best rival']]:.2f}" in page, row["population"]
             assert f"({row['best rival']})" in page
+
+
+def test_the_page_on_needed_images_gives_the_shares_of_numbers_that_were_large_enough():
+    page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
+    results = (ROOT / "benchmarks/results/prediction_rivals.json").read_text(encoding="utf-8")
+    rows = pd.DataFrame(json.loads(results)["needed sizes"]).query("probability == 0.8")
+    predicted = []
+    large_enough = []
+    for _, cases in rows.groupby("points"):
+        num_predicted = (cases["told"] * cases["curves"]).sum()
+        num_enough = (cases["large enough, of all"] * cases["curves"]).sum()
+        predicted.append(f"{100 * num_predicted / cases['curves'].sum():.0f} %")
+        large_enough.append(f"{100 * num_enough / num_predicted:.0f} %")
+    text = " ".join(page.split())
+    assert f"for {predicted[0]}, {predicted[1]} and {predicted[2]} of the curves" in text
+    shares = f"{large_enough[0]}, {large_enough[1]} and {large_enough[2]} of cases"
+    assert f"large enough in only {shares}" in text
 
 
 def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):

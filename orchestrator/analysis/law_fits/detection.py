@@ -51,6 +51,15 @@ class TTest:
         """Return whether resampling can give a p small enough for a family of ``num_tests``."""
         return self.smallest_p <= verdict_level(num_tests)
 
+    def num_others_needed(self, num_tests: int) -> int:
+        """Return how many other tests must be significant before this one can be.
+
+        Holm's correction compares the k-th smallest of m p-values with 0.05 / (m − k + 1).
+        """
+        if self.can_detect(num_tests):
+            return 0
+        return num_tests - int(LEVEL / self.smallest_p)
+
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect an effect in a family of ``num_tests`` tests.
 
@@ -115,6 +124,10 @@ class LargestCorrelation:
     def can_detect(self, num_tests: int) -> bool:
         """Return whether permutations can give a p small enough for a family of ``num_tests``."""
         return max(num_tests, 1) <= len(self.criticals)
+
+    def num_others_needed(self, num_tests: int) -> int:
+        """Return how many other tests must be significant before this one can be, by Holm."""
+        return max(num_tests, 1) - min(len(self.criticals), max(num_tests, 1))
 
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect one such correlation.

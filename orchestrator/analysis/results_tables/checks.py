@@ -145,11 +145,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     _check_domains(table)
     _check_accuracies(table)
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
-    absent: dict[str, Any] = {}
-    for column in COLUMNS:
-        if column.name not in full:
-            absent[column.name] = "" if column.kind == "text" else np.nan
-    full = full.assign(**absent)
+    absent = [column.name for column in COLUMNS if column.name not in full]
+    full = full.reindex(columns=[*full.columns, *absent])
     texts = [name for name in full.columns if name in TEXT_COLUMNS]
     # Texts are stored as objects: each access to a pandas string column calls Arrow, and fits
     # access these columns thousands of times.

@@ -26,6 +26,8 @@ from orchestrator.analysis.sentences.of_power import (
 )
 from search_spaces.errors import plural
 
+SUGGESTED = "suggested"
+"""Badge of a detected effect whose question came after the data: the answer confirms nothing."""
 FindingVerdict = Verdict | Literal["described"]
 """A verdict, or ``described``: numbers of no family of tests, so that no verdict follows."""
 ASKED_AFTER_SEEING = (
@@ -45,6 +47,13 @@ SIDES: dict[Alternative, str] = {
     "rise": "one-sided for a rise",
 }
 """Side of the null value on which a result counts -> its words."""
+
+
+def badge_of(verdict: FindingVerdict, is_late: bool) -> str:
+    """Return the word for a verdict; ``suggested`` for an effect whose question is late."""
+    if is_late and verdict in ("supported", "contradicted"):
+        return SUGGESTED
+    return verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +96,11 @@ class Finding:
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")
         return " ".join(sentences)
+
+    @property
+    def badge(self) -> str:
+        """The word before the question: the verdict, or ``suggested`` if the question is late."""
+        return badge_of(self.verdict, self.is_late)
 
     @property
     def answer(self) -> str:
@@ -166,7 +180,7 @@ def short_answer(
     evidence = f"95 % interval{of_interval} {bounds}"
     if answer.adjusted_p is not None:
         evidence += f"; adjusted {p_equals(answer.adjusted_p)}{against}"
-    sentences = [opening, f"{size} ({evidence}).", why_undecided(answer)]
+    sentences = [opening, f"{size} ({evidence}).", why_undecided(answer), undecidable(answer)]
     if one_decides(answer):
         sentences.append(influence(answer, name_of_value, replicate))
     return tuple(filter(None, sentences))
@@ -191,9 +205,16 @@ def details_of_test(
         )
     if not one_decides(answer):
         sentences.append(influence(answer, name_of_value, replicate))
-    if not answer.is_decided:
+    if not answer.is_decided and not undecidable(answer):
         sentences.append(power_sentence(answer))
     return tuple(filter(None, sentences))
+
+
+def undecidable(answer: Answer) -> str:
+    """Return why a table this small cannot decide a question; empty if it could."""
+    if answer.verdict != "undecided":
+        return ""
+    return nothing_detectable(answer.test, answer.num_tests)
 
 
 def _null_value(answer: Answer) -> str:

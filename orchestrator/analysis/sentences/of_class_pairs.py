@@ -21,6 +21,7 @@ from orchestrator.analysis.class_pairs import (
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Interval
+from orchestrator.analysis.limits import of_points_without_error
 from orchestrator.analysis.number_formats import interval, number, p_value
 from orchestrator.analysis.sentences.finding import (
     ASKED_AFTER_SEEING,
@@ -32,6 +33,7 @@ from orchestrator.analysis.sentences.finding import (
     multiplied,
     not_testable,
     short_answer,
+    undecidable,
 )
 from orchestrator.results.columns import attack_columns
 
@@ -63,6 +65,9 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             finding = _of_pair_slope(slope, d_data, in_pixels, attack)
             if slope.on == LOSS:
                 finding = finding.with_sentence(LABEL_SHARPNESS_MEANS)
+                if 2 * fits.num_without_error > fits.num_points:
+                    without = of_points_without_error(fits.num_without_error, fits.num_points)
+                    finding = finding.with_sentence(without)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
             if is_late(slope, fits) and finding.verdict != "not testable":
@@ -188,7 +193,8 @@ def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None)
             f"The slope of {response} on log K_F is {number(answer.value)} (95 % interval "
             f"{interval(answer.interval)})."
         )
-        of_response = " ".join(details_of_test(answer, "the slope", "class"))
+        of_test = [undecidable(answer), *details_of_test(answer, "the slope", "class")]
+        of_response = " ".join(filter(None, of_test))
         if of_response:
             details.append(f"{response[:1].upper()}{response[1:]}: {of_response}")
     adjusted_ps = [one.adjusted_p for one in answers.values() if one.adjusted_p is not None]

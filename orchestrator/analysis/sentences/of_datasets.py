@@ -21,6 +21,7 @@ from orchestrator.analysis.headline import (
 )
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE
 from orchestrator.analysis.law_fits.falls import sign_test_p
 from orchestrator.analysis.law_fits.records import (
     ExponentFit,
@@ -146,7 +147,10 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
         return "No practical number of such datasets would make it 80 of 100."
-    return f"About {needed:,} such datasets would make it 80 of 100."
+    return (
+        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs less "
+        "between them, more are needed."
+    )
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -216,7 +220,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
     smallest, largest = fit.train_sizes
     share = _of_all_datasets(fit.num_falling, fit.num_datasets)
     details = []
-    if fit.sign_p is not None and fit.num_datasets > 1:
+    if fit.sign_p is not None and fit.num_datasets > 1 and not fits.dependent_datasets:
         details.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
     factor, bounds = multiplied(slope.value, slope.interval, float(np.log(2)))
     doubling = f"Doubling N went with {factor} times the loss"
@@ -274,7 +278,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         against=" against b = 0",
     )
     if against_bound.adjusted_p is not None:
-        short = (*short, _against_the_law(against_bound), _above_the_law(fit))
+        short = (*short, _against_the_law(against_bound), _above_the_law(fits))
     if claim:
         claim = f"{claim}."
         short = (claim, *short)
@@ -322,18 +326,24 @@ def _against_the_law(against_bound: Answer) -> str:
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
 
-def _above_the_law(fit: ExponentFit) -> str:
+def _above_the_law(fits: ScalingFits) -> str:
     """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
 
     The sign test gives every dataset the same weight, as the pooled exponent does not. It belongs
-    to no family of tests, so no verdict uses it.
+    to no family of tests, so no verdict uses it. It assumes independent datasets.
     """
-    counted = _of_all_datasets(fit.num_above_bound, len(fit.by_dataset))
+    fit = fits.exponent()
+    text = f"b is above 1 in {_of_all_datasets(fit.num_above_bound, len(fit.by_dataset))}"
     exponents = np.array([*fit.by_dataset.values()])
     p = sign_test_p(exponents - LAW_SLOPE)
-    if p is None:
-        return f"b is above 1 in {counted}."
-    return f"b is above 1 in {counted} (exact sign test: {p_equals(p)}, not adjusted)."
+    if p is not None and not fits.dependent_datasets:
+        text += f" (exact sign test: {p_equals(p)}, not adjusted)"
+    # Losses at chance level do not fall with N, so they can change the count.
+    above_chance = fits.exponent(variant=ABOVE_CHANCE)
+    if fits.num_at_chance_level and above_chance.by_dataset:
+        counted = f"{above_chance.num_above_bound} of {len(above_chance.by_dataset)}"
+        text += f"; without points at chance level, in {counted}"
+    return f"{text}."
 
 
 def _range_of_exponents(fit: ExponentFit) -> str:

@@ -28,10 +28,13 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
         )
     for curve in sorted(single.curves, key=lambda curve: curve.name != single.best_model):
         needed = single.images_for_target(curve.name)
+        reason = ""
+        if needed and single.target is not None and curve.name == single.best_model:
+            reason = single.target.reason
         yield Finding(
             question=f"What would more images bring {curve.name}?",
             verdict="described",
-            sentences=tuple(filter(None, [curve.expected_line, needed])),
+            sentences=tuple(filter(None, [curve.expected_line, needed, reason])),
             details=(f"{curve.name}: {curve.measured_line}",),
         )
     if single.robustness:

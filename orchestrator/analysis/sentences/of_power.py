@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, verdict_level
 from orchestrator.analysis.number_formats import number, per_cent_of
+from search_spaces.errors import plural
 
 
 def at_level(num_tests: int) -> str:
@@ -15,10 +16,15 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     """Return why no effect can be detected; empty if resampling can give a small enough p."""
     if test is None or test.can_detect(num_tests):
         return ""
-    return (
+    why = (
         f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p below "
         f"{number(test.smallest_p, 2)}."
     )
+    num_others = test.num_others_needed(num_tests)
+    if num_others >= max(num_tests, 1):
+        return f"{why} Whatever its numbers are, the table cannot decide this question."
+    others = plural(num_others, "other test")
+    return f"{why} A verdict is possible only if {others} of the family are significant."
 
 
 def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:

@@ -9,6 +9,7 @@ from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
 )
+from orchestrator.analysis.sentences.finding import SUGGESTED
 from orchestrator.results.columns import attack_columns
 
 METHODS = {
@@ -80,6 +81,12 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         "The adjusted p is at most 0.05 and the interval excludes the null value. If the estimate "
         "is on the expected side, the claim is supported. On the other side, it is contradicted.",
     )
+    if fits.asked_after_seeing:
+        yield (
+            SUGGESTED,
+            "The effect was detected as in a supported or contradicted answer. But the question "
+            "was asked after seeing these images, so the answer confirms nothing.",
+        )
     yield (
         "undecided",
         "The effect is neither shown nor excluded. The adjusted p is above 0.05, or the interval "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from orchestrator.analysis.law_fits.records import (
 )
 from orchestrator.analysis.number_formats import interval, number, p_value, percent
 from orchestrator.analysis.results_tables.points import WORDS
+from orchestrator.analysis.sentences.finding import badge_of
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
@@ -51,6 +52,8 @@ class FitTable:
         note: Explanation of the columns.
         columns: Name of a column -> its text for a row.
         numeric_from: Index of the first column of numbers.
+        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note has the
+            sentence if it applies to any row.
     """
 
     key: str
@@ -59,6 +62,15 @@ class FitTable:
     note: str
     columns: Mapping[str, Column]
     numeric_from: int
+    notes_on_rows: Mapping[str, Callable[[FitRow], bool]] = field(default_factory=dict)
+
+    def note_on(self, rows: Sequence[FitRow]) -> str:
+        """Return the note for these rows, without sentences that apply to none of them."""
+        sentences = [self.note]
+        for sentence, applies_to in self.notes_on_rows.items():
+            if any(applies_to(row) for row in rows):
+                sentences.append(sentence)
+        return " ".join(sentences)
 
 
 def _model(row: FitRow) -> str:
@@ -85,6 +97,18 @@ def _resampled_p(row: FitRow) -> str:
     """Return the p-value by resampling, with a star if it is exact."""
     star = "*" if row.estimate.exact else ""
     return f"{p_value(row.estimate.resampled_p)}{star}"
+
+
+def _is_exact(row: FitRow) -> bool:
+    return row.estimate.exact
+
+
+def _is_approximate(row: FitRow) -> bool:
+    return row.estimate.resampled_p is not None and not row.estimate.exact
+
+
+def _leaves_curves_out(row: FitRow) -> bool:
+    return isinstance(row.fit, ExponentFit) and row.fit.num_at_chance > 0
 
 
 def _without(row: FitRow) -> str:
@@ -185,10 +209,14 @@ FIT_TABLES = (
         note=(
             "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
             "dataset and class pair has one d, measured at its largest N. The law's bound is 1. No "
-            "dependence on N is 0. Curves: number of fitted curves, of all curves. If losses reach "
-            "chance level, only curves clear of chance level are fitted. Above 1: number of "
-            "datasets whose own exponent · d is above 1."
+            "dependence on N is 0. Curves: number of fitted curves, of all curves. Above 1: number "
+            "of datasets whose own exponent · d is above 1."
         ),
+        notes_on_rows={
+            "If a row has fewer curves than all, the others reach chance level.": (
+                _leaves_curves_out
+            ),
+        },
         columns={
             "model": _model,
             "datasets": _datasets,
@@ -228,9 +256,13 @@ FIT_TABLES = (
         title="Losses of datasets at equal N",
         note=(
             "Fits to the mean log test loss of each dataset at equal model and train size, with t "
-            "intervals. *: exact permutation p, over all orders of datasets; the others use random "
-            "orders. Without: the value without the most influential dataset."
+            "intervals. Without: the value without the most influential dataset."
         ),
+        notes_on_rows={
+            "*: exact permutation p, over all orders of datasets.": _is_exact,
+            "A permutation p without * is approximate: it permutes residuals, or uses random "
+            "orders.": _is_approximate,
+        },
         columns={
             "model": _model,
             "datasets": _datasets,
@@ -301,7 +333,7 @@ def fit_tables(fits: ScalingFits) -> list[Table]:
             laid_out(
                 table.key,
                 table.title,
-                table.note,
+                table.note_on(rows),
                 rows,
                 table.columns,
                 numeric_from=table.numeric_from,
@@ -349,7 +381,9 @@ def answer_table(fits: ScalingFits) -> Table:
             "adjusted p": "adjusted_p",
             "over tests": "num_tests",
             "datasets or classes": "num_replicates",
-            "verdict": "verdict",
+            "verdict": lambda answer: badge_of(
+                answer.verdict, answer.question.key in fits.asked_after_seeing
+            ),
         },
     )
 

@@ -32,6 +32,13 @@ def test_a_file_gives_the_answers_of_its_table(tmp_path):
     assert by_file.displayed().equals(isweep.learning_curves(TABLE, **options).displayed())
 
 
+def test_a_message_names_the_file_of_a_wrong_cell(tmp_path):
+    file = tmp_path / "results.csv"
+    TABLE.assign(test_loss=[0.7, -1, 0.5]).to_csv(file, index=False)
+    with pytest.raises(isweep.SweepError, match=r"results\.csv: Line 3 of the table has test_loss"):
+        isweep.learning_curves(file)
+
+
 def test_a_message_names_an_unknown_network():
     with pytest.raises(isweep.SweepError, match=r"model.*'vgg'"):
         isweep.learning_curves(TABLE.assign(model="resnet"), model="vgg")

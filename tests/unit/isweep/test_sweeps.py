@@ -62,7 +62,7 @@ def test_a_sweep_that_never_ran_has_no_results(root):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("dmo", {}, "'dmo'. Did you mean 'demo'"),
+        ("dmo", {}, "the name 'dmo', .* Did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
         ({**SMALL, "model": []}, {}, r"model is not a known key\. Did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "a value that is not allowed in a sweep file: 3j"),

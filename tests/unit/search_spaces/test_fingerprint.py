@@ -99,7 +99,7 @@ def test_an_id_does_not_depend_on_the_hash_seed_or_process():
             text=True,
             check=True,
         ).stdout
-        for seed in ("0", "1", "12345")
+        for seed in ("0", "12345")
     }
     assert printed == {f"{trial().trial_id} {trial().derived_seed}\n"}
 

@@ -18,6 +18,7 @@ from orchestrator.analysis.learning_curves import (
     shipped_prior,
 )
 from orchestrator.analysis.simple_curves import floored_power_law, power_law
+from orchestrator.results.columns import COLUMNS
 from search_spaces.errors import ConfigError, DataError
 
 EXACT = CurvePrior(
@@ -269,11 +270,11 @@ def answers_of_file(file):
         ("train_size,accuracy\n50,1.0\n100,1.0\n", "Give the number of test images"),
         (
             "train_size,test_loss\n50,inf\n100,0.5\n",
-            "test_loss inf, which is not a finite loss above 0",
+            "test_loss inf, but test_loss must be a finite loss above 0",
         ),
         (
             "train_size,test_loss\n50,0\n100,0.5\n",
-            "test_loss 0, which is not a finite loss above 0",
+            "test_loss 0, but test_loss must be a finite loss above 0",
         ),
         (
             "train_size,accuracy,test_size\n50,.7,abc\n100,.8,9\n",
@@ -284,6 +285,12 @@ def answers_of_file(file):
         ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column with the name accuracy"),
         ("train_size,auc,auc\n50,.7,.8\n", "more than one column with the name auc"),
         ('train_size,auc\n"1,000",.7\n', "Write 1000, without commas"),
+        ('train_size,accuracy\n50,"0,6"\n', r"accuracy '0,6', .*Write 0\.6, with a decimal point"),
+        (
+            "train_size,accuracy\n0,0.6\n100,0.7\n",
+            "train_size 0, but train_size must be a whole number of images from 1 to",
+        ),
+        ("train_size,accuracy\n", "The table has a header, but no rows. Add one row for each"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_with_its_line(text, reason, tmp_path):
@@ -291,6 +298,64 @@ def test_a_table_with_a_mistake_is_refused_with_its_line(text, reason, tmp_path)
     file.write_text(text, encoding="utf-8")
     with pytest.raises((DataError, ConfigError), match=reason):
         answers_of_file(file)
+
+
+def test_a_table_with_another_score_gets_the_option_for_this_score():
+    table = pd.DataFrame({"train_size": [50, 100], "test_accuracy": [0.6, 0.7]})
+    with pytest.raises(
+        DataError,
+        match=r"no column of the test loss.*Use --target-accuracy .*add a column test_loss",
+    ) as caught:
+        answers(table, CurveQuestion("loss", target=0.5))
+    assert "Rename" not in str(caught.value)
+
+
+def test_model_names_with_outer_spaces_are_the_same_model(tmp_path):
+    text = "train_size,test_loss,model\n50,0.9,cnn\n100,0.7,cnn \n200,0.6, cnn\n"
+    (curve_answer,) = answers_of_csv(tmp_path, text).curves
+    assert curve_answer.name == "cnn"
+    assert len(curve_answer.points) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "remark"),
+    [
+        ("train_size,test_loss,seeds", "The column seeds is not used. Did you mean seed?"),
+        ("train_size,test_loss,n_classes", "The column n_classes is not used. Did you mean num_c"),
+        ("n,test_loss,seed", "isweep uses the column n as the train size."),
+    ],
+)
+def test_a_remark_says_how_a_column_with_a_doubtful_name_is_used(columns, remark, tmp_path):
+    report = answers_of_csv(tmp_path, f"{columns}\n50,0.6,2\n100,0.5,2\n200,0.4,2\n")
+    assert any(line.startswith(remark) for line in report.remarks)
+
+
+def test_columns_of_a_sweep_get_no_remark():
+    names = [column.name for column in COLUMNS if column.name not in ("train_size", "test_loss")]
+    table = pd.DataFrame({"train_size": [50, 100, 200], "test_loss": [0.6, 0.5, 0.4]})
+    table = table.join(pd.DataFrame(dict.fromkeys(names, [np.nan] * 3)))
+    assert answers(table, CurveQuestion()).remarks == ()
+
+
+def test_a_remark_says_that_scores_without_a_test_size_are_taken_as_exact():
+    table = pd.DataFrame({"train_size": [50, 100, 200], "test_accuracy": [0.6, 0.7, 0.8]})
+    (remark,) = answers(table, CurveQuestion("accuracy")).remarks
+    assert remark.startswith("The size of the test set is unknown for 3 of 3 rows. isweep takes")
+    assert remark.endswith("with --test-size, or in a column test_size.")
+    assert answers(table, CurveQuestion("accuracy", test_size=200)).remarks == ()
+    assert answers(table.assign(test_size=200), CurveQuestion("accuracy")).remarks == ()
+
+
+def test_a_remark_asks_for_the_number_of_classes_if_chance_level_depends_on_it():
+    table = pd.DataFrame({"train_size": [50, 100, 200], "test_loss": [1.9, 1.8, 1.75]})
+    (remark,) = answers(table, CurveQuestion(target=0.5)).remarks
+    assert remark.startswith(
+        "curve: no test loss is clearly better than chance level for two classes, 0.693."
+    )
+    assert remark.endswith("add a column num_classes.")
+    assert answers(table.assign(num_classes=10), CurveQuestion()).remarks == ()
+    # A loss that is better than guessing among two classes is better for every number of classes.
+    assert answers(table.assign(test_loss=[0.9, 0.7, 0.5]), CurveQuestion()).remarks == ()
 
 
 def test_a_path_that_is_no_readable_csv_file_is_refused(tmp_path):
@@ -591,7 +656,8 @@ def test_a_target_that_guessing_reaches_gets_a_remark(metric, target, better):
     assert report.remarks[0].endswith(f"for 4 classes. Choose a target {better}.")
     # Without the number of classes, chance level is unknown.
     unknown = table.drop(columns="num_classes")
-    assert answers(unknown, CurveQuestion(metric, target=target)).remarks == ()
+    question = CurveQuestion(metric, target=target, test_size=200)
+    assert answers(unknown, question).remarks == ()
 
 
 def test_a_sweep_file_in_place_of_a_table_is_refused_with_the_right_command(tmp_path):

@@ -65,6 +65,11 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
     assert "With 1,680 images expect" in all_findings[1].line
     # Four times 840 images are expected to give the best network an accuracy of 0.8.
     assert "For an accuracy of 0.8: " in all_findings[1].line
+    assert (
+        "isweep chose the target 0.8 because a network is expected to reach about this score "
+        "with 4 times your largest train size."
+    ) in all_findings[1].line
+    assert "isweep chose" not in all_findings[2].line
     assert "The median estimate is" in all_findings[1].line
     assert all_findings[0].details == (
         "The two lowest test losses at each train size: N = 105: small_cnn 0.93, resnet_tiny 1.25; "
@@ -82,16 +87,16 @@ def test_the_first_screen_has_the_best_result_with_its_accuracy():
     )
 
 
-def test_the_next_command_has_the_sweep_and_a_target_above_the_best_score():
+def test_the_next_command_has_the_sweep_and_a_place_for_your_own_target():
     fits = fit_scaling_laws(trial_table())
     predict = next_steps(fits, "isweep predict my-sweep")[0]
-    assert predict.endswith("`isweep predict my-sweep --target-accuracy 0.8`.")
-    assert "`isweep predict --curve results.csv --target-accuracy 0.8`" in next_steps(fits)[0]
+    assert predict.endswith("`isweep predict my-sweep --target-accuracy TARGET`.")
+    assert "`isweep predict --curve results.csv --target-accuracy TARGET`" in next_steps(fits)[0]
 
 
 def test_a_target_lies_between_the_best_score_and_a_perfect_one():
     rows = trial_table()
-    assert next_target(rows) == Target("accuracy", 0.8)
+    assert next_target(rows) == Target("accuracy", 0.8, is_expected=True)
     perfect = rows.assign(test_accuracy=rows["test_accuracy"] / rows["test_accuracy"].max())
     target = next_target(perfect)
     assert target.metric == "loss"
@@ -100,6 +105,9 @@ def test_a_target_lies_between_the_best_score_and_a_perfect_one():
     falling = rows.assign(test_accuracy=1 - rows["test_accuracy"])
     assert next_target(falling).metric == "accuracy"
     assert next_target(falling).value > falling["test_accuracy"].max()
+    steep = rows.assign(test_accuracy=[0.9, 0.6, 0.5, 0.4] * 2)
+    assert next_target(steep) == Target("accuracy", 0.95, is_expected=False)
+    assert "about half the error rate of the best result" in next_target(steep).reason
     without = rows.assign(test_accuracy=np.nan)
     assert next_target(without).metric == "loss"
 

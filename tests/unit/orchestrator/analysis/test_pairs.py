@@ -316,9 +316,10 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
         if "closer together" in candidate.question
     ]
     assert late_finding.line == f"{finding.line} {ASKED_AFTER_SEEING}"
-    exception = "This does not hold for a question asked after seeing these images."
-    assert exception in family(fits_of_late_question)
-    assert exception not in family(fits)
+    assert (finding.badge, late_finding.badge) == ("supported", "suggested")
+    assert "SUGGESTED: Do attacks cost more accuracy where two" in "\n".join(
+        summary(fits_of_late_question)
+    )
     steps = next_steps(fits_of_late_question)
     assert "Ask the suggested question again, on images that you have not seen yet." in steps
     assert not [step for step in steps if step.startswith("Expect")]

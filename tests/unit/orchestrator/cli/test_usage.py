@@ -61,6 +61,8 @@ plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
 plan smoke --set seeds=0 | seeds is 0, but should be a list. Write [0].
 predict smoke --target-acc 0.9 | Unknown option: --target-acc. Did you mean --target-accuracy? See
 predict smoke --target-accuracy 95 | The target accuracy is 95, but it must be above 0 and below 1
+predict smoke --target-accuracy 900% | The target accuracy is 9, but it must be above 0 and below 1
+predict --curve missing.csv --target-accuracy 90% | missing.csv cannot be read as a CSV file
 predict smoke --target-accuracy 1 | The target accuracy is 1, but it must be above 0 and below 1
 measure digits --device gpu | torch has no device gpu. Did you mean `--device cuda`?
 plan smoke --set train_sizes=[-220] | value 1 of train_sizes is -220, but must be at least 2
