@@ -6,6 +6,7 @@ small network, which is enough to test the check.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from tasks.trials.training import train
 
 CPU_IMAGE_SIZE = 16
 """Side of the images on a CPU, in pixels."""
+SLOW_PART_MODELS = ("resnet18", "vgg16")
+"""Networks of the parts that take minutes for each network."""
 BATCHES_PER_EPOCH = 10
 """Number of training batches of an epoch."""
 WARM_UP_EPOCHS = 4
@@ -62,7 +65,7 @@ class Bench:
     @property
     def slow_part_models(self) -> tuple[str, ...]:
         """Networks for slow parts of the check: one with batch norm, and one without."""
-        return ("resnet18", "vgg16") if self.on_gpu else self.models
+        return SLOW_PART_MODELS if self.on_gpu else self.models
 
     @property
     def trials(self) -> tuple[TrialSpec, ...]:
@@ -86,7 +89,9 @@ class Bench:
         """Return the cases of the self-test: each network with the settings of its trials."""
         if not self.on_gpu:
             return SMALL_CASES
-        return tuple(Case.of_network(self.network(model)) for model in self.models)
+        # No trial runs during the check, so the self-tests can use all cores.
+        num_threads = len(os.sched_getaffinity(0))
+        return tuple(Case.of_network(self.network(model), num_threads) for model in self.models)
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
         """Return images of random noise with one channel, and labels, on the device."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine import gpu_check_parts, self_test_verdict
-from orchestrator.machine.gpu_bench import Bench, bench_of
+from orchestrator.machine.gpu_bench import SLOW_PART_MODELS, Bench, bench_of
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
     print_measurements,
@@ -45,7 +45,10 @@ from search_spaces.sweeps import ResourceSpec
 from tasks.atomic import write_atomic
 
 PART_TIMEOUT_S = 600.0
-"""Seconds that a part of the check may take, besides the self-tests of networks."""
+"""Seconds that a part of the check may take, besides its networks or trials."""
+NETWORK_TIMEOUT_S = 120.0
+"""Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
+float32, we predict about 600 s for all step times, of which each build of a VGG takes 4 to 5 s."""
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
@@ -295,10 +298,14 @@ def _start_part(
 
 
 def _timeout_s(part: str) -> float:
-    """Return the seconds that a part may take. Each self-test of ``correctness`` has its own."""
-    if part == "correctness":
-        return PART_TIMEOUT_S + len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S
-    return PART_TIMEOUT_S
+    """Return the seconds that a part may take; more for a part that measures many networks."""
+    extra_s_by_part = {
+        "correctness": len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S,
+        "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
+    }
+    for name in ("step_times", "passes", "memory"):
+        extra_s_by_part[name] = len(PAPER_MODELS) * NETWORK_TIMEOUT_S
+    return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
 def _answer(process: subprocess.Popen[str], timeout_s: float) -> tuple[dict[str, Any], str]:

@@ -322,13 +322,11 @@ def run(
     error_text = ""
     unchecked = ""
     is_compared = False
-    # In a worker, Ray sets the number of threads to the trial's number of CPUs.
-    num_threads = torch.get_num_threads() if device.type == "cuda" else 1
     try:
         with (
             trial_memory(device),
             fixed_torch_state(0, device),
-            deterministic(device, num_threads),
+            deterministic(device, case.num_threads),
         ):
             arithmetic += compare_with_cpu(case, device)
             is_compared = True

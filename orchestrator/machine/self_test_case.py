@@ -29,6 +29,8 @@ class Case:
         channels: number of channels of the images.
         precision: precision of the recipe.
         optimizer: optimizer of the recipe.
+        num_threads: number of CPU threads of the test. A trial's number leaves the other cores to
+            the trials of other processes.
     """
 
     model: ModelSpec
@@ -38,17 +40,27 @@ class Case:
     channels: int = 1
     precision: str = "bfloat16"
     optimizer: str = "adam"
+    num_threads: int = 1
 
     @classmethod
-    def of_network(cls, network: NetworkSpec) -> Case:
+    def of_network(cls, network: NetworkSpec, num_threads: int = 1) -> Case:
         """Return the case for a trial's network.
 
         For user-defined networks this is a ResNet-18, because they may draw random numbers or fail
         in unknown ways.
+
+        Args:
+            network: the trial's network.
+            num_threads: number of CPU threads of the test.
         """
         recipe = network.recipe
         if network.model.library == "own":
-            return cls(model_spec("resnet18"), batch_size=40, precision=recipe.precision)
+            return cls(
+                model_spec("resnet18"),
+                batch_size=40,
+                precision=recipe.precision,
+                num_threads=num_threads,
+            )
         prepared = network.subset.prepared
         num_full_batches = max(2, NUM_IMAGES // recipe.batch_size)
         ragged_batch = max(2, recipe.batch_size // 2)
@@ -60,6 +72,7 @@ class Case:
             channels=prepared.channels,
             precision=recipe.precision,
             optimizer=recipe.optimizer,
+            num_threads=num_threads,
         )
 
     def to_json(self) -> str:

@@ -105,7 +105,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     avoid_stopped_mps()
     check_gpu(network.recipe.precision)
     # The self-test runs first: a GPU in exclusive mode accepts one process at a time.
-    plain_because = check_numbers(network)
+    plain_because = check_numbers(network, resources.num_threads)
     check_computes()
     gpu_fraction = None
     if resources.num_gpus < 1:
@@ -125,8 +125,12 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     return replace(device, graphs=not plain_because, note=plain_because)
 
 
-def check_numbers(network: NetworkSpec) -> str:
+def check_numbers(network: NetworkSpec, num_threads: int) -> str:
     """Check with the self-test that this process's GPU computes a network correctly.
+
+    Args:
+        network: the trial's network.
+        num_threads: number of CPU threads that the self-test may use.
 
     Returns:
         Why trials of the network use plain steps on this GPU; empty if they use captured graphs.
@@ -136,7 +140,7 @@ def check_numbers(network: NetworkSpec) -> str:
             whether it does. So no trial may use the GPU.
     """
     gpu = torch_gpus.gpu_in_use()
-    verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
+    verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network, num_threads))
     if verdict.wrong:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),

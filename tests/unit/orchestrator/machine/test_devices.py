@@ -20,6 +20,7 @@ from orchestrator.machine.gpus import driver_hints, nvidia_smi, this_machine, to
 from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput
+from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
@@ -132,13 +133,17 @@ def test_steps_are_captured_if_that_is_faster_or_requested(
     monkeypatch.setattr(
         trial_device,
         "check_numbers",
-        lambda network: checks.append("test") or ("" if is_faster else "they are slower"),
+        lambda *_: checks.append("test") or ("" if is_faster else "they are slower"),
     )
     monkeypatch.setattr(trial_device, "check_computes", lambda: checks.append("begins"))
     device = device_for(0.5, fast, is_custom=is_custom)
     assert (device.device, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
     # The test runs before this process uses the GPU: an exclusive GPU accepts only one process.
     assert checks == ["test", "begins"]
+
+
+tested_cases: list[Case] = []
+"""Cases of which a test with the fixture :func:`verdict` requested the self-test's verdict."""
 
 
 @pytest.fixture
@@ -148,8 +153,10 @@ def verdict(without_cuda, monkeypatch):
     monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("RTX 4090", "GPU-3f"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     fields = {"wrong": "", "plain_because": "", "is_final": True, "tested_at": 0.0}
+    tested_cases.clear()
 
     def stored_verdict(uuid, case):
+        tested_cases.append(case)
         return self_test_verdict.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
 
     monkeypatch.setattr(self_test_verdict, "verdict_of", stored_verdict)
@@ -170,6 +177,16 @@ def test_a_gpu_that_computes_wrongly_is_never_used(verdict, fast, is_custom):
     assert failure.unfit_node
     assert not failure.device_lost  # so the other GPUs continue to use MPS
     assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
+
+
+@pytest.mark.usefixtures("verdict")
+@pytest.mark.parametrize(("num_cpus", "num_threads"), [(0.5, 1), (1, 1), (4, 4)])
+def test_a_self_test_uses_as_many_threads_as_its_trial(num_cpus, num_threads):
+    """The trials of other processes need the other cores."""
+    for model in (NETWORK.model, NETWORK.model.model_copy(update={"library": "own"})):
+        network = NETWORK.model_copy(update={"model": model})
+        trial_device.device_for(Resources(num_cpus, 1.0), network)
+    assert [case.num_threads for case in tested_cases] == [num_threads] * 2
 
 
 def test_the_context_that_a_run_plans_for_reaches_the_trial(verdict):
@@ -635,7 +652,7 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
-    monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
+    monkeypatch.setattr(trial_device, "check_numbers", lambda *_: "")
     assert device_for(1.0, "off").device == "cuda"
     with pytest.raises(
         SetupError,

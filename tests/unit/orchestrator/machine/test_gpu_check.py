@@ -783,6 +783,18 @@ def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested
     assert gpu_check._timeout_s("correctness") > longest
 
 
+@pytest.mark.parametrize("part", ["step_times", "passes", "memory"])
+def test_a_part_has_time_for_all_networks_on_a_slow_gpu(part):
+    """Five measurements, each with a build of 5 s; twice for captures; twice on a busy machine."""
+    seconds_per_network = 5 * (gpu_check_parts.STEP_SECONDS + 5.0)
+    assert gpu_check._timeout_s(part) > 2 * 2 * len(PAPER_MODELS) * seconds_per_network
+
+
+def test_the_part_with_trials_ends_later_than_its_trials():
+    num_networks = len(bench_of("cuda").slow_part_models)
+    assert gpu_check._timeout_s("trial") > num_networks * gpu_check_parts.TRIAL_TIMEOUT_S
+
+
 def test_hours_are_the_sum_of_the_measured_times():
     """Compare with a calculation by hand for the 972 trials of the study."""
     bench = bench_of("cuda")

@@ -210,6 +210,20 @@ def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
     assert (verdict.wrong, verdict.is_final) == ("", False)
 
 
+def test_the_comparison_uses_the_number_of_threads_of_the_case(monkeypatch):
+    """On all cores, the self-test would slow down the trials of other processes."""
+    threads = []
+
+    def compare_with_cpu(case, device):
+        threads.append(torch.get_num_threads())
+        raise ValueError("no more is needed here")
+
+    monkeypatch.setattr(self_test, "compare_with_cpu", compare_with_cpu)
+    for num_threads in (1, 2):
+        run(replace(TINY, num_threads=num_threads), CPU)
+    assert threads == [1, 2]
+
+
 def test_a_network_without_a_usable_gradient_gives_no_verdict(monkeypatch):
     monkeypatch.setattr(
         self_test,
