@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import isweep
+from orchestrator.analysis.curve_answers import MEASURED_ASSURANCE
 from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
 from search_spaces.sweeps import SweepSpec, UserSourceSpec
@@ -259,6 +260,7 @@ def test_the_page_on_needed_images_gives_the_shares_of_numbers_that_were_large_e
     assert f"for {predicted[0]}, {predicted[1]} and {predicted[2]} of the curves" in text
     shares = f"{large_enough[0]}, {large_enough[1]} and {large_enough[2]} of cases"
     assert f"large enough in only {shares}" in text
+    assert large_enough == [f"{percent} %" for percent in MEASURED_ASSURANCE.values()]
 
 
 def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):

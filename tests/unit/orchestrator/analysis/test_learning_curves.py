@@ -603,6 +603,24 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
     assert re.search(interval, curve_answer.lines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("num_sizes", "target", "remark"),
+    [
+        (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),
+        (3, 0.28, "from 3 train sizes were large enough in 44 of 100 cases"),
+        (4, 0.3, ""),  # 400 images have reached it
+        (4, None, ""),
+    ],
+)
+def test_an_extrapolated_number_has_the_share_of_the_benchmark(num_sizes, target, remark):
+    losses = [0.6, 0.42, 0.29, 0.2][:num_sizes]
+    table = pd.DataFrame({"train_size": [100, 200, 400, 800][:num_sizes], "test_loss": losses})
+    report = answers(table, CurveQuestion(target=target))
+    remarks = " ".join(report.remarks)
+    assert remark in remarks
+    assert ("In a benchmark" in remarks) == bool(remark)
+
+
 def test_the_smallest_train_size_is_no_lower_bound_of_the_needed_images():
     measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
     document = answer(measured, "net", CurveQuestion(target=0.55)).to_json()
