@@ -196,7 +196,7 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class ResourceSpec(specs.Spec):
-    """Resources of one trial. They do not enter a trial's id.
+    """Resources of one trial. A trial's id does not depend on them.
 
     Attributes:
         num_cpus: number of cores if the cluster has no GPUs. It is also the number of torch

@@ -121,7 +121,8 @@ def read_curve(path: Path) -> pd.DataFrame:
         ConfigError: If the file cannot be read as a table.
     """
     hint = (
-        "Give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
+        "Give a CSV file in UTF-8 with the column train_size and a column of scores: test_loss, "
+        "test_error, test_accuracy or auc"
     )
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)

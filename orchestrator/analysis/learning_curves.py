@@ -105,7 +105,8 @@ class CurvePoint:
 
     Args:
         train_size: Number of training images.
-        score: Mean score of the trainings: a loss in nat, or a share in [0, 1].
+        score: Mean score of the trainings: a loss in nat, or an error rate, an accuracy or an
+            AUROC in [0, 1].
         num_trainings: Number of trainings (seeds) behind the mean.
         num_test_images: Size of the test set. If None, no noise of the test set is added.
         num_positives: Number of test images of the positive class of an AUROC. If None, half of the

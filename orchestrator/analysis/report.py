@@ -203,6 +203,9 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     datasets = {}
     for name, spec in workspace.plan.datasets.items():
         datasets[name] = {"title": spec.title, "description": spec.description}
+    has_groups = False
+    for prepared in workspace.prepared.values():
+        has_groups |= prepared.record.num_groups < prepared.record.num_images
     return {
         "description": sweep.description,
         **state.counts(workspace.plan),
@@ -219,7 +222,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": datasets,
         "preset": sweep_text(sweep),
-        "methods": methods_paragraph(workspace.plan, state.trials),
+        "methods": methods_paragraph(workspace.plan, state.trials, has_groups=has_groups),
         "runs": pages.runs,
         "run_pages": pages.prefix,
     }

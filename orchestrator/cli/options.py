@@ -271,8 +271,8 @@ class ReadingOptions:
 
     Attributes:
         max_skipped_share: Largest share of a dataset's files that isweep may leave out, such as
-            0.01 or 1% (default 0.1%). isweep leaves out unusable files and copies with another
-            label. Unless the share is 0, one unusable file is always allowed.
+            0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that equal an
+            image with another label. Unless the share is 0, one unusable file is always allowed.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001

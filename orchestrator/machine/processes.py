@@ -98,6 +98,7 @@ def _run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
     )
     try:
         output, error_output = process.communicate(input_text or None, timeout=timeout_s)

@@ -82,9 +82,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     is_prepared = (path / MARKER).exists()
     if request.own_options and (is_dataset_name or is_prepared):
         raise ConfigError(
-            f"{path.name} has fixed classes and pixels, so {options_text(request.own_options)} "
-            "cannot be used",
-            hint="Remove the option, or use the path of the original images",
+            f"The classes and pixel values of {path.name} cannot be changed, so "
+            f"{options_text(request.own_options)} cannot be used",
+            hint="Remove these options, or use the path of the original images",
         )
     if is_dataset_name:
         dataset = dataset_spec(request.source)

@@ -114,7 +114,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
 
 
 def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """Remove the rows of a searched recipe for models and datasets that the sweep does not have.
+    """Remove the rows of models and datasets that a sweep lacks from the recipe of a search.
 
     Args:
         sweep: The sweep, with all rows of its searched recipe.

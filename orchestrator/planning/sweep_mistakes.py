@@ -79,7 +79,7 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     if detail["type"] == "missing":
         kind = "value" if isinstance(detail["loc"][-1], int) else "key"
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
-        return ConfigError(f"The {kind} {dotted} is missing", hint=hint)
+        return ConfigError(f"The {kind} `{dotted}` is missing", hint=hint)
     return _wrong_value(detail, dotted)
 
 

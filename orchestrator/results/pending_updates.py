@@ -90,6 +90,10 @@ class PendingUpdates:
         """Return the number of updates, also of refused ones."""
         return len(self._updates)
 
+    def __contains__(self, key: str) -> bool:
+        """Return whether the table has an update with this key, refused or not."""
+        return key in self._updates
+
     @property
     def has_refused(self) -> bool:
         """True if MLflow refused an update of the table."""

@@ -21,7 +21,7 @@ class RetryPauses:
     """The pause before the next round of updates, and whether the user was warned.
 
     Attributes:
-        next_pause_s: Seconds of the pause before the next round.
+        next_pause_s: Length of the pause before the next round, in seconds.
         is_skipped: True if the next round starts at once, because another thread waits for it.
         failing_since: Monotonic time of the first failure since the last progress, in seconds. None
             if MLflow answers.

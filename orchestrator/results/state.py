@@ -30,7 +30,8 @@ class State:
         results: Outlines of planned trials that have all planned measurements.
         trials: Records of all stored results, planned or not.
         measures: Measures of the plan's datasets.
-        failures: Latest failed attempts of planned trials without a result.
+        failures: Latest failed attempts of planned trials that are not in ``results``. A trial of
+            ``partial`` may have one, if a later measurement of its network failed.
         running: Trials that an active driver is running.
         outdated: Planned trials with a result from other data, or with other settings but the same
             id.

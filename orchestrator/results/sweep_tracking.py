@@ -80,7 +80,7 @@ def tracking_session(
     Args:
         tracker: The tracker.
         results: Stored results.
-        failures: Failures of trials without a result.
+        failures: Failures of trials. Failures of trials with a result are not sent.
     """
     ending: Ending = "FAILED"
     try:

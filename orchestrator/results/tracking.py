@@ -202,7 +202,8 @@ class Tracker:
 
         Args:
             results: Results of all trials.
-            failures: Failures of trials without a result.
+            failures: Failures of trials. Failures of trials with a result are not sent, because
+                only a later measurement of the trained network failed.
             wait: True to wait until all updates are sent. False to send them in the background.
 
         Returns:
@@ -213,11 +214,14 @@ class Tracker:
             SetupError: MLflow does not answer, or refused an update.
         """
         counts_before = self._sender.counts.copy()
+        result_keys = set()
         for run in results:
+            result_keys.add(run.run_key)
             self._put(run.run_key, FinishedRun.of(run))
         self._forget_running_trials()
         for failure in failures:
-            self.fail_trial(failure)
+            if failure.trial_id not in result_keys:
+                self.fail_trial(failure)
         self._put(END_KEY, EndTrials())
         if not wait:
             return {}
@@ -252,7 +256,8 @@ class Tracker:
         1. Wait until all updates are sent. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
         2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each update has
            one attempt, so an update that always fails does not block the updates behind it.
-        3. If updates are left, give them up and only end the runs (END_OF_RUNS).
+        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of the
+           runs failed in the last round, try the end once more.
         4. Stop the thread.
 
         Args:
@@ -268,7 +273,7 @@ class Tracker:
                 all_sent = self.flush() or self._send_last_round()
             else:
                 all_sent = self._sender.wait_until_sent(STOPPED_SWEEP)
-            if not all_sent:
+            if not all_sent or END_KEY in self._sender.pending:
                 self._sender.give_up_all()
                 self._put(END_KEY, EndSweep(ending))
                 self._sender.wait_until_sent(END_OF_RUNS)

@@ -332,9 +332,9 @@ def one_array(name: str, values: Any) -> AnyArray:
     _check_unmasked(name, values)
     try:
         array = np.asarray(values)
-    except ValueError as error:  # nested sequences of different lengths
+    except ValueError:  # nested sequences of different lengths
         raise DataError(
-            f"{name} have different shapes, so they do not form one array: {error}",
+            f"{name} have different shapes, so they do not form one array",
             hint=f"Convert all {name.lower()} to the same shape",
         ) from None
     if array.ndim == 0:

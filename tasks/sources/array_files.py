@@ -113,7 +113,7 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = _npy_header(file)
         except DAMAGE:
-            raise self.error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self.error(f"the array {name!r} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self.error(
                 f"the array {name} contains pickled Python objects, which isweep does not load "
@@ -295,17 +295,17 @@ class Hdf5File:
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self.error(f"the array {name} is damaged", hint=COPY_AGAIN) from None
+            raise self.error(f"the array {name!r} is damaged", hint=COPY_AGAIN) from None
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise self.error(
-                f"the array {name} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
+                f"the array {name!r} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save the array with smaller chunks",
             )
         # HDF5 returns zeros for chunks that were never written, and a header may declare terabytes
         # of them.
         if 0 not in header.shape and not stored_bytes:
             raise self.error(
-                f"the array {name} is empty: no values were written into it",
+                f"the array {name!r} is empty: no values were written into it",
                 hint="Write the values, and save the file again",
             )
         return header

@@ -110,7 +110,7 @@ def repeated_rows(
             contradictory.add(image)
     if contradictory:
         raise request.error(
-            f"in {name}, these images have two labels: "
+            f"{name} has two different labels for the same image. Number of such images: "
             f"{first_hashed(request, sorted(contradictory))}",
             hint="Download the table again",
         )

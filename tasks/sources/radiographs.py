@@ -222,7 +222,7 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     if num_odd or differing:
         raise request.error(
             f"{MURA_STUDIES} contradicts the names of the study folders: {num_odd} lines cannot be "
-            "read; studies with another label or without a line: "
+            "read; number of studies with another label or without a line: "
             f"{first_hashed(request, differing)}",
             hint="Download MURA again",
         )
@@ -306,7 +306,7 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "the label 'any' is not the largest label of the subtypes in these slices: "
+            "the label 'any' is not the largest label of the subtypes. Number of such slices: "
             f"{first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )

@@ -621,4 +621,5 @@ def first_hashed(request: RawRequest, names: Sequence[str]) -> str:
     """Format the number of names and the keyed hashes of the first five."""
     if not names:
         return "0"
-    return f"{len(names)}, first (hashed) {', '.join(map(request.hashed, names[:5]))}"
+    hashes = ", ".join(map(request.hashed, names[:5]))
+    return f"{len(names):,} (hashes of the first names: {hashes})"

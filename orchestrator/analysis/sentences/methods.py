@@ -14,7 +14,7 @@ from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import plural
-from search_spaces.specs import AttackSpec, DatasetSpec, MeasureSpec, TrialSpec
+from search_spaces.specs import AttackSpec, DatasetSpec, MeasureSpec, SubsetSpec, TrialSpec
 
 OPTIMIZERS = {
     "adam": "Adam with coupled weight decay",
@@ -24,21 +24,22 @@ OPTIMIZERS = {
 """Name of an optimizer in a recipe -> its name in a paper."""
 MAX_LISTED = 12
 """Most values that a sentence lists. Of more values, the sentence has only their number."""
-NO_GROUPS = "none"
-"""Beginning of the description of a dataset's groups if every image is its own group."""
 
 
-def methods_paragraph(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> list[str]:
+def methods_paragraph(
+    plan: SweepPlan, records: Mapping[str, TrialRecord], *, has_groups: bool
+) -> list[str]:
     """Return the sentences of the paragraph.
 
     Args:
         plan: The plan of the sweep.
         records: Stored results by trial id. Results of trials that the plan lacks are not counted.
+        has_groups: Whether the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
     return [
         *_images(plan),
-        *_subsets(plan),
+        *_subsets(plan, has_groups),
         *_training(plan.trials),
         *_measures(plan.measures, plan.largest_size),
         *_attacks(plan.trials),
@@ -49,15 +50,29 @@ def methods_paragraph(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> li
 def _images(plan: SweepPlan) -> Iterator[str]:
     """Yield sentences on the datasets and the preparation of their images."""
     subsets = _distinct(plan.trials, "network.subset")
-    titles = []
-    for name in _distinct(subsets, "dataset"):
-        titles.append(_title(name, plan.datasets.get(name)))
-    yield f"The networks learned to classify the images of {_listed(titles, 'dataset')}."
+    experiment = plan.sweep.experiment_datasets()
+    if experiment:
+        worlds = _distinct(experiment, "base_name")
+        yield (
+            f"The networks learned to classify the images of {plural(len(worlds), 'base dataset')} "
+            f"and of changed copies. The sweep file describes the changes."
+        )
+    else:
+        titles = []
+        for name in _distinct(subsets, "dataset"):
+            titles.append(_title(name, plan.datasets.get(name)))
+        yield f"The networks learned to classify the images of {_listed(titles, 'dataset')}."
     sides = _distinct(subsets, "prepared.image_size")
     if len(sides) == 1:
         yield f"The images have {sides[0]} × {sides[0]} pixels."
-    if "as_released" in _distinct(subsets, "prepared.data_mode"):
-        yield "The data were prepared with the known faults of the study's released code."
+    if _has_faults(subsets):
+        yield "The data were prepared with known faults of the study's released code."
+
+
+def _has_faults(subsets: Iterable[SubsetSpec]) -> bool:
+    """Return whether the preparation repeats faults of the released code on purpose."""
+    is_released = "as_released" in _distinct(subsets, "prepared.data_mode")
+    return is_released or any(_distinct(subsets, "prepared.faults"))
 
 
 def _title(name: str, spec: DatasetSpec | None) -> str:
@@ -67,7 +82,7 @@ def _title(name: str, spec: DatasetSpec | None) -> str:
     return name
 
 
-def _subsets(plan: SweepPlan) -> Iterator[str]:
+def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     """Yield sentences on the training images and the test images."""
     subsets = _distinct(plan.trials, "network.subset")
     if None not in _distinct(subsets, "class_pair"):
@@ -77,7 +92,7 @@ def _subsets(plan: SweepPlan) -> Iterator[str]:
     for train_size in sorted(_distinct(plan.trials, "network.train_size")):
         train_sizes.append(f"{train_size:,}")
     yield f"The networks were trained on {', '.join(train_sizes)} images."
-    if "as_released" in _distinct(subsets, "prepared.data_mode"):
+    if _has_faults(subsets):
         # Each of the following sentences is wrong for some fault of the released code.
         return
     yield (
@@ -87,8 +102,12 @@ def _subsets(plan: SweepPlan) -> Iterator[str]:
     test_sizes = _distinct(subsets, "test_size")
     if len(test_sizes) == 1:
         yield f"The test set has {test_sizes[0]:,} other images, the same for all train sizes."
-    if any(not spec.groups.startswith(NO_GROUPS) for spec in plan.datasets.values()):
-        yield "Images of one group, such as a patient, are never in both training and test set."
+    if has_groups:
+        yield (
+            "Where images form groups, such as patients, no group is in both training and test set."
+        )
+    if plan.further_tests:
+        yield "Each network was also tested on changed copies of the test images."
 
 
 def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
@@ -99,8 +118,9 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
     are_pretrained = _distinct(models, "pretrained")
     if len(are_pretrained) == 1:
         start = "pretrained" if are_pretrained[0] else "random"
-        seeds = plural(len(_distinct(trials, "network.seed")), "random seed")
-        yield f"Training started from {start} weights, with {seeds} for each training set."
+        yield f"Training started from {start} weights."
+    seeds = plural(len(_distinct(trials, "network.seed")), "random seed")
+    yield f"Each network was trained with {seeds} on each training set."
     settings = set()
     for recipe in _distinct(trials, "network.recipe"):
         # The name of a recipe does not change the training.
@@ -119,7 +139,12 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
 
 def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[str]:
     """Yield sentences on intrinsic dimension and label sharpness."""
-    for num_neighbors in _distinct(measures, "num_neighbors"):
+    measured = []
+    for measure in measures:
+        # The report uses this estimate, also if there are others.
+        if "mle" in measure.estimators:
+            measured.append(measure)
+    for num_neighbors in _distinct(measured, "num_neighbors"):
         yield (
             "The intrinsic dimension of the training images is the maximum likelihood estimate "
             f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004)."

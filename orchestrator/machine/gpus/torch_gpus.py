@@ -64,9 +64,11 @@ def describe(visible: str | None = None) -> NodeGpus:
     node = NodeGpus(
         socket.gethostname(), mps=mps_runs(), visible=visible, logical=is_logical(), error=""
     )
-    if not program.output:
-        return replace(node, error=program.error or "the process printed nothing")
-    fields: dict[str, Any] = json.loads(program.output.splitlines()[-1])
+    # A library may print other lines before and after the description.
+    descriptions = [line for line in program.output.splitlines() if line.startswith('{"')]
+    if not descriptions:
+        return replace(node, error=program.error or "the process printed no description of GPUs")
+    fields: dict[str, Any] = json.loads(descriptions[-1])
     gpus = tuple(Gpu(**gpu) for gpu in fields.pop("gpus"))
     return replace(node, gpus=gpus, **fields)
 

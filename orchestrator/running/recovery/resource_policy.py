@@ -130,7 +130,7 @@ class NetworkMemory:
         """Process the result of an attempt that started at this level."""
         # The level is below the own level if the attempt started before the own level was raised.
         self.own_level = min(self.own_level, level)
-        if 0 < self.raised_level <= level:
+        if self.own_level < self.raised_level <= level:
             # The trial may have fitted only because it needed less memory.
             self.is_recheck = True
         else:

@@ -11,14 +11,15 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import Provenance
 
-NO_SPLIT_GROUPS = "Images of one group, such as a patient, are never in both"
+NO_SPLIT_GROUPS = "no group is in both training and test set"
+PROMISES_OF_THE_SPLIT = (NO_SPLIT_GROUPS, "nested", "the same for all train sizes")
 
 
-def paragraph_of(name: str, records=(), **settings) -> str:
+def paragraph_of(name: str, records=(), changes=None, *, has_groups: bool = True) -> str:
     """Return the paragraph of a preset with changed settings."""
-    plan = plan_sweep(load_sweep(name, **settings))
+    plan = plan_sweep(load_sweep(name, changes))
     by_id = {trial.trial_id: record for trial, record in zip(plan.trials, records, strict=False)}
-    return " ".join(methods_paragraph(plan, by_id))
+    return " ".join(methods_paragraph(plan, by_id, has_groups=has_groups))
 
 
 def record(code_version: str, device: str) -> SimpleNamespace:
@@ -71,10 +72,30 @@ def test_each_version_of_the_code_and_each_device_is_named():
     assert "isweep 1.0+a, 1.0+b and PyTorch 2.9.1 on NVIDIA A100, cpu." in paragraph
 
 
-def test_nothing_is_promised_about_the_split_of_the_released_code():
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [("paper-as-released", {}), ("paper", {"faults": ["image_level_split"]})],
+)
+def test_nothing_is_promised_about_a_split_with_faults_of_the_released_code(preset, changes):
     corrected = paragraph_of("paper")
-    released = paragraph_of("paper-as-released")
-    for promise in (NO_SPLIT_GROUPS, "nested", "the same for all train sizes"):
+    released = paragraph_of(preset, changes=changes)
+    for promise in PROMISES_OF_THE_SPLIT:
         assert promise in corrected
         assert promise not in released
-    assert "with the known faults of the study's released code" in released
+    assert "with known faults of the study's released code" in released
+
+
+def test_groups_are_mentioned_only_if_images_form_groups():
+    assert NO_SPLIT_GROUPS not in paragraph_of("paper", has_groups=False)
+
+
+def test_the_estimator_is_named_only_if_it_was_used():
+    assert "maximum likelihood" in paragraph_of("demo")
+    paragraph = paragraph_of("demo", changes={"estimators": ["twonn"]})
+    assert "maximum likelihood" not in paragraph
+
+
+def test_an_experiment_counts_its_base_datasets_and_not_their_changed_copies():
+    paragraph = paragraph_of("interventions-digits-training")
+    assert "base datasets and of changed copies" in paragraph
+    assert "also tested on changed copies of the test images" in paragraph

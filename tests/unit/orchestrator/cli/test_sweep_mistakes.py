@@ -32,7 +32,7 @@ def good_with(old, new):
         ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Indent with spaces."),
         (
             "models: [small_cnn]\n",
-            "- The key name is missing. Add this key. - The key train_sizes is missing.",
+            "- The key `name` is missing. Add this key. - The key `train_sizes` is missing.",
         ),
         (
             good_with("mine", "../x"),

@@ -645,6 +645,21 @@ def test_a_node_whose_torch_does_not_start_has_a_problem(monkeypatch):
     assert "import torch" in problem.hint
 
 
+@pytest.mark.parametrize(
+    ("output", "torch_version", "error"),
+    [
+        ('a warning\n{"gpus": [], "torch": "2.9"}\nGoodbye.', "2.9", ""),
+        ("[]\nGoodbye.", "", "the process printed no description of GPUs"),
+    ],
+)
+def test_other_lines_around_the_description_of_gpus_are_ignored(
+    monkeypatch, output, torch_version, error
+):
+    monkeypatch.setattr(torch_gpus, "run_program", lambda *_, **__: ProgramOutput(output))
+    node = torch_gpus.describe("")
+    assert (node.torch, node.error) == (torch_version, error)
+
+
 def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
     without_cuda, monkeypatch
 ):

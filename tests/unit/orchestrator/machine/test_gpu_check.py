@@ -430,7 +430,8 @@ print('{{"cut short', end='', flush=True)
         select.select([process.stdout], [], [])  # the process has printed everything
         return process
 
-    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 0.1 if "sleep" in last_statement else 400.0)
+    limit_s = 0.1 if "sleep" in last_statement else 400.0
+    monkeypatch.setattr(gpu_check, "_timeout_s", lambda part: limit_s)
     monkeypatch.setattr(gpu_check, "_start_part", start)
     outcome = run_part("step_times", "cuda", {})
     assert (outcome["values"], outcome["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)

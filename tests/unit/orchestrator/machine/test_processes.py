@@ -27,6 +27,12 @@ def test_the_reason_is_the_last_line_of_the_error_output():
     assert run_program("ls", "/nowhere/at/all").error.endswith("No such file or directory")
 
 
+def test_bytes_that_are_not_utf_8_are_replaced_in_output_and_error():
+    assert run_program("printf", r"a\377").output == "a\ufffd"
+    program = "import sys; sys.stderr.buffer.write(b'\\xff broken'); sys.exit(3)"
+    assert run_program(sys.executable, "-c", program).error == "\ufffd broken"
+
+
 def test_a_program_without_an_answer_in_time_is_marked():
     for _ in range(2):
         result = run_program("sleep", "999", timeout_s=0.1)

@@ -71,7 +71,7 @@ def good_with_dataset(text):
             good_with("size: 20", "size: 12:30"),
             r"test_size is '12:30', but should be a valid integer",
         ),
-        (good_with("test_size: 20", "seeds: [-1]"), r"test_size is missing"),
+        (good_with("test_size: 20", "seeds: [-1]"), r"`test_size` is missing"),
         (
             good_with("test_size: 20", "tset_size: 20"),
             r"tset_size is not a known key. Did you mean 'test_size'\?",
@@ -95,7 +95,7 @@ def good_with_dataset(text):
         (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             good_with("models: [small_cnn]", "models: [{name: mine}]"),
-            r"0\.from is missing\. Write, for example, `models",
+            r"0\.from` is missing\. Write, for example, `models",
         ),
         (good_with("name: mine", "name: mine\n5: 6"), r"5 is not a known key"),
         (good_with("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets lists a dataset more than once"),
@@ -117,7 +117,7 @@ def good_with_dataset(text):
         ),
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x}"),
-            r"^The key datasets\.0\.own\.domain is missing",
+            r"^The key `datasets\.0\.own\.domain` is missing",
         ),
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x, domain: null}"),
@@ -562,7 +562,7 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
         ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
-        ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
+        ([3], r"The value `datasets\.0\.class_pairs\.0\.1` is missing"),
     ],
 )
 def test_pairs_that_are_not_two_classes_are_refused(pair, message):
@@ -670,7 +670,7 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
         ("{from: smoke, epochs: [3, 3]}", "epochs lists 3 more than once"),
         (
             "{epochs: 3}",
-            r"recipe\.from is missing\. Write, for example, `recipe: {from: demo, epochs: 3}",
+            r"`recipe\.from` is missing\. Write, for example, `recipe: {from: demo, epochs: 3}",
         ),
         (
             "{from: smoke, overrides: [{epochs: [1, 2]}]}",

@@ -306,6 +306,23 @@ class TestReconcile:
             end_times.append(run.info.end_time)
         assert end_times[0] == end_times[1]
 
+    def test_a_failed_measurement_does_not_hide_the_result_of_its_trial(self, client, sweep):
+        result = finished_run("a", 0.5)
+        failed_measurement = failure("a", "code_error", "the attack failed", 2)
+        assert reconcile(client, sweep, [result], [failed_measurement])["replayed"] == 1
+        assert reconcile(client, sweep, [result], [failed_measurement]) == UP_TO_DATE
+        assert losses(client, sweep) == {"a": 0.5}
+        assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
+
+    def test_reconcile_corrects_a_result_that_is_shown_as_failed(self, client, sweep):
+        result = finished_run("a", 0.5)
+        failed_measurement = failure("a", "code_error", "the attack failed", 2)
+        reconcile(client, sweep, [], [failed_measurement])
+        assert statuses(client, sweep)["a"] == "FAILED"
+        assert reconcile(client, sweep, [result], [failed_measurement])["replayed"] == 1
+        assert losses(client, sweep) == {"a": 0.5}
+        assert statuses(client, sweep)["a"] == "FINISHED"
+
     def test_reconcile_shows_which_network_failed_even_if_mlflow_has_no_run_of_it(
         self, client, sweep
     ):
@@ -597,6 +614,36 @@ def test_the_updates_behind_those_that_always_fail_are_sent_at_the_end(
         f"good{index}": 0.5 for index in range(5)
     }
     assert statuses(client, sweep)["sweep"] == "FINISHED"
+
+
+def test_an_end_that_fails_once_in_the_last_round_is_tried_again(sweep, monkeypatch, short_pauses):
+    monkeypatch.setattr(tracking, "FINISHED_SWEEP", WaitLimit(idle_s=0.3))
+    client = SimulatedClient()
+    tracker = open_tracker(client, sweep)
+    tracker.flush()
+    send = client.log_batch
+    end_run = client.set_terminated
+    ended_runs = []
+
+    def fail_for_the_result(run_id, metrics=(), params=(), tags=()):
+        if any(metric.key == "test_loss" for metric in metrics):
+            raise MlflowException("value too long", INTERNAL_ERROR)
+        send(run_id, metrics, params, tags)
+
+    def fail_once(run_id, *args, **kwargs):
+        ended_runs.append(run_id)
+        if len(ended_runs) == 1:
+            raise ConnectionResetError("the reply was lost")
+        end_run(run_id, *args, **kwargs)
+
+    client.log_batch = fail_for_the_result
+    client.set_terminated = fail_once
+    tracker.finish(finished_run("a", 0.5))
+
+    tracker.close("FINISHED")
+
+    assert statuses(client, sweep)["sweep"] == "FINISHED"
+    assert tracker.num_unsent_updates == 1  # the result
 
 
 def test_a_refused_update_does_not_discard_the_newer_one(sweep):

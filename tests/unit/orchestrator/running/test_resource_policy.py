@@ -126,6 +126,32 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     assert "than a whole GPU has" in decision.hint
 
 
+def test_a_result_at_the_own_level_ends_the_raised_level_that_the_own_level_has_reached():
+    sweep = load_sweep(small_sweep("many_seeds", models=["small_mlp"], seeds=[*range(5)]))
+    trials = iter(plan_sweep(sweep).trials)
+    used_by_others, used_by_the_trial = (
+        TrialFailure(kind="out_of_memory", message="", memory="gpu", held_by_others=share)
+        for share in (0.9, 0.0)
+    )
+    policy = ResourcePolicy(Resources(1, 1.0, micro_batch_policy="on"))
+    first_trial = next(trials)
+    for _ in range(5):  # the fifth failure by others raises the level
+        policy.start_attempt(first_trial)
+        policy.failed(first_trial, used_by_others)
+    second_trial = next(trials)
+    policy.start_attempt(second_trial)
+    policy.failed(second_trial, used_by_the_trial)
+    policy.start_attempt(second_trial)
+    policy.finished(second_trial)
+    own_request = policy.start_attempt(next(trials))
+
+    third_trial = next(trials)
+    policy.start_attempt(third_trial)
+    policy.failed(third_trial, used_by_others)
+
+    assert policy.start_attempt(next(trials)) == own_request
+
+
 @pytest.mark.parametrize(("node_memory", "requested_memory"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requested_memory):
     policy = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: node_memory)

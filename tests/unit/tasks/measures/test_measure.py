@@ -282,7 +282,7 @@ def ragged():
         (
             ragged(),
             [0, 1],
-            "Images have different shapes, so they do not form one array: setting an array element",
+            "Images have different shapes, so they do not form one array. Convert all images to",
         ),
         (
             np.array([*ragged(), None], object)[:2],

@@ -388,7 +388,7 @@ HDF5 = {
         lambda file: file.create_dataset(
             "images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"
         ),
-        "the array images is empty: no values were written",
+        "the array 'images' is empty: no values were written",
     ),
 }
 
