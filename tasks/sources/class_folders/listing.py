@@ -1,6 +1,6 @@
 """List a user's images that lie in one folder per class.
 
-:mod:`tasks.sources.class_folders` describes the folders and the terms.
+:mod:`tasks.sources.class_folders` describes the layouts of the folders and the terms.
 """
 
 from __future__ import annotations
