@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NUM_FAILURES_AMONG_SUCCESSES = 2
+"""Number of failures of one update, in rounds that stored other updates, before the user is warned
+of this update. A single such failure may be a lost reply."""
 JOIN_S = 1.0
 """Seconds of the longest wait for the end of the thread, which may still wait for a server."""
 
@@ -94,6 +97,8 @@ class UpdateSender:
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._pauses = RetryPauses()
+        # Numbers of failures by key, in rounds in which MLflow stored other updates.
+        self._failures_among_successes = Counter[str]()
         # Updates that were sent or refused, and files of a report that were sent.
         self._num_steps_done = 0
         self._is_last_round = False
@@ -205,6 +210,7 @@ class UpdateSender:
         """
         with self.changed:
             updates = self.pending.in_sending_order()
+        others_succeed = False
         for key, update in updates:
             if not self._must_send(key, update):
                 continue
@@ -219,9 +225,10 @@ class UpdateSender:
                 if was_last_attempt or is_final(error):
                     self._note_refusal(error, key, update)
                 else:
-                    self._note_failure(error, key, update)
+                    self._note_failure(error, key, update, others_succeed=others_succeed)
                     return
             else:
+                others_succeed = True
                 self._note_success(key, update)
 
     def _must_send(self, key: str, update: Update) -> bool:
@@ -252,7 +259,8 @@ class UpdateSender:
         """Remove an update that was sent from the table."""
         if self._pauses.is_warned and not self._is_last_round:
             self._pauses.is_warned = False
-            self._print_note("MLflow answers again")
+            self._note_for_user("MLflow answers again")
+        del self._failures_among_successes[key]
         with self.changed:
             self.pending.remove(key, update)
             self._note_progress()
@@ -267,8 +275,13 @@ class UpdateSender:
                 self.pending.refuse(key, update)
             self._note_progress()
 
-    def _note_failure(self, error: Exception, key: str, update: Update) -> None:
-        """Send an update last in the next round, and warn the user if MLflow fails for long."""
+    def _note_failure(
+        self, error: Exception, key: str, update: Update, *, others_succeed: bool
+    ) -> None:
+        """Send an update last in the next round, and warn the user if MLflow fails for long.
+
+        If other updates of the round succeeded, MLflow answers, and only this update fails.
+        """
         now = self._clock.monotonic()
         with self.changed:
             self.last_error = error
@@ -278,12 +291,26 @@ class UpdateSender:
             self.pending.postpone(key, update)
             self._pauses.note_failure(now)
             self.changed.notify_all()
-        if self._pauses.must_warn(now):
+        if others_succeed:
+            self._failures_among_successes[key] += 1
+            if self._failures_among_successes[key] == NUM_FAILURES_AMONG_SUCCESSES:
+                self._note_for_user(
+                    f"MLflow stores other updates, but not the update of {key}: "
+                    f"{first_line(error)}. The result store has all results, and isweep tries again"
+                )
+        elif key not in self._failures_among_successes and self._pauses.must_warn(now):
             self._pauses.is_warned = True
             problem = no_answer_error(error).problem
-            self._print_note(
+            self._note_for_user(
                 f"{problem}. Results are stored without MLflow, and isweep tries again"
             )
+
+    def _note_for_user(self, text: str) -> None:
+        """Print a message for the user. An error of the terminal does not stop the thread."""
+        try:
+            self._print_note(text)
+        except Exception as error:
+            log.warning("A message could not be printed (%s): %s", first_line(error), text)
 
     def _note_progress(self) -> None:
         """Count a step that is done, for the threads that wait for progress."""

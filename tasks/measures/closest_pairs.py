@@ -23,23 +23,22 @@ PAIR_DTYPE = np.dtype(
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    Every added pair that is closer than `exclusive_limit` is in the collection. Pairs at or beyond
-    the limit may be missing.
+    The collection is complete below a limit: it contains all added pairs whose squared distance is
+    smaller than ``complete_below``.
 
-    `prune` lowers the limit to the distance of the ``capacity + 1``-th closest pair, and removes
-    all pairs at or beyond the limit. So at most ``capacity`` pairs remain. If several pairs have
-    exactly this distance, fewer pairs remain: a choice among them would depend on the order of the
-    blocks.
+    `prune` sets the limit to the squared distance of the ``capacity + 1``-th closest pair. It then
+    removes all pairs that are not below the limit. Pairs that are tied with this pair are all
+    removed, because a choice among them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
-        exclusive_limit: Squared distance below which the collection is complete; infinite if no
+        complete_below: Squared distance below which the collection is complete; infinite if no
             pair is missing.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.exclusive_limit = np.inf
+        self.complete_below = np.inf
         self._chunks = [np.zeros(0, PAIR_DTYPE)]
 
     @property
@@ -63,11 +62,11 @@ class ClosestPairs:
             first_row_position: Position of the block's first row.
             first_column_position: Position of the block's first column.
         """
-        if np.isinf(self.exclusive_limit):
-            self.exclusive_limit = self._block_limit(squared_distances)
+        if np.isinf(self.complete_below):
+            self.complete_below = self._block_limit(squared_distances)
         # Pairs at exactly the limit are added too. One of them may be the (capacity + 1)-th closest
         # pair, from which `prune` computes the next limit.
-        is_close = is_at_most(squared_distances, self.exclusive_limit)
+        is_close = is_at_most(squared_distances, self.complete_below)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
         pairs["squared"] = squared_distances[rows, columns]
@@ -79,30 +78,31 @@ class ClosestPairs:
             self.prune()
 
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
-        """Return a squared distance that at least ``capacity + 1`` pairs of a block do not exceed.
+        """Return a limit with at least ``capacity + 1`` pairs of the block at or below it.
 
-        The block contains each pair at most twice. So the result is the distance of the
-        ``2 * capacity + 1``-th closest entry. If the block has fewer pairs, it is infinite.
+        The block contains each pair at most twice. So the limit is the squared distance of the
+        ``2 * capacity + 1``-th closest entry. If the block has fewer entries, the limit is
+        infinite.
         """
-        num_closer = 2 * self.capacity
-        if squared_distances.size <= num_closer:
+        rank = 2 * self.capacity
+        if squared_distances.size <= rank:
             return np.inf
-        limit = np.partition(squared_distances, num_closer, axis=None)[num_closer]
+        limit = np.partition(squared_distances, rank, axis=None)[rank]
         if limit == no_pair_value(squared_distances.dtype):
             return np.inf
         return float(limit)
 
     def merge(self, other: ClosestPairs) -> None:
         """Add the pairs of another collection, and prune."""
-        self.exclusive_limit = min(self.exclusive_limit, other.exclusive_limit)
+        self.complete_below = min(self.complete_below, other.complete_below)
         self._chunks.append(other.pairs)
         self.prune()
 
     def prune(self) -> None:
-        """Lower the limit until at most ``capacity`` pairs are below it. Remove all other pairs."""
+        """Lower the limit so that at most ``capacity`` pairs are below it. Remove all others."""
         pairs = self.pairs
         squared = pairs["squared"]
         if len(squared) > self.capacity:
             next_closest = float(np.partition(squared, self.capacity)[self.capacity])
-            self.exclusive_limit = min(self.exclusive_limit, next_closest)
-        self._chunks = [pairs[squared < self.exclusive_limit]]
+            self.complete_below = min(self.complete_below, next_closest)
+        self._chunks = [pairs[squared < self.complete_below]]

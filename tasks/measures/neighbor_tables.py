@@ -36,7 +36,7 @@ class PairList(NamedTuple):
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """The neighbors of the first ``num_positions`` positions among themselves.
+    """For each of the first ``num_positions`` points, the nearest neighbors among these points.
 
     Attributes:
         distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where there
@@ -62,7 +62,7 @@ class NeighborTable:
 
 
 @dataclass(frozen=True)
-class NeighborSearch:
+class NestedNeighbors:
     """The result of one pass over all pairs.
 
     Attributes:
@@ -83,7 +83,7 @@ def make_tables(
     job: SearchJob,
     result: SpanResult,
     train_sizes: Sequence[int],
-) -> NeighborSearch:
+) -> NestedNeighbors:
     """Return the tables of all train sizes, and the nearest points inside all samples.
 
     Args:
@@ -91,7 +91,8 @@ def make_tables(
         result: The result for all positions. This function changes it, so use it only once.
         train_sizes: Ascending train sizes, counted in positions.
     """
-    # ByteRows stores each value divided by its unit. So distances are multiplied by the unit.
+    # ByteRows stores each value divided by its unit, for example 0.2 = 51 * 1/255 as 51. So
+    # distances are multiplied by the unit.
     unit_length = job.source.unit if isinstance(job.source, ByteRows) else 1.0
     # Without samples, these arrays have the shape (0, num_positions).
     sample_squared = np.zeros(job.samples.shape)
@@ -99,7 +100,7 @@ def make_tables(
     for sample_index, nearest in enumerate(result.other_label_by_sample):
         sample_squared[sample_index] = nearest.squared[:, 0]
         sample_positions[sample_index] = nearest.positions[:, 0]
-    return NeighborSearch(
+    return NestedNeighbors(
         tables=_tables(result, train_sizes, unit_length),
         sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
         sample_other_label_positions=sample_positions,
@@ -112,7 +113,7 @@ def _tables(
     train_sizes: Sequence[int],
     unit_length: float,
 ) -> list[NeighborTable]:
-    """Return the table of each train size, from the pairs that are new up to this size.
+    """Return the table of each train size, from the new pairs of this and all smaller sizes.
 
     Args:
         result: The result for all positions. This function changes it.
@@ -120,7 +121,7 @@ def _tables(
         unit_length: Factor from the distances of the search to those of the tables.
     """
     all_positions = slice(None)
-    # After the i-th train size, these lists have the nearest points in all pairs of this size.
+    # After step i of the loop, these lists are those of the i-th train size.
     neighbors = result.neighbors[0]
     other_label = result.other_label_by_size[0]
     tables = []

@@ -4,11 +4,11 @@ A *point* is an image, or another array of numbers. Three kinds of index occur h
 modules below:
 
 - A *source row* is an index of the points of the source.
-- A *position* is an index of the points that are measured, in the same order. A duplicate of an
-  earlier point is not measured, so it has no position.
-- A *size index* is an index of the train sizes, which are ascending. The training set of size n has
-  the positions ``0 .. n-1``. The size index of a position, or of a pair of positions, is that of
-  the smallest training set that contains it.
+- A *position* is an index of the points that are measured, in the same order. It does not count
+  duplicates of earlier points, because these are not measured.
+- A *size index* i stands for the i-th train size, from 0. The train sizes are ascending. The
+  training set of size n has the positions ``0 .. n-1``. A point or a pair has the size index of
+  the first train size whose training set contains it.
 
 A pair with the size index i is *new* at the i-th train size: no smaller training set contains it.
 Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has the size index 0. All
@@ -34,7 +34,7 @@ from tasks.measures.distances import (
     estimate_center,
     is_byte_dtype,
 )
-from tasks.measures.neighbor_tables import NeighborSearch, make_tables
+from tasks.measures.neighbor_tables import NestedNeighbors, make_tables
 from tasks.measures.tile_blocks import SearchJob
 from tasks.measures.tile_search import search_all_tiles
 from tasks.remote import Executor, InlineExecutor
@@ -43,11 +43,10 @@ BLOCK_ROWS = 2048
 """Number of rows in a block. At this size the matrix product takes most of the run time. A worker
 needs about 200 MB of memory."""
 PAIRS_PER_SAMPLE = 1024
-"""Number of collected closest pairs that one sample contains, on average. A *sample* is a subset of
-the positions. :func:`tasks.measures.sharpness.permuted_sharpness` permutes the labels at random,
-and searches these pairs for the closest one with different labels. Even if only 1 % of the images
-have another label than the rest, the probability that all 1,024 pairs have equal labels is about
-1e-9."""
+"""Expected number of collected closest pairs inside one sample, which is a subset of the positions.
+:func:`tasks.measures.sharpness.permuted_sharpness` permutes the labels at random, and needs a pair
+with different labels. Of 1,024 pairs, all have equal labels with a probability of about 1e-9, even
+if only 1 % of the images have another label than the rest."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest number of closest pairs to collect among the new pairs of a train size. They take
 16 MiB."""
@@ -64,8 +63,8 @@ def nested_neighbors(
     block_rows: int = BLOCK_ROWS,
     source_rows: IntArray | None = None,
     samples: BoolArray | None = None,
-) -> NeighborSearch:
-    """Return the nearest neighbors of every position in the training set of every size.
+) -> NestedNeighbors:
+    """Return for each train size the nearest neighbors of its points inside the training set.
 
     The distances of points of bytes are square roots of exact integers. Other distances have a
     relative error of at most 1e-5 in float32 and 1e-7 in float64.
@@ -112,7 +111,7 @@ def nested_neighbors(
         label_codes = _label_codes(labels)[source_rows]
     # Every unordered pair costs one multiply-add per feature.
     multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
-    # The first train size that is larger than a position is the smallest one that contains it.
+    # The training set of size n contains a position if n is larger than the position.
     positions = np.arange(num_positions)
     size_indices = np.searchsorted(np.asarray(train_sizes), positions, side="right")
     job = SearchJob(

@@ -15,7 +15,7 @@ from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.distances import BlockSource, Precision, direct_squared_distances, flatten
 from tasks.measures.duplicates import RowCheck
 from tasks.measures.estimators import table_width
-from tasks.measures.neighbor_tables import NeighborSearch, NeighborTable
+from tasks.measures.neighbor_tables import NeighborTable, NestedNeighbors
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import OtherLabelDistances, stratified_samples
@@ -44,7 +44,7 @@ class SearchedImages:
     source: BlockSource
     source_rows: IntArray
     labels: IntArray | None
-    neighbors: NeighborSearch
+    neighbors: NestedNeighbors
     samples: BoolArray
     sample_slices: list[slice]
 

@@ -6,9 +6,9 @@ A search has three kinds of results:
 - the nearest point with another label (:mod:`tasks.measures.other_label`),
 - the closest pairs (:mod:`tasks.measures.closest_pairs`).
 
-Each is collected for the pairs that are new at one train size. So a block of distances is first cut
-into *sub-blocks*, whose pairs are all new at the same train size. Every sub-block updates the
-results of its train size. At the end, the results of all tiles are merged.
+Each train size has its own results, from the pairs that are new at this size. So a block of
+distances is first cut into *sub-blocks*, whose pairs are all new at the same train size. Every sub-
+block updates the results of its train size. At the end, the results of all tiles are merged.
 
 Example: with the train sizes 2 and 4, the block of the positions 0 to 3 is cut into four
 sub-blocks. The numbers are the size indices of the pairs::
@@ -49,7 +49,8 @@ class SpanResult:
     """The result for a span of positions: the rows or the columns of a tile, or all positions.
 
     Attributes:
-        span: The positions whose nearest points are searched.
+        span: The positions whose nearest points are searched. Closest pairs are not stored by
+            position.
         neighbors: Nearest neighbors in the new pairs of each train size.
         other_label_by_size: Nearest point with another label in the new pairs of each train size,
             as lists with one neighbor.
@@ -72,9 +73,9 @@ class SpanResult:
 
     def merge(self, other: SpanResult) -> None:
         """Merge the result of a part of this span into this result, in place."""
-        inner = other.span.relative_to(self.span)
+        part = other.span.relative_to(self.span)
         for lists, other_lists in zip(self._all_lists(), other._all_lists(), strict=True):
-            lists.merge(other_lists, inner)
+            lists.merge(other_lists, part)
         for pairs, other_pairs in zip(self.closest_pairs, other.closest_pairs, strict=True):
             pairs.merge(other_pairs)
         self.precision = widest_precision(self.precision, other.precision)
@@ -98,13 +99,13 @@ def add_block(
     sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
         sides.append((column_result, block.transposed()))
-    # Both sides can be added at the same time. They change different positions. The transposed
-    # block does not change the closest pairs, because it lies below the diagonal. The threads are
-    # those of the matrix products, which are idle now.
-    in_threads(lambda side: _add_rows(job, *side), sides)
+    # Both sides can be added at the same time. They change different positions, and only the block
+    # above the diagonal adds closest pairs: `_add_sub_block` ignores the transposed block. The
+    # threads are those of the matrix products, which are idle now.
+    in_threads(lambda side: _add_side(job, *side), sides)
 
 
-def _add_rows(
+def _add_side(
     job: SearchJob,
     result: SpanResult,
     block: TileBlock,
@@ -145,8 +146,8 @@ def _add_sub_block(
     result_rows = rows.relative_to(result.span)
     squared = block.squared[sub_block]
     result.neighbors[size_index].update(result_rows, columns.start, squared)
-    # A sub-block below the diagonal has the same pairs as the one above it, in the same block or in
-    # the transposed block. So only sub-blocks on and above the diagonal are added.
+    # Each pair occurs twice, above and below the diagonal. So closest pairs are added only from
+    # sub-blocks on and above the diagonal.
     if result.closest_pairs and rows.start <= columns.start:
         result.closest_pairs[size_index].update(squared, rows.start, columns.start)
     if masked_squared is not None:

@@ -15,8 +15,10 @@ number. This module repeats F3 to F7:
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-With F3, F4, or F5 to F7 together, images are chosen only from a *pool*: the first images of each
-class, N + ``test_size`` in total. Example of F3 with a pool of two images per class::
+With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*: the first
+images of each class, N + ``test_size`` in total. The released code does not read a split that the
+data state, so a user's data with such a split are an error here. Example of F3 with a pool of two
+images per class. The pool is full before image 5::
 
     images of the class pair    1  2  3  4  5
     true labels                 0  0  0  1  1
@@ -34,6 +36,7 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RELEASED_SEED, SubsetSpec
 from tasks.array_types import Int64Array
 from tasks.prepared.group_split import Candidates, GroupSplit, split_by_group
+from tasks.sources.own.splits import GivenSplit
 
 READ_BY_FILE_NAME = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
@@ -58,13 +61,13 @@ def split_with_faults(
         max_train_size: The train size N. It may be None if no fault needs it.
 
     Raises:
-        DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or there
-            are too few images.
+        DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or the
+            images come from a pool, and a user's data state a split. Or there are too few images.
     """
     faults = _relevant_faults(spec)
     has_wrong_labels = not faults.isdisjoint(WRONG_LABEL_FAULTS)
     if not has_wrong_labels and "test_set_depends_on_size" not in faults:
-        return _split_by_spec(candidates, spec, faults, train_size=None)
+        return _split_by_group_with_faults(candidates, spec, faults, train_size=None)
     if max_train_size is None:
         raise DataError(
             f"With the faults {', '.join(sorted(spec.prepared.faults))}, the subset depends "
@@ -73,10 +76,11 @@ def split_with_faults(
         )
     is_released_split = faults >= RELEASED_SPLIT_FAULTS
     if has_wrong_labels or is_released_split:
-        candidates = _pool(candidates, spec, faults, max_train_size)
+        _check_no_given_split(candidates, spec)
+        candidates = _read_pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
-    return _split_by_spec(candidates, spec, faults, max_train_size)
+    return _split_by_group_with_faults(candidates, spec, faults, max_train_size)
 
 
 def _relevant_faults(spec: SubsetSpec) -> set[str]:
@@ -93,26 +97,44 @@ def _relevant_faults(spec: SubsetSpec) -> set[str]:
     return faults
 
 
-def _pool(
+def _check_no_given_split(candidates: Candidates, spec: SubsetSpec) -> None:
+    """Check that a user's data do not state a split, which the pool would ignore.
+
+    Raises:
+        DataError: The data state a split.
+    """
+    is_user_data = spec.prepared.dataset not in DATASETS
+    if is_user_data and (candidates.splits != GivenSplit.NONE).any():
+        raise DataError(
+            f"{spec.prepared.dataset} has its own split into training and test images, but the "
+            f"faults {', '.join(sorted(spec.prepared.faults))} ignore it",
+            hint="Set `data_mode: corrected` without these faults, or remove the split from the "
+            "data",
+        )
+
+
+def _read_pool(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int
 ) -> Candidates:
-    """Return the pool as the released code reads it.
+    """Return the images of the pool as the released code reads them.
 
-    The labels are those of the pool. With F3 or F4, the rows are those of other images. The groups
-    of the result always belong to its rows.
+    The labels are right. With F3 or F4, the rows are those of other images. The groups of the
+    result always belong to its rows.
     """
-    pool_indices = _first_of_each_class(candidates, spec, train_size)
+    pool_indices = _pool_indices(candidates, spec, train_size)
     if "misaligned_labels" in faults:
         rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        rows = pool_indices  # F4 uses indices of candidates as rows of the prepared dataset
+        rows = (
+            pool_indices  # F4: an index in the class pair is used as an index in the whole dataset
+        )
     else:
         rows = candidates.rows[pool_indices]
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])
 
 
-def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Int64Array:
-    """Return the indices of the pool's candidates, in ascending order.
+def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Int64Array:
+    """Return the indices of the first candidates of each class, in ascending order.
 
     Raises:
         DataError: N + ``test_size`` is not a multiple of the number of classes, or a class has too
@@ -142,7 +164,7 @@ def _first_of_each_class(candidates: Candidates, spec: SubsetSpec, train_size: i
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def _split_by_spec(
+def _split_by_group_with_faults(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int | None
 ) -> GroupSplit:
     """Split with :func:`split_by_group`, changed by the faults that are switched on.
@@ -155,7 +177,7 @@ def _split_by_spec(
         if "test_set_depends_on_size" in faults:
             seed_parts.append(train_size)
         rng = np.random.default_rng(derive_seed(*seed_parts))
-    # With F3 or F4 the pool has no spare image, so every image must be used:
+    # With F3 or F4, the pool has exactly N + test_size images, so every image must be used:
     # - Groups are ignored, because a split by groups leaves out images of the test groups.
     # - Classes are not balanced, because that leaves out an image if test_size is odd.
     uses_all_images = not faults.isdisjoint(WRONG_LABEL_FAULTS)

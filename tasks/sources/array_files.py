@@ -51,6 +51,18 @@ class ArrayHeader:
         """Number of bytes that the header declares, as a Python integer that cannot overflow."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
+    @property
+    def has_plain_values(self) -> bool:
+        """Whether each value is one number or one text.
+
+        HDF5 has other values too, for example a list or a reference.
+        """
+        if self.dtype.kind == "O":  # only HDF5: an .npz with this dtype is an error
+            import h5py
+
+            return h5py.check_string_dtype(self.dtype) is not None
+        return self.dtype.kind in "uibfUS"
+
 
 ReadRow = Callable[[int], AnyArray]
 """A function that reads one row of an array by its index. For a damaged row, the function raises

@@ -3,10 +3,10 @@
 An *array name* is the name of an array in the file. The array names of PatchCamelyon, MedMNIST
 (``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
 
-All arrays except those of images are *columns*, with one value per image. The name of a column is
-its array name without the split. An exception is the array of labels: its column is always called
-``label``. Another column with this name is not read. The *role* of a column is its use, see
-:mod:`tasks.sources.own.columns`. Example:
+Every other array except the class names counts as a *column*, with one value per image. The name of
+a column is its array name without the split. An exception is the array of labels: its column is
+always called ``label``. Another column with this name is not read. The *role* of a column is its
+use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -20,7 +20,7 @@ train_age           age         none
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NoReturn
 
@@ -31,8 +31,8 @@ from tasks.sources.tables import MAX_NAMED, column_key, unused_flags
 LABEL_COLUMN = "label"
 """Name of the column of labels, and of its role."""
 LABEL_NAMES = "label_names"
-"""Array name of the class names."""
-SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
+"""Array name of the class names in every scheme."""
+SAVE_EXAMPLE = "np.savez(PATH, images=images, labels=labels)"
 """Python code in hints: the simplest way to write a file that can be read."""
 VALIDATION_NAMES = ("val", "valid")
 """Names of the validation split in array names."""
@@ -42,19 +42,21 @@ SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
 
 @dataclass(frozen=True)
 class NameScheme:
-    """The array names that belong together. In each text, ``{}`` stands for the name of the split.
+    """A rule for the names of arrays. In each text, ``{}`` stands for the name of the split.
 
     Attributes:
         images: Array name of the images.
         labels: Array name of the labels.
         prefix: Text before the name of a column in an array name.
         suffix: Text after the name of a column in an array name.
+        class_names: Array names of the class names. The first one that the file has is used.
     """
 
     images: str
     labels: str
     prefix: str = ""
     suffix: str = ""
+    class_names: tuple[str, ...] = (LABEL_NAMES,)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ class NameScheme:
         return SPLIT_NAMES if "{}" in self.images else ("",)
 
     def columns(self, names: Iterable[str], split_name: str) -> dict[str, str]:
-        """Return the columns of a split among array names: name of the column -> array name."""
+        """Find the columns of one split among array names: name of the column -> array name."""
         prefix = self.prefix.format(split_name)
         suffix = self.suffix.format(split_name)
         columns = {}
@@ -85,7 +87,7 @@ SPLIT_SCHEMES = (
 SCHEMES = (
     NameScheme("images", "labels"),
     *SHORT_SCHEMES,
-    NameScheme("data", "target"),
+    NameScheme("data", "target", class_names=(LABEL_NAMES, "target_names")),  # scikit-learn
     NameScheme("data", "labels"),
     *SPLIT_SCHEMES,
 )
@@ -99,29 +101,31 @@ class ImageArray:
     Attributes:
         images_name: Array name of the images.
         split: Split of the images.
-        array_by_column: Name of a column -> its array name, for example ``{"label":
+        array_name_by_column: Name of a column -> its array name, for example ``{"label":
             "train_labels", "age": "train_age"}``. The column of labels is the first one.
     """
 
     images_name: str
     split: GivenSplit
-    array_by_column: dict[str, str]
+    array_name_by_column: dict[str, str]
 
 
 @dataclass(frozen=True)
-class ImageArrays:
-    """The arrays of images that one scheme finds in a file.
+class FoundArrays:
+    """The arrays that one scheme finds in a file.
 
     Attributes:
         arrays: The arrays of training and test images, or of all images without splits.
         num_validation: Number of images in validation splits, which are left out.
+        class_names_array: Array name of the class names; None if the file has no such array.
     """
 
     arrays: list[ImageArray]
     num_validation: int
+    class_names_array: str | None
 
 
-def find_arrays(file: ArrayFile) -> ImageArrays:
+def find_arrays(file: ArrayFile) -> FoundArrays:
     """Find the arrays of images to read, and their columns.
 
     Raises:
@@ -129,23 +133,33 @@ def find_arrays(file: ArrayFile) -> ImageArrays:
     """
     names = set(file.names())
     by_scheme = [_arrays_of_scheme(file, scheme) for scheme in SCHEMES]
-    sets_of_arrays = [result.arrays for result in by_scheme if result.arrays]
-    _check_labels_exist(file, has_images=bool(sets_of_arrays))
-    if len(sets_of_arrays) > 1:
-        _refuse_several_sets(file, sets_of_arrays)
-    if not sets_of_arrays:
+    with_images = [result for result in by_scheme if result.arrays]
+    if len(with_images) > 1:
+        with_images = [result for result in with_images if not _are_two_columns(file, result)]
+    _check_labels_exist(file, check_short_names=not with_images)
+    if len(with_images) > 1:
+        _refuse_several_sets(file, [result.arrays for result in with_images])
+    if not with_images:
         missing = "labels" if "images" in names else "images"
         listed = ", ".join(sorted(names)[:MAX_NAMED])
         only = f", only {listed}" if listed else ""
         raise file.error(
             f"the file has no array {missing}{only}",
-            hint=f"Save the arrays with {SAVE_AS}, or use the array names of MedMNIST or Keras",
+            hint=f"Save the arrays with {SAVE_EXAMPLE}, or use the array names of MedMNIST or "
+            "Keras",
         )
     num_validation = sum(result.num_validation for result in by_scheme)
-    return ImageArrays(sets_of_arrays[0], num_validation)
+    return replace(with_images[0], num_validation=num_validation)
 
 
-def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> ImageArrays:
+def _are_two_columns(file: ArrayFile, result: FoundArrays) -> bool:
+    """Return whether arrays such as ``x`` and ``y`` are two columns, for example coordinates."""
+    short_names = {scheme.images for scheme in SHORT_SCHEMES}
+    images_name = result.arrays[0].images_name
+    return images_name in short_names and len(file.header(images_name).shape) < 3
+
+
+def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
     """Find the arrays of images whose names follow one scheme."""
     names = set(file.names())
     arrays = []
@@ -157,30 +171,33 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> ImageArrays:
             continue
         split = parse_split(split_name)
         if split is GivenSplit.VALIDATION:
-            num_validation += file.header(images_name).shape[0]
+            shape = file.header(images_name).shape
+            if shape:  # a single number, such as the accuracy in validation, is not images
+                num_validation += shape[0]
             continue
-        array_by_column = {LABEL_COLUMN: labels_name}
-        other_names = names - {images_name, labels_name, LABEL_NAMES}
+        array_name_by_column = {LABEL_COLUMN: labels_name}
+        other_names = names - {images_name, labels_name, *scheme.class_names}
         for column, name in scheme.columns(other_names, split_name).items():
             if column_key(column) != LABEL_COLUMN:
-                array_by_column[column] = name
-        arrays.append(ImageArray(images_name, split, array_by_column))
-    return ImageArrays(arrays, num_validation)
+                array_name_by_column[column] = name
+        arrays.append(ImageArray(images_name, split, array_name_by_column))
+    class_names_array = next((name for name in scheme.class_names if name in names), None)
+    return FoundArrays(arrays, num_validation, class_names_array)
 
 
-def _check_labels_exist(file: ArrayFile, *, has_images: bool) -> None:
+def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
     """Check that all arrays of images have labels. Others would be left out silently.
 
     Args:
         file: The array file.
-        has_images: Whether the file has images with labels. Otherwise an array with a short name,
-            such as ``x``, must be an array of images too.
+        check_short_names: Whether an array with a short name, such as ``x``, must have labels. It
+            need not if the file has other images with labels.
 
     Raises:
         DataError: An array of images has no labels.
     """
     names = file.names()
-    schemes = SPLIT_SCHEMES if has_images else (*SPLIT_SCHEMES, *SHORT_SCHEMES)
+    schemes = (*SPLIT_SCHEMES, *SHORT_SCHEMES) if check_short_names else SPLIT_SCHEMES
     for scheme in schemes:
         for split_name in scheme.split_names:
             images_name = scheme.images.format(split_name)
@@ -195,7 +212,7 @@ def _check_labels_exist(file: ArrayFile, *, has_images: bool) -> None:
 def _refuse_several_sets(
     file: ArrayFile, sets_of_arrays: Sequence[Sequence[ImageArray]]
 ) -> NoReturn:
-    """Raise the error for arrays of images or labels of which only one may be in the file.
+    """Raise the error for a file with several sets of images, or of labels for the same images.
 
     Raises:
         DataError: Always.
@@ -205,7 +222,7 @@ def _refuse_several_sets(
     labels_names: dict[str, None] = {}
     for array in chain(*sets_of_arrays):
         images_names[array.images_name] = None
-        labels_names[array.array_by_column[LABEL_COLUMN]] = None
+        labels_names[array.array_name_by_column[LABEL_COLUMN]] = None
     listed = ", ".join(images_names)
     if len(images_names) == 1:
         raise file.error(
@@ -214,20 +231,20 @@ def _refuse_several_sets(
         )
     raise file.error(
         f"the file has several sets of images: {listed}",
-        hint=f"Save one of these sets in a file of its own: {SAVE_AS}",
+        hint=f"Save one of these sets in a file of its own: {SAVE_EXAMPLE}",
     )
 
 
-def unused_array_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return flags for the arrays that are neither images nor columns; empty without such arrays.
+def unused_array_flags(file: ArrayFile, found_arrays: FoundArrays) -> list[str]:
+    """Return flags for the arrays that are not images, columns or class names.
 
     A flag is a warning in the record of the prepared dataset. All arrays of a validation split are
     left out on purpose, so they need no flag.
     """
     names = set(file.names())
-    expected = {LABEL_NAMES}
-    for array in arrays:
-        expected |= {array.images_name, *array.array_by_column.values()}
+    expected: set[str | None] = {found_arrays.class_names_array}
+    for array in found_arrays.arrays:
+        expected |= {array.images_name, *array.array_name_by_column.values()}
     for scheme in SPLIT_SCHEMES:
         for split_name in VALIDATION_NAMES:
             expected.update(scheme.columns(names, split_name).values())

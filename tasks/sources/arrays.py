@@ -34,7 +34,6 @@ from tasks.sources.array_files import (
 )
 from tasks.sources.array_names import (
     LABEL_COLUMN,
-    LABEL_NAMES,
     ImageArray,
     find_arrays,
     unused_array_flags,
@@ -60,45 +59,44 @@ MAX_SMALL_ARRAY_BYTES = 1 << 28
 BLOCK_IMAGES = 4096
 """Number of images that one reading task reads. The number is large, because reading rows in order
 is cheap."""
-PixelRange = Limits | None
-"""The stored values that become 0 and 255. None means no range: uint8 stays as stored, and each
-image of other integers is scaled by its own maximum."""
 
 
 class Scale(NamedTuple):
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        pixel_range: The stored values that become 0 and 255, or None.
+        limits: The stored values that become 0 and 255. None means no limits: uint8 stays as
+            stored, and each image of other integers is scaled by its own maximum.
         rule: The rule in words, for the record of the prepared dataset.
     """
 
-    pixel_range: PixelRange
+    limits: Limits | None
     rule: str
 
 
 @dataclass(frozen=True)
 class ArrayDetails:
-    """The array of an item and the scale of its pixels, which its reader needs.
+    """What the reader of an item needs: the item's array, and the scale of its pixels.
 
     Attributes:
         images_name: Array name of the image's array.
-        pixel_range: The stored values that become 0 and 255, or None.
-        file_name: Name of the array file if the raw path is a folder; else empty. If the user puts
-            another array file into the folder, the items change, so the images are read again.
+        limits: The stored values that become 0 and 255; None as in :class:`Scale`.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
+            of the item. So items of another file in the same folder are different, and their images
+            are read again.
     """
 
     images_name: str
-    pixel_range: PixelRange
+    limits: Limits | None
     file_name: str = ""
 
     @classmethod
     def from_item(cls, item: Item) -> ArrayDetails:
         """Return the details of an item that :func:`list_arrays` made."""
         images_name, black, white, *file_names = cast("tuple[Any, ...]", item.details)
-        pixel_range = None if black is None else (black, white)
+        limits = None if black is None else (black, white)
         file_name = file_names[0] if file_names else ""
-        return cls(images_name, pixel_range, file_name)
+        return cls(images_name, limits, file_name)
 
     def to_tuple(self) -> tuple[str | float | None, ...]:
         """Return the details as an item stores them: array name, black, white, file name.
@@ -106,7 +104,7 @@ class ArrayDetails:
         Without a file name, the tuple has only three entries. Earlier versions stored these three
         entries, and stored items must not change.
         """
-        black, white = self.pixel_range or (None, None)
+        black, white = self.limits or (None, None)
         if self.file_name:
             return self.images_name, black, white, self.file_name
         return self.images_name, black, white
@@ -114,18 +112,18 @@ class ArrayDetails:
 
 @dataclass(frozen=True)
 class _ArrayRows:
-    """The images of all arrays. Their numbers begin with 0 and go on from array to array.
+    """The images of all arrays in one numbering: the second array's images follow the first's.
 
     Attributes:
         arrays: The arrays of images.
         tables: Labels, groups, splits and traits of the images; one table per array.
-        pixel_range: The stored values that become 0 and 255, or None.
+        limits: The stored values that become 0 and 255; None as in :class:`Scale`.
         file_name: Name of the array file, as in :class:`ArrayDetails`.
     """
 
     arrays: Sequence[ImageArray]
     tables: JoinedTables
-    pixel_range: PixelRange
+    limits: Limits | None
     file_name: str
 
     def array_of(self, row: int) -> ImageArray:
@@ -147,7 +145,7 @@ class _ArrayRows:
     def details(self, row: int) -> tuple[str | float | None, ...]:
         """Return the details of an image's item."""
         images_name = self.array_of(row).images_name
-        return ArrayDetails(images_name, self.pixel_range, self.file_name).to_tuple()
+        return ArrayDetails(images_name, self.limits, self.file_name).to_tuple()
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -157,8 +155,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
             unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    image_arrays = find_arrays(file)
-    arrays = image_arrays.arrays
+    found_arrays = find_arrays(file)
+    arrays = found_arrays.arrays
     headers = [_image_header(file, array.images_name) for array in arrays]
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
@@ -169,7 +167,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     # The keys are the names of the columns. A dict keeps their order.
     column_names: dict[str, None] = {}
     for array in arrays:
-        column_names |= dict.fromkeys(array.array_by_column)
+        column_names |= dict.fromkeys(array.array_name_by_column)
     columns = find_columns(list(column_names), (LABEL_COLUMN, "group", "split"), request)
     tables = []
     unused_tables = []
@@ -178,10 +176,11 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         tables.append(_used_cells(file, array, columns, num_rows))
         unused_tables.append(_unused_cells(file, array, columns, num_rows))
     joined = JoinedTables(tables)
-    class_names = _class_names(file, joined.cells[LABEL_COLUMN], request)
+    labels = joined.cells[LABEL_COLUMN]
+    class_names = _class_names(file, found_arrays.class_names_array, labels, request)
     scale = _choose_scale(file, arrays, headers, request)
     file_name = array_path(request).name if request.root().is_dir() else ""
-    images = _ArrayRows(arrays, joined, scale.pixel_range, file_name)
+    images = _ArrayRows(arrays, joined, scale.limits, file_name)
 
     def sort_classes(labels: Iterable[str]) -> list[str]:
         # Class names that the file lists are in its order. Other classes follow.
@@ -195,17 +194,17 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         details=images.details,
     )
     base_listing = Listing(
-        dtype="uint8" if scale.pixel_range is None else "float32",
+        dtype="uint8" if scale.limits is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
-        excluded={VALIDATION_LEFT_OUT: image_arrays.num_validation},
+        excluded={VALIDATION_LEFT_OUT: found_arrays.num_validation},
     )
     return own_listing(
         rows,
         request,
         columns=columns,
         unused_cells=joined.join(unused_tables),
-        dataset_flags=unused_array_flags(file, arrays),
+        dataset_flags=unused_array_flags(file, found_arrays),
         class_names=class_names,
         sort_classes=sort_classes,
         base_listing=base_listing,
@@ -222,8 +221,8 @@ def _used_cells(
     """
     cells = {}
     for role, column in columns.name_by_role.items():
-        if column in array.array_by_column:
-            array_name = array.array_by_column[column]
+        if column in array.array_name_by_column:
+            array_name = array.array_name_by_column[column]
             cells[role] = _text_cells(file, array_name, num_images)
     return cells
 
@@ -234,7 +233,7 @@ def _unused_cells(
     """Return the unused columns that have one value per image, as text: column -> cells."""
     cells = {}
     for column in columns.unused:
-        array_name = array.array_by_column.get(column)
+        array_name = array.array_name_by_column.get(column)
         if array_name is None:
             continue
         # An array that is not used may be damaged, or have another shape or dtype.
@@ -275,10 +274,10 @@ def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
         DataError: The array has another shape or dtype, or cannot be read.
     """
     header = file.header(array_name)
-    first_axis = header.shape[:1]
-    other_axes = header.shape[1:]
-    has_one_each = first_axis == (num_images,) and set(other_axes) <= {1}
-    if not has_one_each or header.dtype.kind not in "uibfUSO":
+    first_length = header.shape[:1]
+    other_lengths = header.shape[1:]
+    has_one_each = first_length == (num_images,) and set(other_lengths) <= {1}
+    if not (has_one_each and header.has_plain_values):
         hint = "Save one value per image"
         if len(header.shape) == 2:
             hint += ". Images with several values each cannot be used"
@@ -314,14 +313,16 @@ def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
         ) from None
 
 
-def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) -> tuple[str, ...]:
+def _class_names(
+    file: ArrayFile, class_names_array: str | None, labels: Sequence[str], request: RawRequest
+) -> tuple[str, ...]:
     """Return the class names by label 0, 1, ...; empty if there are none.
 
-    The names come from the array ``label_names``. Without this array, they come from
+    The names come from an array such as ``label_names``. Without such an array, they come from
     :data:`search_spaces.datasets.DATASETS`, if it has the dataset and all labels are numbers.
     """
-    if LABEL_NAMES in file.names():
-        stored = _small_array(file, LABEL_NAMES).reshape(-1)
+    if class_names_array is not None:
+        stored = _small_array(file, class_names_array).reshape(-1)
         return tuple(map(label_text, stored.tolist()))
     row = DATASETS.get(request.dataset.name)
     if row is not None and all(map(str.isdecimal, labels)):
@@ -339,8 +340,8 @@ def array_reader(file: ArrayFile) -> Reader:
             row_readers[details.images_name] = file.rows(details.images_name)
         read_row = row_readers[details.images_name]
         pixels = _channels_last(read_row(row_of_locator(item.locator)))
-        if details.pixel_range is not None:
-            return [_scale_by_range(pixels, details.pixel_range)]
+        if details.limits is not None:
+            return [_scale_by_limits(pixels, details.limits)]
         if pixels.dtype == np.uint8:
             return [Sample(pixels)]
         scaled, conversions = scale_by_image_maximum(pixels)
@@ -349,15 +350,15 @@ def array_reader(file: ArrayFile) -> Reader:
     return read
 
 
-def _scale_by_range(pixels: AnyArray, pixel_range: Limits) -> Sample:
-    """Return an image after scaling ``pixel_range`` to [0, 255].
+def _scale_by_limits(pixels: AnyArray, limits: Limits) -> Sample:
+    """Return an image after scaling ``limits`` to [0, 255].
 
     Raises:
         SkipItem: The image has infinite values or NaN.
     """
     if not np.isfinite(pixels).all():
         raise SkipItem("values not finite")
-    scaled, is_clipped = rescale_to_255(pixels, pixel_range)
+    scaled, is_clipped = rescale_to_255(pixels, limits)
     if is_clipped.any():
         return Sample(scaled, flags=(CLIPPED,))
     return Sample(scaled)

@@ -357,7 +357,7 @@ def test_closest_pairs_are_complete_below_their_limit_after_every_block(seed, st
             collection.update(squared[block], row, column)
             is_added[block] = True
             pairs = collection.pairs
-            is_close = np.triu(is_added & (squared < collection.exclusive_limit), 1)
+            is_close = np.triu(is_added & (squared < collection.complete_below), 1)
             assert set(zip(*np.nonzero(is_close), strict=True)) <= set(
                 zip(pairs["first"], pairs["second"], strict=True)
             )

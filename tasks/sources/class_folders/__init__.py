@@ -16,6 +16,10 @@ not in an archive needs no extension.
 - Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
   Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or a
   file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
+- Classes with unusual names: a folder called ``masks`` or ``segmentations`` is a class only if the
+  user's option ``label_map`` has its name. In the layout ``group/class``, the same applies to
+  ``mask``, ``segmentation`` and ``images``. In the default layout, a top folder called ``mask`` is
+  a class unless a folder ``images`` is beside it.
 
 The modules use these terms:
 

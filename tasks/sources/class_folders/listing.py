@@ -1,6 +1,6 @@
 """List a user's images that lie in one folder per class.
 
-:mod:`tasks.sources.class_folders` describes the folders and the terms.
+:mod:`tasks.sources.class_folders` describes the layouts of the folders and the terms.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from shlex import quote
 
 from search_spaces.errors import plural
 from search_spaces.specs import Layout
@@ -19,10 +20,9 @@ from tasks.sources.class_folders.paths import (
     LAYOUT_HINT,
     TRAIN_AND_TEST,
     ImagePath,
-    UpperFolders,
     check_no_other_splits,
 )
-from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, scan_folder
+from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_folder
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
 from tasks.sources.own.rows import Rows
@@ -85,9 +85,12 @@ def list_folder(request: RawRequest) -> Listing:
     images = _images_of_classes(scan.image_paths, layout)
     num_without_class = len(scan.image_paths) - len(images)
     excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
-    _check_two_classes(images, excluded[OUTSIDE_CLASSES], tree, request)
+    not_classes = scan.mask_folders | _image_folders(scan.image_paths, layout)
+    _check_two_classes(images, not_classes, excluded[OUTSIDE_CLASSES], tree, request)
     # Flag -> number of images or folders that it concerns.
-    flags = _flag_empty_folders(tree, images, scan.upper_folders, layout)
+    flags = _flag_empty_folders(tree, images, scan, layout)
+    for name in sorted(not_classes):
+        flags[f"folder left out; to use it as a class: --label-map {quote(f'{name}={name}')}"] = 1
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
         flags["in a deeper folder, counted to its group"] = num_nested_deeper
@@ -127,10 +130,30 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
     return images
 
 
+def _image_folders(image_paths: Sequence[ImagePath], layout: Layout) -> set[str]:
+    """Return the names of folders such as ``images`` that lie in a group in place of a class."""
+    names = set()
+    for path in image_paths:
+        if layout == "group/class" and path.first_subfolder is None:
+            names.update(path.name.removeprefix(f"{path.top_path}/").split("/")[:-1])
+    return names
+
+
 def _check_two_classes(
-    images: Sequence[ClassImage], num_outside: int, tree: RawTree, request: RawRequest
+    images: Sequence[ClassImage],
+    not_classes: Iterable[str],
+    num_outside: int,
+    tree: RawTree,
+    request: RawRequest,
 ) -> None:
     """Check that there are two class folders.
+
+    Args:
+        images: The images of all classes.
+        not_classes: Names of folders that lie where class folders lie, but are left out.
+        num_outside: Number of images outside class folders.
+        tree: All files.
+        request: The dataset.
 
     Raises:
         DataError: There are fewer than two. The hint depends on the files in the folder.
@@ -143,6 +166,16 @@ def _check_two_classes(
     hints = []
     if not classes and num_outside:
         hints.append("If this folder contains only one class, use the folder above it")
+    tops = {image.path.top for image in images}
+    if not is_archive and classes == tops and all(image.group for image in images):
+        for name in tops:
+            hints.append(f"If the classes are the subfolders of {name!r}, use the path of {name!r}")
+    for name in sorted(not_classes):
+        option = quote(f"{name}={name}")
+        hints.append(
+            f"The folder {name!r} was left out, because folders of this name usually contain no "
+            f"class. If it is a class, add --label-map {option} (in a sweep file: label_map)"
+        )
     hints.append(LAYOUT_HINT)
     for hint_extensions, hint in HINT_BY_EXTENSIONS.items():
         if extensions.isdisjoint(hint_extensions):
@@ -173,7 +206,7 @@ def _check_distinct_names(image_paths: Sequence[ImagePath], request: RawRequest)
 
 
 def _flag_empty_folders(
-    tree: RawTree, images: Iterable[ClassImage], upper_folders: UpperFolders, layout: Layout
+    tree: RawTree, images: Iterable[ClassImage], scan: FolderScan, layout: Layout
 ) -> dict[str, int]:
     """Return flags for top folders without an image: flag -> number of folders.
 
@@ -182,13 +215,15 @@ def _flag_empty_folders(
     """
     with_images = {image.path.top_path for image in images}
     all_folders = set(map(str.casefold, tree.folders))
+    upper_folders = scan.upper_folders
     empty_folders = []
     for folder_path in tree.folders:
         path = upper_folders.divide(f"{folder_path}/")  # as for a file in this folder
         if path is None or path.top_path != folder_path:
             continue  # not a top folder
         is_used = not upper_folders.has_splits or path.split in TRAIN_AND_TEST
-        if not is_used or folder_path in with_images or is_mask_of(folder_path, all_folders):
+        is_of_masks = path.top in scan.mask_folders or is_mask_of(folder_path, all_folders)
+        if not is_used or folder_path in with_images or is_of_masks:
             continue
         empty_folders.append(folder_path)
     if layout == "class/group":

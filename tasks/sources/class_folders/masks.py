@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+
+from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of subfolders of masks, in lower case."""
+"""Names of folders of masks below the top folders, in lower case."""
+TOP_MASK_FOLDERS = frozenset({"masks", "segmentations"})
+"""Names of folders of masks at any level, in lower case. A top folder called ``mask`` may be a
+class, for example of faces with a mask."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask. The first group of the pattern is the name of the image."""
 
@@ -30,9 +35,43 @@ def find_masks(image_names: Sequence[str]) -> set[str]:
     return masks
 
 
-def has_mask_folder(folders: Iterable[str]) -> bool:
-    """Return whether a folder has a name such as ``masks``."""
-    return not MASK_FOLDERS.isdisjoint(map(str.casefold, folders))
+def find_files_in_mask_folders(
+    image_names: Sequence[str], class_labels: Collection[str]
+) -> set[str]:
+    """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
+
+    A folder called ``mask`` counts only if a folder such as ``images`` is beside it. If all images
+    are in folders of masks, the result is empty, because these folders must contain the classes.
+
+    Args:
+        image_names: Names of all images.
+        class_labels: Names of folders that the user calls classes. They are not folders of masks.
+    """
+    folders: set[str] = set()
+    for name in image_names:
+        folders.update(_folders_above(name))
+    lower_folders = {folder.casefold() for folder in folders}
+    mask_folders = set()
+    for folder in folders:
+        parent, slash, last = folder.rpartition("/")
+        beside = {f"{parent}{slash}{other}".casefold() for other in NOT_GROUP_FOLDERS}
+        has_images_beside = not beside.isdisjoint(lower_folders)
+        mask_names = MASK_FOLDERS if has_images_beside else TOP_MASK_FOLDERS
+        if last not in class_labels and last.casefold() in mask_names:
+            mask_folders.add(folder)
+    if not mask_folders:
+        return set()
+    files = set()
+    for name in image_names:
+        if not mask_folders.isdisjoint(_folders_above(name)):
+            files.add(name)
+    return files if len(files) < len(image_names) else set()
+
+
+def is_in_mask_subfolder(path: ImagePath) -> bool:
+    """Return whether a subfolder of the top folder has a name such as ``masks``."""
+    below_class = path.subfolders[1:] if path.is_subfolder_class else path.subfolders
+    return not MASK_FOLDERS.isdisjoint(map(str.casefold, below_class))
 
 
 def is_mask_of(path: str, other_paths: Collection[str]) -> bool:

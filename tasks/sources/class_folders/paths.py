@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tasks.sources.base import RawRequest, first_of
@@ -42,12 +42,14 @@ class ImagePath:
         subfolders: The folders between the top folder and the image, from the outermost one,
             without those in :data:`NOT_GROUP_FOLDERS`.
         split: The split in the name of the folder above the top folder.
+        is_subfolder_class: Whether the user calls the first subfolder a class.
     """
 
     name: str
     top_path: str
     subfolders: tuple[str, ...]
     split: GivenSplit
+    is_subfolder_class: bool
 
     @property
     def top(self) -> str:
@@ -67,10 +69,12 @@ class UpperFolders:
     Attributes:
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.
         has_splits: Whether the folders directly below the wrapper are splits.
+        subfolder_classes: Names of subfolders of the top folders that the user calls classes.
     """
 
     wrapper: str
     has_splits: bool
+    subfolder_classes: Collection[str]
 
     def divide(self, name: str) -> ImagePath | None:
         """Divide the path of a file into its folders; None if the file has no top folder."""
@@ -79,12 +83,14 @@ class UpperFolders:
         if len(folders) <= num_splits:
             return None
         split = parse_split(folders[0]) if self.has_splits else GivenSplit.NONE
-        subfolders = []
-        for folder in folders[num_splits + 1 :]:
+        all_subfolders = folders[num_splits + 1 :]
+        is_subfolder_class = bool(all_subfolders) and all_subfolders[0] in self.subfolder_classes
+        subfolders = all_subfolders[:1] if is_subfolder_class else []
+        for folder in all_subfolders[len(subfolders) :]:
             if folder.casefold() not in NOT_GROUP_FOLDERS:
                 subfolders.append(folder)
         top_path = self.wrapper + "/".join(folders[: num_splits + 1])
-        return ImagePath(name, top_path, tuple(subfolders), split)
+        return ImagePath(name, top_path, tuple(subfolders), split, is_subfolder_class)
 
 
 def find_upper_folders(image_names: Sequence[str], request: RawRequest) -> UpperFolders:
@@ -94,7 +100,11 @@ def find_upper_folders(image_names: Sequence[str], request: RawRequest) -> Upper
         DataError: Some folders are splits, and others are probably splits with unusual names.
     """
     wrapper = _find_wrapper(image_names, is_archive=request.root().is_file())
-    return UpperFolders(wrapper, _has_splits(image_names, wrapper, request))
+    has_splits = _has_splits(image_names, wrapper, request)
+    subfolder_classes = set()
+    if request.dataset.layout == "group/class":
+        subfolder_classes = set(dict(request.dataset.label_map))
+    return UpperFolders(wrapper, has_splits, subfolder_classes)
 
 
 def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:

@@ -8,7 +8,12 @@ from pathlib import PurePath
 
 from tasks.sources.base import RawRequest
 from tasks.sources.class_folders.inner_archives import find_repeated
-from tasks.sources.class_folders.masks import find_masks, has_mask_folder
+from tasks.sources.class_folders.masks import (
+    MASK_FOLDERS,
+    find_files_in_mask_folders,
+    find_masks,
+    is_in_mask_subfolder,
+)
 from tasks.sources.class_folders.paths import ImagePath, UpperFolders, find_upper_folders
 from tasks.sources.dicom import SIGNATURE_BYTES, is_dicom, is_single_image_name
 from tasks.sources.own.listing import count_hidden
@@ -27,11 +32,14 @@ class FolderScan:
         image_paths: The images that are not left out.
         excluded: Reason -> number of files that are left out.
         upper_folders: The wrapper and the splits.
+        mask_folders: Names of folders that are left out as masks although they lie where class
+            folders lie.
     """
 
     image_paths: list[ImagePath]
     excluded: Counter[str]
     upper_folders: UpperFolders
+    mask_folders: set[str]
 
 
 def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
@@ -49,7 +57,12 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
             image_names.append(name)
     repeated = find_repeated(tree, image_names, request)
     distinct_names = [name for name in image_names if name not in repeated]
-    upper_folders = find_upper_folders(distinct_names, request)
+    class_labels = dict(request.dataset.label_map)
+    files_in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
+    # Masks may lie beside the wrapper, so they do not decide about it either.
+    names_outside = [name for name in distinct_names if name not in files_in_mask_folders]
+    upper_folders = find_upper_folders(names_outside, request)
+    mask_folders = set()
     masks = find_masks(distinct_names)
     used_names = set(distinct_names)
     excluded: Counter[str] = Counter()
@@ -68,12 +81,17 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         elif name in masks:
             # Masks in a class of masks are counted here too.
             excluded["a mask beside its image"] += 1
-        elif has_mask_folder(path.subfolders):
+        elif name in files_in_mask_folders or is_in_mask_subfolder(path):
             excluded["in a folder of masks"] += 1
+            # The layout may be unknown: then the top folders are probably the classes.
+            is_group_on_top = request.dataset.layout == "group/class"
+            class_folder = path.first_subfolder if is_group_on_top else path.top
+            if class_folder is not None and class_folder.casefold() in MASK_FOLDERS:
+                mask_folders.add(class_folder)
         else:
             image_paths.append(path)
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
-    return FolderScan(image_paths, excluded, upper_folders)
+    return FolderScan(image_paths, excluded, upper_folders, mask_folders)
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:

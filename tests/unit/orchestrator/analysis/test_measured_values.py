@@ -49,7 +49,7 @@ SCALE = SharpnessScale(
 )
 def test_sharpness_on_another_scale_than_the_sweeps_is_refused(changes, scale):
     check_scale(measured_record(), SCALE)
-    message = rf"another scale \({scale}\) than that of the sweep \(32×32"
+    message = rf"another scale \({scale}\) than K_F of the sweep \(32×32"
     with pytest.raises(ConfigError, match=message):
         check_scale(measured_record(**changes), SCALE)
 

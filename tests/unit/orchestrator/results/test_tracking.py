@@ -646,6 +646,64 @@ def test_an_end_that_fails_once_in_the_last_round_is_tried_again(sweep, monkeypa
     assert tracker.num_unsent_updates == 1  # the result
 
 
+def test_an_update_that_always_fails_is_reported_once_and_not_as_a_server_without_answer(
+    sweep, monkeypatch, short_pauses
+):
+    monkeypatch.setattr(tracking, "FINISHED_SWEEP", WaitLimit(idle_s=0.1))
+    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    client = SimulatedClient()
+    send = client.log_batch
+    messages = []
+    tracker = open_tracker(client, sweep, say=messages.append)
+    tracker.start_trial("first", {})
+    tracker.flush()
+
+    def fail_for_one_result(run_id, metrics=(), params=(), tags=()):
+        if any(metric.value == 0.125 for metric in metrics):
+            raise MlflowException("value too long", INTERNAL_ERROR)
+        send(run_id, metrics, params, tags)
+
+    client.log_batch = fail_for_one_result
+    with tracker._sender.changed:  # both updates are sent in one round
+        tracker.finish(finished_run("first", 0.5))
+        tracker.finish(finished_run("bad", 0.125))
+    for index in range(5):
+        assert not tracker.flush()  # only the update of "bad" is left
+        tracker.finish(finished_run(f"good{index}", 0.5))
+    tracker.close("FINISHED")
+
+    assert messages == [
+        "MLflow stores other updates, but not the update of bad: value too long. "
+        "The result store has all results, and isweep tries again"
+    ]
+
+
+def test_a_message_that_cannot_be_printed_does_not_stop_the_updates(
+    sweep, monkeypatch, short_pauses
+):
+    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    client = SimulatedClient()
+    up = threading.Event()
+    warned = threading.Event()
+
+    def connect_later():
+        if not up.is_set():
+            raise ConnectionError("no route")
+        return SweepRuns(client, Page(sweep), None, None)
+
+    def fail_to_print(_):
+        warned.set()
+        raise OSError("the terminal is closed")
+
+    tracker = Tracker(connect_later, fail_to_print)
+    tracker.finish(finished_run("a", 0.5))
+    assert warned.wait(timeout=30)
+    up.set()
+    tracker.close("FINISHED")
+    assert tracker.num_unsent_updates == 0
+    assert losses(client, sweep) == {"a": 0.5}
+
+
 def test_a_refused_update_does_not_discard_the_newer_one(sweep):
     client = SimulatedClient()
     real_log_batch = client.log_batch

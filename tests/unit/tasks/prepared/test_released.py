@@ -9,6 +9,7 @@ from search_spaces.errors import DataError
 from search_spaces.recipes import RELEASED_MODELS, released_pairs
 from search_spaces.specs import RELEASED_FAULTS, PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
+from tasks.sources.own.splits import GivenSplit
 
 LABELS = (
     np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
@@ -108,6 +109,35 @@ def test_single_faults_do_what_they_say():
 def test_what_the_released_code_could_not_do_is_refused(faults, size, message):
     with pytest.raises(DataError, match=message):
         chosen(size, faults=faults)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ("misaligned_labels",),
+        ("image_level_split", "first_k_selection", "test_set_depends_on_size"),
+        RELEASED_FAULTS,
+    ],
+)
+def test_faults_that_would_ignore_the_split_of_user_data_are_refused(faults):
+    splits = np.where(np.arange(900) % 3 == 0, GivenSplit.TEST, GivenSplit.TRAIN).astype(np.int8)
+    data_with_split = spec(dataset="mine", faults=faults)
+
+    with pytest.raises(DataError, match="mine has its own split into training and test images"):
+        make_subset(LABELS, np.arange(900), data_with_split, splits, max_train_size=60)
+
+
+@pytest.mark.parametrize(
+    "faults", [("image_level_split",), ("image_level_split", "test_set_depends_on_size")]
+)
+def test_other_faults_use_the_split_of_user_data(faults):
+    splits = np.where(np.arange(900) % 3 == 0, GivenSplit.TEST, GivenSplit.TRAIN).astype(np.int8)
+    data_with_split = spec(dataset="mine", faults=faults)
+
+    subset = make_subset(LABELS, np.arange(900), data_with_split, splits, max_train_size=60)
+
+    assert (splits[subset.test_rows] == GivenSplit.TEST).all()
+    assert (splits[subset.train_rows] == GivenSplit.TRAIN).all()
 
 
 def test_released_pairs_are_those_recovered_by_the_audit():

@@ -60,6 +60,7 @@ TRAIN_TEST = {"train": slice(0, 6), "test": slice(6, 12)}
 GROUPED = {f"{split}_groups": np.arange(6) for split in ("train", "test")}
 SHAPE = r"8\), which are not images\. Save numbers of shape \(n, height, width\)"
 RANGE = "so it is unclear which value is white"
+X_Y_UNUSED = {"column y not used, since there is label": 12, "columns not used: x": 12}
 PLAIN = {"labels": LABELS.tolist(), "groups": 12, "flags": {}}
 CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str, object]]] = {
     # keys
@@ -124,6 +125,26 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         },
         {},
         {"flags": {"class only in the training split: 0": 1, "class only in the test split: 2": 1}},
+    ),
+    "columns x and y beside the images": (
+        of(x=np.arange(12.0), y=np.arange(12.0)),
+        {},
+        {"labels": LABELS.tolist(), "flags": X_Y_UNUSED},
+    ),
+    "single numbers with names of validation arrays": (
+        {"x_train": IMAGES, "y_train": LABELS, "x_val": np.float64(0.2), "y_val": np.float64(0.3)},
+        {},
+        {"labels": LABELS.tolist(), "excluded": {}},
+    ),
+    "class names of scikit-learn": (
+        {"data": IMAGES, "target": LABELS, "target_names": np.array(["cat", "dog"])},
+        {},
+        {"classes": ("cat", "dog"), "flags": {}},
+    ),
+    "target_names beside labels are a column": (
+        of(target_names=np.array(["cat", "dog"])[LABELS]),
+        {},
+        {"classes": ("0", "1"), "flags": {"columns not used: target_names": 12}},
     ),
     # labels
     "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),
@@ -402,6 +423,32 @@ def test_hdf5_files_that_lead_elsewhere_or_lie_are_refused(prepare, tmp_path, na
         file["labels"] = LABELS
     with pytest.raises(DataError, match=message):
         prepare("hdf5", tmp_path / "x.h5")
+
+
+def test_unused_hdf5_arrays_of_lists_and_references_are_flagged(prepare, tmp_path):
+    path = save_arrays(tmp_path / "x", "hdf5", **of())
+    with h5py.File(path, "a") as file:
+        boxes = file.create_dataset("boxes", (12,), dtype=h5py.vlen_dtype(np.int32))
+        references = file.create_dataset("references", (12,), dtype=h5py.ref_dtype)
+        for row in range(12):
+            boxes[row] = np.arange(row + 1)
+            references[row] = file["images"].ref
+
+    check_verdict(
+        {"labels": LABELS.tolist(), "flags": {"columns not used: boxes, references": 12}},
+        lambda: prepare("hdf5", path),
+    )
+
+
+def test_an_hdf5_group_array_of_lists_is_refused(prepare, tmp_path):
+    path = save_arrays(tmp_path / "x", "hdf5", **of())
+    with h5py.File(path, "a") as file:
+        groups = file.create_dataset("group", (12,), dtype=h5py.vlen_dtype(np.int32))
+        for row in range(12):
+            groups[row] = np.arange(row + 1)
+
+    with pytest.raises(DataError, match=r"the array group contains object values of shape"):
+        prepare("hdf5", path)
 
 
 def test_a_cut_hdf5_file_is_refused(prepare, tmp_path):

@@ -23,9 +23,17 @@ TABLE = r"If the table in this folder lists the images, set kind to table"
 PATIENT_NAMES = ("Adams", "Brown", "Smith", "Jones")
 
 
-def case(*names: str, refused: str = "", files=None, layout=None, may_skip=0.0, **summary):
+def case(
+    *names: str, refused: str = "", files=None, layout=None, may_skip=0.0, label_map=None, **summary
+):
     """Return names of files, options, bytes of special files, and the verdict."""
-    return names, {"layout": layout, "max_skipped_share": may_skip}, files or {}, refused or summary
+    options = {"layout": layout, "max_skipped_share": may_skip, "label_map": label_map or {}}
+    return names, options, files or {}, refused or summary
+
+
+def left_out(name: str) -> dict[str, int]:
+    """Return the flag of a folder that is left out although it lies beside the classes."""
+    return {f"folder left out; to use it as a class: --label-map {name}={name}": 1}
 
 
 def cross(tops: tuple[str, ...], inner: tuple[str, ...] = ("cat", "dog")) -> tuple[str, ...]:
@@ -220,6 +228,82 @@ CASES = {
     ),
     "a class with the name of a mask": case(
         "cat_masks/images/", "dog/images/", classes=("cat_masks", "dog"), excluded={}
+    ),
+    # masks where class folders lie
+    **{
+        f"masks beside the classes, in {masks}": case(
+            *CATS,
+            f"{masks}/",
+            images=6,
+            excluded={"in a folder of masks": 3},
+            flags=left_out(masks),
+            **TWO,
+        )
+        for masks in ("masks", "Segmentations")
+    },
+    "masks beside the classes of a split": case(
+        *SPLIT,
+        "train/masks/",
+        images=12,
+        excluded={"in a folder of masks": 3},
+        flags=left_out("masks"),
+        **TWO,
+    ),
+    "masks beside the splits": case(
+        *SPLIT, "masks/cat/", "masks/dog/", images=12, excluded={"in a folder of masks": 6}, **TWO
+    ),
+    "a class called masks, as said": case(
+        "cat/", "masks/", label_map={"masks": "masks"}, classes=("cat", "masks"), excluded={}
+    ),
+    "a class called mask": case("mask/", "no_mask/", classes=("mask", "no_mask"), excluded={}),
+    **{
+        f"{masks} beside images": case(
+            "images/",
+            f"{masks}/",
+            refused=f"has 1 class folder.*The folder '{masks}' was left out",
+        )
+        for masks in ("mask", "masks")
+    },
+    **{
+        f"{masks} with the same subfolders as images": case(
+            *cross(("images", masks)),
+            refused="If the classes are the subfolders of 'images', use the path of 'images'",
+        )
+        for masks in ("mask", "masks")
+    },
+    "splits of images and of masks": case(
+        *cross(("images/train", "images/test", "masks/train", "masks/test")),
+        images=12,
+        excluded={"in a folder of masks": 12},
+        **TWO,
+    ),
+    **{
+        f"a class called {name} below patients": case(
+            *cross(("p1", "p2"), (name, "other")),
+            layout="group/class",
+            refused=f"The folder '{name}' was left out.*add --label-map {name}={name} ",
+        )
+        for name in ("mask", "masks", "images")
+    },
+    **{
+        f"a class called {name} below patients, as said": case(
+            *cross(("p1", "p2"), (name, "other")),
+            layout="group/class",
+            label_map={name: name},
+            classes=tuple(sorted((name, "other"))),
+            images=12,
+            groups=2,
+            excluded={},
+            flags={},
+        )
+        for name in ("mask", "masks", "images")
+    },
+    "masks beside two classes below patients": case(
+        *cross(("p1", "p2"), ("cat", "dog", "mask")),
+        layout="group/class",
+        excluded={"in a folder of masks": 6},
+        flags=left_out("mask"),
+        **TWO,
     ),
     # patients on top
     **{
