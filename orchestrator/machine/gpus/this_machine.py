@@ -77,7 +77,7 @@ def gpus_here() -> list[Gpu]:
         chosen = _gpus_with_ids(gpus, ids)
         if chosen is not None:
             return chosen
-    described = torch_gpus.describe(None if ids is None else ",".join(ids)).gpus
+    described = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES")).gpus
     # If torch can use no GPU, return the GPUs of nvidia-smi: the caller must see that there are
     # GPUs. Each trial then reports why torch cannot use them.
     return list(described) or gpus

@@ -38,7 +38,9 @@ def hides_all_gpus() -> bool:
 def visible_gpus() -> list[str] | None:
     """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if value is None else listed_gpus(value)
+    if value is None:
+        return None
+    return listed_gpus(value)
 
 
 def listed_gpus(value: str) -> list[str]:
