@@ -144,7 +144,8 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     """Return whether the folders below ``wrapper`` are splits. Files beside them are ignored.
 
     Raises:
-        DataError: Some folders are splits, and others are probably splits with unusual names.
+        DataError: Some folders are splits, and others are probably splits with unusual names. Or
+            it is unclear whether a folder such as ``train`` is a split or a class.
     """
     subfolders_by_folder: defaultdict[str, set[str]] = defaultdict(set)
     for name in image_names:
@@ -165,6 +166,15 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
             f"({first_of(sorted(others))})",
             hint="Move the other folders elsewhere, or use the path of one split",
         )
+    class_labels = dict(request.dataset.label_map)
+    for folder in sorted(splits.difference(class_labels)):
+        if len(subfolders_by_folder[folder] - NOT_GROUP_FOLDERS) > 1:
+            raise request.error(
+                f"it is unclear whether the folder {folder} is a split or a class: it has several "
+                f"subfolders, and the folder {first_of(sorted(others))} beside it is not a split",
+                hint="If it is a split, move the other folders elsewhere. If it is a class, add it "
+                f"to label_map (for isweep measure: --label-map {folder}={folder})",
+            )
     return False
 
 

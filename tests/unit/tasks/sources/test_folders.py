@@ -42,7 +42,23 @@ def cross(tops: tuple[str, ...], inner: tuple[str, ...] = ("cat", "dog")) -> tup
 
 SPLIT = cross(("train", "test"))
 FOUR = cross(("Adams", "Brown"))
+UNCLEAR_SPLIT = "it is unclear whether the folder train is a split or a class"
 CASES = {
+    "a split beside a folder of other pictures": case(
+        "train/cat/", "train/dog/", "docs/", refused=UNCLEAR_SPLIT
+    ),
+    "a split beside a folder with other subfolders": case(
+        "train/cat/", "train/dog/", "docs/a/", "docs/b/", refused=UNCLEAR_SPLIT
+    ),
+    "a class called train with patients": case(
+        "train/p1/",
+        "train/p2/",
+        "car/p3/",
+        label_map={"train": "train"},
+        classes=("car", "train"),
+        groups=3,
+    ),
+    "a class called train without patients": case("train/", "car/", classes=("car", "train")),
     "classes": case(*CATS, images=6, groups=6, flags={}, excluded={}, **TWO),
     "one patient in both classes": case(*CATS, "cat/p1/", "dog/p1/", groups=7),
     "other files": case(
