@@ -58,6 +58,9 @@ CASES = {
         classes=("car", "train"),
         groups=3,
     ),
+    "archives and a compressed table": case(
+        "a.tar.gz", "labels.csv.gz", refused=r"(?s)^(?!.*NIfTI).*The folder contains archives"
+    ),
     "a class called train without patients": case("train/", "car/", classes=("car", "train")),
     "classes": case(*CATS, images=6, groups=6, flags={}, excluded={}, **TWO),
     "one patient in both classes": case(*CATS, "cat/p1/", "dog/p1/", groups=7),
@@ -335,7 +338,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=rf"\d top folders have the same 2 subfolders, {ASKED}",
+            refused=rf"\d top folders share the names of 2 subfolders, {ASKED}",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },
@@ -511,3 +514,18 @@ def test_dicom_files_without_an_ending(prepare, class_folder, ending):
     (class_folder / "cat/LICENSE").write_text("no image " * 30)
     verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its extension": 1}}
     check_verdict(verdict, lambda: prepare("folder", class_folder))
+
+
+def test_masks_of_dicom_files_without_extensions_are_left_out(prepare, tmp_path):
+    names = ("cat/IM1", "cat/IM1_mask", "wow!/IM2", "wow!/1.2.3", "wow!/IM2_mask")
+    for number, name in enumerate(names):
+        save_dicom(tmp_path / "raw" / name, make_dicom(picture(number, (16, 16)), bits=8))
+
+    check_verdict(
+        {
+            "classes": ("cat", "wow!"),
+            "images": 3,
+            "excluded": {"a mask beside its image": 2},
+        },
+        lambda: prepare("folder", tmp_path / "raw"),
+    )
