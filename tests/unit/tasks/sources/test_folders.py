@@ -519,7 +519,8 @@ def test_dicom_files_without_an_ending(prepare, class_folder, ending):
 def test_masks_of_dicom_files_without_extensions_are_left_out(prepare, tmp_path):
     names = ("cat/IM1", "cat/IM1_mask", "wow!/IM2", "wow!/1.2.3", "wow!/IM2_mask")
     for number, name in enumerate(names):
-        save_dicom(tmp_path / "raw" / name, make_dicom(picture(number, (16, 16)), bits=8))
+        data = make_dicom(picture(number, (16, 16)), patient=f"P{number}", bits=8)
+        save_dicom(tmp_path / "raw" / name, data)
 
     check_verdict(
         {
