@@ -9,8 +9,9 @@ not in an archive needs no extension.
   Images in deeper folders belong to the same group. Equal group names in different classes are one
   group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. The
-  user's option ``layout`` chooses the layout. Without this option, both layouts are possible if all
-  top folders have the same subfolders. Then the patient ids in DICOM headers decide.
+  user's option ``layout`` chooses the layout. Without this option, both layouts are possible if
+  every name of a subfolder occurs in several top folders. Then the patient ids in DICOM headers
+  decide.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
@@ -23,8 +24,8 @@ not in an archive needs no extension.
 
 The modules use these terms:
 
-- *Wrapper*: the folder that contains all classes or splits. It may lie in another folder that
-  contains nothing else, and so on. All these folders together are the wrapper.
+- *Wrapper*: the folder that contains all classes or splits. Several
+  folders around the classes, each alone in the one above, count as one wrapper.
 - *Top folder*: the first folder of an image's path, after the wrapper and the split are removed. It
   is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.

@@ -52,7 +52,7 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
     """Return the names of images in inner archives that repeat the images beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive have the file name of an image beside it.
+        DataError: Only some images of an inner archive can repeat images beside it, by file name.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
@@ -73,10 +73,12 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
             continue
         names_beside = file_names[archive.folder]
         repeats = {name for name in names if path_by_name[name].file_name in names_beside}
-        if 0 < len(repeats) < len(names):
+        # Of several images with the same file name, at most one repeats the image beside them.
+        num_repeats = len({path_by_name[name].file_name for name in repeats})
+        if 0 < num_repeats < len(names):
             hashed_path = request.hashed(MARK.join(archive.parts[1:]))
             raise request.error(
-                f"{len(repeats)} of the {len(names)} images in the inner archive {hashed_path} "
+                f"{num_repeats} of the {len(names)} images in the inner archive {hashed_path} "
                 "have the file name of an image beside it, so it is unclear "
                 "whether this archive repeats those images",
                 hint="Remove the inner archive, or unpack the other images beside it and then "

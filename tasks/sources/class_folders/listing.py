@@ -26,7 +26,7 @@ from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_f
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
 from tasks.sources.own.rows import Rows
-from tasks.sources.raw import MARK, RawTree, is_archive_name
+from tasks.sources.raw import ARCHIVES, RawTree, is_archive_name
 
 MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that are flagged by name. The others are counted."""
@@ -37,17 +37,18 @@ HINT_BY_EXTENSIONS = {
         "If the table in this folder lists the images, set kind to table and use the path of the "
         "table"
     ),
-    (".zip", ".tar"): (
+    ARCHIVES: (
         "The folder contains archives: use the path of one archive, or unpack the archives here"
     ),
     (".arrow",): "Convert the output of `datasets.save_to_disk` with `to_parquet`",
     (".npz", ".h5", ".hdf5"): "The folder contains a file of arrays: use its path",
-    (".nii", ".gz"): (
+    (".nii", ".nii.gz"): (
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
-    ("",): "Add an extension to the files: only DICOM files outside archives may have none",
 }
 """Extensions of files in a folder without class folders -> hint for the user."""
+NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
+"""Hint for a folder with files without extensions, and without class folders."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def list_folder(request: RawRequest) -> Listing:
     tree = RawTree(request)
     scan = scan_folder(tree, request)
     check_no_other_splits(scan.image_paths, request)
-    _check_distinct_names(scan.image_paths, request)
+    _check_distinct_names(tree, scan.image_paths, request)
     layout, layout_flags = choose_layout(scan.image_paths, tree, request)
     images = _images_of_classes(scan.image_paths, layout)
     num_without_class = len(scan.image_paths) - len(images)
@@ -162,7 +163,7 @@ def _check_two_classes(
     if len(classes) >= 2:
         return
     is_archive = request.root().is_file()
-    extensions = {PurePath(name).suffix.lower() for name in tree}
+    lower_names = [name.lower() for name in tree]
     hints = []
     if not classes and num_outside:
         hints.append("If this folder contains only one class, use the folder above it")
@@ -178,11 +179,13 @@ def _check_two_classes(
         )
     hints.append(LAYOUT_HINT)
     for hint_extensions, hint in HINT_BY_EXTENSIONS.items():
-        if extensions.isdisjoint(hint_extensions):
+        if not any(name.endswith(hint_extensions) for name in lower_names):
             continue
         if is_archive and hint_extensions == TABLE_EXTENSIONS:
             hint += ", after you have unpacked the archive"
         hints.append(hint)
+    if any(not PurePath(name).suffix for name in lower_names):
+        hints.append(NO_EXTENSION_HINT)
     raise request.error(
         f"the folder has {plural(len(classes), 'class folder')} with images and {num_outside} "
         "images outside class folders, but two classes are needed",
@@ -190,14 +193,18 @@ def _check_two_classes(
     )
 
 
-def _check_distinct_names(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+def _check_distinct_names(
+    tree: RawTree, image_paths: Sequence[ImagePath], request: RawRequest
+) -> None:
     """Check that no two files of an archive, or of archives inside it, have the same name.
 
     Raises:
         DataError: Two files have the same name.
     """
-    # RawTree lists the second file with the same name under its locator, which contains MARK.
-    if request.root().is_file() and any(MARK in image.name for image in image_paths):
+    # RawTree lists the second file with the same name under its locator, for example
+    # raw.zip!/b.zip!/1.png.
+    has_equal_names = any(tree.locator(image.name) == image.name for image in image_paths)
+    if request.root().is_file() and has_equal_names:
         raise request.error(
             "two files in the archive, or in archives inside it, have the same path",
             hint="Unpack the archives into one folder so that every file has its own path. "

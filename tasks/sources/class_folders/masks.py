@@ -89,7 +89,12 @@ def is_mask_of(path: str, other_paths: Collection[str]) -> bool:
 
 
 def _without_extension(name: str) -> str:
-    return name.rpartition(".")[0]
+    """Return the path of a file without its extension. Digits after a dot are not an extension."""
+    folder, slash, file_name = name.rpartition("/")
+    stem, dot, extension = file_name.rpartition(".")
+    if not dot or extension.isdigit():
+        return name
+    return f"{folder}{slash}{stem}"
 
 
 def _folders_above(name: str) -> list[str]:

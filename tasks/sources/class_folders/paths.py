@@ -112,9 +112,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
-    A folder ``<raw>`` has a wrapper only if the folders in the wrapper are splits. So in
-    ``<raw>/data/train/...`` the folder ``data`` is a wrapper, but in ``<raw>/cats/...`` the folder
-    ``cats`` is not, because it may be a class.
+    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if train
+    and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
@@ -128,7 +127,10 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
 
 def _have_wrapper(paths: Sequence[list[str]]) -> bool:
-    """Return whether all paths begin with the same folder, which is neither a split nor a class."""
+    """Return whether all paths begin with one folder that can be a wrapper.
+
+    The folder is not a split. At least a class folder and an image are below it.
+    """
     first_parts = {path[0] for path in paths}
     if len(first_parts) != 1 or any(map(is_split_word, first_parts)):
         return False
@@ -144,7 +146,8 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     """Return whether the folders below ``wrapper`` are splits. Files beside them are ignored.
 
     Raises:
-        DataError: Some folders are splits, and others are probably splits with unusual names.
+        DataError: Some folders are splits, and others are probably splits with unusual names. Or
+            it is unclear whether a folder such as ``train`` is a split or a class.
     """
     subfolders_by_folder: defaultdict[str, set[str]] = defaultdict(set)
     for name in image_names:
@@ -155,7 +158,8 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     others = set(subfolders_by_folder) - splits
     if not others:
         return bool(splits)
-    # If other folders have the same subfolders, they are probably splits with unusual names.
+    # One equal name may be chance. If other folders have several of the same subfolders, they are
+    # probably splits with unusual names.
     subfolders_of_splits = set().union(*(subfolders_by_folder[folder] for folder in splits))
     subfolders_of_others = set().union(*(subfolders_by_folder[folder] for folder in others))
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
@@ -165,14 +169,24 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
             f"({first_of(sorted(others))})",
             hint="Move the other folders elsewhere, or use the path of one split",
         )
+    class_labels = dict(request.dataset.label_map)
+    for folder in sorted(splits.difference(class_labels)):
+        if len(subfolders_by_folder[folder] - NOT_GROUP_FOLDERS) > 1:
+            raise request.error(
+                f"it is unclear whether the folder {folder} is a split or a class: it has several "
+                f"subfolders, and the folder {first_of(sorted(others))} beside it is not a split",
+                hint="If it is a split, move the other folders elsewhere. If it is a class, add it "
+                f"to label_map (for isweep measure: --label-map {folder}={folder})",
+            )
     return False
 
 
 def check_no_other_splits(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
-    """Check that no top folder and no subfolder of a top folder looks like a split.
+    """Check that the splits are above the class folders, and have usual names.
 
     Raises:
-        DataError: All subfolders are splits, or most top folders seem to be splits.
+        DataError: All subfolders of the top folders are splits. Or at least half of the top folders
+            seem to be splits with other names.
     """
     tops = sorted({image.top for image in image_paths})
     subfolders = {image.subfolders[0] for image in image_paths if image.subfolders}

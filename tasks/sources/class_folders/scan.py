@@ -18,7 +18,7 @@ from tasks.sources.class_folders.paths import ImagePath, UpperFolders, find_uppe
 from tasks.sources.dicom import SIGNATURE_BYTES, is_dicom, is_single_image_name
 from tasks.sources.own.listing import count_hidden
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit
-from tasks.sources.raw import MARK, RawTree
+from tasks.sources.raw import RawTree, split_locator
 
 OUTSIDE_CLASSES = "outside the class folders"
 """Reason for leaving out an image."""
@@ -101,7 +101,7 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
     """
     extension = PurePath(name).suffix[1:]
     locator = tree.locator(name)
-    if (extension and not extension.isdigit()) or MARK in locator:
+    if (extension and not extension.isdigit()) or len(split_locator(locator)) > 1:
         return False
     try:
         with (request.base() / locator).open("rb") as file:

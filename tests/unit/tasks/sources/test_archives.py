@@ -85,6 +85,26 @@ def test_an_archive_that_repeats_only_some_images_beside_it_is_refused(
         prepare("folder", path)
 
 
+def test_an_archive_with_two_images_of_one_name_beside_is_refused(prepare, class_folder, tmp_path):
+    image = min((class_folder / "cat").iterdir())
+    for folder in ("x", "y"):
+        (tmp_path / "other" / folder).mkdir(parents=True)
+        (tmp_path / "other" / folder / image.name).write_bytes(image.read_bytes())
+    inner = pack(tmp_path / "other", tmp_path / "inner.zip")
+    path = add_to_zip(pack(class_folder, tmp_path / "own.zip"), inner, "cat/inner.zip")
+
+    with pytest.raises(DataError, match="1 of the 2 images in the inner archive"):
+        prepare("folder", path)
+
+
+def test_a_folder_in_an_archive_may_end_with_an_exclamation_mark(prepare, class_folder, tmp_path):
+    (class_folder / "cat").rename(class_folder / "wow!")
+
+    data = prepare("folder", pack(class_folder, tmp_path / "own.zip"))
+
+    assert data.label_names == ("dog", "wow!")
+
+
 @pytest.mark.parametrize("is_stored_first", [True, False])
 def test_an_archive_that_repeats_the_names_beside_it_is_no_part(
     prepare, class_folder, tmp_path, is_stored_first

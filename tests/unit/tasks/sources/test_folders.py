@@ -42,7 +42,26 @@ def cross(tops: tuple[str, ...], inner: tuple[str, ...] = ("cat", "dog")) -> tup
 
 SPLIT = cross(("train", "test"))
 FOUR = cross(("Adams", "Brown"))
+UNCLEAR_SPLIT = "it is unclear whether the folder train is a split or a class"
 CASES = {
+    "a split beside a folder of other pictures": case(
+        "train/cat/", "train/dog/", "docs/", refused=UNCLEAR_SPLIT
+    ),
+    "a split beside a folder with other subfolders": case(
+        "train/cat/", "train/dog/", "docs/a/", "docs/b/", refused=UNCLEAR_SPLIT
+    ),
+    "a class called train with patients": case(
+        "train/p1/",
+        "train/p2/",
+        "car/p3/",
+        label_map={"train": "train"},
+        classes=("car", "train"),
+        groups=3,
+    ),
+    "archives and a compressed table": case(
+        "a.tar.gz", "labels.csv.gz", refused=r"(?s)^(?!.*NIfTI).*The folder contains archives"
+    ),
+    "a class called train without patients": case("train/", "car/", classes=("car", "train")),
     "classes": case(*CATS, images=6, groups=6, flags={}, excluded={}, **TWO),
     "one patient in both classes": case(*CATS, "cat/p1/", "dog/p1/", groups=7),
     "other files": case(
@@ -319,7 +338,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=rf"\d top folders have the same 2 subfolders, {ASKED}",
+            refused=rf"\d top folders share the names of 2 subfolders, {ASKED}",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },
@@ -495,3 +514,19 @@ def test_dicom_files_without_an_ending(prepare, class_folder, ending):
     (class_folder / "cat/LICENSE").write_text("no image " * 30)
     verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its extension": 1}}
     check_verdict(verdict, lambda: prepare("folder", class_folder))
+
+
+def test_masks_of_dicom_files_without_extensions_are_left_out(prepare, tmp_path):
+    names = ("cat/IM1", "cat/IM1_mask", "wow!/IM2", "wow!/1.2.3", "wow!/IM2_mask")
+    for number, name in enumerate(names):
+        data = make_dicom(picture(number, (16, 16)), patient=f"P{number}", bits=8)
+        save_dicom(tmp_path / "raw" / name, data)
+
+    check_verdict(
+        {
+            "classes": ("cat", "wow!"),
+            "images": 3,
+            "excluded": {"a mask beside its image": 2},
+        },
+        lambda: prepare("folder", tmp_path / "raw"),
+    )
