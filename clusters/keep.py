@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 DASHBOARD = "http://127.0.0.1:8265"
 FINAL_EXIT_CODES = (0, 1, 2, 3, 4)
-"""Exit codes after which the sweep is not submitted again: it is done (0), it is done but trials
-failed (1), or it was refused (2 to 4)."""
+"""Exit codes after which the sweep is not submitted again. All trials are done (0), or the others
+have failed for good (1). After an error of the user (2), of the machine or the cluster (3), or of
+isweep (4), somebody must repair the cause first."""
 STOPPED = 130
 """Exit code after somebody stopped the job: that of a program that Ctrl-C ends."""
 MAX_QUICK_FAILURES = 10

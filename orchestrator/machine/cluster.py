@@ -209,7 +209,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     )
     if not cluster.is_private:
         return request
-    if device != "cpu" and not cluster.num_gpus:
+    # With `resources.num_gpus: 0`, trials run on CPUs on purpose, whatever the driver does.
+    if device != "cpu" and share > 0 and not cluster.num_gpus:
         check_driver()
     # A private cluster never grows, so a trial that requests more would wait forever.
     for name in ("num_cpus", "num_gpus", "memory_bytes"):

@@ -20,7 +20,7 @@ from orchestrator.machine.cluster import connect
 from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
-from orchestrator.machine.gpus.torch_gpus import describe
+from orchestrator.machine.gpus.torch_gpus import describe, describe_node
 from orchestrator.machine.launch.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.mlflow_connection import check_tracker
@@ -165,7 +165,7 @@ def _gpus(address: str | None) -> Outcome:
         if address is None:
             detail += ", so trials run on CPUs"
         return Outcome(True, detail)
-    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), num_ray_gpus=len(gpus))
+    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES")), num_ray_gpus=len(gpus))
     problems = list(gpu_problems(node))
     if problems:
         return _of_problems(problems)
@@ -348,7 +348,7 @@ def look_here() -> NodeAnswer:
     # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    return NodeAnswer(describe(), versions_here(), writable_bytes(session))
+    return NodeAnswer(describe_node(), versions_here(), writable_bytes(session))
 
 
 def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
@@ -375,6 +375,9 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
     if answer.silence is not None:
         problems.append(answer.silence)
     else:
+        if not gpus.num_ray_gpus:
+            # No trial gets a GPU that Ray does not offer, so only torch itself is checked.
+            gpus = replace(gpus, gpus=())
         if not gpus.logical:
             problems += gpu_problems(gpus)
         problems += _version_problems(answer.versions)

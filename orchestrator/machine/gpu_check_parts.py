@@ -145,7 +145,7 @@ def visible_gpu_list() -> tuple[Gpu, ...]:
         return describe(value).gpus
     slices = nvidia_smi.slice_uuids()
     if not slices:
-        return describe("").gpus
+        return describe(None).gpus
     rows = nvidia_smi.query("uuid,mig.mode.current")
     uncut = [uuid for uuid, mig in rows if mig != "Enabled"]
     return describe(",".join(slices + uncut)).gpus

@@ -54,12 +54,12 @@ def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
     if is_private:
         if not num_gpus:
             return []
-        this_node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        this_node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES"))
         return [replace(this_node, num_ray_gpus=num_gpus)]
     import ray
 
     nodes = []
-    for reference, node in ask_nodes(torch_gpus.describe, _offers_gpus).items():
+    for reference, node in ask_nodes(torch_gpus.describe_node, _offers_gpus).items():
         with suppress(ray.exceptions.RayError):  # `isweep doctor` reports nodes without an answer
             described = ray.get(reference, timeout=NODE_TIMEOUT_S)
             nodes.append(replace(described, num_ray_gpus=node["Resources"]["GPU"]))

@@ -25,11 +25,18 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.machine.processes import environment, exit_codes_kept, kill_process, run_program
+from orchestrator.machine.processes import (
+    environment,
+    exit_codes_kept,
+    kill_process,
+    process_state,
+    run_program,
+)
 from orchestrator.results.records import FailureKind, TrialFailure
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,9 @@ CONNECT_TIMEOUT_S = 5.0
 """Seconds that the daemon may take to accept a connection."""
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
+END_CLIENTS_TIMEOUT_S = 30.0
+"""Seconds after which no further client's GPU work is ended: three commands without an answer. The
+clients are killed all the same."""
 QUIT_TIMEOUT_S = 20.0
 """Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
 SUCCESS = "CUDA_SUCCESS"
@@ -290,19 +300,42 @@ def _ask_daemon(command: str) -> str:
 def _end_clients(pids: Collection[int] | None) -> bool:
     """End the GPU work of clients; return whether it has ended, and log a warning if not.
 
+    If the daemon does not answer about one client, the next client is tried, until
+    :data:`END_CLIENTS_TIMEOUT_S` seconds have passed.
+
     Args:
         pids: ids of the clients or of their parents; None ends the GPU work of all clients.
     """
+    last_start_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
     try:
-        all_ended = True
-        for server in _process_ids("get_server_list"):
-            for client in _process_ids(f"get_client_list {server}"):
-                if pids is None or client in pids or _parent(client) in pids:
-                    all_ended = _end_client(server, client) and all_ended
-        return all_ended
+        clients = [
+            (server, client)
+            for server in _process_ids("get_server_list")
+            for client in _process_ids(f"get_client_list {server}")
+        ]
     except _NoAnswerError as error:
         log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
         return False
+    all_ended = True
+    for server, client in clients:
+        if not _is_listed(client, pids):
+            continue
+        if time.monotonic() >= last_start_s:
+            log.warning(
+                "NVIDIA's MPS takes too long to end the GPU work of processes. isweep kills "
+                "the remaining processes while they may compute"
+            )
+            return False
+        all_ended = _end_client(server, client) and all_ended
+    return all_ended
+
+
+def _is_listed(client: int, pids: Collection[int] | None) -> bool:
+    """Return whether a client or its parent is in a list of process ids; None lists all clients."""
+    if pids is None or client in pids:
+        return True
+    state = process_state(client)
+    return state is not None and state.parent in pids
 
 
 def _end_client(server: int, client: int) -> bool:
@@ -315,23 +348,19 @@ def _end_client(server: int, client: int) -> bool:
         reply = _ask_daemon(f"terminate_client {server} {client}")
     except _NoAnswerError as error:
         reply = str(error)
-    if SUCCESS in reply or client not in _process_ids(f"get_client_list {server}"):
+    if SUCCESS in reply:
         return True
+    try:
+        if client not in _process_ids(f"get_client_list {server}"):
+            return True
+    except _NoAnswerError as error:
+        reply = reply or str(error)
     log.warning(
         "NVIDIA's MPS did not end the GPU work of process %d: %s",
         client,
         reply or "the process is still a client",
     )
     return False
-
-
-def _parent(pid: int) -> int | None:
-    """Return the id of a process's parent; None if the process has ended."""
-    with contextlib.suppress(OSError):
-        # The name of the program is in parentheses, and may contain spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return int(fields[1])
-    return None
 
 
 def _process_ids(command: str) -> list[int]:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ANSWER_TIMEOUT_S = 60.0
 """Seconds that a program may take to answer."""
@@ -47,7 +48,7 @@ class ProgramOutput:
 
 def run_program(
     *command: str,
-    visible: str = "",
+    visible: str | None = None,
     timeout_s: float = ANSWER_TIMEOUT_S,
     input_text: str = "",
     before_kill: Callable[[int], object] = lambda pid: None,
@@ -56,7 +57,8 @@ def run_program(
 
     Args:
         command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program; empty shows all GPUs.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable
+            unset, which shows all GPUs; an empty value hides all GPUs.
         timeout_s: seconds after which the program is killed.
         input_text: text for the program's standard input. If empty, the program has the standard
             input of this process.
@@ -75,10 +77,10 @@ def run_program(
         return ProgramOutput("", error.strerror or type(error).__name__)
 
 
-def _child_environment(visible: str) -> dict[str, str]:
+def _child_environment(visible: str | None) -> dict[str, str]:
     variables = dict(os.environ)
     variables.pop("CUDA_VISIBLE_DEVICES", None)
-    if visible:
+    if visible is not None:
         variables["CUDA_VISIBLE_DEVICES"] = visible
     variables[STUCK_PROGRAMS_VARIABLE] = os.pathsep.join(STUCK_PROGRAMS)
     return variables
@@ -174,24 +176,42 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@dataclass(frozen=True)
-class StoppedChild:
-    """A child of this process that was stopped by SIGSTOP. The kernel still accepts connections.
+class ProcessState(NamedTuple):
+    """What the kernel reports about a process.
 
     Attributes:
         pid: process id.
-        name: name of the program.
+        name: name of the program, of at most 15 characters.
+        state: a letter: T for a process that SIGSTOP stopped, Z for a process that has ended.
+        parent: process id of the parent.
     """
 
     pid: int
     name: str
+    state: str
+    parent: int
 
 
-def stopped_child() -> StoppedChild | None:
-    """Return a stopped child of this process, or None."""
+def process_state(pid: int) -> ProcessState | None:
+    """Return the state of a process; None if the process has ended."""
     with contextlib.suppress(OSError):
-        status = os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-        if status is not None:
-            name = Path(f"/proc/{status.si_pid}/comm").read_text(encoding="utf-8").strip()
-            return StoppedChild(status.si_pid, name)
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # The name of the program is in parentheses. It may contain spaces and parentheses.
+        start, _, end = text.rpartition(")")
+        state, parent, *_ = end.split()
+        return ProcessState(pid, start.partition("(")[2], state, int(parent))
     return None
+
+
+def stopped_children() -> list[ProcessState]:
+    """Return the children of this process that SIGSTOP stopped.
+
+    The kernel still accepts connections for a stopped process.
+    """
+    with contextlib.suppress(ChildProcessError):  # this process has no children
+        if os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+            # The kernel shows only one stopped child this way, so look at all processes.
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            states = filter(None, map(process_state, pids))
+            return [child for child in states if (child.parent, child.state) == (os.getpid(), "T")]
+    return []

@@ -183,7 +183,7 @@ def run_test(case: Case) -> dict[str, Any]:
         "orchestrator.machine.self_test",
         "cuda",
         case.to_json(),
-        visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         timeout_s=TIMEOUT_S,
         before_kill=end_work_of_child,
     )

@@ -27,9 +27,9 @@ CHECK_INTERVAL_S = 2.0
 CONNECT_TIMEOUT_S = 2.0
 """Seconds that a server may take to accept a connection during such a check."""
 MAX_SECONDS_PER_CHECK = 10.0
-"""Most seconds from the start of a check to the start of the next one. With two servers that do not
-answer, they are 2 s + 2 * 2 s; the rest is for a busy machine. After a longer time, this process
-itself was suspended."""
+"""Most seconds from the start of a check to the start of the next one. Normally this takes
+at most 6 s: the interval, and two attempts to connect. Four more seconds are for a busy machine. If
+it took longer, this process was suspended."""
 PRIVATE_LOST_AFTER_S = 4.0
 """Seconds without an answer after which a private cluster counts as lost. The time can be short:
 nothing restarts dead processes, and a busy process still accepts connections."""
@@ -70,7 +70,7 @@ class _ServerCheck:
     """Repeated check whether Ray's servers answer.
 
     Args:
-        servers: the servers, by the names of their processes.
+        servers_by_process_name: the servers that must answer.
         lost_after_s: seconds without an answer after which the cluster counts as lost.
         is_private: True if this process started the cluster.
         monotonic: returns the seconds of a clock that nobody can set.
@@ -78,13 +78,13 @@ class _ServerCheck:
 
     def __init__(
         self,
-        servers: Mapping[str, _Server],
+        servers_by_process_name: Mapping[str, _Server],
         lost_after_s: float,
         *,
         is_private: bool,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._servers = servers
+        self._servers = servers_by_process_name
         self._is_private = is_private
         self._lost_after_s = lost_after_s
         self._monotonic = monotonic
@@ -96,12 +96,11 @@ class _ServerCheck:
         """Check the servers once, and return an error if the cluster is lost."""
         since_last_check_s = self._since_last_check_s()
         # A process that SIGSTOP suspended still accepts connections, so its state is read.
-        child = processes.stopped_child()
-        suspended = "" if child is None else child.name
+        stopped_names = {child.name for child in processes.stopped_children()}
         silent = [
             server
             for name, server in self._servers.items()
-            if name == suspended or not accepts_connections(server.host, server.port)
+            if name in stopped_names or not accepts_connections(server.host, server.port)
         ]
         if not silent:
             if self._has_warned:
@@ -132,7 +131,10 @@ class _ServerCheck:
         return None
 
     def _since_last_check_s(self) -> float:
-        """Return the seconds since the start of the last check, during which Ray could answer."""
+        """Return the seconds since the start of the last check.
+
+        If this process was suspended meanwhile, only one interval counts.
+        """
         now_s = self._monotonic()
         seconds = now_s - self._checked_at_s
         self._checked_at_s = now_s
@@ -141,10 +143,10 @@ class _ServerCheck:
 
     def _kill_suspended_servers(self) -> None:
         """Kill suspended processes of Ray, because a shutdown would wait for them."""
-        child = processes.stopped_child()
-        while child is not None and child.name in self._servers:
-            os.kill(child.pid, signal.SIGKILL)
-            child = processes.stopped_child()
+        for child in processes.stopped_children():
+            if child.name in self._servers:
+                with contextlib.suppress(ProcessLookupError):  # the process has just ended
+                    os.kill(child.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._resources.start_attempt(trial))
 
-    # Calls from Tune.
+    # Calls from Tune. It passes its own trial objects by the keywords `trial` and `trials`.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Make a trial's images available to its worker, and show that it runs.
@@ -149,19 +149,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         For the first trial with these images, this call may read the images for seconds.
         """
         trial_id = trial_id_of(trial)
-        spec = self._source.trials[trial_id]
+        planned_trial = self._source.trials[trial_id]
         self._queue.running.add(trial_id)
         self._attempt(trial_id).started_s = self._clock.monotonic()
         with self._stop_run_on_error():
             self._backend.arrays.add_trial(trial_id, self._array_key(trial_id))
         if self._queue.is_stopped:
             return
-        domain = self._source.domain_of(spec)
+        domain = self._source.domain_of(planned_trial)
         number = self._attempt(trial_id).number
-        tags = trial_tags(spec, domain, CellStatus.RUNNING, number)
+        tags = trial_tags(planned_trial, domain, CellStatus.RUNNING, number)
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
-        self._watchdog.add(trial_id, self._source.time_limit_s(spec))
+        self._watchdog.add(trial_id, self._source.time_limit_s(planned_trial))
         self._log_event(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -392,11 +392,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._num_tune_failures += 1
         log.warning("Ray Tune failed (%d times in a row)", self._num_tune_failures, exc_info=error)
         failure = classify_broken_loop(error)
-        killed: set[str] = set()
+        blamed_ids: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
-            killed = self._killed_for_memory()
+            blamed_ids = self._killed_for_memory()
         # If Ray killed no worker, all trials with a worker count as failed.
-        failed_ids = killed if killed else self._queue.running
+        failed_ids = blamed_ids if blamed_ids else self._queue.running
         if self._queue.running:
             # Tune calls nothing of isweep before it kills the processes.
             self._stop_using_mps("after an error, Ray Tune killed trials while they computed")
@@ -404,7 +404,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             if trial_id in failed_ids:
                 self._process_missing_report(trial_id, failure)
             else:
-                self._requeue_uncounted(trial_id, failure, killed)
+                self._requeue_uncounted(trial_id, failure, blamed_ids)
         if not self._backend.is_up() or self._num_tune_failures > MAX_TUNE_FAILURES:
             run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
@@ -423,18 +423,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 locations[trial_id] = location
         return self._backend.killed_for_memory(locations)
 
-    def _requeue_uncounted(self, trial_id: str, failure: TrialFailure, killed: set[str]) -> None:
+    def _requeue_uncounted(
+        self, trial_id: str, failure: TrialFailure, blamed_ids: set[str]
+    ) -> None:
         """Queue a trial again that stopped because Tune failed, without counting the attempt.
 
-        Only the number of attempts is changed back. The policies for memory and for retries have no
-        failure of this attempt to forget.
+        Nothing else must be undone: the policies for memory and retries do not know of a failure.
 
         Args:
             trial_id: id of a trial that had no worker yet, or that did not cause the failure.
             failure: the failure of Tune's loop.
-            killed: ids of the trials that caused the failure; empty if unknown.
+            blamed_ids: ids of the trials that caused the failure; empty if unknown.
         """
-        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
+        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(blamed_ids))}".strip()
         self._log_event(trial_id, "stopped", reason)
         self._attempt(trial_id).number -= 1
         self._retry_later(trial_id, 0.0)
@@ -452,13 +453,13 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         except SweepError as error:
             self._queue.stop(error)
 
-    def _killer_of(self, trial: Any) -> Callable[[], object] | None:
+    def _killer_of(self, tune_trial: Any) -> Callable[[], object] | None:
         """Return a function that kills a trial's process; None if the trial has no process.
 
         If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
         """
-        kill = self._backend.killer_of(trial)
-        location = self._attempt(trial_id_of(trial)).location
+        kill = self._backend.killer_of(tune_trial)
+        location = self._attempt(trial_id_of(tune_trial)).location
         mps = self._run.cluster.mps
         if kill is None or mps is None or location is None:
             return kill

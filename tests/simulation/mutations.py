@@ -138,8 +138,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
-                "        failed_ids = killed if killed else self._queue.running\n",
-                "        failed_ids = killed if killed else self._queue.submitted\n",
+                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
+                "        failed_ids = blamed_ids if blamed_ids else self._queue.submitted\n",
             ),
             (
                 "a trial that is stopped with a memory kill loses no attempt",
@@ -148,7 +148,7 @@ MUTATIONS = tuple(
             ),
             (
                 "a memory kill that ends Tune costs its own trial alone",
-                "        failed_ids = killed if killed else self._queue.running\n",
+                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
                 "        failed_ids = self._queue.running\n",
             ),
             (

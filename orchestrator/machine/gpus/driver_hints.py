@@ -50,7 +50,11 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
         f"{driver})"
     )
-    if branch >= OLDEST_DRIVER_BRANCH[12] and capability < FIRST_CAPABILITY_BEYOND_CU126:
+    # The capability 0 is unknown.
+    has_cu126_kernels = (
+        not capability or FIRST_CAPABILITY_OF_CU126 <= capability < FIRST_CAPABILITY_BEYOND_CU126
+    )
+    if branch >= OLDEST_DRIVER_BRANCH[12] and has_cu126_kernels:
         hint += (
             f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
             "work with the present driver"

@@ -63,9 +63,11 @@ class NodeGpus:
         cuda: the CUDA version that torch was built for; empty for a build without CUDA.
         mps: True if NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
             compute at the same time.
-        visible: Ray's ``CUDA_VISIBLE_DEVICES`` on the node.
+        visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node;
+            empty if the variable was empty or not set.
         num_ray_gpus: number of GPUs that Ray assigns on the node.
-        logical: True if the node's GPUs are for scheduling only.
+        logical: True if the node's GPUs are for scheduling only (for tests, see
+            ``ISWEEP_LOGICAL_GPUS``).
         torch_message: torch's message if torch can use no GPU; otherwise empty.
         error: why the process with torch failed; empty if the process succeeded.
     """

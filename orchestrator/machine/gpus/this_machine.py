@@ -44,8 +44,8 @@ class _ListedGpu(NamedTuple):
     memory_mib: str
     mig_mode: str
 
-    def suffices(self) -> bool:
-        """Return whether the row describes the GPU for plans; otherwise only torch can do so."""
+    def describes_gpu_fully(self) -> bool:
+        """Return whether this row has all that plans need. If not, torch must describe the GPU."""
         if not self.memory_mib.isdigit():
             return False
         if self.mig_mode == "Enabled":
@@ -57,13 +57,11 @@ class _ListedGpu(NamedTuple):
 def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs and slices (MIG).
 
-    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice.
-
-    If ``CUDA_VISIBLE_DEVICES`` has numbers, the number of GPUs and their model are right, but their
-    UUIDs may belong to hidden GPUs.
+    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice. If
+    ``CUDA_VISIBLE_DEVICES`` has numbers, the UUIDs may be wrong: see :func:`_gpus_with_ids`.
     """
-    names = visible_gpus()
-    if is_logical() or names == []:
+    ids = visible_gpus()
+    if is_logical() or ids == []:
         return []
     rows = nvidia_smi.query("name,uuid,memory.total,mig.mode.current")
     if not rows and not nvidia_smi.has_devices():
@@ -72,52 +70,52 @@ def gpus_here() -> list[Gpu]:
     suffices = True
     for values in rows:
         row = _ListedGpu(*values)
-        suffices = suffices and row.suffices()
+        suffices = suffices and row.describes_gpu_fully()
         if row.memory_mib.isdigit():
             gpus.append(Gpu(row.name, row.uuid, int(row.memory_mib) * nvidia_smi.MIB))
     if suffices and gpus:
-        chosen = _gpus_with_names(gpus, names)
+        chosen = _gpus_with_ids(gpus, ids)
         if chosen is not None:
             return chosen
-    described = torch_gpus.describe(",".join(names or ())).gpus
+    described = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES")).gpus
     # If torch can use no GPU, return the GPUs of nvidia-smi: the caller must see that there are
     # GPUs. Each trial then reports why torch cannot use them.
     return list(described) or gpus
 
 
-def _gpus_with_names(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
-    """Return as many GPUs as CUDA uses for these numbers or UUIDs, each of the right model.
+def _gpus_with_ids(gpus: list[Gpu], ids: list[str] | None) -> list[Gpu] | None:
+    """Return the GPUs that CUDA uses for these ids. For numbers, only count and model are right.
 
-    For UUIDs, these are the same GPUs. For numbers, the UUIDs may belong to other GPUs of the same
-    model, because CUDA may number the GPUs in another order than ``nvidia-smi``.
+    CUDA may number the GPUs in another order than ``nvidia-smi``. So the UUIDs for a number may be
+    those of another GPU of the same model.
 
     Args:
         gpus: all GPUs of the machine.
-        names: numbers or UUIDs; None stands for all GPUs.
+        ids: numbers or UUIDs; None stands for all GPUs.
 
     Returns:
         The GPUs. None for numbers on a machine with several models of GPU.
     """
-    if names is None:
+    if ids is None:
         return gpus
     num_models = len({gpu.name for gpu in gpus})
     chosen = []
-    for name in names:
-        if name.isdigit() and num_models > 1:
+    for gpu_id in ids:
+        if gpu_id.isdigit() and num_models > 1:
             return None
-        gpu = _gpu_with_name(gpus, name)
+        gpu = _gpu_with_id(gpus, gpu_id)
         if gpu is None:
             break  # CUDA ignores everything from the first number or UUID without a GPU
         chosen.append(gpu)
     return chosen
 
 
-def _gpu_with_name(gpus: list[Gpu], name: str) -> Gpu | None:
-    """Return the GPU with a number, or with a UUID that begins with ``name``; None without one."""
-    if name.isdigit():
-        number = int(name)
+def _gpu_with_id(gpus: list[Gpu], gpu_id: str) -> Gpu | None:
+    """Return the GPU with a number, or with a UUID that begins with ``gpu_id``; None if missing."""
+    if gpu_id.isdigit():
+        number = int(gpu_id)
         return gpus[number] if number < len(gpus) else None
-    return next((gpu for gpu in gpus if gpu.uuid.startswith(name)), None)
+    return next((gpu for gpu in gpus if gpu.uuid.startswith(gpu_id)), None)
 
 
 def check_driver() -> None:

@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
-from orchestrator.machine.gpus.visible import is_logical, visible_at_start_of_parent, visible_gpus
+from orchestrator.machine.gpus.visible import (
+    is_logical,
+    listed_gpus,
+    visible_at_start_of_parent,
+    visible_gpus,
+)
 from orchestrator.machine.mps import mps_runs
 from orchestrator.machine.processes import run_program
 
@@ -42,18 +47,25 @@ class _GpuState(NamedTuple):
     used_mib: str = ""
 
 
-def describe(visible: str | None = None) -> NodeGpus:
+def describe_node() -> NodeGpus:
+    """Return the GPUs that Ray uses on this node. The caller is a task of Ray.
+
+    Ray hides GPUs from a task without a share of a GPU. So the value of ``CUDA_VISIBLE_DEVICES`` is
+    that of the task's parent process, the raylet.
+    """
+    return describe(visible_at_start_of_parent())
+
+
+def describe(visible: str | None) -> NodeGpus:
     """Return this node's GPUs, as torch describes them in a separate process.
 
     Args:
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None uses the value with which
-            this process's parent was started. In a task of Ray the parent is the raylet, whose
-            value contains all GPUs: Ray hides GPUs from a task without a share of a GPU.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable unset,
+            which shows all GPUs; an empty value hides all GPUs.
     """
-    if visible is None:
-        visible = visible_at_start_of_parent()
-    if "," in visible and "MIG-" in visible:
-        return _describe_slices(visible)
+    ids = listed_gpus(visible or "")
+    if len(ids) > 1 and any(gpu_id.startswith("MIG-") for gpu_id in ids):
+        return replace(_describe_slices(ids), visible=str(visible))
     program = run_program(
         sys.executable,
         "-c",
@@ -62,7 +74,7 @@ def describe(visible: str | None = None) -> NodeGpus:
         timeout_s=IMPORT_TIMEOUT_S,
     )
     node = NodeGpus(
-        socket.gethostname(), mps=mps_runs(), visible=visible, logical=is_logical(), error=""
+        socket.gethostname(), mps=mps_runs(), visible=visible or "", logical=is_logical(), error=""
     )
     # A library may print other lines before and after the description.
     descriptions = [line for line in program.output.splitlines() if line.startswith('{"')]
@@ -73,17 +85,17 @@ def describe(visible: str | None = None) -> NodeGpus:
     return replace(node, gpus=gpus, **fields)
 
 
-def _describe_slices(visible: str) -> NodeGpus:
+def _describe_slices(ids: list[str]) -> NodeGpus:
     """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
     with ThreadPoolExecutor() as pool:
         # Each of these describes one slice.
-        nodes = list(pool.map(describe, visible.replace(" ", "").split(",")))
+        nodes = list(pool.map(describe, ids))
     failing = (node for node in nodes if node.error or node.torch_message)
     reported = next(failing, nodes[0])
     gpus: list[Gpu] = []
     for node in nodes:
         gpus += node.gpus
-    return replace(reported, gpus=tuple(gpus), visible=visible)
+    return replace(reported, gpus=tuple(gpus))
 
 
 def print_gpus() -> None:

@@ -2,7 +2,8 @@
 
 ``CUDA_VISIBLE_DEVICES`` lists numbers or UUIDs of GPUs. Two functions read the variable:
 
-- :func:`visible_gpus` returns the GPUs that CUDA uses. The list is also empty after a typing error.
+- :func:`visible_gpus` returns the GPUs that CUDA uses. The list is also empty if the first
+  entry is wrong, or if an entry appears twice.
 - :func:`hides_all_gpus` returns whether the user hid all GPUs on purpose.
 """
 
@@ -35,23 +36,30 @@ def hides_all_gpus() -> bool:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set.
-
-    CUDA reads the list up to the first invalid entry. If an entry appears twice, CUDA uses no GPU.
-    """
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None
-    is_gpu_name = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
+    return listed_gpus(value)
+
+
+def listed_gpus(value: str) -> list[str]:
+    """Return the numbers and UUIDs of GPUs in a value of ``CUDA_VISIBLE_DEVICES``, as CUDA does.
+
+    CUDA reads the list up to the first invalid entry. If an entry appears twice, CUDA uses no GPU.
+    """
+    is_gpu_id = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
     words = [word.strip() for word in value.split(",")]
-    names = list(takewhile(is_gpu_name, words))
-    return names if len(set(names)) == len(names) else []
+    ids = list(takewhile(is_gpu_id, words))
+    return ids if len(set(ids)) == len(ids) else []
 
 
-def visible_at_start_of_parent() -> str:
+def visible_at_start_of_parent() -> str | None:
     """Return the value of ``CUDA_VISIBLE_DEVICES`` with which the parent process was started.
 
-    The value is empty if the parent process was started without the variable.
+    Returns:
+        The value; an empty value hides all GPUs. None if the parent process was started without
+        the variable, so that it uses all GPUs.
     """
     prefix = b"CUDA_VISIBLE_DEVICES="
     with suppress(OSError):
@@ -59,4 +67,4 @@ def visible_at_start_of_parent() -> str:
         for variable in variables:
             if variable.startswith(prefix):
                 return variable.removeprefix(prefix).decode()
-    return ""
+    return None

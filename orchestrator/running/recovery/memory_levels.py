@@ -2,18 +2,19 @@
 
 With a GPU:
 
-1. Level 0 requests the share of a GPU that the trial is expected to need.
-2. Each further level doubles the share, until the trial has a whole GPU.
-3. The next level trains without CUDA graphs, because graphs occupy memory of their own. A trial
-   that uses no graphs skips this level.
-4. Each further level halves the images of a forward pass, if the batches may be split. Batches of
-   fewer than 4 images are never split.
+- Level 0 requests the share of a GPU that the trial is expected to need.
+- The next levels double the share, until the trial has a whole GPU.
+- One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses
+  no graphs skips this level.
+- The last levels halve the images of a forward pass, if the batches may be split. Batches of fewer
+  than 4 images are never split.
 
 Without a GPU, level 2 and each further level halve the images of a forward pass. If the sweep
 requests an amount of the machine's memory, every level from 1 on requests twice this amount.
 
-A level keeps its number during a run. Two events make the requests of some levels equal: a network
-loses its CUDA graphs, or the run stops using NVIDIA's MPS. ``next_level`` skips such levels.
+The number of a trial's levels does not change during a run. But two events make the requests of
+some levels equal: a network loses its CUDA graphs, or the run stops using NVIDIA's MPS.
+``next_level`` skips such levels.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ MIN_MICRO_BATCH = 2
 MIN_SPLIT_BATCH = 2 * MIN_MICRO_BATCH
 """Least batch size that can be split into two forward passes of MIN_MICRO_BATCH images."""
 ROUNDING_ERROR = 1e-9
-"""Share of a GPU. A share that is less than this below 1 is a whole GPU."""
+"""Largest rounding error of a share of a GPU. From 1 - ROUNDING_ERROR on, a share is a whole
+GPU."""
 
 
 def network_key(trial: TrialSpec) -> Hashable:
@@ -67,7 +69,10 @@ class MemoryLevels:
     min_share: float = 0.0
 
     def request(self, trial: TrialSpec, level: int) -> Resources:
-        """Return the request of a trial at a memory level; the highest level repeats for ever."""
+        """Return the request of a trial at a memory level.
+
+        A level above the last one has the last one's request.
+        """
         requests = self._requests(trial)
         return requests[min(level, len(requests) - 1)]
 

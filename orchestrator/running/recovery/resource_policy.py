@@ -1,4 +1,6 @@
-"""The resource policy: what each attempt at a trial requests, which changes after memory ran out.
+"""The resource policy: the resources that each attempt at a trial requests.
+
+The requests change after memory ran out.
 
 Requests are numbered by *memory levels*. Level 0 is the planned request. Each further level
 requests more memory, or trains in a way that needs less memory. The module
@@ -15,18 +17,21 @@ the trial        a small GPU    this trial
 the trial        the machine    this trial
 unknown          a whole GPU    this trial
 other processes  part of a GPU  this trial
-other processes  the machine    this trial, but not after its first 4 such failures
-other processes  a whole GPU    the same; also all trials of its network until these processes have
-                                ended, but not after the first 4 such failures of the network
+other processes  the machine    this trial, from its 5th such failure on
+other processes  a whole GPU    this trial, from its 5th such failure on; and all trials of its
+                                network, from the network's 5th such failure on, until a result
+                                shows that these processes have ended
 no cuDNN kernel  a GPU          nothing: the verdict is final
 ===============  =============  ==================================================================
 
-The failures of a trial by other processes are counted for the whole run. Those of a network are
-counted since its last result at its own level. A higher level does not restart these counts.
+A small GPU is one with less memory than the cluster's largest GPU.
 
-If no higher level changes the request, the trial gets a final verdict. There are two exceptions for
-the memory of the machine: no verdict is final while other processes use this memory, or below level
-4 (:data:`MIN_FINAL_LEVEL`).
+The failures of a trial by other processes are counted for the whole run. Those of a network are
+counted since its last result at its own level. Both counts go on after a level was raised.
+
+If no higher level changes the request, the trial gets a final verdict. For the memory of the
+machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no other
+processes use this memory.
 """
 
 from __future__ import annotations
@@ -58,8 +63,8 @@ from orchestrator.running.recovery.memory_verdicts import (
 from search_spaces.specs import TrialSpec
 
 MAX_REPEATS_AFTER_OTHERS = 4
-"""Number of memory failures by other processes after which a request is repeated, because the other
-processes may end. Each later failure raises the level."""
+"""After each of the first 4 memory failures by other processes, the same request is repeated,
+because these processes may end. Each later failure raises the level."""
 MIN_FINAL_LEVEL = 4
 """Lowest memory level at which a failure for lack of the machine's memory may be final. At a lower
 level an unchanged request may still succeed, when other trials of the machine need less."""
@@ -91,7 +96,7 @@ class TrialMemory:
     num_failures_by_others: int = 0
 
     @property
-    def repeats_request(self) -> bool:
+    def gets_same_request(self) -> bool:
         """True if the last failure by other processes does not change the next request."""
         return self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS
 
@@ -101,28 +106,28 @@ class NetworkMemory:
     """The memory level of all trials of one network.
 
     While other processes use the memory of whole GPUs, new attempts start at the raised level.
-    After a result at the raised level, new attempts try the own level again: this is a *recheck*. A
-    result at the own level shows that the other processes have ended, so it removes the raised
-    level. A failure by other processes ends the recheck.
+    After a result at the raised level, new attempts start at the own level again: this is a
+    *recheck*. A result at the own level shows that the other processes have ended, so it removes
+    the raised level. A failure by other processes ends the recheck.
 
     Attributes:
         own_level: level that one of the network's trials needed, without other processes.
         raised_level: level at which attempts start while other processes use the memory; 0 if they
             do not, or if no higher level is known.
-        is_recheck: True if attempts start at the own level although there is a raised level.
+        rechecks_own_level: True if attempts start at the own level in spite of a raised level.
         num_failures_by_others: number of memory failures that other processes caused since the last
             result at the own level.
     """
 
     own_level: int = 0
     raised_level: int = 0
-    is_recheck: bool = False
+    rechecks_own_level: bool = False
     num_failures_by_others: int = 0
 
     @property
     def start_level(self) -> int:
         """Lowest level at which the next attempt at a trial of this network may start."""
-        if self.is_recheck:
+        if self.rechecks_own_level:
             return self.own_level
         return max(self.own_level, self.raised_level)
 
@@ -131,11 +136,12 @@ class NetworkMemory:
         # The level is below the own level if the attempt started before the own level was raised.
         self.own_level = min(self.own_level, level)
         if self.own_level < self.raised_level <= level:
-            # The trial may have fitted only because it needed less memory.
-            self.is_recheck = True
+            # The result says nothing about the own level: at the raised level the trial needed less
+            # memory.
+            self.rechecks_own_level = True
         else:
             self.raised_level = 0
-            self.is_recheck = False
+            self.rechecks_own_level = False
             self.num_failures_by_others = 0
 
     def failed_by_others(self, next_level: int | None) -> None:
@@ -147,7 +153,7 @@ class NetworkMemory:
         self.num_failures_by_others += 1
         if self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS:
             return
-        self.is_recheck = False
+        self.rechecks_own_level = False
         if next_level is not None:
             self.raised_level = max(self.raised_level, next_level)
 
@@ -256,9 +262,10 @@ class ResourcePolicy:
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
         if is_by_others:
             trial_memory.num_failures_by_others += 1
-            if trial_memory.repeats_request:
+            if trial_memory.gets_same_request:
                 return MAY_RETRY
-        # This may repeat a request, because the trial may fit when others need less memory.
+        # The next level may have the same request. The trial may still fit later, when other trials
+        # need less memory.
         trial_memory.start_level = level + 1
         has_next = self._next_level(trial) is not None
         if is_by_others or has_next or level < MIN_FINAL_LEVEL:
@@ -278,11 +285,11 @@ class ResourcePolicy:
         if is_by_others and num_gpus >= 1:
             network_memory.failed_by_others(next_level)
             trial_memory.num_failures_by_others += 1
-            if trial_memory.repeats_request:
+            if trial_memory.gets_same_request:
                 return MAY_RETRY
         if next_level is not None:
             trial_memory.start_level = next_level
-            # Trials that Ray runs on a larger GPU may fit there with an unchanged request.
+            # On a small GPU only this trial goes up: others may run on a larger GPU.
             if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
                 network_memory.own_level = max(network_memory.own_level, next_level)
             return MAY_RETRY

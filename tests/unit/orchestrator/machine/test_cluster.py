@@ -426,14 +426,14 @@ def test_a_stopped_process_of_the_cluster_counts_as_lost_and_is_ended(
     monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
     # A Ray cluster that this process already has is watched by another thread.
     earlier_threads = threading.enumerate()
-    stopped_child = processes.stopped_child
+    stopped_children = processes.stopped_children
 
-    def stopped_child_of_this_test():
+    def stopped_children_of_this_test():
         if threading.current_thread() in earlier_threads:
-            return None
-        return stopped_child()
+            return []
+        return stopped_children()
 
-    monkeypatch.setattr("orchestrator.machine.processes.stopped_child", stopped_child_of_this_test)
+    monkeypatch.setattr(processes, "stopped_children", stopped_children_of_this_test)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
         victim
     ]
@@ -478,7 +478,7 @@ def test_a_silent_cluster_is_lost_after_two_minutes_by_the_clock(monkeypatch, ch
     """A check of two servers that drop packets takes 4 s longer than one of servers that refuse."""
     now_s = [0.0]
     monkeypatch.setattr(server_watch, "accepts_connections", lambda host, port: False)
-    monkeypatch.setattr(processes, "stopped_child", lambda: None)
+    monkeypatch.setattr(processes, "stopped_children", list)
     servers = {"gcs_server": server_watch._Server("The head", "10.0.0.1", 6379)}
     watch = server_watch._ServerCheck(
         servers, server_watch.SHARED_LOST_AFTER_S, is_private=False, monotonic=lambda: now_s[0]
@@ -489,6 +489,38 @@ def test_a_silent_cluster_is_lost_after_two_minutes_by_the_clock(monkeypatch, ch
         errors.append(watch.check())
     assert errors[:-1] == [None] * (num_checks - 1)
     assert "The head at 10.0.0.1:6379 has not answered for 120 s" in str(errors[-1])
+
+
+@pytest.mark.parametrize("has_just_ended", [False, True])
+def test_a_cluster_whose_suspended_server_cannot_be_killed_any_more_is_lost_as_well(
+    monkeypatch, has_just_ended
+):
+    now_s = [0.0]
+    killed: list[int] = []
+
+    def kill(pid: int, _signal: int) -> None:
+        killed.append(pid)
+        if has_just_ended:
+            raise ProcessLookupError
+
+    stopped = [
+        processes.ProcessState(11, "dashboard", "T", os.getpid()),
+        processes.ProcessState(12, "raylet", "T", os.getpid()),
+    ]
+    monkeypatch.setattr(server_watch, "accepts_connections", lambda host, port: True)
+    monkeypatch.setattr(processes, "stopped_children", lambda: stopped)
+    monkeypatch.setattr(os, "kill", kill)
+    servers = {"raylet": server_watch._Server("The raylet", "127.0.0.1", 1)}
+    watch = server_watch._ServerCheck(
+        servers, lost_after_s=4.0, is_private=True, monotonic=lambda: now_s[0]
+    )
+    errors = []
+    for _ in range(2):
+        now_s[0] += 2
+        errors.append(watch.check())
+    assert errors[0] is None
+    assert "The raylet at 127.0.0.1:1 has not answered for 4 s" in str(errors[1])
+    assert killed == [12]
 
 
 def test_tune_logs_no_error_for_retried_trials(monkeypatch, tmp_path):

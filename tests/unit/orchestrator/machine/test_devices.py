@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -105,6 +106,15 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
 )
 def test_the_hint_makes_driver_and_torch_compatible(driver, cuda, hint):
     assert re.search(hint, driver_hints.driver_hint(driver, cuda))
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_offered"),
+    [(0.0, True), (3.7, False), (5.0, True), (9.0, True), (10.0, False)],
+)
+def test_an_older_torch_is_offered_only_if_it_has_kernels_for_the_gpu(capability, is_offered):
+    hint = driver_hints.driver_hint("550.1", "13.0", capability=capability)
+    assert ("cu126 wheels" in hint) is is_offered
 
 
 @pytest.mark.usefixtures("without_cuda")
@@ -529,6 +539,46 @@ MIG_LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-2)"""
 
 
+@pytest.mark.parametrize(
+    ("visible", "described"),
+    [
+        ("MIG-1,MIG-2,", {"MIG-1", "MIG-2"}),
+        ("MIG-1, MIG-2,typo,MIG-3", {"MIG-1", "MIG-2"}),
+        ("MIG-1,MIG-1", {"MIG-1,MIG-1"}),
+        ("GPU-1,GPU-2", {"GPU-1,GPU-2"}),
+        ("", {""}),
+        (None, {None}),
+    ],
+)
+def test_slices_are_described_one_by_one_and_other_gpus_together(monkeypatch, visible, described):
+    """CUDA reads the list up to the first invalid entry, and uses no GPU of a list with a repeat."""
+    shown = []
+
+    def show(*_, visible, **__):
+        shown.append(visible)
+        return ProgramOutput("")
+
+    monkeypatch.setattr(torch_gpus, "run_program", show)
+    assert torch_gpus.describe(visible).visible == (visible or "")
+    assert len(shown) == len(described)
+    assert set(shown) == described
+
+
+PRINT_VALUE_OF_PARENT = (
+    "from orchestrator.machine.gpus.visible import visible_at_start_of_parent\n"
+    "print(repr(visible_at_start_of_parent()))"
+)
+
+
+@pytest.mark.parametrize("visible", [None, "", "0,1"])
+def test_a_parent_that_hides_all_gpus_differs_from_one_that_shows_all(visible):
+    parent = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {PRINT_VALUE_OF_PARENT!r}])"
+    )
+    answer = processes.run_program(sys.executable, "-c", parent, visible=visible)
+    assert answer == ProgramOutput(repr(visible))
+
+
 def test_every_mig_slice_is_described_with_the_memory_that_others_use(
     tmp_path, monkeypatch, capsys, simulate_torch_gpu
 ):
@@ -621,6 +671,8 @@ def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monke
     with pytest.raises(SetupError, match=unanswered):
         trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
     assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
+    without_gpu = ResourceSpec(num_gpus=0)
+    assert trial_resources(without_gpu, cpu_cluster_here(), "auto").num_gpus == 0
     problem = doctor._checked("gpus", lambda: doctor._gpus(None))
     assert not problem["ok"]
     assert error in problem["detail"]
@@ -638,7 +690,7 @@ def test_gpus_that_torch_can_use_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
 
 def test_a_node_whose_torch_does_not_start_has_a_problem(monkeypatch):
     monkeypatch.setattr(torch_gpus.sys, "executable", "/bin/false")
-    node = torch_gpus.describe("")
+    node = torch_gpus.describe(None)
     problem, *further_problems = gpu_problems.gpu_problems(replace(node, num_ray_gpus=8.0))
     assert problem.text.partition(": ")[2] == "torch did not list the GPUs: exit code 1"
     assert further_problems == []
@@ -656,7 +708,7 @@ def test_other_lines_around_the_description_of_gpus_are_ignored(
     monkeypatch, output, torch_version, error
 ):
     monkeypatch.setattr(torch_gpus, "run_program", lambda *_, **__: ProgramOutput(output))
-    node = torch_gpus.describe("")
+    node = torch_gpus.describe(None)
     assert (node.torch, node.error) == (torch_version, error)
 
 
@@ -680,5 +732,5 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
 
 
 def test_a_node_is_described_by_another_process():
-    node = torch_gpus.describe("")
+    node = torch_gpus.describe(None)
     assert (node.gpus, node.torch) == ((), torch.__version__)

@@ -75,6 +75,18 @@ def test_a_node_without_problems_and_a_node_with_logical_gpus_pass():
     assert problems(gpus=NodeGpus("b", logical=True)) == []
 
 
+@pytest.mark.parametrize("resources", [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 0.0}])
+def test_a_gpu_that_ray_does_not_offer_is_no_problem(resources):
+    """As after `ray start --num-gpus=0`, or with an empty CUDA_VISIBLE_DEVICES."""
+    old = Gpu("Tesla K80", "GPU-1", 12 * GIB, capability=3.7, has_kernels=False)
+    answer = NodeAnswer(**{**SOUND, "gpus": replace(L4, gpus=(old,))})
+    assert not doctor.checked_node(answer, NODE)["ok"]
+    assert doctor.checked_node(answer, NODE | {"Resources": resources})["ok"]
+    without_torch = replace(answer, gpus=replace(answer.gpus, error="No module named 'torch'"))
+    check = doctor.checked_node(without_torch, NODE | {"Resources": resources})
+    assert "torch did not list the GPUs: No module named 'torch'" in check["detail"]
+
+
 @pytest.mark.ray
 def test_every_node_of_a_cluster_is_checked_or_has_a_reason(ray_local, monkeypatch):
     (check,) = check_nodes()

@@ -235,6 +235,42 @@ def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
     assert f"Failed to {refused}" in caplog.text
 
 
+def daemon_with_a_silent_client(monkeypatch, seconds_per_command: float) -> list[str]:
+    """Simulate a daemon that does not answer about client 11; return the list of its commands."""
+    commands: list[str] = []
+
+    def ask(command: str) -> str:
+        commands.append(command)
+        if command == "get_server_list":
+            return "4711"
+        if command.startswith("get_client_list") and len(commands) == 2:
+            return "11\n12\n13"
+        if command == "terminate_client 4711 12":
+            return mps.SUCCESS
+        raise mps._NoAnswerError("busy")
+
+    clock = SimpleNamespace(monotonic=lambda: seconds_per_command * len(commands))
+    monkeypatch.setattr(mps, "_ask_daemon", ask)
+    monkeypatch.setattr(mps, "time", clock)
+    return commands
+
+
+def test_mps_ends_the_gpu_work_of_the_other_clients_if_one_has_no_answer(monkeypatch, caplog):
+    commands = daemon_with_a_silent_client(monkeypatch, 1.0)
+    assert not mps._end_clients({11, 12})
+    assert "terminate_client 4711 12" in commands
+    assert "terminate_client 4711 13" not in commands
+    assert "did not end the GPU work of process 11: busy" in caplog.text
+
+
+def test_the_end_of_gpu_work_has_a_total_time_limit(monkeypatch, caplog):
+    commands = daemon_with_a_silent_client(monkeypatch, mps.COMMAND_TIMEOUT_S)
+    assert not mps._end_clients(None)
+    assert "terminate_client 4711 11" in commands
+    assert "terminate_client 4711 12" not in commands
+    assert "takes too long to end the GPU work" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("reply", "is_logged"),
     [("Failed to terminate client", True), ("", False), ("CUDA_SUCCESS", False)],

@@ -1,6 +1,7 @@
 """Programs that isweep runs: whatever goes wrong with one, the result gives the reason."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -44,6 +45,7 @@ def test_a_program_sees_the_given_gpus(monkeypatch):
     command = ("sh", "-c", "echo ${CUDA_VISIBLE_DEVICES-all}")
     assert run_program(*command).output == "all"
     assert run_program(*command, visible="GPU-1").output == "GPU-1"
+    assert run_program(*command, visible="").output == ""
 
 
 SCRIPT_WITH_SIGCHLD_IGNORED = """
@@ -81,5 +83,18 @@ def test_environment_variables_are_set_only_in_the_block(monkeypatch):
     assert "ISWEEP_B" not in os.environ
 
 
-def test_there_is_no_stopped_child():
-    assert processes.stopped_child() is None
+def test_all_stopped_children_are_listed():
+    assert processes.stopped_children() == []
+    children = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+    pids = {child.pid for child in children[:2]}
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        assert {child.pid for child in processes.stopped_children()} == pids
+        assert {child.name for child in processes.stopped_children()} == {"sleep"}
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    assert processes.stopped_children() == []
