@@ -37,7 +37,7 @@ class RoundPauses:
     is_warned: bool = False
 
     def skip(self) -> None:
-        """Let the next round start at once. If it fails, the pauses grow from the shortest again."""
+        """Let the next round start at once. If it fails, pauses grow from the shortest again."""
         self.is_skipped = True
         self.next_pause_s = FIRST_PAUSE_S
 
