@@ -1,4 +1,7 @@
-"""The pauses between rounds of updates to MLflow. They grow while MLflow fails."""
+"""The pauses between rounds of updates to MLflow, with and without a failure.
+
+They grow while MLflow fails.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ WARN_AFTER_S = 2.0
 
 
 @dataclass
-class RetryPauses:
+class RoundPauses:
     """The pause before the next round of updates, and whether the user was warned.
 
     Attributes:
@@ -34,7 +37,7 @@ class RetryPauses:
     is_warned: bool = False
 
     def skip(self) -> None:
-        """Let the next round start at once, and make the pause after its first failure short."""
+        """Let the next round start at once. If it fails, pauses grow from the shortest again."""
         self.is_skipped = True
         self.next_pause_s = FIRST_PAUSE_S
 

@@ -31,7 +31,7 @@ from orchestrator.results.pending_updates import (
     SweepReport,
     Update,
 )
-from orchestrator.results.retry_pauses import RetryPauses
+from orchestrator.results.retry_pauses import RoundPauses
 from tasks.clock import Clock
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class UpdateSender:
         self._print_note = print_note
         self._clock = clock
         self._thread: threading.Thread | None = None
-        self._pauses = RetryPauses()
+        self._pauses = RoundPauses()
         # Numbers of failures by key, in rounds in which MLflow stored other updates.
         self._failures_among_successes = Counter[str]()
         # Updates that were sent or refused, and files of a report that were sent.
