@@ -127,13 +127,14 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
     """
     from orchestrator.analysis.claims import ledger
     from orchestrator.analysis.published import published_table
-    from orchestrator.analysis.report import arms_of
+    from orchestrator.analysis.report import arms_of, facts_of
 
     if sweep is None:
         return Claims(ledger(published_table(), sweep="the published numbers", compare=False))
     opened = _opened(sweep, root)
     arms = arms_of(opened.workspace)
-    return Claims(ledger(opened.results(), sweep=opened.name, arms=arms))
+    facts = facts_of(opened.workspace)
+    return Claims(ledger(opened.results(), sweep=opened.name, arms=arms, facts=facts))
 
 
 @dataclass(frozen=True, repr=False)

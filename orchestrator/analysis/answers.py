@@ -14,16 +14,23 @@ from typing import Literal, Self, TypeVar
 from orchestrator.analysis.inference import LEVEL, Interval, holm
 from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, verdict_level
 
-Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
+Verdict = Literal["supported", "contradicted", "undecided", "described", "not testable"]
+"""A verdict; ``described`` for a number of no family of tests, so that nothing is decided."""
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
 """Name of a family of tests, whose p-values are adjusted together; empty without adjustment."""
-Alternative = Literal["two-sided", "rise"]
-"""Side of the null value on which a result counts: both sides, or above it."""
+Alternative = Literal["two-sided", "rise", "untested"]
+"""Side of the null value on which a result counts: both sides, above it, or none without a test."""
 NOTABLE_P = 0.1
 """Largest p before correction at which the dataset that decides an estimate is printed."""
 DECISIVE_SHARE = 0.5
 """Share of an estimate. If the value without a replicate is below it, this replicate decides."""
-VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not testable")
+VERDICTS: tuple[Verdict, ...] = (
+    "supported",
+    "contradicted",
+    "undecided",
+    "described",
+    "not testable",
+)
 """Verdicts on a question; ``docs/glossary.md`` defines each."""
 
 
@@ -55,7 +62,8 @@ class Question:
         source: Number of the claim in the study.
         published: The study's result.
         is_share: Whether the number is a share, printed in per cent.
-        alternative: On which side of the null value a result counts in the test.
+        alternative: On which side of the null value a result counts in the test. ``untested`` if no
+            null value decides the question.
     """
 
     key: str
@@ -154,6 +162,8 @@ class Answer(Tested):
     @property
     def verdict(self) -> Verdict:
         """The verdict of the table on the question."""
+        if self.value is not None and self.question.alternative == "untested":
+            return "described"
         if self.value is None or self.p_value is None or self.reason:
             return "not testable"
         if not is_significant(self.adjusted_p, self.interval, self.question.null):

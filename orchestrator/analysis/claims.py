@@ -6,6 +6,8 @@ families. In each family, the chance of any false verdict is at most 5 %:
 - A claim that is a headline question or a question to class pairs has the same answer as in the
   report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
+
+Theorem 5 is an approximate bound without a null value. It is described and belongs to no family.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import pandas as pd
 from orchestrator.analysis.answers import VERDICTS, Answer, Family, Question, holm_adjusted
 from orchestrator.analysis.class_pairs import pair_answer
 from orchestrator.analysis.experiments.records import Arm
+from orchestrator.analysis.findings import _of_dependent_datasets
 from orchestrator.analysis.fits import (
+    NO_FACTS,
     Prepared,
     ScalingFits,
     fits_of,
     prepare,
     why_no_sharpness,
+    with_facts,
 )
-from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.headline import (
     ATTACKS,
     BELOW_BOUND,
@@ -38,16 +42,30 @@ from orchestrator.analysis.headline import (
     SHARPNESS,
     answer_of,
     bound_p_value,
+    strongest_attack,
 )
-from orchestrator.analysis.inference import MIN_DATASETS, t_p_values
-from orchestrator.analysis.law_fits.detection import TTest
+from orchestrator.analysis.inference import MIN_DATASETS
+from orchestrator.analysis.law_fits.attacks import fit_attacks
 from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import fit_exponents
 from orchestrator.analysis.law_fits.heights import fit_headline
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.number_formats import interval, number, percent
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS, given
-from orchestrator.analysis.sentences.finding import influence, p_sentences, power_sentence
+from orchestrator.analysis.results_tables.points import (
+    INVERSE_D,
+    IS_MEDICAL,
+    LOG_SHARPNESS,
+    POOLED,
+    given,
+)
+from orchestrator.analysis.sentences.finding import (
+    ASKED_AFTER_SEEING,
+    influence,
+    p_sentences,
+    power_sentence,
+)
+from orchestrator.analysis.sentences.of_class_pairs import is_late
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import (
     D_DATA_MLE,
@@ -56,14 +74,21 @@ from orchestrator.results.columns import (
     DOMAIN,
     LABEL_SHARPNESS,
     MEDICAL,
+    attack_columns,
 )
 from search_spaces.errors import plural
 
-FAMILIES = (
+ONE_FAMILY = (
+    "The p-values are adjusted together over the tests of {} (Holm). If the tests' assumptions "
+    "hold, the chance of any false claim is at most 5 %."
+)
+"""Sentences on a ledger whose tests are all of one family."""
+TWO_FAMILIES = (
     "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted over the "
     "tests of isweep fit, any other over all tests of this ledger. If the tests' assumptions hold, "
     "the chance of any false claim is at most 5 % in each family, and at most 10 % in both."
 )
+"""Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {
     "headline questions": "isweep fit",
     "class pairs": "isweep fit",
@@ -78,8 +103,10 @@ PAIRS = "the question compares datasets; isweep fit shows the class pairs of thi
 """Reason of a claim on several datasets, for a table of one dataset."""
 SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
 """Reason of a claim on several datasets, for an experiment."""
-NO_CLAIM_OF_PAPERS = "isweep fit supports {} beyond these claims."
-"""Sentence on supported relations of class pairs that are not a claim of the study."""
+NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
+"""Sentence on decided relations of class pairs that are not a claim of the study."""
+ONLY_SUGGESTED = "isweep fit suggests {} (asked after seeing these images; not confirmed)."
+"""Sentence on such relations whose question was asked after somebody had seen the images."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -97,7 +124,7 @@ UNMEASURED = (
             key="earlier_peak",
             source="2408.08381, 1",
             claim="Medical networks reach their peak dimension in earlier layers",
-            estimand="depth of the layer of highest d_repr, medical less natural",
+            estimand="depth of the layer of highest d_repr, medical minus natural",
             published="relative depth 0.35 against 0.57",
         ),
         reason=LAYERS,
@@ -118,7 +145,7 @@ DOMAIN_GAP = Question(
     key="domain_gap",
     source="Fig. 2b",
     claim="Medical sets have a higher loss than natural ones",
-    estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
+    estimand="log loss, medical minus natural, at equal model and N; t and exact permutation",
     published="1.1 to 2.0 by network, without the prostate set",
     power_of="a loss 2.7 times as high",
 )
@@ -126,23 +153,24 @@ SHARPNESS_GAP = Question(
     key="sharpness_gap",
     source="Fig. 1",
     claim="Medical sets have sharper labels",
-    estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
+    estimand="mean log K_F, medical minus natural; t and exact permutation over datasets",
     published="0.90; 0.54 at equal channels",
     power_of="a K_F 1.6 times as high",
 )
 COMPRESSION = Question(
     key="compression",
     source="Thm 5",
-    claim="d_repr is at most d_data in more than half of the combinations",
+    claim="d_repr is at most about d_data",
     estimand=(
-        "mean over datasets of the share of combinations with d_repr ≤ d_data; t over datasets "
-        "against half"
+        "share of points with d_repr ≤ d_data, mean over datasets; t interval over datasets, "
+        "no test"
     ),
-    null=0.5,
     published="an approximate bound for all",
-    power_of="a true share of 100 % instead of 50 %",
     is_share=True,
+    alternative="untested",
 )
+NO_TEST_OF_BOUND = "The bound states no largest ratio d_repr / d_data, so a share does not test it"
+"""Why Theorem 5 is described and not tested."""
 GAP_OF_POWER = 1.0
 """Difference of log losses whose power is computed: a factor of 2.7."""
 SHARPNESS_GAP_OF_POWER = 0.5
@@ -159,6 +187,7 @@ class Ledger:
         scores: Agreement with published quantities; empty without a comparison.
         left_out: Counts of excluded rows and values.
         remarks: Sentences that are printed before the claims.
+        families: Sentences on the families of tests; empty without a test.
     """
 
     sweep: str
@@ -166,6 +195,7 @@ class Ledger:
     scores: tuple[Score, ...]
     left_out: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    families: str = ""
 
     def tables(self) -> list[Table]:
         """Return the table of claims, and the table of scores if there are any."""
@@ -174,7 +204,7 @@ class Ledger:
             f"The study's claims against {self.sweep}",
             "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the interval "
             "excludes the null value. Intervals are over datasets. Powers are for Holm's strictest "
-            f"level. {FAMILIES}",
+            f"level. {self.families}".rstrip(),
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -208,8 +238,8 @@ class Ledger:
                 f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep fit` has "
                 "the answers of the class pairs of this dataset."
             )
-        if any(answer.num_tests for answer in self.entries):
-            texts.append(FAMILIES)
+        if self.families:
+            texts.append(self.families)
         texts += [f"Left out: {text}." for text in self.left_out]
         for text in texts:
             yield from wrap(text, TERMINAL_WIDTH, subsequent_indent="  ")
@@ -243,7 +273,7 @@ class Ledger:
 
 def why(answer: Answer) -> str:
     """Return why nothing is decided: the reason, or the power of the test."""
-    if answer.is_decided or answer.reason:
+    if answer.verdict != "undecided":
         return answer.reason
     return power_sentence(answer).rstrip(".")
 
@@ -314,7 +344,12 @@ def shown_interval(answer: Answer) -> str:
 
 
 def ledger(
-    table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()
+    table: pd.DataFrame,
+    *,
+    sweep: str,
+    compare: bool = True,
+    arms: Sequence[Arm] = (),
+    facts: SweepFacts = NO_FACTS,
 ) -> Ledger:
     """Answer every claim from a results table.
 
@@ -323,41 +358,66 @@ def ledger(
         sweep: Name of the sweep.
         compare: Whether to compare the table with every published quantity too.
         arms: Datasets of an experiment. Its worlds share images, so no claim is testable.
+        facts: Facts about the sweep that limit its answers.
 
     Raises:
         DataError: If a column is missing, or its values contradict each other.
     """
     prepared = prepare(table, arms=arms)
-    fits = fits_of(prepared)
-    entries = [
+    fits = with_facts(fits_of(prepared), facts)
+    entries: list[Answer] = [
         _dimension(prepared, fits),
         _sharpness(fits),
         _domain_gap(fits),
         _sharpness_gap(prepared, fits),
         _fall_with_size(prepared, fits, "Thm 1", "d_data", ""),
         _fall_with_size(prepared, fits, "Thm 4", "d_repr", D_REPR_MLE),
-        _attacks(fits),
+        _attacks(prepared, fits),
         _compression(fits),
     ]
     if fits.class_pairs:
         entries = [_asked_of_datasets(entry) for entry in entries]
-        entries += _on_pairs(fits.class_pairs)
+        entries += _on_pairs(fits)
     if arms:
         entries = [Answer(question=entry.question, reason=SHARED) for entry in entries]
-    remarks = []
-    num_others = 0
-    for slope in fits.class_pairs:
-        answer = pair_answer(slope)
-        num_others += answer.is_decided and not answer.question.source
-    if num_others:
-        remarks.append(NO_CLAIM_OF_PAPERS.format(plural(num_others, "relation")))
+    adjusted = tuple(_adjusted(entries))
     return Ledger(
         sweep=sweep,
-        entries=(*_adjusted(entries), *UNMEASURED),
+        entries=(*adjusted, *UNMEASURED),
         scores=scorecard(table) if compare else (),
         left_out=tuple(str(exclusion) for exclusion in prepared.excluded),
-        remarks=tuple(remarks),
+        remarks=tuple(_of_other_relations(fits)),
+        families=_families(adjusted, fits),
     )
+
+
+def _of_other_relations(fits: ScalingFits) -> Iterator[str]:
+    """Count the decided relations of class pairs that are no claim of the study."""
+    num_confirmed = 0
+    num_suggested = 0
+    for slope in fits.class_pairs:
+        answer = pair_answer(slope)
+        if not answer.is_decided or answer.question.source:
+            continue
+        if is_late(slope, fits):
+            num_suggested += 1
+        else:
+            num_confirmed += 1
+    if num_confirmed:
+        yield NO_CLAIM_OF_PAPERS.format(plural(num_confirmed, "relation"))
+    if num_suggested:
+        yield ONLY_SUGGESTED.format(plural(num_suggested, "more relation"))
+
+
+def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
+    """Return sentences on the families of tests that the ledger uses; empty without a test."""
+    places = {FAMILY_WORDS[entry.family] for entry in entries if entry.num_tests}
+    if not places:
+        return ""
+    text = TWO_FAMILIES
+    if len(places) == 1:
+        text = ONE_FAMILY.format(*places)
+    return " ".join([text, *_of_dependent_datasets(fits)])
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
@@ -508,7 +568,7 @@ def _fall_with_size(
     )
 
 
-def _attacks(fits: ScalingFits) -> Answer:
+def _attacks(prepared: Prepared, fits: ScalingFits) -> Answer:
     """Return the answer on the loss gained by attacks."""
     answer = fits.answer(ATTACKS)
     scales = {fit.variant for fit in fits.attacks if fit.variant}
@@ -520,12 +580,40 @@ def _attacks(fits: ScalingFits) -> Answer:
             f"models{scale}"
         ),
     )
-    return replace(answer, question=question)
+    return replace(answer, question=question, note=_of_largest_correlation(prepared, fits, answer))
 
 
-def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
-    """Yield the answers of class pairs that are claims of the study."""
-    for slope in slopes:
+def _of_largest_correlation(prepared: Prepared, fits: ScalingFits, answer: Answer) -> str:
+    """Return whose correlation is the largest, and both without the most influential dataset.
+
+    Without this dataset, the correlation of another attack or network can be the largest one.
+    """
+    best = strongest_attack([fit for fit in fits.attacks if fit.model != POOLED])
+    dataset = answer.most_influential
+    if best is None or dataset is None:
+        return ""
+    attack = attack_columns([best.response])[0].words
+    name = f"this r ({attack}, {best.model})"
+    sentences = [influence(answer, name)]
+    points_without = prepared.points[prepared.points[DATASET] != dataset]
+    refits = fit_attacks(points_without, prepared.scale, fits.models)
+    tested = [fit for fit in refits if fit.status == "ok" and fit.model != POOLED]
+    largest = strongest_attack(tested)
+    if largest is not None and len(tested) > 1:
+        (estimate,) = largest.estimates
+        sentences.append(
+            f"The largest r of all {len(tested)} is then {number(estimate.value)} "
+            f"({attack_columns([largest.response])[0].words}, {largest.model})"
+        )
+    return " ".join(sentences).rstrip(".")
+
+
+def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
+    """Yield the answers of class pairs that are claims of the study.
+
+    A decided answer whose question was asked after the data has a note that it confirms nothing.
+    """
+    for slope in fits.class_pairs:
         answer = pair_answer(slope)
         if not answer.question.source:
             continue
@@ -533,36 +621,31 @@ def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
             answer.question,
             estimand=f"{slope.on}; jackknife over {slope.num_groups} classes, and permutation",
         )
-        yield replace(answer, question=question)
+        note = ""
+        if answer.is_decided and is_late(slope, fits):
+            note = ASKED_AFTER_SEEING.rstrip(".")
+        yield replace(answer, question=question, note=note)
 
 
 def _compression(fits: ScalingFits) -> Answer:
-    """Return the answer on Theorem 5, an approximate bound.
+    """Return the share of points within the bound of Theorem 5, without a test.
 
-    The tested claim is that more than half of the points satisfy the bound.
+    The bound d_repr ≲ d_data has no stated tolerance, so no share is a null value.
     """
     fit = fits.representation()
     if fit.status != "ok":
         return Answer(question=COMPRESSION, reason=fit.reason)
     (share,) = fit.estimates
-    degrees = fit.num_datasets - 1
-    # If all datasets have the same share, there is no scatter and so no test.
-    test = None
-    if share.std_error:
-        test = TTest(std_error=share.std_error, degrees=degrees)
-    answer = Answer(
+    bounds = share.interval
+    if bounds == (0.0, 1.0):
+        bounds = None  # every share is possible, so the interval is no information
+    note = NO_TEST_OF_BOUND
+    if fit.median_ratio is not None:
+        note = f"The median d_repr / d_data is {number(fit.median_ratio)}. {note}"
+    return Answer(
         question=COMPRESSION,
         value=share.value,
-        interval=share.interval,
+        interval=bounds,
         num_replicates=fit.num_datasets,
-        effect=1 - COMPRESSION.null,
-        test=test,
+        note=note,
     )
-    if fit.num_datasets < MIN_DATASETS:
-        return replace(
-            answer, reason=f"{plural(fit.num_datasets, 'dataset')}, too few for an interval"
-        )
-    if not share.std_error:
-        return replace(answer, reason="all datasets have the same share, so there is no t test")
-    p_value = float(t_p_values(share.value - 0.5, share.std_error, degrees))
-    return replace(answer, p_value=p_value)

@@ -309,17 +309,21 @@ def fit_scaling_laws(
     """
     prepared = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     single = one_dataset(prepared.full, predictions)
-    fits = fits_of(prepared, explore=explore)
-    fits = replace(
+    fits = with_facts(fits_of(prepared, explore=explore), facts)
+    fits = replace(fits, one_dataset=single)
+    if arms:
+        fits = replace(fits, interventions=fit_interventions(table, arms))
+    return fits
+
+
+def with_facts(fits: ScalingFits, facts: SweepFacts) -> ScalingFits:
+    """Return fits with the facts about their sweep that limit the answers."""
+    return replace(
         fits,
-        one_dataset=single,
         caveats=(*limits_of_origins(facts.origins, fits.datasets), *fits.caveats),
         asked_after_seeing=facts.asked_after_seeing,
         dependent_datasets=tuple(shared_collections(facts.origins, fits.datasets).values()),
     )
-    if arms:
-        fits = replace(fits, interventions=fit_interventions(table, arms))
-    return fits
 
 
 def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:

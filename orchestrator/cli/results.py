@@ -389,7 +389,7 @@ def claims(
 ) -> None:
     """Print a verdict on every claim of the study.
 
-    The verdicts are supported, contradicted, undecided and not testable.
+    The verdicts are supported, contradicted, undecided, described and not testable.
 
     Args:
         published: Use the study's published numbers instead of a sweep.
@@ -409,8 +409,8 @@ def claims(
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:
-        table, arms = read_table(sweep, place, from_store=from_store)
-        verdicts = ledger(table, sweep=sweep, arms=arms)
+        inputs = read_fit_inputs(sweep, place, from_store=from_store)
+        verdicts = ledger(inputs.table, sweep=sweep, arms=inputs.arms, facts=inputs.facts)
     emit(place, verdicts.to_json(), verdicts.lines())
     if markdown is not None:
         write_file(markdown, lambda path: path.write_text(verdicts.markdown(), encoding="utf-8"))

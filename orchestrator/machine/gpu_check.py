@@ -285,11 +285,12 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
-    # Without -m, because Ray's workers must be able to import this module by its name.
+    # Without -m, because Ray's workers must be able to import this module by its name. With -P,
+    # because the user's working folder may contain a file tasks.py.
     code = f"from {__name__} import main; main()"
     group = None if part == "rate" else 0  # a `rate` process belongs to the group of its part
     return subprocess.Popen(
-        [sys.executable, "-c", code, part, device, ",".join(sorted(graphs)), *arguments],
+        [sys.executable, "-P", "-c", code, part, device, ",".join(sorted(graphs)), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -176,8 +176,8 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
     if node.error:
         yield Problem(
             f"{prefix}: torch did not list the GPUs: {node.error}",
-            f"Run `{Path(sys.executable).name} -c 'import torch'` on that node, and correct the "
-            "error that it prints",
+            f"Run `{Path(sys.executable).name} -c 'import torch; torch.cuda.init()'` on that "
+            "node, and correct the error that it prints",
         )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:

@@ -203,7 +203,7 @@ class PrivateMps:
         if problem:
             return f"`{CONTROL} -d` failed: {problem}"
         attached = run_program(
-            sys.executable, "-c", ATTACH, visible=visible, timeout_s=ATTACH_TIMEOUT_S
+            sys.executable, "-P", "-c", ATTACH, visible=visible, timeout_s=ATTACH_TIMEOUT_S
         )
         if attached.output.splitlines()[-1:] != [str(len(self.uuids))]:
             problem = attached.error or f"a process computed on {attached.output or 'no'} GPUs"

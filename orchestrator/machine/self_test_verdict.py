@@ -179,6 +179,8 @@ def run_test(case: Case) -> dict[str, Any]:
     """
     program = run_program(
         sys.executable,
+        # The user's working folder may contain a file tasks.py, which Python would import instead.
+        "-P",
         "-m",
         "orchestrator.machine.self_test",
         "cuda",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -28,8 +27,6 @@ from search_spaces.errors import plural
 
 SUGGESTED = "suggested"
 """Badge of a detected effect whose question came after the data: the answer confirms nothing."""
-FindingVerdict = Verdict | Literal["described"]
-"""A verdict, or ``described``: numbers of no family of tests, so that no verdict follows."""
 ASKED_AFTER_SEEING = (
     "This question was asked after seeing these images, so the answer confirms nothing."
 )
@@ -49,7 +46,7 @@ SIDES: dict[Alternative, str] = {
 """Side of the null value on which a result counts -> its words."""
 
 
-def badge_of(verdict: FindingVerdict, is_late: bool) -> str:
+def badge_of(verdict: Verdict, is_late: bool) -> str:
     """Return the word for a verdict; ``suggested`` for an effect whose question is late."""
     if is_late and verdict in ("supported", "contradicted"):
         return SUGGESTED
@@ -74,7 +71,7 @@ class Finding:
     """
 
     question: str
-    verdict: FindingVerdict
+    verdict: Verdict
     sentences: tuple[str, ...]
     details: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

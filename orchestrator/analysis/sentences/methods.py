@@ -6,15 +6,23 @@ between trials is not in the paragraph. The sweep file contains all settings.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
-from search_spaces.datasets import DATASETS
+from search_spaces.datasets import DATASETS, ORIGINS
 from search_spaces.errors import plural
-from search_spaces.specs import AttackSpec, DatasetSpec, MeasureSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import (
+    AttackSpec,
+    DatasetSpec,
+    MeasureSpec,
+    RecipeSpec,
+    SubsetSpec,
+    TrialSpec,
+)
 
 OPTIMIZERS = {
     "adam": "Adam with coupled weight decay",
@@ -106,6 +114,16 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         yield (
             "Where images form groups, such as patients, no group is in both training and test set."
         )
+    num_cut = 0
+    for name in _distinct(subsets, "prepared.dataset"):
+        # A user's dataset may have the name of a bundled one.
+        if name in ORIGINS and plan.datasets[name].description == DATASETS[name].description:
+            num_cut += bool(ORIGINS[name].cut_from)
+    if num_cut:
+        yield (
+            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the same "
+            "few pictures."
+        )
     if plan.further_tests:
         yield "Each network was also tested on changed copies of the test images."
 
@@ -121,20 +139,33 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
         yield f"Training started from {start} weights."
     seeds = plural(len(_distinct(trials, "network.seed")), "random seed")
     yield f"Each network was trained with {seeds} on each training set."
-    settings = set()
-    for recipe in _distinct(trials, "network.recipe"):
-        # The name of a recipe does not change the training.
-        settings.add(recipe.model_copy(update={"name": "recipe"}))
-    if len(settings) == 1:
-        recipe = settings.pop()
-        yield (
-            f"Each network was trained for {plural(recipe.epochs, 'epoch')} with "
-            f"{OPTIMIZERS[recipe.optimizer]} (learning rate {recipe.learning_rate:g}, weight decay "
-            f"{recipe.weight_decay:g}, batch size {recipe.batch_size})."
-        )
-    else:
-        yield "The settings of the training differ between trials. The sweep file lists them."
+    yield from _settings(trials)
     yield "Images were not augmented. All results are those after the last epoch."
+
+
+def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
+    """Yield a sentence on the settings of the training, or one for each network."""
+    settings_by_model: defaultdict[str, set[str]] = defaultdict(set)
+    for network in _distinct(trials, "network"):
+        settings_by_model[network.model.name].add(_settings_of(network.recipe))
+    distinct = set().union(*settings_by_model.values())
+    if len(distinct) == 1:
+        yield f"Each network was trained {distinct.pop()}."
+    elif all(len(settings) == 1 for settings in settings_by_model.values()):
+        for model, settings in settings_by_model.items():
+            yield f"The network {model} was trained {settings.pop()}."
+    else:
+        recipes = ", ".join(_distinct(trials, "network.recipe.name"))
+        yield f"The settings of the training differ between trials (isweep's recipes {recipes})."
+
+
+def _settings_of(recipe: RecipeSpec) -> str:
+    """Return the settings of a recipe as the end of a sentence."""
+    return (
+        f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning rate "
+        f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
+        f"{recipe.batch_size})"
+    )
 
 
 def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[str]:

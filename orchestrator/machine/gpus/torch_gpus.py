@@ -68,6 +68,8 @@ def describe(visible: str | None) -> NodeGpus:
         return replace(_describe_slices(ids), visible=str(visible))
     program = run_program(
         sys.executable,
+        # The user's working folder may contain a file tasks.py, which Python would import instead.
+        "-P",
         "-c",
         "from orchestrator.machine.gpus.torch_gpus import print_gpus; print_gpus()",
         visible=visible,

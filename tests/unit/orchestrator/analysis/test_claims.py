@@ -12,15 +12,20 @@ from statsmodels.stats.multitest import multipletests
 
 from orchestrator.analysis.claims import claim_line, ledger, why
 from orchestrator.analysis.experiments.records import Arm
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.headline import with_p_values
+from orchestrator.analysis.headline import strongest_attack, with_p_values
 from orchestrator.analysis.law_fits.detection import t_power
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.number_formats import interval, per_cent_of
+from orchestrator.analysis.number_formats import number as formatted
 from orchestrator.analysis.published import published_table
+from orchestrator.analysis.results_tables.points import POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
 from orchestrator.analysis.tables.latex import to_latex
 from orchestrator.results import columns as c
+from orchestrator.results.columns import attack_columns
+from search_spaces.datasets import ImageOrigin
 from tests.synthetic import synthetic_table
 
 
@@ -63,17 +68,95 @@ def test_the_published_numbers_leave_the_law_undecided(published):
     assert attacks.value == pytest.approx(0.741, abs=5e-4)
     assert attacks.interval[0] < 0 < attacks.adjusted_p - 0.05
     assert "(K_F of 224×224 pixels, 1 channel, " in claim_line(attacks)
-    counts = "11 claims: 1 supported, 0 contradicted, 5 undecided, 5 not testable."
-    assert next(published.lines()) == counts
+    counts = "11 claims: 0 supported, 0 contradicted, 5 undecided, 1 described, 5 not testable."
+    assert " ".join(published.lines()).replace("   ", " ").startswith(counts)
 
 
-def test_a_share_is_tested_against_one_half(published):
+def test_the_approximate_bound_on_d_repr_is_described_without_a_test(published, law):
+    """`isweep fit` describes it too: the theorem has no share as its null value."""
     share = entry(published, "Thm 5")
-    assert share.verdict == "supported"
-    assert share.question.claim == "d_repr is at most d_data in more than half of the combinations"
-    assert "≤ d_data: 84% (95 % interval 67% to 100%). Against 50%, two-sided: p " in claim_line(
-        share
+    assert share.verdict == "described"
+    assert (share.p_value, share.adjusted_p, share.num_tests, share.power) == (None, None, 0, None)
+    table = published_table()
+    ratio = (table[c.D_REPR_MLE] / table[c.D_DATA_MLE]).dropna()
+    by_dataset = (ratio <= 1).groupby(table[c.DATASET]).mean()
+    assert share.value == pytest.approx(by_dataset.mean())
+    line = claim_line(share)
+    assert line.startswith("DESCRIBED  Thm 5 d_repr is at most about d_data. Share of points ")
+    assert "mean over datasets: 84% (95 % interval 67% to 100%). The median d_repr / d_data" in line
+    assert line.endswith(
+        "The bound states no largest ratio d_repr / d_data, so a share does not test it."
     )
+    for words in ("p =", "Against", "would detect"):
+        assert words not in line
+    claims = ledger(law, sweep="made", compare=False)
+    described = [
+        finding for finding in findings(fit_scaling_laws(law)) if "compress" in finding.question
+    ]
+    assert [finding.verdict for finding in described] == [entry(claims, "Thm 5").verdict]
+
+
+def test_a_described_claim_does_not_make_the_other_tests_stricter(law):
+    """Without d_repr neither Theorem 5 nor Theorem 4 has a number: only the latter is a test."""
+    with_both = entry(ledger(law, sweep="made", compare=False), "Fig. 2b")
+    without = law.assign(**{c.D_REPR_MLE: np.nan})
+    assert entry(ledger(without, sweep="made", compare=False), "Fig. 2b").num_tests == (
+        with_both.num_tests - 1
+    )
+
+
+def test_a_correlation_that_rests_on_one_dataset_names_its_attack_and_network(law):
+    """The largest r without the dataset is that of an analysis of the table without it."""
+    names = [f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)]
+    table = law[law[c.DATASET].isin(names)]
+    rng = np.random.default_rng(0)
+    gains = {name: rng.random(len(table)) for name in table if name.endswith("loss_gain")}
+    table = table.assign(**gains)
+    answer = entry(ledger(table, sweep="made", compare=False), "Thm 3")
+    best = strongest_attack(fit for fit in fit_scaling_laws(table).attacks if fit.model != POOLED)
+    attack = attack_columns([best.response])[0].words
+    dataset = answer.most_influential
+    note = answer.note
+    without = formatted(answer.left_out[dataset])
+    assert f"ithout {dataset}, " in note
+    assert f"this r ({attack}, {best.model}) is {without}. The largest r of all " in note
+    others = fit_scaling_laws(table[table[c.DATASET] != dataset]).attacks
+    tested = [fit for fit in others if fit.status == "ok" and fit.model != POOLED]
+    largest = max(fit.estimates[0].value for fit in tested)
+    assert f"The largest r of all {len(tested)} is then {formatted(largest)} (" in note
+    assert note in claim_line(answer)
+
+
+def test_families_are_named_only_if_they_are_used(published):
+    assert "The p-values form two families (Holm)." in published.families
+    only_loss = published_table().assign(
+        **{c.D_REPR_MLE: np.nan, c.DOMAIN: c.NATURAL, c.LABEL_SHARPNESS: np.nan}
+    )
+    claims = ledger(only_loss, sweep="made", compare=False)
+    assert {claim.family for claim in claims.entries if claim.num_tests} == {"headline questions"}
+    assert claims.families == (
+        "The p-values are adjusted together over the tests of isweep fit (Holm). If the tests' "
+        "assumptions hold, the chance of any false claim is at most 5 %."
+    )
+    assert claims.families in claims.tables()[0].note
+    nothing = published_table().query("dataset == 'brats'")
+    assert ledger(nothing, sweep="made", compare=False).families == ""
+
+
+def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
+    names = sorted(law[c.DATASET].unique())
+    origin = ImageOrigin(collection="scans of one archive")
+    facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
+    claims = ledger(law, sweep="made", compare=False, facts=facts)
+    sentence = f"It can be higher here: {names[0]} and {names[1]} are not independent."
+    assert claims.families.endswith(f" {sentence}")
+    assert sentence in family(fit_scaling_laws(law, facts=facts))
+    assert "not independent" not in ledger(law, sweep="made", compare=False).families
+
+
+def test_differences_of_domains_are_medical_minus_natural(published):
+    for source in ("Fig. 2b", "Fig. 1", "2408.08381, 1"):
+        assert "medical minus natural" in entry(published, source).question.estimand
 
 
 def test_a_claim_that_rests_on_one_dataset_has_the_slope_without_it(published):
@@ -164,7 +247,7 @@ def test_claims_that_are_no_headline_question_are_adjusted_over_the_whole_ledger
     largest = 0.0
     for rank, claim in enumerate(with_p):
         largest = max(largest, min(1.0, claim.p_value * (len(with_p) - rank)))
-        if claim.question.source in ("Fig. 2b", "Thm 4", "Thm 5"):
+        if claim.question.source in ("Fig. 2b", "Thm 4"):
             assert claim.adjusted_p == pytest.approx(largest)
         else:
             assert claim.adjusted_p <= largest
@@ -180,7 +263,7 @@ def test_every_adjusted_p_has_its_number_of_tests(published, law):
             if claim.p_value is None:
                 assert (claim.adjusted_p, claim.num_tests) == (None, 0)
                 continue
-            is_headline = claim.question.source not in ("Fig. 1", "Fig. 2b", "Thm 4", "Thm 5")
+            is_headline = claim.question.source not in ("Fig. 1", "Fig. 2b", "Thm 4")
 
             assert claim.num_tests == (num_headline if is_headline else num_all)
             family_name = "isweep fit" if is_headline else "this ledger"
@@ -268,7 +351,8 @@ def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law)
     assert attacks.num_tests > 1
     assert attacks.power == 0
     claims_of_one_dataset = ledger(law[law[c.DATASET] == "natural0"], sweep="made", compare=False)
-    assert entry(claims_of_one_dataset, "Thm 5").reason == "1 dataset, too few for an interval"
+    assert entry(claims_of_one_dataset, "Thm 5").verdict == "described"
+    assert entry(claims_of_one_dataset, "Thm 5").interval is None
 
 
 def test_every_export_has_every_claim(published, law):

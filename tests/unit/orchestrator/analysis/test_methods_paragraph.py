@@ -48,10 +48,25 @@ def test_the_paragraph_has_the_settings_of_the_sweep_file(sentence):
     assert sentence in paragraph_of("digits-demo")
 
 
-def test_settings_that_differ_between_trials_are_left_to_the_sweep_file():
+def test_settings_of_the_training_are_given_for_each_network():
     paragraph = paragraph_of("demo")
-    assert "The settings of the training differ between trials." in paragraph
+    assert (
+        "The network small_cnn was trained for 30 epochs with Adam with coupled weight decay "
+        "(learning rate 0.002, weight decay 0.0001, batch size 32)." in paragraph
+    )
+    assert "The network resnet_tiny was trained for 20 epochs" in paragraph
+
+
+def test_settings_that_differ_between_datasets_are_named_by_their_recipe():
+    paragraph = paragraph_of("demo", changes={"recipe": {"from": "demo", "epochs": [1, 2]}})
+    assert "differ between trials (isweep's recipes demo+epochs=1, demo+epochs=2)" in paragraph
     assert "learning rate" not in paragraph
+
+
+def test_images_cut_from_the_same_pictures_are_counted():
+    sentence = "training and test images were cut from the same few pictures"
+    assert f"In 6 datasets, {sentence}" in paragraph_of("demo")
+    assert sentence not in paragraph_of("digits-demo")
 
 
 @pytest.mark.parametrize(

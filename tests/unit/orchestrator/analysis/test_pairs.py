@@ -12,7 +12,7 @@ import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from orchestrator.analysis.claims import PAIRS, ledger
+from orchestrator.analysis.claims import PAIRS, claim_line, ledger
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
     DROP_AT_DELTA,
@@ -40,6 +40,7 @@ from orchestrator.analysis.report import write_report
 from orchestrator.analysis.sentences.finding import ASKED_AFTER_SEEING
 from orchestrator.analysis.tables.of_trials import pair_table
 from orchestrator.planning.sweep_file import load_sweep
+from search_spaces.errors import plural
 
 CLASSES = range(6)
 SIZES = (20, 60, 180)
@@ -329,6 +330,46 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     steps = next_steps(fits_of_late_question)
     assert "Ask the suggested question again, on images that you have not seen yet." in steps
     assert not [step for step in steps if step.startswith("Expect")]
+
+
+def test_the_ledger_counts_a_suggested_relation_apart_from_a_supported_one():
+    """A question that was asked after seeing the images confirms nothing, in `claims` as in `fit`."""
+    rows = with_attack(trial_table(noise=0.1))
+    decided = set()
+    for slope in fit_scaling_laws(rows).class_pairs:
+        answer = pair_answer(slope)
+        if answer.is_decided and not answer.question.source:
+            decided.add(answer.question.key)
+    assert "pairs_drop_on_delta" in decided
+    num_decided = len(decided)
+    before = ledger(rows, sweep="pairs", compare=False)
+    assert before.remarks == (
+        f"isweep fit supports or contradicts {plural(num_decided, 'relation')} beyond these claims.",
+    )
+    one_late = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))
+    remarks = ledger(rows, sweep="pairs", compare=False, facts=one_late).remarks
+    suggested = (
+        "isweep fit suggests 1 more relation (asked after seeing these images; not confirmed)."
+    )
+    assert remarks[-1] == suggested
+    assert remarks[:-1] == (
+        f"isweep fit supports or contradicts {plural(num_decided - 1, 'relation')} beyond these "
+        "claims.",
+    )
+    all_late = SweepFacts(asked_after_seeing=tuple(decided))
+    (remark,) = ledger(rows, sweep="pairs", compare=False, facts=all_late).remarks
+    assert remark == suggested.replace("1 more relation", f"{num_decided} more relations")
+
+
+def test_a_claim_that_was_asked_after_seeing_the_images_confirms_nothing():
+    rows = trial_table(on_k=1.0, noise=0.05)
+    keys = tuple(pair_answer(slope).question.key for slope in fit_scaling_laws(rows).class_pairs)
+    claims = ledger(
+        rows, sweep="pairs", compare=False, facts=SweepFacts(asked_after_seeing=keys)
+    ).entries
+    decided = [claim for claim in claims if claim.is_decided]
+    assert decided
+    assert all(claim_line(claim).endswith(ASKED_AFTER_SEEING) for claim in decided)
 
 
 def test_a_page_of_pairs_shows_its_finding_first_in_a_figure_and_a_table(tmp_path):

@@ -731,6 +731,12 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
     assert failure.gpu == f"GPU-7 of node {socket.gethostname()}"
 
 
+def test_a_module_of_the_working_folder_does_not_hide_the_gpus(tmp_path, monkeypatch):
+    (tmp_path / "tasks.py").write_text("raise ImportError('of another program')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert torch_gpus.describe("").error == ""
+
+
 def test_a_node_is_described_by_another_process():
     node = torch_gpus.describe(None)
     assert (node.gpus, node.torch) == ((), torch.__version__)

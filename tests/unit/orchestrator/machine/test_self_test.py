@@ -95,8 +95,11 @@ def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
         ({}, ""),
         ({"loss": 0.73}, "resnet18 in bfloat16: the first loss is 0.7300, but 0.7000 on the CPU"),
         ({"loss": math.nan}, "the first loss is nan"),
-        ({"cosine": 0.5}, "gradient has another direction than on the CPU (cosine 0.500)"),
-        ({"cosine": math.nan}, "(cosine nan)"),
+        (
+            {"cosine": 0.5},
+            "gradient has another direction than on the CPU (cosine 0.500, at least ",
+        ),
+        ({"cosine": math.nan}, "(cosine nan, at least "),
         # An H100 of pytorch#150700: losses 1.5725 and 1.5634, norms 0.082 and 0.322.
         (
             {"loss": 1.5725, "cpu_loss": 1.5634, "norm_ratio": 0.082 / 0.322},
