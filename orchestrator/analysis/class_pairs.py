@@ -17,6 +17,7 @@ from orchestrator.analysis.answers import Answer, Question, holm_adjusted
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
+from orchestrator.analysis.headline import FASTER_THAN_BOUND, LAW_SLOPE
 from orchestrator.analysis.inference import MIN_CLASSES
 from orchestrator.analysis.results_tables.points import (
     CELL,
@@ -46,8 +47,6 @@ UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length
 """Reason why the slope in pixel units is not tested."""
 MIN_PAIRS = 3
 """Smallest number of class pairs for a correlation over pairs."""
-LAW_RATE = 1.0
-"""Size of the law's slopes on log K_F, whose power is computed."""
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
@@ -104,7 +103,7 @@ PAIR_QUESTIONS = {
     EXPONENT_BEYOND: PairQuestion(
         Question(
             key="pairs_exponent_beyond",
-            text="Does it fall faster than the law's bound?",
+            text=FASTER_THAN_BOUND,
             claim="The loss falls faster than the law's bound",
             reverse="The loss falls more slowly than the law's bound",
             estimand="exponent b less the law's 1",
@@ -120,6 +119,7 @@ PAIR_QUESTIONS = {
             claim="Sharper labels go with a higher loss",
             reverse="Sharper labels go with a lower loss",
             estimand=LOSS,
+            power_of="the law's slope of 1",
         ),
         response="loss",
         on=SHARPNESS_AND_D,
@@ -133,7 +133,7 @@ PAIR_QUESTIONS = {
             reverse="Sharper labels go with more robustness, free of scale",
             estimand=R_HAT_FREE,
             expected_sign=-1,
-            power_of="the law's rate of 1",
+            power_of="the law's slope of 1",
             source="Thm 3, pairs",
             published="−1 by the law; not tested",
         ),
@@ -181,7 +181,7 @@ PAIR_QUESTIONS = {
             estimand=LOSS_AT_DELTA,
             source="Eq. 2, pairs",
             published="1 by the law; not tested",
-            power_of="the law's rate of 1",
+            power_of="the law's slope of 1",
         ),
         response="loss",
         on=SHARPNESS_D_AND_DELTA,
@@ -223,7 +223,7 @@ def pair_answer(slope: Slope) -> Answer:
         reason = UNITS_ALONE
     effect = None
     if pair_question.question.power_of:
-        effect = LAW_RATE
+        effect = LAW_SLOPE
     return Answer(
         question=pair_question.question,
         value=slope.value,

@@ -168,6 +168,11 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
             )
         return tuple(steps)
     steps.append("Measure your own images: `isweep measure ./my-images`.")
+    if fits.fall().status != "ok":
+        steps.append(
+            "Add train sizes, such as `train_sizes: [60, 120, 240]`, to get a learning curve."
+        )
+        return tuple(steps)
     steps.append(
         "Predict how many training images you need: "
         "`isweep predict --curve results.csv --target-accuracy 0.9`."
@@ -186,6 +191,8 @@ def family(fits: ScalingFits) -> str:
         at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
         num_at_delta = sum(slope.adjusted_p is not None for slope in at_delta)
         sentences = [_of_holm(tests, num_at_delta, "at equal δ")]
+        if any(finding.badge == SUGGESTED for finding in of_class_pairs(fits)):
+            sentences.append('This does not cover a "suggested" answer.')
         return " ".join([*sentences, "Intervals are over classes, which pairs share."])
     tests = num_tests(fits.answers)
     if not tests:
@@ -212,8 +219,8 @@ def _of_holm(tests: int, num_of_one_question: int, place: str) -> str:
         of_one_question = f"; {num_of_one_question} are {place}"
     return (
         f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm){of_one_question}. "
-        'If their assumptions hold, the chance of any false "supported" or "contradicted" is at '
-        f"most {per_cent_of(LEVEL)}."
+        "If their assumptions hold, the chance of any false claim is at most "
+        f"{per_cent_of(LEVEL)}."
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.number_formats import listing
-from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, reaches
+from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, is_unfitted, reaches
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import AT_CHANCE_LEVEL, LOG_LOSS, OF_CHANCE_LOSS
 from orchestrator.results.columns import (
@@ -21,9 +21,11 @@ from orchestrator.results.columns import (
     DOMAINS,
     MEDICAL,
     MODEL,
+    NUM_CLASSES,
     NUM_CONFLICTS,
     SEED,
     TEST_ACCURACY,
+    TRAIN_ACCURACY,
     TRAIN_SIZE,
 )
 from search_spaces.datasets import ImageOrigin
@@ -63,8 +65,9 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         points: The fitted points, a row each.
     """
     return (
-        *_of_repeats(full, points),
         *_at_chance_level(points),
+        *_unfitted(points),
+        *_of_repeats(full, points),
         *_without_error(points),
         *_of_domains(full, points),
         *_of_modes(full),
@@ -97,6 +100,17 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
             f"{int(is_at_chance.sum())} of these hardly separate the classes, so they are at "
             f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
+
+
+def _unfitted(points: pd.DataFrame) -> Iterator[str]:
+    """Count the networks that do not fit even their own training images."""
+    num_unfitted = int(is_unfitted(points[TRAIN_ACCURACY], points[NUM_CLASSES]).sum())
+    if num_unfitted:
+        yield (
+            f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit its own "
+            "training images: train accuracy is less than halfway from chance to 100 %."
+        )
+        yield "Longer training could lower the loss of these networks."
 
 
 def _without_error(points: pd.DataFrame) -> Iterator[str]:

@@ -144,9 +144,14 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
         # Only the largest correlation answers the question, so only it is computed without each.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
+        largest_left_out = None
+        if estimate.influential is not None:
+            tested = [tried[k] for k in single]
+            largest_left_out = _largest_without(estimate.influential, tested, about)
         yield replace(
             gain.fit,
             status="ok",
+            largest_left_out=largest_left_out,
             estimates=(estimate,),
             interval_critical=test.critical,
             criticals=test.criticals,
@@ -177,6 +182,28 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
         is_other = names != name
         correlations[name] = _correlation(gains[:, 0], sharpness[is_other], domains[is_other])
     return correlations
+
+
+def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFrame) -> float | None:
+    """Return the largest of all tested correlations without a dataset.
+
+    Returns None if the other datasets share no model and train size without it.
+    """
+    correlations = []
+    for gain in tested:
+        rows = gain.rows[gain.rows[DATASET] != name]
+        effects = effects_of(rows, (gain.fit.response,))
+        if effects is None:
+            return None
+        others = about.loc[effects.index]
+        correlations.append(
+            _correlation(
+                effects[gain.fit.response].to_numpy(dtype=float),
+                others[LABEL_SHARPNESS].to_numpy(dtype=float),
+                others[DOMAIN].to_numpy(dtype=str),
+            )
+        )
+    return max(correlations, default=None)
 
 
 def _correlation(gains: Array, sharpness: Array, domains: Codes) -> float:

@@ -12,6 +12,7 @@ from orchestrator.analysis.inference import curve_sums, mean_interval, t_p_value
 from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.law_fits.records import FallFit
 from orchestrator.analysis.law_fits.rows import complete_rows
+from orchestrator.analysis.results_tables.chance_level import is_unfitted
 from orchestrator.analysis.results_tables.points import (
     ALL,
     CURVE,
@@ -20,7 +21,13 @@ from orchestrator.analysis.results_tables.points import (
     POOLED,
     WEIGHT,
 )
-from orchestrator.results.columns import DATASET, MODEL, TRAIN_SIZE
+from orchestrator.results.columns import (
+    DATASET,
+    MODEL,
+    NUM_CLASSES,
+    TRAIN_ACCURACY,
+    TRAIN_SIZE,
+)
 
 
 def fit_fall(points: pd.DataFrame) -> FallFit:
@@ -44,6 +51,8 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
         p_value = float(t_p_values(value, error, len(values) - 1))
         estimate = replace(estimate, p_value=p_value)
     slopes_of_curves = _slopes(rows, by=CURVE)
+    at_smallest = points.loc[rows.index[rows[TRAIN_SIZE] == rows[TRAIN_SIZE].min()]]
+    unfitted = is_unfitted(at_smallest[TRAIN_ACCURACY], at_smallest[NUM_CLASSES])
     return FallFit(
         status="ok",
         num_points=len(rows),
@@ -54,6 +63,8 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
         num_models=rows[MODEL].nunique(),
         num_curves=len(slopes_of_curves),
         num_falling_curves=sum(slope < 0 for slope in slopes_of_curves.values()),
+        num_at_smallest=len(at_smallest),
+        num_unfitted=int(unfitted.sum()),
         sign_p=sign_test_p(values),
         by_dataset=slopes,
     )

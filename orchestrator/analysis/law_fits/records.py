@@ -101,6 +101,8 @@ class FallFit(Fit):
         num_models: Number of networks.
         num_curves: Number of curves with at least two train sizes.
         num_falling_curves: Number of curves with a slope below 0.
+        num_at_smallest: Number of networks at the smallest train size.
+        num_unfitted: Number of these networks that do not fit their own training images.
         sign_p: Two-sided p-value of an exact sign test over datasets.
         by_dataset: Slope of log loss on log N of each dataset.
     """
@@ -110,6 +112,8 @@ class FallFit(Fit):
     num_models: int = 0
     num_curves: int = 0
     num_falling_curves: int = 0
+    num_at_smallest: int = 0
+    num_unfitted: int = 0
     sign_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
 
@@ -128,11 +132,14 @@ class AttackFit(Fit):
         interval_critical: Half width of the confidence interval, in standard errors of Fisher's z.
         criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
             for k = 1, 2, … tests of a family. Levels that no permutation can reach are missing.
+        largest_left_out: Largest of all correlations of single models without the dataset that
+            this correlation depends on most. None if this correlation is not the largest one.
     """
 
     kind: Literal["attack"] = "attack"
     interval_critical: float = 0.0
     criticals: tuple[float, ...] = ()
+    largest_left_out: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,8 @@ class RepresentationFit(Fit):
     Attributes:
         kind: ``representation``.
         num_held: Number of points at which d_repr is at most d_data.
+        num_unfitted: Number of points whose networks do not fit their own training images.
+        num_held_unfitted: Number of these points at which d_repr is at most d_data.
         median_ratio: Median of d_repr / d_data over points.
         by_dataset: Share of the points with d_repr above d_data, for each dataset with such points.
     """
@@ -149,6 +158,8 @@ class RepresentationFit(Fit):
     kind: Literal["representation"] = "representation"
     response: str = D_REPR_MLE
     num_held: int = 0
+    num_unfitted: int = 0
+    num_held_unfitted: int = 0
     median_ratio: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
 

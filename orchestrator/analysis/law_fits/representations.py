@@ -11,8 +11,15 @@ from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.law_fits.records import RepresentationFit
 from orchestrator.analysis.law_fits.rows import complete_rows
+from orchestrator.analysis.results_tables.chance_level import is_unfitted
 from orchestrator.analysis.results_tables.points import ALL, POOLED
-from orchestrator.results.columns import D_DATA_MLE, D_REPR_MLE, DATASET
+from orchestrator.results.columns import (
+    D_DATA_MLE,
+    D_REPR_MLE,
+    DATASET,
+    NUM_CLASSES,
+    TRAIN_ACCURACY,
+)
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> RepresentationFit:
@@ -27,6 +34,8 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
     if rows.empty:
         return replace(unfitted, reason="no point has both d_repr and d_data")
     is_below = rows[D_REPR_MLE] <= rows[D_DATA_MLE]
+    of_rows = points.loc[rows.index]
+    is_of_unfitted = is_unfitted(of_rows[TRAIN_ACCURACY], of_rows[NUM_CLASSES])
     shares = is_below.astype(float).groupby(rows[DATASET]).mean()
     mean, error, interval = mean_interval(np.asarray(shares, dtype=float))
     if interval is not None:
@@ -39,6 +48,8 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
         unfitted,
         status="ok",
         num_held=int(is_below.sum()),
+        num_unfitted=int(is_of_unfitted.sum()),
+        num_held_unfitted=int((is_below & is_of_unfitted).sum()),
         median_ratio=float((rows[D_REPR_MLE] / rows[D_DATA_MLE]).median()),
         by_dataset=shares_above,
         estimates=(estimate,),

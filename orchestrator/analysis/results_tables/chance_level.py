@@ -25,6 +25,9 @@ LEARNED_ACCURACY = 1 / 3
 With two classes and 100 test images it is three standard errors above chance."""
 LEARNED_AUC = 0.75
 """Smallest AUROC of a network that has learned: halfway from chance to 1."""
+FITTED_ACCURACY = 1 / 2
+"""Smallest train accuracy of a network that fits its training images, as a share of the way from
+chance to 100 %. With two classes it is 75 %: below, the network is closer to guessing."""
 UNKNOWN_NUM_CLASSES = 2.0
 """Number of classes if a table does not contain it: the study's tasks have two."""
 
@@ -63,6 +66,17 @@ def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
     chance = np.exp(-chance_loss(num_classes))
     is_accurate = accuracy >= chance + LEARNED_ACCURACY * (1 - chance)
     return is_accurate | (auc >= LEARNED_AUC)
+
+
+def is_unfitted(train_accuracy: Any, num_classes: Any) -> Any:
+    """Return whether a network does not fit its own training images; unknown values mean no.
+
+    Args:
+        train_accuracy: Share of training images classified correctly, a number or a column.
+        num_classes: Number of classes; two if it is unknown.
+    """
+    chance = np.exp(-chance_loss(num_classes))
+    return train_accuracy < chance + FITTED_ACCURACY * (1 - chance)
 
 
 def is_at_chance_level(

@@ -11,6 +11,7 @@ from orchestrator.analysis.answers import Answer, Verdict
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
     DROP_ON_DELTA,
+    EXPONENT_BEYOND,
     LOSS,
     PAIR_QUESTIONS,
     R_HAT,
@@ -56,7 +57,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             d_data = dataset.d_data
     attack = attack_in_words(fits)
     slopes = {slope.on: slope for slope in fits.class_pairs}
-    untested = []
+    untested: list[Finding] = []
     for slope in fits.class_pairs:
         in_pixels = None
         if slope.on == R_HAT_FREE:
@@ -73,12 +74,17 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             if is_late(slope, fits) and finding.verdict != "not testable":
                 finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
             if finding.verdict == "not testable":
+                if slope.on == EXPONENT_BEYOND and untested:
+                    continue  # The reason why there is no exponent is already an answer.
                 untested.append(finding)
             else:
                 yield finding
     at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
     if at_delta:
-        yield _at_equal_delta(at_delta, fits.sharpness_with_delta)
+        finding = _at_equal_delta(at_delta, fits.sharpness_with_delta)
+        if any(is_late(slope, fits) for slope in at_delta) and finding.verdict != "not testable":
+            finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
+        yield finding
     yield from untested
 
 
@@ -182,14 +188,14 @@ def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None)
         return not_testable(question, slopes[0].reason)
     answers = {slope.on: pair_answer(slope) for slope in estimated}
     claims = []
-    sentences = []
+    slopes_in_words = []
     details = ["The slopes are compared at equal 1/d and δ."]
     for name, answer in answers.items():
         response = AT_DELTA[name]
         if answer.is_decided:
             direction = "rises" if (answer.value or 0.0) > 0 else "falls"
             claims.append(f"At equal δ, {response} {direction} with K_F.")
-        sentences.append(
+        slopes_in_words.append(
             f"The slope of {response} on log K_F is {number(answer.value)} (95 % interval "
             f"{interval(answer.interval)})."
         )
@@ -197,17 +203,22 @@ def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None)
         of_response = " ".join(filter(None, of_test))
         if of_response:
             details.append(f"{response[:1].upper()}{response[1:]}: {of_response}")
+    sentences = slopes_in_words
+    are_together = sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER
+    if not claims:
+        sentences = [NO_RELATION, *slopes_in_words]
+        if are_together:
+            sentences = [
+                NO_RELATION,
+                slopes_in_words[0],
+                f"Over these pairs, log K_F and log δ have a correlation of "
+                f"{number(sharpness_with_delta)}. Their effects can hardly be separated.",
+            ]
+            details += slopes_in_words[1:]
     adjusted_ps = [one.adjusted_p for one in answers.values() if one.adjusted_p is not None]
     if adjusted_ps:
         smallest = min(adjusted_ps)
         sentences.append(f"The smallest adjusted p of these slopes is {p_value(smallest)}.")
-    if not claims:
-        sentences.insert(0, NO_RELATION)
-        if sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER:
-            details.append(
-                f"Over these pairs, log K_F and log δ have a correlation of "
-                f"{number(sharpness_with_delta)}. Their effects can hardly be separated."
-            )
     return Finding(
         question=question,
         verdict=_joint_verdict([*answers.values()]),

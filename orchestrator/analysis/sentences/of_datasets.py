@@ -44,6 +44,7 @@ from orchestrator.analysis.sentences.finding import (
     details_of_test,
     multiplied,
     not_testable,
+    one_decides,
     p_sentences,
     short_answer,
 )
@@ -55,6 +56,8 @@ FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
 """Number of datasets that a sentence names, of those in which d_repr is most often above d_data.
 Equal shares can make it more."""
+HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
+"""Column of a term -> the property that datasets share if the term is equal."""
 MAX_NAMED_NETWORKS = 4
 """Largest number of networks that a sentence on d_repr lists; the tables list all of them."""
 
@@ -125,7 +128,7 @@ def _of_height(
         verdict=answer.verdict,
         sentences=short_answer(
             answer,
-            dataset_property.step.format(factor),
+            f"{dataset_property.step.format(factor)}{_at_equal(fit.terms, column)}",
             interval(bounds),
             name_of_value=slope,
             claim=claim,
@@ -134,6 +137,12 @@ def _of_height(
         notes=(*changes_of_sign(answer), *notes),
         claim=claim,
     )
+
+
+def _at_equal(terms: Sequence[str], column: str) -> str:
+    """Return the other terms of a fit as `` at equal K_F and domain``; empty if there are none."""
+    names = [HELD_EQUAL[term] for term in terms if term != column]
+    return f" at equal {listing(names)}" if names else ""
 
 
 def _claim(value: float, dataset_property: Property) -> str:
@@ -239,9 +248,24 @@ def _fall(fits: ScalingFits) -> Finding | None:
         sentences=(
             f"The loss fell from N = {smallest:,} to {largest:,} in {share}.",
             f"{doubling}.",
+            *_of_short_training(fit),
         ),
         details=tuple(details),
     )
+
+
+def _of_short_training(fit: FallFit) -> Iterator[str]:
+    """Yield that a part of the fall may be longer training, if networks do not fit their images.
+
+    At an equal number of epochs, the number of optimizer steps grows with N.
+    """
+    if fit.num_unfitted:
+        verb = "does" if fit.num_unfitted == 1 else "do"
+        yield (
+            f"At N = {fit.train_sizes[0]:,}, {fit.num_unfitted} of "
+            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit their own training images, "
+            "so longer training may explain a part."
+        )
 
 
 def _of_all_datasets(count: int, total: int) -> str:
@@ -269,6 +293,8 @@ def _exponent(fits: ScalingFits) -> Finding:
     factor, bounds = multiplied(falls.value, falls.interval, -np.log(2) / middle)
     allowed = number(float(2 ** (-1 / middle)))
     verdict, claim = _verdict_on_fall(falls, against_bound)
+    heaviest = [*_heaviest_dataset(fit.estimates[0])]
+    above_the_law = []
     short = short_answer(
         falls,
         f"In N^(−b/d), b is {number(falls.value)}",
@@ -278,26 +304,28 @@ def _exponent(fits: ScalingFits) -> Finding:
         against=" against b = 0",
     )
     if against_bound.adjusted_p is not None:
-        short = (*short, _against_the_law(against_bound), _above_the_law(fits))
+        above_the_law = [_above_the_law(fits)]
+        short = (*short, _against_the_law(against_bound))
+        if not (falls.is_decided or against_bound.is_decided):
+            # The reader has just seen that the loss fell: this explains why b is uncertain.
+            short = (*short, *heaviest)
+            heaviest = []
     if claim:
         claim = f"{claim}."
         short = (claim, *short)
     details = [
         f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
+        *above_the_law,
         _range_of_exponents(fit),
         f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
         f"the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
         *_difference_of_factors(fits.fall(), fit.estimates[0]),
+        *heaviest,
         *details_of_test(falls, "b"),
         *p_sentences(against_bound),
+        *_of_curves_at_chance(fit),
     ]
-    if fit.num_at_chance:
-        num_clear = fit.num_curves - fit.num_at_chance
-        details.append(
-            f"It is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}: the others are "
-            "near chance level."
-        )
     return Finding(
         question=question,
         verdict=verdict,
@@ -306,6 +334,16 @@ def _exponent(fits: ScalingFits) -> Finding:
         notes=(*changes_of_sign(falls), *notes),
         claim=claim,
     )
+
+
+def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
+    """Yield how many curves are fitted, if others are near chance level."""
+    if fit.num_at_chance:
+        num_clear = fit.num_curves - fit.num_at_chance
+        yield (
+            f"It is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}: the others are "
+            "near chance level."
+        )
 
 
 def _against_the_law(against_bound: Answer) -> str:
@@ -356,14 +394,17 @@ def _range_of_exponents(fit: ExponentFit) -> str:
     )
 
 
+def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
+    """Yield which dataset has the largest weight in the exponent of all datasets together."""
+    if exponent.weights:
+        heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
+        yield f"{heaviest} has {percent(exponent.weights[heaviest])} of the weight in b."
+
+
 def _difference_of_factors(fall: FallFit, exponent: Estimate) -> Iterator[str]:
     """Yield why the factor of a doubling of N differs between the two questions on N."""
     if exponent.weights:
-        heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
-        yield (
-            "In this factor, a dataset has the weight 1/d² times the spread of log N: "
-            f"{heaviest} has {percent(exponent.weights[heaviest])} of the weight."
-        )
+        yield "In this factor, a dataset has the weight 1/d² times the spread of log N."
     if fall.status == "ok":
         factor, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
         yield f"In the factor of the question before, {factor}, every dataset counts once."
@@ -405,6 +446,8 @@ def _attacks(fits: ScalingFits) -> Finding:
     correlations = [fit for fit in fits.attacks if fit.status == "ok"]
     attack = attack_columns([best.response])[0].words
     model = best.model if " " in best.model else f"model {best.model}"
+    # Without a dataset, another attack or model may have the largest correlation.
+    name_of_r = f"r of {attack} on {best.model}"
     domains = {dataset.domain for dataset in fits.datasets}
     within_domains = ", within domains" if len(domains) > 1 else ""
     details = [
@@ -434,17 +477,20 @@ def _attacks(fits: ScalingFits) -> Finding:
         answer,
         size,
         interval(answer.interval),
-        name_of_value="r",
+        name_of_value=name_of_r,
         claim=claim,
         of_interval=of_interval,
     )
     if answer.value <= 0:
         sentences += ("The law expects a rise.",)
+    if one_decides(answer) and len(correlations) > 1 and best.largest_left_out is not None:
+        largest = number(best.largest_left_out)
+        sentences += (f"The largest of all {len(correlations)} is then {largest}.",)
     return Finding(
         question=question,
         verdict=answer.verdict,
         sentences=sentences,
-        details=(*details, *details_of_test(answer, "r")),
+        details=(*details, *details_of_test(answer, name_of_r)),
         notes=changes_of_sign(answer),
         claim=claim,
     )
@@ -457,11 +503,16 @@ def of_representations(fits: ScalingFits) -> Finding:
     if fit.status != "ok":
         return not_testable(question, fit.reason, "measure both on one set of training images")
     (share,) = fit.estimates
+    count = fit.num_held
+    comparison = "at most"
+    if fit.num_datasets == 1 and 2 * fit.num_held < fit.num_points:
+        count = fit.num_points - fit.num_held
+        comparison = "larger than"
     counted = (
-        f"At {fit.num_held} of {plural(fit.num_points, 'point')}, the dimension of the network's "
-        "last hidden layer (d_repr) is at most d_data."
+        f"At {count} of {plural(fit.num_points, 'point')}, the dimension of the network's "
+        f"last hidden layer (d_repr) is {comparison} d_data."
     )
-    sentences = [counted, *_by_network(fits), *_of_ratio(fit)]
+    sentences = [counted, *_of_fitted_networks(fit, comparison), *_of_ratio(fit)]
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"
@@ -473,6 +524,7 @@ def of_representations(fits: ScalingFits) -> Finding:
     if num_lacking:
         details.append(f"{num_lacking} more lack one of the two.")
     details += [
+        *_by_network(fits),
         "The bound states no largest ratio d_repr / d_data, so a count of ratios above 1 does not "
         "test it.",
         "This is exploratory.",
@@ -497,6 +549,22 @@ def of_representations(fits: ScalingFits) -> Finding:
     )
 
 
+def _of_fitted_networks(fit: RepresentationFit, comparison: str) -> Iterator[str]:
+    """Yield the same count without the networks that do not fit their own training images.
+
+    Args:
+        fit: The counts.
+        comparison: ``at most``, or ``larger than`` if points above d_data are counted.
+    """
+    if not fit.num_unfitted:
+        return
+    num_fitted = fit.num_points - fit.num_unfitted
+    count = fit.num_held - fit.num_held_unfitted
+    if comparison == "larger than":
+        count = num_fitted - count
+    yield f"Where the network fits its training images, it is {count} of {num_fitted}."
+
+
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
 
@@ -518,6 +586,7 @@ def _by_network(fits: ScalingFits) -> Iterator[str]:
     for model in fits.models:
         of_model = fits.representation(model)
         if of_model.status == "ok":
-            counts.append(f"{of_model.num_held} of {of_model.num_points} for {model}")
+            points = plural(of_model.num_points, "point")
+            counts.append(f"{of_model.num_held} of {points} for {model}")
     if 1 < len(counts) <= MAX_NAMED_NETWORKS:
-        yield f"That is {listing(counts)}."
+        yield f"d_repr is at most d_data at {listing(counts)}."

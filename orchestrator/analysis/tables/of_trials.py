@@ -102,8 +102,9 @@ def seen_table(fits: ScalingFits) -> Table:
         "Losses are in nat: geometric means over models and class pairs at the largest train "
         "size. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({chance_limits}). Over-confident: the loss is as high, "
-        "and larger than that of a network that is as confident as it is accurate.",
+        f"({chance_limits}), and accuracy and AUROC are not well above chance. Over-confident: the "
+        "loss is as high, but accuracy or AUROC is well above chance. The loss is also larger than "
+        "that of a network that is as confident as it is accurate.",
         fits.datasets,
         {
             "dataset": "dataset",

@@ -9,7 +9,13 @@ from scipy import stats
 
 from orchestrator.analysis.answers import Answer, Question
 from orchestrator.analysis.figures.of_sweeps import dataset_properties, loss_gain_on_sharpness
-from orchestrator.analysis.findings import family, findings, summary, what_was_found
+from orchestrator.analysis.findings import (
+    family,
+    findings,
+    next_steps,
+    summary,
+    what_was_found,
+)
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.headline import ATTACKS, BELOW_BOUND
 from orchestrator.analysis.inference import max_correlation_test
@@ -21,8 +27,10 @@ from orchestrator.analysis.law_fits.detection import (
 )
 from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.limits import SweepFacts
-from orchestrator.analysis.number_formats import interval, number, p_equals
+from orchestrator.analysis.number_formats import interval, number, p_equals, percent
 from orchestrator.analysis.published import published_table
+from orchestrator.analysis.results_tables.chance_level import is_unfitted
+from orchestrator.analysis.sentences.of_datasets import of_representations
 from orchestrator.analysis.tables.of_fits import fit_tables
 from orchestrator.analysis.tables.of_trials import seen_table
 from search_spaces.datasets import ImageOrigin
@@ -53,7 +61,8 @@ def test_a_claim_has_its_direction_factor_and_interval():
     assert finding.verdict == "supported"
     assert finding.claim == "The loss rises with K_F."
     match = re.search(
-        r"^Datasets with twice the K_F have ([\d.]+) times the loss \(95 % interval ([\d.]+) to "
+        r"^Datasets with twice the K_F have ([\d.]+) times the loss at equal d_data and domain "
+        r"\(95 % interval ([\d.]+) to "
         r"([\d.]+); adjusted p .*\)\..* 12 datasets .* The slope on log K_F is ([\d.]+) \(",
         finding.answer,
     )
@@ -77,8 +86,9 @@ def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_p
     assert finding.verdict == "undecided"
     assert finding.sentences[:2] == (
         "No relation was detected.",
-        f"Estimate: datasets with twice the K_F have {number(value)} times the loss (95 % interval "
-        f"{interval((low, high))}; adjusted p = {answer.adjusted_p:.2g}).",
+        f"Estimate: datasets with twice the K_F have {number(value)} times the loss at equal "
+        f"d_data and domain (95 % interval {interval((low, high))}; "
+        f"adjusted p = {answer.adjusted_p:.2g}).",
     )
     test_sentence = (
         f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
@@ -415,7 +425,8 @@ def test_the_share_of_points_below_d_data_is_counted_for_each_network():
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     fits = fit_scaling_laws(table)
     finding = answers(table)["representation"]
-    assert "That is 0 of 12 for a and 12 of 12 for b." in finding.line
+    counts = "d_repr is at most d_data at 0 of 12 points for a and 12 of 12 points for b."
+    assert counts in finding.details
     (representations,) = [
         fit_table for fit_table in fit_tables(fits) if fit_table.key == "representations"
     ]
@@ -463,9 +474,9 @@ def test_datasets_whose_loss_falls_faster_than_the_law_are_counted(fastest):
     num_above = int((np.linspace(0.25, fastest, 12) > 1).sum())
     p_value = stats.binomtest(num_above, 12).pvalue
     found = answers(table)["exponent"]
-    assert found.line.endswith(
+    assert (
         f"b is above 1 in {num_above} of 12 datasets (exact sign test: {p_equals(p_value)}, not "
-        "adjusted)."
+        "adjusted)." in found.details
     )
     assert (
         f"The b of single datasets ranges from 0.25 ({names[0]}) to {fastest:g} ({names[-1]})."
@@ -529,7 +540,7 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
         "Without prostate, the most influential dataset, b is 1.78."
         in findings_by_question["exponent"].answer
     )
-    assert "prostate has 49% of the weight." in findings_by_question["exponent"].answer
+    assert "prostate has 49% of the weight in b." in findings_by_question["exponent"].sentences
     assert "without" not in findings_by_question["dimension"].notes[0]
     assert "This rests on one dataset: without prostate, the slope on 1/d is −8.28." in (
         findings_by_question["dimension"].line
@@ -537,7 +548,7 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
     assert "the slope on log K_F is 0.111." in findings_by_question["sharpness"].answer
     rows = published_table().dropna(subset=["fgsm_2_loss_gain"]).set_index("dataset")
     match = re.search(
-        r"[Ww]ithout (\w+), (?:the most influential dataset, )?r is ([\d.]+)\.",
+        r"[Ww]ithout (\w+), (?:the most influential dataset, )?r of [^.]+ is ([\d.]+)\.",
         findings_by_question["attacks"].answer,
     )
     without_dataset = rows.drop(index=match[1])[["fgsm_2_loss_gain", "label_sharpness", "domain"]]
@@ -639,6 +650,7 @@ def test_the_summary_of_the_data_has_one_row_for_each_dataset():
         "At the largest train size the geometric mean of the test loss is 0.1 (natural0) to 0.6 "
         "(medical0)."
     )
+    assert "classes), and accuracy and AUROC are not well above chance." in dataset_table.note
     two_pairs = pd.concat(
         [table.assign(class_pair="0-1"), table.assign(class_pair="2-3", label_sharpness=3e-4)]
     )
@@ -730,3 +742,91 @@ def test_slopes_that_chance_level_flattens_are_refused():
         r"the losses of \d+ of 36 points are at chance level, which flattens slopes", finding.answer
     )
     assert finding.to_add == "train until losses fall below chance level"
+
+
+def with_unfitted_networks(table):
+    """Let network b fit no training images at the smallest N: accuracy 0.74 of two classes."""
+    smallest = table["train_size"].min()
+    fails = (table["train_size"] == smallest) & (table["model"] == "b")
+    return table.assign(num_classes=2, train_accuracy=np.where(fails, 0.74, 0.75))
+
+
+def test_networks_that_do_not_fit_their_training_images_are_counted():
+    table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
+    table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
+    of_fall = (
+        "At N = 500, 4 of 8 networks do not fit their own training images, so longer training may "
+        "explain a part."
+    )
+    of_count = "Where the network fits its training images, it is 8 of 20."
+    of_limits = "In 4 of 24 points the network does not fit its own training images"
+    fits = fit_scaling_laws(with_unfitted_networks(table))
+    by_question = dict(zip(QUESTIONS, findings(fits), strict=True))
+    assert of_fall in by_question["fall"].sentences
+    assert by_question["representation"].sentences[0].startswith("At 12 of 24 points")
+    assert of_count in by_question["representation"].sentences
+    assert any(caveat.startswith(of_limits) for caveat in fits.caveats)
+    fits = fit_scaling_laws(table.drop(columns="train_accuracy", errors="ignore"))
+    text = " ".join([*(finding.answer for finding in findings(fits)), *fits.caveats])
+    assert "training images, so" not in text
+    assert "not fit" not in text
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "train_accuracy", "unfitted"),
+    [(2, 0.74, True), (2, 0.76, False), (10, 0.54, True), (10, 0.56, False), (2, np.nan, False)],
+)
+def test_a_network_fits_its_training_images_from_halfway_between_chance_and_one(
+    num_classes, train_accuracy, unfitted
+):
+    assert bool(is_unfitted(train_accuracy, num_classes)) is unfitted
+
+
+def test_for_one_dataset_the_points_above_d_data_are_counted_if_they_are_most():
+    table = synthetic_table(num_natural=1, num_medical=0, models=("a",))
+    ratios = np.array([2.0, 2.0, 0.5])
+    fits = fit_scaling_laws(table.assign(d_repr_mle=table["d_data_mle"] * ratios))
+    sentence = (
+        "At 2 of 3 points, the dimension of the network's last hidden layer (d_repr) is larger "
+        "than d_data."
+    )
+    assert of_representations(fits).sentences[0] == sentence
+
+
+def test_the_largest_correlation_without_a_dataset_may_be_of_another_attack():
+    """One dataset makes the largest r. Without it, r is taken again for every attack, by numpy."""
+    table = synthetic_table(num_natural=6, num_medical=0, models=("a",))
+    rng = np.random.default_rng(0)
+    names = sorted(table["dataset"].unique())
+    outlier = names[0]
+    sharpness = dict(zip(names, [100.0, 1.0, 1.1, 1.2, 1.3, 1.4], strict=True))
+    gains = {}
+    gain_columns = [name for name in table if name.endswith("loss_gain")]
+    for column in gain_columns:
+        gains[column] = dict(zip(names, rng.normal(size=6), strict=True))
+    gains[gain_columns[0]][outlier] = 500.0
+    mapped = {column: table["dataset"].map(values) for column, values in gains.items()}
+    table = table.assign(label_sharpness=table["dataset"].map(sharpness), **mapped)
+    finding = answers(table)["attacks"]
+    others = names[1:]
+    k_f = [sharpness[name] for name in others]
+    expected = max(
+        np.corrcoef(k_f, [values[name] for name in others])[0, 1] for values in gains.values()
+    )
+    assert f"without {outlier}, r of FGSM at " in finding.line
+    assert f"The largest of all {len(gain_columns)} is then {number(expected)}." in finding.line
+
+
+def test_the_heaviest_dataset_explains_an_uncertain_exponent():
+    table = clear_law(size_slope=1.0, trial_std=1.0, seed=1)
+    weights = fit_scaling_laws(table).exponent().estimates[0].weights
+    heaviest = max(weights, key=weights.get)
+    sentence = f"{heaviest} has {percent(weights[heaviest])} of the weight in b."
+    assert sentence in answers(table)["exponent"].sentences
+
+
+def test_with_one_train_size_the_next_step_is_more_train_sizes():
+    table = synthetic_table(num_natural=2, num_medical=2)
+    of_one_size = fit_scaling_laws(table[table["train_size"] == 500])
+    assert "Add train sizes, such as `train_sizes" in next_steps(of_one_size)[-1]
+    assert "`isweep predict" in next_steps(fit_scaling_laws(table))[-1]

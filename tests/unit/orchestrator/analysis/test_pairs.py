@@ -15,12 +15,14 @@ from scipy import stats
 from orchestrator.analysis.claims import PAIRS, claim_line, ledger
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
+    DROP_AT_DELTA,
     DROP_ON_DELTA,
     EXPONENT,
     EXPONENT_BEYOND,
     LOSS,
     LOSS_AT_DELTA,
     NO_DELTA,
+    PAIR_QUESTIONS,
     R_HAT,
     R_HAT_AT_DELTA,
     R_HAT_FREE,
@@ -31,11 +33,13 @@ from orchestrator.analysis.findings import family, findings, next_steps, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
+from orchestrator.analysis.headline import FASTER_THAN_BOUND
 from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.number_formats import interval, number, p_equals
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.sentences.finding import ASKED_AFTER_SEEING
 from orchestrator.analysis.tables.of_trials import pair_table
+from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import plural
 
 CLASSES = range(6)
@@ -316,6 +320,8 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
         for candidate in findings(fits_of_late_question)
         if "closer together" in candidate.question
     ]
+    assert 'This does not cover a "suggested" answer.' in family(fits_of_late_question)
+    assert "suggested" not in family(fits)
     assert late_finding.line == f"{finding.line} {ASKED_AFTER_SEEING}"
     assert (finding.badge, late_finding.badge) == ("supported", "suggested")
     assert "SUGGESTED: Do attacks cost more accuracy where two" in "\n".join(
@@ -477,3 +483,44 @@ def test_tables_that_are_not_pairs_of_one_dataset_have_no_slopes_of_pairs():
     four_classes = trial_table(classes=range(4))
     for rows in (four_classes, two_datasets, trial_table().assign(class_pair="")):
         assert fit_scaling_laws(rows).class_pairs == ()
+
+
+def test_a_table_of_one_train_size_names_the_law_and_its_slope_once():
+    """The power of the law's slope of 1 is the noncentral t distribution of scipy.stats."""
+    rows = trial_table(noise=1.0, class_noise=1.0)
+    fits = fit_scaling_laws(rows[rows["train_size"] == max(SIZES)])
+    shown = findings(fits)
+    questions = [finding.question for finding in shown]
+    assert questions.count("Does the loss fall with N?") == 1
+    assert FASTER_THAN_BOUND not in questions
+    (slope,) = [candidate for candidate in fits.class_pairs if candidate.on == LOSS]
+    answer = pair_answer(slope)
+    bound = stats.t.isf(0.05 / answer.num_tests / 2, slope.test.degrees)
+    distribution = stats.nct(slope.test.degrees, 1 / slope.test.std_error)
+    assert answer.power == pytest.approx(distribution.sf(bound) + distribution.cdf(-bound))
+    (finding,) = [
+        one for one in shown if one.question == "Do sharper labels go with a higher loss?"
+    ]
+    assert "such studies would detect the law's slope of 1." in " ".join(finding.details)
+    assert "Add train sizes, such as `train_sizes" in next_steps(fits)[-1]
+
+
+def test_the_answer_at_equal_delta_says_that_k_f_and_delta_can_hardly_be_separated():
+    rows = trial_table(noise=1.0, class_noise=1.0)
+    rows = rows.assign(mean_unlike_distance=1 / rows["label_sharpness"] ** 1.5 * 1e3)
+    rng = np.random.default_rng(0)
+    rows["mean_unlike_distance"] *= np.exp(rng.normal(0, 0.01, len(rows)))
+    late = SweepFacts(asked_after_seeing=("pairs_loss_at_delta",))
+    fits = fit_scaling_laws(with_attack(rows), facts=late)
+    (finding,) = [one for one in findings(fits) if "equal δ" in one.question]
+    r = number(fits.sharpness_with_delta)
+    assert finding.verdict == "undecided"
+    assert f"log K_F and log δ have a correlation of {r}. Their effects can" in finding.line
+    assert finding.line.endswith(ASKED_AFTER_SEEING)
+    assert "The slope of accuracy lost on log K_F is " in " ".join(finding.details)
+
+
+def test_the_digits_demo_names_the_questions_that_came_after_its_results():
+    asked = load_sweep("digits-demo").asked_after_seeing
+    late = (DROP_ON_DELTA, LOSS_AT_DELTA, DROP_AT_DELTA)
+    assert asked == tuple(PAIR_QUESTIONS[name].question.key for name in late)
