@@ -52,9 +52,9 @@ FIRST_ANSWER_S = 5.0
 FINISHED_SWEEP = WaitLimit(idle_s=60.0)
 """Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5 s on
 an idle machine."""
-STOPPED_SWEEP = WaitLimit(idle_s=8.0, total_s=30.0)
+STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
 """Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the rest.
-"""
+Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
 """Limit of the last round of a finished sweep, in which each remaining update has one attempt."""
 END_OF_RUNS = WaitLimit(idle_s=2.0)
