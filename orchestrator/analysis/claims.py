@@ -24,7 +24,7 @@ import pandas as pd
 from orchestrator.analysis.answers import VERDICTS, Answer, Family, Question, holm_adjusted
 from orchestrator.analysis.class_pairs import pair_answer
 from orchestrator.analysis.experiments.records import Arm
-from orchestrator.analysis.findings import _of_dependent_datasets
+from orchestrator.analysis.findings import of_dependent_datasets
 from orchestrator.analysis.fits import (
     NO_FACTS,
     Prepared,
@@ -45,7 +45,6 @@ from orchestrator.analysis.headline import (
     strongest_attack,
 )
 from orchestrator.analysis.inference import MIN_DATASETS
-from orchestrator.analysis.law_fits.attacks import fit_attacks
 from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import fit_exponents
 from orchestrator.analysis.law_fits.heights import fit_headline
@@ -106,7 +105,7 @@ SHARED = "the worlds share images, so they are not independent datasets; isweep 
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
 ONLY_SUGGESTED = "isweep fit suggests {} (asked after seeing these images; not confirmed)."
-"""Sentence on such relations whose question was asked after somebody had seen the images."""
+"""Sentence on decided relations of questions that were asked after the images had been seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -372,7 +371,7 @@ def ledger(
         _sharpness_gap(prepared, fits),
         _fall_with_size(prepared, fits, "Thm 1", "d_data", ""),
         _fall_with_size(prepared, fits, "Thm 4", "d_repr", D_REPR_MLE),
-        _attacks(prepared, fits),
+        _attacks(fits),
         _compression(fits),
     ]
     if fits.class_pairs:
@@ -417,7 +416,7 @@ def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
     text = TWO_FAMILIES
     if len(places) == 1:
         text = ONE_FAMILY.format(*places)
-    return " ".join([text, *_of_dependent_datasets(fits)])
+    return " ".join([text, *of_dependent_datasets(fits)])
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
@@ -568,7 +567,7 @@ def _fall_with_size(
     )
 
 
-def _attacks(prepared: Prepared, fits: ScalingFits) -> Answer:
+def _attacks(fits: ScalingFits) -> Answer:
     """Return the answer on the loss gained by attacks."""
     answer = fits.answer(ATTACKS)
     scales = {fit.variant for fit in fits.attacks if fit.variant}
@@ -580,31 +579,24 @@ def _attacks(prepared: Prepared, fits: ScalingFits) -> Answer:
             f"models{scale}"
         ),
     )
-    return replace(answer, question=question, note=_of_largest_correlation(prepared, fits, answer))
+    return replace(answer, question=question, note=_of_largest_correlation(fits, answer))
 
 
-def _of_largest_correlation(prepared: Prepared, fits: ScalingFits, answer: Answer) -> str:
+def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     """Return whose correlation is the largest, and both without the most influential dataset.
 
     Without this dataset, the correlation of another attack or network can be the largest one.
     """
-    best = strongest_attack([fit for fit in fits.attacks if fit.model != POOLED])
-    dataset = answer.most_influential
-    if best is None or dataset is None:
+    tested = [fit for fit in fits.attacks if fit.model != POOLED]
+    best = strongest_attack(tested)
+    if best is None or answer.most_influential is None:
         return ""
     attack = attack_columns([best.response])[0].words
-    name = f"this r ({attack}, {best.model})"
-    sentences = [influence(answer, name)]
-    points_without = prepared.points[prepared.points[DATASET] != dataset]
-    refits = fit_attacks(points_without, prepared.scale, fits.models)
-    tested = [fit for fit in refits if fit.status == "ok" and fit.model != POOLED]
-    largest = strongest_attack(tested)
-    if largest is not None and len(tested) > 1:
-        (estimate,) = largest.estimates
-        sentences.append(
-            f"The largest r of all {len(tested)} is then {number(estimate.value)} "
-            f"({attack_columns([largest.response])[0].words}, {largest.model})"
-        )
+    sentences = [influence(answer, f"this r ({attack}, {best.model})")]
+    num_correlations = sum(fit.status == "ok" for fit in tested)
+    if best.largest_left_out is not None and num_correlations > 1:
+        largest = number(best.largest_left_out)
+        sentences.append(f"The largest r of all {num_correlations} is then {largest}")
     return " ".join(sentences).rstrip(".")
 
 

@@ -614,7 +614,7 @@ def _gains_over_guessing(
 
 
 def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
-    """Return whether only the number of classes shows if a curve is better than chance level.
+    """Return whether a missing number of classes leaves open if a curve beats chance level.
 
     A score that is clearly better than chance level of two classes is better than chance level of
     every number of classes.

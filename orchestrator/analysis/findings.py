@@ -87,7 +87,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
 
 
 def _opening(decided: Finding, if_asked_before: str) -> str:
-    """Return the words before a claim, or before a suggestion of the data."""
+    """Return the first words of the page: other ones if its finding is only suggested."""
     return "Suggested, not confirmed" if decided.badge == SUGGESTED else if_asked_before
 
 
@@ -200,7 +200,7 @@ def family(fits: ScalingFits) -> str:
     of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
     sentences = [
         _of_holm(tests, num_tests(of_exponent), "on the law's rate"),
-        *_of_dependent_datasets(fits),
+        *of_dependent_datasets(fits),
     ]
     return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
 
@@ -224,7 +224,7 @@ def _of_holm(tests: int, num_of_one_question: int, place: str) -> str:
     )
 
 
-def _of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
+def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     """Yield a sentence that names the datasets that are not independent, if there are any."""
     if not fits.dependent_datasets:
         return

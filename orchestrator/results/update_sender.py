@@ -256,7 +256,7 @@ class UpdateSender:
                 runs.end_sweep(update.status)
 
     def _note_success(self, key: str, update: Update) -> None:
-        """Remove an update that was sent from the table."""
+        """Remove an update from the table after it was sent."""
         if self._pauses.is_warned and not self._is_last_round:
             self._pauses.is_warned = False
             self._note_for_user("MLflow answers again")

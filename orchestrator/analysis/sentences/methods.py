@@ -37,7 +37,7 @@ MAX_LISTED = 12
 def methods_paragraph(
     plan: SweepPlan, records: Mapping[str, TrialRecord], *, has_groups: bool
 ) -> list[str]:
-    """Return the sentences of the paragraph.
+    """Return the sentences of the paragraph for a methods section.
 
     Args:
         plan: The plan of the sweep.

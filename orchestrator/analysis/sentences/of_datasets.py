@@ -255,7 +255,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
 
 
 def _of_short_training(fit: FallFit) -> Iterator[str]:
-    """Yield that a part of the fall may be longer training, if networks do not fit their images.
+    """Yield how many networks do not fit their training images at the smallest train size.
 
     At an equal number of epochs, the number of optimizer steps grows with N.
     """
@@ -504,15 +504,17 @@ def of_representations(fits: ScalingFits) -> Finding:
         return not_testable(question, fit.reason, "measure both on one set of training images")
     (share,) = fit.estimates
     count = fit.num_held
+    counts_above = False
     comparison = "at most"
     if fit.num_datasets == 1 and 2 * fit.num_held < fit.num_points:
         count = fit.num_points - fit.num_held
+        counts_above = True
         comparison = "larger than"
     counted = (
         f"At {count} of {plural(fit.num_points, 'point')}, the dimension of the network's "
         f"last hidden layer (d_repr) is {comparison} d_data."
     )
-    sentences = [counted, *_of_fitted_networks(fit, comparison), *_of_ratio(fit)]
+    sentences = [counted, *_of_fitted_networks(fit, counts_above=counts_above), *_of_ratio(fit)]
     details = []
     if fit.num_datasets > 1:
         text = f"With each dataset counting once, that is {percent(share.value)}"
@@ -549,18 +551,18 @@ def of_representations(fits: ScalingFits) -> Finding:
     )
 
 
-def _of_fitted_networks(fit: RepresentationFit, comparison: str) -> Iterator[str]:
+def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
     """Yield the same count without the networks that do not fit their own training images.
 
     Args:
         fit: The counts.
-        comparison: ``at most``, or ``larger than`` if points above d_data are counted.
+        counts_above: Whether points with d_repr above d_data are counted, and not the others.
     """
     if not fit.num_unfitted:
         return
     num_fitted = fit.num_points - fit.num_unfitted
     count = fit.num_held - fit.num_held_unfitted
-    if comparison == "larger than":
+    if counts_above:
         count = num_fitted - count
     yield f"Where the network fits its training images, it is {count} of {num_fitted}."
 

@@ -123,7 +123,7 @@ def test_a_correlation_that_rests_on_one_dataset_names_its_attack_and_network(la
     others = fit_scaling_laws(table[table[c.DATASET] != dataset]).attacks
     tested = [fit for fit in others if fit.status == "ok" and fit.model != POOLED]
     largest = max(fit.estimates[0].value for fit in tested)
-    assert f"The largest r of all {len(tested)} is then {formatted(largest)} (" in note
+    assert f"The largest r of all {len(tested)} is then {formatted(largest)}" in note
     assert note in claim_line(answer)
 
 
