@@ -23,7 +23,8 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Largest share of points at chance level without a ceiling. With a larger share there is one."""
+"""Largest share of points at chance level that is no ceiling. With a larger share, the losses have
+a ceiling."""
 WELL_BEYOND = 1.05
 """Loss, as a share of the chance loss, from which a point counts as beyond the ceiling."""
 MIN_POINTS_AT_CEILING = 2

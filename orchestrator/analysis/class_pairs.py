@@ -8,6 +8,7 @@ nearest image with another label. The slope in pixel units is printed too, witho
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +38,7 @@ from orchestrator.results.columns import (
 )
 
 NO_DELTA = (
-    "this table has no δ, the mean distance to the nearest unlike image "
+    "this table has no δ, the mean distance to the nearest image with another label "
     f"(column {MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
 )
 """Reason why a question on δ cannot be answered from a table without the column of δ."""
@@ -215,8 +216,13 @@ AT_DELTA = {
 """Estimand at equal δ -> name of its response."""
 
 
-def pair_answer(slope: Slope) -> Answer:
-    """Return the answer of a slope over class pairs; an untested slope is not testable."""
+def pair_answer(slope: Slope, asked_after_seeing: Collection[str] = ()) -> Answer:
+    """Return the answer of a slope over class pairs; an untested slope is not testable.
+
+    Args:
+        slope: The slope.
+        asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
+    """
     pair_question = PAIR_QUESTIONS[slope.on]
     reason = slope.reason
     if not pair_question.is_claimed:
@@ -237,6 +243,7 @@ def pair_answer(slope: Slope) -> Answer:
         effect=effect,
         test=slope.test,
         reason=reason,
+        is_late=pair_question.question.key in asked_after_seeing,
     )
 
 

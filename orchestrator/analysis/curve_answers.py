@@ -43,8 +43,8 @@ from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
-"""Probability that a curve has flattened: at least the first is "flattened", at most the second
-"probably still improves"."""
+"""Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that the
+curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still improves."""
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
 MAX_DECIMALS = 6

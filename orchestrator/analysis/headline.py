@@ -117,9 +117,10 @@ def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | Non
 
 def few_ways(estimate: Estimate) -> str:
     """Return the reason that datasets have too few permutations for a p-value of 0.05."""
+    verb = "is" if estimate.num_resamples == 1 else "are"
     ways = plural(estimate.num_resamples, "way")
     return (
-        f"datasets can be rearranged in {ways} only, so the smallest possible p is "
+        f"there {verb} only {ways} to rearrange these datasets, so the smallest possible p is "
         f"{number(estimate.smallest_p, 2)}"
     )
 

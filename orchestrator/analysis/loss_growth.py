@@ -332,7 +332,9 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return the reason why points allow no fit; an empty text if there is none."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"only {num_datasets} of at least 2 datasets has losses, d_data and K_F"
+        verb = "has" if num_datasets == 1 else "have"
+        counted = plural(num_datasets, "dataset")
+        return f"{counted} {verb} losses, d_data and K_F, but a fit needs at least 2"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
         return f"there are only {plural(len(rows), 'point')}, and a fit needs {num_needed}"

@@ -24,11 +24,11 @@ MAX_FIGURES = 8
 """Largest number of significant figures of the ends of an interval."""
 
 
-def listing(names: Sequence[str]) -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``."""
+def listing(names: Sequence[str], conjunction: str = "and") -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``; or the same with another conjunction."""
     if len(names) < 2:
         return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
 def number(value: float | None, figures: int = 3) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.answers import VERDICTS
 from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.findings import (
     family,
@@ -307,7 +306,6 @@ def write_report(
         fits=fits,
         found=what_was_found(fits),
         findings=findings(fits),
-        verdicts=VERDICTS,
         family=family(fits),
         next_steps=next_steps(fits, shlex.join(["isweep", "predict", sweep])),
         words=[*words_of(fits)],

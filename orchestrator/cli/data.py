@@ -57,8 +57,9 @@ METHOD = Group("Method", sort_key=1)
 SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 LEAST_PER_NEIGHBOR = 3
-"""Smallest number of images per neighbor for a usable d_data. With fewer, the neighbors of an image
-are a large part of the set, and their distances say little about its surroundings."""
+"""Smallest number of images per neighbor for a usable d_data. With fewer images, the neighbors of
+an image are a large part of the set. Their distances then say little about the surroundings of the
+image."""
 
 
 def init(
@@ -146,7 +147,7 @@ def models(*, place: Place = Place()) -> None:
 
 
 def recipes(*, place: Place = Place()) -> None:
-    """List the training recipes that you can use in a sweep file, also those of isweep tune."""
+    """List the training recipes for a sweep file, including those that isweep tune wrote."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
@@ -267,8 +268,8 @@ class MethodOptions:
             up to this number, by default 16. twonn always uses 2 neighbors.
         estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle twonn
             gride). docs/measures.md explains them.
-        sharpness_sample: Number of images per sample for the column K_F of samples (default 1000).
-            With 0, isweep uses all images and draws no samples.
+        sharpness_sample: Number of images per sample for the column `K_F of samples` (default
+            1000). With 0, isweep uses all images and draws no samples.
         pixel_range: Lowest and highest possible pixel value of float arrays.
         dtype: Floating-point type of matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).

@@ -49,8 +49,8 @@ class PilotOptions:
 
     Attributes:
         pilot: Your images (a folder, a file or a dataset's name), or a CSV file of finished
-            trainings with the columns train_size and test_loss. On images, isweep trains --model
-            with the sweep's recipe.
+            trainings with the columns train_size and test_loss. For images, isweep trains the
+            network of --model with the sweep's recipe.
         pilot_sizes: Train sizes of the pilot (default: the sweep's three smallest).
         pilot_test_size: Number of test images of the pilot (default: as in the sweep).
     """
@@ -66,9 +66,9 @@ class CurveOptions:
     """Options for the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your results, with one row per training, instead of a sweep. Columns:
-            train_size (or N) and a score (test_loss, test_error, test_accuracy or auc), optionally
-            model, seed, test_size and num_classes.
+        curve: A CSV file of your results, with one row per training, instead of a sweep. It needs
+            the column train_size (or N) and a column of scores: test_loss, test_error,
+            test_accuracy or auc. The columns model, seed, test_size and num_classes are optional.
         target_error: Error rate to reach, such as 0.1 or 10%.
         target_accuracy: Accuracy to reach, such as 0.9 or 90%.
         target_auroc: AUROC to reach, such as 0.9.

@@ -389,7 +389,7 @@ def claims(
 ) -> None:
     """Print a verdict on every claim of the study.
 
-    The verdicts are supported, contradicted, undecided, described and not testable.
+    The verdicts are supported, contradicted, suggested, undecided, described and not testable.
 
     Args:
         published: Use the study's published numbers instead of a sweep.

@@ -21,7 +21,8 @@ MOVED_DIMENSION = float(np.log(1.25))
 HELD = 0.05
 """Largest change of the logarithm of the property that an arm should leave unchanged."""
 SMALL_SHARE = 0.5
-"""Share of the law's rate; a slope whose whole interval is closer to 0 is called small."""
+"""Share of the law's rate. A slope is called small if its whole interval is closer to 0 than this
+share."""
 
 
 @dataclass(frozen=True, slots=True)

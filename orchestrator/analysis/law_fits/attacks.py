@@ -21,7 +21,6 @@ from orchestrator.analysis.law_fits.rows import complete_rows, effects_of, effec
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
-from search_spaces.errors import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +103,7 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
         return AttackGain(unfitted, rows, effects[attack])
     if variant:
         return replace(unfitted, status="refused", reason=UNEQUAL_SCALES)
-    counted = plural(unfitted.num_datasets, "dataset")
-    reason = (
-        f"{counted} with K_F and attacks at equal N, at least {MIN_DATASETS_OF_A_CORRELATION} "
-        "needed"
-    )
-    return replace(unfitted, reason=reason)
+    return replace(unfitted, reason=unfitted.too_few_datasets("with K_F and attacks at equal N"))
 
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:

@@ -41,11 +41,12 @@ from orchestrator.results.columns import (
     TRAIN_SIZE,
     d_data_at,
 )
-from search_spaces.errors import plural
 
 ABOVE_CHANCE = "N above chance level"
 """Variant of the exponent that uses only train sizes above chance level."""
-OTHER_D = {"TwoNN": D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
+TWONN = "TwoNN"
+"""Variant of the exponent with d by TwoNN, which uses the two nearest neighbors of an image."""
+OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
 """Column of each other estimate of d, by name of the variant."""
 
 
@@ -118,13 +119,12 @@ def _with_two_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _too_few(unfitted: ExponentFit, dimension: str) -> str:
-    """Return the reason that too few datasets can be used for an exponent, with their number."""
+    """Return the reason that too few datasets can be used for an exponent."""
     name = "_".join((dimension or D_DATA_MLE).split("_")[:2])
     if unfitted.variant in OTHER_D:
         name += f" by {unfitted.variant}"
     clear = " whose losses are clear of chance level" if unfitted.num_at_chance else ""
-    counted = plural(unfitted.num_datasets, "dataset")
-    return f"{counted} with two train sizes and {name}{clear}, at least {MIN_DATASETS} needed"
+    return unfitted.too_few_datasets(f"with two train sizes and {name}{clear}")
 
 
 def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:

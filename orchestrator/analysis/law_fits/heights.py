@@ -153,7 +153,7 @@ def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
     if unfitted.num_datasets == 0:
         return "no point has all the numbers that this fit needs"
     names = listing(sorted(map(str, rows[DATASET].unique())))
-    text = f"{unfitted.num_datasets} of the {unfitted.num_needed} datasets that it needs"
+    text = unfitted.too_few_datasets("with all its numbers")
     if len(names) + len(" ()") < MAX_NAMES_LENGTH:
         text += f" ({names})"
     return text

@@ -12,6 +12,7 @@ from typing import Literal
 from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.results.columns import D_REPR_MLE, TEST_LOSS
+from search_spaces.errors import plural
 
 Status = Literal["ok", "not_enough_data", "refused"]
 
@@ -50,6 +51,18 @@ class Fit:
             if estimate.name == name:
                 return estimate
         return None
+
+    def too_few_datasets(self, needed: str) -> str:
+        """Return the reason that there are too few datasets.
+
+        Args:
+            needed: The numbers that each dataset must have, such as ``with K_F``.
+        """
+        verb = "is" if self.num_datasets == 1 else "are"
+        return (
+            f"the fit needs at least {plural(self.num_needed, 'dataset')} {needed}, and there "
+            f"{verb} {self.num_datasets}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,6 @@ from orchestrator.analysis.sentences.of_power import (
 )
 from search_spaces.errors import plural
 
-SUGGESTED = "suggested"
-"""Badge of a detected effect whose question came after the data: the answer confirms nothing."""
 ASKED_AFTER_SEEING = (
     "This question was asked after seeing these images, so the answer confirms nothing."
 )
@@ -46,13 +44,6 @@ SIDES: dict[Alternative, str] = {
 """Side of the null value on which a result counts -> its words."""
 
 
-def badge_of(verdict: Verdict, is_late: bool) -> str:
-    """Return the word for a verdict; ``suggested`` for an effect whose question is late."""
-    if is_late and verdict in ("supported", "contradicted"):
-        return SUGGESTED
-    return verdict
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A question with its verdict and the sentences that answer it.
@@ -65,9 +56,7 @@ class Finding:
         notes: Remarks on the numbers of this answer.
         to_add: What to add to a sweep that cannot answer.
         claim: The supported statement, or the statement that contradicts the expected one. Empty
-            if nothing is decided.
-        is_late: True if the question was asked after somebody had seen the data, so that the answer
-            confirms nothing.
+            if no effect was detected.
     """
 
     question: str
@@ -77,7 +66,6 @@ class Finding:
     notes: tuple[str, ...] = ()
     to_add: str = ""
     claim: str = ""
-    is_late: bool = False
 
     def with_sentence(self, sentence: str) -> Finding:
         """Return the finding with one more sentence in its short answer."""
@@ -93,11 +81,6 @@ class Finding:
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")
         return " ".join(sentences)
-
-    @property
-    def badge(self) -> str:
-        """The word before the question: the verdict, or ``suggested`` if the question is late."""
-        return badge_of(self.verdict, self.is_late)
 
     @property
     def answer(self) -> str:
@@ -168,7 +151,7 @@ def short_answer(
         against: Words after the adjusted p on the null value.
     """
     opening = ""
-    if answer.verdict == "contradicted":
+    if answer.is_opposite:
         opening = claim
     elif not answer.is_decided and not _leaves_null_out(answer):
         opening = if_undecided

@@ -326,7 +326,7 @@ def test_a_condition_that_moves_nothing_gives_no_conclusion():
     assert not any(gate.counts for gate in fit.gates)
     slope = slopes_by_images(fit)["condition", "base"]
     assert (slope.num_worlds, slope.told_from_zero, slope.smaller_than_half) == (0, False, False)
-    assert "cannot be judged (0 worlds, at least 3 with scatter needed" in fit.answer
+    assert "cannot be judged (0 worlds; an interval needs at least 3 worlds" in fit.answer
 
 
 def test_without_an_effect_one_is_detected_in_at_most_five_percent_of_sets():
