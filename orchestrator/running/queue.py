@@ -7,8 +7,8 @@ Tune only executes trials. This module chooses the next trial, and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,18 @@ class TrialQueue:
         """Raise the error that stops the run, if there is one."""
         if self.stop_error is not None:
             raise self.stop_error
+
+    @contextmanager
+    def stop_on_error(self) -> Iterator[None]:
+        """Catch a SweepError of the block, and stop the run with it.
+
+        :meth:`raise_if_stopped` raises the error later. Tune would treat an error that leaves one
+        of its callbacks as a failure of its own.
+        """
+        try:
+            yield
+        except SweepError as error:
+            self.stop(error)
 
     @property
     def is_empty(self) -> bool:
