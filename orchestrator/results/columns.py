@@ -170,7 +170,9 @@ R_HAT_TRUE = _robust(
     _PIXELS,
 )
 R_HAT_NOT_FOUND = _robust(
-    "r_hat_not_found", "number of test images without a distance, which the means omit", "images"
+    "r_hat_not_found",
+    "number of test images for which no distance was found; the means leave them out",
+    "images",
 )
 _IN_PIXELS = "intrinsic dimension of the training images in pixel space"
 D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, by the maximum-likelihood estimator")

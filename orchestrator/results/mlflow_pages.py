@@ -237,7 +237,9 @@ class Page:
         return {NOTE_TAG: self.note(experiment), **views}
 
     def run_name(self, key: str, tags: Mapping[str, str]) -> str:
-        """Return the name of a run. For a trial it begins with model and N: columns are narrow.
+        """Return the name of a run. For a trial, the name begins with model and N.
+
+        MLflow's table shows only the beginning of a name, because its columns are narrow.
 
         Args:
             key: Key of the run.
@@ -259,7 +261,7 @@ class RunPages(BaseModel):
     """Addresses of the pages of runs.
 
     Attributes:
-        prefix: The address without the run's id, which is its end.
+        prefix: Beginning of each address. The run's id follows.
         runs: MLflow's ids of runs by run key.
     """
 

@@ -30,8 +30,8 @@ class State:
         results: Outlines of planned trials that have all planned measurements.
         trials: Records of all stored results, planned or not.
         measures: Measures of the plan's datasets.
-        failures: Latest failed attempts of planned trials that are not in ``results``. A trial of
-            ``partial`` may have one, if a later measurement of its network failed.
+        failures: Latest failed attempts of planned trials that are not in ``results``. A trial in
+            ``partial`` also has a failure here if a later measurement of its network failed.
         running: Trials that an active driver is running.
         outdated: Planned trials with a result from other data, or with other settings but the same
             id.
@@ -107,7 +107,8 @@ class State:
 
         Returns:
             ``gpu_hours`` is the sum of duration times share of a GPU over trials on a GPU.
-            ``core_hours`` is the sum of duration times cores over all others. ``text`` has both.
+            ``core_hours`` is the sum of duration times cores over all others. ``text`` contains both
+            numbers.
         """
         gpu_hours = 0.0
         core_hours = 0.0

@@ -1,6 +1,6 @@
 """Storage of results and weights: a local folder or an object store.
 
-Both classes have the same methods. A file is written completely or not at all. In a folder, a
+The classes Folder and Bucket have the same methods. A file is written completely or not at all. In a folder, a
 temporary file is flushed and renamed. In an object store, every put is atomic. The lock of a bucket
 also needs conditional puts.
 """
@@ -464,7 +464,7 @@ def no_conditional_writes(url: str) -> SetupError:
     """Return the error for an object store without conditional writes."""
     return SetupError(
         f"The object store of {url} does not support conditional writes. Without conditional "
-        "writes, two runs could overwrite the results of each other",
+        "writes, two runs could overwrite each other's results",
         hint="Update the server: MinIO supports conditional writes since 2024-10, and Ceph "
         "since Tentacle. Or use another --storage",
     )

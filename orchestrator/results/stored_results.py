@@ -51,7 +51,7 @@ class Records(MutableMapping[str, TrialRecord]):
         return record
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        # A higher level would take longer and save only 10 %.
+        # A higher level of compression would take longer and save only 10 %.
         self._held[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
@@ -153,7 +153,7 @@ class StoredResults:
         )
 
     def drop_deleted_results(self) -> int:
-        """Drop results and measures from memory whose file was deleted, and return their number."""
+        """Drop from memory the results and measures whose file was deleted; return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:

@@ -40,7 +40,7 @@ STORAGE_WAIT_S = 120.0
 trial waits for it. The limit is shorter than the time after which a trial counts as hung."""
 CALL_RETRIES = 5
 """Largest number of retries of a call whose actor was killed meanwhile. The number is limited,
-because the call itself may be what kills the actor."""
+because the call itself may kill the actor."""
 NOTE_AFTER_S = 10.0
 """Seconds of waiting for storage after which the user gets a note."""
 
@@ -142,7 +142,7 @@ class MessageQueue:
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
-        """Return the messages in the actor's answer; return none if there is no answer in time."""
+        """Return the messages in the actor's answer; empty if there is no answer in time."""
         if self._pending is None or not ray.wait([self._pending], timeout=timeout_s)[0]:
             return []
         pending = self._pending
@@ -286,5 +286,5 @@ class IsweepArrays:
             return self._references[key]
 
     async def missing(self, keys: list[str]) -> list[str]:
-        """Return the keys that have no reference here."""
+        """Return the keys of which this actor has no reference."""
         return [key for key in keys if key not in self._references]

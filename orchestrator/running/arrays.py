@@ -127,7 +127,7 @@ class ArrayCache:
             self._awaited_answer = self.actor.missing.remote([*self._stored, *self._errors])
 
     def _put_again(self, answer: Any) -> None:
-        """Send the references that the actor lacks by its answer."""
+        """Send the references that the actor lacks according to its answer."""
         try:
             missing: list[str] = ray.get(answer)
         except ray.exceptions.RayError:

@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """The sizes on which it depends, besides the model, whether a network can be built."""
+    """The values that decide, together with the model, whether a network can be built."""
 
     num_outputs: int
     channels: int

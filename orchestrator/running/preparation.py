@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 PIXEL_RANGE = (0.0, 255.0)
 """Values of black and white in all prepared images, also in images that are stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
-"""Seconds during which this process reads the user's own data. A cluster reads the rest. 30 seconds
-are enough for about 5,000 images of 512 x 512 pixels."""
+"""Seconds during which this process reads the user's own data. A cluster reads the remaining
+images. 30 seconds are enough for about 5,000 images of 512 x 512 pixels."""
 BACKGROUND_LIMIT_S = 5.0
 """Seconds that a run waits for the background preparation before Ray's workers prepare the rest.
 The workers take about as long to start."""
@@ -259,7 +259,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
         return None
     monitor.note(
         f"isweep reads {name} with {plural(readers.num_workers, 'CPU')} on "
-        f"{plural(len(nodes), 'node')} with its raw download"
+        f"{plural(len(nodes), 'node')} that have its raw files"
     )
     return readers.labelled(f"prepare {name}")
 

@@ -85,7 +85,7 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return the state of a sweep's present run; None if there is none or it is just starting."""
+    """Return the state of a sweep's present run; None if no run has written its state yet."""
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -307,7 +307,8 @@ class Progress:
 
         Args:
             expected: expected seconds by trial id.
-            scale: measured over expected seconds of this run's finished trials.
+            scale: measured seconds of this run's finished trials, divided by their expected
+                seconds.
         """
         ended = self._seconds.keys() | self.failed.keys()
         return sum(

@@ -1,6 +1,6 @@
 """``isweep run``: prepare datasets, measure subsets, train trials, then fit and report.
 
-A stage does only what the store lacks. :func:`run_sweep` calls one function per stage. These
+A stage does only the work whose results the store lacks. :func:`run_sweep` calls one function per stage. These
 modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Number of multiplications. If the distances of a subset need more, Ray measures it. Smaller
-subsets take less than a second in this process, and Ray needs as long to start a task."""
+"""Largest number of multiplications for the distances of a subset that this process measures. Such
+a subset takes less than a second, and Ray needs as long to start a task. Ray measures larger
+subsets."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def run_sweep(
     whose files are damaged.
 
     Args:
-        source: a preset's name, a sweep file's path or content, or the name of a sweep of the root.
+        source: the name of a preset, the path or content of a sweep file, or the name of a sweep in
+            the root.
         options: where and how to run.
         progress: shows progress; None shows nothing.
         changes: values by dotted key that replace values of the sweep.
@@ -237,8 +239,8 @@ def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
         num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} of this root has results of {num_shared} of these trials. This "
-                "sweep does not use them: it trains all of its trials"
+                f"The sweep {name} in this root has results of "
+                f"{plural(num_shared, 'trial')} that this run trains. This run does not use them"
             )
 
 

@@ -136,7 +136,7 @@ class PlannedPower(NamedTuple):
 
     Attributes:
         power: Probability of an answer, by question; None if the sweep is too small for all.
-        lines: The same as text, one line per question.
+        lines: The power as text, one line per question.
     """
 
     power: dict[str, object] | None

@@ -57,8 +57,8 @@ class Stages:
         options: where and how to run.
         monitor: shows progress.
         stack: closes the command's resources at its end.
-        gpus_before: this machine with its GPUs before a private cluster starts; empty for a running
-            cluster, and if trials run on CPUs.
+        gpus_before: the GPUs of this machine before a private cluster starts; empty if trials run
+            on CPUs or on a cluster that already runs.
     """
 
     purpose: str
@@ -191,8 +191,8 @@ class Stages:
         """Return an executor for tasks on the cluster.
 
         Args:
-            reads_files: the tasks read raw downloads or prepared data, so they run on the driver's
-                node; other nodes may lack these files.
+            reads_files: True if the tasks read raw files or prepared data. They then run on the
+                driver's node, because other nodes may lack these files.
         """
         cluster = self.cluster  # The first use starts Ray, which runs the tasks.
         return RayExecutor(
@@ -211,7 +211,7 @@ class Stages:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
                 f"{damaged[0].path}: {damaged[0].reason}. This run repeats the trials of these "
-                f"files. {self.workspace.paths.log} lists all of them"
+                f"files. {self.workspace.paths.log} lists all these files"
             )
 
     @property

@@ -29,8 +29,8 @@ from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 log = logging.getLogger(__name__)
 
 FIRST_QUARANTINE_S = 120.0
-"""Seconds of a GPU's first quarantine. A worker also waits so long before it reports that its first
-trial failed because of the GPU. A GPU that fails at once would otherwise get every trial of the
+"""Seconds of a GPU's first quarantine. A worker waits for the same time before it reports that its
+first trial failed because of the GPU. A GPU that fails at once would otherwise get every trial of the
 sweep."""
 
 
@@ -240,6 +240,6 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return text for messages about this process's GPU: UUID, or else number, and node."""
+    """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
     number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
     return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"

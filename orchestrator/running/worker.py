@@ -1,6 +1,6 @@
 """The worker: a Ray process that runs trials one after the other, without shared state.
 
-A worker reads no file of the driver's disk. If a trial raises an exception, the worker sends a
+A worker reads no file from the driver's disk. If a trial raises an exception, the worker sends a
 report of the failure to the driver.
 """
 
@@ -36,7 +36,8 @@ from tasks.prepared.subsets import TrialData
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
 NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-"""Kinds of failures that the node caused, if the first trial of a process fails with them."""
+"""Kinds of failures. If the first trial of a process fails with one of them, the node is the
+cause."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types

@@ -160,7 +160,7 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
 def classify_broken_loop(error: BaseException) -> TrialFailure:
     """Return the failure to store for the trials that ran when Tune's loop raised an exception.
 
-    An exception of Ray that caused the exception of the loop is classified in its place.
+    If an exception of Ray caused the exception of the loop, the exception of Ray is classified.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):

@@ -29,12 +29,12 @@ reason shortly after the error."""
 REQUEST_INTERVAL_S = 0.1
 """Seconds between two requests to the head."""
 FAILURE_HEADING = "Failure # "
-"""Begin of the line above each error in Tune's error file. All attempts at a trial share the
+"""Beginning of the line above each error in Tune's error file. All attempts at a trial share the
 file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial, or Ray's reason why its worker died before a report.
+    """Return the report of a failed trial, or Ray's reason why its worker died without one.
 
     Args:
         trial: Tune's trial.

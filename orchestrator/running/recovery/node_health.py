@@ -14,8 +14,8 @@ from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4
 """Lowest score at which a node is unfit. Each trial that fails because of the node adds 1. Trials
-that cannot compute on a GPU are counted for each GPU: the first self-tests of eight GPUs may all
-take too long at once, and each GPU needs a second self-test. Trials that share the GPU and fail
+that cannot compute on a GPU are counted for each GPU: at the start of a run, the self-tests of all
+GPUs of a node may take too long, and each GPU needs a second self-test. Trials that share the GPU and fail
 together count once, see :class:`GpuFailures`."""
 DEVICE_ERROR_WEIGHT = 0.1
 """Amount that a device error adds to the score of all GPUs of a node. It is less than 1, because
@@ -26,7 +26,7 @@ MAX_QUARANTINE_DOUBLINGS = 3
 
 @dataclass
 class GpuFailures:
-    """The failures of one GPU, of which those with one cause count once.
+    """The failures of one GPU; failures with a common cause count once.
 
     If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure does
     not count if its attempt had started before the last failure that counted.
@@ -59,7 +59,8 @@ class NodeHealth:
             ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
         unfit_gpus: trials that could not compute on each GPU since the last epoch on the node, by
             the node's address and then by ``CUDA_VISIBLE_DEVICES``.
-        device_errors: device errors since the last epoch on each node, by the same keys.
+        device_errors: device errors since the last epoch on each node, with the same two keys as
+            ``unfit_gpus``.
         code_scores: score of each node with different source code, by the node's address, since the
             last result of the node.
         monotonic: returns the seconds of a clock that nobody can set.

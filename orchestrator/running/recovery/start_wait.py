@@ -24,7 +24,7 @@ takes half an hour."""
 
 
 class StartWait:
-    """The time since a trial ran, while trials wait. All times are monotonic, in seconds.
+    """The time in which trials wait and no trial runs. All times are monotonic, in seconds.
 
     Args:
         note: prints a line for the user.

@@ -33,7 +33,7 @@ class _WatchedTrial:
     is_confirmed: bool = False
 
     @property
-    def present_limit_s(self) -> float:
+    def limit_s(self) -> float:
         """Seconds without a message after which the process of the trial is killed."""
         if self.is_confirmed:
             return self.max_silence_s
@@ -46,11 +46,11 @@ class _WatchedTrial:
             return TrialFailure(
                 kind=FailureKind.HUNG,
                 message="the trial ended no epoch and sent no result for "
-                f"{self.present_limit_s:.0f} s, which is far longer than expected",
+                f"{self.limit_s:.0f} s, which is far longer than expected",
             )
         return TrialFailure(
             kind=FailureKind.WORKER_CRASH,
-            message=f"the worker did not answer for {self.present_limit_s:.0f} s, so its process "
+            message=f"the worker did not answer for {self.limit_s:.0f} s, so its process "
             "was killed",
         )
 
@@ -158,7 +158,7 @@ class Watchdog:
         # Tune reports the start of a trial when its worker answers, and a worker that ran another
         # trial before may never answer. So a trial is watched from the first check that sees it.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
-        if now - watched.last_message_at <= watched.present_limit_s:
+        if now - watched.last_message_at <= watched.limit_s:
             return
         failure = watched.failure
         if not watched.is_confirmed:
