@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 WARN_AFTER_S = 2.0
 """Seconds without an answer of MLflow after which the user is warned."""
 NUM_FAILURES_AMONG_SUCCESSES = 2
-"""Number of failures of one update, in rounds that stored other updates, before the user is warned
-of this update. A single such failure may be a lost reply."""
+"""Number of failures of one update, in rounds that stored other updates, before the user is
+warned of this update. A single such failure may be a lost reply."""
 
 
 class OutageNotes:

@@ -81,9 +81,9 @@ Update = LiveRun | FinishedRun | SweepReport | EndTrials | EndSweep
 class PendingUpdates:
     """The table of updates that MLflow lacks.
 
-    The sender may hold back an update, for example if MLflow refuses it. The update then stays in
-    the table, because MLflow still lacks it, but it is not sent again. A newer update of the same
-    run replaces it and is sent.
+    The sender may hold back an update, for example if MLflow refuses it. The update then stays
+    in the table, because MLflow still lacks it, but it is not sent again. A newer update of
+    the same run replaces it and is sent.
 
     The table is not thread-safe, so the caller must hold a lock.
     """

@@ -113,8 +113,8 @@ def _checkout() -> _Checkout:
 
 def _git(*arguments: str) -> str:
     """Return the output of a Git command in the checkout of isweep."""
-    # Git sets GIT_DIR and similar variables for hooks. They would select another repository. But
-    # GIT_CONFIG_* has settings such as safe.directory, which containers need.
+    # Git sets GIT_DIR and similar variables for hooks. They would select another repository.
+    # But GIT_CONFIG_* has settings such as safe.directory, which containers need.
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -11,8 +11,8 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 15.0
 """Seconds of the longest pause between two retries."""
 PAUSE_GROWTH = 1.6
-"""Length of a pause divided by the length of the pause before: a server that is down gets fewer
-requests."""
+"""Length of a pause divided by the length of the pause before: a server that is down gets
+fewer requests."""
 
 
 @dataclass
@@ -22,8 +22,8 @@ class RoundPauses:
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
         is_skipped: True if the next round starts at once, because another thread waits for it.
-        failing_since: Monotonic time of the first failure since the last progress, in seconds. None
-            if MLflow answers.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds.
+            None if MLflow answers.
     """
 
     next_pause_s: float = 0.0

@@ -1,12 +1,12 @@
 """The tracker of a sweep, which copies the sweep's state to MLflow in the background.
 
-The result store has the results, and MLflow has copies. The methods of :class:`Tracker` put updates
-into a table in memory: running or failed trials, results, and the sweep's report. The table has one
-entry for each MLflow run, so a newer update of a run replaces an older one.
+The result store has the results, and MLflow has copies. The methods of :class:`Tracker` put
+updates into a table in memory: running or failed trials, results, and the sweep's report. The
+table has one entry for each MLflow run, so a newer update of a run replaces an older one.
 :mod:`orchestrator.results.update_sender` sends the updates in a thread.
 
-A killed driver loses the table. ``reconcile`` puts all results of the store into the table again.
-Importing this module does not import ``mlflow``.
+A killed driver loses the table. ``reconcile`` puts all results of the store into the table
+again. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ log = logging.getLogger(__name__)
 FIRST_ANSWER_S = 5.0
 """Seconds of the longest wait for MLflow's first answer at the start of a run."""
 FINISHED_SWEEP = WaitLimit(idle_s=60.0)
-"""Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5 s on
-an idle machine."""
+"""Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5
+s on an idle machine."""
 STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
-"""Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the rest.
-Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
+"""Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the
+rest. Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
-"""Limit of the last round of a finished sweep, in which each remaining update has one attempt."""
+"""Limit of the last round of a finished sweep, in which each remaining update has one
+attempt."""
 END_OF_RUNS = WaitLimit(idle_s=2.0)
 """Limit of the wait for the end of the runs in MLflow, if other updates could not be sent."""
 MAX_MESSAGE_LENGTH = 4000
@@ -72,11 +73,11 @@ class Tracker:
     Args:
         connect: Function that connects to MLflow and returns the sweep's runs. It is called in
             the background until it succeeds. None to track nothing.
-        print_note: Function that prints a message for the user, for example if a server does not
-            answer.
+        print_note: Function that prints a message for the user, for example if a server does
+            not answer.
         clock: Clock for pauses and times.
-        connect_at_first_update: True to connect only at the first update. Use it for a SQLite file
-            that does not exist yet: no server can refuse the connection at the start.
+        connect_at_first_update: True to connect only at the first update. Use it for a SQLite
+            file that does not exist yet: no server can refuse the connection at the start.
     """
 
     def __init__(
@@ -90,8 +91,8 @@ class Tracker:
         self._clock = clock
         self._sender = UpdateSender(connect, print_note, clock)
         self._has_reopened_sweep_run = False
-        # An empty update changes nothing in MLflow. But the thread must connect to send it, so that
-        # a refusal is reported before any training.
+        # An empty update changes nothing in MLflow. But the thread must connect to send it, so
+        # that a refusal is reported before any training.
         self._sender.put(SWEEP_KEY, LiveRun())
         if not connect_at_first_update:
             self._sender.start()
@@ -144,7 +145,8 @@ class Tracker:
     def _open_sweep_run(self) -> None:
         """Open the sweep's run in MLflow at the first change; an earlier driver may have ended it.
 
-        A driver that changes nothing leaves the run ended, for example if its start is refused.
+        A driver that changes nothing leaves the run ended, for example if its start is
+        refused.
         """
         if not self._has_reopened_sweep_run:
             self._has_reopened_sweep_run = True
@@ -167,8 +169,8 @@ class Tracker:
     def _put(self, key: str, update: Update) -> None:
         """Let the thread send an update, in place of an older update with the same key."""
         self._sender.put(key, update)
-        # Before the first connection there are no runs whose trials have ended. ``close`` does not
-        # send EndSweep before the first connection either.
+        # Before the first connection there are no runs whose trials have ended. ``close`` does
+        # not send EndSweep before the first connection either.
         if not isinstance(update, EndTrials):
             self._sender.start()
 
@@ -200,14 +202,15 @@ class Tracker:
     ) -> dict[str, int]:
         """Correct MLflow so that it has exactly these results and failures, and no running trial.
 
-        All values are compared with MLflow's. If MLflow has several runs of one trial, all but one
-        are deleted. Runs with the status RUNNING are ended.
+        All values are compared with MLflow's. If MLflow has several runs of one trial, all but
+        one are deleted. Runs with the status RUNNING are ended.
 
         Args:
             results: Results of all trials.
-            failures: Failures of trials. Failures of trials with a result are not sent, because
-                only a later measurement of the trained network failed.
-            wait: True to wait until all updates are sent. False to send them in the background.
+            failures: Failures of trials. Failures of trials with a result are not sent,
+                because only a later measurement of the trained network failed.
+            wait: True to wait until all updates are sent. False to send them in the
+                background.
 
         Returns:
             Number of runs that were changed (``replayed``), ended (``closed``), deleted
@@ -257,15 +260,16 @@ class Tracker:
         There are four phases, each with its own limit:
 
         1. Wait until all updates are sent. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
-        2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each update has
-           one attempt, so an update that always fails does not block the updates behind it.
-        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of the
-           runs failed in the last round, try the end once more.
+        2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each
+           update has one attempt, so an update that always fails does not block the updates
+           behind it.
+        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of
+           the runs failed in the last round, try the end once more.
         4. Stop the thread.
 
         Args:
-            ending: New status of the sweep's run. A run that had ended before and was not opened
-                again can only change to FINISHED.
+            ending: New status of the sweep's run. A run that had ended before and was not
+                opened again can only change to FINISHED.
         """
         if not self._sender.is_started:
             return

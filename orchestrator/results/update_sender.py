@@ -1,7 +1,7 @@
 """The thread that sends updates to MLflow, and the waits of other threads for it.
 
-The thread works in rounds. A round sends each update of the table once, and the next round starts
-after a pause. An update of the table has one of these states:
+The thread works in rounds. A round sends each update of the table once, and the next round
+starts after a pause. An update of the table has one of these states:
 
 =========  ======================================  ============================================
 state      event                                   next state
@@ -15,8 +15,9 @@ sendable   the sender gives up                     held back
 any        a newer update of the run arrives       replaced; the newer update is sendable
 =========  ======================================  ============================================
 
-An update that is held back stays in the table, because MLflow lacks it, but it is not sent again.
-If an update is replaced while it is being sent, the outcome of its attempt changes nothing.
+An update that is held back stays in the table, because MLflow lacks it, but it is not sent
+again. If an update is replaced while it is being sent, the outcome of its attempt changes
+nothing.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class UpdateSender:
     """A thread that sends the updates of a table to MLflow.
 
     Args:
-        connect: Function that connects to MLflow and returns the sweep's runs. The thread calls
-            this function until it succeeds. None to send nothing: no thread is started then.
+        connect: Function that connects to MLflow and returns the sweep's runs. The thread
+            calls this function until it succeeds. None to send nothing: no thread is started
+            then.
         print_note: Function that prints a message for the user.
         clock: Clock for pauses and times.
 
@@ -84,10 +86,11 @@ class UpdateSender:
             protects the table, the set of running trials, the pauses and the counter of steps.
         pending: Table of the updates that MLflow lacks.
         running: Keys of the trials that run. Their runs in MLflow stay open.
-        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes them.
-        counts: Number of runs in MLflow by the change that was made to them. ``replayed`` counts
-            results that were sent, ``closed`` runs that were ended, and ``duplicates`` runs that
-            were deleted.
+        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes
+            them.
+        counts: Number of runs in MLflow by the change that was made to them. ``replayed``
+            counts results that were sent, ``closed`` runs that were ended, and ``duplicates``
+            runs that were deleted.
         last_error: The last error of the thread. None if there was no error.
     """
 
@@ -142,7 +145,8 @@ class UpdateSender:
             timeout_s: Seconds of the longest wait.
 
         Returns:
-            The error with which MLflow refused the connection. None if MLflow did not refuse it.
+            The error with which MLflow refused the connection. None if MLflow did not refuse
+            it.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._num_steps_done or self.last_error, timeout_s)

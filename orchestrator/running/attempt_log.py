@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
-"""Number of characters that are stored from the beginning of a log. They contain versions, settings
-and the first error."""
+"""Number of characters that are stored from the beginning of a log. They contain versions,
+settings and the first error."""
 TAIL_CHARACTERS = 48_000
 """Number of characters that are stored from the end of a log. They contain the reason why the
 attempt ended."""
@@ -51,8 +51,8 @@ class AttemptLog(io.TextIOBase):
 class _Tee(io.TextIOBase):
     """A stream that also writes to an attempt's log.
 
-    User code may use all methods of the original stream. The log lacks only bytes that are written
-    to ``buffer`` or to the file descriptor.
+    User code may use all methods of the original stream. The log lacks only bytes that are
+    written to ``buffer`` or to the file descriptor.
     """
 
     def __init__(self, stream: TextIO, attempt_log: AttemptLog) -> None:

@@ -91,7 +91,8 @@ def fetch_pretrained(
 ) -> dict[str, bytes]:
     """Return the weights that networks start from, and check that the weights fit the networks.
 
-    Downloaded weights are stored below the root, so that all trainings start from the same weights.
+    Downloaded weights are stored below the root, so that all trainings start from the same
+    weights.
 
     Args:
         plan: The plan.

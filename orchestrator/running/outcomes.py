@@ -1,9 +1,9 @@
 """What follows from the outcome of an attempt: from a result, a failure, or a worker's death.
 
-A result is stored and ends the trial. A failure is stored, and three policies decide what follows:
-the resource policy chooses the next request, the retries choose whether and when the trial starts
-again, and the node health chooses which GPU is not used for a while. Each outcome then appears in
-MLflow, in the terminal and in the trial's event log.
+A result is stored and ends the trial. A failure is stored, and three policies decide what
+follows: the resource policy chooses the next request, the retries choose whether and when the
+trial starts again, and the node health chooses which GPU is not used for a while. Each outcome
+then appears in MLflow, in the terminal and in the trial's event log.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Outcomes:
     Attributes:
         resources: policy of the resources that each attempt requests.
         node_health: the failures of nodes and GPUs.
-        num_tune_failures: number of failures of Tune's loop since the last result. The trial loop
-            counts the failures; a result sets the number to 0.
+        num_tune_failures: number of failures of Tune's loop since the last result. The trial
+            loop counts the failures; a result sets the number to 0.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Outcomes:
                     log_text=report.log,
                     gpu_name=report.gpu_name,
                 )
-                # Only reported failures count for the node: a crash has no report, and it does not
-                # show that its node is unfit.
+                # Only reported failures count for the node: a crash has no report, and it does
+                # not show that its node is unfit.
                 self._report_to_node_health(trial_id, outcome)
             else:
                 self._process_result(trial_id, report)
@@ -103,7 +103,8 @@ class Outcomes:
     def requeue_uncounted(self, trial_id: str, failure: TrialFailure, blamed_ids: set[str]) -> None:
         """Queue a trial again that stopped because Tune failed, without counting the attempt.
 
-        Nothing else must be undone: the policies for memory and retries do not know of a failure.
+        Nothing else must be undone: the policies for memory and retries do not know of a
+        failure.
 
         Args:
             trial_id: id of a trial that had no worker yet, or that did not cause the failure.

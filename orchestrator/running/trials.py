@@ -1,7 +1,7 @@
 """The loop that runs trials: it sends them to workers, and processes their results and failures.
 
-Ray Tune only executes trials: it calls the loop's methods when a trial starts, ends or fails. Each
-trial of the queue has one of these states:
+Ray Tune only executes trials: it calls the loop's methods when a trial starts, ends or fails.
+Each trial of the queue has one of these states:
 
 =========  =================================  ===================================
 state      event                              next state
@@ -16,8 +16,9 @@ running    failure, and it is not retried     ended
 running    Tune's loop fails                  as after a failure of the trial
 =========  =================================  ===================================
 
-:class:`~orchestrator.running.outcomes.Outcomes` processes results and failures. Only the driver
-writes the records of trials. Workers store weights, predictions and checkpoints through an actor.
+:class:`~orchestrator.running.outcomes.Outcomes` processes results and failures. Only the
+driver writes the records of trials. Workers store weights, predictions and checkpoints through
+an actor.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 MAX_TUNE_FAILURES = 5
-"""Largest number of failures of Tune's loop, without a finished trial in between, after which the
-loop is started again. The next failure ends the run."""
+"""Largest number of failures of Tune's loop, without a finished trial in between, after which
+the loop is started again. The next failure ends the run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
@@ -167,8 +168,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _raise_if_stopped(self) -> None:
         """Raise the error that stops the run, if there is one.
 
-        Tune then kills the processes of the trials. If they use NVIDIA's MPS, their GPU work must
-        end before (see :mod:`orchestrator.machine.mps`).
+        Tune then kills the processes of the trials. If they use NVIDIA's MPS, their GPU work
+        must end before (see :mod:`orchestrator.machine.mps`).
         """
         mps = self._run.cluster.mps
         if self._queue.is_stopped and mps is not None:
@@ -185,8 +186,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the failure of a trial or of its process, such as a crash or a lost node.
 
-        Tune calls this method if the worker raised an exception, or does not answer any more. A
-        report of a failure is part of the exception.
+        Tune calls this method if the worker raised an exception, or does not answer any more.
+        A report of a failure is part of the exception.
         """
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
@@ -201,8 +202,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Process the end of a trial in Tune; without a report, its attempt failed.
 
-        Tune calls this method after the last ``on_trial_result``. A trial that has reported is not
-        submitted any more, so this call changes nothing.
+        Tune calls this method after the last ``on_trial_result``. A trial that has reported is
+        not submitted any more, so this call changes nothing.
         """
         self._outcomes.process_death(trial_id_of(trial), NO_RESULT)
         free_memory(trial)

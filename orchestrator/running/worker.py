@@ -1,7 +1,7 @@
 """The worker: a Ray process that runs trials one after the other, without shared state.
 
-A worker reads no file from the driver's disk. If a trial raises an exception, the worker sends a
-report of the failure to the driver.
+A worker reads no file from the driver's disk. If a trial raises an exception, the worker sends
+a report of the failure to the driver.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ cause."""
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Tune's trainable: each ``step`` runs one trial and returns its :class:`TrialReport`.
 
-    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows the
-    task as failed. Tune ends the process, so that the failure cannot affect the next trial.
+    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows
+    the task as failed. Tune ends the process, so that the failure cannot affect the next
+    trial.
     """
 
     def setup(
@@ -164,8 +165,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Return the failure for an exception, with facts about the GPU of this process.
 
         If the node caused the failure of a process's first trial, this method waits for
-        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every trial of
-        the sweep.
+        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every
+        trial of the sweep.
         """
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus

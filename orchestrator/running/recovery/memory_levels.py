@@ -4,18 +4,19 @@ Each level changes the request of the level before:
 
 - Level 0 requests the share of a GPU that the trial is expected to need.
 - Level 1 and the next levels double the share, until the trial has a whole GPU.
-- One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses no
-  graphs has no such level.
-- The last levels halve the images of a forward pass, if the batches may be split. Batches of fewer
-  than 4 images are never split.
+- One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses
+  no graphs has no such level.
+- The last levels halve the images of a forward pass, if the batches may be split. Batches of
+  fewer than 4 images are never split.
 
-A trial without a GPU has only level 0, a level 1 for the machine's memory, and the last levels. If
-the sweep requests an amount of the machine's memory, every level from 1 on requests twice this
-amount.
+A trial without a GPU has only level 0, a level 1 for the machine's memory, and the last
+levels. If the sweep requests an amount of the machine's memory, every level from 1 on requests
+twice this amount.
 
-Later events may change the requests of some levels: a network loses its CUDA graphs, the run stops
-using NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays the same.
-Two levels may then have the same request, so ``next_level`` skips levels that change nothing.
+Later events may change the requests of some levels: a network loses its CUDA graphs, the run
+stops using NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
+the same. Two levels may then have the same request, so ``next_level`` skips levels that change
+nothing.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ class MemoryLevels:
 
     Attributes:
         resources: resources that the sweep requests for every trial.
-        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is None,
-            every trial requests ``resources`` at level 0.
-        node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
+        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is
+            None, every trial requests ``resources`` at level 0.
+        node_memory_bytes: returns the memory of the largest node, the most that a trial
+            requests.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
         min_share: share of a GPU that every trial on a GPU requests at least.
@@ -91,11 +93,13 @@ class MemoryLevels:
             tried: request of the trial's last attempt.
 
         Returns:
-            The lowest level above ``level`` whose request is not ``tried``. None if there is none.
+            The lowest level above ``level`` whose request is not ``tried``. None if there is
+            none.
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
-        # After the last level, its request is checked once more: it may have changed since then.
+        # After the last level, its request is checked once more: it may have changed since
+        # then.
         for higher_level in range(level + 1, max(level + 1, last_level) + 1):
             if requests[min(higher_level, last_level)] != tried:
                 return higher_level

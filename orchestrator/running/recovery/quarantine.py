@@ -56,7 +56,8 @@ def occupy(location: WorkerLocation, seconds: float) -> Any:
     """Occupy a failed share of a GPU with a sleeping Ray task; return the task's reference.
 
     While the failed process still runs, Ray assigns another GPU to the task, which then tries
-    again. If another trial gets the failed GPU first and stays on it, the GPU is not quarantined.
+    again. If another trial gets the failed GPU first and stays on it, the GPU is not
+    quarantined.
     """
     on_node = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_occupy)

@@ -4,9 +4,9 @@ The requests change after memory ran out. They are numbered by *memory levels*. 
 planned request. Each further level requests more memory, or trains in a way that needs less
 memory: see :mod:`~orchestrator.running.recovery.memory_levels`.
 
-An attempt starts at the *start level* of its trial or at that of its network, whichever is higher:
-see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its cause decides whose
-start level rises to the next level:
+An attempt starts at the *start level* of its trial or at that of its network, whichever is
+higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its cause
+decides whose start level rises to the next level:
 
 ===============  =============  ===========================================================
 cause            memory of      whose start level rises
@@ -25,8 +25,8 @@ the trial        the machine    the trial's
 A small GPU is one with less memory than the cluster's largest GPU.
 
 If no higher level changes the request, the trial gets a final verdict. For the memory of the
-machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no other
-processes use this memory.
+machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no
+other processes use this memory.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ from orchestrator.running.recovery.start_levels import NetworkLevels, TrialLevel
 from search_spaces.specs import TrialSpec
 
 MIN_FINAL_LEVEL = 4
-"""Lowest memory level at which a failure for lack of the machine's memory may be final. At a lower
-level an unchanged request may still succeed, when other trials of the machine need less."""
+"""Lowest memory level at which a failure for lack of the machine's memory may be final. At a
+lower level an unchanged request may still succeed, when other trials of the machine need
+less."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ class ResourcePolicy:
 
     Attributes:
         resources: resources that the sweep requests for every trial.
-        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is None,
-            every trial requests ``resources`` unchanged.
-        node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
-        small_gpus: driver's names of the GPUs that have less memory than the cluster's largest GPU.
-            A failure on such a GPU changes no other trial, because Ray may run it on a larger one.
+        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is
+            None, every trial requests ``resources`` unchanged.
+        node_memory_bytes: returns the memory of the largest node, the most that a trial
+            requests.
+        small_gpus: driver's names of the GPUs that have less memory than the cluster's largest
+            GPU. A failure on such a GPU changes no other trial, because Ray may run it on a
+            larger one.
         last_requests: request of each trial's last attempt, by trial id.
         trials: start level of each trial, by trial id.
         networks: start level of each network, by :func:`network_key`.
@@ -198,8 +201,8 @@ class ResourcePolicy:
     def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> MemoryVerdict:
         """Process a failure for lack of the machine's memory: rows 7 and 8 of the table.
 
-        If other processes use the memory, the verdict is never final, because the processes may
-        end. ``Retries`` limits the number of attempts.
+        If other processes use the memory, the verdict is never final, because the processes
+        may end. ``Retries`` limits the number of attempts.
         """
         level = self.last_requests[trial.trial_id].level
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
@@ -207,8 +210,8 @@ class ResourcePolicy:
             self.trials[trial.trial_id].num_failures_by_others += 1
             if self.trials[trial.trial_id].gets_same_request:
                 return MAY_RETRY
-        # The next level may have the same request. The trial may still fit later, when other trials
-        # need less memory.
+        # The next level may have the same request. The trial may still fit later, when other
+        # trials need less memory.
         self.trials[trial.trial_id].start_level = level + 1
         has_next = self._next_level(trial) is not None
         if is_by_others or has_next or level < MIN_FINAL_LEVEL:

@@ -35,8 +35,8 @@ class Advice(NamedTuple):
     """A hint for a failed launch.
 
     Attributes:
-        words: words of the provider's messages, in lower case, without blanks and underscores. The
-            hint is for a message with one of these words.
+        words: words of the provider's messages, in lower case, without blanks and underscores.
+            The hint is for a message with one of these words.
         hint: what the user can do.
     """
 
@@ -161,8 +161,8 @@ def status_summary(status: str) -> str | None:
     """Return a summary of the launches that ``ray status --verbose`` lists.
 
     Returns:
-        Sentences about nodes that are being launched, failed launches and what to do. None if the status shows that
-        the cluster has no autoscaler.
+        Sentences about nodes that are being launched, failed launches and what to do. None if
+        the status shows that the cluster has no autoscaler.
     """
     sections: dict[str, list[str]] = {}
     for title, text in STATUS_SECTION.findall(status):

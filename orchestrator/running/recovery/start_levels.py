@@ -3,10 +3,10 @@
 A trial has a start level of its own, and so has its network. A *network* here means all trials
 that need the same GPU memory. Two events concern all trials of a network:
 
-- A trial itself needed more GPU memory than it requested. The other trials will need as much, so
-  the *needed level* of the network rises.
-- Other processes used the memory of a whole GPU in many attempts. All trials of the network then
-  start at a *raised level*, until a result shows that these processes have ended.
+- A trial itself needed more GPU memory than it requested. The other trials will need as much,
+  so the *needed level* of the network rises.
+- Other processes used the memory of a whole GPU in many attempts. All trials of the network
+  then start at a *raised level*, until a result shows that these processes have ended.
 
 The second event is counted, and switches between three states:
 
@@ -24,10 +24,10 @@ RECHECK  result at the raised level           RECHECK
 RECHECK  result below the raised level        NORMAL, the count starts anew
 =======  ===================================  =============================
 
-A failure by others is a failure for lack of memory on a whole GPU that other processes caused. In
-the states NORMAL and RECHECK, trials start at the needed level. A result at the raised level
-shows only that this level suffices. A result below it shows that the other processes have ended.
-If the needed level has risen to the raised level, every result leads to NORMAL.
+A failure by others is a failure for lack of memory on a whole GPU that other processes caused.
+In the states NORMAL and RECHECK, trials start at the needed level. A result at the raised
+level shows only that this level suffices. A result below it shows that the other processes
+have ended. If the needed level has risen to the raised level, every result leads to NORMAL.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class TrialLevels:
 
     Attributes:
         start_level: lowest level at which the trial's next attempt may start.
-        num_failures_by_others: number of memory failures that other processes caused in this run.
+        num_failures_by_others: number of memory failures that other processes caused in this
+            run.
     """
 
     start_level: int = 0
@@ -75,11 +76,11 @@ class NetworkLevels:
 
     Attributes:
         needed_level: level that one of the trials needed, without other processes.
-        raised_level: start level in the state RAISED, if it is above the needed level; 0 in the
-            state NORMAL, and if no higher level is known.
+        raised_level: start level in the state RAISED, if it is above the needed level; 0 in
+            the state NORMAL, and if no higher level is known.
         state: the state of the network.
-        num_failures_by_others: number of failures by other processes since the last result. It is
-            used only in the state NORMAL.
+        num_failures_by_others: number of failures by other processes since the last result. It
+            is used only in the state NORMAL.
     """
 
     needed_level: int = 0
@@ -100,7 +101,8 @@ class NetworkLevels:
 
     def finished(self, level: int) -> None:
         """Process the result of an attempt that started at this level."""
-        # An attempt that started before the needed level rose shows that this was not necessary.
+        # An attempt that started before the needed level rose shows that this was not
+        # necessary.
         self.needed_level = min(self.needed_level, level)
         if self.needed_level < self.raised_level <= level:
             self.state = NetworkState.RECHECK

@@ -12,10 +12,11 @@ from orchestrator.running.recovery.start_wait import StartWait
 from tasks.clock import SYSTEM, Clock
 
 MAX_CHECK_GAP_S = 30.0
-"""Longest normal time between two checks, in seconds. If two checks are further apart, the driver
-itself was suspended, and the time limits of all trials are extended by the gap."""
+"""Longest normal time between two checks, in seconds. If two checks are further apart, the
+driver itself was suspended, and the time limits of all trials are extended by the gap."""
 WORKER_TIMEOUT_S = 60.0
-"""Seconds after which a worker counts as dead if it has not confirmed the start of its trial."""
+"""Seconds after which a worker counts as dead if it has not confirmed the start of its
+trial."""
 
 
 @dataclass
@@ -60,9 +61,11 @@ class Watchdog:
 
     Args:
         note: prints a line for the user.
-        killer_of: returns a function that kills a Tune trial's process; None if it has no process.
+        killer_of: returns a function that kills a Tune trial's process; None if it has no
+            process.
         shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. Only then may the watchdog end the run.
+        is_private: True if this run started the cluster. Only then may the watchdog end the
+            run.
         cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
         clock: source of the time.
     """
@@ -155,8 +158,9 @@ class Watchdog:
         """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # Tune reports the start of a trial when its worker answers, and a worker that ran another
-        # trial before may never answer. So a trial is watched from the first check that sees it.
+        # Tune reports the start of a trial when its worker answers, and a worker that ran
+        # another trial before may never answer. So a trial is watched from the first check
+        # that sees it.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
         if now - watched.last_message_at <= watched.limit_s:
             return
