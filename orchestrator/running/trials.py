@@ -8,7 +8,7 @@ state      event                              next state
 =========  =================================  ===================================
 waiting    Tune asks for a trial              submitted; the attempt is counted
 submitted  its worker answers                 running
-submitted  result or failure                  as if it was running
+submitted  result or failure                  as in the state running
 submitted  Tune's loop fails                  waiting; the attempt does not count
 running    result                             ended
 running    failure, and it may be retried     waiting for the end of a pause
@@ -235,7 +235,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             blamed_ids = self._killed_for_memory()
         # If Ray killed no worker, all trials with a worker count as failed.
-        failed_ids = blamed_ids if blamed_ids else self._queue.running
+        failed_ids = blamed_ids or set(self._queue.running)
         if self._queue.running:
             # Tune calls nothing of isweep before it kills the processes.
             self._outcomes.stop_using_mps(

@@ -121,13 +121,13 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.submitted\n",
+                "        failed_ids = blamed_ids or set(self._queue.running)\n",
+                "        failed_ids = blamed_ids or set(self._queue.submitted)\n",
             ),
             (
                 "a memory kill that ends Tune costs its own trial alone",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
-                "        failed_ids = self._queue.running\n",
+                "        failed_ids = blamed_ids or set(self._queue.running)\n",
+                "        failed_ids = set(self._queue.running)\n",
             ),
             (
                 "Tune that breaks again and again ends one",

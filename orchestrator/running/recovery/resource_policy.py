@@ -22,7 +22,9 @@ other processes  the machine    the trial's, from its 5th such failure on
 the trial        the machine    the trial's
 ===============  =============  ===========================================================
 
-A small GPU is one with less memory than the cluster's largest GPU.
+A small GPU is one with less memory than the cluster's largest GPU. After each of a trial's first
+4 failures by other processes, the same request is repeated, because these processes may end.
+Such failures on whole GPUs and on the machine are counted together.
 
 If no higher level changes the request, the trial gets a final verdict. For the memory of the
 machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no
@@ -184,15 +186,16 @@ class ResourcePolicy:
         cause = cause_on_gpu(trial, failure, resources.num_gpus, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
             return no_kernel(trial)
+        levels = self.trials[trial.trial_id]
         is_by_others = cause == MemoryCause.OTHER_PROCESSES
         if is_by_others and is_whole_gpu(resources):
             self._network(trial).failed_by_others(next_level)
-            self.trials[trial.trial_id].num_failures_by_others += 1
-            if self.trials[trial.trial_id].gets_same_request:
+            levels.num_failures_by_others += 1
+            if levels.gets_same_request:
                 return MAY_RETRY
         if next_level is None:
             return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
-        self.trials[trial.trial_id].start_level = next_level
+        levels.start_level = next_level
         # On a small GPU only this trial goes up: others may run on a larger GPU.
         if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
             self._network(trial).raise_needed_level(next_level)
@@ -204,15 +207,16 @@ class ResourcePolicy:
         If other processes use the memory, the verdict is never final, because the processes
         may end. ``Retries`` limits the number of attempts.
         """
+        levels = self.trials[trial.trial_id]
         level = self.last_requests[trial.trial_id].level
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
         if is_by_others:
-            self.trials[trial.trial_id].num_failures_by_others += 1
-            if self.trials[trial.trial_id].gets_same_request:
+            levels.num_failures_by_others += 1
+            if levels.gets_same_request:
                 return MAY_RETRY
         # The next level may have the same request. The trial may still fit later, when other
         # trials need less memory.
-        self.trials[trial.trial_id].start_level = level + 1
+        levels.start_level = level + 1
         has_next = self._next_level(trial) is not None
         if is_by_others or has_next or level < MIN_FINAL_LEVEL:
             return MAY_RETRY

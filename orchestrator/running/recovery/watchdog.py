@@ -137,16 +137,22 @@ class Watchdog:
         self._last_check_at = now
         if gap_s > MAX_CHECK_GAP_S:
             self._extend_limits(gap_s, now)
+        self._check_start_wait(trials, submitted, now)
+        for trial in trials:
+            trial_id = trial_id_of(trial)
+            if trial_id in submitted and trial_id not in self._failures:
+                self._end_if_silent(trial_id, self._killer_of(trial), now)
+
+    def _check_start_wait(
+        self, trials: Collection[Any], submitted: Collection[str], now: float
+    ) -> None:
+        """Print why no trial starts; end the run if no trial could start for minutes."""
         if not submitted:
             self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):
             self._start_wait.note_running_trial(now)
         else:
             self._start_wait.check_waiting_trials(now)
-        for trial in trials:
-            trial_id = trial_id_of(trial)
-            if trial_id in submitted and trial_id not in self._failures:
-                self._end_if_silent(trial_id, self._killer_of(trial), now)
 
     def _extend_limits(self, gap_s: float, now: float) -> None:
         """Extend all time limits, because the driver was suspended for ``gap_s`` seconds."""
