@@ -30,7 +30,7 @@ from orchestrator.running.recovery.shortage import shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.worker import TrialTrainable, configured_trainable
+from orchestrator.running.workers.worker import TrialTrainable, configured_trainable
 
 
 class Backend(Protocol):

@@ -6,7 +6,8 @@ per stage. These modules process a trial, one after the other:
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
 3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
-4. :mod:`orchestrator.running.worker` runs it: :mod:`tasks.trials.trial` trains and measures.
+4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
+   the network and measures it.
 5. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
    :mod:`orchestrator.results.store`. :mod:`orchestrator.results.tracking` shows the result in
    MLflow.

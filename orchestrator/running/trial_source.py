@@ -28,9 +28,9 @@ from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import ActorHandles
 from orchestrator.running.messages import TrialAssignment, TrialReport
-from orchestrator.running.perform import Perform, perform_trial
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialQueue
+from orchestrator.running.workers.perform import Perform, perform_trial
 from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult

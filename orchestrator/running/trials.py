@@ -48,7 +48,7 @@ from orchestrator.running.queue import TrialGenerator, assignment_of, free_memor
 from orchestrator.running.recovery.failures import classify_broken_loop
 from orchestrator.running.recovery.watchdog import Watchdog
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.worker import REPORT
+from orchestrator.running.workers.worker import REPORT
 from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
 

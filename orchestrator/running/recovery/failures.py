@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 
 from orchestrator.machine.gpu_errors import LOST_WORKER, library_error, matching_row
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running.trial_device import UnusableGpuError
+from orchestrator.running.workers.trial_device import UnusableGpuError
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S
 from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4

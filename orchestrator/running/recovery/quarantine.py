@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.running.messages import WorkerLocation
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S
 
 MAX_QUARANTINE_S = FIRST_QUARANTINE_S * 2.0**3
 """Seconds of the longest quarantine: enough for a GPU to cool down or to be reset by hand."""

@@ -33,7 +33,6 @@ from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.attempts import Attempt
 from orchestrator.running.messages import WorkerLocation
 from orchestrator.running.outcomes import Outcomes
@@ -41,6 +40,7 @@ from orchestrator.running.queue import TRIAL_ID, TrialQueue
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
 from orchestrator.running.trials import TrialLoop
+from orchestrator.running.workers import trial_device
 from search_spaces.errors import SetupError
 from search_spaces.models import model_spec
 from search_spaces.sweeps import ResourceSpec

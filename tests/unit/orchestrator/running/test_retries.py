@@ -29,8 +29,8 @@ from orchestrator.running.recovery.retries import (
     MAX_PAUSE_S,
     Retries,
 )
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
 from orchestrator.running.trials import TrialLoop
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
 from search_spaces.errors import SetupError
 
 CRASH, LOST, DEVICE, MEMORY = (

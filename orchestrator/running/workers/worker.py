@@ -18,18 +18,18 @@ from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.mps import breaks_mps, stop_using_from_worker
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.actors import ArtifactStore, MessageQueue
-from orchestrator.running.attempt_log import recorded
 from orchestrator.running.messages import (
     TrialAssignment,
     TrialFailedError,
     TrialReport,
     WorkerLocation,
 )
-from orchestrator.running.perform import Perform, TrialTask, perform_trial
 from orchestrator.running.queue import ASSIGNMENT
 from orchestrator.running.recovery.failures import OtherCodeError, classify
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.attempt_log import recorded
+from orchestrator.running.workers.perform import Perform, TrialTask, perform_trial
 from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
