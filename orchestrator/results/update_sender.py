@@ -10,6 +10,7 @@ sendable   MLflow stores the update                removed from the table
 sendable   the attempt fails, but a later one may  sendable, behind all others; the round ends
            succeed
 sendable   MLflow refuses the update               held back
+sendable   MLflow refuses the connection           held back, with all other updates
 sendable   the attempt fails in the last round     held back
 sendable   the sender gives up                     held back
 any        a newer update of the run arrives       replaced; the newer update is sendable

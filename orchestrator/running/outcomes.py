@@ -1,9 +1,13 @@
-"""What follows from the outcome of an attempt: from a result, a failure, or a worker's death.
+"""The second half of the trial loop: it processes the outcome of each attempt at a trial.
 
-A result is stored and ends the trial. A failure is stored, and three policies decide what
-follows: the resource policy chooses the next request, the retries choose whether and when the
-trial starts again, and the node health chooses which GPU is not used for a while. Each outcome
-then appears in MLflow, in the terminal and in the trial's event log.
+A result is stored, and the trial has ended. A failure is stored, and three policies decide what
+follows:
+
+- The resource policy chooses the next request, or decides that no request can succeed.
+- The retries decide whether the trial starts again, and after which pause.
+- The node health decides how long a failed GPU is not used, and when no node can run trials.
+
+Each outcome then appears in MLflow, in the terminal and in the trial's event log.
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ from tasks.trials.records import TrialResult
 
 
 class Outcomes:
-    """The processing of the attempts' outcomes.
+    """The processing of results and failures.
 
-    An outcome of a trial that is not submitted has no effect: the trial has already reported.
+    A second outcome of the same attempt has no effect.
 
     Args:
         run: context that the trials share.
@@ -70,7 +74,7 @@ class Outcomes:
         self._shown_gpu_notes = {""}  # The empty note is never shown.
 
     def process_report(self, trial_id: str, report: TrialReport) -> None:
-        """Process a worker's report; a repeated report has no effect."""
+        """Process a worker's report of a result or a failure."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         self._attempts.of(trial_id).node = report.node
@@ -91,10 +95,7 @@ class Outcomes:
                 self._process_result(trial_id, report)
 
     def process_death(self, trial_id: str, failure: TrialFailure) -> None:
-        """Process an attempt that ended without a report: crashed, hung, or stopped with Tune.
-
-        It has no effect if the trial has already reported.
-        """
+        """Process an attempt that ended without a report: crashed, hung, or stopped with Tune."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         with self._queue.stop_on_error():
