@@ -128,14 +128,14 @@ class MemoryLevels:
         return [self._present_request(trial, planned) for planned in requests]
 
     def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
-        """Return the request of the level after the one with this request; None for the last."""
+        """Return the request that follows ``request``; None if there is no further level."""
         if request.num_gpus and not is_whole_gpu(request):
             return replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
         if request.num_gpus and _uses_graphs(trial, request):
             return replace(request, fast="off")
         can_split = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
-        is_split = request.micro_batch == MIN_MICRO_BATCH
-        if can_split and not is_split and self.may_split_batches(trial):
+        is_smallest = request.micro_batch == MIN_MICRO_BATCH
+        if can_split and not is_smallest and self.may_split_batches(trial):
             num_images = request.micro_batch or trial.network.recipe.batch_size
             return replace(request, micro_batch=max(MIN_MICRO_BATCH, num_images // 2))
         return None
