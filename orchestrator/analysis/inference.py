@@ -112,6 +112,7 @@ def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
     """
     mean = float(values.mean())
     num_values = len(values)
+    # Equal values differ by rounding, so their standard deviation is compared with their size.
     is_constant = float(values.std()) <= 1e-12 * float(np.abs(values).max())
     if num_values < MIN_DATASETS or is_constant:
         return mean, None, None
@@ -125,6 +126,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
     largest = 0.0
     for rank, (p, place) in enumerate(sorted(tested)):
+        # The k-th smallest of m p-values is multiplied by m − k + 1, and none may be below the
+        # last.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = largest
     return adjusted
@@ -140,6 +143,7 @@ def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array
     if weights is None:
         weights = np.ones(num_rows)
     one_per_row = (np.ones(num_rows), code, np.arange(num_rows + 1))
+    # A sparse product sums all columns at once.
     sum_by_code = csr_array(one_per_row, shape=(num_rows, len(names))).T
     means = sum_by_code @ (weights[:, None] * values) / (sum_by_code @ weights)[:, None]
     residuals = values - means[code]
@@ -184,6 +188,7 @@ def dataset_effects(
     by_cell = sums_by_code(weighted, cell, num_cells)
     by_group = sums_by_code(weighted, group, num_groups)
     of_cells = np.linalg.solve(laplacian + filling / num_cells, by_cell - share @ by_group)
+    # Without the effects of its cells, the mean of a dataset is its effect.
     effects = (by_group - weight_of.T @ of_cells) / group_weights[:, None]
     is_constant = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     centered_effects = np.where(is_constant, 0.0, effects - effects.mean(axis=0))
@@ -229,6 +234,7 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     scaled = design / scale
     if np.linalg.cond(scaled) > MAX_CONDITION:
         return None
+    # (X'X)⁻¹ of the unscaled columns: each factor of the scaling is undone.
     inverse = np.linalg.inv(scaled.T @ scaled) / np.outer(scale, scale)
     coefficients = inverse @ design.T @ y
     residuals = y - design @ coefficients
@@ -355,10 +361,12 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
     is_complete = prod(factorial(len(block)) for block in places) <= MAX_EXACT
     if is_complete:
         by_block = [np.array(list(permutations(block))) for block in places]
+        # Every order of one block is combined with every order of the other blocks.
         index = np.indices([len(rows) for rows in by_block]).reshape(len(by_block), -1)
         columns = [rows[chosen] for rows, chosen in zip(by_block, index, strict=True)]
         permuted = np.hstack(columns)
     else:
+        # A fixed seed: the same table always gets the same p-value.
         rng = np.random.default_rng([0, len(blocks)])
         random_orders = []
         for block in places:
@@ -454,6 +462,7 @@ def max_correlation_test(
 
 def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:
     """Return Fisher's z of correlations within blocks, divided by its standard error."""
+    # Centering in b blocks costs b − 1 degrees, so var z = 1 / (n − (b − 1) − 3).
     degrees = max(num_datasets - num_blocks - 2, 0)
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     return np.asarray(z * np.sqrt(degrees))
@@ -484,6 +493,7 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
     """
     names, group = np.unique(groups, return_inverse=True)
     x_residual, y_residual = centered(np.column_stack([x, y]), curves, weights).T
+    # The slope is Σxy / Σx², so two sums per dataset replace its points.
     products = weights[:, None] * np.column_stack([x_residual**2, x_residual * y_residual])
     xx, xy = sums_by_code(products, group, len(names)).T
     return Sums([str(name) for name in names], xx, xy)
@@ -505,6 +515,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     shares = xx / xx.sum()
     draws = wild_draws(len(scores))
     totals = draws @ scores
+    # Each draw has its own slope, total / Σx². Its residual scores give the spread of this
+    # draw.
     residuals = draws * scores - totals[:, None] * shares
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(totals) / np.sqrt((residuals**2).sum(axis=1))
@@ -527,6 +539,7 @@ def wild_draws(size: int) -> Array:
     """
     if MIN_DATASETS_FOR_SIGNS <= size <= MAX_DATASETS_FOR_ALL_SIGNS:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
+    # A fixed seed: the same table always gets the same p-value.
     rng = np.random.default_rng([0, size, 6])
     weights = WEBB if size < MIN_DATASETS_FOR_SIGNS else np.array([-1.0, 1.0])
     return np.vstack([np.ones(size), rng.choice(weights, (NUM_DRAWN, size))])

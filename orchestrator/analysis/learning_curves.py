@@ -263,6 +263,8 @@ class GridFit:
         self.curves = curves
         self.prior = prior
         self.grid = grid
+        # Rates and floors depend on the height of the curve, so the grid has a center per
+        # curve.
         log_rate_means = prior.log_rate_mean + prior.rate_by_level * curves.levels
         log_rates = log_rate_means[:, None] + prior.log_rate_sd * grid.rate_steps
         self.rates = np.exp(log_rates)[:, :, None]
@@ -272,6 +274,8 @@ class GridFit:
         noise = np.array(
             [self.noise_variance(curve, level) for curve, level in enumerate(curves.levels)]
         )
+        # The common part of the test set's noise moves the whole curve. It belongs to the
+        # level.
         variances = (
             noise[:, None] / curves.num_trainings
             + prior.misfit_variance(curves.log_ratios)
@@ -327,6 +331,8 @@ class GridFit:
         freedom. The prior has :data:`PRIOR_DEGREES` degrees of freedom.
         """
         expected = PRIOR_DEGREES * self.prior.noise_variance(log_loss)
+        # The prior counts as PRIOR_DEGREES further deviations: a curve of one seed has none of
+        # its own.
         squares = expected + self.curves.seed_squares[curve]
         return float(squares / (PRIOR_DEGREES + self.curves.seed_degrees[curve]))
 
@@ -339,6 +345,7 @@ class GridFit:
         """
         log_prior = self._log_prior(siblings)[..., None] + self.log_scale_weights
         log_weights = log_prior + self.log_likelihood[curve]
+        # Subtracting the maximum prevents an underflow of every weight to 0.
         weights = np.exp(log_weights - log_weights.max())
         return np.asarray(weights / weights.sum())
 
@@ -357,6 +364,7 @@ class GridFit:
         for sibling in siblings:
             log_common = log_common + self._message(sibling)
         common = np.exp(log_common - log_common.max())
+        # From the common steps to those of this network. 1e-300 keeps the logarithm finite.
         return np.asarray(np.log(self._to_rates.T @ common @ self._to_floors + 1e-300))
 
     def _message(self, sibling: int) -> Array:
@@ -366,6 +374,8 @@ class GridFit:
         if sibling not in self._messages:
             log_likelihood = self.log_likelihood[sibling]
             likelihood = np.exp(log_likelihood - log_likelihood.max())
+            # The factor on all errors belongs to one curve, so it is summed out before the
+            # message.
             by_shape = likelihood @ np.exp(self.log_scale_weights)
             message = self._to_rates @ by_shape @ self._to_floors.T
             self._messages[sibling] = np.log(message + 1e-300)
@@ -542,6 +552,8 @@ class LearningCurve:
             if high >= largest:
                 return float("inf")
             low, high = high, min(4 * high, largest)
+        # N is found to 0.5 %, far below its uncertainty. The mean is geometric: N spans
+        # decades.
         while high / low > 1.005:
             middle = float(np.sqrt(low * high))
             if self.probability_met(target, middle) < assurance:
@@ -554,6 +566,7 @@ class LearningCurve:
     def rate(self) -> Estimate:
         """Local rate at N₀: the percentage by which the loss falls for 1 % more images."""
         floors = self.fit.floors[self._curve]
+        # At N₀ the derivative of −log loss by log N is (1 − floor) · rate.
         local = ((1 - floors) * self.fit.rates[self._curve]).ravel()
         weights = self._grid_weights.ravel()
         order = np.argsort(local)
@@ -613,6 +626,7 @@ class LearningCurve:
         expected = float((self._grid_weights * means).sum())
         noise = self.fit.noise_variance(self._curve, expected)
         log_ratio = np.log(train_size / self.largest_size)
+        # Level, seeds and misfit are independent, so their variances add.
         variance = self._level_variance + noise / num_trainings
         variance += float(self.prior.misfit_variance(np.array(log_ratio)))
         return means, variance * self._variance_factors
@@ -623,6 +637,7 @@ class LearningCurve:
 
     def _quantile(self, means: Array, variances: Array, share: float) -> float:
         """Return a quantile of the mixture of normal distributions, by bisection."""
+        # Eight standard deviations beyond the outermost mean contain every quantile.
         reach = 8 * float(np.sqrt(variances.max()))
         low, high = float(means.min()) - reach, float(means.max()) + reach
         for _ in range(50):
@@ -736,6 +751,7 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))
     num = point.num_test_images
+    # Half an error is added, so that a perfect score has a finite logarithm.
     return float(np.log((errors * num + 0.5) / (num + 1)))
 
 
@@ -765,6 +781,7 @@ def auroc_variance(area: float, point: CurvePoint) -> float:
     total = point.num_test_images or 2
     positives = max(1, min(point.num_positives or total // 2, total - 1))
     negatives = total - positives
+    # Q₁ and Q₂ of Hanley & McNeil: two images of one class against one of the other class.
     two_positives = area / (2 - area)
     two_negatives = 2 * area**2 / (1 + area)
     spread = (

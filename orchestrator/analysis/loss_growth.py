@@ -187,6 +187,7 @@ class GrowthCurve:
         design = np.array([self.design_row(point.train_size) for point in pilot])
         log_losses = np.log([point.test_loss for point in pilot])
         noise = np.eye(len(pilot)) * self.prior.residual_variance
+        # This is the Kalman update: the gain weighs the prior against the noise of the pilot.
         spread = design @ self.covariance @ design.T + noise
         gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
         self.mean = self.mean + gain @ (log_losses - design @ self.mean)
@@ -216,6 +217,7 @@ class GrowthCurve:
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
             return log_loss, None
+        # t and not normal: the variance between few datasets is itself uncertain.
         quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
         stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
         return log_loss, float(stretch * quantile * np.sqrt(variance))
@@ -497,10 +499,12 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
     for _ in range(RATIO_ROUNDS):
         axes = np.linspace(low, high, RATIO_STEPS).T
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+        # The criterion is −2 log likelihood up to a constant, so its minimum is the estimate.
         best = grid[int(np.argmin(criterion(grid)[0]))]
         step = (high - low) / (RATIO_STEPS - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
     _, values, inverse, residual = (part[0] for part in criterion(best[None, :]))
+    # At the lower end of the range, the data show no variance between datasets.
     ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
     return MixedEstimates(values, inverse * residual, float(residual), ratios)
 
@@ -526,6 +530,7 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
         if growth is None:
             continue
         curves = [part for _, part in of_dataset.groupby(CURVE) if len(part) > 1]
+        # Rounded up, so that at most MAX_CURVES curves remain.
         step = max(1, -(-len(curves) // MAX_CURVES))
         for curve in curves[::step]:
             by_size = curve.sort_values(TRAIN_SIZE, kind="stable")
@@ -555,7 +560,9 @@ def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
         return prior
     means = trials.groupby(["size", "dataset"])[["square", "log_variance"]].mean()
     by_size = means.groupby("size").mean().astype(float)
+    # Errors larger than predicted widen intervals. Smaller ones do not narrow them.
     stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
+    # The log density of a normal error whose standard deviation is stretched.
     log_density = -np.log(stretch) - by_size["log_variance"] / 2
     log_density -= by_size["square"] / (2 * stretch**2)
     return replace(

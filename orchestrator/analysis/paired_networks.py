@@ -96,6 +96,7 @@ def paired_comparison(
     if ours is None or theirs is None:
         return None
     wins = ours.is_right - theirs.is_right
+    # An image is one observation, however many seeds are tested on it.
     by_image = np.sign(wins.sum(axis=0))
     num_first, num_second = int((by_image > 0).sum()), int((by_image < 0).sum())
     loss_differences = (theirs.losses - ours.losses).mean(axis=0)
@@ -120,6 +121,7 @@ def _image_scores(
     logit_columns = [name for name in predictions if str(name).startswith(LOGIT_PREFIX)]
     logits = predictions[logit_columns].dropna(axis=1, how="all").to_numpy(dtype=float)
     labels = predictions[LABEL_COLUMN].to_numpy(dtype=int)
+    # Cross-entropy is logsumexp(logits) − logit of the label.
     of_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     scores = pd.DataFrame(
         {
@@ -139,6 +141,7 @@ def _image_scores(
 
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
     """Return McNemar's exact two-sided p-value; 1 if the networks agree on every image."""
+    # Images on which both are right, or both are wrong, say nothing about a difference.
     num_discordant = only_first_right + only_second_right
     if num_discordant == 0:
         return 1.0
@@ -149,6 +152,7 @@ def bootstrap_interval(differences: Array) -> Interval:
     """Return the 95 % percentile bootstrap interval of a mean over images, with a fixed seed."""
     generator = np.random.default_rng(0)
     num = len(differences)
+    # Each resample draws as many images as there are, with replacement.
     means = [differences[generator.integers(0, num, num)].mean() for _ in range(BOOTSTRAPS)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

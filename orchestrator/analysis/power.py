@@ -515,6 +515,7 @@ def experiment_power(
     # The conditions of one base dataset share the second error.
     base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
+    # A slope is a change of log loss divided by the change of log K_F, MOVED.
     error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
     degrees = num_worlds - 1
     over_worlds = t_quantile(1 - LEVEL / 2, degrees) * error
@@ -567,12 +568,14 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     if num_classes < MIN_CLASSES:
         return 1.0, 0
     variances = float(np.sum(1 / np.array(num_left) - 1 / num_worlds))
+    # The jackknife's factor (C − 1) / C, as in :func:`jackknife_error`.
     variance = (num_classes - 1) / num_classes * variances
     return float(np.sqrt(variance * num_worlds)), num_classes
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
     """Return the probability that a normal estimate is further from 0 than the half width."""
+    # Both tails count: a slope beyond either side of 0 is told apart from 0.
     above = special.ndtr((mean - half_width) / std_error)
     below = special.ndtr((-mean - half_width) / std_error)
     return float(above + below)

@@ -41,6 +41,8 @@ def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> flo
     log_powers = -RATES * np.log(sizes)[:, None]  # (num_sizes, num_rates)
     floors = FLOOR_SHARES * losses.min()
     log_excess = np.log(losses[:, None] - floors)  # (num_sizes, num_floors)
+    # Given rate and floor, the best factor of log (loss − floor) is a mean: no search is
+    # needed.
     log_factors = log_excess.mean(axis=0)[None, :] - log_powers.mean(axis=0)[:, None]
     fitted = np.log(np.exp(log_factors[None] + log_powers[:, :, None]) + floors)
     errors = ((log_losses[:, None, None] - fitted) ** 2).sum(axis=0)

@@ -223,6 +223,7 @@ class EffectsFit:
         p_values = [p_permuted, judged.p_value]
         if scatter is not None:
             p_values.append(scatter.p_value)
+        # A claim must hold in every test, so the largest p counts.
         largest = max(p for p in p_values if p is not None)
         return BetweenSlope(replace(judged, p_value=largest), scatter)
 
@@ -233,6 +234,7 @@ class EffectsFit:
         for group, products in zip(self.groups.names, self._by_group, strict=True):
             remaining = self._total - products
             num_units = round(remaining[-1, -1])
+            # With as many coefficients as units, a refit would pass through every unit.
             if num_units <= num_terms:
                 continue
             slope, _ = partial_slope(remaining, place, self._smallest(place))
@@ -288,6 +290,7 @@ class EffectsFit:
         """Return the scatter in the groups' means; None if the column is constant within groups."""
         column = self.table[:, place]
         spread = len(column) * float(column.var())
+        # The scatter's expected part of the variance between means.
         share = float(self._scatter[place, place]) / spread
         if share < MIN_SHARE_OF_SCATTER:
             return None

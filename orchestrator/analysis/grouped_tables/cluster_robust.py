@@ -87,6 +87,7 @@ def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
     Under the working model, the forms of clusters g and h have the covariance ``P[g, h] =
     lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are needed.
     """
+    # The coefficient is weights' response (Frisch & Waugh 1933).
     weights = fitted.direction / fitted.variation
     variance = 0.0
     lengths, overlaps = [], []
@@ -134,6 +135,7 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
     """Return ``trace(P)² / trace(P²)`` of the covariance P in :func:`cr2_variance`."""
     shrinkage = ((overlaps @ inverse) * overlaps).sum(axis=1)
     trace = float(lengths.sum() - shrinkage.sum())
+    # trace(P²) is expanded, so that the C × C matrix P is never built.
     mixing = inverse @ overlaps.T @ overlaps
     trace_of_square = float((lengths**2).sum())
     trace_of_square -= 2 * float(lengths @ shrinkage)
@@ -181,6 +183,7 @@ def total_variance(parts: Sequence[Variance]) -> Variance:
             spread += part.value**2 / part.degrees
     if spread == 0:
         return parts[0]
+    # Satterthwaite (1946): (Σv)² / Σ(v² / degrees).
     return Variance(variance, variance**2 / spread)
 
 
@@ -204,6 +207,7 @@ def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
         clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
+    # The residuals under the null hypothesis: the coefficient's part is put back.
     restricted = fitted.residuals + fitted.value * direction
     scores = _sums(clusters, direction * restricted)
     column_sums = _sums(clusters, fitted.columns * restricted[:, None])

@@ -82,6 +82,7 @@ def scatter_of_means(data: StandardRows) -> Array:
     degrees_by_unit = np.maximum(sizes - 1, 1)
     covariances = by_unit / degrees_by_unit[:, None, None]
     covariances[sizes == 1] = by_unit.sum(axis=0) / degrees
+    # The mean of n rows has a covariance of 1/n of that of a row.
     of_means = covariances / sizes[:, None, None]
     of_means *= 1 - 1 / num_units  # The effects are deviations from their mean.
     scatter[:, :-1, :-1] = of_means
@@ -120,6 +121,7 @@ def slope_without_scatter(
     """
     _, weights = partial_slope(products[0], place, 0.0)
     variation = float(weights @ products[0][:, place])
+    # If less variation remains after the subtraction, the slope would be a ratio of noise.
     smallest = (1 - MAX_SHARE_OF_SCATTER) * variation
     slope, _ = partial_slope(products[0] - scatter[0], place, smallest)
     refits = []

@@ -58,6 +58,8 @@ class TTest:
         """
         if self.can_detect(num_tests):
             return 0
+        # The test needs 0.05 / (m − k + 1) ≥ its smallest p, so k − 1 others must come before
+        # it.
         return num_tests - int(LEVEL / self.smallest_p)
 
     def power(self, effect: float, num_tests: int) -> float | None:
@@ -218,6 +220,7 @@ def datasets_needed(
 
     if not detects(MAX_NEEDED):
         return None
+    # The power rises with the number of datasets, so bisection finds the smallest number.
     low, high = num_datasets, MAX_NEEDED
     while low < high:
         middle = (low + high) // 2
@@ -247,6 +250,7 @@ def _power_of_new_study(
     # The medians of equally likely parts of χ² stand for the whole distribution.
     shares = (np.arange(NUM_SPREADS) + 0.5) / NUM_SPREADS
     spreads = special.chdtri(degrees + 1, shares)
+    # The present Σx² has the mean σ² · (degrees_today + 1).
     errors = std_error * np.sqrt((degrees_today + 1) / spreads)
     powers = [t_power(effect, error, degrees, level) for error in errors.tolist()]
     return float(np.mean([power for power in powers if power is not None]))
